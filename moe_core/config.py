@@ -1,0 +1,319 @@
+"""One validated configuration tree. Order: preset defaults < `--config FILE` (HOCON) < environment < command line.
+
+Every field's docstring gives its meaning and unit. The tree is frozen; it is saved beside everything a run writes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from moe_core.errors import UsageError
+
+ENVIRONMENT_PREFIX = "MOESCOPE_"
+# Variables with our prefix that are not configuration keys.
+ENVIRONMENT_OTHER = frozenset({"MOESCOPE_CHECKPOINTS"})
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class RouterConfig(_Section):
+    """How a token's router logits become chosen experts and their weights."""
+
+    normalize_scores: bool = True
+    """Divide the chosen experts' probabilities by their sum (Mixtral). At top_k = 1 the weight stays p_i, else the
+    router would get no gradient from the language-model loss."""
+    noise_std: float = Field(0.0, ge=0.0, le=10.0)
+    """Standard deviation of Gaussian noise added to the logits while training (0 = none)."""
+    load_balancing_loss_coef: float = Field(0.01, ge=0.0, le=10.0)
+    """Weight of the load-balancing loss, averaged over layers."""
+    router_z_loss_coef: float = Field(0.001, ge=0.0, le=10.0)
+    """Weight of the router z-loss, averaged over layers."""
+
+
+class ModelConfig(_Section):
+    """A decoder-only Transformer whose feed-forward blocks are Mixtures of Experts."""
+
+    vocab_size: int = Field(4096, ge=257, le=1_000_000)
+    """Entries of the byte-level BPE vocabulary asked for (256 bytes + end-of-text at least). A run stores the number
+    its tokenizer really has."""
+    dim: int = Field(256, ge=8, le=65_536)
+    """Model width D."""
+    num_layers: int = Field(4, ge=1, le=1_000)
+    """Transformer blocks."""
+    num_heads: int = Field(4, ge=1, le=1_024)
+    """Query heads."""
+    num_kv_heads: int = Field(2, ge=1, le=1_024)
+    """Key/value heads (grouped-query attention)."""
+    head_dim: int = Field(64, ge=2, le=1_024)
+    """Width of one attention head; even, for RoPE."""
+    max_seq_len: int = Field(1024, ge=8, le=1_000_000)
+    """Longest context in tokens for generation; RoPE tables are built to it."""
+    rope_theta: float = Field(10_000.0, gt=0.0)
+    """RoPE base."""
+    norm_eps: float = Field(1e-5, gt=0.0, lt=1.0)
+    """Epsilon of RMSNorm."""
+    qk_norm: bool = True
+    """RMSNorm on every query and key head before RoPE (Qwen3)."""
+    num_experts: int = Field(16, ge=1, le=4_096)
+    """Experts E per MoE layer."""
+    top_k: int = Field(2, ge=1, le=256)
+    """Experts K chosen for each token."""
+    expert_hidden_dim: int = Field(512, ge=1, le=262_144)
+    """Hidden width F of one SwiGLU expert."""
+    capacity_factor: float | None = Field(None, gt=0.0)
+    """None = dropless. Else an expert takes at most ceil(capacity_factor * T * K / E) of the T tokens of a training
+    batch; later tokens lose that slot (index -1, score 0)."""
+    shared_expert_hidden_dim: int = Field(0, ge=0, le=262_144)
+    """Hidden width of an expert every token passes (0 = none)."""
+    shared_expert_gate: bool = False
+    """Scale the shared expert's output by sigmoid(w.x) (Qwen2-MoE)."""
+    moe_every: int = Field(1, ge=1)
+    """Every n-th layer after the first dense ones is an MoE layer; the others have a dense feed-forward block."""
+    first_dense_layers: int = Field(0, ge=0)
+    """This many layers at the bottom are dense."""
+    dense_hidden_dim: int = Field(1024, ge=1, le=1_048_576)
+    """Hidden width of the dense layers' SwiGLU block."""
+    router: RouterConfig = RouterConfig()
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices of the MoE layers, counted from 0 over all layers."""
+        first = self.first_dense_layers
+        return tuple(i for i in range(first, self.num_layers) if (i - first + 1) % self.moe_every == 0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ModelConfig:
+        if self.top_k > self.num_experts:
+            raise ValueError(
+                f"model.top_k = {self.top_k} is more than model.num_experts = {self.num_experts}; "
+                "lower top_k or raise num_experts"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"model.num_heads = {self.num_heads} is not a multiple of model.num_kv_heads = {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"model.head_dim = {self.head_dim} is odd; RoPE rotates pairs, choose an even number")
+        if not self.moe_layers:
+            raise ValueError(
+                f"no MoE layer is left with num_layers = {self.num_layers}, first_dense_layers = "
+                f"{self.first_dense_layers}, moe_every = {self.moe_every}; lower the last two"
+            )
+        return self
+
+
+class DataConfig(_Section):
+    """Where the text comes from: the four synthetic domains, or the user's own."""
+
+    path: str | None = None
+    """None = synthetic. Else a .jsonl, .parquet, .csv or .txt file, or a folder whose subfolders are domains."""
+    documents: int = Field(1000, ge=10, le=1_000_000)
+    """Synthetic documents per domain in the training split."""
+    overlap: float = Field(0.25, ge=0.0, le=1.0)
+    """How much vocabulary and templates the synthetic domains share (0 = apart, 1 = the same)."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of the synthetic documents and of the split of the user's own text."""
+
+
+class TrainingConfig(_Section):
+    """The training loop."""
+
+    steps: int = Field(3000, ge=1, le=100_000_000)
+    """Optimizer steps."""
+    batch_size: int = Field(16, ge=1, le=65_536)
+    """Sequences per step."""
+    seq_len: int = Field(128, ge=8, le=1_000_000)
+    """Tokens per sequence."""
+    time_budget_seconds: float | None = Field(None, gt=0.0)
+    """None = unlimited. When the steps would take longer than this, their number is lowered (and the learning-rate
+    schedule shortened with it) so that the run still ends well."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: Muon on attention and expert matrices, AdamW on the rest. adamw: fused AdamW on all."""
+    learning_rate: float = Field(3e-3, gt=0.0, le=10.0)
+    """Peak learning rate of AdamW."""
+    muon_learning_rate: float = Field(0.02, gt=0.0, le=10.0)
+    """Peak learning rate of Muon."""
+    weight_decay: float = Field(0.0, ge=0.0, le=10.0)
+    """Decoupled weight decay on matrices."""
+    warmup_fraction: float = Field(0.03, ge=0.0, le=1.0)
+    """Part of the steps over which the learning rate rises linearly; then it falls by a cosine."""
+    final_lr_fraction: float = Field(0.02, ge=0.0, le=1.0)
+    """Learning rate at the last step, as a part of the peak."""
+    gradient_clip: float = Field(1.0, gt=0.0)
+    """Largest global gradient norm."""
+    autocast: Literal["auto", "bfloat16", "none"] = "auto"
+    """Mixed precision. auto = bfloat16 where the hardware has it and the model is at least 256 wide, else none."""
+    evaluation_interval: int = Field(100, ge=1)
+    """Steps between evaluations (loss on both validation splits, routing of the probe set, checkpoint)."""
+    evaluation_tokens: int = Field(4096, ge=64)
+    """Tokens per domain and split scored at each evaluation while training (the final report scores all)."""
+    probe_tokens: int = Field(512, ge=32, le=65_536)
+    """Tokens per domain whose routing is kept at every evaluation."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of weights, data order and router noise."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto = cuda if present, else cpu."""
+    threads: int = Field(0, ge=0, le=1_024)
+    """CPU threads (0 = as many as there are cores)."""
+
+
+class Config(_Section):
+    """The whole tree, saved as config.json in every run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {
+        "training": {"time_budget_seconds": 1700.0, "evaluation_interval": 250},
+    },
+    "quick": {
+        "model": {
+            "vocab_size": 2048,
+            "dim": 128,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "head_dim": 32,
+            "num_experts": 8,
+            "expert_hidden_dim": 256,
+            "dense_hidden_dim": 512,
+        },
+        "training": {
+            "steps": 1000,
+            "batch_size": 8,
+            "time_budget_seconds": 130.0,
+            "evaluation_interval": 100,
+        },
+    },
+}
+
+
+def load_config(
+    preset: str = "default",
+    *,
+    file: str | Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """Merge preset < HOCON file < environment < overrides and validate.
+
+    `environment` defaults to os.environ; MOESCOPE_MODEL__NUM_EXPERTS=16 sets model.num_experts. `overrides` has dotted
+    keys: {"model.num_experts": "16"}. Raises UsageError naming the key, the value and what was expected.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"unknown preset {preset!r}; expected one of {', '.join(sorted(PRESETS))}")
+    tree: dict[str, Any] = {}
+    _merge(tree, PRESETS[preset])
+    if file is not None:
+        _merge(tree, _read_hocon(Path(file)))
+    for name, value in (os.environ if environment is None else environment).items():
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in ENVIRONMENT_OTHER:
+            _merge(tree, _nested(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), value))
+    for dotted, value in (overrides or {}).items():
+        _merge(tree, _nested(dotted.split("."), value))
+    return validate_config(tree)
+
+
+def validate_config(tree: Mapping[str, Any]) -> Config:
+    """Validate a nested mapping. Raises UsageError with one line about the first fault."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(_one_line(error)) from None
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """Turn ["--model.num_experts", "16", "--data.seed=3"] into {"model.num_experts": "16", "data.seed": "3"}."""
+    overrides: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or "." not in name:
+            raise UsageError(
+                f"unknown argument {argument!r}; see --help, or set a config key as --model.num_experts 16"
+            )
+        if not equals:
+            if not rest:
+                raise UsageError(f"config key {name!r} has no value; expected --{name} VALUE")
+            value = rest.pop(0)
+        overrides[name] = value
+    return overrides
+
+
+def _read_hocon(path: Path) -> dict[str, Any]:
+    from pyhocon import ConfigFactory
+    from pyhocon.exceptions import ConfigException
+    from pyparsing import ParseBaseException
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"no config file at {str(path)!r}; expected HOCON, e.g. model {{ num_experts = 8 }}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read config file {str(path)!r}: {error}") from None
+    try:
+        parsed = ConfigFactory.parse_string(text)
+        if not isinstance(parsed, dict):
+            raise UsageError(
+                f"config file {str(path)!r} is a list; expected sections such as model {{ num_experts = 8 }}"
+            )
+        return _plain(parsed)
+    except (ConfigException, ParseBaseException) as error:
+        summary = " ".join(str(error).split())
+        raise UsageError(f"config file {str(path)!r} is not valid HOCON: {summary}") from None
+
+
+def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return dict(value)
+
+
+def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, Mapping):
+            slot = base.get(key)
+            if not isinstance(slot, dict):
+                slot = base[key] = {}
+            _merge(slot, value)
+        else:
+            base[key] = None if isinstance(value, str) and value.lower() in ("none", "null") else value
+
+
+def _one_line(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = sorted(_known_keys(Config))
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+        return f"unknown config key {key!r} (value {fault['input']!r}); {hint}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if not key or fault["type"] == "value_error":
+        return message
+    return f"config key {key!r} has value {fault['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
