@@ -1,0 +1,49 @@
+# Everything a newcomer needs: `make dashboard` to look, `make test` to check. `make help` lists the rest.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Tests run in as many processes as there are cores; each keeps to one torch thread (tests/conftest.py).
+WORKERS ?= $(shell nproc)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup dashboard test check lint chromium clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup: $(VENV)/.runtime ## make .venv and install requirements.txt
+
+dashboard: $(VENV)/.runtime ## open the dashboard on localhost
+	$(BIN)/streamlit run app
+
+test: $(VENV)/.dev chromium ## run every test (sets up .venv and Chromium where missing)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+lint: $(VENV)/.dev ## ruff and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test ## lint, types and tests
+
+clean: ## remove .venv and caches (runs in checkpoints/ stay)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# A bare Debian has Python without ensurepip; its package manager brings it.
+$(BIN)/python:
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); apt-get update -qq && apt-get install -y -qq $(PYTHON)-venv && $(PYTHON) -m venv $(VENV); }
+
+$(VENV)/.runtime: requirements.txt | $(BIN)/python
+	@echo "Installing the pinned requirements into $(VENV) (some minutes the first time) ..."
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	@echo "Installing the test tools into $(VENV) ..."
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+# The browser tests drive Debian's Chromium; without root they are skipped with a reason.
+chromium:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || echo "Chromium is missing: browser tests will be skipped"

@@ -1,0 +1,87 @@
+"""Shared fixtures: one thread per test process, no network, and one really trained tiny run."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from moe_core.config import Config, validate_config
+
+torch.set_num_threads(1)
+
+TINY_CONFIG = {
+    "model": {
+        "vocab_size": 320,
+        "dim": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "head_dim": 16,
+        "num_experts": 4,
+        "top_k": 2,
+        "expert_hidden_dim": 32,
+        "dense_hidden_dim": 64,
+        "max_seq_len": 256,
+    },
+    "data": {"documents": 16},
+    "training": {
+        "steps": 40,
+        "batch_size": 4,
+        "seq_len": 32,
+        "evaluation_interval": 20,
+        "evaluation_tokens": 256,
+        "probe_tokens": 256,
+        "threads": 1,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Config:
+    """A configuration that trains in seconds."""
+    return validate_config(TINY_CONFIG)
+
+
+@pytest.fixture(scope="session")
+def trained_root(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) -> Path:
+    """A checkpoints folder with the run "tiny", really trained for 40 steps. Read only: copy it to change it."""
+    from moe_core.runs.folder import RunFolder
+    from moe_core.training.loop import train
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    train(RunFolder("tiny", root), tiny_config)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No MOESCOPE_ variable of the developer's shell reaches a test."""
+    for name in list(os.environ):
+        if name.startswith("MOESCOPE_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    """Connections beyond this machine fail at once, so that a test which needs the network cannot pass here."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            host = str(address[0]) if isinstance(address, tuple) else str(address)
+            if not (host.startswith("127.") or host in ("::1", "localhost")):
+                raise OSError(f"a test tried to reach {host!r}; tests use no network")
+        connect(self, address)  # type: ignore[arg-type]
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", guarded)
+    yield
+    patch.undo()

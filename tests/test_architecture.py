@@ -1,0 +1,120 @@
+"""The house rules of docs/decisions/0001: who may import whom, where caching lives, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(
+    path
+    for folder in ("moe_core", "data_gen", "app")
+    for path in (ROOT / folder).rglob("*.py")
+    if "__pycache__" not in path.parts
+) + [ROOT / "main.py"]
+
+# Folder or module -> what it must never import (prefixes). `config` and `errors` may be imported by all.
+FORBIDDEN: dict[str, tuple[str, ...]] = {
+    "data_gen": ("moe_core", "app", "main", "torch", "streamlit"),
+    "moe_core": ("app", "main", "streamlit"),
+    "moe_core/config.py": ("moe_core.", "torch"),
+    "moe_core/data": ("torch", "moe_core.model", "moe_core.training", "moe_core.inference", "moe_core.evaluation"),
+    "moe_core/model": (
+        "moe_core.training",
+        "moe_core.inference",
+        "moe_core.evaluation",
+        "moe_core.routing",
+        "moe_core.runs",
+        "moe_core.data",
+        "moe_core.figures",
+    ),
+    "moe_core/routing": (
+        "moe_core.model",
+        "moe_core.training",
+        "moe_core.inference",
+        "moe_core.evaluation",
+        "moe_core.runs",
+        "moe_core.data",
+        "moe_core.figures",
+    ),
+    "moe_core/routing/trace.py": ("torch", "moe_core.routing.capture"),
+    "moe_core/routing/metrics.py": ("torch", "moe_core.routing.capture"),
+    "moe_core/routing/baselines.py": ("torch", "moe_core.routing.capture"),
+    "moe_core/routing/verdicts.py": ("torch", "moe_core.routing.capture"),
+    "moe_core/runs": ("moe_core.training", "moe_core.inference", "moe_core.evaluation", "moe_core.figures"),
+    "moe_core/figures": ("torch", "moe_core.model", "moe_core.training", "moe_core.inference", "moe_core.evaluation"),
+    "moe_core/evaluation": ("moe_core.training", "moe_core.figures"),
+    "moe_core/inference": ("moe_core.training", "moe_core.evaluation", "moe_core.figures"),
+    "app": ("main", "moe_core.cli"),
+}
+ALLOWED: dict[str, tuple[str, ...]] = {"moe_core/config.py": ("moe_core.errors",)}
+ONLY_MAIN_IMPORTS = "moe_core.cli"
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module name that the file imports anywhere, lazy imports included; `if TYPE_CHECKING:` counts as well."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            modules.add(node.module)
+            modules.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            raise AssertionError(f"{path}: relative import; write the full name so that this test can follow it")
+    return modules
+
+
+def matches(module: str, prefix: str) -> bool:
+    return module.startswith(prefix) if prefix.endswith(".") else module == prefix or module.startswith(prefix + ".")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_flow_one_way(path: Path) -> None:
+    name = path.relative_to(ROOT).as_posix()
+    modules = imported_modules(path)
+    for place, prefixes in FORBIDDEN.items():
+        if name == place or name.startswith(place + "/"):
+            allowed = ALLOWED.get(place, ())
+            bad = {
+                module
+                for module in modules
+                for prefix in prefixes
+                if matches(module, prefix) and not any(matches(module, fine) for fine in allowed)
+            }
+            assert not bad, f"{name} must not import {sorted(bad)}"
+    if name != "main.py" and not name.startswith("moe_core/cli/"):
+        assert not {module for module in modules if matches(module, ONLY_MAIN_IMPORTS)}, f"{name} imports the CLI"
+
+
+def test_the_walker_sees_a_violation(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    from moe_core.model import router\n    import torch.nn\n")
+    assert {"moe_core.model", "moe_core.model.router", "torch.nn"} <= imported_modules(bad)
+    assert matches("torch.nn", "torch")
+    assert not matches("torchvision", "torch")
+
+
+def test_caching_lives_in_loaders_only() -> None:
+    for path in SOURCES:
+        if path.name != "loaders.py":
+            assert "st.cache_" not in path.read_text(encoding="utf-8"), f"{path}: caching belongs in app/loaders.py"
+
+
+def test_files_and_pages_stay_small() -> None:
+    for path in SOURCES:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        limit = 160 if path.parent.name == "app_pages" else 420
+        assert lines <= limit, f"{path.relative_to(ROOT)} has {lines} lines, more than {limit}"
+
+
+def test_no_html_from_tokens() -> None:
+    """Token text is untrusted: no raw HTML anywhere in the dashboard."""
+    for path in SOURCES:
+        if path.is_relative_to(ROOT / "app"):
+            text = path.read_text(encoding="utf-8")
+            assert "unsafe_allow_html" not in text, path
+            assert "innerHTML" not in text, path
+            assert "st.html" not in text, path
