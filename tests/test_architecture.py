@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = sorted(
-    path
-    for folder in ("moe_core", "data_gen", "app")
-    for path in (ROOT / folder).rglob("*.py")
-    if "__pycache__" not in path.parts
-) + [ROOT / "main.py"]
+SOURCES = [
+    *sorted(
+        path
+        for folder in ("moe_core", "data_gen", "app")
+        for path in (ROOT / folder).rglob("*.py")
+        if "__pycache__" not in path.parts
+    ),
+    ROOT / "main.py",
+]
 
 # Folder or module -> what it must never import (prefixes). `config` and `errors` may be imported by all.
 FORBIDDEN: dict[str, tuple[str, ...]] = {
