@@ -1,0 +1,113 @@
+"""Loss on whole documents: nats per token, perplexity, bits per UTF-8 byte, and the unigram baseline to beat.
+
+Every text token of a document is predicted from [end-of-text] + the tokens before it in the same chunk of `seq_len`;
+end-of-text itself is never scored. Nats per token depend on the tokenizer; bits per byte do not, so they compare runs
+with different vocabularies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from moe_core.data.tokens import TokenDataset, document_batches
+
+if TYPE_CHECKING:
+    from moe_core.model.transformer import MoETransformer
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class LossReport:
+    """Mean loss over the scored tokens of one split; domains without a scored token are left out of `by_domain`."""
+
+    nats_per_token: float
+    """Mean negative log-likelihood, natural logarithm; ln(vocabulary) for uniform guessing."""
+    perplexity: float
+    """exp(nats_per_token); infinite beyond the range of a float."""
+    bits_per_byte: float
+    """Total nats / ln 2 / UTF-8 bytes of the text."""
+    by_domain: dict[str, float]
+    """Nats per token of each domain."""
+    tokens: int
+    """Scored tokens."""
+
+
+def evaluate_loss(
+    model: MoETransformer,
+    dataset: TokenDataset,
+    *,
+    seq_len: int,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> LossReport:
+    """Score every text token of `dataset` once, in evaluation mode (no noise, no capacity drops).
+
+    The model's training mode is put back afterwards. Raises ValueError when the dataset has no token to score.
+    """
+    device = next(model.parameters()).device
+    nats_D = np.zeros(len(dataset.domains))
+    tokens_D = np.zeros(len(dataset.domains), dtype=np.int64)
+    total = count_text_tokens(dataset)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in document_batches(dataset, seq_len=seq_len, batch_size=batch_size):
+                logits_BSV = model(torch.from_numpy(batch.token_ids).to(device)).logits
+                targets_BS = torch.from_numpy(batch.targets).to(device)
+                loss_T = torch.nn.functional.cross_entropy(
+                    logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), ignore_index=-1, reduction="none"
+                )
+                scored_T = batch.targets.ravel() >= 0
+                domains_T = batch.domain_ids.ravel()[scored_T]
+                nats_T = loss_T.cpu().numpy().astype(np.float64)[scored_T]
+                nats_D += np.bincount(domains_T, weights=nats_T, minlength=len(nats_D))
+                tokens_D += np.bincount(domains_T, minlength=len(nats_D))
+                if progress is not None:
+                    progress("scoring", int(tokens_D.sum()), total)
+    finally:
+        model.train(was_training)
+    return _report(dataset, nats_D, tokens_D)
+
+
+def unigram_nats(token_counts: np.ndarray, dataset: TokenDataset) -> float:
+    """Nats per text token of `dataset` under training frequencies alone, add-one smoothed: p_v = (n_v + 1) / (N + V).
+
+    `token_counts` [V] counts the tokens of the training split, n_v, with sum N. Raises ValueError when the dataset has
+    no text token.
+    """
+    counts_V = np.asarray(token_counts, dtype=np.float64)
+    log_p_V = np.log(counts_V + 1.0) - math.log(counts_V.sum() + len(counts_V))
+    ids_T = dataset.token_ids[dataset.positions > 0]
+    if not len(ids_T):
+        raise ValueError("the dataset has no text token to score")
+    return float(-log_p_V[ids_T].mean())
+
+
+def count_text_tokens(dataset: TokenDataset) -> int:
+    """Tokens that are scored: all but the end-of-text prefix (position 0) of each document."""
+    return int((dataset.positions > 0).sum())
+
+
+def _report(dataset: TokenDataset, nats_D: np.ndarray, tokens_D: np.ndarray) -> LossReport:
+    tokens = int(tokens_D.sum())
+    if not tokens:
+        raise ValueError("the dataset has no text token to score")
+    nats = float(nats_D.sum())
+    mean = nats / tokens
+    return LossReport(
+        nats_per_token=mean,
+        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        bits_per_byte=nats / math.log(2) / int(dataset.domain_bytes.sum()),
+        by_domain={
+            domain: float(nats_D[i] / tokens_D[i]) for i, domain in enumerate(dataset.domains) if tokens_D[i] > 0
+        },
+        tokens=tokens,
+    )
