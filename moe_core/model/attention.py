@@ -1,0 +1,60 @@
+"""Causal grouped-query attention (arXiv:2305.13245) with optional QK-norm (Qwen3, arXiv:2505.09388)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moe_core.config import ModelConfig
+from moe_core.model.kv_cache import KVCache
+from moe_core.model.norm import RMSNorm
+from moe_core.model.rope import apply_rope
+
+
+class Attention(nn.Module):
+    """Query heads share key/value heads in groups of num_heads / num_kv_heads; RoPE after the optional norm."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.grouped = config.num_heads != config.num_kv_heads
+        query_dim, key_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.dim, query_dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, key_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, key_dim, bias=False)
+        self.o_proj = nn.Linear(query_dim, config.dim, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x_BSD: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+        """[B, S, D] -> [B, S, D]; `cos`, `sin` [S, head_dim / 2] belong to the positions of these S tokens."""
+        B, S, _ = x_BSD.shape
+        queries = self.q_norm(self.q_proj(x_BSD).view(B, S, -1, self.head_dim))
+        keys = self.k_norm(self.k_proj(x_BSD).view(B, S, -1, self.head_dim))
+        values = self.v_proj(x_BSD).view(B, S, -1, self.head_dim)
+        queries = apply_rope(queries, cos, sin).transpose(1, 2)
+        keys = apply_rope(keys, cos, sin).transpose(1, 2)
+        values = values.transpose(1, 2)
+        if cache is not None:
+            keys, values = cache.write(self.layer, keys, values)
+        mixed = nn.functional.scaled_dot_product_attention(
+            queries,
+            keys.to(queries.dtype),
+            values.to(queries.dtype),
+            attn_mask=_chunk_mask(S, keys.shape[2], x_BSD.device),
+            is_causal=S > 1 and keys.shape[2] == S,
+            enable_gqa=self.grouped,
+        )
+        projected: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(B, S, -1))
+        return projected
+
+
+def _chunk_mask(new: int, total: int, device: torch.device) -> Tensor | None:
+    """bool [new, total], True = may look, for `new` tokens behind `total - new` cached ones.
+
+    None where none is needed: a single token sees everything, and an uncached sequence is plainly causal.
+    """
+    if new in (1, total):
+        return None
+    return torch.ones(new, total, dtype=torch.bool, device=device).tril(diagonal=total - new)

@@ -1,0 +1,58 @@
+"""The two kinds of feed-forward block: dense, and Mixture of Experts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moe_core.config import ModelConfig
+from moe_core.model.experts import Experts
+from moe_core.model.router import RouterOutput, TopKRouter
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x), one dense network (arXiv:2002.05202, eq. 6)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, hidden_dim, bias=False)
+        self.up_proj = nn.Linear(dim, hidden_dim, bias=False)
+        self.down_proj = nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        out: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class MoE(nn.Module):
+    """1. the router picks K of E experts per token  2. their weighted outputs are summed  3. an optional shared expert,
+    which every token passes and the router does not see, is added, scaled by sigmoid(w x) if it has a gate.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.router = TopKRouter(
+            config.dim,
+            config.num_experts,
+            config.top_k,
+            normalize_scores=config.router.normalize_scores,
+            noise_std=config.router.noise_std,
+            capacity_factor=config.capacity_factor,
+        )
+        self.experts = Experts(config.dim, config.expert_hidden_dim, config.num_experts)
+        shared = config.shared_expert_hidden_dim
+        self.shared_expert = SwiGLU(config.dim, shared) if shared else None
+        self.shared_expert_gate = nn.Linear(config.dim, 1, bias=False) if shared and config.shared_expert_gate else None
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, RouterOutput]:
+        """[T, D] -> ([T, D], what the router chose)."""
+        # A hook may have replaced the router's output by a plain tuple.
+        routed = RouterOutput(*self.router(x_TD))
+        out_TD: Tensor = self.experts(x_TD, routed.router_scores, routed.router_indices)
+        if self.shared_expert is not None:
+            shared_TD = self.shared_expert(x_TD)
+            if self.shared_expert_gate is not None:
+                shared_TD = torch.sigmoid(self.shared_expert_gate(x_TD)) * shared_TD
+            out_TD = out_TD + shared_TD
+        return out_TD, routed

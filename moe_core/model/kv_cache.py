@@ -1,0 +1,63 @@
+"""Keys and values of the tokens already seen, in memory allocated once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_core.config import ModelConfig
+from moe_core.errors import UsageError
+
+
+class KVCache:
+    """Room for `max_len` tokens of `batch_size` sequences, all of the same length so far.
+
+    keys, values: [layers, B, num_kv_heads, max_len, head_dim]; positions at and after `length` hold nothing of meaning.
+    Keys are stored after RoPE.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_len: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not 1 <= max_len <= config.max_seq_len:
+            raise UsageError(
+                f"a cache for {max_len} tokens does not fit the model; expected 1 to model.max_seq_len = "
+                f"{config.max_seq_len}; ask for fewer tokens"
+            )
+        shape = (config.num_layers, batch_size, config.num_kv_heads, max_len, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    @property
+    def max_len(self) -> int:
+        """Tokens per sequence that fit."""
+        return self.keys.shape[3]
+
+    def check_room(self, batch_size: int, new_tokens: int) -> None:
+        """Raise UsageError unless `new_tokens` more tokens of `batch_size` sequences fit."""
+        if batch_size != self.keys.shape[1]:
+            raise UsageError(
+                f"the cache holds {self.keys.shape[1]} sequences, the batch has {batch_size}; make them equal"
+            )
+        if self.length + new_tokens > self.max_len:
+            raise UsageError(
+                f"{self.length} cached + {new_tokens} new tokens do not fit a cache of {self.max_len}; "
+                "make a larger cache or ask for fewer tokens"
+            )
+
+    def write(self, layer: int, keys_BHSd: Tensor, values_BHSd: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's new keys and values behind the old ones; return views of all, [B, Hkv, length + S, d]."""
+        end = self.length + keys_BHSd.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys_BHSd
+        self.values[layer, :, :, self.length : end] = values_BHSd
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, new_tokens: int) -> None:
+        """Count `new_tokens` as seen; the model calls it once every layer has written."""
+        self.length += new_tokens

@@ -1,0 +1,121 @@
+"""The decoder-only MoE Transformer (default: the Qwen3-MoE layout, arXiv:2505.09388; without QK-norm: Mixtral's)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moe_core.config import ModelConfig
+from moe_core.errors import UsageError
+from moe_core.model import size
+from moe_core.model.attention import Attention
+from moe_core.model.feed_forward import MoE, SwiGLU
+from moe_core.model.kv_cache import KVCache
+from moe_core.model.norm import RMSNorm
+from moe_core.model.rope import rope_angles
+from moe_core.model.router import RouterOutput
+
+INIT_STD = 0.02
+
+
+class ModelOutput(NamedTuple):
+    """One forward pass."""
+
+    logits: Tensor
+    """[B, S, V], before the softmax; logits[b, s] predicts token s + 1."""
+    router_outputs: tuple[RouterOutput, ...]
+    """One per MoE layer, bottom first; T = B * S, sequence after sequence."""
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); the latter is `moe` or, in a dense layer, `mlp`."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.feed_forward_norm = RMSNorm(config.dim, config.norm_eps)
+        is_moe = layer in config.moe_layers
+        self.moe = MoE(config) if is_moe else None
+        self.mlp = None if is_moe else SwiGLU(config.dim, config.dense_hidden_dim)
+
+    def forward(
+        self, x_BSD: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None
+    ) -> tuple[Tensor, RouterOutput | None]:
+        """[B, S, D] -> ([B, S, D], what the router chose; None in a dense layer)."""
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), cos, sin, cache)
+        normed_BSD = self.feed_forward_norm(x_BSD)
+        if self.moe is None:
+            assert self.mlp is not None
+            return x_BSD + self.mlp(normed_BSD), None
+        out_TD, routed = self.moe(normed_BSD.flatten(0, 1))
+        return x_BSD + out_TD.view_as(x_BSD), routed
+
+
+class MoETransformer(nn.Module):
+    """Token ids in, next-token logits and routing decisions out. The output head is the embedding, transposed.
+
+    Weights are drawn from torch's global generator: normal with standard deviation 0.02, and 0.02 / sqrt(2 * layers)
+    for the matrices that write to the residual stream (GPT-2), whose variance then does not grow with depth.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        if torch.get_default_device().type == "cpu":
+            size.check_fits_memory(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self._init_weights()
+
+    def forward(self, token_ids: Tensor, *, cache: KVCache | None = None) -> ModelOutput:
+        """token_ids int64 [B, S] -> ModelOutput.
+
+        With a cache, the tokens continue the cached ones: S may be 1 or more, and the cache advances by S.
+        Raises UsageError when more than config.max_seq_len tokens, or more than the cache holds, come together.
+        """
+        B, S = token_ids.shape
+        start = cache.length if cache is not None else 0
+        if start + S > self.config.max_seq_len:
+            raise UsageError(
+                f"a context of {start + S} tokens exceeds model.max_seq_len = {self.config.max_seq_len}; "
+                "shorten the text"
+            )
+        if cache is not None:
+            cache.check_room(B, S)
+        x_BSD = self.embedding(token_ids)
+        cos, sin = rope_angles(start, S, self.config.head_dim, self.config.rope_theta, x_BSD.device)
+        router_outputs: list[RouterOutput] = []
+        for block in self.layers:
+            x_BSD, routed = block(x_BSD, cos, sin, cache)
+            if routed is not None:
+                router_outputs.append(routed)
+        if cache is not None:
+            cache.advance(S)
+        return ModelOutput(nn.functional.linear(self.norm(x_BSD), self.embedding.weight), tuple(router_outputs))
+
+    @property
+    def total_parameters(self) -> int:
+        """All weights; the tied embedding counts once."""
+        return size.total_parameters(self.config)
+
+    @property
+    def active_parameters(self) -> int:
+        """Weights one token passes: top_k experts per MoE layer instead of all."""
+        return size.active_parameters(self.config)
+
+    def flops_per_token(self, context_len: int) -> int:
+        """Forward operations (2 per multiply-add) of a token attending to `context_len` tokens, head included."""
+        return size.flops_per_token(self.config, context_len)
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        residual_std = INIT_STD / math.sqrt(2 * self.config.num_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim >= 2:
+                writes_residual = "o_proj" in name or "down_proj" in name
+                parameter.normal_(std=residual_std if writes_residual else INIT_STD)
