@@ -1,0 +1,95 @@
+"""From a configuration to everything the trainer needs: tokenizer, training tokens and held-out documents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_gen import DOMAINS, Document, generate_corpus
+from moe_core.config import Config
+from moe_core.data.sources import read_documents
+from moe_core.data.splits import split_documents
+from moe_core.data.tokenizer import Tokenizer
+from moe_core.data.tokens import TokenDataset
+from moe_core.errors import DataError
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total)."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What `prepare_data` makes of a configuration; the same configuration and files always give the same."""
+
+    tokenizer: Tokenizer
+    train: TokenDataset
+    validation: list[Document]
+    unseen: list[Document]
+    domains: tuple[str, ...]
+    """Their order gives the domain ids: as generated, or sorted by name for the user's own text."""
+    token_counts: NDArray[np.int64]
+    """[V]: occurrences in the training split, end-of-text prefixes included."""
+    fingerprint: str
+    """SHA-256 of the training tokens and the held-out texts; a resumed run must meet the same."""
+
+
+def prepare_data(config: Config, *, progress: Progress | None = None) -> PreparedData:
+    """Read or generate the text, split it, train the tokenizer on the training split only, and tokenise that split.
+
+    Raises UsageError or DataError (one line) when the text is missing, unreadable, or smaller than one batch.
+    """
+    report = progress or _silent
+    documents = _documents(config, report)
+    by_split = {split: [d for d in documents if d.split == split] for split in ("train", "validation", "unseen")}
+    train = by_split["train"]
+    domains = DOMAINS if config.data.path is None else tuple(sorted({document.domain for document in train}))
+    report("training the tokenizer", 0, len(train))
+    tokenizer = Tokenizer.train((document.text for document in train), config.model.vocab_size)
+    report("tokenising", 0, len(train))
+    dataset = TokenDataset.build(train, tokenizer, domains)
+    report("tokenising", len(train), len(train))
+    _check_size(config, dataset)
+    return PreparedData(
+        tokenizer=tokenizer,
+        train=dataset,
+        validation=by_split["validation"],
+        unseen=by_split["unseen"],
+        domains=tuple(domains),
+        token_counts=np.bincount(dataset.token_ids, minlength=tokenizer.vocab_size).astype(np.int64),
+        fingerprint=_fingerprint(dataset, [*by_split["validation"], *by_split["unseen"]]),
+    )
+
+
+def _documents(config: Config, report: Progress) -> list[Document]:
+    data = config.data
+    if data.path is None:
+        return generate_corpus(data.documents, seed=data.seed, overlap=data.overlap, progress=report)
+    report("reading", 0, 1)
+    documents = read_documents(data.path)
+    report("reading", 1, 1)
+    return split_documents(documents, seed=data.seed)
+
+
+def _check_size(config: Config, dataset: TokenDataset) -> None:
+    training = config.training
+    needed = training.batch_size * (training.seq_len + 1)
+    if len(dataset) < needed:
+        raise DataError(
+            f"the training text has {len(dataset)} tokens; expected at least one batch of training.batch_size * "
+            f"(training.seq_len + 1) = {needed}: give more text, or lower either"
+        )
+
+
+def _fingerprint(dataset: TokenDataset, held_out: Sequence[Document]) -> str:
+    digest = hashlib.sha256(dataset.token_ids.astype("<i4").tobytes())
+    for document in held_out:
+        digest.update(f"{document.split}\0{document.domain}\0{len(document.text)}\0{document.text}".encode())
+    return digest.hexdigest()
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """No one is watching."""

@@ -1,0 +1,208 @@
+"""Rows of text out of the three table formats, each fault named with its file and its line or row.
+
+A row has a text and, where the file says so, a domain and a source. Field names match whatever their case.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_core.errors import DataError
+
+MAX_CSV_FIELD = 2**31 - 1
+"""Python refuses CSV fields over 128 KiB unless told otherwise; documents are often longer."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One document of a table; `text` is clean (see `clean_text`)."""
+
+    text: str
+    domain: str | None
+    source: str | None
+    number: int
+    """Line of a .jsonl file, row of data of the others; from 1."""
+
+
+def read_text(path: Path) -> str:
+    """A whole file as clean text. Raises DataError with line and byte offset where it is not UTF-8."""
+    return clean_text(_decode(path), path, None)
+
+
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """One JSON object a line with the field `text`, optionally `domain` and `source`; blank lines are passed over."""
+    for number, line in enumerate(_decode(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"line {number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise DataError(
+                f'{str(path)!r} {place} is not valid JSON ({reason}); expected an object such as {{"text": "..."}}'
+            ) from None
+        if not isinstance(value, dict):
+            raise DataError(f'{str(path)!r} {place} is {_kind(value)}; expected an object such as {{"text": "..."}}')
+        columns = _Columns.find(list(value), path, place)
+        yield _row(path, place, number, *(None if key is None else value[key] for key in columns.keys))
+
+
+def read_csv(path: Path) -> Iterator[Row]:
+    """Comma-separated with a header line that has a column `Text`, optionally `Domain` and `Source`."""
+    csv.field_size_limit(MAX_CSV_FIELD)
+    reader = csv.reader(io.StringIO(_unix_newlines(_decode(path)), newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        columns = _Columns.find([name.strip() for name in header], path, "line 1")
+        positions = [None if key is None else [name.strip() for name in header].index(key) for key in columns.keys]
+        number = 0
+        for fields in reader:
+            if not fields:
+                continue
+            number += 1
+            place = f"row {number} (line {reader.line_num})"
+            if len(fields) != len(header):
+                raise DataError(
+                    f"{str(path)!r} {place} has {len(fields)} fields; expected {len(header)} as in the header; "
+                    "put texts that hold commas or line ends in double quotes"
+                )
+            yield _row(path, place, number, *(None if position is None else fields[position] for position in positions))
+    except csv.Error as error:
+        raise DataError(
+            f"{str(path)!r} line {reader.line_num} is not valid CSV ({error}); expected comma-separated fields, "
+            "quoted with double quotes"
+        ) from None
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """A Parquet file with a string column `text`, optionally `domain` and `source`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = _Columns.find(file.schema_arrow.names, path, "its schema")
+            table = file.read(columns=[key for key in columns.keys if key is not None])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{str(path)!r} is not a readable Parquet file ({_first_line(error)}); write it anew, or use .jsonl"
+        ) from None
+    cells = [None if key is None else table.column(key) for key in columns.keys]
+    for number in range(1, table.num_rows + 1):
+        place = f"row {number}"
+        try:
+            values = [None if column is None else column[number - 1].as_py() for column in cells]
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{str(path)!r} {place} is not valid UTF-8 at byte {error.start} of its cell; write it as UTF-8"
+            ) from None
+        yield _row(path, place, number, *values)
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": read_jsonl,
+    ".parquet": read_parquet,
+    ".csv": read_csv,
+}
+
+
+def clean_text(text: str, path: Path, place: str | None) -> str:
+    """Line ends as LF. Raises DataError at a NUL or a lone surrogate, naming `place` or else the line it stands in."""
+    text = _unix_newlines(text)
+    at = text.find("\0")
+    if at >= 0:
+        where = place or f"line {text.count(chr(10), 0, at) + 1}"
+        raise DataError(f"{str(path)!r} {where} holds a NUL character; expected text: remove it or convert the file")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = place or f"line {text.count(chr(10), 0, error.start) + 1}"
+        raise DataError(
+            f"{str(path)!r} {where} holds the lone surrogate U+{ord(text[error.start]):04X}; expected text that UTF-8 "
+            "can hold: remove it"
+        ) from None
+    return text
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What the fields text, domain and source are called in this file (None = it has no such field)."""
+
+    keys: tuple[str, str | None, str | None]
+
+    @classmethod
+    def find(cls, names: Sequence[str], path: Path, place: str) -> _Columns:
+        text, domain, source = (_match(wanted, names) for wanted in ("text", "domain", "source"))
+        if text is None:
+            raise DataError(
+                f"{str(path)!r} has no Text column in {place}; found {_list(names)}; give the text column that name"
+            )
+        return cls((text, domain, source))
+
+
+def _match(wanted: str, names: Sequence[str]) -> str | None:
+    if wanted in names:
+        return wanted
+    return next((name for name in names if name.lower() == wanted), None)
+
+
+def _row(path: Path, place: str, number: int, text: Any, domain: Any, source: Any) -> Row:
+    if not isinstance(text, str):
+        raise DataError(f"{str(path)!r} {place} has a text that is {_kind(text)}; expected a string")
+    return Row(
+        text=clean_text(text, path, place),
+        domain=_label(path, place, "domain", domain),
+        source=_label(path, place, "source", source),
+        number=number,
+    )
+
+
+def _label(path: Path, place: str, field: str, value: Any) -> str | None:
+    """A domain or source on one line; whole numbers are taken as their digits, blank ones as missing."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise DataError(f"{str(path)!r} {place} has a {field} that is {_kind(value)}; expected a string or nothing")
+    return " ".join(clean_text(str(value), path, place).split()) or None
+
+
+def _decode(path: Path) -> str:
+    data = path.read_bytes()
+    if not data:
+        raise DataError(f"{str(path)!r} is empty (0 bytes); expected text")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The decoder counts from behind the byte-order mark; people count from the start of the file.
+        start = error.start + len(data) - len(error.object)
+        line = data.count(b"\n", 0, start) + 1
+        raise DataError(
+            f"{str(path)!r} is not valid UTF-8: byte 0x{data[start]:02X} at offset {start}, line {line}; "
+            "convert the file to UTF-8 (for example with iconv)"
+        ) from None
+
+
+def _unix_newlines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _kind(value: Any) -> str:
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    names |= {list: "a list", dict: "an object", bytes: "bytes"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name[:40]) for name in names[:8])
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or "none"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

@@ -1,0 +1,167 @@
+"""The user's text as documents: from a .jsonl, .parquet, .csv or .txt file, or a folder whose subfolders are domains.
+
+What every format shares:
+
+- Text is UTF-8. A byte-order mark at the start of a file is dropped; CRLF and lone CR become LF.
+- NUL characters and lone surrogates are refused with the place where they stand: they mean a binary file, or text in
+  another encoding, and no model should learn them.
+- Rows whose text is only white space carry nothing and are left out.
+- A missing domain is the file's stem; a missing source makes the row a source of its own.
+- A source is the unit that the splits never part. Each file of plain text is one source, cut into sections.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_gen import Document
+from moe_core.data import rows
+from moe_core.errors import DataError, UsageError
+
+EXPECTED = "a .jsonl, .parquet, .csv or .txt file, or a folder whose subfolders are domains"
+SECTION_CHARACTERS = 2_000
+"""Plain text is cut at blank lines into sections of about this many characters; a longer paragraph stays whole."""
+PLAIN_TEXT_PARTS = 12
+"""Plain text that makes a domain alone is cut into this many contiguous parts, each a source of about 8 %."""
+MIN_SOURCES = 3
+"""A domain needs one source for training, one for validation and one for the unseen split."""
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    name: str
+    """Names the file in sources: relative to the folder that was given."""
+    domain: str
+    """Domain of rows that name none."""
+    in_folder: bool
+    """The folder decides the domain, whatever the rows say."""
+
+    @property
+    def is_plain_text(self) -> bool:
+        return self.path.suffix.lower() not in rows.READERS
+
+
+def read_documents(path: str | Path) -> list[Document]:
+    """All documents under `path`, in file order (folders: sorted by name), with split = "".
+
+    Raises UsageError if nothing is there, DataError (one line naming file and row) if it cannot be read.
+    """
+    path = Path(path)
+    documents: list[Document] = []
+    plain_sources: set[str] = set()
+    try:
+        for file in _files(path):
+            documents += _documents_of_sections(file) if file.is_plain_text else _documents_of_rows(file)
+            if file.is_plain_text:
+                plain_sources.add(file.name)
+    except OSError as error:
+        raise DataError(f"cannot read {str(error.filename or path)!r}: {error.strerror or error}") from None
+    if not documents:
+        raise DataError(f"{str(path)!r} holds no text; expected {EXPECTED}")
+    return _part_lonely_plain_texts(documents, plain_sources)
+
+
+def _files(path: Path) -> list[_File]:
+    if path.is_dir():
+        return _files_of_folder(path)
+    if not path.exists():
+        raise UsageError(f"no data at {str(path)!r}; expected {EXPECTED}")
+    if not path.is_file():
+        raise DataError(f"{str(path)!r} is not a regular file; expected {EXPECTED}")
+    if path.suffix.lower() not in (*rows.READERS, ".txt"):
+        raise DataError(f"{str(path)!r} has the ending {path.suffix!r}; expected {EXPECTED}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{str(path)!r} is empty (0 bytes); expected {EXPECTED}")
+    return [_File(path, _displayable(path.name), _displayable(path.stem), in_folder=False)]
+
+
+def _files_of_folder(folder: Path) -> list[_File]:
+    """Files of all subfolders at any depth, sorted. Hidden entries, __pycache__ and empty files are passed over."""
+    visible = sorted(entry for entry in folder.iterdir() if not _is_passed_over(entry.name))
+    subfolders = [entry for entry in visible if entry.is_dir()]
+    if not subfolders:
+        raise DataError(f"folder {str(folder)!r} has no subfolders; expected one per domain with its files inside")
+    if len(subfolders) < len(visible):
+        stray = next(entry for entry in visible if not entry.is_dir())
+        raise DataError(f"{str(stray)!r} lies beside the domain folders; move it into the folder of its domain")
+    files: list[_File] = []
+    for subfolder in subfolders:
+        before = len(files)
+        for path in sorted(subfolder.rglob("*")):
+            parts = path.relative_to(folder).parts
+            if path.is_file() and path.stat().st_size and not any(_is_passed_over(part) for part in parts):
+                files.append(_File(path, _displayable("/".join(parts)), _displayable(subfolder.name), in_folder=True))
+        if len(files) == before:
+            raise DataError(f"domain folder {str(subfolder)!r} holds no text; put files into it or remove it")
+    return files
+
+
+def _is_passed_over(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
+
+
+def _displayable(name: str) -> str:
+    """A file name as one line of valid text: names that are not UTF-8 would break every file that stores them."""
+    return " ".join(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace").split()) or "text"
+
+
+def _documents_of_rows(file: _File) -> Iterator[Document]:
+    """A row keeps its own source even in a folder, so that one source may be spread over several files."""
+    for row in rows.READERS[file.path.suffix.lower()](file.path):
+        if not row.text.strip():
+            continue
+        domain = file.domain if file.in_folder else (row.domain or file.domain)
+        yield Document(row.text, domain, row.source or f"{file.name}:{row.number}", split="")
+
+
+def _documents_of_sections(file: _File) -> Iterator[Document]:
+    for section in sections(rows.read_text(file.path)):
+        yield Document(section, file.domain, file.name, split="")
+
+
+def sections(text: str) -> list[str]:
+    """Cut at blank lines, then join neighbours up to SECTION_CHARACTERS. Nothing but blank lines is changed."""
+    joined: list[list[str]] = []
+    length = 0
+    for paragraph in re.split(r"\n(?:[^\S\n]*\n)+", text):
+        if not paragraph.strip():
+            continue
+        if joined and length + 2 + len(paragraph) <= SECTION_CHARACTERS:
+            joined[-1].append(paragraph)
+            length += 2 + len(paragraph)
+        else:
+            joined.append([paragraph])
+            length = len(paragraph)
+    return ["\n\n".join(paragraphs) for paragraphs in joined]
+
+
+def _part_lonely_plain_texts(documents: Sequence[Document], plain_sources: set[str]) -> list[Document]:
+    """Where plain text makes a domain of fewer than MIN_SOURCES sources, its contiguous parts count as sources.
+
+    Contiguous, not scattered: a held-out section between two training sections would be half known already.
+    """
+    sources_of: dict[str, set[str]] = {}
+    for document in documents:
+        sources_of.setdefault(document.domain, set()).add(document.source)
+    lonely = {
+        domain for domain, sources in sources_of.items() if len(sources) < MIN_SOURCES and sources <= plain_sources
+    }
+    totals: dict[str, int] = {}
+    for document in documents:
+        if document.domain in lonely:
+            totals[document.source] = totals.get(document.source, 0) + 1
+    parted: list[Document] = []
+    seen: dict[str, int] = {}
+    for document in documents:
+        if document.domain in lonely:
+            total = totals[document.source]
+            parts = min(total, PLAIN_TEXT_PARTS)
+            number = seen.get(document.source, 0)
+            seen[document.source] = number + 1
+            document = replace(document, source=f"{document.source} part {number * parts // total + 1} of {parts}")
+        parted.append(document)
+    return parted

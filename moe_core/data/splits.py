@@ -1,0 +1,97 @@
+"""Training, validation and unseen splits that never part a source.
+
+A model that has read page 3 of a book knows something of page 4. So whole sources are held out, in every domain about
+8 % of its bytes for validation and another 8 % for the unseen split. For the user's own text the two are drawn alike;
+they stay apart because one is watched while training and the other is only looked at in the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from data_gen import Document
+from moe_core.data.sources import MIN_SOURCES
+from moe_core.errors import DataError
+
+HELD_OUT_SHARE = 0.08
+"""Bytes of a domain that each held-out split should get."""
+LARGEST_SHARE = 0.10
+"""A source that would take a held-out split beyond this is passed over, unless nothing smaller is left."""
+HELD_OUT_SPLITS = ("validation", "unseen")
+
+
+def split_documents(documents: Sequence[Document], *, seed: int) -> list[Document]:
+    """The same documents in the same order, each with its split; deterministic in `seed`.
+
+    In every domain each split has at least one source. A held-out document whose exact text also stands in training,
+    or in an earlier held-out split, is dropped: scoring it would reward memory. Raises DataError when a domain has
+    fewer than three sources, or when dropping leaves a split of it empty.
+    """
+    split_of: dict[str, str] = {}
+    for domain, sizes in sorted(_source_bytes(documents).items()):
+        _assign_domain(domain, sizes, seed, split_of)
+    assigned = [replace(document, split=split_of[document.source]) for document in documents]
+    return _drop_known_texts(assigned)
+
+
+def _source_bytes(documents: Sequence[Document]) -> dict[str, dict[str, int]]:
+    """UTF-8 bytes per domain and source."""
+    sizes: dict[str, dict[str, int]] = {}
+    for document in documents:
+        of_domain = sizes.setdefault(document.domain, {})
+        of_domain[document.source] = of_domain.get(document.source, 0) + len(document.text.encode())
+    return sizes
+
+
+def _assign_domain(domain: str, sizes: dict[str, int], seed: int, split_of: dict[str, str]) -> None:
+    """Give each source of one domain a split. A source met in an earlier domain keeps the split it has there."""
+    if len(sizes) < MIN_SOURCES:
+        raise DataError(
+            f"domain {domain!r} has {len(sizes)} source{'s' if len(sizes) > 1 else ''}; expected at least "
+            f"{MIN_SOURCES}, so that training, validation and unseen each get whole ones: add files or rows, or (plain "
+            "text) more sections between blank lines"
+        )
+    total = sum(sizes.values())
+    free = sorted((source for source in sizes if source not in split_of), key=lambda source: _draw(seed, source))
+    for split in HELD_OUT_SPLITS:
+        taken = sum(size for source, size in sizes.items() if split_of.get(source) == split)
+        for source in list(free):
+            if taken < HELD_OUT_SHARE * total and taken + sizes[source] <= LARGEST_SHARE * total:
+                split_of[source] = split
+                taken += sizes[source]
+                free.remove(source)
+        if not taken and free:
+            smallest = min(free, key=lambda source: sizes[source])
+            split_of[smallest] = split
+            free.remove(smallest)
+    split_of.update(dict.fromkeys(free, "train"))
+    missing = {"train", *HELD_OUT_SPLITS} - {split_of[source] for source in sizes}
+    if missing:
+        raise DataError(
+            f"domain {domain!r} shares its sources with other domains, which leaves none for {sorted(missing)[0]!r}; "
+            "give it at least three sources of its own"
+        )
+
+
+def _draw(seed: int, source: str) -> bytes:
+    """A seeded order that does not depend on how many other sources there are."""
+    return hashlib.sha256(f"{seed}\n{source}".encode()).digest()
+
+
+def _drop_known_texts(documents: Sequence[Document]) -> list[Document]:
+    known = {document.text for document in documents if document.split == "train"}
+    kept = {id(document) for document in documents if document.split == "train"}
+    domains = {document.domain for document in documents}
+    for split in HELD_OUT_SPLITS:
+        fresh = [document for document in documents if document.split == split and document.text not in known]
+        emptied = sorted(domains - {document.domain for document in fresh})
+        if emptied:
+            raise DataError(
+                f"domain {emptied[0]!r} has no text left for {split!r}: all of its held-out texts also stand in "
+                "another split; remove repeated texts or add sources"
+            )
+        known |= {document.text for document in fresh}
+        kept |= {id(document) for document in fresh}
+    return [document for document in documents if id(document) in kept]

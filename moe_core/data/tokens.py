@@ -1,0 +1,189 @@
+"""Tokens that keep their document and domain, and the batches made of them. Axes: N tokens, B sequences, S places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_gen import Document
+from moe_core.data.tokenizer import Tokenizer
+from moe_core.errors import DataError
+
+IGNORE = -1
+"""Target of a position that is not scored."""
+
+
+@dataclass(frozen=True)
+class TokenDataset:
+    """Documents one after the other, each as [end-of-text] + its tokens."""
+
+    token_ids: NDArray[np.int32]
+    """[N]"""
+    document_ids: NDArray[np.int32]
+    """[N]: index of the document in the list the data set was built from."""
+    domain_ids: NDArray[np.int16]
+    """[N]: index into `domains`."""
+    positions: NDArray[np.int32]
+    """[N]: place in the document; 0 is the end-of-text before its first token."""
+    domains: tuple[str, ...]
+    domain_bytes: NDArray[np.int64]
+    """[len(domains)]: UTF-8 bytes of the text in each domain."""
+    token_bytes: NDArray[np.int32] | None = None
+    """[N]: UTF-8 bytes each token stands for. `build` always sets it; `select` needs it to count what a cut leaves."""
+
+    def __len__(self) -> int:
+        """N, end-of-text prefixes included."""
+        return len(self.token_ids)
+
+    @classmethod
+    def build(cls, documents: Sequence[Document], tokenizer: Tokenizer, domains: Sequence[str]) -> TokenDataset:
+        """Tokenise `documents`; every domain of theirs must be among `domains`, whose order gives the domain ids."""
+        index_of = {domain: i for i, domain in enumerate(domains)}
+        encoded = tokenizer.encode_batch([document.text for document in documents])
+        lengths = np.array([1 + len(ids) for ids in encoded], dtype=np.int64)
+        bytes_V = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], dtype=np.int32)
+        token_ids = np.array([i for ids in encoded for i in (tokenizer.end_of_text, *ids)], dtype=np.int32)
+        domain_of = np.array([index_of[document.domain] for document in documents], dtype=np.int16)
+        starts = np.cumsum(lengths) - lengths
+        domain_ids = np.repeat(domain_of, lengths)
+        token_bytes = bytes_V[token_ids]
+        return cls(
+            token_ids=token_ids,
+            document_ids=np.repeat(np.arange(len(documents), dtype=np.int32), lengths),
+            domain_ids=domain_ids,
+            positions=(np.arange(lengths.sum()) - np.repeat(starts, lengths)).astype(np.int32),
+            domains=tuple(domains),
+            domain_bytes=_sum_by_domain(token_bytes, domain_ids, len(domains)),
+            token_bytes=token_bytes,
+        )
+
+    def select(self, token_limit_per_domain: int, seed: int) -> TokenDataset:
+        """At most so many tokens of each domain (end-of-text prefixes counted): whole documents in a seeded order.
+
+        The last document of a domain is cut at the limit; a rest of one end-of-text alone is left out.
+        """
+        if self.token_bytes is None:
+            raise ValueError("select needs token_bytes; make the data set with TokenDataset.build")
+        starts, ends = self.document_bounds()
+        chosen: list[NDArray[np.int64]] = []
+        for domain in range(len(self.domains)):
+            documents = np.flatnonzero(self.domain_ids[starts] == domain)
+            rest = token_limit_per_domain
+            for document in np.random.default_rng([seed, domain]).permutation(documents):
+                length = min(rest, int(ends[document] - starts[document]))
+                if length < 2:
+                    break
+                chosen.append(np.arange(starts[document], starts[document] + length))
+                rest -= length
+        index = np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
+        token_bytes, domain_ids = self.token_bytes[index], self.domain_ids[index]
+        return TokenDataset(
+            token_ids=self.token_ids[index],
+            document_ids=self.document_ids[index],
+            domain_ids=domain_ids,
+            positions=self.positions[index],
+            domains=self.domains,
+            domain_bytes=_sum_by_domain(token_bytes, domain_ids, len(self.domains)),
+            token_bytes=token_bytes,
+        )
+
+    def document_bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First index and one past the last index of every document, in order."""
+        starts = np.flatnonzero(self.positions == 0)
+        return starts, np.append(starts[1:], len(self))
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """B sequences of S tokens and what follows each of them."""
+
+    token_ids: NDArray[np.int64]
+    """[B, S]"""
+    targets: NDArray[np.int64]
+    """[B, S]: the next token, or -1 where nothing is to be predicted (padding)."""
+    document_ids: NDArray[np.int32]
+    """[B, S]"""
+    domain_ids: NDArray[np.int16]
+    """[B, S]"""
+    positions: NDArray[np.int32]
+    """[B, S]: place in the document, not in the sequence."""
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """[B, S]: True where a target is scored."""
+        return self.targets >= 0
+
+
+def training_batch(dataset: TokenDataset, step: int, *, batch_size: int, seq_len: int, seed: int) -> TokenBatch:
+    """The batch of one step, a pure function of its arguments: the data position is the step, so resuming is exact.
+
+    An epoch cuts the stream into windows of seq_len + 1 tokens, neighbours sharing one, and visits each once in a
+    seeded order; every epoch shifts the cuts and shuffles anew. Windows run across document ends, and the end-of-text
+    before the next document is a target, so that the model learns where a text ends.
+    Raises DataError when the data set is smaller than one window.
+    """
+    if len(dataset) < seq_len + 1:
+        raise DataError(
+            f"the training text has {len(dataset)} tokens; expected at least seq_len + 1 = {seq_len + 1}: "
+            "give more text or lower training.seq_len"
+        )
+    windows = _windows(len(dataset), seq_len)
+    visits = [divmod(step * batch_size + row, windows) for row in range(batch_size)]
+    starts = np.array([_epoch_starts(len(dataset), seq_len, seed, epoch)[place] for epoch, place in visits])
+    index = starts[:, None] + np.arange(seq_len)
+    return _batch(dataset, index, dataset.token_ids[index + 1].astype(np.int64))
+
+
+def _windows(tokens: int, seq_len: int) -> int:
+    """Windows an epoch has, the same whatever its shift (a shift costs at most seq_len - 1 tokens)."""
+    return max(1, (tokens - seq_len) // seq_len)
+
+
+@lru_cache(maxsize=8)
+def _epoch_starts(tokens: int, seq_len: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """First token of every window of one epoch, in the order of the visit; cached, for a step needs only a few."""
+    windows = _windows(tokens, seq_len)
+    generator = np.random.default_rng([seed, epoch])
+    shift = generator.integers(0, min(seq_len, tokens - windows * seq_len))
+    starts: NDArray[np.int64] = shift + seq_len * generator.permutation(windows)
+    starts.flags.writeable = False
+    return starts
+
+
+def document_batches(dataset: TokenDataset, *, seq_len: int, batch_size: int) -> Iterator[TokenBatch]:
+    """Every document alone, cut into chunks of at most `seq_len` inputs; each of its tokens is a target exactly once.
+
+    Chunks of similar length share a batch. Padding repeats the chunk's last token with target -1; it stands behind all
+    that is scored, so causal attention never sees it.
+    """
+    chunks = [
+        (start, min(start + seq_len, last))
+        for first, end in zip(*dataset.document_bounds(), strict=True)
+        for last in [int(end) - 1]
+        for start in range(int(first), last, seq_len)
+    ]
+    chunks.sort(key=lambda chunk: chunk[0] - chunk[1])
+    for at in range(0, len(chunks), batch_size):
+        starts, ends = np.array(chunks[at : at + batch_size]).T
+        index = starts[:, None] + np.arange((ends - starts).max())
+        padding = index >= ends[:, None]
+        index = np.minimum(index, ends[:, None] - 1)
+        yield _batch(dataset, index, np.where(padding, IGNORE, dataset.token_ids[index + 1]).astype(np.int64))
+
+
+def _batch(dataset: TokenDataset, index: NDArray[np.int64], targets: NDArray[np.int64]) -> TokenBatch:
+    return TokenBatch(
+        token_ids=dataset.token_ids[index].astype(np.int64),
+        targets=targets,
+        document_ids=dataset.document_ids[index],
+        domain_ids=dataset.domain_ids[index],
+        positions=dataset.positions[index],
+    )
+
+
+def _sum_by_domain(values: NDArray[np.int32], domain_ids: NDArray[np.int16], domains: int) -> NDArray[np.int64]:
+    return np.bincount(domain_ids, weights=values, minlength=domains).astype(np.int64)
