@@ -1,0 +1,1 @@
+"""The dashboard: pick inputs, call moe_core, show, explain in one sentence."""

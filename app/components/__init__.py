@@ -1,0 +1,1 @@
+"""What several pages share: headings, figures, pickers, the token view."""

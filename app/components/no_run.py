@@ -1,0 +1,49 @@
+"""What stands on a page that has no run to show: none at all, one that is just starting, one that is broken."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import loaders
+from app.components.page import TRAINING, header, plain, sentence
+from moe_core.runs import RunSummary
+
+WAIT_SECONDS = 2.0
+
+
+def explain_no_runs() -> None:
+    """How to make the first run, with a button to the page that does it."""
+    header("Where do tokens go in a Mixture of Experts?", "There is no run yet: train one and watch its experts form.")
+    st.markdown(
+        "A *run* is a small language model with everything that was measured while it was trained. "
+        "The quick one takes at most three minutes on two processor cores and needs no data of yours."
+    )
+    st.page_link(TRAINING, label="Train a first run", icon=":material/play_arrow:")
+    st.caption("Or on the command line:")
+    st.code("python main.py --quick --run first", language="bash")
+
+
+def explain_broken_run(run: RunSummary) -> None:
+    """Its name, what is broken, what to do; or, while a trainer starts, that it does. The other runs are unaffected."""
+    if run.error is None:
+        header(f"What is {run.name}?", "Its training is just starting: text is being prepared.")
+        st.page_link(TRAINING, label="Follow it on the Training page", icon=":material/monitoring:")
+        _wait_for_start(run.name, run.state)
+        return
+    header(f"What is wrong with {run.name}?", "This run cannot be shown; the others still can.")
+    st.error(plain(sentence(run.error)), icon=":material/broken_image:")
+    others = [other.name for other in loaders.runs() if other.error is None]
+    st.markdown(
+        "Choose another run in the side bar." if others else "There is no sound run beside it: train a new one."
+    )
+    if not others:
+        st.page_link(TRAINING, label="Train a run", icon=":material/play_arrow:")
+
+
+@st.fragment(run_every=WAIT_SECONDS)
+def _wait_for_start(name: str, state: str) -> None:
+    """Look every two seconds; show the page once the trainer has something to show."""
+    now = next((run for run in loaders.runs() if run.name == name), None)
+    if now is None or now.state != state:
+        st.rerun()
+    st.caption("This page opens by itself as soon as training begins.")

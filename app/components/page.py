@@ -1,0 +1,81 @@
+"""The head of every page: the question as title, the answer in one computed sentence; and errors as boxes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import streamlit as st
+
+from moe_core.errors import MoescopeError
+
+# Pages as st.page_link takes them: relative to the entry file.
+OVERVIEW = "app_pages/overview.py"
+TOKENS = "app_pages/tokens.py"
+DOMAINS = "app_pages/domains.py"
+GENERATION = "app_pages/generation.py"
+TRAINING = "app_pages/training.py"
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~$:^=-])")
+
+
+def plain(text: str) -> str:
+    """`text` with every Markdown character escaped: names of runs and domains come from outside and must stay text."""
+    return _MARKDOWN.sub(r"\\\1", text)
+
+
+def header(question: str, answer: str | None = None) -> None:
+    """Title and answer. Both are shown as written: no Markdown in them is read."""
+    st.title(plain(question), anchor=False)
+    if answer:
+        st.markdown(f"##### {plain(answer)}" if len(answer) < 90 else plain(answer))
+
+
+def error_box(error: MoescopeError, *, title: str = "This could not be shown") -> None:
+    """One line that names the value, what was expected and what to do."""
+    st.error(f"**{plain(title)}.** {plain(sentence(str(error)))}", icon=":material/error:")
+
+
+@contextmanager
+def errors_as_boxes(title: str = "This could not be shown") -> Iterator[None]:
+    """Show a MoescopeError raised inside as a box. The frame wraps every page; a fragment, which reruns without the
+    frame, wraps its own body."""
+    try:
+        yield
+    except MoescopeError as error:
+        error_box(error, title=title)
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital first letter and a full stop."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "`")) else ".")
+
+
+def ago(seconds_since_1970: float) -> str:
+    """ "just now", "5 min ago", "3 h ago", "2 days ago", or a date."""
+    age = time.time() - seconds_since_1970
+    if seconds_since_1970 <= 0:
+        return "at an unknown time"
+    if age < 60:
+        return "just now"
+    if age < 3600:
+        return f"{age / 60:.0f} min ago"
+    if age < 86_400:
+        return f"{age / 3600:.0f} h ago"
+    if age < 7 * 86_400:
+        days = round(age / 86_400)
+        return f"{days} day{'s' if days != 1 else ''} ago"
+    return time.strftime("%d %b %Y", time.localtime(seconds_since_1970))
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "3 min 20 s", "1 h 05 min"."""
+    whole = round(max(0.0, seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,81 @@
+"""The side bar: which run, which layer. Chosen once, kept on every page and in the URL."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import streamlit as st
+
+from app import loaders, state
+from app.components.page import ago, plain
+from moe_core.errors import MoescopeError
+from moe_core.runs import RunFolder, RunSummary
+
+# More layers than this do not fit side by side in the side bar.
+BUTTON_LAYERS = 8
+_Colour = Literal["green", "blue", "gray", "orange", "red"]
+_BADGES: dict[str, tuple[str, _Colour, str]] = {
+    "running": ("live", "green", ":material/radio_button_checked:"),
+    "preparing": ("preparing", "green", ":material/hourglass_top:"),
+    "finished": ("finished", "blue", ":material/check:"),
+    "stopped": ("stopped", "gray", ":material/stop_circle:"),
+    "interrupted": ("interrupted", "orange", ":material/power_off:"),
+    "failed": ("failed", "red", ":material/error:"),
+    "broken": ("broken", "red", ":material/broken_image:"),
+}
+
+
+def pick_run(runs: list[RunSummary]) -> RunSummary | None:
+    """Draw the run picker with the chosen run's state, age and key figure. None when there is no run at all."""
+    if not runs:
+        st.caption("No runs yet.")
+        return None
+    names = [run.name for run in runs]
+    first_sound = next((run.name for run in runs if run.error is None), names[0])
+    state.preset(state.RUN, names, first_sound)
+    name = st.selectbox("Run", names, index=None, required=True, key=state.RUN, bind="query-params")
+    run = next(run for run in runs if run.name == name)
+    _describe(run)
+    for other in runs:
+        if other.is_live and other.name != run.name:
+            st.button(
+                f"{plain(other.name)} is training",
+                icon=":material/radio_button_checked:",
+                help="Show this run",
+                on_click=state.choose_run,
+                args=(other.name,),
+                key=f"show_{other.name}",
+                type="tertiary",
+            )
+    return run
+
+
+def _describe(run: RunSummary) -> None:
+    label, colour, icon = _BADGES[run.state]
+    if run.is_live and run.steps:
+        label = f"live, {run.step / run.steps:.0%}"
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.badge(label, color=colour, icon=icon)
+        if run.updated_at:
+            st.caption(ago(run.updated_at))
+    if run.unseen_nats is not None:
+        st.caption(
+            f"{run.unseen_nats:.2f} nats/token on unseen text",
+            help="Loss on documents whose templates or sources the run never saw; lower is better.",
+        )
+
+
+def pick_layer(run: RunSummary | None) -> None:
+    """Draw the layer picker for the MoE layers of `run`; nothing when its configuration cannot be read."""
+    if run is None or run.error is not None:
+        return
+    try:
+        layers = loaders.config(RunFolder(run.name)).model.moe_layers
+    except MoescopeError:
+        return  # a run that is being prepared has no configuration yet
+    state.preset(state.LAYER, layers, layers[-1])
+    about = "Layers are counted from 0 at the bottom, where the text comes in."
+    if len(layers) <= BUTTON_LAYERS:
+        st.segmented_control("Layer", layers, required=True, key=state.LAYER, bind="query-params", help=about)
+    else:
+        st.selectbox("Layer", layers, index=None, required=True, key=state.LAYER, bind="query-params", help=about)

@@ -1,0 +1,81 @@
+"""The frame: navigation, the run and layer that all pages share, and one place where errors become boxes.
+
+streamlit run app        from the root of the repository
+"""
+
+# ruff: noqa: E402  (the path must be set before our packages are imported)
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Streamlit puts this file's folder on the path; packages are imported from the root.
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import streamlit as st
+
+from app import loaders
+from app.components import pickers
+from app.components.no_run import explain_broken_run, explain_no_runs
+from app.components.page import errors_as_boxes
+
+PAGES = {
+    "Look": [
+        st.Page(
+            "app_pages/overview.py",
+            title="Overview",
+            icon=":material/dashboard:",
+            default=True,
+            help="What this run is, and whether its routing is healthy, in plain words.",
+        ),
+        st.Page(
+            "app_pages/tokens.py",
+            title="Tokens",
+            icon=":material/text_fields:",
+            help="Type or paste text and see which expert every token goes to, layer by layer.",
+        ),
+        st.Page(
+            "app_pages/domains.py",
+            title="Domains",
+            icon=":material/category:",
+            help="Which experts prefer which kind of text, and whether that is more than chance.",
+        ),
+    ],
+    "Change": [
+        st.Page(
+            "app_pages/generation.py",
+            title="Generation",
+            icon=":material/edit_note:",
+            help="Let the model write, and see each new token coloured by its expert.",
+        ),
+    ],
+    "Follow": [
+        st.Page(
+            "app_pages/training.py",
+            title="Training",
+            icon=":material/model_training:",
+            help="Start a training, watch it learn, stop and resume it.",
+        ),
+    ],
+}
+TRAINING = PAGES["Follow"][0]  # starts runs, so it opens without one
+
+st.set_page_config(page_title="Moescope", page_icon=str(ROOT / "app" / "icon.svg"), layout="wide")
+page = st.navigation(PAGES)
+runs = loaders.runs()
+with st.sidebar:
+    run = pickers.pick_run(runs)
+    pickers.pick_layer(run)
+
+with errors_as_boxes():
+    if page.url_path == TRAINING.url_path:
+        page.run()
+    elif run is None:
+        explain_no_runs()
+    elif run.state in ("broken", "preparing") or run.error is not None:
+        explain_broken_run(run)
+    else:
+        page.run()
