@@ -46,23 +46,32 @@ def _source_bytes(documents: Sequence[Document]) -> dict[str, dict[str, int]]:
 
 
 def _assign_domain(domain: str, sizes: dict[str, int], seed: int, split_of: dict[str, str]) -> None:
-    """Give each source of one domain a split. A source met in an earlier domain keeps the split it has there."""
+    """Give each source of one domain a split. A source met in an earlier domain keeps the split it has there.
+
+    Sources come in a seeded order; each goes to the poorer held-out split as long as that needs it and it fits.
+    """
     if len(sizes) < MIN_SOURCES:
         raise DataError(
             f"domain {domain!r} has {len(sizes)} source{'s' if len(sizes) > 1 else ''}; expected at least "
             f"{MIN_SOURCES}, so that training, validation and unseen each get whole ones: add files or rows, or (plain "
             "text) more sections between blank lines"
         )
-    total = sum(sizes.values())
+    most = LARGEST_SHARE * sum(sizes.values())
+    enough = HELD_OUT_SHARE * sum(sizes.values())
+    taken = dict.fromkeys(HELD_OUT_SPLITS, 0)
+    for source, size in sizes.items():
+        if split_of.get(source) in taken:
+            taken[split_of[source]] += size
     free = sorted((source for source in sizes if source not in split_of), key=lambda source: _draw(seed, source))
+    kept_for_training = 0 if any(split_of.get(source) == "train" for source in sizes) else 1
+    for source in list(free):
+        split = min(taken, key=lambda split: taken[split])
+        if len(free) > kept_for_training and taken[split] < enough and taken[split] + sizes[source] <= most:
+            split_of[source] = split
+            taken[split] += sizes[source]
+            free.remove(source)
     for split in HELD_OUT_SPLITS:
-        taken = sum(size for source, size in sizes.items() if split_of.get(source) == split)
-        for source in list(free):
-            if taken < HELD_OUT_SHARE * total and taken + sizes[source] <= LARGEST_SHARE * total:
-                split_of[source] = split
-                taken += sizes[source]
-                free.remove(source)
-        if not taken and free:
+        if not taken[split] and len(free) > kept_for_training:
             smallest = min(free, key=lambda source: sizes[source])
             split_of[smallest] = split
             free.remove(smallest)

@@ -94,7 +94,7 @@ class TokenDataset:
     def document_bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First index and one past the last index of every document, in order."""
         starts = np.flatnonzero(self.positions == 0)
-        return starts, np.append(starts[1:], len(self))
+        return starts, np.append(starts, len(self))[1:]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,140 @@
+"""Every token keeps document, domain and position; batches are pure functions and score each token once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_gen import Document
+from moe_core.data.tokenizer import Tokenizer
+from moe_core.data.tokens import TokenDataset, document_batches, training_batch
+from moe_core.errors import DataError
+
+DOMAINS = ("a", "b")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["nothing to merge"], 257)
+
+
+def documents_of(lengths: list[int]) -> list[Document]:
+    return [Document("xyz€"[i % 4] * n, DOMAINS[i % 2], str(i), "train") for i, n in enumerate(lengths)]
+
+
+def plain(tokens: int) -> TokenDataset:
+    """A data set whose token ids are their own positions in the stream."""
+    ids = np.arange(tokens, dtype=np.int32)
+    zeros = np.zeros(tokens, dtype=np.int32)
+    return TokenDataset(ids, zeros, zeros.astype(np.int16), ids, ("a",), np.array([tokens]))
+
+
+def test_build_puts_end_of_text_before_each_document(tokenizer: Tokenizer) -> None:
+    documents = [Document("ab", "b", "1", "train"), Document("€", "a", "2", "train")]
+    dataset = TokenDataset.build(documents, tokenizer, DOMAINS)
+    end = tokenizer.end_of_text
+    assert dataset.token_ids.tolist() == [end, *tokenizer.encode("ab"), end, *tokenizer.encode("€")]
+    assert dataset.document_ids.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert dataset.domain_ids.tolist() == [1, 1, 1, 0, 0, 0, 0]
+    assert dataset.positions.tolist() == [0, 1, 2, 0, 1, 2, 3]
+    assert dataset.domain_bytes.tolist() == [3, 2]
+    types = (dataset.token_ids.dtype, dataset.document_ids.dtype, dataset.domain_ids.dtype, dataset.positions.dtype)
+    assert types == (np.int32, np.int32, np.int16, np.int32)
+    assert len(TokenDataset.build([], tokenizer, DOMAINS)) == 0
+
+
+@given(st.lists(st.integers(1, 40), max_size=20), st.integers(0, 100), st.integers(0, 5))
+def test_select_takes_whole_documents_up_to_the_limit_and_counts_their_bytes(
+    tokenizer: Tokenizer, lengths: list[int], limit: int, seed: int
+) -> None:
+    dataset = TokenDataset.build(documents_of(lengths), tokenizer, DOMAINS)
+    chosen = dataset.select(limit, seed)
+    for domain in (0, 1):
+        taken = int((chosen.domain_ids == domain).sum())
+        present = int((dataset.domain_ids == domain).sum())
+        assert taken <= limit
+        assert taken >= min(limit, present) - 1
+    starts, ends = chosen.document_bounds()
+    whole = np.bincount(dataset.document_ids)
+    cut = [d for d in chosen.document_ids[starts] if (chosen.document_ids == d).sum() < whole[d]]
+    assert len(cut) <= 2, "only the last document of a domain is cut"
+    for start, end in zip(starts, ends, strict=True):
+        original = dataset.token_ids[dataset.document_ids == chosen.document_ids[start]]
+        assert chosen.token_ids[start:end].tolist() == original[: end - start].tolist()
+    assert int(chosen.domain_bytes.sum()) == int((chosen.positions > 0).sum())  # one byte a token in this vocabulary
+    assert chosen.token_ids.tolist() == dataset.select(limit, seed).token_ids.tolist()
+
+
+@given(st.integers(9, 200), st.integers(1, 7), st.integers(0, 3))
+def test_an_epoch_of_training_batches_visits_each_window_once(tokens: int, batch_size: int, seed: int) -> None:
+    seq_len = 8
+    windows = max(1, (tokens - seq_len) // seq_len)
+    rows: list[np.ndarray] = []
+    for step in range(3 * windows):
+        batch = training_batch(plain(tokens), step, batch_size=batch_size, seq_len=seq_len, seed=seed)
+        assert batch.token_ids.shape == batch.targets.shape == (batch_size, seq_len)
+        assert (batch.targets == batch.token_ids + 1).all()
+        rows += list(batch.token_ids[:, 0])
+    for epoch in range(3 * batch_size):
+        starts = np.sort(rows[epoch * windows : (epoch + 1) * windows])
+        assert (np.diff(starts) == seq_len).all()
+        assert starts[0] < seq_len
+        assert starts[-1] + seq_len < tokens
+    assert training_batch(plain(tokens), 2, batch_size=batch_size, seq_len=seq_len, seed=seed).mask.all()
+
+
+def test_a_step_gives_the_same_batch_whatever_came_before_and_epochs_differ() -> None:
+    dataset = plain(1000)
+
+    def first_tokens(step: int, seed: int = 0) -> list[int]:
+        return training_batch(dataset, step, batch_size=4, seq_len=16, seed=seed).token_ids[:, 0].tolist()
+
+    alone = first_tokens(37)
+    for step in range(37):
+        first_tokens(step)
+    assert first_tokens(37) == alone
+    assert first_tokens(37, seed=1) != alone
+    windows = (1000 - 16) // 16
+    epochs = [[first_tokens(step) for step in range(e * windows // 4, (e + 1) * windows // 4)] for e in (0, 4)]
+    assert epochs[0] != epochs[1]
+
+
+def test_training_batches_keep_document_domain_and_position_of_their_tokens(tokenizer: Tokenizer) -> None:
+    dataset = TokenDataset.build(documents_of([20, 30, 25, 10]), tokenizer, DOMAINS)
+    batch = training_batch(dataset, 0, batch_size=2, seq_len=16, seed=0)
+    bounds = dict(zip(*[x.tolist() for x in dataset.document_bounds()], strict=True))
+    starts = list(bounds)
+    for row in range(2):
+        for s in range(16):
+            at = starts[batch.document_ids[row, s]] + batch.positions[row, s]
+            assert dataset.token_ids[at] == batch.token_ids[row, s]
+            assert dataset.domain_ids[at] == batch.domain_ids[row, s]
+
+
+def test_a_data_set_smaller_than_a_window_is_refused() -> None:
+    assert training_batch(plain(9), 0, batch_size=2, seq_len=8, seed=0).token_ids[:, 0].tolist() == [0, 0]
+    with pytest.raises(DataError, match=r"has 8 tokens; expected at least seq_len \+ 1 = 9"):
+        training_batch(plain(8), 0, batch_size=2, seq_len=8, seed=0)
+
+
+@given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 17), st.integers(1, 5))
+def test_document_batches_score_every_text_token_once_and_never_across_documents(
+    tokenizer: Tokenizer, lengths: list[int], seq_len: int, batch_size: int
+) -> None:
+    dataset = TokenDataset.build(documents_of(lengths), tokenizer, DOMAINS)
+    scored: list[tuple[int, int, int, int]] = []
+    for batch in document_batches(dataset, seq_len=seq_len, batch_size=batch_size):
+        rows, columns = batch.token_ids.shape
+        assert rows <= batch_size
+        assert columns <= seq_len
+        assert batch.mask[:, 0].all()
+        assert (np.diff(batch.mask.astype(int), axis=1) <= 0).all(), "padding stands behind the text"
+        assert (batch.document_ids == batch.document_ids[:, :1]).all()
+        for at in zip(*np.nonzero(batch.mask), strict=True):
+            document, position = int(batch.document_ids[at]), int(batch.positions[at])
+            scored.append((document, position + 1, int(batch.targets[at]), int(batch.domain_ids[at])))
+    text = dataset.positions > 0
+    fields = ("document_ids", "positions", "token_ids", "domain_ids")
+    assert sorted(scored) == sorted(zip(*(getattr(dataset, f)[text].tolist() for f in fields), strict=True))
