@@ -6,22 +6,35 @@ Every field's docstring gives its meaning and unit. The tree is frozen; it is sa
 from __future__ import annotations
 
 import difflib
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from moe_core.errors import UsageError
 
 ENVIRONMENT_PREFIX = "MOESCOPE_"
 # Variables with our prefix that are not configuration keys.
-ENVIRONMENT_OTHER = frozenset({"MOESCOPE_CHECKPOINTS"})
+ENVIRONMENT_OTHER = frozenset({"MOESCOPE_CHECKPOINTS", "MOESCOPE_DEBUG"})
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic reads True as 1; somebody who writes `top_k = true` meant something else."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise PydanticCustomError("boolean", "expected something other than a boolean")
+        return value
 
 
 class RouterConfig(_Section):
@@ -113,7 +126,7 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """Where the text comes from: the four synthetic domains, or the user's own."""
 
-    path: str | None = None
+    path: str | None = Field(None, min_length=1)
     """None = synthetic. Else a .jsonl, .parquet, .csv or .txt file, or a folder whose subfolders are domains."""
     documents: int = Field(1000, ge=10, le=1_000_000)
     """Synthetic documents per domain in the training split."""
@@ -172,6 +185,15 @@ class Config(_Section):
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.training.seq_len > self.model.max_seq_len:
+            raise ValueError(
+                f"training.seq_len = {self.training.seq_len} is more than model.max_seq_len = "
+                f"{self.model.max_seq_len}; lower seq_len or raise max_seq_len"
+            )
+        return self
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
@@ -218,7 +240,7 @@ def load_config(
         _merge(tree, _read_hocon(Path(file)))
     for name, value in (os.environ if environment is None else environment).items():
         if name.startswith(ENVIRONMENT_PREFIX) and name not in ENVIRONMENT_OTHER:
-            _merge(tree, _nested(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), value))
+            _merge(tree, _nested(_environment_key(name), value))
     for dotted, value in (overrides or {}).items():
         _merge(tree, _nested(dotted.split("."), value))
     return validate_config(tree)
@@ -244,11 +266,19 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
                 f"unknown argument {argument!r}; see --help, or set a config key as --model.num_experts 16"
             )
         if not equals:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 raise UsageError(f"config key {name!r} has no value; expected --{name} VALUE")
             value = rest.pop(0)
         overrides[name] = value
     return overrides
+
+
+def _environment_key(name: str) -> list[str]:
+    key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+    if ".".join(key) not in _known_keys(Config):
+        hint = _nearest(".".join(key))
+        raise UsageError(f"environment variable {name} is not a config key; {hint}, or unset it")
+    return key
 
 
 def _read_hocon(path: Path) -> dict[str, Any]:
@@ -257,21 +287,42 @@ def _read_hocon(path: Path) -> dict[str, Any]:
     from pyparsing import ParseBaseException
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UsageError(f"no config file at {str(path)!r}; expected HOCON, e.g. model {{ num_experts = 8 }}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read config file {str(path)!r}: {error}") from None
+    if re.search(r"^\s*include\s+(required\s*\(\s*)?(url|package)\b", text, re.MULTILINE | re.IGNORECASE):
+        raise UsageError(f'config file {str(path)!r} has an include url; expected a local file, include "base.conf"')
     try:
-        parsed = ConfigFactory.parse_string(text)
-        if not isinstance(parsed, dict):
-            raise UsageError(
-                f"config file {str(path)!r} is a list; expected sections such as model {{ num_experts = 8 }}"
-            )
-        return _plain(parsed)
-    except (ConfigException, ParseBaseException) as error:
-        summary = " ".join(str(error).split())
+        with _missing_includes_fail():
+            parsed = ConfigFactory.parse_string(text, basedir=str(path.parent))
+    except (ConfigException, ParseBaseException, OSError, RecursionError) as error:
+        summary = _shorten(" ".join(str(error).split()), 200)
         raise UsageError(f"config file {str(path)!r} is not valid HOCON: {summary}") from None
+    if not isinstance(parsed, dict):
+        raise UsageError(f"config file {str(path)!r} is a list; expected sections such as model {{ num_experts = 8 }}")
+    return _plain(parsed)
+
+
+@contextmanager
+def _missing_includes_fail() -> Iterator[None]:
+    """pyhocon only logs that an included file is missing (through a deprecated call); make it an OSError."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            missing = Path(str(record.args[0] if isinstance(record.args, tuple) and record.args else ""))
+            raise FileNotFoundError(f"included file {missing.name!r} does not exist or cannot be read")
+        return True
+
+    logger = logging.getLogger("pyhocon.config_parser")
+    logger.addFilter(refuse)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.removeFilter(refuse)
 
 
 def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,15 +349,23 @@ def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
 def _one_line(error: ValidationError) -> str:
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])
+    value = _shorten(repr(fault["input"]), 60)
     if fault["type"] == "extra_forbidden":
-        known = sorted(_known_keys(Config))
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
-        return f"unknown config key {key!r} (value {fault['input']!r}); {hint}"
+        return f"unknown config key {_shorten(key, 60)!r} (value {value}); {_nearest(key)}"
     message = fault["msg"].removeprefix("Value error, ")
     if not key or fault["type"] == "value_error":
         return message
-    return f"config key {key!r} has value {fault['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"config key {key!r} has value {value}: {message[:1].lower()}{message[1:]}"
+
+
+def _nearest(key: str) -> str:
+    known = sorted([*_known_keys(Config), *Config.model_fields])
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
