@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from moe_core.config import ModelConfig
 from moe_core.data.tokens import TokenDataset
 from moe_core.evaluation.loss import count_text_tokens, evaluate_loss, unigram_nats
 from moe_core.model.transformer import MoETransformer
-from torch import nn
 
 END = 4
 # Three documents over a vocabulary of 0..3 and end-of-text = 4; "a" has 6 bytes of text, "b" has 4.
