@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON with a hash manifest, never pickle.
 
     checkpoints/<run>/weights/step-000123/
-      model.safetensors     parameters and persistent buffers, by their names in MoETransformer
+      model.safetensors     MoETransformer.state_dict(); the head is the embedding, so it is there once
       config.json           the configuration (with the vocabulary size the tokenizer really has)
       tokenizer.json
       trainer.safetensors   optimizer and RNG tensors   } absent in a slimmed run
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 CHECKPOINTS_KEPT = 2
 MODEL_FILES = ("model.safetensors", "config.json", "tokenizer.json")
 TRAINER_FILES = ("trainer.safetensors", "trainer.json")
-# Buffers that follow from the configuration alone (RoPE tables) may take this much; no checkpoint of ours comes near.
-MAX_DERIVED_BYTES = 1 << 30
 _FOLDER = re.compile(r"step-(\d{6,12})(?:\.(\d{1,6}))?")
 
 
@@ -79,11 +77,11 @@ def save_checkpoint(
     remove_stale(run.weights_path)
     target = _next_version(run, step)
     with replace_folder(target) as folder:
-        _save_tensors(dict(_model_tensors(model)), folder / "model.safetensors")
+        _save_tensors(model.state_dict(), folder / "model.safetensors")
         (folder / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
         tokenizer.save(folder / "tokenizer.json")
         if trainer_state is not None:
-            _save_tensors(dict(trainer_state), folder / "trainer.safetensors")
+            _save_tensors(trainer_state, folder / "trainer.safetensors")
             (folder / "trainer.json").write_text(json.dumps(trainer_meta or {}), encoding="utf-8")
         _write_manifest(folder, step)
     for superseded in _superseded(run):
@@ -118,16 +116,6 @@ def load_run(
         if step is not None or folder.exists():
             raise
     return _load(run, find_checkpoint(run, None), device, dtype or torch.float32)
-
-
-def load_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Copy a verified checkpoint's tensors into `model`. Raises RunError when names or shapes differ."""
-    path = folder / "model.safetensors"
-    own = dict(_model_tensors(model))
-    _compare_shapes(path, {name: tuple(tensor.shape) for name, tensor in own.items()})
-    with torch.no_grad():
-        for name, tensor in load_file(path).items():
-            own[name].copy_(tensor)
 
 
 def load_trainer_state(run: RunFolder, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -239,17 +227,14 @@ def _load(run: RunFolder, folder: Path, device: str | torch.device, dtype: torch
             f"checkpoint {str(folder)!r} has a tokenizer of {tokenizer.vocab_size} entries but a model of "
             f"{config.model.vocab_size}; they do not belong together, restore the folder from a copy"
         )
-    with torch.device("meta"):
-        outline = MoETransformer(config.model)
-    shapes = {name: tuple(tensor.shape) for name, tensor in _model_tensors(outline)}
-    _compare_shapes(folder / "model.safetensors", shapes)
-    derived = sum(buffer.nbytes for name, buffer in outline.named_buffers() if name not in shapes)
-    if derived > MAX_DERIVED_BYTES:
-        raise RunError(f"checkpoint {str(folder)!r} asks for {derived:,} bytes of tables; lower model.max_seq_len")
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten; leave the caller's RNG alone
+    with torch.device("meta"):  # an outline without memory, to compare before anything is allocated
         model = MoETransformer(config.model)
-    load_weights(model, folder)
-    model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    path = folder / "model.safetensors"
+    _compare_shapes(path, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    # A copy: safetensors hands out views of the mapped file, which a trainer may remove.
+    tensors = {name: tensor.to(device, dtype, copy=True) for name, tensor in _read_tensors(path).items()}
+    model.load_state_dict(tensors, assign=True)
+    model.eval().requires_grad_(False)
     match = _FOLDER.fullmatch(folder.name)
     assert match is not None  # verify_checkpoint compared it
     return LoadedRun(run, config, model, tokenizer, int(match.group(1)))
@@ -270,15 +255,7 @@ def _compare_shapes(path: Path, expected: Mapping[str, tuple[int, ...]]) -> None
             )
 
 
-def _model_tensors(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters (tied ones once) and persistent buffers by name."""
-    parameters = dict(model.named_parameters())
-    buffers = dict(model.named_buffers())
-    persistent = model.state_dict(keep_vars=True).keys()
-    return [*parameters.items(), *((name, buffers[name]) for name in buffers if name in persistent)]
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(contiguous, path)

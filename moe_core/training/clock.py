@@ -1,0 +1,72 @@
+"""How long steps and evaluations take, hence when the run will end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe_core.config import TrainingConfig
+from moe_core.training.schedule import evaluations_left, steps_within_budget
+
+# The first look at the speed comes early, so that a slow machine learns it before its warm-up ends.
+EARLY_STEPS = 20
+# ... and is noisy, so it acts only when the budget would be missed by far.
+EARLY_TOLERANCE = 1.25
+
+
+@dataclass
+class Clock:
+    """Seconds spent so far, kept over stop and resume."""
+
+    step_seconds: float = 0.0
+    steps: int = 0
+    evaluation_seconds: float = 0.0
+    evaluations: int = 0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds spent in the loop."""
+        return self.step_seconds + self.evaluation_seconds
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean over all steps so far: a short hiccup of the machine then costs few steps."""
+        return self.step_seconds / max(1, self.steps)
+
+    @property
+    def seconds_per_evaluation(self) -> float:
+        """Mean over all evaluations so far, checkpoint included."""
+        return self.evaluation_seconds / max(1, self.evaluations)
+
+    def add_step(self, seconds: float) -> None:
+        """Count one step."""
+        self.step_seconds += seconds
+        self.steps += 1
+
+    def add_evaluation(self, seconds: float) -> None:
+        """Count one evaluation with its probe, sample and checkpoint."""
+        self.evaluation_seconds += seconds
+        self.evaluations += 1
+
+    def seconds_left(self, step: int, steps: int, interval: int) -> float | None:
+        """Seconds until the last evaluation is done; None before the first step."""
+        if not self.steps:
+            return None
+        evaluations = evaluations_left(step, steps, interval)
+        return (steps - step) * self.seconds_per_step + evaluations * self.seconds_per_evaluation
+
+    def fit(self, step: int, steps: int, training: TrainingConfig, *, early: bool = False) -> int:
+        """`steps`, lowered where they would not fit into the time budget. Never raised."""
+        needed = self.seconds_left(step, steps, training.evaluation_interval)
+        if training.time_budget_seconds is None or needed is None:
+            return steps
+        left = training.time_budget_seconds - self.elapsed
+        if early and needed <= left * EARLY_TOLERANCE:
+            return steps
+        return steps_within_budget(
+            step,
+            steps,
+            seconds_left=left,
+            seconds_per_step=self.seconds_per_step,
+            seconds_per_evaluation=self.seconds_per_evaluation,
+            interval=training.evaluation_interval,
+        )

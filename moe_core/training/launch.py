@@ -1,0 +1,54 @@
+"""Start a training as a process of its own, which outlives the page, the browser and the server that asked for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_core.errors import RunBusyError, RunError, UsageError
+from moe_core.runs.files import translate_os_errors
+from moe_core.runs.folder import RunFolder
+
+MAIN = Path(__file__).resolve().parents[2] / "main.py"
+
+
+def start_training(arguments: Sequence[str], root: str | Path | None = None) -> int:
+    """Run `main.py <arguments>` in its own session; returns its process id at once.
+
+    `arguments` are those of the command line and must hold --run NAME; everything the process prints goes to
+    <run>/train.log. Raises RunBusyError when the run is being trained already.
+    """
+    run = RunFolder(_run_name(arguments), root)
+    if run.is_locked():
+        raise RunBusyError(f"run {run.name!r} is being trained already; stop it first, or choose another name")
+    with translate_os_errors(run.log_path):
+        run.path.mkdir(parents=True, exist_ok=True)
+        log = run.log_path.open("wb")
+    with log:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, str(MAIN), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "MOESCOPE_CHECKPOINTS": str(run.root.resolve())},
+            )
+        except OSError as error:
+            raise RunError(f"cannot start a training process: {error.strerror or error}") from None
+    # Nobody waits for it otherwise, and an ended child that nobody waited for stays in the process table.
+    threading.Thread(target=process.wait, daemon=True).start()
+    return process.pid
+
+
+def _run_name(arguments: Sequence[str]) -> str:
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--run="):
+            return argument.removeprefix("--run=")
+        if argument == "--run" and position + 1 < len(arguments):
+            return arguments[position + 1]
+    raise UsageError(f"the arguments {list(arguments)!r} name no run; add --run NAME")

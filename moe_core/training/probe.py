@@ -1,0 +1,104 @@
+"""What the routers do with the same few documents at every evaluation: the film of experts specialising."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from moe_core.data.tokens import TokenDataset, document_batches
+from moe_core.routing import RoutingTrace, capture, metrics
+
+# An expert counts as a domain's own once that domain's tokens choose it this many times as often as by even routing.
+OWN_EXPERT_LIFT = 2.0
+
+DomainExpert = tuple[int, int, str]
+"""(layer, expert, domain)"""
+
+
+@torch.no_grad()
+def probe_routing(
+    model: torch.nn.Module,
+    dataset: TokenDataset,
+    *,
+    seq_len: int,
+    batch_size: int,
+    vocabulary: Sequence[str],
+    source: str,
+) -> RoutingTrace:
+    """Routing of every token of `dataset` whose successor is known, each document alone; evaluation mode."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    batches = list(document_batches(dataset, seq_len=seq_len, batch_size=batch_size))
+    try:
+        with capture(model) as recorder:
+            for batch in batches:
+                model(torch.from_numpy(batch.token_ids).to(device))
+    finally:
+        model.train(was_training)
+
+    def joined(name: str) -> np.ndarray[Any, Any]:
+        return np.concatenate([getattr(batch, name).reshape(-1) for batch in batches])
+
+    return recorder.trace(
+        token_ids=joined("token_ids"),
+        document_ids=joined("document_ids"),
+        positions=joined("positions"),
+        domain_ids=joined("domain_ids"),
+        domains=list(dataset.domains),
+        source=source,
+        vocabulary=vocabulary,
+        keep=joined("mask"),
+    )
+
+
+def compact(trace: RoutingTrace) -> RoutingTrace:
+    """The trace as it is kept: without the logits, which take most of the room and whose entropy is in the metrics."""
+    return replace(trace, router_logits=None)
+
+
+def load_records(trace: RoutingTrace, step: int) -> list[dict[str, Any]]:
+    """One "load" line for metrics.jsonl per MoE layer; domain_nmi is None where there is one domain only."""
+    shares = metrics.expert_load(trace).groupby("layer")["share"].apply(list)
+    balance = metrics.load_balance(trace)
+    rows = zip(
+        trace.layers,
+        balance["load_imbalance"],
+        balance["dead_experts"],
+        metrics.router_entropy(trace)["router_entropy"],
+        metrics.domain_nmi(trace)["nmi"],
+        strict=True,
+    )
+    return [
+        {
+            "kind": "load",
+            "step": step,
+            "layer": layer,
+            "expert_load": [float(share) for share in shares[layer]],
+            "load_imbalance": float(imbalance),
+            "dead_experts": int(dead),
+            "router_entropy": float(entropy),
+            "domain_nmi": float(nmi),
+        }
+        for layer, imbalance, dead, entropy, nmi in rows
+    ]
+
+
+def domain_experts(trace: RoutingTrace, known: Collection[DomainExpert]) -> list[tuple[DomainExpert, float]]:
+    """Experts that a domain has come to own, with their lift, beyond those `known`.
+
+    A domain owns an expert when its lift is at least OWN_EXPERT_LIFT and the 95 % interval leaves out even routing.
+    """
+    frame = metrics.domain_specialization(trace)
+    owned = frame[(frame["lift"] >= OWN_EXPERT_LIFT) & ~frame["uncertain"].astype(bool)]
+    found = [
+        ((int(layer), int(expert), str(domain)), float(lift))
+        for layer, expert, domain, lift in zip(
+            owned["layer"], owned["expert"], owned["domain"], owned["lift"], strict=True
+        )
+    ]
+    return [(owner, lift) for owner, lift in found if owner not in known]
