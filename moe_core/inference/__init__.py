@@ -1,0 +1,1 @@
+"""What a trained model does with text: where its tokens are routed, and what it writes."""

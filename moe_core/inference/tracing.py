@@ -1,0 +1,153 @@
+"""Send text through a loaded model and keep where every token went, how surprising it was, and its rank.
+
+Long texts go through in windows of `context_window` tokens that overlap by half: a window's first half is context that
+an earlier window has accounted for already, its second half is new. So every token counts exactly once, sees at least
+half a window before it (as far as its document has that much), and never a position beyond the trained length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_gen import Document
+from moe_core.data.tokens import TokenDataset
+from moe_core.errors import UsageError
+from moe_core.inference.loaded import Loaded, context_window
+from moe_core.routing import RoutingTrace, capture
+
+TOKENS_PER_BATCH = 4096
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total)."""
+
+
+@dataclass(frozen=True, eq=False)
+class TracedText:
+    """The routing of one text and how well the model foresaw each token. T counts the end-of-text before the text."""
+
+    trace: RoutingTrace
+    losses: NDArray[np.float32]
+    """[T] nats: -ln of the probability given to the token by those before it; NaN for the first, end-of-text."""
+    ranks: NDArray[np.int32]
+    """[T] place of the token among the model's guesses, 1 = the likeliest; 0 for the first, which nothing predicts."""
+
+
+class _Window(NamedTuple):
+    start: int
+    """First token, as an index into the data set."""
+    fresh: int
+    """First token that no earlier window accounts for."""
+    end: int
+
+
+def trace_text(loaded: Loaded, text: str, *, domain: str = "text", progress: Progress | None = None) -> TracedText:
+    """Trace one text. Raises UsageError when it is empty, DataError when UTF-8 cannot hold it."""
+    if not text:
+        raise UsageError("there is no text to trace; expected at least one character")
+    dataset = TokenDataset.build([Document(text, domain, "text", "")], loaded.tokenizer, [domain])
+    return _trace(loaded, dataset, progress)
+
+
+def trace_documents(
+    loaded: Loaded,
+    documents: Sequence[Document],
+    *,
+    progress: Progress | None = None,
+    tokens_per_domain: int | None = None,
+) -> RoutingTrace:
+    """Trace documents, each with its end-of-text first; document ids are their places in `documents`.
+
+    `tokens_per_domain` bounds the tokens of each domain: whole documents in a seeded order, the last one cut.
+    Domains are numbered in the order in which they first occur.
+    """
+    if not documents or (tokens_per_domain is not None and tokens_per_domain < 2):
+        raise UsageError(
+            f"{len(documents)} documents with tokens_per_domain = {tokens_per_domain} leave nothing to trace; "
+            "expected at least one document and two tokens"
+        )
+    domains = list(dict.fromkeys(document.domain for document in documents))
+    dataset = TokenDataset.build(documents, loaded.tokenizer, domains)
+    if tokens_per_domain is not None:
+        dataset = dataset.select(tokens_per_domain, seed=0)
+    return _trace(loaded, dataset, progress).trace
+
+
+@torch.inference_mode()
+def _trace(loaded: Loaded, dataset: TokenDataset, progress: Progress | None) -> TracedText:
+    size = context_window(loaded)
+    device = next(loaded.model.parameters()).device
+    losses = np.full(len(dataset), np.nan, dtype=np.float32)
+    ranks = np.zeros(len(dataset), dtype=np.int32)
+    indices: list[NDArray[np.int64]] = []
+    keeps: list[NDArray[np.bool_]] = []
+    every_window = _windows(dataset, size)
+    rows = max(1, TOKENS_PER_BATCH // size)
+    with capture(loaded.model) as recorder:
+        for first in range(0, len(every_window), rows):
+            windows = every_window[first : first + rows]
+            index_BS, keep_BS = _layout(windows)
+            token_ids_BS = torch.from_numpy(dataset.token_ids[index_BS].astype(np.int64)).to(device)
+            logits_BSV = loaded.model(token_ids_BS).logits
+            scored = keep_BS[:, 1:] & (dataset.positions[index_BS[:, 1:]] > 0)
+            at = index_BS[:, 1:][scored]
+            losses[at], ranks[at] = _score(logits_BSV[:, :-1], token_ids_BS[:, 1:], torch.from_numpy(scored).to(device))
+            indices.append(index_BS.ravel())
+            keeps.append(keep_BS.ravel())
+            if progress is not None:
+                progress("tracing", windows[-1].end, len(dataset))
+    index = np.concatenate(indices)
+    trace = recorder.trace(
+        token_ids=dataset.token_ids[index],
+        document_ids=dataset.document_ids[index],
+        positions=dataset.positions[index],
+        domain_ids=dataset.domain_ids[index],
+        domains=dataset.domains,
+        source=_name(loaded),
+        vocabulary=loaded.tokenizer.vocabulary(),
+        keep=np.concatenate(keeps),
+    )
+    return TracedText(trace, losses, ranks)
+
+
+def _windows(dataset: TokenDataset, size: int) -> list[_Window]:
+    """Windows of at most `size` tokens; all but the first of a document are full and bring up to size // 2 new ones."""
+    windows: list[_Window] = []
+    for start, stop in zip(*dataset.document_bounds(), strict=True):
+        end = min(int(start) + size, int(stop))
+        windows.append(_Window(int(start), int(start), end))
+        while end < stop:
+            fresh, end = end, min(end + size // 2, int(stop))
+            windows.append(_Window(end - size, fresh, end))
+    return windows
+
+
+def _layout(windows: Sequence[_Window]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Data-set index [B, S] of every place of a batch, and whether the place counts (neither context nor padding).
+
+    Padding repeats the last token behind the text, where causal attention keeps it from changing anything.
+    """
+    starts, fresh, ends = (np.array(column)[:, None] for column in zip(*windows, strict=True))
+    index = starts + np.arange((ends - starts).max())
+    keep = (index >= fresh) & (index < ends)
+    return np.minimum(index, ends - 1), keep
+
+
+def _score(
+    logits_BSV: torch.Tensor, targets_BS: torch.Tensor, scored_BS: torch.Tensor
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Loss in nats and rank (1 = likeliest; ties count in the token's favour) of the scored targets, row by row."""
+    logits_TV, targets_T = logits_BSV[scored_BS].float(), targets_BS[scored_BS]
+    losses_T = torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="none")
+    ranks_T = 1 + (logits_TV > logits_TV.gather(1, targets_T[:, None])).sum(dim=1)
+    return losses_T.cpu().numpy(), ranks_T.to(torch.int32).cpu().numpy()
+
+
+def _name(loaded: Loaded) -> str:
+    """What people read as the trace's origin; a model that is still in training has no run of its own yet."""
+    run = getattr(loaded, "run", None)
+    return f"run {run.name}, step {getattr(loaded, 'step', 0)}" if run is not None else "model in memory"
