@@ -221,21 +221,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def load_config(
-    preset: str = "default",
+    base: str | Config = "default",
     *,
     file: str | Path | None = None,
     environment: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Merge preset < HOCON file < environment < overrides and validate.
+    """Merge base < HOCON file < environment < overrides and validate. `base` names a preset, or is a run's own config.
 
     `environment` defaults to os.environ; MOESCOPE_MODEL__NUM_EXPERTS=16 sets model.num_experts. `overrides` has dotted
     keys: {"model.num_experts": "16"}. Raises UsageError naming the key, the value and what was expected.
     """
-    if preset not in PRESETS:
-        raise UsageError(f"unknown preset {preset!r}; expected one of {', '.join(sorted(PRESETS))}")
+    if isinstance(base, str) and base not in PRESETS:
+        raise UsageError(f"unknown preset {base!r}; expected one of {', '.join(sorted(PRESETS))}")
     tree: dict[str, Any] = {}
-    _merge(tree, PRESETS[preset])
+    _merge(tree, PRESETS[base] if isinstance(base, str) else base.model_dump())
     if file is not None:
         _merge(tree, _read_hocon(Path(file)))
     for name, value in (os.environ if environment is None else environment).items():

@@ -67,6 +67,13 @@ def test_a_saved_config_comes_back_equal() -> None:
     assert Config.model_validate_json(config.model_dump_json()) == config
 
 
+def test_a_saved_config_can_be_the_base() -> None:
+    saved = load_config("quick", environment={}, overrides={"model.dim": "64"})
+    assert load_config(saved, environment={}) == saved
+    changed = load_config(saved, environment={"MOESCOPE_MODEL__DIM": "48"}, overrides={"training.steps": "7"})
+    assert (changed.model.dim, changed.training.steps, changed.model.num_experts) == (48, 7, 8)
+
+
 def test_presets_are_not_changed_by_loading() -> None:
     before = load_config("quick", environment={})
     load_config("quick", environment={}, overrides={"model.dim": "64", "training.steps": "3"})

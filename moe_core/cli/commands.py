@@ -1,0 +1,215 @@
+"""The commands that look at runs and data; training has its own file. Heavy modules are imported inside."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_core.cli.exits import printable
+from moe_core.cli.output import Output, check_regular, progress_on_stderr, table, write_bytes
+from moe_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from moe_core.figures.run_figures import Figure
+    from moe_core.runs.folder import RunSummary
+
+
+def data(arguments: argparse.Namespace, output: Output) -> int:
+    """Write the synthetic corpus as JSONL, one file a split, and print its quality gates."""
+    from data_gen import SPLITS, generate_corpus
+    from data_gen.gates import measure_gates
+
+    folder = _folder(arguments.out)
+    with progress_on_stderr() as progress:
+        documents = generate_corpus(arguments.documents, seed=arguments.seed, progress=progress)
+        for split in SPLITS:
+            lines = (json.dumps(asdict(document)) + "\n" for document in documents if document.split == split)
+            write_bytes(folder / f"{split}.jsonl", "".join(lines).encode())
+        progress("measuring", 0, 1)
+        gates = measure_gates(documents)
+    counts = {split: sum(document.split == split for document in documents) for split in SPLITS}
+    output.say(f"{_listed(counts)} documents in {folder}")
+    rows = [
+        [gate.name, gate.domain, f"{gate.value:.4g}", str(gate.limit), "yes" if gate.passed else "NO"] for gate in gates
+    ]
+    output.say(table(["gate", "domain", "value", "limit", "passed"], rows))
+    output.figures({"out": str(folder), "documents": counts, "gates": [asdict(gate) for gate in gates]})
+    return 0
+
+
+def trace(arguments: argparse.Namespace, output: Output) -> int:
+    """Trace a text or documents through a run's newest checkpoint into a Parquet file."""
+    from moe_core.data.sources import read_documents
+    from moe_core.inference.tracing import trace_documents, trace_text
+    from moe_core.runs.checkpoint import load_run
+
+    check_regular(arguments.out, "--out")
+    loaded = load_run(arguments.run)
+    with progress_on_stderr() as progress:
+        if arguments.text is not None:
+            routing = trace_text(loaded, arguments.text, progress=progress).trace
+        else:
+            routing = trace_documents(loaded, read_documents(arguments.data), progress=progress)
+    routing.save(arguments.out)
+    documents = len(set(routing.document_ids.tolist()))
+    output.say(
+        f"{routing.num_tokens:,} tokens of {documents:,} documents through {routing.num_layers} MoE layers "
+        f"in {arguments.out}"
+    )
+    output.say(f"Look at it:  python main.py plots --trace {arguments.out} --out out/plots")
+    output.figures(
+        {
+            "run": arguments.run,
+            "out": arguments.out,
+            "tokens": routing.num_tokens,
+            "documents": documents,
+            "domains": list(routing.domains),
+            "layers": list(routing.layers),
+            "num_experts": routing.num_experts,
+            "top_k": routing.top_k,
+        }
+    )
+    return 0
+
+
+def plots(arguments: argparse.Namespace, output: Output) -> int:
+    """Write every figure of a run or a trace in every format asked for."""
+    from moe_core.figures.run_figures import save_figure
+
+    folder = _folder(arguments.out)
+    formats = list(dict.fromkeys(arguments.format or ["png"]))
+    figures = _figures(arguments)
+    folder.mkdir(parents=True, exist_ok=True)
+    with progress_on_stderr() as progress:
+        for number, figure in enumerate(figures, start=1):
+            for suffix in formats:
+                save_figure(figure, folder / f"{figure.name}.{suffix}")
+            progress("drawing", number, len(figures))
+    for figure in figures:
+        output.say(f"{figure.title}: {figure.verdict}")
+    output.say(f"{len(figures)} figures as {', '.join(formats)} in {folder}")
+    output.figures(
+        {
+            "out": str(folder),
+            "figures": [
+                {
+                    "name": figure.name,
+                    "title": figure.title,
+                    "question": figure.question,
+                    "verdict": figure.verdict,
+                    "files": [f"{figure.name}.{suffix}" for suffix in formats],
+                }
+                for figure in figures
+            ],
+        }
+    )
+    return 0
+
+
+def generate(arguments: argparse.Namespace, output: Output) -> int:
+    """Continue a prompt: text on stdout as it comes, speed on stderr."""
+    from moe_core.inference.generate import SamplingConfig
+    from moe_core.inference.generate import generate as generate_tokens
+    from moe_core.runs.checkpoint import load_run
+
+    sampling = SamplingConfig(
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    loaded = load_run(arguments.run)
+    tokens: list[dict[str, Any]] = []
+    text = ""
+    began = time.perf_counter()
+    with progress_on_stderr() as progress:
+        for token in generate_tokens(loaded, arguments.prompt, sampling):
+            text += token.text
+            tokens.append({"text": loaded.tokenizer.token_text(token.token_id), "experts": token.experts.tolist()})
+            if output.json_only:
+                progress("generating", len(tokens), sampling.max_new_tokens)
+            else:
+                print(printable(token.text), end="", flush=True)
+    seconds = time.perf_counter() - began
+    if not output.json_only:
+        print(flush=True)
+    speed = len(tokens) / seconds
+    print(f"{len(tokens)} tokens in {seconds:.1f} s, {speed:.0f} tokens/s", file=sys.stderr)
+    output.figures({"prompt": arguments.prompt, "text": text, "tokens_per_second": speed, "tokens": tokens})
+    return 0
+
+
+def runs(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - every handler has this signature
+    """List all runs; a broken one is listed with what is broken."""
+    from moe_core.runs.folder import list_runs
+
+    found = list_runs()
+    if found:
+        output.say(
+            table(["run", "state", "steps", "unseen", "validation", "updated", ""], [_row(run) for run in found])
+        )
+        output.say("unseen, validation: nats per token at the last evaluation while training")
+    else:
+        output.say("No runs yet. Train one:  python main.py --quick")
+    output.figures([asdict(run) for run in found])
+    return 0
+
+
+def slim(arguments: argparse.Namespace, output: Output) -> int:
+    """Reduce a run to what is needed to look at it and use it."""
+    from moe_core.runs.checkpoint import slim_run
+    from moe_core.runs.folder import RunFolder
+
+    run = RunFolder(arguments.run)
+    if not run.exists():
+        run.config()  # raises "no run ..."
+    size = slim_run(run, max_bytes=arguments.max_mib * 2**20)
+    output.say(f"Run {run.name} now takes {size:,} bytes: bfloat16 weights, no optimizer state. It cannot be resumed.")
+    output.figures({"run": run.name, "bytes": size})
+    return 0
+
+
+def _figures(arguments: argparse.Namespace) -> list[Figure]:
+    from moe_core.figures.run_figures import figures_of_run, figures_of_trace
+
+    if arguments.trace is not None:
+        from moe_core.routing.trace import RoutingTrace
+
+        return list(figures_of_trace(RoutingTrace.load(arguments.trace)).values())
+    from moe_core.runs.folder import RunFolder
+
+    run = RunFolder(arguments.run)
+    if not run.exists():
+        run.config()  # raises "no run ..."
+    return list(figures_of_run(run).values())
+
+
+def _folder(path: str) -> Path:
+    """A folder to write into, refused before any work is done."""
+    if not path or "\0" in path or (Path(path).exists() and not Path(path).is_dir()):
+        raise UsageError(f"--out {path!r} is not a folder; expected one to write to, e.g. out/figures")
+    return Path(path)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
+
+
+def _row(run: RunSummary) -> list[str]:
+    updated = datetime.fromtimestamp(run.updated_at).strftime("%Y-%m-%d %H:%M") if run.updated_at else "-"
+    return [
+        run.name,
+        run.state,
+        f"{run.step:,}/{run.steps:,}" if run.steps else "-",
+        "-" if run.unseen_nats is None else f"{run.unseen_nats:.3f}",
+        "-" if run.validation_nats is None else f"{run.validation_nats:.3f}",
+        updated,
+        run.error or "",
+    ]

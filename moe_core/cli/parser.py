@@ -1,0 +1,253 @@
+"""The options of every command. Only the standard library is imported, so that --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from moe_core.cli import commands, training
+from moe_core.cli.output import JSON_TO_STDOUT
+from moe_core.errors import UsageError
+
+PLOT_FORMATS = ("png", "svg", "pdf", "html", "csv")
+
+TRAIN_DESCRIPTION = """\
+Train a Mixture-of-Experts language model, then score it on unseen text and write checkpoints/<run>/report.md.
+Without options: the default model on synthetic text (at most 30 minutes on two cores); --quick: at most 3 minutes."""
+
+COMMANDS_TEXT = """\
+commands (each has its own --help):
+  data       write the synthetic documents and measure their quality
+  trace      record which experts every token of a text goes to
+  plots      write every figure of a run or a trace
+  generate   continue a text, token by token
+  runs       list the runs with their state and key figures
+  slim       make a run small enough to ship
+
+any configuration key can be given as --section.key VALUE, in a HOCON file (--config) or as an environment variable
+MOESCOPE_SECTION__KEY; the command line wins over the environment, that over the file.
+
+examples:
+  python main.py --quick
+  python main.py --quick --run mine --data texts.jsonl --seed 1
+  python main.py --run wide --model.num_experts 32 --training.steps 5000
+  python main.py --run wide --resume
+  python main.py --evaluate --run wide --json figures.json"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong argument raises UsageError (one line) instead of printing the usage and exiting."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line. The result holds `handler(parsed, output) -> exit code`, `json` and the options.
+
+    Raises UsageError for anything unknown; SystemExit(0) after printing help.
+    """
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]]().parse_args(arguments[1:])
+    parsed, rest = _train_parser().parse_known_args(arguments)
+    for argument in rest:
+        _refuse_misplaced_command(argument, rest)
+    parsed.overrides = rest
+    parsed.handler = training.evaluate if parsed.evaluate else training.train
+    if parsed.evaluate:
+        _refuse_training_options(parsed)
+    return parsed
+
+
+def _refuse_misplaced_command(argument: str, rest: Sequence[str]) -> None:
+    """A word that is no value of a --section.key: a command in the wrong place, or a typo of one."""
+    before = rest[rest.index(argument) - 1] if rest.index(argument) else ""
+    if argument.startswith("-") or (before.startswith("--") and "." in before and "=" not in before):
+        return
+    if argument in COMMANDS:
+        raise UsageError(f"{argument!r} must come first: python main.py {argument} ...")
+    near = difflib.get_close_matches(argument, list(COMMANDS), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}, or options only"
+    raise UsageError(f"unknown command {argument[:60]!r}; {hint} See `python main.py --help`")
+
+
+def _refuse_training_options(parsed: argparse.Namespace) -> None:
+    given = {
+        "--resume": parsed.resume,
+        "--data": parsed.data is not None,
+        "--seed": parsed.seed is not None,
+        "--config": parsed.config is not None,
+        "--section.key": bool(parsed.overrides),
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise UsageError(f"--evaluate scores a trained run as it is and takes no {option}; leave it out")
+
+
+def _train_parser() -> Parser:
+    parser = Parser("python main.py", TRAIN_DESCRIPTION, COMMANDS_TEXT)
+    parser.add_argument("--quick", action="store_true", help="a smaller model, trained in at most 3 minutes")
+    parser.add_argument(
+        "--run", metavar="NAME", help='name of the run (default: "default", with --quick "quick"; '
+        "with --evaluate the run updated last)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="PATH", help="your own text: .jsonl, .parquet, .csv, .txt, or a folder of one folder a domain"
+    )
+    parser.add_argument(
+        "--seed", metavar="N", help="seed of the data, its split, the weights and the order of training"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue a run that was stopped, with the configuration it has"
+    )
+    parser.add_argument("--config", metavar="FILE", help="HOCON file with configuration keys")
+    parser.add_argument("--evaluate", action="store_true", help="score a trained run instead of training one")
+    _add_json(parser)
+    return parser
+
+
+def _data_parser() -> Parser:
+    parser = _command(
+        "data",
+        "Write the synthetic documents as train.jsonl, validation.jsonl and unseen.jsonl, and measure their quality.",
+        "python main.py data --out out/corpus --documents 200 --seed 3",
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; made where missing")
+    parser.add_argument(
+        "--documents", metavar="N", type=_whole(10, 1_000_000), default=1000, help="training documents per domain "
+        "(default 1000); the held-out splits have a tenth each",
+    )  # fmt: skip
+    parser.add_argument("--seed", metavar="S", type=_whole(0, 2**32 - 1), default=0, help="default 0")
+    return _finish(parser, commands.data)
+
+
+def _trace_parser() -> Parser:
+    parser = _command(
+        "trace",
+        "Record which experts every token of a text goes to, as a Parquet file that pandas, DuckDB and Polars read.",
+        'python main.py trace --run demo --text "The tenant shall pay 4.5 percent." --out out/trace.parquet',
+    )
+    parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint reads the text")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", metavar="T", help="the text itself")
+    source.add_argument("--data", metavar="PATH", help="a file or folder of documents, as for training")
+    parser.add_argument("--out", metavar="X.parquet", required=True, help="file to write")
+    return _finish(parser, commands.trace)
+
+
+def _plots_parser() -> Parser:
+    parser = _command(
+        "plots",
+        "Write every figure of a run or of a trace to files, named after what they show.",
+        "python main.py plots --run demo --out out/plots --format png --format csv",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", metavar="NAME", help="figures of this run: training, load, domains")
+    source.add_argument("--trace", metavar="X.parquet", help="figures of this trace")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; made where missing")
+    parser.add_argument(
+        "--format", choices=PLOT_FORMATS, action="append", help="repeatable (default png); csv holds the numbers"
+    )
+    return _finish(parser, commands.plots)
+
+
+def _generate_parser() -> Parser:
+    parser = _command(
+        "generate",
+        "Continue a text. It appears on stdout as it comes, the speed on stderr.",
+        'python main.py generate --run demo --prompt "The tenant shall" --max-new-tokens 60 --temperature 0',
+    )
+    parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint writes")
+    parser.add_argument("--prompt", metavar="P", required=True, help="the text to continue")
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=_whole(1, 1_000_000), default=200, help="stop after so many (default 200)"
+    )
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, default=0.8, help="0 = always the likeliest token (default 0.8)"
+    )
+    parser.add_argument(
+        "--top-k", metavar="K", type=_whole(0, 1_000_000), default=50, help="among the K likeliest tokens; "
+        "0 = among all (default 50)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top-p", metavar="P", type=float, default=0.95, help="among the likeliest tokens that hold this share "
+        "of the probability (default 0.95)",
+    )  # fmt: skip
+    parser.add_argument("--seed", metavar="S", type=_whole(0, 2**32 - 1), default=0, help="default 0")
+    return _finish(parser, commands.generate)
+
+
+def _runs_parser() -> Parser:
+    parser = _command("runs", "List the runs, the last updated first, with their state and key figures.",
+                      "python main.py runs --json runs.json")  # fmt: skip
+    return _finish(parser, commands.runs)
+
+
+def _slim_parser() -> Parser:
+    parser = _command(
+        "slim",
+        "Make a run small enough to ship: bfloat16 weights, no optimizer state. It can then no longer be resumed.",
+        "python main.py slim --run demo",
+    )
+    parser.add_argument("--run", metavar="NAME", required=True, help="run to change")
+    parser.add_argument(
+        "--max-mib", metavar="M", type=_whole(1, 1_000_000), default=10, help="refuse, changing nothing, if the run "
+        "would still take more (default 10)",
+    )  # fmt: skip
+    return _finish(parser, commands.slim)
+
+
+COMMANDS: dict[str, Callable[[], Parser]] = {
+    "data": _data_parser,
+    "trace": _trace_parser,
+    "plots": _plots_parser,
+    "generate": _generate_parser,
+    "runs": _runs_parser,
+    "slim": _slim_parser,
+}
+
+
+def _command(name: str, description: str, example: str) -> Parser:
+    return Parser(f"python main.py {name}", description, f"example:\n  {example}")
+
+
+def _finish(parser: Parser, handler: Callable[..., int]) -> Parser:
+    _add_json(parser)
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_json(parser: Parser) -> None:
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=JSON_TO_STDOUT,
+        metavar="FILE",
+        help="figures as JSON: to FILE, or alone on standard output",
+    )
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: a whole number within bounds."""
+
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {low} to {high}")
+        return number
+
+    return convert

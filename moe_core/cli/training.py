@@ -1,0 +1,116 @@
+"""`python main.py` itself: train a run, or score one. Heavy modules are imported when a command really runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from moe_core.cli.output import Output, Progress, duration, progress_on_stderr
+from moe_core.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from moe_core.config import Config
+    from moe_core.runs.folder import RunFolder
+    from moe_core.training.loop import TrainingResult
+
+
+def train(arguments: argparse.Namespace, output: Output) -> int:
+    """Train or resume a run, then score it and write its report. Exit code 128 + signal when one stopped it."""
+    from moe_core.runs.folder import RunFolder
+
+    preset = "quick" if arguments.quick else "default"
+    run = RunFolder(preset if arguments.run is None else arguments.run)
+    config = _config(run, preset, arguments)
+    with progress_on_stderr() as progress:
+        from moe_core.training.loop import train as train_run
+
+        result = train_run(run, config, resume=arguments.resume, progress=progress)
+        evaluation = _score(run.name, progress) if result.state == "finished" else None
+    _summarise(run, result, evaluation, output)
+    output.figures(
+        {
+            "run": run.name,
+            "state": result.state,
+            "step": result.step,
+            "steps": result.steps,
+            "seconds": result.seconds,
+            "evaluation": evaluation,
+        }
+    )
+    return 128 + result.signal if result.signal is not None else 0
+
+
+def evaluate(arguments: argparse.Namespace, output: Output) -> int:
+    """Score a run on its held-out text; print the figures and write report.md."""
+    name = _run_to_evaluate(arguments)
+    with progress_on_stderr() as progress:
+        evaluation = _score(name, progress)
+    _say_figures(name, evaluation, output)
+    output.figures(evaluation)
+    return 0
+
+
+def _config(run: RunFolder, preset: str, arguments: argparse.Namespace) -> Config:
+    """Preset (or, to resume, what the run was started with) < --config < environment < command line."""
+    from moe_core.config import load_config, parse_overrides
+
+    overrides: dict[str, Any] = {}
+    if arguments.data is not None:
+        overrides["data.path"] = arguments.data
+    if arguments.seed is not None:
+        overrides |= {"data.seed": arguments.seed, "training.seed": arguments.seed}
+    overrides |= parse_overrides(arguments.overrides)
+    base = run.config() if arguments.resume else preset
+    return load_config(base, file=arguments.config, overrides=overrides)
+
+
+def _run_to_evaluate(arguments: argparse.Namespace) -> str:
+    from moe_core.runs.folder import RunFolder, list_runs
+
+    if arguments.run is not None:
+        return RunFolder(arguments.run).name
+    if arguments.quick:
+        return "quick"
+    runs = [run for run in list_runs() if run.error is None and run.step > 0]
+    if not runs:
+        raise UsageError("there is no trained run to evaluate; train one with `python main.py --quick`")
+    return runs[0].name
+
+
+def _score(name: str, progress: Progress) -> dict[str, Any]:
+    from moe_core.evaluation.evaluate import evaluate_run
+    from moe_core.evaluation.report import write_report
+    from moe_core.runs.checkpoint import load_run
+
+    loaded = load_run(name)
+    evaluation = evaluate_run(loaded, progress=progress)
+    write_report(loaded.run, evaluation)
+    return evaluation
+
+
+def _summarise(run: RunFolder, result: TrainingResult, evaluation: Mapping[str, Any] | None, output: Output) -> None:
+    done = f"{result.step:,} of {result.steps:,} steps, {duration(result.seconds)} of training"
+    if evaluation is None:
+        output.say(f"Run {run.name} stopped after {done}; what it learned is saved.")
+        output.say(f"Continue:  python main.py --run {run.name} --resume")
+        return
+    output.say(f"Run {run.name} finished: {done}.")
+    _say_figures(run.name, evaluation, output)
+    output.say("Next:      make dashboard")
+    output.say(f'           python main.py generate --run {run.name} --prompt "The "')
+    output.say(f"           python main.py plots --run {run.name} --out out/plots")
+
+
+def _say_figures(name: str, evaluation: Mapping[str, Any], output: Output) -> None:
+    from moe_core.evaluation.report import loss_verdict
+    from moe_core.runs.folder import RunFolder
+
+    nats = evaluation["validation"]["nats_per_token"]
+    if nats is None:
+        raise RunError(f"the loss of run {name!r} is not finite: its weights are damaged; train it again")
+    output.say(f"Unseen:    {loss_verdict(evaluation)}")
+    output.say(f"Known:     {nats:.3f} nats a token on held-out documents of known kinds.")
+    output.say(f"Routing:   {evaluation['verdicts']['routing']}")
+    output.say(f"Domains:   {evaluation['verdicts']['domains']}")
+    output.say(f"Report:    {RunFolder(name).path / 'report.md'}")

@@ -1,0 +1,130 @@
+"""The figures of a trained run: loss on both held-out splits against its baselines, and the health of its routing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moe_core.data.tokens import TokenDataset
+from moe_core.errors import RunError
+from moe_core.evaluation.loss import LossReport, count_text_tokens, evaluate_loss, unigram_nats
+from moe_core.inference.tracing import trace_documents
+from moe_core.routing import baselines, metrics, verdicts
+
+if TYPE_CHECKING:
+    from data_gen import Document
+    from moe_core.routing.trace import RoutingTrace
+    from moe_core.runs.checkpoint import LoadedRun
+
+Progress = Callable[[str, int, int], None]
+SPLITS = ("validation", "unseen")
+# Enough documents that the shuffled null is narrow, few enough that tracing costs seconds.
+TRACED_TOKENS_PER_DOMAIN = 8192
+
+
+def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Score and trace the run's held-out documents; the result is plain JSON values, NaN and infinity as None.
+
+    Keys: run; step; validation and unseen, each {nats_per_token, perplexity, bits_per_byte, by_domain: {domain: nats}},
+    every document scored alone in contexts of training.seq_len tokens;
+    baselines {uniform_nats = ln V, unigram_nats: training frequencies, add-one smoothed, on the unseen split};
+    parameters {total, active}; flops_per_token (2 per multiply-add, forward, context training.seq_len);
+    routing: per MoE layer, on documents of both held-out splits, {layer, load_imbalance (1 = even), dead_experts,
+    router_entropy (0..1), dropped_fraction (0..1), domain_nmi (0..1), domain_nmi_null_p99, p_value (label shuffle by
+    document)}; verdicts {routing, domains}: the same in words.
+
+    Raises RunError when the run's held-out documents are missing or do not fit its tokenizer.
+    """
+    report = progress or _silent
+    run, config, model = loaded.run, loaded.config, loaded.model
+    documents = {split: run.held_out(split) for split in SPLITS}
+    datasets = {split: _dataset(loaded, split, documents[split]) for split in SPLITS}
+    total = sum(count_text_tokens(dataset) for dataset in datasets.values())
+    losses: dict[str, LossReport] = {}
+    for split in SPLITS:
+        before = sum(loss.tokens for loss in losses.values())
+        losses[split] = evaluate_loss(
+            model,
+            datasets[split],
+            seq_len=config.training.seq_len,
+            progress=lambda stage, done, _, before=before: report(stage, before + done, total),  # type: ignore[misc]
+        )
+    trace = trace_documents(
+        loaded,
+        [document for split in SPLITS for document in documents[split]],
+        progress=progress,
+        tokens_per_domain=TRACED_TOKENS_PER_DOMAIN,
+    )
+    routing, words = _routing(trace)
+    return {
+        "run": run.name,
+        "step": loaded.step,
+        **{split: _figures(losses[split]) for split in SPLITS},
+        "baselines": {
+            "uniform_nats": math.log(loaded.tokenizer.vocab_size),
+            "unigram_nats": unigram_nats(run.token_counts(), datasets["unseen"]),
+        },
+        "parameters": {"total": model.total_parameters, "active": model.active_parameters},
+        "flops_per_token": model.flops_per_token(config.training.seq_len),
+        "routing": routing,
+        "verdicts": words,
+    }
+
+
+def _dataset(loaded: LoadedRun, split: str, documents: Sequence[Document]) -> TokenDataset:
+    run, vocabulary = loaded.run, loaded.tokenizer.vocab_size
+    known = run.domains()
+    strange = sorted({document.domain for document in documents} - set(known))
+    counted = len(run.token_counts())
+    if strange or counted != vocabulary:
+        what = f"a document of domain {strange[0]!r}" if strange else f"token counts of {counted} entries"
+        raise RunError(
+            f"the held-out text of run {run.name!r} does not belong to it: it has {what}, its tokenizer has "
+            f"{vocabulary} entries and its domains are {', '.join(known)}; restore the run's folder from a copy"
+        )
+    dataset = TokenDataset.build(documents, loaded.tokenizer, known)
+    if not count_text_tokens(dataset):
+        raise RunError(f"run {run.name!r} kept no {split} text to score; train it again on more text")
+    return dataset
+
+
+def _figures(loss: LossReport) -> dict[str, Any]:
+    return {
+        "nats_per_token": _number(loss.nats_per_token),
+        "perplexity": _number(loss.perplexity),
+        "bits_per_byte": _number(loss.bits_per_byte),
+        "by_domain": {domain: _number(nats) for domain, nats in loss.by_domain.items()},
+    }
+
+
+def _routing(trace: RoutingTrace) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """One entry per MoE layer, and the verdicts in words."""
+    balance, entropy, nmi = metrics.load_balance(trace), metrics.router_entropy(trace), baselines.domain_nmi(trace)
+    table = balance.merge(entropy, on="layer").merge(nmi, on="layer")
+    rows = [
+        {
+            "layer": int(row["layer"]),
+            "load_imbalance": _number(row["load_imbalance"]),
+            "dead_experts": int(row["dead_experts"]),
+            "router_entropy": _number(row["router_entropy"]),
+            "dropped_fraction": _number(row["dropped_fraction"]),
+            "domain_nmi": _number(row["nmi"]),
+            "domain_nmi_null_p99": _number(row["null_p99"]),
+            "p_value": _number(row["p_value"]),
+        }
+        for _, row in table.iterrows()
+    ]
+    return rows, {
+        "routing": verdicts.routing_health(balance, entropy),
+        "domains": verdicts.domain_verdict(nmi),
+    }
+
+
+def _number(value: float) -> float | None:
+    """A plain float, None where there is no finite answer (JSON has neither NaN nor infinity)."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """No one is watching."""

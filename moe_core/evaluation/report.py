@@ -1,0 +1,156 @@
+"""report.md of a run: the figures of evaluate.py as a page that reads without the program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_core.routing import verdicts
+from moe_core.runs.files import write_atomic
+from moe_core.runs.folder import RunFolder
+
+SPLIT_WORDS = {
+    "validation": "validation (held-out documents of known kinds)",
+    "unseen": "unseen (held-out kinds or sources)",
+}
+
+
+def write_report(run: RunFolder, evaluation: Mapping[str, Any]) -> Path:
+    """Write `evaluation` (of evaluate_run) as report.md into the run's folder and return its path.
+
+    Raises RunError when the disk refuses; an older report is then untouched.
+    """
+    path = run.path / "report.md"
+    write_atomic(path, report_text(run, evaluation).encode("utf-8", errors="backslashreplace"))
+    return path
+
+
+def report_text(run: RunFolder, evaluation: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    config = run.config()
+    model = verdicts.describe_model(
+        layers=len(config.model.moe_layers),
+        experts=config.model.num_experts,
+        top_k=config.model.top_k,
+        total_parameters=evaluation["parameters"]["total"],
+        active_parameters=evaluation["parameters"]["active"],
+    )
+    text = f"`{config.data.path}`" if config.data.path else "synthetic documents of four domains"
+    return "\n".join(
+        [
+            f"# Run {run.name}",
+            "",
+            f"{model} Trained for {evaluation['step']:,} steps of {config.training.batch_size} sequences of "
+            f"{config.training.seq_len} tokens on {text}.",
+            "",
+            "## How well does it predict text it has not seen?",
+            "",
+            loss_verdict(evaluation),
+            "",
+            *_loss_table(evaluation),
+            "",
+            "Nats per token depend on the vocabulary; bits per byte do not, compare runs by these. Each document is "
+            f"scored alone, in contexts of {config.training.seq_len} tokens.",
+            "",
+            "## Is its routing healthy?",
+            "",
+            evaluation["verdicts"]["routing"],
+            "",
+            *_routing_table(evaluation["routing"]),
+            "",
+            "Load: the busiest expert's load over the mean, 1 is even. Entropy: 1 means the router prefers no expert. "
+            "Dropped: slots without an expert. Held-out documents of both splits.",
+            "",
+            "## Do its experts know a token's domain?",
+            "",
+            evaluation["verdicts"]["domains"],
+            "",
+            *_domain_table(evaluation["routing"]),
+            "",
+            "NMI: the part of a token's domain that one choice of expert tells, 0 to 1. It is never 0 on finite text, "
+            "so it stands beside the 99th percentile of what shuffling the domain labels over documents gives.",
+            "",
+            f"Forward cost: {verdicts.short_count(evaluation['flops_per_token'])} floating-point operations a token. "
+            f"Made by `python main.py --evaluate --run {run.name}`.",
+            "",
+        ]
+    )
+
+
+def loss_verdict(evaluation: Mapping[str, Any]) -> str:
+    """One sentence: loss on the unseen split, and how far below guessing by token frequency that is."""
+    unseen, unigram = evaluation["unseen"], evaluation["baselines"]["unigram_nats"]
+    nats = unseen["nats_per_token"]
+    if nats is None:
+        return "The loss on unseen text is not finite: the model is broken."
+    gain = unigram - nats
+    figures = f"{nats:.3f} nats a token on unseen text ({_cell(unseen['bits_per_byte'], 3)} bits a byte)"
+    if gain <= 0:
+        return f"Not yet better than guessing by token frequency ({unigram:.3f}): {figures}."
+    return f"{figures}: {gain:.2f} below guessing by token frequency ({unigram:.3f})."
+
+
+def _loss_table(evaluation: Mapping[str, Any]) -> list[str]:
+    domains = sorted({domain for split in SPLIT_WORDS for domain in evaluation[split]["by_domain"]})
+    rows = [
+        [
+            words,
+            _cell(evaluation[split]["nats_per_token"], 3),
+            _cell(evaluation[split]["perplexity"], 1),
+            _cell(evaluation[split]["bits_per_byte"], 3),
+            *(_cell(evaluation[split]["by_domain"].get(domain), 3) for domain in domains),
+        ]
+        for split, words in SPLIT_WORDS.items()
+    ]
+    baselines = evaluation["baselines"]
+    blank = ["", "", *("" for _ in domains)]
+    rows.append(["unseen, guessing by token frequency", _cell(baselines["unigram_nats"], 3), *blank])
+    rows.append(["guessing uniformly", _cell(baselines["uniform_nats"], 3), *blank])
+    names = (f"{_escape(domain)} (nats)" for domain in domains)
+    return _table(["split", "nats per token", "perplexity", "bits per byte", *names], rows)
+
+
+def _routing_table(routing: Sequence[Mapping[str, Any]]) -> list[str]:
+    return _table(
+        ["layer", "load (max / mean)", "dead experts", "router entropy", "dropped"],
+        [
+            [
+                str(row["layer"]),
+                _cell(row["load_imbalance"], 2),
+                str(row["dead_experts"]),
+                _cell(row["router_entropy"], 2),
+                verdicts.percent(row["dropped_fraction"]) if row["dropped_fraction"] is not None else "unknown",
+            ]
+            for row in routing
+        ],
+    )
+
+
+def _domain_table(routing: Sequence[Mapping[str, Any]]) -> list[str]:
+    return _table(
+        ["layer", "domain NMI", "99 % of shuffles below", "p"],
+        [
+            [
+                str(row["layer"]),
+                _cell(row["domain_nmi"], 4),
+                _cell(row["domain_nmi_null_p99"], 4),
+                _cell(row["p_value"], 3),
+            ]
+            for row in routing
+        ],
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---", *("---:" for _ in header[1:])]
+    return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "unknown" if value is None else f"{value:,.{digits}f}"
+
+
+def _escape(text: str) -> str:
+    """A name from the user's data, so that it stays one cell of a Markdown table."""
+    return " ".join(text.split()).translate({ord(c): f"\\{c}" for c in "\\|<>*_`[]&"})
