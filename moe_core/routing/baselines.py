@@ -22,6 +22,8 @@ SIGNIFICANCE = 0.05
 # language reach .001-.003 in a small model, significant and of no use; really different domains .04-.2.
 CLEAR_EFFECT = 0.02
 
+_CHUNK_NUMBERS = 2**21  # counts of several permutations are evaluated together, in about this much memory
+
 CLEARLY = "knows the domain of a token clearly better than chance"
 SLIGHTLY = "knows the domain of a token slightly better than chance"
 CHANCE = "not distinguishable from chance"
@@ -91,11 +93,14 @@ def _shuffled_nmi(
     # Blocks ordered by domain: dealing them out anew in this order is the same as shuffling the labels.
     starts = np.unique(np.sort(domain_ids_N), return_index=True)[1]
     counts_NX = np.ascontiguousarray(counts_LNE.transpose(1, 0, 2)).reshape(-1, L * E)
-    null_PL = np.empty((permutations, L))
-    for p in range(permutations):
-        counts_MX = np.add.reduceat(counts_NX[rng.permutation(len(counts_NX))], starts, axis=0)
-        null_PL[p] = metrics.nmi_of_counts(counts_MX.reshape(-1, L, E).transpose(1, 0, 2))
-    return null_PL
+    M = len(starts)
+    together = max(1, _CHUNK_NUMBERS // (L * M * E))
+    null = []
+    for start in range(0, permutations, together):
+        shuffles = (rng.permutation(len(counts_NX)) for _ in range(min(together, permutations - start)))
+        counts_PMX = np.stack([np.add.reduceat(counts_NX[shuffle], starts, axis=0) for shuffle in shuffles])
+        null.append(metrics.nmi_of_counts(counts_PMX.reshape(-1, M, L, E).transpose(0, 2, 1, 3)))
+    return np.concatenate(null)
 
 
 def _untestable(domain_ids_N: Int64Array) -> str:

@@ -55,9 +55,7 @@ def read_trace(path: Path) -> RoutingTrace:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
             if metadata is None:
-                raise TraceError(
-                    f"{str(path)!r} is Parquet but no routing trace; expected one made by RoutingTrace.save"
-                )
+                raise TraceError("Parquet, but no routing trace; expected a file made by RoutingTrace.save")
             table = file.read()
         return _from_table(table, json.loads(metadata))
     except TraceError as error:

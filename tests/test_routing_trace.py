@@ -1,0 +1,285 @@
+"""RoutingTrace: refuses what is inconsistent, survives the disk unchanged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_core.errors import TraceError
+from moe_core.routing import RoutingTrace, concatenate
+
+ARRAYS = ("router_indices", "router_scores", "router_logits", "token_ids", "document_ids", "positions", "domain_ids")
+
+
+def small(**changes: Any) -> RoutingTrace:
+    """Two layers, three tokens, two slots, four experts."""
+    arguments: dict[str, Any] = {
+        "router_indices": [[[0, 1], [2, -1], [3, 0]], [[1, 0], [1, 2], [-1, -1]]],
+        "router_scores": [[[0.7, 0.3], [1.0, 0.0], [0.6, 0.4]], [[0.9, 0.1], [0.5, 0.5], [0.0, 0.0]]],
+        "router_logits": np.arange(24).reshape(2, 3, 4) / 8,
+        "num_experts": 4,
+        "token_ids": [5, 6, 5],
+        "document_ids": [0, 0, 1],
+        "domain_ids": [0, 0, 1],
+        "domains": ["legal", "code"],
+        "layers": [1, 3],
+        "vocabulary": {5: "the", 6: " <img onerror=x>\n"},
+        "source": "a test",
+    }
+    return RoutingTrace.from_arrays(**(arguments | changes))
+
+
+def assert_same(a: RoutingTrace, b: RoutingTrace) -> None:
+    for name in ARRAYS:
+        x, y = getattr(a, name), getattr(b, name)
+        assert (x is None) == (y is None), name
+        if x is not None:
+            assert x.dtype == y.dtype
+            assert np.array_equal(x, y), name
+    for name in ("domains", "layers", "num_experts", "top_k", "score_function", "source", "vocabulary"):
+        assert getattr(a, name) == getattr(b, name), name
+
+
+def test_fields_have_the_documented_types() -> None:
+    trace = small()
+    kinds = [getattr(trace, name).dtype for name in ARRAYS]
+    assert kinds == [np.int16, np.float32, np.float16, np.int32, np.int32, np.int32, np.int16]
+    assert (trace.num_layers, trace.num_tokens, trace.top_k, trace.num_experts) == (2, 3, 2, 4)
+    assert trace.positions.tolist() == [0, 1, 0]
+    assert trace.layer_position(3) == 1
+    assert trace.token_text(1) == " <img onerror=x>\n"
+    assert small(vocabulary=None).token_text(1) == "#6"
+    with pytest.raises(TraceError, match=r"layer 0 is not in this trace; expected one of \[1, 3\]"):
+        trace.layer_position(0)
+
+
+def test_a_trace_cannot_be_changed() -> None:
+    mine = np.array([5, 6, 5], dtype=np.int32)
+    trace = small(token_ids=mine)
+    with pytest.raises(ValueError, match="read-only"):
+        trace.router_indices[0, 0, 0] = 1
+    with pytest.raises(AttributeError):
+        trace.num_experts = 5  # type: ignore[misc]
+    assert mine.flags.writeable
+
+
+def test_least_input_is_enough() -> None:
+    trace = RoutingTrace.from_arrays(
+        router_indices=[[0], [1]], router_scores=[[1.0], [1.0]], num_experts=2, token_ids=[7, 8]
+    )
+    assert (trace.layers, trace.domains) == ([0], ["all"])
+    assert trace.document_ids.tolist() == trace.positions.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"router_indices": [[[0, 4], [2, -1], [3, 0]]] * 2}, r"router_indices holds 4; expected -1 to 3"),
+        ({"router_indices": [[[0, -2], [2, -1], [3, 0]]] * 2}, r"router_indices holds -2"),
+        ({"router_indices": [[[0, 65537], [2, -1], [3, 0]]] * 2}, r"reaches from -1 to 65537"),
+        ({"router_indices": [[[0.0, 1.0]]]}, r"float64 \[1, 1, 2\]; expected whole numbers"),
+        ({"router_indices": [0, 1]}, r"expected int16 \[L,T,K\]"),
+        ({"router_indices": np.zeros((2, 0, 2), int)}, r"nothing was routed"),
+        (
+            {"router_scores": [[[0.7, 0.3], [1.0, 0.1], [0.6, 0.4]]] * 2},
+            r"index -1 \(unused\) has a score other than 0",
+        ),
+        ({"router_scores": [[[0.7, np.nan], [1.0, 0.0], [0.6, 0.4]]] * 2}, r"router_scores holds NaN"),
+        ({"router_scores": np.zeros((2, 3, 1))}, r"shape \[2, 3, 1\]; expected \[2, 3, 2\] = \[L,T,K\]"),
+        ({"router_scores": [["a", "b"]]}, r"expected real numbers"),
+        ({"router_logits": np.zeros((2, 3, 3))}, r"expected \[2, 3, 4\] = \[L,T,E\]"),
+        ({"router_logits": np.full((2, 3, 4), 1e6)}, r"router_logits holds NaN or infinity"),
+        ({"num_experts": 1}, r"num_experts is 1 with 2 slots"),
+        ({"num_experts": 40_000}, r"expected 2 to 32767 experts"),
+        ({"token_ids": [1, 2]}, r"token_ids has shape \[2\]; expected \[3\]"),
+        ({"token_ids": [1, 2, -3]}, r"token_ids holds -3"),
+        ({"positions": [0, 1, -1]}, r"positions holds -1"),
+        ({"document_ids": [0, 1]}, r"document_ids has shape \[2\]"),
+        ({"domain_ids": [0, 1, 2]}, r"domain_ids holds 2; expected 0 to 1"),
+        ({"domain_ids": None}, r"2 domains but no domain_ids"),
+        ({"domains": ["a", "a"]}, r"each once"),
+        ({"domains": []}, r"expected at least one name"),
+        ({"layers": [3, 1]}, r"expected 2 ascending layer numbers"),
+        ({"layers": [1]}, r"expected 2 ascending layer numbers"),
+        ({"score_function": "relu"}, r"'relu'; expected one of softmax, sigmoid"),
+    ],
+)
+def test_inconsistent_input_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TraceError, match=message) as caught:
+        small(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_constructor_wants_exact_types() -> None:
+    fields = {name: getattr(small(), name) for name in small().__dataclass_fields__}
+    with pytest.raises(TraceError, match=r"token_ids is int64 \[3\]; expected int32 \[T\]"):
+        RoutingTrace(**(fields | {"token_ids": np.arange(3)}))
+    with pytest.raises(TraceError, match="router_indices is list"):
+        RoutingTrace(**(fields | {"router_indices": [[[0]]]}))
+
+
+def test_select_and_concatenate() -> None:
+    trace = small()
+    first, rest = trace.select(np.array([True, False, False])), trace.select(np.array([False, True, True]))
+    assert rest.token_ids.tolist() == [6, 5]
+    assert rest.router_indices[0].tolist() == [[2, -1], [3, 0]]
+    assert_same(concatenate([first, rest]), trace)
+    with pytest.raises(TraceError, match="mask is int64"):
+        trace.select([0, 1, 0])
+    with pytest.raises(TraceError, match="nothing was routed"):
+        trace.select(np.zeros(3, bool))
+
+
+def test_concatenate_matches_domains_by_name_and_refuses_other_models() -> None:
+    joined = concatenate([small(), small(domains=["code", "prose"], source="b")])
+    assert joined.domains == ["legal", "code", "prose"]
+    assert joined.domain_ids.tolist() == [0, 0, 1, 1, 1, 2]
+    assert joined.source == "a test, b"
+    with pytest.raises(TraceError, match="trace 1 has num_experts = 5, the first 4"):
+        concatenate([small(), small(num_experts=5, router_logits=np.zeros((2, 3, 5)))])
+    with pytest.raises(TraceError, match="trace 1 has layers"):
+        concatenate([small(), small(layers=[0, 1])])
+    with pytest.raises(TraceError, match="same keep_logits"):
+        concatenate([small(), small(router_logits=None)])
+    with pytest.raises(TraceError, match="one tokenizer"):
+        concatenate([small(), small(vocabulary={5: "other"})])
+    with pytest.raises(TraceError, match="no traces"):
+        concatenate([])
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_disk_round_trip_is_exact(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    L, T, K = (data.draw(st.integers(1, most)) for most in (3, 6, 3))
+    E = data.draw(st.integers(K, 300))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    indices = rng.integers(-1, E, (L, T, K))
+    trace = RoutingTrace.from_arrays(
+        router_indices=indices,
+        router_scores=np.where(indices < 0, 0, rng.random((L, T, K))),
+        router_logits=rng.normal(size=(L, T, E)) if data.draw(st.booleans()) else None,
+        num_experts=E,
+        token_ids=rng.integers(0, 9, T),
+        document_ids=rng.integers(0, 3, T),
+        domain_ids=rng.integers(0, 2, T),
+        domains=data.draw(st.lists(st.text(min_size=1), min_size=2, max_size=2, unique=True)),
+        layers=sorted(rng.choice(64, L, replace=False).tolist()),
+        score_function=data.draw(st.sampled_from(["softmax", "sigmoid"])),
+    )
+    path = tmp_path_factory.mktemp("trace") / "t.parquet"
+    trace.save(path)
+    assert_same(RoutingTrace.load(path), trace)
+
+
+def test_the_file_is_plain_parquet_for_others(tmp_path: Path) -> None:
+    small(vocabulary={5: "the", 6: "a", 99: "never"}).save(tmp_path / "new folder" / "x.parquet")
+    frame = pd.read_parquet(tmp_path / "new folder" / "x.parquet")
+    assert frame["token_id"].tolist() == [5, 6, 5]
+    assert frame["layer_1_expert_0"].tolist() == [0, 2, 3]
+    assert frame["layer_3_score_1"].tolist() == [np.float32(x) for x in (0.1, 0.5, 0.0)]
+    assert frame["layer_3_logits"][0].tolist() == [1.5, 1.625, 1.75, 1.875]
+    metadata = json.loads(pq.read_schema(tmp_path / "new folder" / "x.parquet").metadata[b"moescope"])
+    assert metadata["vocabulary"] == {"5": "the", "6": "a"}
+    assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["x.parquet"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.parquet"
+    small().save(path)
+    before = path.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("moe_core.routing.parquet.os.fsync", full)
+    with pytest.raises(TraceError, match=r"cannot write trace .*No space left on device"):
+        small(source="new").save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["x.parquet"]
+
+
+def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=r"no trace at '.*nowhere\.parquet'"):
+        RoutingTrace.load(tmp_path / "nowhere.parquet")
+    with pytest.raises(TraceError, match="no trace at"):
+        RoutingTrace.load(tmp_path)
+
+
+def test_every_damaged_byte_and_length_is_caught_or_harmless(tmp_path: Path) -> None:
+    trace = small()
+    trace.save(tmp_path / "good.parquet")
+    good, bad = (tmp_path / "good.parquet").read_bytes(), tmp_path / "bad.parquet"
+    for length in range(0, len(good), 97):
+        bad.write_bytes(good[:length])
+        with pytest.raises(TraceError, match=r"bad\.parquet") as caught:
+            RoutingTrace.load(bad)
+        assert "\n" not in str(caught.value)
+    messages = []
+    for place in range(0, len(good), 61):
+        bad.write_bytes(good[:place] + bytes([good[place] ^ 0x10]) + good[place + 1 :])
+        try:
+            RoutingTrace.load(bad)
+        except TraceError as error:
+            messages.append(str(error))
+    assert messages
+    assert not any("\n" in message for message in messages)
+
+
+def test_a_flipped_data_byte_is_caught_by_its_checksum(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, 4, (1, 5000, 2))
+    trace = RoutingTrace.from_arrays(
+        router_indices=indices, router_scores=rng.random(indices.shape), num_experts=4, token_ids=np.arange(5000)
+    )
+    path = tmp_path / "x.parquet"
+    trace.save(path)
+    content = bytearray(path.read_bytes())
+    start = pq.ParquetFile(path).metadata.row_group(0).column(5).data_page_offset
+    content[start + 500] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TraceError, match="damaged"):
+        RoutingTrace.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: None, "no routing trace"),
+        (lambda _: "not json", "damaged"),
+        (lambda _: json.dumps([1]), "damaged"),
+        (lambda meta: json.dumps(meta | {"format": 9}), "format 9 is unknown"),
+        (lambda meta: json.dumps(meta | {"layers": [1, 2]}), "column 'layer_2_logits' is missing"),
+        (lambda meta: json.dumps(meta | {"top_k": 3}), "column 'layer_1_expert_2' is missing"),
+        (lambda meta: json.dumps(meta | {"num_experts": 3}), "expected"),
+        (lambda meta: json.dumps({k: v for k, v in meta.items() if k != "domains"}), "damaged"),
+        (lambda meta: json.dumps(meta | {"vocabulary": {"x": "y"}}), "damaged"),
+    ],
+)
+def test_alien_metadata_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    path = tmp_path / "x.parquet"
+    small().save(path)
+    table = pq.read_table(path)
+    metadata = change(json.loads(table.schema.metadata[b"moescope"]))
+    pq.write_table(table.replace_schema_metadata({b"moescope": metadata.encode()} if metadata else None), path)
+    with pytest.raises(TraceError, match=message) as caught:
+        RoutingTrace.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [["a", "b", "c"], [1, None, 2], [0.5, 1.5, 2.5]])
+def test_alien_columns_are_refused(tmp_path: Path, values: list[Any]) -> None:
+    path = tmp_path / "x.parquet"
+    small().save(path)
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, "token_id", pa.array(values)), path)
+    with pytest.raises(TraceError, match=r"x\.parquet.*token_id"):
+        RoutingTrace.load(path)
