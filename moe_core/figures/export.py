@@ -1,0 +1,154 @@
+"""Figures as files: PNG, SVG and PDF by vl-convert (no browser), self-contained HTML (no network), CSV of the numbers.
+
+Charts carry no theme of their own, so that the dashboard's applies; a file gets the light one on white.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from moe_core.errors import MoescopeError, UsageError
+from moe_core.figures.palette import LIGHT_PAGE, LIGHT_TEXT
+
+FORMATS = ("png", "svg", "pdf", "html", "csv")
+PNG_SCALE = 2.0
+"""Pixels per unit of width."""
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+_GRID = "#e3e7ec"
+_EXPORT_CONFIG: dict[str, Any] = {
+    "font": "sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": LIGHT_TEXT,
+        "titleColor": LIGHT_TEXT,
+        "titleFontWeight": "normal",
+        "labelFontSize": 11,
+        "titleFontSize": 12,
+        "gridColor": _GRID,
+        "domainColor": "#9aa4b0",
+        "tickColor": "#9aa4b0",
+    },
+    "legend": {"labelColor": LIGHT_TEXT, "titleColor": LIGHT_TEXT, "titleFontWeight": "normal", "titleLimit": 400},
+    "title": {"color": LIGHT_TEXT, "subtitleColor": "#4b5663", "anchor": "start", "fontSize": 15,
+              "subtitleFontSize": 12, "subtitlePadding": 6, "offset": 14},
+    "text": {"color": LIGHT_TEXT},
+}  # fmt: skip
+_HTML = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="UTF-8">
+<title>{title}</title>
+<script>{bundle}</script>
+</head>
+<body>
+<div id="figure"></div>
+<script>
+vegaEmbed("#figure", {spec}, {{mode: "vega-lite", renderer: "svg",
+  actions: {{export: true, source: false, compiled: false, editor: false}}}}).catch(console.error);
+</script>
+</body>
+</html>
+"""
+
+Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.ConcatChart | alt.FacetChart
+
+
+def chart_bytes(
+    chart: Chart, format: str, *, frame: pd.DataFrame | None = None, title: str = "", subtitle: str = ""
+) -> bytes:
+    """The chart as a file in `format` (one of FORMATS).
+
+    csv holds `frame`, or else the chart's own data. Raises UsageError for another format, MoescopeError when the
+    chart cannot be drawn.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
+    if format == "csv":
+        data = chart.data if frame is None else frame
+        if not isinstance(data, pd.DataFrame):
+            raise UsageError("this chart has no table of its own for csv; pass frame=")
+        return csv_bytes(data)
+    spec = _light_spec(chart, title, subtitle)
+    if format == "html":
+        return _html(spec, title).encode()
+    return _drawn(spec, format)
+
+
+def save_chart(
+    chart: Chart, path: str | Path, *, frame: pd.DataFrame | None = None, title: str = "", subtitle: str = ""
+) -> None:
+    """Write the chart to `path`; its suffix is the format. Raises UsageError for an unknown one, MoescopeError when
+    the file cannot be written."""
+    target = Path(path)
+    content = chart_bytes(chart, target.suffix.removeprefix(".").lower(), frame=frame, title=title, subtitle=subtitle)
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise MoescopeError(
+            f"cannot write {str(target)!r}: {error.strerror or error}; choose a folder that exists and has room"
+        ) from None
+
+
+def csv_bytes(frame: pd.DataFrame) -> bytes:
+    """The table as UTF-8 CSV. Text cells (and column names) that a spreadsheet would run as a formula get a leading
+    apostrophe; numbers stay numbers."""
+    safe = frame.copy()
+    for column in safe.columns:
+        if not (pd.api.types.is_numeric_dtype(safe[column]) or pd.api.types.is_bool_dtype(safe[column])):
+            safe[column] = safe[column].map(_harmless)
+    safe.columns = [_harmless(str(column)) for column in safe.columns]
+    text: str = safe.to_csv(index=False, lineterminator="\n")
+    return text.encode()
+
+
+def _harmless(cell: object) -> object:
+    return "'" + cell if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
+
+
+def _light_spec(chart: Chart, title: str, subtitle: str) -> dict[str, Any]:
+    # Altair refuses more than 5,000 rows unless told; figures aggregate before they come here.
+    with alt.data_transformers.enable("default", max_rows=None):
+        spec: dict[str, Any] = chart.to_dict()
+    own = spec.get("config", {})
+    spec["config"] = {**_EXPORT_CONFIG, **{key: own[key] for key in own if key not in ("view", "background")}}
+    spec["background"] = LIGHT_PAGE
+    spec["padding"] = 16
+    if title:
+        spec["title"] = {"text": title, **({"subtitle": _wrapped(subtitle)} if subtitle else {})}
+    return spec
+
+
+def _wrapped(text: str, width: int = 100) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width)
+
+
+def _drawn(spec: dict[str, Any], format: str) -> bytes:
+    import vl_convert
+
+    try:
+        if format == "png":
+            return bytes(vl_convert.vegalite_to_png(spec, scale=PNG_SCALE))
+        if format == "pdf":
+            return bytes(vl_convert.vegalite_to_pdf(spec))
+        return str(vl_convert.vegalite_to_svg(spec)).encode()
+    except ValueError as error:
+        summary = " ".join(str(error).split())[:200]
+        raise MoescopeError(f"the figure cannot be drawn as {format}: {summary}") from None
+
+
+def _html(spec: dict[str, Any], title: str) -> str:
+    import html
+
+    import vl_convert
+
+    # "<" never appears in the data's script: a token such as </script> must not end it.
+    safe = json.dumps(spec).replace("<", "\\u003c")
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return _HTML.format(title=html.escape(title or "Moescope"), bundle=bundle, spec=safe)

@@ -1,0 +1,144 @@
+"""Figures of single tokens: which expert each token of a text goes to, layer by layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from moe_core.errors import UsageError
+from moe_core.figures.palette import NEUTRAL, TOKEN_STRENGTH, expert_colour, ink_on
+from moe_core.figures.words import rows
+from moe_core.routing.verdicts import number
+
+if TYPE_CHECKING:
+    from moe_core.routing.trace import RoutingTrace
+
+WINDOW = 64
+"""Tokens drawn by token_layer_map: more cannot be read, and raw tokens never go to the browser by the thousand."""
+_NUMBERED_CELLS = 64
+
+
+def token_choices(trace: RoutingTrace, start: int = 0, count: int = WINDOW) -> pd.DataFrame:
+    """The experts of tokens start .. start + count - 1, one row per token, layer and used slot.
+
+    Columns: token (place in the trace), text, layer, slot (0 = largest weight), expert, weight (0..1). The window is
+    moved to lie within the trace; UsageError if count < 1.
+    """
+    if count < 1:
+        raise UsageError(f"count is {count}; expected 1 or more tokens")
+    start = max(0, min(start, trace.num_tokens - count))
+    window = slice(start, start + count)
+    scores_LTK = trace.router_scores[:, window]
+    order_LTK = np.argsort(-scores_LTK, axis=2, kind="stable")
+    indices_LTK = np.take_along_axis(trace.router_indices[:, window], order_LTK, axis=2)
+    scores_LTK = np.take_along_axis(scores_LTK, order_LTK, axis=2)
+    L, T, K = indices_LTK.shape
+    frame = pd.DataFrame(
+        {
+            "token": np.tile(np.repeat(np.arange(start, start + T), K), L),
+            "text": np.tile(np.repeat([trace.token_text(start + i) for i in range(T)], K), L),
+            "layer": np.repeat(trace.layers, T * K),
+            "slot": np.tile(np.arange(K), L * T),
+            "expert": indices_LTK.reshape(-1).astype(int),
+            "weight": scores_LTK.reshape(-1).astype(float),
+        }
+    )
+    return frame[frame["expert"] >= 0].reset_index(drop=True)
+
+
+def token_layer_map(choices: pd.DataFrame) -> alt.LayerChart:
+    """Layers x tokens: the first expert of every token by colour and number, its weight by strength.
+
+    `choices` comes from token_choices.
+    """
+    first = choices[choices["slot"] == 0]
+    data = _coloured(first).assign(
+        name=[f"{row.token} {visible(row.text)}" for row in rows(first)],
+        sentence=[
+            f"Token {row.token} “{visible(row.text)}”, layer {row.layer}: expert {row.expert} with weight "
+            f"{number(row.weight)}."
+            for row in rows(first)
+        ],
+    )
+    tokens = max(data["token"].nunique(), 1)
+    base = alt.Chart(data).encode(
+        x=alt.X(
+            "name:O",
+            title="token (place in the text, text)",
+            sort=alt.EncodingSortField("token", op="min"),
+            axis=alt.Axis(labelAngle=-90, labelLimit=90, labelFontSize=10, labelOverlap=False),
+        ),
+        y=alt.Y("layer:O", title="MoE layer"),
+        tooltip="sentence:N",
+    )
+    cells = base.mark_rect(stroke=NEUTRAL, strokeOpacity=0.2).encode(
+        color=alt.Color("colour:N", scale=None),
+        opacity=alt.Opacity(
+            "weight:Q", scale=alt.Scale(domain=[0, 1], range=[0.12, TOKEN_STRENGTH], clamp=True), legend=None
+        ),
+    )
+    layers: list[alt.Chart] = [cells]
+    if tokens <= _NUMBERED_CELLS:
+        layers.append(base.mark_text(fontSize=10, tooltip=None).encode(text="expert:N"))
+    depth = data["layer"].nunique()
+    return alt.LayerChart(layer=layers, data=data, width=max(tokens * 16, 240), height=min(max(depth * 24, 72), 640)
+    )  # fmt: skip
+
+
+def token_path(choices: pd.DataFrame) -> alt.LayerChart:
+    """One token's way through all layers: its k experts by colour, number and weight, the first ones joined by a line.
+
+    `choices` comes from token_choices(trace, i, 1).
+    """
+    if choices["token"].nunique() > 1:
+        raise UsageError(
+            f"a path is of one token, not of {choices['token'].nunique()}; pass token_choices(trace, i, 1)"
+        )
+    data = _coloured(choices).assign(
+        sentence=[
+            f"Layer {row.layer}: expert {row.expert} with weight {number(row.weight)}"
+            + (" (first expert)." if row.slot == 0 else ".")
+            for row in rows(choices)
+        ]
+    )
+    base = alt.Chart(data).encode(
+        x=alt.X("layer:O", title="MoE layer", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("expert:O", title="expert", sort="descending", axis=alt.Axis(grid=True, gridOpacity=0.5)),
+    )
+    # The line goes to the first expert of each layer; "order" keeps layers in their order.
+    path = base.transform_filter("datum.slot == 0").mark_line(color=NEUTRAL, strokeWidth=1.5, opacity=0.7)
+    dots = base.mark_circle(opacity=1).encode(
+        color=alt.Color("colour:N", scale=None),
+        size=alt.Size("weight:Q", title="weight", scale=alt.Scale(domain=[0, 1], range=[40, 700]),
+                      legend=alt.Legend(values=[0.25, 0.5, 1.0], symbolFillColor=NEUTRAL, symbolStrokeWidth=0)),
+        tooltip="sentence:N",
+    )  # fmt: skip
+    numbers = base.mark_text(fontSize=11, fontWeight="bold").encode(
+        text="expert:N", color=alt.Color("ink:N", scale=None)
+    )
+    heavy = numbers.transform_filter("datum.weight >= 0.2")
+    experts = max(data["expert"].nunique(), 1)
+    return alt.LayerChart(
+        layer=[path.encode(order="layer:Q"), dots, heavy],
+        data=data,
+        width=max(64 * data["layer"].nunique(), 240),
+        height=min(max(34 * experts, 120), 560),
+    )
+
+
+def visible(text: str) -> str:
+    """`text` with white space and control characters shown as symbols, for labels of one line."""
+    if text.strip(" ") and not any(ord(c) < 32 or ord(c) == 127 for c in text):
+        return text
+    if len(text) > 3 and not text.strip(" "):
+        return f"{len(text)}×␣"
+    named = {" ": "␣", "\n": "↵", "\t": "⇥", "\x7f": "␡"}
+    return "".join(named.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in text)
+
+
+def _coloured(choices: pd.DataFrame) -> pd.DataFrame:
+    colours = [expert_colour(int(expert)) for expert in choices["expert"]]
+    return choices.assign(colour=colours, ink=[ink_on(colour) for colour in colours])

@@ -1,0 +1,97 @@
+"""Figures of a training run: the loss of every split against the simplest guess there is."""
+
+from __future__ import annotations
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from moe_core.figures.load import WIDTH
+from moe_core.figures.palette import NEUTRAL, SPLIT_COLOURS
+from moe_core.figures.words import rows, spread
+
+MAX_POINTS = 200
+"""Points per curve; training losses are averaged in as many stretches of steps."""
+_NAMES = {
+    "train": "training text",
+    "validation": "validation (same templates or sources)",
+    "unseen": "unseen (held-out templates or sources)",
+}
+_SHORT = {"train": "training", "validation": "validation", "unseen": "unseen"}
+_DASHES = {"train": [1, 0], "validation": [7, 3], "unseen": [1, 0]}
+_WIDTHS = {"train": 1.2, "validation": 2.2, "unseen": 2.6}
+
+
+def loss_curves(curves: pd.DataFrame, unigram_nats: float | None = None) -> alt.LayerChart:
+    """Loss in nats per token by training step: lower is better.
+
+    `curves` has columns step, series ("train" | "validation" | "unseen"), nats. `unigram_nats` is the loss of always
+    guessing by how frequent a token is, drawn as a dashed line: a model that has not passed it has learnt nothing from
+    context.
+    """
+    parts = [_averaged(part) for _, part in curves.dropna(subset=["nats"]).groupby("series", sort=False)]
+    data = pd.concat(parts, ignore_index=True) if parts else curves.head(0).assign(steps=0)
+    data["sentence"] = [
+        f"Step {row.step:,.0f}, {_NAMES.get(row.series, row.series)}: {nats(row.nats)} nats per token"
+        + (f" (mean of {row.steps} records)." if row.steps > 1 else ".")
+        for row in rows(data)
+    ]
+    series = [name for name in _NAMES if name in set(data["series"])]
+    colour = alt.Color(
+        "series:N", scale=alt.Scale(domain=series, range=[SPLIT_COLOURS[name] for name in series]), legend=None
+    )
+    x = alt.X("step:Q", title="training step", axis=alt.Axis(format=",d"))
+    y = alt.Y("nats:Q", title="loss (nats per token)", scale=alt.Scale(zero=False, nice=True))
+    layers: list[alt.Chart] = []
+    for name in series:
+        one = alt.Chart(data).transform_filter(f"datum.series == '{name}'")
+        line = one.mark_line(strokeWidth=_WIDTHS[name], strokeDash=_DASHES[name], opacity=0.8 if name == "train" else 1)
+        layers.append(line.encode(x=x, y=y, color=colour))
+        dots = one.mark_point(filled=True, size=26 if name != "train" else 8, opacity=1 if name != "train" else 0.01)
+        layers.append(dots.encode(x=x, y=y, color=colour, tooltip="sentence:N"))
+    layers.append(_end_labels(data, series, unigram_nats).encode(color=colour))
+    if unigram_nats is not None and np.isfinite(unigram_nats):
+        layers += _baseline(float(data["step"].max()) if len(data) else 0.0, unigram_nats)
+    return alt.LayerChart(layer=layers, data=data, width=WIDTH, height=320)
+
+
+def nats(value: float) -> str:
+    """A loss for people: two decimals, as in the list of runs."""
+    return f"{value:.2f}"
+
+
+def _averaged(curve: pd.DataFrame) -> pd.DataFrame:
+    """At most MAX_POINTS points: means of stretches of equally many records, at their last step."""
+    curve = curve.sort_values("step", kind="stable")
+    group = np.arange(len(curve)) * min(MAX_POINTS, len(curve)) // max(len(curve), 1)
+    means = curve.assign(group=group).groupby("group").agg(
+        step=("step", "last"), series=("series", "first"), nats=("nats", "mean"), steps=("nats", "size")
+    )  # fmt: skip
+    return means.reset_index(drop=True)
+
+
+def _end_labels(data: pd.DataFrame, series: list[str], unigram_nats: float | None) -> alt.Chart:
+    last = data.sort_values("step", kind="stable").groupby("series", sort=False).last().loc[series]
+    top = max([*data["nats"], *([unigram_nats] if unigram_nats else [])], default=1.0)
+    gap = max(top - float(data["nats"].min()), 1e-9) / 18 if len(data) else 1.0
+    ends = pd.DataFrame(
+        {
+            "step": float(data["step"].max()) if len(data) else 0.0,
+            "nats": spread([float(value) for value in last["nats"]], gap),
+            "series": series,
+            "name": [f"{_SHORT[name]} {nats(value)}" for name, value in zip(series, last["nats"], strict=True)],
+        }
+    )
+    mark = alt.Chart(ends).mark_text(align="left", dx=7, fontSize=11, fontWeight="bold")
+    labels: alt.Chart = mark.encode(x="step:Q", y="nats:Q", text="name:N")
+    return labels
+
+
+def _baseline(step: float, unigram: float) -> list[alt.Chart]:
+    note = pd.DataFrame(
+        {"step": [step], "nats": [unigram], "name": [f"guessing by frequency (unigram) {nats(unigram)}"]}
+    )
+    base = alt.Chart(note)
+    rule = base.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y="nats:Q")
+    text = base.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, fontSize=11, color=NEUTRAL)
+    return [rule, text.encode(x="step:Q", y="nats:Q", text="name:N")]

@@ -1,0 +1,267 @@
+"""Every figure is drawn from real frames, says what the frame says, and survives hostile token text."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_core.errors import UsageError
+from moe_core.figures import domains, load, tokens, training
+from moe_core.figures.palette import EXPERT_COLOURS, expert_colour
+from moe_core.figures.run_figures import (
+    figures_of_trace,
+    loads_over_time,
+    loss_figure,
+    spaced,
+    token_map_figure,
+    token_path_figure,
+)
+from moe_core.figures.words import spread
+from moe_core.routing import RoutingTrace, baselines, metrics
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    ":red[x]",
+    "$x$",
+    "</script><script>alert(1)</script>",
+    "\n",
+    "\\xE2",
+    "=1+1",
+]
+
+
+def make_trace(layers: int = 2, experts: int = 8, top_k: int = 2, seed: int = 0) -> RoutingTrace:
+    rng = np.random.default_rng(seed)
+    documents, length, names = 24, 30, ["finance", "legal"]
+    T = documents * length
+    document_ids = np.repeat(np.arange(documents), length)
+    domain_ids = document_ids % 2
+    logits = rng.normal(size=(layers, T, experts)) + 1.5 * rng.normal(size=(layers, 2, experts))[:, domain_ids]
+    indices = np.argsort(-logits, axis=2)[..., :top_k]
+    scores = np.exp(np.take_along_axis(logits, indices, 2))
+    return RoutingTrace.from_arrays(
+        router_indices=indices,
+        router_scores=scores / scores.sum(2, keepdims=True),
+        router_logits=logits,
+        num_experts=experts,
+        token_ids=np.arange(T) % len(HOSTILE),
+        document_ids=document_ids,
+        domain_ids=domain_ids,
+        domains=names,
+        vocabulary=dict(enumerate(HOSTILE)),
+    )
+
+
+@pytest.fixture(scope="module")
+def trace() -> RoutingTrace:
+    return make_trace()
+
+
+def drawn(chart: alt.LayerChart) -> str:
+    """The chart as SVG: Vega has parsed the specification, its data and every expression."""
+    from moe_core.figures.export import chart_bytes
+
+    return chart_bytes(chart, "svg").decode()
+
+
+def test_load_map_shows_lift_over_the_even_share() -> None:
+    frame = pd.DataFrame({"layer": [0, 0], "expert": [0, 1], "tokens": [30, 10], "share": [0.75, 0.25]})
+    data = load.expert_load_map(frame).data
+    assert list(data["lift"]) == [1.5, 0.5]
+    assert list(data["label"]) == ["1.5", "0.5"]
+    assert (
+        data["sentence"][0] == "Layer 0, expert 0: 75 % of the layer's choices, 1.5 times its even share (30 choices)."
+    )
+    assert ">1.5<" in drawn(load.expert_load_map(frame))
+
+
+def test_many_experts_are_ranked_and_grouped() -> None:
+    trace = make_trace(layers=3, experts=200, top_k=4)
+    data = load.expert_load_map(metrics.expert_load(trace)).data
+    assert len(data) == 3 * load.MAX_COLUMNS
+    for _, layer in data.groupby("layer"):
+        assert layer["share"].sum() == pytest.approx(1)
+        assert (np.diff(layer.sort_values("column")["lift"]) <= 1e-12).all()
+    assert data["tokens"].sum() == 3 * trace.num_tokens * 4
+
+
+def test_lift_maps_share_one_scale(trace: RoutingTrace) -> None:
+    frame = metrics.domain_specialization(trace)
+    scales = [
+        json.dumps(chart.to_dict()["layer"][0]["encoding"]["color"]["scale"])
+        for chart in (
+            domains.domain_map(frame, 0),
+            domains.domain_map(frame, 1),
+            load.expert_load_map(metrics.expert_load(trace)),
+        )
+    ]
+    assert len(set(scales)) == 1
+
+
+def test_domain_map_fades_uncertain_cells_and_says_the_interval(trace: RoutingTrace) -> None:
+    frame = metrics.domain_specialization(trace)
+    data = domains.domain_map(frame, 1).data
+    expected = frame[frame["layer"] == 1]
+    assert list(data["uncertain"]) == list(expected["uncertain"])
+    assert data["sentence"].str.contains("95 % interval").all()
+    assert data.loc[data["uncertain"], "sentence"].str.contains("uncertain").all()
+    assert not data.loc[data["uncertain"], "on_dark"].any()
+    with pytest.raises(UsageError, match="layer 7 has no domains"):
+        domains.domain_map(frame, 7)
+
+
+def test_nmi_bars_carry_their_null(trace: RoutingTrace) -> None:
+    nmi = baselines.domain_nmi(trace, permutations=50)
+    chart = domains.domain_nmi_by_layer(nmi)
+    assert chart.to_dict()["layer"][1]["encoding"]["x"]["field"] == "null_p99"
+    assert "by chance at most" in chart.data["sentence"][0]
+    drawn(chart)
+    one = nmi.assign(nmi=np.nan, null_p99=np.nan, verdict=baselines.ONE_DOMAIN)
+    assert domains.domain_nmi_by_layer(one).data["sentence"][0] == "Layer 0: cannot be tested: one domain only."
+
+
+def test_load_over_time_colours_experts_or_the_few_unusual_ones() -> None:
+    rng = np.random.default_rng(1)
+
+    def records(experts: int) -> pd.DataFrame:
+        shares = rng.dirichlet(np.full(experts, 5.0), size=3)
+        return pd.DataFrame({"step": [0, 10, 20], "layer": 0, "expert_load": [list(row) for row in shares]})
+
+    few = loads_over_time(records(4))
+    assert list(few.columns) == ["step", "layer", "expert", "share"]
+    assert few.groupby("step")["share"].sum().to_numpy() == pytest.approx(1)
+    chart = load.expert_load_over_time(few, 0)
+    assert chart.data["highlighted"].all()
+    assert chart.to_dict()["layer"][1]["encoding"]["color"]["scale"]["range"] == list(EXPERT_COLOURS[:4])
+    assert "expert 3" in drawn(chart)
+    many = load.expert_load_over_time(loads_over_time(records(40)), 0).data
+    assert many.loc[many["highlighted"], "expert"].nunique() == load.HIGHLIGHTED_LINES
+    with pytest.raises(UsageError, match="no load of layer 5"):
+        load.expert_load_over_time(few, 5)
+    assert loads_over_time(pd.DataFrame()).empty
+
+
+def test_loss_curves_average_the_training_loss_and_draw_the_baseline() -> None:
+    train = pd.DataFrame({"step": np.arange(1, 1001), "loss": np.linspace(6, 3, 1000)})
+    evaluations = pd.DataFrame({"step": [500, 500, 1000, 1000], "split": ["validation", "unseen"] * 2,
+                                "nats_per_token": [4.0, 4.5, 3.0, 3.75]})  # fmt: skip
+    baseline = pd.DataFrame([{"unigram_nats": {"validation": 6.0, "unseen": 6.25}}])
+    figure = loss_figure(train, evaluations, baseline)
+    assert figure is not None
+    assert (
+        figure.verdict
+        == "Loss on unseen text is 3.75 nats per token, 2.50 under the unigram baseline; lower is better."
+    )
+    points = figure.chart.data
+    curve = points[points["series"] == "train"]
+    assert len(curve) == training.MAX_POINTS
+    assert (curve["steps"] == 5).all()
+    assert curve["nats"].mean() == pytest.approx(train["loss"].mean())
+    svg = drawn(figure.chart)
+    assert "guessing by frequency (unigram) 6.25" in svg
+    assert "unseen 3.75" in svg
+    assert loss_figure(pd.DataFrame(), pd.DataFrame(), pd.DataFrame()) is None
+
+
+def test_token_choices_sort_slots_by_weight_and_skip_unused_ones() -> None:
+    trace = RoutingTrace.from_arrays(
+        router_indices=[[[3, 1], [2, -1], [0, 1]]], router_scores=[[[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]]],
+        num_experts=4, token_ids=[5, 6, 7], vocabulary={5: "a", 6: "b", 7: "c"},
+    )  # fmt: skip
+    frame = tokens.token_choices(trace, 0, 2)
+    assert frame.to_dict("list") == {
+        "token": [0, 0, 1], "text": ["a", "a", "b"], "layer": [0, 0, 0], "slot": [0, 1, 0],
+        "expert": [1, 3, 2], "weight": [0.75, 0.25, 1.0],
+    }  # fmt: skip
+    assert set(tokens.token_choices(trace, 99, 2)["token"]) == {1, 2}, "the window is moved into the trace"
+    with pytest.raises(UsageError, match="count is 0"):
+        tokens.token_choices(trace, 0, 0)
+
+
+def test_token_figures_colour_by_expert_and_show_hostile_text_as_text(trace: RoutingTrace) -> None:
+    choices = tokens.token_choices(trace, 10, 20)
+    data = tokens.token_layer_map(choices).data
+    assert len(data) == 2 * 20
+    assert [expert_colour(e) for e in data["expert"]] == list(data["colour"])
+    svg = drawn(tokens.token_layer_map(choices))
+    assert "<img" not in svg
+    assert "<script" not in svg
+    path = tokens.token_path(tokens.token_choices(trace, 3, 1))
+    assert len(path.data) == 2 * 2
+    drawn(path)
+    with pytest.raises(UsageError, match="a path is of one token"):
+        tokens.token_path(choices)
+
+
+def test_entropy_chart_says_its_basis(trace: RoutingTrace) -> None:
+    chart = load.router_entropy_by_layer(metrics.router_entropy(trace))
+    assert chart.data["sentence"].str.contains("over all experts").all()
+    drawn(chart)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("the", "the"),
+        (" of", " of"),
+        ("\n", "↵"),
+        ("\t", "⇥"),
+        (" ", "␣"),
+        ("     ", "5×␣"),
+        ("\x00", "␀"),
+        ("a\nb", "a↵b"),
+    ],
+)
+def test_white_space_is_made_visible(text: str, shown: str) -> None:
+    assert tokens.visible(text) == shown
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=12), st.floats(0.01, 5))
+def test_spread_labels_keep_their_order_and_distance(values: list[float], gap: float) -> None:
+    placed = spread(values, gap)
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    assert all(placed[b] - placed[a] >= gap - 1e-9 for a, b in pairwise(order))
+    assert spread([0.0, 10.0], 1.0) == [0.0, 10.0]
+
+
+def test_figures_of_a_trace_have_names_titles_and_verdicts(trace: RoutingTrace) -> None:
+    figures = figures_of_trace(trace)
+    assert set(figures) == {
+        "expert_load_map",
+        "router_entropy",
+        "domain_nmi",
+        "domain_map_layer_0",
+        "domain_map_layer_1",
+    }
+    for name, figure in figures.items():
+        assert figure.name == name
+        assert figure.title
+        assert figure.question.endswith("?")
+        assert figure.verdict.endswith(".")
+        assert len(figure.frame)
+        drawn(figure.chart)
+
+
+def test_a_trace_of_one_text_shows_its_tokens_instead_of_domains(trace: RoutingTrace) -> None:
+    one = trace.select(trace.document_ids == 0)
+    assert "token_layer_map" in figures_of_trace(one)
+    assert "domain_nmi" not in figures_of_trace(one)
+    assert "Tokens 0 to 29 of 30" in token_map_figure(one).verdict
+    assert token_path_figure(one, 0).verdict.startswith("Token 0 “<img src=x")
+    with pytest.raises(UsageError, match="expected 0 to 29"):
+        token_path_figure(one, 30)
+
+
+def test_layers_of_deep_models_are_spaced_evenly() -> None:
+    assert spaced([0, 1, 2]) == [0, 1, 2]
+    chosen = spaced(list(range(48)))
+    assert len(chosen) == 8
+    assert chosen[0] == 0
+    assert chosen[-1] == 47
