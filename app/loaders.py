@@ -8,6 +8,10 @@ copied for each. All caches are bounded.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from moe_core.routing.trace import RoutingTrace
     from moe_core.runs.checkpoint import LoadedRun
 
+Progress = Callable[[str, int, int], None]
 Stamp = tuple[int, int, int]
 """Modification time in ns, size in bytes and inode: another file, or a changed one, has another stamp."""
 
@@ -75,23 +80,90 @@ def _metric_records(root: str, name: str, changed: Stamp) -> list[dict[str, Any]
     return RunFolder(name, root).metric_records()
 
 
-def probe_trace(run: RunFolder, step: int | None = None) -> RoutingTrace:
-    """Routing of the fixed probe set at `step`, by default the latest. Raises RunError before the first probe."""
+@dataclass(frozen=True)
+class Routing:
+    """What the pages show of one trace. The tables are shared between sessions: read, never written."""
+
+    trace: RoutingTrace
+    load: pd.DataFrame
+    """metrics.expert_load"""
+    balance: pd.DataFrame
+    """metrics.load_balance"""
+    nmi: pd.DataFrame
+    """baselines.domain_nmi"""
+    specialization: pd.DataFrame
+    """metrics.domain_specialization"""
+    measured_at: float
+    """Seconds since 1970."""
+
+
+def probe_step(run: RunFolder) -> int:
+    """Step of the latest probe. Raises RunError, with what to do, before the first."""
     steps = run.probe_steps()
     if not steps:
-        raise RunError(
-            f"run {run.name!r} has no routing to show yet; the trainer keeps some at every evaluation, "
-            "see the Training page for how far it is"
+        status = run.status()
+        failed = status is not None and status.state == "failed"
+        why = (
+            f"training failed: {status.message}" if status is not None and failed else "its first evaluation is to come"
         )
-    path = run.probe_path(steps[-1] if step is None else step)
-    return _trace(str(path), stamp(path))
+        raise RunError(f"run {run.name!r} has no routing to show yet, {why}; see the Training page")
+    return steps[-1]
+
+
+def probe_routing(run: RunFolder) -> Routing:
+    """Routing of the fixed probe set at the latest evaluation. Raises RunError before the first."""
+    path = run.probe_path(probe_step(run))
+    return _probe_routing(str(path), stamp(path))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _trace(path: str, changed: Stamp) -> RoutingTrace:
-    from moe_core.routing import RoutingTrace
+def _probe_routing(path: str, changed: Stamp) -> Routing:
+    from moe_core.routing.trace import RoutingTrace
 
-    return RoutingTrace.load(path)
+    return _measured(RoutingTrace.load(path))
+
+
+def held_out_routing(run: RunFolder, tokens_per_domain: int, progress: Progress | None = None) -> Routing:
+    """Routing of held-out text by the newest checkpoint; `progress` is called while it is made the first time."""
+    place = _held_out_place(*_checkpoint_key(run), tokens_per_domain)
+    with place.lock:
+        if place.routing is None:
+            place.routing = _route_held_out(run, tokens_per_domain, progress)
+        return place.routing
+
+
+@dataclass
+class _Place:
+    """Where a routing goes once it is made: made outside the cached function, which may not draw a progress bar."""
+
+    lock: threading.Lock
+    routing: Routing | None = None
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _held_out_place(root: str, name: str, folder: str, changed: Stamp, tokens_per_domain: int) -> _Place:
+    return _Place(threading.Lock())
+
+
+def _route_held_out(run: RunFolder, tokens_per_domain: int, progress: Progress | None) -> Routing:
+    from moe_core.inference.tracing import trace_documents
+
+    loaded = loaded_run(run)
+    documents = run.held_out("validation") + run.held_out("unseen")
+    return _measured(trace_documents(loaded, documents, progress=progress, tokens_per_domain=tokens_per_domain))
+
+
+def _measured(trace: RoutingTrace) -> Routing:
+    from moe_core.routing import baselines, metrics
+
+    return Routing(
+        trace=trace,
+        load=metrics.expert_load(trace),
+        balance=metrics.load_balance(trace),
+        nmi=baselines.domain_nmi(trace),
+        specialization=metrics.domain_specialization(trace),
+        measured_at=time.time(),
+    )
 
 
 def loaded_run(run: RunFolder) -> LoadedRun:
@@ -99,10 +171,14 @@ def loaded_run(run: RunFolder) -> LoadedRun:
 
     Two models at most are kept. The key is the newest checkpoint's manifest: a run trained on, or anew, is read again.
     """
+    return _loaded_run(*_checkpoint_key(run))
+
+
+def _checkpoint_key(run: RunFolder) -> tuple[str, str, str, Stamp]:
     from moe_core.runs.checkpoint import find_checkpoint
 
     folder = find_checkpoint(run)
-    return _loaded_run(str(run.root), run.name, str(folder), stamp(folder / "manifest.json"))
+    return (str(run.root), run.name, str(folder), stamp(folder / "manifest.json"))
 
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the model ...")
@@ -110,3 +186,12 @@ def _loaded_run(root: str, name: str, folder: str, changed: Stamp) -> LoadedRun:
     from moe_core.runs.checkpoint import load_run
 
     return load_run(name, root)
+
+
+def log_tail(run: RunFolder, lines: int = 15) -> str:
+    """The last lines the run's trainer printed; "" when it printed nothing."""
+    try:
+        text = run.log_path.read_bytes()[-20_000:].decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.replace("\r", "\n").split("\n")[-lines:]).strip()

@@ -17,10 +17,21 @@ RUN = "run"
 """str, in the URL: the chosen run."""
 LAYER = "layer"
 """int, in the URL: the chosen MoE layer, counted from 0 over all layers."""
+NEW_PRESET, NEW_SOURCE, NEW_UPLOAD, NEW_PATH, NEW_NAME, NEW_SEED = (
+    "new_preset",
+    "new_source",
+    "new_upload",
+    "new_path",
+    "new_name",
+    "new_seed",
+)
+"""Fields of the form that starts a training (components/new_run.py)."""
 NEW_RUN = "new_run"
-"""str, in the URL: "open" while the form for a new training is shown."""
-DOMAINS_TOKENS = "domains_tokens"
-"""dict[run name, tokens per domain]: runs whose domain map was asked for on more text."""
+"""bool: is the form that starts a training open?"""
+MORE_TEXT = "domains_more_text"
+"""str: the run whose domain map was asked for on more text."""
+_NEXT_RUN = "next_run"
+"""str: run to choose when the side bar is drawn next."""
 
 
 def selected_run() -> RunFolder:
@@ -39,9 +50,17 @@ def selected_layer() -> int:
     return int(layer)
 
 
-def choose_run(name: str) -> None:
-    """Make `name` the chosen run; for callbacks, which run before the side bar is drawn."""
-    st.session_state[RUN] = name
+def open_run(name: str) -> None:
+    """Choose `name` when the side bar is drawn next: its widget owns the key until then."""
+    st.session_state[_NEXT_RUN] = name
+
+
+def preset_run(names: Sequence[str], default: str) -> None:
+    """What `preset` does, for the run; a run that open_run asked for comes first."""
+    wanted = st.session_state.pop(_NEXT_RUN, None)
+    if wanted in names:
+        st.session_state[RUN] = wanted
+    preset(RUN, names, default)
 
 
 def preset(key: str, options: Sequence[Any], default: Any) -> None:

@@ -26,11 +26,16 @@ def plain(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", text)
 
 
-def header(question: str, answer: str | None = None) -> None:
-    """Title and answer. Both are shown as written: no Markdown in them is read."""
+def header(question: str, answer_text: str | None = None) -> None:
+    """Title and, where it is known already, the answer. Both are shown as written: no Markdown in them is read."""
     st.title(plain(question), anchor=False)
-    if answer:
-        st.markdown(f"##### {plain(answer)}" if len(answer) < 90 else plain(answer))
+    if answer_text:
+        answer(answer_text)
+
+
+def answer(text: str) -> None:
+    """The page's answer, shown as written."""
+    st.markdown(plain(text))
 
 
 def error_box(error: MoescopeError, *, title: str = "This could not be shown") -> None:

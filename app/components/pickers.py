@@ -32,7 +32,7 @@ def pick_run(runs: list[RunSummary]) -> RunSummary | None:
         return None
     names = [run.name for run in runs]
     first_sound = next((run.name for run in runs if run.error is None), names[0])
-    state.preset(state.RUN, names, first_sound)
+    state.preset_run(names, first_sound)
     name = st.selectbox("Run", names, index=None, required=True, key=state.RUN, bind="query-params")
     run = next(run for run in runs if run.name == name)
     _describe(run)
@@ -42,7 +42,7 @@ def pick_run(runs: list[RunSummary]) -> RunSummary | None:
                 f"{plain(other.name)} is training",
                 icon=":material/radio_button_checked:",
                 help="Show this run",
-                on_click=state.choose_run,
+                on_click=state.open_run,
                 args=(other.name,),
                 key=f"show_{other.name}",
                 type="tertiary",

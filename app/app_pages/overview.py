@@ -1,0 +1,85 @@
+"""Look: what this run is, and whether its routing is healthy, in plain words. Nothing here loads the model."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import loaders, state
+from app.components.figure import show_figure, term_help
+from app.components.page import DOMAINS, GENERATION, TOKENS, TRAINING, header
+from moe_core.figures.run_figures import load_map_figure
+from moe_core.routing import verdicts
+
+run = state.selected_run()
+model = loaders.config(run).model
+routing = loaders.probe_routing(run)
+evaluation, baseline = loaders.metrics(run, "evaluation"), loaders.metrics(run, "baseline")
+
+# The answer: what it is, is it healthy, do experts know domains.
+made_of = verdicts.describe_model(layers=len(model.moe_layers), experts=model.num_experts, top_k=model.top_k)
+health = verdicts.routing_health(routing.balance)
+header(f"What is {run.name}, and is its routing healthy?", f"{made_of} {health} {verdicts.domain_verdict(routing.nmi)}")
+
+# Four figures, each beside its chance or target.
+loss, busiest, dead, domains = st.columns(4)
+unseen = evaluation[evaluation["split"] == "unseen"] if len(evaluation) else evaluation
+unigram = baseline["unigram_nats"].iloc[-1].get("unseen") if len(baseline) else None
+nats = float(unseen["nats_per_token"].iloc[-1]) if len(unseen) else None
+loss.metric(
+    "Loss on unseen text",
+    "–" if nats is None else f"{nats:.2f} nats",
+    None if nats is None or unigram is None else f"{nats - unigram:+.2f}",
+    delta_color="inverse",
+    delta_description=None if unigram is None else f"from guessing by frequency, {unigram:.2f}",
+    help=term_help("loss"),
+    border=True,
+)
+worst = routing.balance.iloc[int(routing.balance["load_imbalance"].argmax())]
+busiest.metric(
+    "Busiest expert",
+    f"{worst['load_imbalance']:.2f} × mean",
+    delta_description=f"in layer {worst['layer']:.0f}; 1 is even, up to {verdicts.IMBALANCE_LIMIT:.0f} is fine",
+    help=term_help("load imbalance"),
+    border=True,
+)
+dead.metric(
+    "Dead experts",
+    f"{routing.balance['dead_experts'].sum():.0f} of {len(routing.load)}",
+    delta_description="0 is the target",
+    help=term_help("dead expert"),
+    border=True,
+)
+known = routing.nmi.dropna(subset=["p_value"])
+best = known.iloc[int(known["effect"].argmax())] if len(known) else None
+domains.metric(
+    "Experts know the domain (NMI)",
+    "–" if best is None else verdicts.number(best["nmi"]),
+    delta_description=str(routing.nmi["verdict"].iloc[0])
+    if best is None
+    else f"in layer {best['layer']:.0f}; by chance at most {verdicts.number(best['null_p99'])}",
+    help=term_help("NMI"),
+    border=True,
+)
+
+show_figure(
+    load_map_figure(routing.load, routing.balance),
+    key="expert_load",
+    terms=["expert load", "lift", "load imbalance", "dead expert"],
+)
+st.caption(
+    f"Measured on {routing.trace.num_tokens:,} tokens of held-out text that stay the same all through training, "
+    f"at step {loaders.probe_step(run):,}."
+)
+
+st.markdown("#### What to ask next")
+for column, (target, label) in zip(
+    st.columns(4),
+    {
+        TOKENS: "Where does each token of my text go?",
+        DOMAINS: "Which experts prefer which kind of text?",
+        GENERATION: "Which experts write which words?",
+        TRAINING: "How did it learn, and can I train my own?",
+    }.items(),
+    strict=True,
+):
+    column.page_link(target, label=label)

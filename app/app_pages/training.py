@@ -1,0 +1,31 @@
+"""Follow: is the run learning, and are its experts forming? And start a new one."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import loaders, state
+from app.components.live_run import follow
+from app.components.new_run import new_run_form
+from app.components.page import header, plain, sentence
+from moe_core.runs import RunFolder
+
+runs = loaders.runs()
+chosen = next((run for run in runs if run.name == st.session_state.get(state.RUN)), None)
+
+if chosen is None:
+    header("Train a model and watch its experts form", "There is no run yet; the quick size is done in three minutes.")
+    new_run_form()
+else:
+    header(f"Is {chosen.name} learning, and are its experts forming?")
+    with st.expander("Train a new run", icon=":material/add:", key=state.NEW_RUN, on_change="rerun") as form:
+        if form.open:
+            new_run_form()
+    if chosen.error is not None:
+        st.error(plain(sentence(chosen.error)), icon=":material/broken_image:")
+        log = loaders.log_tail(RunFolder(chosen.name))
+        if log:
+            st.caption("The last lines of its log")
+            st.code(log, language=None, wrap_lines=True)
+    else:
+        follow(RunFolder(chosen.name), chosen)

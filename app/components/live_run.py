@@ -1,0 +1,178 @@
+"""One training as it goes: how far, how well, which experts take the load, what changed, and the stop button.
+
+Everything is read from the run's folder, so any number of browsers, and a restarted server, show the same.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from app import loaders, state
+from app.components.figure import show_figure, term_help
+from app.components.page import answer, duration, errors_as_boxes, plain, sentence
+from moe_core.errors import RunError
+from moe_core.runs import RunFolder, RunStatus, RunSummary
+
+REFRESH_SECONDS = 1.5
+# Sentences about what changed that are shown at once; the newest first.
+SHOWN_EVENTS = 12
+
+
+def follow(run: RunFolder, summary: RunSummary) -> None:
+    """Show the run; while its trainer lives, look again every moment without rerunning the page."""
+    alive = summary.is_live or summary.state == "preparing"
+    st.fragment(run_every=REFRESH_SECONDS if alive else None)(_follow)(run.name, alive)
+
+
+def _follow(name: str, was_alive: bool) -> None:
+    with errors_as_boxes():
+        run = RunFolder(name)
+        summary = next((item for item in loaders.runs() if item.name == name), None)
+        if summary is None:
+            raise RunError(f"run {name!r} is gone: its folder was removed; choose another run in the side bar")
+        alive = summary.is_live or summary.state == "preparing"
+        if was_alive and not alive:
+            st.rerun()  # the side bar and the buttons change with it
+        status = run.status() or RunStatus("preparing")
+        baseline = loaders.metrics(run, "baseline")
+        unigram = baseline["unigram_nats"].iloc[-1] if len(baseline) else {}
+        answer(describe(summary, status, unigram.get("unseen")))
+        _controls(run, summary, status)
+        _figures(status, loaders.metrics(run, "load"), summary, unigram.get("unseen"))
+        _charts(run)
+        _words(run)
+
+
+def describe(summary: RunSummary, status: RunStatus, unigram_nats: float | None) -> str:
+    """How far the run is and how well it predicts, in one or two sentences; for a failure the reason and the remedy."""
+    at = f"step {status.step:,} of {status.steps:,}"
+    if summary.state == "preparing":
+        text = "Its text is being prepared; the first step follows."
+    elif summary.state == "running":
+        left = f", {duration(status.seconds_left)} left" if status.seconds_left is not None else ""
+        text = f"Now at {at}{left}."
+    elif summary.state == "finished":
+        text = f"Finished {status.steps:,} steps in {duration(status.elapsed_seconds)}."
+    elif summary.state == "stopped":
+        text = f"Stopped at {at} and saved; resume continues from there."
+    elif summary.state == "interrupted":
+        text = (
+            f"Its process ended at {at} without a word: the computer went off, it ran out of memory, or it was killed. "
+            "Resume continues from its last checkpoint."
+        )
+    else:
+        text = f"Failed at {at}: {sentence(status.message or summary.error or 'no reason was recorded')}"
+    if summary.unseen_nats is None:
+        return text
+    loss = f" On unseen text it is off by {summary.unseen_nats:.2f} nats per token"
+    if unigram_nats is None:
+        return f"{text}{loss}."
+    gap = unigram_nats - summary.unseen_nats
+    side = f"{gap:.2f} better than" if gap > 0 else f"{-gap:.2f} worse than, and so no use against,"
+    return f"{text}{loss}, {side} guessing by word frequency ({unigram_nats:.2f})."
+
+
+def _controls(run: RunFolder, summary: RunSummary, status: RunStatus) -> None:
+    """Progress with time left and a stop button while it lives; afterwards, where it can continue, resume."""
+    if summary.is_live:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            share = min(1.0, status.step / status.steps) if status.steps else 0.0
+            left = duration(status.seconds_left) + " left" if status.seconds_left is not None else "measuring speed"
+            text = f"step {status.step:,} of {status.steps:,}, {left}" if status.step else plain(status.message)
+            st.progress(share, text=text)
+            stopping = run.stop_requested()
+            st.button(
+                "Stopping ..." if stopping else "Stop",
+                icon=":material/stop_circle:",
+                disabled=stopping,
+                on_click=run.request_stop,
+                key="stop_training",
+                help="Saves a checkpoint after the current step, then ends; the run can be resumed.",
+            )
+    elif summary.state in ("stopped", "interrupted", "failed") and status.step < status.steps:
+        st.button(
+            "Resume",
+            icon=":material/resume:",
+            on_click=_resume,
+            args=(run.name,),
+            key="resume_training",
+            help="Continues from the last checkpoint, to the bit as if it had never stopped.",
+        )
+
+
+def _resume(name: str) -> None:
+    """Callback: start the trainer again on the same run."""
+    from moe_core.training.launch import start_training
+
+    with errors_as_boxes("The run was not resumed"):
+        start_training(["--run", name, "--resume"])
+    loaders.forget_runs()
+    state.open_run(name)
+
+
+def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary, unigram_nats: float | None) -> None:
+    """Four figures, each with what to hold it against."""
+    loss, balance, speed, time = st.columns(4)
+    gap = None if unigram_nats is None or summary.unseen_nats is None else summary.unseen_nats - unigram_nats
+    loss.metric(
+        "Loss on unseen text",
+        "–" if summary.unseen_nats is None else f"{summary.unseen_nats:.2f} nats",
+        None if gap is None else f"{gap:+.2f}",
+        delta_color="inverse",
+        delta_description=None if gap is None else f"against guessing by frequency, {unigram_nats:.2f}",
+        help=term_help("loss"),
+    )
+    last = loads[loads["step"] == loads["step"].max()] if len(loads) else loads
+    balance.metric(
+        "Busiest expert",
+        "–" if last.empty else f"{last['load_imbalance'].max():.2f} × mean",
+        delta_description="1 is even, up to 2 is fine",
+        help=term_help("load imbalance"),
+    )
+    speed.metric(
+        "Speed",
+        "–" if not status.tokens_per_second else f"{status.tokens_per_second:,.0f} tokens/s",
+        delta_description=f"{status.tokens:,} tokens so far",
+    )
+    time.metric(
+        "Time left" if summary.is_live else "Time taken",
+        duration(status.seconds_left)
+        if summary.is_live and status.seconds_left is not None
+        else duration(status.elapsed_seconds),
+        delta_description=f"step {status.step:,} of {status.steps:,}",
+    )
+
+
+def _charts(run: RunFolder) -> None:
+    """The loss of each split, and the load of the chosen layer's experts, by step."""
+    from moe_core.figures.run_figures import load_over_time_figure, loads_over_time, loss_figure
+
+    losses = loss_figure(*(loaders.metrics(run, kind) for kind in ("train", "evaluation", "baseline")))
+    if losses is not None:
+        show_figure(losses, key="loss", terms=["loss", "unseen", "validation", "unigram baseline"])
+    loads = loads_over_time(loaders.metrics(run, "load"))
+    layers = set(loads["layer"])
+    if layers:
+        chosen = st.session_state.get(state.LAYER)
+        layer = chosen if isinstance(chosen, int) and chosen in layers else int(min(layers))
+        show_figure(load_over_time_figure(loads, layer), key="load_over_time", terms=["expert load", "load imbalance"])
+
+
+def _words(run: RunFolder) -> None:
+    """What changed, newest first, and the last text the model wrote."""
+    events, samples = loaders.metrics(run, "event"), loaders.metrics(run, "sample")
+    if len(events):
+        st.markdown("#### What changed")
+        newest = [
+            f"- Step {step:,}: {plain(str(message))}"
+            for step, message in zip(events["step"][::-1], events["message"][::-1], strict=True)
+        ]
+        st.markdown("\n".join(newest[:SHOWN_EVENTS]))
+        if len(newest) > SHOWN_EVENTS:
+            with st.expander(f"{len(newest) - SHOWN_EVENTS} earlier changes"):
+                st.markdown("\n".join(newest[SHOWN_EVENTS:]))
+    if len(samples):
+        st.markdown("#### What it writes by now")
+        st.caption(f"Written by the model at step {samples['step'].iloc[-1]:,}, from nothing.")
+        st.code(str(samples["text"].iloc[-1]), language=None, wrap_lines=True)

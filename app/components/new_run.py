@@ -1,0 +1,148 @@
+"""The form that starts a training: how large, on which text, under what name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import streamlit as st
+
+from app import loaders, state
+from app.components.page import duration, errors_as_boxes
+from moe_core.config import PRESETS, load_config
+from moe_core.errors import DataError, UsageError
+from moe_core.runs import RunFolder
+from moe_core.runs.names import checkpoints_root
+
+SYNTHETIC, UPLOAD, PATH = "Four made-up domains", "A file of mine", "A path on this computer"
+FILE_TYPES = ["jsonl", "parquet", "csv", "txt"]
+# Hidden, so that it is not taken for a run. A resumed run reads its text again, so uploads stay.
+_UPLOADS = ".uploads"
+
+
+def new_run_form() -> None:
+    """Draw the form. On success the new run becomes the chosen one; on failure a box says what to mend."""
+    preset = st.radio(
+        "Size",
+        list(reversed(PRESETS)),
+        captions=[_describe_preset(name) for name in reversed(PRESETS)],
+        format_func=str.capitalize,
+        horizontal=True,
+        key=state.NEW_PRESET,
+    )
+    source = st.segmented_control(
+        "Text to learn", [SYNTHETIC, UPLOAD, PATH], required=True, default=SYNTHETIC, key=state.NEW_SOURCE
+    )
+    if source == UPLOAD:
+        st.file_uploader(
+            "Your text",
+            type=FILE_TYPES,
+            key=state.NEW_UPLOAD,
+            help="jsonl or parquet with a field text, csv with a column Text, or plain txt. A field domain, where "
+            "there is one, says what kind of text a row is; source says which rows belong to one document.",
+        )
+    elif source == PATH:
+        st.text_input(
+            "Path of a .jsonl, .parquet, .csv or .txt file, or of a folder whose subfolders are domains",
+            key=state.NEW_PATH,
+            placeholder="/home/me/texts",
+        )
+    else:
+        st.caption("Finance, legal, code and general text from seeded grammars: the same on every computer.")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        if state.NEW_NAME not in st.session_state:
+            st.session_state[state.NEW_NAME] = _free_name(preset)
+        st.text_input("Name of the run", key=state.NEW_NAME, max_chars=64, width=280)
+        st.number_input(
+            "Seed", min_value=0, max_value=2**32 - 1, value=0, key=state.NEW_SEED, width=160,
+            help="The same seed gives the same weights and data order: change it to see what is luck.",
+        )  # fmt: skip
+        clicked = st.button("Start training", type="primary", icon=":material/play_arrow:", key="start_training")
+    if clicked:
+        with errors_as_boxes("Training was not started"), st.spinner("Checking the text and starting the trainer ..."):
+            start(preset, source, st.session_state[state.NEW_NAME], int(st.session_state[state.NEW_SEED]))
+            del st.session_state[state.NEW_NAME]
+            st.rerun()
+
+
+def start(preset: str, source: str | None, name: str, seed: int) -> None:
+    """Check everything that can be checked, start the trainer, choose its run. Raises UsageError or DataError."""
+    from moe_core.training.launch import start_training
+
+    if preset not in PRESETS:
+        raise UsageError(f"size {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
+    run = RunFolder(name.strip())
+    if run.exists():
+        raise UsageError(f"run {run.name!r} exists already; choose another name, or resume it")
+    arguments = ["--run", run.name, "--seed", str(seed)]
+    if preset != "default":
+        arguments.append(f"--{preset}")
+    path = _text_path(source)
+    if path is not None:
+        _check_text(path)
+        arguments += ["--data", str(path)]
+    start_training(arguments)
+    loaders.forget_runs()
+    state.open_run(run.name)
+
+
+def _text_path(source: str | None) -> Path | None:
+    if source == UPLOAD:
+        upload = st.session_state.get(state.NEW_UPLOAD)
+        if upload is None:
+            raise UsageError(f"no file is chosen; expected one of .{', .'.join(FILE_TYPES)}")
+        return keep_upload(upload.name, upload.getvalue())
+    if source == PATH:
+        path = str(st.session_state.get(state.NEW_PATH) or "").strip()
+        if not path:
+            raise UsageError("no path is given; expected a file or a folder whose subfolders are domains")
+        if "\0" in path:
+            raise UsageError(f"path {path!r} holds a NUL character; expected the path of a file or folder")
+        return Path(path).expanduser().resolve()
+    return None
+
+
+def keep_upload(name: str, content: bytes) -> Path:
+    """Keep an uploaded file beside the runs, in a folder named by its content: the same file is kept once.
+
+    Only the ending and harmless characters of the browser's `name` are used, so it cannot lead elsewhere.
+    """
+    suffix = Path(name).suffix.lower()
+    if suffix.removeprefix(".") not in FILE_TYPES:
+        raise UsageError(f"file {name!r} has the ending {suffix!r}; expected one of .{', .'.join(FILE_TYPES)}")
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).stem).strip("-")[:40] or "text"
+    folder = checkpoints_root().resolve() / _UPLOADS / hashlib.sha256(content).hexdigest()[:16]
+    path = folder / f"{stem}{suffix}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            part = path.with_suffix(".part")
+            part.write_bytes(content)
+            part.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"cannot keep the upload in {str(folder)!r}: {error.strerror or error}; free some space"
+        ) from None
+    return path
+
+
+def _check_text(path: Path) -> None:
+    """Read and split the text as the trainer will, so that a fault shows here, with its line, and not in a log."""
+    from moe_core.data.sources import read_documents
+    from moe_core.data.splits import split_documents
+
+    split_documents(read_documents(path), seed=0)
+
+
+def _describe_preset(name: str) -> str:
+    config = load_config(name, environment={})
+    budget = config.training.time_budget_seconds
+    model = config.model
+    size = f"{len(model.moe_layers)} layers of {model.num_experts} experts, {model.top_k} for each token"
+    return f"{size}; about {duration(budget)} at most" if budget else size
+
+
+def _free_name(preset: str) -> str:
+    taken = {run.name for run in loaders.runs()}
+    return next(name for i in range(1, len(taken) + 2) if (name := f"{preset}-{i}") not in taken)

@@ -1,0 +1,38 @@
+"""A progress bar with the time left, for anything that may take over two seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import streamlit as st
+
+from app.components.page import duration, plain
+
+# Redrawing more often costs more than it tells.
+_REDRAW_SECONDS = 0.1
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield progress(stage, done, total), which draws a bar once there is progress; it goes when the block ends."""
+    place = st.empty()
+    began = time.monotonic()
+    drawn_at = 0.0
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal drawn_at
+        del stage
+        now = time.monotonic()
+        if total <= 0 or now - drawn_at < _REDRAW_SECONDS:
+            return
+        drawn_at = now
+        share = min(1.0, done / total)
+        left = f", {duration((now - began) * (1 - share) / share)} left" if share > 0 else ""
+        place.progress(share, text=f"{plain(label)}{left}")
+
+    try:
+        yield progress
+    finally:
+        place.empty()
