@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_gen import Document
@@ -218,12 +218,14 @@ def test_a_folder_that_does_not_sort_by_domain_is_refused(write: Write, tmp_path
         read_documents(tmp_path / "hollow")
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from("ab \n\t"), max_size=200))
 def test_sections_keep_every_paragraph_in_order(text: str) -> None:
     paragraphs = [line.rstrip() for line in text.split("\n") if line.strip()]
     assert [line.rstrip() for section in sections(text) for line in section.split("\n") if line.strip()] == paragraphs
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 3 * SECTION_CHARACTERS), min_size=1, max_size=30))
 def test_sections_are_joined_up_to_the_limit_and_no_further(lengths: list[int]) -> None:
     found = sections("\n\n".join("x" * length for length in lengths))
@@ -234,6 +236,7 @@ def test_sections_are_joined_up_to_the_limit_and_no_further(lengths: list[int]) 
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=1).filter(lambda text: bool(text.strip()) and "\0" not in text), min_size=1))
 def test_any_text_survives_jsonl_but_for_its_line_ends(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_gen import Document
@@ -29,6 +29,7 @@ def size_by_split(documents: list[Document]) -> Counter[tuple[str, str]]:
     return sizes
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from("ab"), st.integers(0, 12), st.integers(1, 500)), min_size=1, max_size=60, unique=True
@@ -53,6 +54,7 @@ def test_no_source_is_ever_in_two_splits_and_every_split_has_every_domain(
     assert [d.text for d in split] == [d.text for d in documents], "order and texts stay"
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_each_held_out_split_gets_about_eight_percent_of_the_bytes(seed: int) -> None:
     sizes = size_by_split(split_documents(corpus({"a": [100] * 200, "b": [50, 150] * 100}), seed=seed))
@@ -67,6 +69,7 @@ def test_three_sources_give_the_largest_to_training() -> None:
     assert {split[0].split, split[2].split} == set(HELD_OUT_SPLITS)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(10, 10_000), min_size=3, max_size=30), min_size=1, max_size=2), st.integers(0, 99))
 def test_three_sources_a_domain_are_always_enough(sizes: list[list[int]], seed: int) -> None:
     split = split_documents(corpus(dict(zip("ab", sizes, strict=False))), seed=seed)

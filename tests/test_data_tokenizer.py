@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_core.data.tokenizer import END_OF_TEXT, Tokenizer
@@ -23,6 +23,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(TEXTS, 300)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_comes_back_unchanged(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
@@ -30,6 +31,7 @@ def test_any_text_comes_back_unchanged(tokenizer: Tokenizer, text: str) -> None:
     assert b"".join(tokenizer.token_bytes(i) for i in ids) == text.encode()
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([END_OF_TEXT, "<|", "endoftext", "|>", " a", "<", "\n"]), max_size=8))
 def test_typed_control_tokens_are_ordinary_characters(tokenizer: Tokenizer, pieces: list[str]) -> None:
     text = "".join(pieces)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_gen import Document
@@ -45,6 +45,7 @@ def test_build_puts_end_of_text_before_each_document(tokenizer: Tokenizer) -> No
     assert len(TokenDataset.build([], tokenizer, DOMAINS)) == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=20), st.integers(0, 100), st.integers(0, 5))
 def test_select_takes_whole_documents_up_to_the_limit_and_counts_their_bytes(
     tokenizer: Tokenizer, lengths: list[int], limit: int, seed: int
@@ -67,6 +68,7 @@ def test_select_takes_whole_documents_up_to_the_limit_and_counts_their_bytes(
     assert chosen.token_ids.tolist() == dataset.select(limit, seed).token_ids.tolist()
 
 
+@settings(deadline=None)
 @given(st.integers(9, 200), st.integers(1, 7), st.integers(0, 3))
 def test_an_epoch_of_training_batches_visits_each_window_once(tokens: int, batch_size: int, seed: int) -> None:
     seq_len = 8
@@ -119,6 +121,7 @@ def test_a_data_set_smaller_than_a_window_is_refused() -> None:
         training_batch(plain(8), 0, batch_size=2, seq_len=8, seed=0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 17), st.integers(1, 5))
 def test_document_batches_score_every_text_token_once_and_never_across_documents(
     tokenizer: Tokenizer, lengths: list[int], seq_len: int, batch_size: int

@@ -1,0 +1,161 @@
+"""Every token traced once, in order, with the loss and rank that the model itself would report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_gen import Document
+from moe_core.config import Config, validate_config
+from moe_core.data.tokenizer import Tokenizer
+from moe_core.data.tokens import TokenDataset, training_batch
+from moe_core.errors import DataError, UsageError
+from moe_core.inference.loaded import context_window
+from moe_core.inference.tracing import trace_documents, trace_text
+from moe_core.model.transformer import MoETransformer
+from moe_core.runs.checkpoint import load_run
+
+TEXT = "The café opened at nine. Der Rest ist Schweigen; 日本 waits.\n" * 3
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: MoETransformer
+    tokenizer: Tokenizer
+    config: Config
+
+
+@cache
+def tiny_loaded() -> Loaded:
+    """A model with a dense and two MoE layers, trained for some steps on TEXT, so that it has opinions."""
+    tokenizer = Tokenizer.train([TEXT], 300)
+    config = validate_config(
+        {
+            "model": {
+                "vocab_size": tokenizer.vocab_size,
+                "dim": 32,
+                "num_layers": 3,
+                "first_dense_layers": 1,
+                "num_heads": 2,
+                "num_kv_heads": 1,
+                "head_dim": 16,
+                "num_experts": 4,
+                "expert_hidden_dim": 32,
+                "dense_hidden_dim": 32,
+                "max_seq_len": 64,
+            },
+            "training": {"seq_len": 16},
+        }
+    )
+    torch.manual_seed(0)
+    model = MoETransformer(config.model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    dataset = TokenDataset.build([Document(TEXT, "text", "text", "train")], tokenizer, ["text"])
+    for step in range(40):
+        batch = training_batch(dataset, step, batch_size=8, seq_len=16, seed=0)
+        logits_BSV = model(torch.from_numpy(batch.token_ids)).logits
+        torch.nn.functional.cross_entropy(logits_BSV.mT, torch.from_numpy(batch.targets)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return Loaded(model.eval(), tokenizer, config)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return tiny_loaded()
+
+
+def test_a_text_within_the_window_has_the_losses_ranks_and_routing_of_one_plain_forward_pass(loaded: Loaded) -> None:
+    traced = trace_text(loaded, "The café", domain="notes")
+    ids = [loaded.tokenizer.end_of_text, *loaded.tokenizer.encode("The café")]
+    assert len(ids) <= context_window(loaded)
+    with torch.inference_mode():
+        output = loaded.model(torch.tensor([ids]))
+    log_p_SV = output.logits[0].log_softmax(-1)
+    assert traced.trace.token_ids.tolist() == ids
+    assert traced.trace.domains == ["notes"]
+    assert traced.trace.layers == [1, 2]
+    assert traced.trace.positions.tolist() == list(range(len(ids)))
+    assert np.isnan(traced.losses[0])
+    assert traced.ranks[0] == 0
+    for i in range(1, len(ids)):
+        assert traced.losses[i] == pytest.approx(-log_p_SV[i - 1, ids[i]].item(), rel=1e-5)
+        order = log_p_SV[i - 1].argsort(descending=True).tolist()
+        assert traced.ranks[i] == 1 + order.index(ids[i])
+    for layer, routed in enumerate(output.router_outputs):
+        np.testing.assert_array_equal(traced.trace.router_indices[layer], routed.router_indices.numpy())
+        np.testing.assert_array_equal(traced.trace.router_scores[layer], routed.router_scores.numpy())
+
+
+def test_a_long_text_is_traced_once_a_token_with_half_a_window_of_context(loaded: Loaded) -> None:
+    traced = trace_text(loaded, TEXT)
+    ids = [loaded.tokenizer.end_of_text, *loaded.tokenizer.encode(TEXT)]
+    size = context_window(loaded)
+    assert len(ids) > 3 * size
+    assert traced.trace.token_ids.tolist() == ids
+    assert traced.trace.positions.tolist() == list(range(len(ids)))
+    assert np.isfinite(traced.losses[1:]).all()
+    # The window that accounts for token i is the one of its half-window step, or the shifted last one.
+    for i in range(1, len(ids)):
+        end = size if i < size else min(size + (1 + (i - size) // (size // 2)) * (size // 2), len(ids))
+        window = ids[end - size : end]
+        with torch.inference_mode():
+            output = loaded.model(torch.tensor([window]))
+        place = i - (end - size)
+        assert place >= min(i, size // 2)
+        loss = -output.logits[0, place - 1].log_softmax(-1)[ids[i]].item()
+        assert traced.losses[i] == pytest.approx(loss, rel=1e-4)
+        chosen = set(output.router_outputs[-1].router_indices[place].tolist())
+        assert set(traced.trace.router_indices[-1, i].tolist()) == chosen
+
+
+def test_documents_keep_their_ids_domains_and_order_whatever_their_lengths(loaded: Loaded) -> None:
+    documents = [Document(TEXT[: 7 * i + 1], "ab"[i % 2], str(i), "") for i in range(9)]
+    calls: list[tuple[int, int]] = []
+    trace = trace_documents(loaded, documents, progress=lambda _stage, done, total: calls.append((done, total)))
+    encoded = [[loaded.tokenizer.end_of_text, *loaded.tokenizer.encode(document.text)] for document in documents]
+    assert trace.token_ids.tolist() == [i for ids in encoded for i in ids]
+    assert trace.document_ids.tolist() == [n for n, ids in enumerate(encoded) for _ in ids]
+    assert trace.domain_ids.tolist() == [n % 2 for n, ids in enumerate(encoded) for _ in ids]
+    assert trace.domains == ["a", "b"]
+    assert calls[-1] == (trace.num_tokens, trace.num_tokens)
+    for n in (0, 4, 8):
+        alone = trace_text(loaded, documents[n].text).trace
+        np.testing.assert_array_equal(alone.router_indices, trace.router_indices[:, trace.document_ids == n])
+
+
+def test_tokens_per_domain_bounds_every_domain(loaded: Loaded) -> None:
+    documents = [Document(TEXT, "ab"[i % 2], str(i), "") for i in range(6)]
+    trace = trace_documents(loaded, documents, tokens_per_domain=40)
+    assert np.bincount(trace.domain_ids).tolist() == [40, 40]
+
+
+def test_tokens_are_shown_with_their_text(loaded: Loaded) -> None:
+    trace = trace_text(loaded, "The <img onerror=x>").trace
+    assert trace.token_text(0) == "<|endoftext|>"
+    assert "".join(trace.token_text(i) for i in range(1, trace.num_tokens)) == "The <img onerror=x>"
+
+
+def test_a_checkpoint_on_disk_can_be_traced_and_names_itself(trained_root: Path) -> None:
+    run = load_run("tiny", trained_root)
+    documents = run.run.held_out("unseen")
+    trace = trace_documents(run, documents, tokens_per_domain=100)
+    assert trace.source == f"run tiny, step {run.step}"
+    assert trace.domains == list(dict.fromkeys(document.domain for document in documents))
+    assert np.bincount(trace.domain_ids).tolist() == [100] * 4
+
+
+def test_nothing_to_trace_is_refused(loaded: Loaded) -> None:
+    with pytest.raises(UsageError, match="no text to trace"):
+        trace_text(loaded, "")
+    with pytest.raises(DataError, match="lone surrogate"):
+        trace_text(loaded, "\ud800")
+    with pytest.raises(UsageError, match="nothing to trace"):
+        trace_documents(loaded, [])
+    with pytest.raises(UsageError, match="tokens_per_domain = 1"):
+        trace_documents(loaded, [Document("x", "a", "", "")], tokens_per_domain=1)
