@@ -6,7 +6,8 @@ import ast
 from functools import lru_cache
 
 from data_gen.code_expressions import Expressions
-from data_gen.code_rules import HELD_OUT_SKELETONS, SKELETONS, VERBS
+from data_gen.code_rules import VERBS
+from data_gen.code_skeletons import HELD_OUT_SKELETONS, SKELETONS
 from data_gen.code_tree import Filler
 from data_gen.lexicon import plural
 from data_gen.prose import Writer

@@ -182,13 +182,13 @@ class Expressions:
         if choice == 0 and (text := self.variable("str")):
             return method(text, self.scene.pick(("startswith", "endswith")), self.literal("str"))
         if choice == 1 and (container := self._of("list[str]", "dict[str, int]", "dict[str, float]", "str")):
-            operator = self.scene.pick((ast.In(), ast.NotIn()))
-            return ast.Compare(self.draw("str", depth - 1), [operator], [container])
+            membership = self.scene.pick((ast.In(), ast.NotIn()))
+            return ast.Compare(self.draw("str", depth - 1), [membership], [container])
         if choice == 2 and (flag := self._of("bool", "list[str]", "list[int]", "str", "list[float]")):
             return ast.UnaryOp(ast.Not(), flag)
         if choice == 3 and depth > 0:
-            operator = self.scene.pick((ast.And(), ast.Or()))
-            return ast.BoolOp(operator, [self._bool(depth - 1), self._bool(depth - 1)])
+            connective = self.scene.pick((ast.And(), ast.Or()))
+            return ast.BoolOp(connective, [self._bool(depth - 1), self._bool(depth - 1)])
         numeric = [kind for kind in ("int", "float") if self.variable(kind)] or ["int"]
         kind = self.scene.pick(numeric)
         operator = self.scene.pick((ast.Gt(), ast.Lt(), ast.GtE(), ast.LtE(), ast.Eq(), ast.NotEq()))

@@ -10,11 +10,25 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from functools import lru_cache
 
 from data_gen.code_expressions import LOAD, SCALARS, Expressions, call, constant, element_type, method
 from data_gen.scene import Scene
 
 Namer = Callable[[str, str], str]  # (placeholder, type) -> identifier
+
+
+@lru_cache(maxsize=1024)
+def _written(node: ast.expr) -> str:
+    """The source of an annotation of a skeleton; skeletons live as long as the process, so each is written once."""
+    return ast.unparse(node)
+
+
+def _dotted(node: ast.expr) -> str:
+    """The scope key of a variable or attribute, "" for any other expression."""
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 class Filler:
@@ -47,7 +61,7 @@ class Filler:
 
     def kind(self, annotation: ast.expr | None) -> str:
         """The type an annotation writes, with T replaced."""
-        return ast.unparse(annotation).replace("T", self.scalar) if annotation is not None else ""
+        return _written(annotation).replace("T", self.scalar) if annotation is not None else ""
 
     def block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         filled: list[ast.stmt] = []
@@ -68,7 +82,6 @@ class Filler:
         return filled
 
     def statement(self, node: ast.stmt) -> ast.stmt:
-        scope = self.expressions.scope
         if isinstance(node, ast.FunctionDef):
             return self._function(node)
         if isinstance(node, ast.AnnAssign):
@@ -92,10 +105,11 @@ class Filler:
             identifier = self.identifier(node.target.id, kind)
             key = f"self.{identifier}" if self.in_class else identifier
         target = self.expression(node.target)
+        assert isinstance(target, ast.Name | ast.Attribute)
         self.expressions.scope[key] = kind
-        keeps_type = value is None or self.in_class or kind.startswith(("list", "dict"))
-        if keeps_type or value is None or isinstance(node.target, ast.Attribute):
-            return ast.AnnAssign(target, ast.Name(kind, LOAD), value, 1)  # type: ignore[arg-type]
+        keeps_type = self.in_class or kind.startswith(("list", "dict")) or isinstance(target, ast.Attribute)
+        if value is None or keeps_type:
+            return ast.AnnAssign(target, ast.Name(kind, LOAD), value, 1)
         return ast.Assign([target], value, lineno=0)
 
     def _function(self, node: ast.FunctionDef) -> ast.FunctionDef:
@@ -125,7 +139,7 @@ class Filler:
         scope = self.expressions.scope
         source = self.expression(node.iter)
         before = dict(scope)
-        source_kind = scope.get(ast.unparse(source), "")
+        source_kind = scope.get(_dotted(source), "")
         if isinstance(node.target, ast.Name):
             scope[self.identifier(node.target.id, "item")] = element_type(source_kind) if source_kind else "int"
         elif isinstance(source, ast.Call):
@@ -143,11 +157,11 @@ class Filler:
         scope = self.expressions.scope
         first, second = (part.id for part in target.elts if isinstance(part, ast.Name))
         if isinstance(source.func, ast.Attribute):
-            kinds = ("str", element_type(scope[ast.unparse(source.func.value)]))
+            kinds = ("str", element_type(scope[_dotted(source.func.value)]))
         elif isinstance(source.func, ast.Name) and source.func.id == "enumerate":
-            kinds = ("int", element_type(scope[ast.unparse(source.args[0])]))
+            kinds = ("int", element_type(scope[_dotted(source.args[0])]))
         else:
-            left, right = (scope[ast.unparse(part)] for part in source.args)
+            left, right = (scope[_dotted(part)] for part in source.args)
             kinds = (element_type(left), element_type(right))
         scope[self.identifier(first, "item")] = kinds[0]
         scope[self.identifier(second, "item")] = kinds[1]

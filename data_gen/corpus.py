@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def document_seed(seed: int, domain: str, split: str, index: int) -> int:
-    """A 64-bit seed that depends on nothing but its arguments: not on the run, the process or the number of documents."""
+    """A 64-bit seed that depends on its arguments alone: not on the run, the process or the number of documents."""
     digest = hashlib.blake2b(f"{seed}/{domain}/{split}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 

@@ -4,40 +4,56 @@ FINANCE_RULES = """
 % adj: strong, weak, steady, higher, lower, modest, sharp, seasonal, recurring, organic, adverse, net, gross, quarterly,
  annual, underlying, robust, softer, record, sluggish, resilient, volatile, cyclical, favourable, muted, broad-based,
  non-recurring, unexpected, persistent, temporary, structural, solid, disappointing, accelerating, flat, double-digit,
- single-digit, comparable, adjusted, statutory, domestic, overseas, wholesale, institutional, discretionary, speculative,
+ single-digit, comparable, adjusted, statutory, domestic, overseas, wholesale, institutional, discretionary,
+  speculative,
  defensive, leveraged, unhedged, deferred, prepaid, accrued, impaired, liquid, illiquid, secured, subordinated, taxable
-% quality: tight, ample, stretched, healthy, thin, comfortable, uneven, subdued, brisk, mixed, encouraging, fragile, firm,
+% quality: tight, ample, stretched, healthy, thin, comfortable, uneven, subdued, brisk, mixed, encouraging, fragile,
+  firm,
  soft, stable, patchy, elevated, depressed, balanced, cautious, buoyant, manageable, uncertain, supportive
 % adv: slightly, sharply, steadily, modestly, broadly, largely, markedly, roughly, gradually, materially, unexpectedly,
  marginally, notably, substantially, temporarily, mainly, partly, consistently, considerably, meaningfully
 %n driver: price, volume, wage, freight cost, input cost, fee, tariff, discount, subscription, order intake,
  backlog, inventory level, raw material cost, energy bill, exchange rate, marketing campaign, rebate, store opening,
- product launch, plant closure, lease, licence fee, royalty, pension charge, tax credit, restructuring charge, impairment,
- write-down, supplier contract, interest rate, borrowing cost, hedge, utilisation rate, churn rate, ticket size, currency swing
-%n item: revenue stream, margin, dividend, receivable, payable, inventory, reserve, provision, depreciation charge, budget,
+ product launch, plant closure, lease, licence fee, royalty, pension charge, tax credit, restructuring charge,
+  impairment,
+ write-down, supplier contract, interest rate, borrowing cost, hedge, utilisation rate, churn rate, ticket size,
+  currency swing
+%n item: revenue stream, margin, dividend, receivable, payable, inventory, reserve, provision, depreciation charge,
+  budget,
  forecast, balance, deposit, mortgage, bond, share, option, warrant, derivative, portfolio, coupon, premium, claim,
- commission, overdraft, invoice, credit note, ledger, capital expenditure, cash flow, working capital ratio, goodwill item,
- deferred tax asset, pension liability/pension liabilities, tax bill, buyback, rights issue, credit line, covenant, loan book,
+ commission, overdraft, invoice, credit note, ledger, capital expenditure, cash flow, working capital ratio, goodwill
+  item,
+ deferred tax asset, pension liability/pension liabilities, tax bill, buyback, rights issue, credit line, covenant,
+  loan book,
  deposit base, expense ratio, payout, earnings estimate, liquidity buffer, yield, spread, benchmark, maturity/maturities
 %n actor: analyst, investor, lender, shareholder, bondholder, borrower, depositor, trader, auditor, regulator, supplier,
- customer, retailer, underwriter, broker, fund manager, treasurer, creditor, policyholder, insurer, pension fund, hedge fund,
- central bank, rating agency/rating agencies, market maker, bookkeeper, accountant, board member, chief executive, controller
+ customer, retailer, underwriter, broker, fund manager, treasurer, creditor, policyholder, insurer, pension fund,
+  hedge fund,
+ central bank, rating agency/rating agencies, market maker, bookkeeper, accountant, board member, chief executive,
+  controller
 %n segment: retail, wholesale, leasing, card, insurance, logistics, packaging, online, hotel, cargo, software, service,
- wealth management, private banking, consumer credit, commercial property, renewable energy, after-sales, cement, dairy, clinic,
+ wealth management, private banking, consumer credit, commercial property, renewable energy, after-sales, cement,
+  dairy, clinic,
  advertising, grocery, footwear, brokerage, asset management, trade finance, chilled food, spare parts, subscription
-%n market: equity, government bond, corporate bond, currency, commodity, money, housing, credit, futures, option, oil, gas,
+%n market: equity, government bond, corporate bond, currency, commodity, money, housing, credit, futures, option, oil,
+  gas,
  copper, wheat, gold, freight, carbon, repo, swap, emerging-market, small-cap, technology stock, bank stock, utility
 %v go: rise/rose/risen, fall/fell/fallen, climb, slip, increase, decline, widen, narrow, ease, recover, improve, weaken,
  strengthen, drop, edge up, rebound, stall, contract, expand, stabilise, tumble, advance, retreat, soften, flatten,
  accelerate, slow, double, deteriorate, normalise
-%v do: reduce, raise, cut/cut/cut, refinance, hedge, review, repay/repaid, settle, fund, finance, cover, offset/offset/offset,
- delay, approve, restate, report, book, amortise, capitalise, write off/wrote/written, underwrite/underwrote/underwritten,
+%v do: reduce, raise, cut/cut/cut, refinance, hedge, review, repay/repaid, settle, fund, finance, cover,
+  offset/offset/offset,
+ delay, approve, restate, report, book, amortise, capitalise, write off/wrote/written,
+  underwrite/underwrote/underwritten,
  roll over, pledge, value, monitor, reconcile, allocate, increase, defer, accelerate, absorb, extend, restructure, audit
-%v say: say/said, expect, note, estimate, add, warn, believe, explain, argue, confirm, conclude, stress, report, suggest,
+%v say: say/said, expect, note, estimate, add, warn, believe, explain, argue, confirm, conclude, stress, report,
+  suggest,
  caution, reiterate, predict, acknowledge
-%v drive: drive/drove/driven, support, weigh on/weighed, lift, affect, limit, boost, dampen, shape, dilute, help, hurt/hurt/hurt,
+%v drive: drive/drove/driven, support, weigh on/weighed, lift, affect, limit, boost, dampen, shape, dilute, help,
+  hurt/hurt/hurt,
  strain, outweigh, mask, erode, protect
-% region: Europe, Asia, Latin America, North America, the Nordics, the Gulf, Southern Europe, the home market, Africa, Japan,
+% region: Europe, Asia, Latin America, North America, the Nordics, the Gulf, Southern Europe, the home market, Africa,
+  Japan,
  the Baltics, Central Europe, Australia, India, China, Canada, Britain, the euro area
 % fin_noun: profitability, liquidity, solvency, leverage, capital, cash, debt, equity, income, expenditure, turnover,
  inflation, funding, cash generation, collateral, duration, credit quality, interest income, fee income, net worth,
@@ -113,15 +129,18 @@ The operating margin [was|came in at] {margin}, {cause}.
 Sales in {region} {go.ed} {change}, [while|whereas] {region} {go.ed} {change}.
 {firm} {do.ed} {np} {period} and {do.ed} {item.s} of {large}.
 [Excluding|Adjusted for|Before] {np}, {fin_noun} {go.ed} {change} {period}.
-[Capital expenditure|Free cash flow|Net debt|Working capital] [was|stood at|amounted to] {large}, [of which {large}|including {large}] [relates to|came from] {division}.
+[Capital expenditure|Free cash flow|Net debt|Working capital] [was|stood at|amounted to] {large}, [of which
+  {large}|including {large}] [relates to|came from] {division}.
 {cause}, {fin_noun} {go.ed} {change}.
-The [group|company|firm] [employs|employed] {count} [people|staff] in {division}, [up|down] from {count} [a year ago|in {last_year}].
+The [group|company|firm] [employs|employed] {count} [people|staff] in {division}, [up|down] from {count} [a year
+  ago|in {last_year}].
 {np} {go.ed} {change}, and {np} {do.ed} {fin_noun}.
 {adj} {driver.s} {drive.ed} {division} {period}, but {np} {do.ed} the [effect|shortfall|gap].
 The board [proposes|recommends|declared] a dividend of {price} per share, {cause}.
 {firm} [opened|closed|sold|acquired] {few} [branches|sites|stores|plants] in {region} {aim}.
 Net of {item.s}, {division} [earned|contributed|generated] {large} {period}.
-! [Turnover|Income|Group sales] of {revenue} [compares|compared] with {revenue_before} the year before, a {growing} of {growth}.
+! [Turnover|Income|Group sales] of {revenue} [compares|compared] with {revenue_before} the year before, a {growing} of
+  {growth}.
 ! After [operating expenses|total costs] of {costs} the group [kept|retained] {profit}, or {margin} of [sales|turnover].
 ! [It was|This was] {division} that {go.ed} most, {change}, {cause}.
 ! {period}, {np} {go.ed} {change}.
@@ -131,7 +150,8 @@ Net of {item.s}, {division} [earned|contributed|generated] {large} {period}.
 Management [plans|intends|hopes] {aim}, {cause}.
 We [expect|believe|assume] that {claim}.
 [Looking ahead|For {next_year}|Over the medium term], {claim}, although {claim}.
-The [main|largest|greatest] [risk|uncertainty|threat] is that {np} will {go} [faster|slower|earlier] than [planned|budgeted|{actor.s} {say}].
+The [main|largest|greatest] [risk|uncertainty|threat] is that {np} will {go} [faster|slower|earlier] than
+  [planned|budgeted|{actor.s} {say}].
 If {driver.s} {go} by {percent}, {fin_noun} would {go} by [about|roughly|up to] {large}.
 Our [guidance|budget|base case] assumes {adj} {driver.s} and {adj} {item.s} {period}.
 {hero_title}, the [chief financial officer|finance director|treasurer|chief executive], {say.ed} that {claim}.
@@ -145,30 +165,37 @@ Our [guidance|budget|base case] assumes {adj} {driver.s} and {adj} {item.s} {per
 == markets
 {market} [prices|markets|yields] {go.ed} {change} on {weekday}, {cause}.
 [Shares in|Stock of] {some_firm} {go.ed} {percent} [to {price}|after {actor.s} {do.ed} {np}].
-[The dollar|The euro|The yen|Sterling|The franc] {go.ed} [against|versus] [the dollar|most currencies|its peers] {cause}.
+[The dollar|The euro|The yen|Sterling|The franc] {go.ed} [against|versus] [the dollar|most currencies|its peers]
+  {cause}.
 The yield on the [two|five|ten|thirty]-year [note|bond|benchmark] {go.ed} {points} basis points to {percent}.
 {actor.s} {say.ed} {market} markets [were|looked|stayed] {quality} {cause}.
 Trading in {market} [contracts|futures|paper] was {quality}, with {np} [setting the tone|in focus|out of favour].
 {adv}, {actor.s} {do.ed} {item.s} and [moved|switched] into {market} [paper|funds|positions].
 The central bank [left|held|kept] its [policy|deposit|benchmark] rate at {percent}, {cause}.
-[Inflation|Unemployment|Industrial output|Retail spending] [came in|was reported] at {percent} [for {month}|{period}], [above|below|in line with] what {actor.s} had {say.ed}.
+[Inflation|Unemployment|Industrial output|Retail spending] [came in|was reported] at {percent} [for {month}|{period}],
+  [above|below|in line with] what {actor.s} had {say.ed}.
 Spreads on {adj} [debt|loans|bonds] {go.ed} by {points} basis points {period}.
 One {actor} at {some_firm} {say.ed}: "{claim}."
-{some_firm}, {some_firm} and {some_firm} were among the [biggest|notable] [gainers|losers], {go.ing} between {percent} and {percent}.
+{some_firm}, {some_firm} and {some_firm} were among the [biggest|notable] [gainers|losers], {go.ing} between {percent}
+  and {percent}.
 [Buyers|Sellers] [returned|appeared|hesitated] when {market} [prices|futures] {go.ed} [below|above] {price}.
 ! [Elsewhere|Meanwhile|By contrast], {market} [benchmarks|dealers|indices] {go.ed} {cause}.
 ! On {weekday} {some_firm} {do.ed} {np}, and its [stock|paper|bonds] {go.ed} {percent}.
 ! [Few|Most|Some] {actor.s} [doubt|think|fear] that {claim}.
 ! [Volumes|Prices|Bids] for {market} [delivery|exposure] {go.ed} {change}.
 == loan
-The [loan|facility|mortgage|credit] of {principal} [bears|carries] interest at {rate} a year, [which is|that is] {interest} [per year|annually].
-Over {years} years the interest [adds up|comes] to {total_interest}, so that {total_due} [is|becomes] [due|repayable] in all.
+The [loan|facility|mortgage|credit] of {principal} [bears|carries] interest at {rate} a year, [which is|that is]
+  {interest} [per year|annually].
+Over {years} years the interest [adds up|comes] to {total_interest}, so that {total_due} [is|becomes] [due|repayable]
+  in all.
 [Repayment|The first instalment] [starts|falls due] on {date}, and {np} [serves as|is] [collateral|security].
 The borrower [may|must|can] {do} {item.s} [early|in part|in full] [for a fee of {price}|with {days} days' notice].
 [Debt service|Interest] is [covered|backed] {few} times by {fin_noun} from {division}.
 The lender {do.ed} {np} {cause}.
-{item.s} [rank|count] [behind|ahead of|equally with] {adj} {item.s} when the [bank|fund|lender] [values|weighs] {fin_noun}.
-The [loan-to-value|leverage|coverage] ratio [is|stands at] {percent}, [against a limit|compared with a covenant] of {percent}.
+{item.s} [rank|count] [behind|ahead of|equally with] {adj} {item.s} when the [bank|fund|lender] [values|weighs]
+  {fin_noun}.
+The [loan-to-value|leverage|coverage] ratio [is|stands at] {percent}, [against a limit|compared with a covenant] of
+  {percent}.
 A [fixed|floating|capped] rate [suits|helps] {actor.s} who [want|wish|need] {aim}.
 Should {fin_noun} {go}, the [bank|lender] can {do} {np}.
 {hero} [applied for|took out|refinanced] the loan on {date} {aim}.
@@ -177,10 +204,12 @@ Should {fin_noun} {go}, the [bank|lender] can {do} {np}.
 ! [Missed|Late] [payments|instalments] {go} quickly, and {actor.s} {do} {np}.
 ! [Before lending|As a rule], {actor.s} {do} {item.s} {aim}.
 == fund
-The [fund|portfolio|strategy|mandate] [returned|gained|lost] {percent} {period}, [against|versus] {percent} for its benchmark.
+The [fund|portfolio|strategy|mandate] [returned|gained|lost] {percent} {period}, [against|versus] {percent} for its
+  benchmark.
 [We|The managers] {do.ed} [our|the] [position|holding|weight] in {some_firm} {cause}.
 {some_firm} and {some_firm} [added|cost] {points} basis points, {cause}.
-[Cash|Gold|The bond sleeve|Equity exposure] [was|made up] {percent} of [assets|the fund], {adv} [more|less] than {period}.
+[Cash|Gold|The bond sleeve|Equity exposure] [was|made up] {percent} of [assets|the fund], {adv} [more|less] than
+  {period}.
 [Our|The fund's] {market} holdings {go.ed} {change}, {cause}.
 {actor.s} [paid in|withdrew|committed] {large} {period}, and {np} {go.ed}.
 [Costs|Ongoing charges] [were|amounted to] {percent} of [assets|net asset value], {adv} [below|above] {last_year}.
@@ -191,13 +220,16 @@ We [prefer|favour|avoid] {adj} {item.s} [over|to] {adj} {item.s} while {fin_noun
 ! [Selling|Trimming|Adding to] {some_firm} let us {do} {np}.
 == ledger
 [Enter|Record|Post] the {item} in the [account|ledger|journal] for {fin_noun} [before|once] the {actor} has {do.en} it.
-[Every|Each] {item} [needs|has] a [date|counterpart|number], an amount and an account; the [debit|credit] side must equal the [other|opposite] side.
+[Every|Each] {item} [needs|has] a [date|counterpart|number], an amount and an account; the [debit|credit] side must
+  equal the [other|opposite] side.
 To {do} a {item}, [open|choose|select] the [register|account|report] and [mark|enter] {price} as {adj}.
 [At month-end|On {date}|Each quarter], the {actor} {do.s} the {item.s} [with|against] the bank statement.
 A {item} that [is|was] {adv} {adj} [belongs|goes] under {fin_noun}, not under {item.s}.
-[Invoices|Bills|Statements] for {driver.s} are [payable|due] within {days} days; [after that|later] a charge of {percent} [applies|is added].
+[Invoices|Bills|Statements] for {driver.s} are [payable|due] within {days} days; [after that|later] a charge of
+  {percent} [applies|is added].
 The [difference|balance] of {price} [is|was] {do.en} as {adj} {fin_noun}.
-[Depreciation|Amortisation] [spreads|allocates] the cost of a {item} over {few} years, [here|that is] {price} a [year|month].
+[Depreciation|Amortisation] [spreads|allocates] the cost of a {item} over {few} years, [here|that is] {price} a
+  [year|month].
 [If|When] {driver.s} {go}, [adjust|update] the budget for {fin_noun} and {do} the {item}.
 ! [Do not|Never] {do} a {item} [until|before] the {actor} [confirms|has seen] the {adj} [entry|voucher|receipt].
 ! [The report|The trial balance] [shows|lists] {item.s} by [account|month|owner] so that {actor.s} can {do} them.
@@ -234,5 +266,7 @@ The [difference|balance] of {price} [is|was] {do.en} as {adj} {fin_noun}.
 = product
 {segment} [service|package|fee|licence]
 {adj} {segment} [kit|unit|hours|order]
-[office chair|printer paper|server rental|site visit|training day|copper wire|steel bolt|paint|pallet|delivery|cleaning|translation|insurance premium|shelf|battery|filter|pump|software seat|audit hours|design work]
+[office chair|printer paper|server rental|site visit|training day|copper wire|steel
+  bolt|paint|pallet|delivery|cleaning|translation|insurance premium|shelf|battery|filter|pump|software seat|audit
+  hours|design work]
 """

@@ -1,42 +1,69 @@
 """The grammar of general prose: stories, places, nature, cooking, letters, talk and local news."""
 
 GENERAL_RULES = """
-% adj: old, small, long, quiet, warm, cold, bright, dark, narrow, wide, green, grey, heavy, strange, young, gentle, wild,
- empty, crowded, golden, dusty, wooden, broken, soft, sweet, bitter, sharp, tired, happy, lonely, famous, ancient, modern,
+% adj: old, small, long, quiet, warm, cold, bright, dark, narrow, wide, green, grey, heavy, strange, young, gentle,
+  wild,
+ empty, crowded, golden, dusty, wooden, broken, soft, sweet, bitter, sharp, tired, happy, lonely, famous, ancient,
+  modern,
  northern, southern, muddy, windy, silent, noisy, round, crooked, pale, painted, hidden, rusty, gleaming, shallow, deep,
  frozen, hungry, patient, clever, stubborn, careless, curious, polite, faded, forgotten, cheerful, gloomy, steep, ripe
-% mood: tired, happy, afraid, proud, curious, calm, restless, angry, hopeful, ashamed, lost, glad, puzzled, grateful, lonely,
+% mood: tired, happy, afraid, proud, curious, calm, restless, angry, hopeful, ashamed, lost, glad, puzzled, grateful,
+  lonely,
  nervous, hungry, bored, relieved, suspicious, delighted, silent, jealous, sleepy
-% adv: slowly, quietly, suddenly, carefully, gladly, often, rarely, softly, loudly, early, late, almost, always, never quite,
- at last, gently, hurriedly, politely, twice, alone, once more, in silence, without a word, with a smile, patiently, barely
-%n creature: dog, cat, horse, fox, owl, crow, hen, goat, bee, wolf/wolves, bear, heron, otter, hare, sparrow, trout, mule,
- swan, lizard, moth, badger, seal, goose/geese, mouse/mice, beetle, frog, donkey, hedgehog, swallow, deer/deer, lamb, eagle
-%n thing: door, window, lamp, boat, letter, coat, basket, bell, book, map, clock, chair, knife/knives, rope, kettle, violin,
- bicycle, umbrella, candle, mirror, ladder, bottle, key, blanket, wheel, stone, photograph, hat, cup, drum, suitcase, shovel,
- lantern, ring, newspaper, piano, kite, saddle, wagon, scarf/scarves, bench, fence, chimney, painting, shoe, bucket, feather
-%n place: house, garden, street, river, bridge, forest, hill, market square, harbour, mill, church, school, kitchen, station,
- meadow, island, cave, orchard, library/libraries, inn, barn, tower, cellar, lake, beach, valley, village, cemetery, bakery,
- workshop, attic, lighthouse, theatre, hospital, path, courtyard, fountain, field, well, canal, ferry landing, museum, castle
-%n folk: child/children, woman/women, man/men, neighbour, farmer, sailor, teacher, baker, doctor, soldier, stranger, painter,
- fisherman/fishermen, shepherd, widow, musician, traveller, cook, gardener, blacksmith, nurse, student, cousin, uncle, aunt,
- grandmother, brother, sister, poet, miller, carpenter, postman/postmen, thief/thieves, king, queen, beggar, tailor, guest
-%n plant: oak, willow, rose, nettle, apple tree, fern, birch, poppy, thistle, vine, moss/mosses, pear tree, reed, ivy/ivies,
- pine, lily, lavender bush, mushroom, clover, heather, cherry tree, hazel, orchid, sunflower, cactus/cacti, elm, maple, daisy
-% food: bread, onion, butter, flour, milk, cheese, honey, garlic, rice, lentils, barley, cream, sugar, salt, pepper, parsley,
+% adv: slowly, quietly, suddenly, carefully, gladly, often, rarely, softly, loudly, early, late, almost, always, never
+  quite,
+ at last, gently, hurriedly, politely, twice, alone, once more, in silence, without a word, with a smile, patiently,
+  barely
+%n creature: dog, cat, horse, fox, owl, crow, hen, goat, bee, wolf/wolves, bear, heron, otter, hare, sparrow, trout,
+  mule,
+ swan, lizard, moth, badger, seal, goose/geese, mouse/mice, beetle, frog, donkey, hedgehog, swallow, deer/deer, lamb,
+  eagle
+%n thing: door, window, lamp, boat, letter, coat, basket, bell, book, map, clock, chair, knife/knives, rope, kettle,
+  violin,
+ bicycle, umbrella, candle, mirror, ladder, bottle, key, blanket, wheel, stone, photograph, hat, cup, drum, suitcase,
+  shovel,
+ lantern, ring, newspaper, piano, kite, saddle, wagon, scarf/scarves, bench, fence, chimney, painting, shoe, bucket,
+  feather
+%n place: house, garden, street, river, bridge, forest, hill, market square, harbour, mill, church, school, kitchen,
+  station,
+ meadow, island, cave, orchard, library/libraries, inn, barn, tower, cellar, lake, beach, valley, village, cemetery,
+  bakery,
+ workshop, attic, lighthouse, theatre, hospital, path, courtyard, fountain, field, well, canal, ferry landing, museum,
+  castle
+%n folk: child/children, woman/women, man/men, neighbour, farmer, sailor, teacher, baker, doctor, soldier, stranger,
+  painter,
+ fisherman/fishermen, shepherd, widow, musician, traveller, cook, gardener, blacksmith, nurse, student, cousin, uncle,
+  aunt,
+ grandmother, brother, sister, poet, miller, carpenter, postman/postmen, thief/thieves, king, queen, beggar, tailor,
+  guest
+%n plant: oak, willow, rose, nettle, apple tree, fern, birch, poppy, thistle, vine, moss/mosses, pear tree, reed,
+  ivy/ivies,
+ pine, lily, lavender bush, mushroom, clover, heather, cherry tree, hazel, orchid, sunflower, cactus/cacti, elm,
+  maple, daisy
+% food: bread, onion, butter, flour, milk, cheese, honey, garlic, rice, lentils, barley, cream, sugar, salt, pepper,
+  parsley,
  thyme, ginger, cinnamon, lemon juice, olive oil, tomatoes, beans, cabbage, carrots, potatoes, apples, walnuts, raisins,
  eggs, vinegar, mustard, yeast, cumin, spinach, leeks, plums, oats, almonds, mint
-%n idea: dream, story/stories, secret, song, promise, memory, quarrel, journey, game, wish, lesson, joke, rumour, mistake,
- habit, hope, plan, fear, question, friendship, adventure, tradition, festival, winter, childhood, war, summer, custom, riddle
-% weather: rain, snow, fog, wind, sunshine, thunder, frost, mist, drizzle, hail, heat, moonlight, dusk, storm light, sleet
-%v move: walk, run/ran/run, ride/rode/ridden, climb, wander, hurry, swim/swam/swum, sail, crawl, march, turn, return, drift,
+%n idea: dream, story/stories, secret, song, promise, memory, quarrel, journey, game, wish, lesson, joke, rumour,
+  mistake,
+ habit, hope, plan, fear, question, friendship, adventure, tradition, festival, winter, childhood, war, summer,
+  custom, riddle
+% weather: rain, snow, fog, wind, sunshine, thunder, frost, mist, drizzle, hail, heat, moonlight, dusk, storm light,
+  sleet
+%v move: walk, run/ran/run, ride/rode/ridden, climb, wander, hurry, swim/swam/swum, sail, crawl, march, turn, return,
+  drift,
  stroll, creep/crept, travel, come/came/come, go/went/gone, limp, stumble, dance, row
-%v do: carry, open, close, find/found, lose/lost, mend, clean, paint, steal/stole/stolen, hide/hid/hidden, sell/sold, buy/bought,
- watch, follow, remember, forget/forgot/forgotten, draw/drew/drawn, break/broke/broken, burn, wash, lift, push, bring/brought,
+%v do: carry, open, close, find/found, lose/lost, mend, clean, paint, steal/stole/stolen, hide/hid/hidden, sell/sold,
+  buy/bought,
+ watch, follow, remember, forget/forgot/forgotten, draw/drew/drawn, break/broke/broken, burn, wash, lift, push,
+  bring/brought,
  leave/left, borrow, throw/threw/thrown, keep/kept, build/built, admire, photograph, count, polish, drop, pull, describe
 %v feel: love, fear, miss, hate, know/knew/known, trust, admire, envy, like, need, pity, understand/understood
 %v say: say/said, whisper, answer, ask, shout, cry, murmur, reply, explain, laugh, sing/sang/sung, add, mutter, sigh
-%v cook: chop, boil, stir, fry, bake, peel, mix, slice, simmer, roast, knead, grate, season, drain, whisk, soak, warm, melt
-%v grow: grow/grew/grown, bloom, sleep/slept, feed/fed, nest, hunt, live, breed/bred, gather, swarm, shelter, rest, wither,
+%v cook: chop, boil, stir, fry, bake, peel, mix, slice, simmer, roast, knead, grate, season, drain, whisk, soak, warm,
+  melt
+%v grow: grow/grew/grown, bloom, sleep/slept, feed/fed, nest, hunt, live, breed/bred, gather, swarm, shelter, rest,
+  wither,
  spread/spread, call, hide/hid/hidden, flower
 = np
 the {adj} {thing}
@@ -181,7 +208,8 @@ I [hope|wish|think] you will {move} {where} with us {when}.
 The [council|mayor|museum|school] will {do} the {adj} {place} [next {month}|from {weekday}|by {next_year}].
 "{talk}," {hero} told [reporters|this newspaper|the crowd] {where}.
 [The team|{town}] [won|lost|drew] {few} to {few} against {far_town} {when}.
-[A fire|A storm|A flood|An accident] {where} [damaged|destroyed] {few} {place.s} and [hurt|frightened] {count} {creature.s}.
+[A fire|A storm|A flood|An accident] {where} [damaged|destroyed] {few} {place.s} and [hurt|frightened] {count}
+  {creature.s}.
 [The new|An exhibition at the] {place} [opens|closes] on {date}; [entry|the concert] costs {price}.
 ! [Witnesses|Passers-by] saw [how|that] {someone} {did}.
 ! [Plans|Money] for a {adj} {place} {where} [drew|met] {count} [letters|complaints] {when}.

@@ -7,9 +7,9 @@ A grammar is text:
     %v move: rise/rose/risen, climb            verbs: {move}, {move.s}, {move.ed}, {move.en}, {move.ing}
     = subject                                  a phrase rule; each line below is one production
     the {adjective} {asset}
-    == outlook                                 a sentence rule: no production twice in a document while others are left
-    <{subject} is|{asset.s} are> [now|still] {adjective}.
-    ! We [hold|keep] {asset.s}.                "!" holds the template out: the unseen split uses only such templates
+    == outlook                                 a sentence rule: repeats a production only when all are used
+    The <{asset} is|{asset.s} are> [now|still] {adjective}.
+    ! We [hold|keep] {asset.s}.                "!" holds it out: the unseen split uses only such templates
 
 `{name}` expands a rule, a lexicon form or a slot of the scene (entity state); `[a|b|]` chooses one alternative;
 `<singular|plural>` agrees: one number is drawn for the whole production. A line that starts with a space continues
@@ -34,7 +34,7 @@ _AGREEMENT = re.compile(r"<([^<>|]*)\|([^<>|]*)>")
 _TOKEN = re.compile(r"\{([\w.]+)\}|(\[)|(\|)|(\])|([^{}\[\]|]+)")
 # "a" before a vowel sound. Letters are judged by spelling with the usual exceptions (a one-off, a unit, an hour).
 _ARTICLE = re.compile(
-    r"\b([Aa]) (?=(?:[aio](?!ne\b|ne-|nce\b)|e(?!u|we)|u(?!n[ai][^mn]|s[aeiu]|ti|r[aio])|hour|honest|heir|honou?r|8|11\b|18\b))",
+    r"\b(a) (?=[aio](?!ne\b|ne-|nce\b)|e(?!u|we)|u(?!n[ai][^mn]|s[aeiu]|ti|r[aio])|hour|honest|heir|hono|8|11\b|18\b)",
     re.IGNORECASE,
 )
 
@@ -84,7 +84,7 @@ class Grammar:
                 raise ValueError(f"rule {name!r} has no template for held_out={held_out}")
 
     def _read(self, text: str, prefix: str) -> dict[str, list[str]]:
-        """Split the text into the lines of each rule; builds lexicons and empty rules so that references may look ahead."""
+        """The lines of each rule; builds the lexicons and empty rules, so that references may look ahead."""
         templates: dict[str, list[str]] = {}
         lines: list[str] = []
         for raw in re.sub(r"\n +", " ", text).splitlines():

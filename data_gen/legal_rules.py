@@ -2,40 +2,57 @@
 
 LEGAL_RULES = """
 % adj: applicable, written, prior, reasonable, material, exclusive, binding, lawful, confidential, competent, express,
- implied, valid, void, mutual, joint, several, personal, equitable, statutory, contractual, negligent, wilful, perpetual,
+ implied, valid, void, mutual, joint, several, personal, equitable, statutory, contractual, negligent, wilful,
+  perpetual,
  irrevocable, non-exclusive, transferable, enforceable, admissible, provisional, subsequent, pending, civil, criminal,
- administrative, judicial, constitutional, procedural, substantive, liable, unlawful, sworn, notarised, authorised, disputed,
+ administrative, judicial, constitutional, procedural, substantive, liable, unlawful, sworn, notarised, authorised,
+  disputed,
  executed, severable, injunctive, punitive, compensatory, indemnified, aggrieved
-% adv: promptly, expressly, solely, jointly, severally, immediately, forthwith, diligently, reasonably, materially, validly,
+% adv: promptly, expressly, solely, jointly, severally, immediately, forthwith, diligently, reasonably, materially,
+  validly,
  irrevocably, knowingly, unreasonably, lawfully, fully, unconditionally, specifically, voluntarily, duly, hereby
-%n duty: obligation, right, warranty, representation, undertaking, covenant, duty, liability, claim, remedy, consent, waiver,
+%n duty: obligation, right, warranty, representation, undertaking, covenant, duty, liability, claim, remedy, consent,
+  waiver,
  licence, permission, interest, privilege, indemnity, guarantee, lien, easement, entitlement, title, immunity, defence,
  objection, restriction, exemption, prohibition, condition, limitation
-%n paper: agreement, clause, notice, schedule, deed, contract, will, lease, amendment, order, judgment, statute, section,
+%n paper: agreement, clause, notice, schedule, deed, contract, will, lease, amendment, order, judgment, statute,
+  section,
  regulation, by-law, affidavit, petition, appeal, complaint, motion, summons, warrant, subpoena, certificate, register,
- record, provision, exhibit, annex/annexes, instrument, filing, transcript, permit, injunction, stipulation, treaty, decree
+ record, provision, exhibit, annex/annexes, instrument, filing, transcript, permit, injunction, stipulation, treaty,
+  decree
 %n actor: party, court, tribunal, judge, licensor, licensee, landlord, tenant, employer, employee, plaintiff, defendant,
- appellant, respondent, trustee, beneficiary, guarantor, creditor, debtor, arbitrator, witness, attorney, notary, regulator,
+ appellant, respondent, trustee, beneficiary, guarantor, creditor, debtor, arbitrator, witness, attorney, notary,
+  regulator,
  assignee, successor, contractor, subcontractor, applicant, claimant, executor, testator, guardian, juror, prosecutor,
- commissioner, registrar, bailiff, mediator, counterparty, affiliate, agent, authority, minister, magistrate, shareholder
-%n thing: work, property, premises/premises, document, software, information, good, material, trademark, patent, invention,
- asset, vehicle, dwelling, parcel of land, personal data set, trade secret, account, copy, product, domain name, building,
+ commissioner, registrar, bailiff, mediator, counterparty, affiliate, agent, authority, minister, magistrate,
+  shareholder
+%n thing: work, property, premises/premises, document, software, information, good, material, trademark, patent,
+  invention,
+ asset, vehicle, dwelling, parcel of land, personal data set, trade secret, account, copy, product, domain name,
+  building,
  licensed program, source file, sample, vessel, estate, chattel, painting, manuscript, database, crop, shipment
 %n breach: breach, default, infringement, violation, misrepresentation, fraud, negligent act, omission, delay, failure,
  termination, assignment, transfer, disclosure, injury, loss, damage/damages, trespass/trespasses, nuisance, insolvency,
  force majeure event, change of control, conflict of interest, dispute, unauthorised use, eviction, seizure, misuse
-%n sum: fee, penalty, fine, rent, deposit, royalty, award, compensation payment, cost, interest charge, settlement, refund,
+%n sum: fee, penalty, fine, rent, deposit, royalty, award, compensation payment, cost, interest charge, settlement,
+  refund,
  levy, stipend, advance, purchase price, reimbursement, salary
-%v do: perform, terminate, assign, disclose, waive, enforce, amend, execute, deliver, grant, transfer, revoke, withhold/withheld,
- exercise, notify, indemnify, inspect, register, restrict, rescind, acknowledge, adjudicate, serve, file, publish, reproduce,
- distribute, modify, occupy, repair, return, destroy, certify, examine, produce, suspend, renew, inherit, convey, sublet/sublet
-%v hold: hold/held, find/found, rule, conclude, observe, decide, determine, affirm, state, declare, reason, emphasise, note
+%v do: perform, terminate, assign, disclose, waive, enforce, amend, execute, deliver, grant, transfer, revoke,
+  withhold/withheld,
+ exercise, notify, indemnify, inspect, register, restrict, rescind, acknowledge, adjudicate, serve, file, publish,
+  reproduce,
+ distribute, modify, occupy, repair, return, destroy, certify, examine, produce, suspend, renew, inherit, convey,
+  sublet/sublet
+%v hold: hold/held, find/found, rule, conclude, observe, decide, determine, affirm, state, declare, reason, emphasise,
+  note
 %v argue: argue, contend, submit, allege, claim, maintain, assert, deny, testify, plead, concede, swear/swore/sworn
-%v affect: limit, exclude, impair, extend, prejudice, override/overrode/overridden, void, affect, replace, supplement, bar,
+%v affect: limit, exclude, impair, extend, prejudice, override/overrode/overridden, void, affect, replace, supplement,
+  bar,
  trigger, satisfy, discharge, justify, establish, create, constitute, preclude
 % law: contract law, property law, the law of torts, administrative law, copyright law, labour law, family law, tax law,
  the rules of evidence, equity, public policy, due process, good faith, competition law, maritime law, the common law
-% court: the Supreme Court, the Court of Appeal, the High Court, the District Court, the Labour Court, the Probate Court,
+% court: the Supreme Court, the Court of Appeal, the High Court, the District Court, the Labour Court, the Probate
+  Court,
  the Circuit Court, the Commercial Court, the Tribunal, the Land Court, the Administrative Court
 % state: the State of Verania, the Republic of Ostland, the Province of Carrow, the Kingdom of Melle, the Canton of Urd,
  the Commonwealth of Tarn, the Free City of Harl, the Federal District
@@ -123,17 +140,22 @@ Upon {breach} of {ref}, {party} shall {adv} {do} {thing.s} and {do} {np}.
 ! [Failure|Refusal] to {act} [counts as|amounts to] a {breach} {unless}.
 == parties
 This {paper} is made on {date} between {firm_full} of {town} ("{role}") and {partner_full} of {far_town} ("{role}").
-{firm} [wishes|intends|desires] to {do} {thing.s} in {state}, and {partner} [is willing|has agreed|undertakes] to {do} {np}.
+{firm} [wishes|intends|desires] to {do} {thing.s} in {state}, and {partner} [is willing|has agreed|undertakes] to {do}
+  {np}.
 {hero_full} signs on behalf of {firm} and {friend_full} on behalf of {partner}, each {adv} authorised to {do} {paper.s}.
-The [price|consideration] [is|shall be] {principal}, payable [in {few} instalments|on {date}|{when}], with interest at {rate} a year.
+The [price|consideration] [is|shall be] {principal}, payable [in {few} instalments|on {date}|{when}], with interest at
+  {rate} a year.
 The [Term|Agreement] [begins|commences] on {date} and [ends|expires] {years} years [later|thereafter] {unless}.
 {firm} [owns|controls|has title to] the {thing} and {partner} [occupies|uses|maintains] it {unless}.
 [Notices|Invoices] to {partner} shall be [sent|delivered] to {hero_full}, {count} {surname} [Street|Road|Lane], {town}.
-! On {date} {firm_full} and {partner_full} entered into a {paper} [on|concerning] {thing.s}, [signed|witnessed] by {hero_full} and {friend_full}.
-! {partner} [takes|accepts] the {thing} [for|against] {principal}; the balance bears interest at {rate} for {years} years.
+! On {date} {firm_full} and {partner_full} entered into a {paper} [on|concerning] {thing.s}, [signed|witnessed] by
+  {hero_full} and {friend_full}.
+! {partner} [takes|accepts] the {thing} [for|against] {principal}; the balance bears interest at {rate} for {years}
+  years.
 ! [Of the parties|For this purpose], {firm} acts as {role} and {partner} as {role}, and {hero_full} [may|shall] {act}.
 == statute
-[A person|An {actor}|Every {actor}|No {actor}] [who|that] {do.s} {np} {unless} [commits an offence|is liable to a fine of {money}|shall {do} {np}].
+[A person|An {actor}|Every {actor}|No {actor}] [who|that] {do.s} {np} {unless} [commits an offence|is liable to a fine
+  of {money}|shall {do} {np}].
 In this {paper}, "{thing}" means [any|a] {adj} {thing} [that|which] {party} [may {do}|has {do.en}|is required to {do}].
 [The Minister|The Registrar|{court}|The Commissioner] may by {paper} {do} {np} {unless}.
 [Subsection|Paragraph] ({points}) [applies|does not apply] to {thing.s} [held|used|acquired|kept] {when}.
@@ -161,7 +183,8 @@ By {paper} of {date}, {firm} {do.ed} {np} [to|against|in favour of] {partner}.
 == reasoning
 We {hold} that {holding}, {unless}.
 [The question|The issue] [before us|on appeal] is whether {holding}.
-{court} [correctly|wrongly|rightly] {hold.ed} that {holding}; see {surname} v. {surname}, {count} {surname} Rep. {points} ({old_year}).
+{court} [correctly|wrongly|rightly] {hold.ed} that {holding}; see {surname} v. {surname}, {count} {surname} Rep.
+  {points} ({old_year}).
 In {surname} v. {surname}, {court} {hold.ed} that {holding}.
 [Because|Although|Since] {holding}, {holding}.
 {law} [requires|permits|forbids] {party} to {act}.

@@ -17,6 +17,11 @@ VERB_FORMS = ("", "s", "ed", "en", "ing")
 _VOWELS = "aeiou"
 
 
+def word_list(text: str) -> tuple[str, ...]:
+    """The words of a text, split at white space: a list that stays readable in the source."""
+    return tuple(text.split())
+
+
 def zipf_table(size: int, *, exponent: float = 0.9, offset: float = 2.0) -> list[int]:
     """Indices 0..size-1 repeated in proportion to 1 / (rank + offset)**exponent; a uniform draw from it is Zipfian.
 
@@ -86,7 +91,7 @@ def noun_forms(entry: str) -> tuple[str, str]:
 
 
 def verb_forms(entry: str) -> tuple[str, str, str, str, str]:
-    """Base, third person, past, past participle, -ing; an irregular verb is written "rise/rose/risen" or "hold/held"."""
+    """Base, third person, past, participle, -ing; an irregular verb is written "rise/rose/risen" or "hold/held"."""
     base, *irregular = entry.split("/")
     past_form = irregular[0] if irregular else _on_head(past, base, first=True)
     perfect = irregular[1] if len(irregular) > 1 else past_form

@@ -14,7 +14,7 @@ from data_gen.legal_rules import LEGAL_RULES
 from data_gen.scene import SLOTS, Scene
 
 RULES = {"finance": FINANCE_RULES, "legal": LEGAL_RULES, "general": GENERAL_RULES, "code": CODE_RULES}
-MIXED_AT_FULL_OVERLAP = 0.9  # share of sentences written by a grammar drawn from all prose domains when overlap is 1
+MIXED_AT_FULL_OVERLAP = 0.85  # share of sentences written by a grammar drawn from all prose domains when overlap is 1
 
 
 @lru_cache(maxsize=8)

@@ -12,29 +12,29 @@ from datetime import date, timedelta
 from typing import TypeVar
 
 from data_gen.code_rules import TOPICS
-from data_gen.lexicon import plural
+from data_gen.lexicon import plural, word_list
 from data_gen.names import FIRMS, GIVEN_FEMALE, GIVEN_MALE, SURNAMES, TOWNS
 
 T = TypeVar("T")
 
-MONTHS = (
-    "January February March April May June July August September October November December"  # fixed: no locale
-).split()
-WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
-ORDINALS = "zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
+MONTHS = word_list("January February March April May June July August September October November December")
+WEEKDAYS = word_list("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+NUMBER_WORDS = word_list(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty"
+)
+ORDINALS = word_list("zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth")
 CURRENCIES = ("${}", "${}", "${}", "EUR {}", "£{}", "€{}", "CHF {}", "USD {}")
-FIRM_KINDS = (
-    "Holdings Group Industries Foods Energy Logistics Systems Capital Partners Textiles Motors Media Health Metals Paper "
-    "Shipping Chemicals Software Retail Insurance Pharma Mining Water Rail Stores Brewing Optics Seeds Cement Glass"
-).split()
+FIRM_KINDS = word_list(
+    "Holdings Group Industries Foods Energy Logistics Systems Capital Partners Textiles Motors Media Health "
+    "Metals Paper Shipping Chemicals Software Retail Insurance Pharma Mining Water Rail Stores Brewing Optics "
+    "Seeds Cement Glass"
+)
 FIRM_FORMS = ("Inc.", "Ltd.", "plc", "AG", "LLC", "Corp.", "S.A.", "Co.", "GmbH")
 REGIONS = (
-    "the north", "the south", "the coast", "the highlands", "the capital", "the delta", "the islands", "the border region",
-    "the eastern provinces", "the western plains", "the inner city", "the lake district", "the valley", "the old quarter",
+    "the north", "the south", "the coast", "the highlands", "the capital", "the delta", "the islands",
+    "the border region", "the eastern provinces", "the western plains", "the inner city", "the lake district",
+    "the valley", "the old quarter",
 )  # fmt: skip
 
 
