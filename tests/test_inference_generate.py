@@ -206,7 +206,7 @@ def test_a_bad_prompt_is_refused_at_once_and_damaged_weights_are_named(loaded: L
         draws([0.0, math.nan], SamplingConfig())
 
 
-def test_stopping_early_leaves_no_hook_behind(loaded: Loaded) -> None:
+def test_stopping_early_leaves_nothing_behind(loaded: Loaded) -> None:
     stream = generate(loaded, "The", GREEDY)
     next(stream)
     assert not torch.is_inference_mode_enabled()

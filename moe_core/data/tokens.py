@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,8 @@ class TokenDataset:
         encoded = tokenizer.encode_batch([document.text for document in documents])
         lengths = np.array([1 + len(ids) for ids in encoded], dtype=np.int64)
         bytes_V = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], dtype=np.int32)
-        token_ids = np.array([i for ids in encoded for i in (tokenizer.end_of_text, *ids)], dtype=np.int32)
+        stream = chain.from_iterable(chain((tokenizer.end_of_text,), ids) for ids in encoded)
+        token_ids = np.fromiter(stream, dtype=np.int32, count=int(lengths.sum()))
         domain_of = np.array([index_of[document.domain] for document in documents], dtype=np.int16)
         starts = np.cumsum(lengths) - lengths
         domain_ids = np.repeat(domain_of, lengths)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from moe_core.errors import RunError, UsageError
 from moe_core.inference.loaded import Loaded, context_window
 from moe_core.model.kv_cache import KVCache
-from moe_core.routing import capture
 
 
 @dataclass(frozen=True)
@@ -131,14 +130,12 @@ class _Reader:
             new = [*self._recent, *new][-keep:]
             self._recent, self._cache = [], self._new_cache()
         self._recent += new
-        with capture(self._model, keep_logits=False) as recorder:
-            ids_BS = torch.tensor([new], device=self._cache.keys.device)
-            logits_V = self._model(ids_BS, cache=self._cache).logits[0, -1]
-        latest = [recorder.latest(layer) for layer in recorder.layers]
+        output = self._model(torch.tensor([new], device=self._cache.keys.device), cache=self._cache)
+        routed = output.router_outputs
         return _Step(
-            logits=logits_V.cpu().double(),
-            experts=np.stack([indices_TK[-1] for indices_TK, _ in latest]),
-            scores=np.stack([scores_TK[-1] for _, scores_TK in latest]),
+            logits=output.logits[0, -1].cpu().double(),
+            experts=torch.stack([layer.router_indices[-1] for layer in routed]).to(torch.int16).cpu().numpy(),
+            scores=torch.stack([layer.router_scores[-1] for layer in routed]).float().cpu().numpy(),
         )
 
     def _new_cache(self) -> KVCache:

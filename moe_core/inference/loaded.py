@@ -24,7 +24,7 @@ class Loaded(Protocol):
 def context_window(loaded: Loaded) -> int:
     """Tokens the model should see at once: the length it was trained on, as far as its RoPE tables reach.
 
-    RoPE angles beyond the trained length were never learned. Of windows moved on by half their length, 512 tokens cost a
-    2-layer model trained at 64 tokens 0.13 nats per token more than 64 did, and 128 already 0.02.
+    RoPE angles beyond the trained length were never learned. With windows that overlap by half, a 2-layer model trained
+    at 64 tokens lost 0.02 nats per token more at windows of 128 than at 64, and 0.13 more at 512.
     """
     return min(loaded.model.config.max_seq_len, loaded.config.training.seq_len)
