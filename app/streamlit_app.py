@@ -21,6 +21,7 @@ from app import loaders
 from app.components import pickers
 from app.components.no_run import explain_broken_run, explain_no_runs
 from app.components.page import errors_as_boxes
+from moe_core.runs import RunFolder
 
 PAGES = {
     "Look": [
@@ -63,7 +64,9 @@ PAGES = {
 }
 TRAINING = PAGES["Follow"][0]  # starts runs, so it opens without one
 
-st.set_page_config(page_title="Moescope", page_icon=str(ROOT / "app" / "icon.svg"), layout="wide")
+ICON = str(ROOT / "app" / "icon.svg")  # a file of ours: an icon by name would be fetched from outside
+st.set_page_config(page_title="Moescope", page_icon=ICON, layout="wide")
+st.logo(ICON, size="large")
 page = st.navigation(PAGES)
 runs = loaders.runs()
 with st.sidebar:
@@ -75,7 +78,7 @@ with errors_as_boxes():
         page.run()
     elif run is None:
         explain_no_runs()
-    elif run.state in ("broken", "preparing") or run.error is not None:
+    elif run.error is not None or (run.state == "preparing" and not RunFolder(run.name).probe_steps()):
         explain_broken_run(run)
     else:
         page.run()

@@ -8,15 +8,17 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure
-from app.components.page import errors_as_boxes, header
+from app.components.page import answer, errors_as_boxes, header
 from app.components.progress import progress_bar
 from moe_core.figures.run_figures import domain_map_figure, domain_nmi_figure
 from moe_core.routing.baselines import FEW_DOCUMENTS
 
-# Enough for intervals of about a tenth of the even share, and some seconds of a small model's time.
-MORE_TOKENS_PER_DOMAIN = 8_192
+# Some 25 documents of each domain, and some seconds of a small model's time.
+MORE_TOKENS_PER_DOMAIN = 4_096
 
 run, layer = state.selected_run(), state.selected_layer()
+header("Which experts prefer which kind of text?")
+place = st.empty()
 routing = loaders.probe_routing(run)
 text = f"the same held-out text at every evaluation, last at step {loaders.probe_step(run):,}"
 
@@ -27,10 +29,11 @@ if more:
     with errors_as_boxes("More text could not be used"), progress_bar("Sending held-out text through the model") as bar:
         routing = loaders.held_out_routing(run, MORE_TOKENS_PER_DOMAIN, bar)
         clock = time.strftime("%H:%M", time.localtime(routing.measured_at))
-        text = f"held-out text sent through the newest checkpoint at {clock}"
+        text = f"beginnings of held-out documents, sent through the newest checkpoint at {clock}"
 
 figure = domain_map_figure(routing.specialization, routing.nmi, layer)
-header("Which experts prefer which kind of text?", f"Layer {layer}: {figure.verdict}")
+with place:
+    answer(f"Layer {layer}: {figure.verdict}")
 if len(routing.trace.domains) > 1:
     show_figure(figure, key=figure.name, terms=["domain", "lift", "interval", "domain specialization"])
 documents = len(set(routing.trace.document_ids.tolist()))

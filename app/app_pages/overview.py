@@ -30,17 +30,19 @@ loss.metric(
     "–" if nats is None else f"{nats:.2f} nats",
     None if nats is None or unigram is None else f"{nats - unigram:+.2f}",
     delta_color="inverse",
-    delta_description=None if unigram is None else f"from guessing by frequency, {unigram:.2f}",
+    delta_description=None if unigram is None else f"vs guessing, {unigram:.2f}",
     help=term_help("loss"),
     border=True,
+    height="stretch",
 )
 worst = routing.balance.iloc[int(routing.balance["load_imbalance"].argmax())]
 busiest.metric(
     "Busiest expert",
     f"{worst['load_imbalance']:.2f} × mean",
-    delta_description=f"in layer {worst['layer']:.0f}; 1 is even, up to {verdicts.IMBALANCE_LIMIT:.0f} is fine",
+    delta_description=f"1 is even, {verdicts.IMBALANCE_LIMIT:.0f} still fine",
     help=term_help("load imbalance"),
     border=True,
+    height="stretch",
 )
 dead.metric(
     "Dead experts",
@@ -48,17 +50,17 @@ dead.metric(
     delta_description="0 is the target",
     help=term_help("dead expert"),
     border=True,
+    height="stretch",
 )
 known = routing.nmi.dropna(subset=["p_value"])
 best = known.iloc[int(known["effect"].argmax())] if len(known) else None
 domains.metric(
-    "Experts know the domain (NMI)",
-    "–" if best is None else verdicts.number(best["nmi"]),
-    delta_description=str(routing.nmi["verdict"].iloc[0])
-    if best is None
-    else f"in layer {best['layer']:.0f}; by chance at most {verdicts.number(best['null_p99'])}",
+    "Experts know domains",
+    "–" if best is None else f"NMI {verdicts.number(best['nmi'])}",
+    delta_description="too little text to tell" if best is None else f"by chance {verdicts.number(best['null_mean'])}",
     help=term_help("NMI"),
     border=True,
+    height="stretch",
 )
 
 show_figure(

@@ -65,11 +65,11 @@ def describe(summary: RunSummary, status: RunStatus, unigram_nats: float | None)
         text = f"Failed at {at}: {sentence(status.message or summary.error or 'no reason was recorded')}"
     if summary.unseen_nats is None:
         return text
-    loss = f" On unseen text it is off by {summary.unseen_nats:.2f} nats per token"
+    loss = f" Its loss on unseen text is {summary.unseen_nats:.2f} nats per token"
     if unigram_nats is None:
         return f"{text}{loss}."
     gap = unigram_nats - summary.unseen_nats
-    side = f"{gap:.2f} better than" if gap > 0 else f"{-gap:.2f} worse than, and so no use against,"
+    side = f"{gap:.2f} better than" if gap > 0 else f"{-gap:.2f} worse than"
     return f"{text}{loss}, {side} guessing by word frequency ({unigram_nats:.2f})."
 
 
@@ -120,14 +120,14 @@ def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary, unigra
         "–" if summary.unseen_nats is None else f"{summary.unseen_nats:.2f} nats",
         None if gap is None else f"{gap:+.2f}",
         delta_color="inverse",
-        delta_description=None if gap is None else f"against guessing by frequency, {unigram_nats:.2f}",
+        delta_description=None if gap is None else f"vs guessing, {unigram_nats:.2f}",
         help=term_help("loss"),
     )
     last = loads[loads["step"] == loads["step"].max()] if len(loads) else loads
     balance.metric(
         "Busiest expert",
         "–" if last.empty else f"{last['load_imbalance'].max():.2f} × mean",
-        delta_description="1 is even, up to 2 is fine",
+        delta_description="1 is even, 2 still fine",
         help=term_help("load imbalance"),
     )
     speed.metric(

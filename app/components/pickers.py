@@ -33,8 +33,9 @@ def pick_run(runs: list[RunSummary]) -> RunSummary | None:
     names = [run.name for run in runs]
     first_sound = next((run.name for run in runs if run.error is None), names[0])
     state.preset_run(names, first_sound)
-    name = st.selectbox("Run", names, index=None, required=True, key=state.RUN, bind="query-params")
-    run = next(run for run in runs if run.name == name)
+    st.markdown("Run")  # a label of its own: without a default the box would call itself "(required)"
+    name = st.selectbox("Run", names, index=None, key=state.RUN, bind="query-params", label_visibility="collapsed")
+    run = next((run for run in runs if run.name == name), runs[0])
     _describe(run)
     for other in runs:
         if other.is_live and other.name != run.name:
