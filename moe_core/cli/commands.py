@@ -17,7 +17,7 @@ from moe_core.errors import UsageError
 
 if TYPE_CHECKING:
     from moe_core.figures.run_figures import Figure
-    from moe_core.runs.folder import RunSummary
+    from moe_core.runs.folder import RunFolder, RunSummary
 
 
 def data(arguments: argparse.Namespace, output: Output) -> int:
@@ -45,11 +45,12 @@ def data(arguments: argparse.Namespace, output: Output) -> int:
 
 def trace(arguments: argparse.Namespace, output: Output) -> int:
     """Trace a text or documents through a run's newest checkpoint into a Parquet file."""
+    check_regular(arguments.out, "--out")
+    _existing(arguments.run)
     from moe_core.data.sources import read_documents
     from moe_core.inference.tracing import trace_documents, trace_text
     from moe_core.runs.checkpoint import load_run
 
-    check_regular(arguments.out, "--out")
     loaded = load_run(arguments.run)
     with progress_on_stderr() as progress:
         if arguments.text is not None:
@@ -59,8 +60,8 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
     routing.save(arguments.out)
     documents = len(set(routing.document_ids.tolist()))
     output.say(
-        f"{routing.num_tokens:,} tokens of {documents:,} documents through {routing.num_layers} MoE layers "
-        f"in {arguments.out}"
+        f"{_count(routing.num_tokens, 'token')} of {_count(documents, 'document')} through "
+        f"{_count(routing.num_layers, 'MoE layer')} in {arguments.out}"
     )
     output.say(f"Look at it:  python main.py plots --trace {arguments.out} --out out/plots")
     output.figures(
@@ -80,9 +81,11 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
 
 def plots(arguments: argparse.Namespace, output: Output) -> int:
     """Write every figure of a run or a trace in every format asked for."""
+    folder = _folder(arguments.out)
+    if arguments.run is not None:
+        _existing(arguments.run)
     from moe_core.figures.run_figures import save_figure
 
-    folder = _folder(arguments.out)
     formats = list(dict.fromkeys(arguments.format or ["png"]))
     figures = _figures(arguments)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +96,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
             progress("drawing", number, len(figures))
     for figure in figures:
         output.say(f"{figure.title}: {figure.verdict}")
-    output.say(f"{len(figures)} figures as {', '.join(formats)} in {folder}")
+    output.say(f"{_count(len(figures), 'figure')} as {', '.join(formats)} in {folder}")
     output.figures(
         {
             "out": str(folder),
@@ -114,6 +117,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
 
 def generate(arguments: argparse.Namespace, output: Output) -> int:
     """Continue a prompt: text on stdout as it comes, speed on stderr."""
+    _existing(arguments.run)
     from moe_core.inference.generate import SamplingConfig
     from moe_core.inference.generate import generate as generate_tokens
     from moe_core.runs.checkpoint import load_run
@@ -141,7 +145,7 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
     if not output.json_only:
         print(flush=True)
     speed = len(tokens) / seconds
-    print(f"{len(tokens)} tokens in {seconds:.1f} s, {speed:.0f} tokens/s", file=sys.stderr)
+    print(f"{_count(len(tokens), 'token')} in {seconds:.1f} s, {speed:.0f} tokens/s", file=sys.stderr)
     output.figures({"prompt": arguments.prompt, "text": text, "tokens_per_second": speed, "tokens": tokens})
     return 0
 
@@ -164,12 +168,9 @@ def runs(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 
 
 def slim(arguments: argparse.Namespace, output: Output) -> int:
     """Reduce a run to what is needed to look at it and use it."""
+    run = _existing(arguments.run)
     from moe_core.runs.checkpoint import slim_run
-    from moe_core.runs.folder import RunFolder
 
-    run = RunFolder(arguments.run)
-    if not run.exists():
-        run.config()  # raises "no run ..."
     size = slim_run(run, max_bytes=arguments.max_mib * 2**20)
     output.say(f"Run {run.name} now takes {size:,} bytes: bfloat16 weights, no optimizer state. It cannot be resumed.")
     output.figures({"run": run.name, "bytes": size})
@@ -183,12 +184,17 @@ def _figures(arguments: argparse.Namespace) -> list[Figure]:
         from moe_core.routing.trace import RoutingTrace
 
         return list(figures_of_trace(RoutingTrace.load(arguments.trace)).values())
+    return list(figures_of_run(_existing(arguments.run)).values())
+
+
+def _existing(name: str) -> RunFolder:
+    """The run of that name; refused before torch is imported when there is none."""
     from moe_core.runs.folder import RunFolder
 
-    run = RunFolder(arguments.run)
+    run = RunFolder(name)
     if not run.exists():
-        run.config()  # raises "no run ..."
-    return list(figures_of_run(run).values())
+        run.config()  # raises RunError: no run ...
+    return run
 
 
 def _folder(path: str) -> Path:
@@ -196,6 +202,10 @@ def _folder(path: str) -> Path:
     if not path or "\0" in path or (Path(path).exists() and not Path(path).is_dir()):
         raise UsageError(f"--out {path!r} is not a folder; expected one to write to, e.g. out/figures")
     return Path(path)
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _listed(counts: dict[str, int]) -> str:

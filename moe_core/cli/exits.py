@@ -52,7 +52,7 @@ def guarded(call: Callable[[], int]) -> int:
         _complain(f"error: {error}")
         return error.exit_code
     except OSError as error:
-        _silence_stdout()  # it may be stdout that refused; what is left in its buffer must not fail again at exit
+        _silence_stdout()
         _complain(f"error: {_of_operating_system(error)}")
         return FAILED
     except MemoryError:
@@ -117,11 +117,14 @@ def _print_whatever_comes() -> None:
 
 
 def _silence_stdout() -> None:
-    """Send what is left in stdout's buffer nowhere, so that the interpreter does not fail on it at exit."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    """If stdout takes no more, send the rest of its buffer nowhere: the interpreter would fail on it again at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
 
 
 @contextmanager

@@ -84,14 +84,11 @@ def json_safe(value: Any) -> Any:
 
 def check_writable(path: str | None, option: str) -> None:
     """Refuse early a file that could only fail after minutes of work. Raises UsageError naming the option."""
-    try:
-        target = Path(path or "")
-        if not path or target.is_dir():
-            raise UsageError(f"{option} {path!r} is not a file name; expected one such as out/figures.json")
-        if target.parent.exists() and not target.parent.is_dir():
-            raise UsageError(f"{option} {path!r}: {str(target.parent)!r} is a file, not a folder")
-    except ValueError:  # an embedded NUL
-        raise UsageError(f"{option} {path!r} is not a file name; expected one such as out/figures.json") from None
+    if not path or "\0" in path or Path(path).is_dir():
+        raise UsageError(f"{option} {path!r} is not a file name; expected one such as out/figures.json")
+    parent = Path(path).parent
+    if parent.exists() and not parent.is_dir():
+        raise UsageError(f"{option} {path!r}: {str(parent)!r} is a file, not a folder; choose another place")
 
 
 def check_regular(path: str, option: str) -> None:

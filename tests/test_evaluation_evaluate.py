@@ -1,0 +1,163 @@
+"""The figures of a really trained run, and its report."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_core.data.tokens import TokenDataset
+from moe_core.errors import RunError
+from moe_core.evaluation.evaluate import evaluate_run
+from moe_core.evaluation.loss import evaluate_loss
+from moe_core.evaluation.report import loss_verdict, report_text, write_report
+from moe_core.inference.tracing import trace_documents
+from moe_core.routing import metrics
+from moe_core.runs.checkpoint import LoadedRun, load_run
+from moe_core.runs.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def loaded(trained_root: Path) -> LoadedRun:
+    return load_run("tiny", trained_root)
+
+
+@pytest.fixture(scope="module")
+def evaluation(loaded: LoadedRun) -> dict[str, Any]:
+    return evaluate_run(loaded)
+
+
+@pytest.fixture
+def copied(trained_root: Path, tmp_path: Path) -> RunFolder:
+    shutil.copytree(trained_root / "tiny", tmp_path / "tiny")
+    return RunFolder("tiny", tmp_path)
+
+
+def test_the_result_has_the_documented_keys_and_is_plain_json(evaluation: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(evaluation, allow_nan=False)) == evaluation
+    assert {*evaluation} == {
+        "run", "step", "validation", "unseen", "baselines", "parameters", "flops_per_token", "routing", "verdicts"
+    }  # fmt: skip
+    for split in ("validation", "unseen"):
+        assert {*evaluation[split]} == {"nats_per_token", "perplexity", "bits_per_byte", "by_domain"}
+        assert {*evaluation[split]["by_domain"]} == {"finance", "legal", "code", "general"}
+    assert {*evaluation["baselines"]} == {"uniform_nats", "unigram_nats"}
+    assert {*evaluation["parameters"]} == {"total", "active"}
+    assert [row["layer"] for row in evaluation["routing"]] == [0, 1]
+    for row in evaluation["routing"]:
+        assert {*row} == {
+            "layer", "load_imbalance", "dead_experts", "router_entropy", "dropped_fraction", "domain_nmi",
+            "domain_nmi_null_p99", "p_value",
+        }  # fmt: skip
+    assert (evaluation["run"], evaluation["step"]) == ("tiny", 40)
+
+
+def test_losses_are_those_of_the_whole_held_out_splits(loaded: LoadedRun, evaluation: dict[str, Any]) -> None:
+    for split in ("validation", "unseen"):
+        documents = loaded.run.held_out(split)
+        dataset = TokenDataset.build(documents, loaded.tokenizer, loaded.run.domains())
+        report = evaluate_loss(loaded.model, dataset, seq_len=loaded.config.training.seq_len)
+        figures = evaluation[split]
+        assert figures["nats_per_token"] == pytest.approx(report.nats_per_token)
+        assert figures["perplexity"] == pytest.approx(math.exp(report.nats_per_token))
+        # Bits per byte from the other end: the text's own bytes, not what the tokenizer says about them.
+        total_bytes = sum(len(document.text.encode()) for document in documents)
+        assert figures["bits_per_byte"] == pytest.approx(
+            report.nats_per_token * report.tokens / math.log(2) / total_bytes
+        )
+
+
+def test_baselines_and_size(loaded: LoadedRun, evaluation: dict[str, Any]) -> None:
+    vocabulary = loaded.tokenizer.vocab_size
+    assert evaluation["baselines"]["uniform_nats"] == pytest.approx(math.log(vocabulary))
+    counts = loaded.run.token_counts()
+    ids = [i for document in loaded.run.held_out("unseen") for i in loaded.tokenizer.encode(document.text)]
+    expected = -np.mean([math.log((counts[i] + 1) / (counts.sum() + vocabulary)) for i in ids])
+    assert evaluation["baselines"]["unigram_nats"] == pytest.approx(expected)
+    assert evaluation["parameters"]["total"] == sum(p.numel() for p in loaded.model.parameters())
+    assert evaluation["parameters"]["active"] < evaluation["parameters"]["total"]
+    assert evaluation["flops_per_token"] == loaded.model.flops_per_token(32)
+
+
+def test_routing_figures_are_those_of_a_trace_of_both_splits(loaded: LoadedRun, evaluation: dict[str, Any]) -> None:
+    documents = [*loaded.run.held_out("validation"), *loaded.run.held_out("unseen")]
+    trace = trace_documents(loaded, documents)  # small enough that the limit on tokens cuts nothing
+    balance, nmi = metrics.load_balance(trace), metrics.domain_nmi(trace)
+    for row, (_, expected), (_, information) in zip(
+        evaluation["routing"], balance.iterrows(), nmi.iterrows(), strict=True
+    ):
+        assert row["load_imbalance"] == pytest.approx(expected["load_imbalance"], rel=0.02)
+        assert row["dead_experts"] == expected["dead_experts"]
+        assert row["domain_nmi"] == pytest.approx(information["nmi"], rel=0.2)
+        assert 0 < row["p_value"] <= 1
+        assert row["domain_nmi_null_p99"] > 0
+
+
+def test_progress_counts_all_tokens_of_both_splits(loaded: LoadedRun) -> None:
+    calls: list[tuple[str, int, int]] = []
+    evaluate_run(loaded, progress=lambda *call: calls.append(call))
+    scoring = [(done, total) for stage, done, total in calls if stage == "scoring"]
+    assert [done for done, _ in scoring] == sorted(done for done, _ in scoring)
+    assert scoring[-1][0] == scoring[-1][1]
+    assert "tracing" in {stage for stage, _, _ in calls}
+
+
+def test_a_run_whose_held_out_text_is_gone_or_foreign_is_one_line(copied: RunFolder) -> None:
+    validation, unseen = copied.held_out("validation"), copied.held_out("unseen")
+    counts, domains = copied.token_counts(), copied.domains()
+    root = copied.root
+    copied.write_held_out(validation, unseen, counts, domains[:2])
+    with pytest.raises(RunError, match="a document of domain 'code'"):
+        evaluate_run(load_run("tiny", root))
+    copied.write_held_out(validation, unseen, counts[:-1], domains)
+    with pytest.raises(RunError, match=f"token counts of {len(counts) - 1} entries"):
+        evaluate_run(load_run("tiny", root))
+    copied.write_held_out(validation, [], counts, domains)
+    with pytest.raises(RunError, match="kept no unseen text"):
+        evaluate_run(load_run("tiny", root))
+    (copied.path / "held_out.parquet").unlink()
+    with pytest.raises(RunError, match=r"held_out\.parquet"):
+        evaluate_run(load_run("tiny", root))
+
+
+def test_the_report_is_written_into_the_run_and_says_it_in_words(copied: RunFolder, evaluation: dict[str, Any]) -> None:
+    path = write_report(copied, evaluation)
+    assert path == copied.path / "report.md"
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# Run tiny\n")
+    assert "2 MoE layers of 4 experts, 2 for each token" in text
+    assert f"{evaluation['unseen']['nats_per_token']:.3f} nats a token on unseen text" in text
+    assert evaluation["verdicts"]["routing"] in text
+    assert evaluation["verdicts"]["domains"] in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(tables) == 6 + 4 + 4  # header, rule and rows of three tables
+    assert "| nan |" not in text
+    assert "None" not in text
+
+
+def changed(evaluation: dict[str, Any], nats: float | None) -> dict[str, Any]:
+    return {**evaluation, "unseen": {**evaluation["unseen"], "nats_per_token": nats}}
+
+
+def test_the_verdict_tells_better_worse_and_broken_apart(evaluation: dict[str, Any]) -> None:
+    unigram = evaluation["baselines"]["unigram_nats"]
+    assert f"1.50 below guessing by token frequency ({unigram:.3f})" in loss_verdict(changed(evaluation, unigram - 1.5))
+    assert "Not yet better than guessing" in loss_verdict(changed(evaluation, unigram + 0.5))
+    assert "not finite" in loss_verdict(changed(evaluation, None))
+
+
+def test_what_cannot_be_measured_is_called_unknown(copied: RunFolder, evaluation: dict[str, Any]) -> None:
+    """One domain only: no NMI. And a domain's name cannot break the table."""
+    routing = [
+        {**row, "domain_nmi": None, "domain_nmi_null_p99": None, "p_value": None, "dropped_fraction": None}
+        for row in evaluation["routing"]
+    ]
+    unseen = {**evaluation["unseen"], "by_domain": {"a|b\n<img onerror=x>": 2.0}}
+    text = report_text(copied, {**evaluation, "routing": routing, "unseen": unseen})
+    assert "| 0 | unknown | unknown | unknown |" in text
+    assert "a\\|b \\<img onerror=x\\> (nats)" in text
