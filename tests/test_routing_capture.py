@@ -121,6 +121,7 @@ def test_the_copy_survives_in_place_changes_of_the_model() -> None:
         model(TOKENS)
     trace = recorder.trace(token_ids=TOKENS)
     assert (trace.router_scores[0] > 0).all()
+    assert trace.router_indices[0].any()
     assert trace.router_logits is not None
     assert trace.router_logits[0].any()
 
