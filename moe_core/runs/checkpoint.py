@@ -169,9 +169,9 @@ def verify_checkpoint(folder: Path) -> None:
         try:
             actual = path.stat().st_size
             if actual != size:
-                raise RunError(f"{str(path)!r} has {actual} bytes, expected {size}; {remedy}")
+                raise RunError(f"{str(path)!r} has {actual} bytes, but {size} in manifest.json; {remedy}")
             if sha256_of(path) != digest:
-                raise RunError(f"{str(path)!r} was changed after it was saved (its SHA-256 differs); {remedy}")
+                raise RunError(f"{str(path)!r} is damaged: its SHA-256 is not that of manifest.json; {remedy}")
         except OSError as error:
             raise RunError(f"{str(path)!r} cannot be read ({error.strerror or error}); {remedy}") from None
 

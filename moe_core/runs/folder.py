@@ -153,10 +153,12 @@ class RunFolder:
         line = json.dumps(_finite(record), separators=(",", ":"), allow_nan=False) + "\n"
         with translate_os_errors(self.metrics_path), self.metrics_path.open("ab", buffering=0) as file:
             content, start = line.encode(), file.tell()
-            written = file.write(content)
-            if written != len(content):  # a disk that fills up takes a part: take that back, then learn why
+            try:
+                while content:  # a disk that fills up takes a part first and refuses the rest
+                    content = content[file.write(content) :]
+            except OSError:
                 file.truncate(start)
-                file.write(content)
+                raise
 
     def metric_records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """All metric lines, or those of one kind, oldest first; a torn last line is skipped.

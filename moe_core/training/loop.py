@@ -84,11 +84,11 @@ def train(
     that cannot continue, a full disk, or a loss that stays NaN; the reason is also in the run's status.
     """
     stopper = Stopper(run, stop)
+    if resume and not run.exists():
+        run.config()  # raises "no run ..."
     with run.lock(), stopper.catching_signals(), repeatable(config.training.threads):
         # A run that died before its first checkpoint has nothing to continue: it starts anew.
         resuming = resume and bool(checkpoint_steps(run))
-        if resume and not run.exists():
-            run.config()  # raises "no run ..."
         before = run.status() or RunStatus("stopped") if resuming else None
         if resuming:
             check_same_run(run, config)
@@ -119,8 +119,8 @@ def _train(
     device = resolve_device(config.training.device)
     data = prepare_data(config, progress=stopper.interrupting(progress))
     config = with_vocabulary(config, data.tokenizer.vocab_size)
-    run.write_config(config)
     model, optimizers, state = restore(run, config, data, device) if before else begin(config, data, device)
+    run.write_config(config)
     training = config.training
     held_out, probe = held_out_sets(data, training)
     vocabulary = data.tokenizer.vocabulary()

@@ -1,0 +1,94 @@
+"""Learning rate and time budget, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_core.config import TrainingConfig
+from moe_core.training.clock import Clock
+from moe_core.training.schedule import evaluations_left, learning_rate_multiplier, steps_within_budget
+
+
+def test_warm_up_then_cosine_by_hand() -> None:
+    # 9 steps, 2 of warm-up: 1/2, 1, then cos from 1 to 0.2 over steps 2..8 with the middle (0.6) at step 5.
+    values = [learning_rate_multiplier(step, 9, warmup_fraction=2 / 9, final_lr_fraction=0.2) for step in range(9)]
+    quarter = 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 6))
+    assert values[:4] == pytest.approx([0.5, 1.0, 1.0, quarter])
+    assert values[5] == pytest.approx(0.6)
+    assert values[8] == pytest.approx(0.2)
+
+
+@given(st.integers(1, 500), st.floats(0, 1), st.floats(0, 1))
+def test_the_schedule_stays_between_its_ends(steps: int, warmup: float, final: float) -> None:
+    values = [
+        learning_rate_multiplier(step, steps, warmup_fraction=warmup, final_lr_fraction=final) for step in range(steps)
+    ]
+    rising = round(warmup * steps)
+    assert all(0 < value <= 1 for value in values[:rising])
+    assert all(final - 1e-12 <= value <= 1 for value in values[rising:])
+    assert values[:rising] == sorted(values[:rising])
+    assert values[rising:] == sorted(values[rising:], reverse=True)
+    if rising < steps:
+        assert values[-1] == pytest.approx(final)
+
+
+def test_evaluations_left_by_hand() -> None:
+    assert evaluations_left(0, 100, 10) == 10  # at 10, 20, ..., 100
+    assert evaluations_left(10, 25, 10) == 2  # at 20 and 25
+    assert evaluations_left(20, 25, 10) == 1
+    assert evaluations_left(30, 30, 10) == 0
+
+
+def test_steps_within_budget_by_hand() -> None:
+    fixed = {"seconds_per_step": 1.0, "seconds_per_evaluation": 5.0, "interval": 10}
+    # 90 steps + 9 evaluations of 5 s = 135 s.
+    assert steps_within_budget(10, 100, seconds_left=135.0, **fixed) == 100  # type: ignore[arg-type]
+    # 61 s - 5 s for the last evaluation = 56 s at 1.5 s per step with its part of the evaluations: 37 steps.
+    assert steps_within_budget(10, 100, seconds_left=61.0, **fixed) == 47  # type: ignore[arg-type]
+    assert steps_within_budget(10, 100, seconds_left=-3.0, **fixed) == 11  # type: ignore[arg-type]
+
+
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 1000),
+    st.floats(-10, 1e5),
+    st.floats(1e-4, 10),
+    st.floats(0, 60),
+    st.integers(1, 300),
+)
+def test_lowered_steps_fit_and_are_never_raised(
+    step: int, more: int, left: float, per_step: float, per_evaluation: float, interval: int
+) -> None:
+    steps = step + more
+    lowered = steps_within_budget(
+        step,
+        steps,
+        seconds_left=left,
+        seconds_per_step=per_step,
+        seconds_per_evaluation=per_evaluation,
+        interval=interval,
+    )
+    assert step < lowered <= steps
+    needed = (lowered - step) * per_step + evaluations_left(step, lowered, interval) * per_evaluation
+    assert lowered == step + 1 or needed <= left * (1 + 1e-9) + 1e-9
+
+
+def test_the_clock_lowers_only_when_there_is_a_budget_that_does_not_reach() -> None:
+    clock = Clock()
+    training = TrainingConfig(steps=100, evaluation_interval=50, time_budget_seconds=60.0)
+    assert clock.seconds_left(0, 100, 50) is None
+    assert clock.fit(0, 100, training) == 100  # no step was timed yet
+    for _ in range(10):
+        clock.add_step(1.0)
+    clock.add_evaluation(2.0)
+    # 12 s are spent; 90 steps and 2 evaluations need 94 s; 48 s are left: (48 - 2) / (1 + 2 / 50) = 44 steps.
+    assert clock.seconds_left(10, 100, 50) == pytest.approx(94.0)
+    assert clock.fit(10, 100, training) == 54
+    assert clock.fit(10, 100, TrainingConfig(evaluation_interval=50)) == 100
+    # The early look lets 48 s * 1.25 = 60 s pass: 56 steps and 2 evaluations.
+    assert clock.fit(10, 66, training, early=True) == 66
+    assert clock.fit(10, 66, training) == 54

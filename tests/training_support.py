@@ -1,0 +1,83 @@
+"""What the tests of runs and training share: a tiny text, a tiny configuration, and ways to compare runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from moe_core.config import Config, validate_config
+from moe_core.runs.folder import RunFolder
+
+WORDS = {
+    "code": "def return import class self for in range print value index list",
+    "law": "party agreement shall clause liability herein court term notice breach",
+    "news": "today market city people weather match report season local story",
+}
+TIMES = ("tokens_per_second", "elapsed_seconds")
+
+
+def write_corpus(path: Path) -> Path:
+    """Three domains of 14 documents of 90 words; the same every time."""
+    generator = random.Random(0)
+    lines = [
+        json.dumps(
+            {"text": " ".join(generator.choices(words.split(), k=90)), "domain": domain, "source": f"{domain}/{number}"}
+        )
+        for domain, words in WORDS.items()
+        for number in range(14)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def make_config(corpus: Path, **changes: Any) -> Config:
+    """dim 32, 2 layers, 4 experts, 20 steps of 4 x 16 tokens; `changes` are dotted keys with __ for the dot."""
+    tree: dict[str, Any] = {
+        "model": {
+            "vocab_size": 300,
+            "dim": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "num_kv_heads": 1,
+            "head_dim": 16,
+            "num_experts": 4,
+            "expert_hidden_dim": 24,
+            "dense_hidden_dim": 32,
+            "max_seq_len": 64,
+            "router": {},
+        },
+        "data": {"path": str(corpus)},
+        "training": {
+            "steps": 20,
+            "batch_size": 4,
+            "seq_len": 16,
+            "evaluation_interval": 10,
+            "evaluation_tokens": 64,
+            "probe_tokens": 64,
+            "threads": 1,
+        },
+    }
+    for dotted, value in changes.items():
+        *sections, key = dotted.split("__")
+        place = tree
+        for section in sections:
+            place = place[section]
+        place[key] = value
+    return validate_config(tree)
+
+
+def tensor_hashes(run: RunFolder) -> dict[str, str]:
+    """SHA-256 of the newest checkpoint's weights and of its optimizer and RNG state."""
+    from moe_core.runs.checkpoint import find_checkpoint
+
+    folder = find_checkpoint(run)
+    names = ("model.safetensors", "trainer.safetensors")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def timeless_metrics(run: RunFolder) -> list[dict[str, Any]]:
+    """All metric lines without what the clock says."""
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in run.metric_records()]
