@@ -9,6 +9,7 @@ from data_gen.code_expressions import Expressions
 from data_gen.code_rules import VERBS
 from data_gen.code_skeletons import HELD_OUT_SKELETONS, SKELETONS
 from data_gen.code_tree import Filler
+from data_gen.grammar import polish
 from data_gen.lexicon import plural
 from data_gen.prose import Writer
 from data_gen.scene import Scene
@@ -92,8 +93,7 @@ class Module:
 
     def comment(self) -> str:
         """One comment line; at the overlap's rate a sentence of prose."""
-        text = self.writer.sentence(self.scene, "comment")
-        return text.partition("\n")[0]
+        return polish(self.writer.sentence(self.scene, "comment"))
 
     def definition(self, skeleton: ast.stmt) -> str:
         """The source of one function or class made from a skeleton."""
@@ -108,7 +108,7 @@ class Module:
         return ast.unparse(tree)
 
     def docstring(self) -> str:
-        return self.writer.sentence(self.scene, "docstring")
+        return polish(self.writer.sentence(self.scene, "docstring"))
 
 
 def write(writer: Writer, scene: Scene, length: int) -> str:
@@ -121,7 +121,7 @@ def write(writer: Writer, scene: Scene, length: int) -> str:
             module.definition(options[scene.fresh("skeleton", scene.between(0, len(options) - 1), len(options))])
         )
     text = "\n\n\n".join(definitions)
-    documentation = ast.Module([ast.Expr(ast.Constant(writer.sentence(scene, "module")))], [])
+    documentation = ast.Module([ast.Expr(ast.Constant(polish(writer.sentence(scene, "module"))))], [])
     header = [ast.unparse(documentation), ""]
     if "@dataclass" in text:
         header.append("from dataclasses import dataclass")

@@ -8,7 +8,8 @@ CODE_RULES = """
  pending, raw, stale, duplicate, optional, relative, absolute, cached, temporary, internal, encoded, partial, hidden
 %v do: return, compute, parse, load, store, remove, update, merge, split/split, count, collect, filter, sort, check,
   build/built,
- find/found, convert, append, read/read, write/wrote/written, group, format, scan, reset/reset, validate, normalise,
+ find/found, convert, append, read/read, write/wrote/written, group, format/formatted/formatted/formatting, scan,
+  reset/reset/reset/resetting, validate, normalise,
   encode,
  decode, copy, skip, cache, sum, yield, resolve, flatten, compare, match, render, register, index, clamp, join, replace
 %n noun: value, item, key, list, index/indices, entry/entries, name, number, string, field, record, element, result,

@@ -31,6 +31,13 @@ def _dotted(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
+def _item_type(kind: str) -> str:
+    """What a loop yields: the elements of a list, the letters of a string, the keys of a dict, else (range) numbers."""
+    if kind.startswith("list["):
+        return element_type(kind)
+    return "str" if kind else "int"
+
+
 class Filler:
     """Copies one skeleton. One instance per top-level definition."""
 
@@ -48,6 +55,7 @@ class Filler:
         self.comment = comment
         self.documentation = documentation
         self.in_class = False
+        self.looped: set[str] = set()  # lists being walked: appending to them would never end
         self.scalar = scene.pick(SCALARS)
         self.names: dict[str, str] = {}
 
@@ -141,11 +149,15 @@ class Filler:
         before = dict(scope)
         source_kind = scope.get(_dotted(source), "")
         if isinstance(node.target, ast.Name):
-            scope[self.identifier(node.target.id, "item")] = element_type(source_kind) if source_kind else "int"
+            item_kind = _item_type(source_kind)
+            scope[self.identifier(node.target.id, item_kind)] = item_kind
         elif isinstance(source, ast.Call):
             self._bind_pair(node.target, source)
         target = self.expression(node.target)
+        looped = {_dotted(part) for part in ast.walk(source) if isinstance(part, ast.Name | ast.Attribute)}
+        outer, self.looped = self.looped, self.looped | looped
         body = self.block(node.body)
+        self.looped = outer
         later = {key: kind for key, kind in scope.items() if key in before}
         scope.clear()
         scope.update(later)
@@ -163,8 +175,8 @@ class Filler:
         else:
             left, right = (scope[_dotted(part)] for part in source.args)
             kinds = (element_type(left), element_type(right))
-        scope[self.identifier(first, "item")] = kinds[0]
-        scope[self.identifier(second, "item")] = kinds[1]
+        scope[self.identifier(first, kinds[0])] = kinds[0]
+        scope[self.identifier(second, kinds[1])] = kinds[1]
 
     def expression(self, node: ast.expr) -> ast.expr:
         copy = self._copy(node)
@@ -221,7 +233,8 @@ class Filler:
             if scene.random() < 0.5:
                 return update
             return ast.If(expressions.draw("bool", 2), [update], [])
-        if choice == 2 and (strings := expressions.variable("list[str]")):
+        strings = expressions.variable("list[str]")
+        if choice == 2 and strings and _dotted(strings) not in self.looped:
             return ast.Expr(method(strings, "append", expressions.draw("str", 1)))
         if choice == 3:
             error = call(

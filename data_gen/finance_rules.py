@@ -83,7 +83,7 @@ our {item.s} and {item.s}
 the {adj} {driver} [seen|recorded|agreed] {period}
 the [cost|value|size|timing|level] of {item.s}
 = division
-{segment}
+the {segment} segment
 the {segment} [division|business|unit|arm]
 {region}
 our {segment} [operations|activities]
@@ -202,6 +202,8 @@ Should {fin_noun} {go}, the [bank|lender] can {do} {np}.
 ! [Borrowed money|The sum lent] is {principal}; at {rate} it [costs|earns] {interest} [each year|every twelve months].
 ! [In total|Altogether] {total_due} [flows|goes] back, {total_interest} of it interest.
 ! [Missed|Late] [payments|instalments] {go} quickly, and {actor.s} {do} {np}.
+! [No|Hardly any] {actor} [lends|commits] {money} [against|on] {item.s} {cause}.
+! [Terms|Conditions] [changed|were reset] on {date}, {cause}.
 ! [Before lending|As a rule], {actor.s} {do} {item.s} {aim}.
 == fund
 The [fund|portfolio|strategy|mandate] [returned|gained|lost] {percent} {period}, [against|versus] {percent} for its
@@ -217,6 +219,8 @@ The [fund|portfolio|strategy|mandate] [returned|gained|lost] {percent} {period},
 We [prefer|favour|avoid] {adj} {item.s} [over|to] {adj} {item.s} while {fin_noun} [is|stays] {quality}.
 ! [The largest|Our newest] holding, {some_firm}, {go.ed} {percent} {cause}.
 ! [Since inception|After fees], [unit holders|investors] have [earned|gained] {percent} [a year|in total].
+! [Holders|Members] of the fund {do} {item.s} [monthly|at net asset value], and {np} {go.ed} {period}.
+! [Against|Relative to] its peers the fund {go.ed} {change} {cause}.
 ! [Selling|Trimming|Adding to] {some_firm} let us {do} {np}.
 == ledger
 [Enter|Record|Post] the {item} in the [account|ledger|journal] for {fin_noun} [before|once] the {actor} has {do.en} it.
@@ -233,6 +237,8 @@ The [difference|balance] of {price} [is|was] {do.en} as {adj} {fin_noun}.
 [If|When] {driver.s} {go}, [adjust|update] the budget for {fin_noun} and {do} the {item}.
 ! [Do not|Never] {do} a {item} [until|before] the {actor} [confirms|has seen] the {adj} [entry|voucher|receipt].
 ! [The report|The trial balance] [shows|lists] {item.s} by [account|month|owner] so that {actor.s} can {do} them.
+! [Reconciling|Checking] {item.s} [takes|needs] {few} steps: {do} the {item}, then {do} the {item}.
+! [Wrong|Missing] entries [show|appear] as {adj} {fin_noun} {period}.
 ! [Money|A sum] of {price} [moves|is transferred] from {fin_noun} to the {item} account.
 = any
 {results}

@@ -52,10 +52,11 @@ GENERAL_RULES = """
   sleet
 %v move: walk, run/ran/run, ride/rode/ridden, climb, wander, hurry, swim/swam/swum, sail, crawl, march, turn, return,
   drift,
- stroll, creep/crept, travel, come/came/come, go/went/gone, limp, stumble, dance, row
+ stroll, creep/crept, travel/travelled/travelled/travelling, come/came/come, go/went/gone, limp, stumble, dance, row
 %v do: carry, open, close, find/found, lose/lost, mend, clean, paint, steal/stole/stolen, hide/hid/hidden, sell/sold,
   buy/bought,
- watch, follow, remember, forget/forgot/forgotten, draw/drew/drawn, break/broke/broken, burn, wash, lift, push,
+ watch, follow, remember, forget/forgot/forgotten/forgetting, draw/drew/drawn, break/broke/broken, burn, wash, lift,
+  push,
   bring/brought,
  leave/left, borrow, throw/threw/thrown, keep/kept, build/built, admire, photograph, count, polish, drop, pull, describe
 %v feel: love, fear, miss, hate, know/knew/known, trust, admire, envy, like, need, pity, understand/understood
@@ -175,6 +176,8 @@ The [leaves|roots|flowers|seeds] of the {plant} are {adj} and {adj}, and {creatu
 [People|Farmers|Children] {feel} the {creature} because it [calls|moves] {adv} {where}.
 ! [Neither|Unlike the {creature}, neither] the {creature} nor the {plant} [minds|fears] {weather}.
 ! [Watch|Look for] {creature.s} {where}, {when}: they {grow} {adv}.
+! [Few|Many] {creature.s} {grow} as {adv} as the {creature} {where}.
+! [By day|By night] the {plant} [looks|smells] {adj}, and {adj} {creature.s} {grow} {where}.
 ! {weather} and {weather} [drive|send|bring] the {creature.s} {where}.
 == cooking
 {cook} the {food} with {food} and {food} for {few} minutes, then {cook} the {food}.
@@ -187,6 +190,8 @@ The [leaves|roots|flowers|seeds] of the {plant} are {adj} and {adj}, and {creatu
 The [soup|stew|cake|pie|dough] should [rest|stand] {where} for {few} hours.
 ! [First|Begin:] {cook} {food}, {food} and {food} [together|in turn].
 ! [Instead of|In place of] {food} [you can|many] {cook} {food}, {adj} and {adj}.
+! [Guests|Children] in {town} {feel} it {adj}, with {food} and {food} on the side.
+! [Taste it|Look at it] after {few} minutes; if it is {adj}, {cook} more {food}.
 ! [Too much|A pinch of] {food} makes [it|the {food}] {adj}.
 == letter
 [Thank you|Many thanks] for the {thing} and for your {adj} letter of {date}.
@@ -200,6 +205,8 @@ I [hope|wish|think] you will {move} {where} with us {when}.
 [Your|My] {folk} {say.s} "{talk}", but I {feel} {np}.
 ! [How are you|Are you well], and [does|can] {friend} still {do} {np} {where}?
 ! [I must stop|Enough for today]: {someone} {did} and I am {mood}.
+! [Mother|Father|Everybody] asks whether {friend} {did}.
+! [Here|At home] the {place} is {adj} and the {creature.s} {grow}.
 ! [Imagine|Believe me]: {when} {someone} {did}!
 == news
 [Residents|Neighbours|Volunteers] {where} {do.ed} {np} on {weekday} after {someone} {did}.
@@ -211,6 +218,8 @@ The [council|mayor|museum|school] will {do} the {adj} {place} [next {month}|from
 [A fire|A storm|A flood|An accident] {where} [damaged|destroyed] {few} {place.s} and [hurt|frightened] {count}
   {creature.s}.
 [The new|An exhibition at the] {place} [opens|closes] on {date}; [entry|the concert] costs {price}.
+! [Tickets|Places] for the {idea} {where} cost {price}, {hero} [said|announced] on {date}.
+! [Nobody was hurt|All ended well] when {someone} {did}.
 ! [Witnesses|Passers-by] saw [how|that] {someone} {did}.
 ! [Plans|Money] for a {adj} {place} {where} [drew|met] {count} [letters|complaints] {when}.
 ! [After|Following] {few} days of {weather} the {place.s} {where} are {adj}.

@@ -145,5 +145,6 @@ def polish(text: str) -> str:
 
 
 def capitalise(sentence: str) -> str:
-    """The sentence with its first letter in upper case and nothing else changed."""
-    return sentence[:1].upper() + sentence[1:]
+    """The sentence with its first letter in upper case, also after a quotation mark; nothing else changes."""
+    start = 1 if sentence.startswith('"') else 0
+    return sentence[:start] + sentence[start : start + 1].upper() + sentence[start + 1 :]

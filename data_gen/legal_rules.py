@@ -37,20 +37,22 @@ LEGAL_RULES = """
 %n sum: fee, penalty, fine, rent, deposit, royalty, award, compensation payment, cost, interest charge, settlement,
   refund,
  levy, stipend, advance, purchase price, reimbursement, salary
-%v do: perform, terminate, assign, disclose, waive, enforce, amend, execute, deliver, grant, transfer, revoke,
+%v do: perform, terminate, assign, disclose, waive, enforce, amend, execute, deliver, grant,
+  transfer/transferred/transferred/transferring, revoke,
   withhold/withheld,
  exercise, notify, indemnify, inspect, register, restrict, rescind, acknowledge, adjudicate, serve, file, publish,
   reproduce,
  distribute, modify, occupy, repair, return, destroy, certify, examine, produce, suspend, renew, inherit, convey,
-  sublet/sublet
+  sublet/sublet/sublet/subletting
 %v hold: hold/held, find/found, rule, conclude, observe, decide, determine, affirm, state, declare, reason, emphasise,
   note
-%v argue: argue, contend, submit, allege, claim, maintain, assert, deny, testify, plead, concede, swear/swore/sworn
+%v argue: argue, contend, submit/submitted/submitted/submitting, allege, claim, maintain, assert, deny, testify,
+  plead, concede, swear/swore/sworn
 %v affect: limit, exclude, impair, extend, prejudice, override/overrode/overridden, void, affect, replace, supplement,
   bar,
  trigger, satisfy, discharge, justify, establish, create, constitute, preclude
 % law: contract law, property law, the law of torts, administrative law, copyright law, labour law, family law, tax law,
- the rules of evidence, equity, public policy, due process, good faith, competition law, maritime law, the common law
+ evidence law, equity, public policy, due process, good faith, competition law, maritime law, the common law
 % court: the Supreme Court, the Court of Appeal, the High Court, the District Court, the Labour Court, the Probate
   Court,
  the Circuit Court, the Commercial Court, the Tribunal, the Land Court, the Administrative Court
@@ -66,16 +68,20 @@ a {actor} [of|appointed by] the {actor}
 the [Licensor|Supplier|Lessor|Seller|Employer|Lender|Owner]
 the [Licensee|Customer|Lessee|Buyer|Employee|Borrower|Contractor]
 = np
+{one}
+{many}
+= one
 the {adj} {duty}
 any {duty} or {duty}
-{adj} {duty.s}
 any {paper} [made|given|issued|signed|filed] [under|pursuant to] {ref}
 the {thing} [or any part of it|described in {ref}|in its possession|]
+any {breach}
+the {paper} of {date}
+= many
+{adj} {duty.s}
 {thing.s} of {party}
 all {duty.s} [arising|granted|reserved] under {ref}
 {adj} {paper.s}
-any {breach}
-the {paper} of {date}
 {duty.s}, {duty.s} and {duty.s}
 = ref
 this {paper}
@@ -112,7 +118,7 @@ in the event of {np}
 {do} {np} [and|or] {do} {np}
 {do} {np} {when}
 = holding
-{np} [did|does|could|may] not {affect} {np}
+{np} [did|could|may] not {affect} {np}
 {party} [had|was bound] to {do} {np}
 the {breach} [was|had been] {adj}
 {party} {adv} {do.ed} {np}
@@ -127,7 +133,7 @@ the {paper} [is|was] {adj} and [may|could] be {do.en}
 {np} shall [survive|not survive] [the expiry|any termination|the {breach}] of {ref}.
 {party} [warrants|represents|agrees|acknowledges] that {holding}.
 [Any|Every] {breach} of {ref} [entitles|obliges] {party} to {act}.
-If {np} <is|are> held to be {adj}, {np} shall [remain|continue] {adj}.
+If <{one} is|{many} are> held to be {adj}, {np} shall [remain|continue] {adj}.
 {party} shall pay {role} a {sum} of {money} {when}, {unless}.
 [Neither|No] {actor} is [liable|responsible] for {np} [caused by|arising from|connected with] {np}.
 [Nothing in|No part of] {ref} [shall|is intended to] {affect} {np}.
@@ -152,9 +158,11 @@ The [Term|Agreement] [begins|commences] on {date} and [ends|expires] {years} yea
   {hero_full} and {friend_full}.
 ! {partner} [takes|accepts] the {thing} [for|against] {principal}; the balance bears interest at {rate} for {years}
   years.
+! [The addresses|Particulars] of {partner} are in {ref}, those of {firm} in {ref}.
+! [Both firms|The signatories] [confirm|declare] that {holding} {when}.
 ! [Of the parties|For this purpose], {firm} acts as {role} and {partner} as {role}, and {hero_full} [may|shall] {act}.
 == statute
-[A person|An {actor}|Every {actor}|No {actor}] [who|that] {do.s} {np} {unless} [commits an offence|is liable to a fine
+[A person|A {actor}|Every {actor}|No {actor}] [who|that] {do.s} {np} {unless} [commits an offence|is liable to a fine
   of {money}|shall {do} {np}].
 In this {paper}, "{thing}" means [any|a] {adj} {thing} [that|which] {party} [may {do}|has {do.en}|is required to {do}].
 [The Minister|The Registrar|{court}|The Commissioner] may by {paper} {do} {np} {unless}.
@@ -162,10 +170,12 @@ In this {paper}, "{thing}" means [any|a] {adj} {thing} [that|which] {party} [may
 [An application|A petition] [under|for the purposes of] {ref} [must|shall] be {do.en} {when} [and|together with] {np}.
 A {paper} [takes|shall take] effect on {date} [and|but] [expires|may be {do.en}] after {few} [years|months].
 [Any|Each] {actor} aggrieved by {np} may appeal to {court} within {days} days.
-{np} <is|are> [repealed|restored|extended] {when}.
+<{one} is|{many} are> [repealed|restored|extended] {when}.
 The [maximum|minimum] {sum} [under|for the purposes of] {ref} is {money} [for each|per] {thing}.
 ! [Regulations|Rules] may [require|allow] {party} to {act} {when}.
 ! [There shall be|The Crown shall keep] a register of {thing.s}, [open to|maintained by] {party}.
+! [Officers|Inspectors] of {court} may {act} {when}.
+! [Whoever|Anyone who] {do.s} {np} {unless} [forfeits|shall forfeit] {money}.
 ! [Without a|Lacking a] {adj} {paper}, [nobody|no {actor}] may {act}.
 == facts
 On {date} the {actor}, {hero_full}, {do.ed} {np} [in|near|at] {town}.
@@ -208,6 +218,8 @@ You [retain|keep] {duty.s} in the {thing}, but you [grant|give] {firm} {np}.
 [We may|{firm} may] {act} [if you|where a {actor}] {do} {np}.
 ! [Redistribution|Copying] of the {thing} [requires|presupposes] that you {act}.
 ! [Requests|Complaints] about {thing.s} [go|should be sent] to {hero_full} at {firm}, who will {act}.
+! [Using|Keeping] the {thing} [is|remains] [free|lawful] {unless}.
+! {firm} [offers|makes] no {duty} [of fitness|of title] {unless}.
 ! [Children|Minors|Visitors] [must not|should not] {act} {unless}.
 = any
 {clause}

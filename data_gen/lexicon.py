@@ -91,20 +91,15 @@ def noun_forms(entry: str) -> tuple[str, str]:
 
 
 def verb_forms(entry: str) -> tuple[str, str, str, str, str]:
-    """Base, third person, past, participle, -ing; an irregular verb is written "rise/rose/risen" or "hold/held"."""
+    """Base, third person, past, participle, -ing; irregular ones are written "hold/held" or "get/got/got/getting"."""
     base, *irregular = entry.split("/")
     past_form = irregular[0] if irregular else _on_head(past, base, first=True)
     perfect = irregular[1] if len(irregular) > 1 else past_form
     rest = base.partition(" ")[2]
     if irregular and rest:  # "give up/gave/given": the particle is written once
         past_form, perfect = f"{past_form} {rest}", f"{perfect} {rest}"
-    return (
-        base,
-        _on_head(plural, base, first=True),
-        past_form,
-        perfect,
-        _on_head(participle, base, first=True),
-    )
+    ending = irregular[2] if len(irregular) > 2 else _on_head(participle, base, first=True)
+    return base, _on_head(plural, base, first=True), past_form, perfect, ending
 
 
 class Lexicon:
@@ -128,6 +123,8 @@ class Lexicon:
         if draw < REUSE and used:
             return used[int(draw / REUSE * len(used))]
         index = self.table[int(scene.random() * len(self.table))]
+        if used and index == used[-1]:  # "equity and equity" is rare in prose
+            index = self.table[int(scene.random() * len(self.table))]
         used.append(index)
         return index
 

@@ -14,7 +14,7 @@ from data_gen.legal_rules import LEGAL_RULES
 from data_gen.scene import SLOTS, Scene
 
 RULES = {"finance": FINANCE_RULES, "legal": LEGAL_RULES, "general": GENERAL_RULES, "code": CODE_RULES}
-MIXED_AT_FULL_OVERLAP = 0.85  # share of sentences written by a grammar drawn from all prose domains when overlap is 1
+MIXED_AT_FULL_OVERLAP = 0.8  # share of sentences written by a grammar drawn from all prose domains when overlap is 1
 
 
 @lru_cache(maxsize=8)
@@ -47,7 +47,9 @@ class Writer:
         return prose_grammar(self.domain, self.held_out).rules[rule](scene)
 
     def paragraph(self, scene: Scene, rule: str, sentences: int) -> str:
-        """`sentences` sentences by one rule, in one line."""
+        """`sentences` sentences by one rule, in one line; no more than the rule has productions."""
+        most = len(prose_grammar(self.domain, self.held_out).rules[rule].options)
+        sentences = min(sentences, most)
         return " ".join([self.sentence(scene, rule) for _ in range(sentences)])
 
     def fill(self, blocks: list[str], scene: Scene, rules: list[str], length: int) -> None:
