@@ -9,6 +9,7 @@ from app.components.figure import show_figure, term_help
 from app.components.page import DOMAINS, GENERATION, TOKENS, TRAINING, header
 from moe_core.figures.run_figures import load_map_figure
 from moe_core.routing import verdicts
+from moe_core.routing.baselines import FEW_DOCUMENTS
 
 run = state.selected_run()
 model = loaders.config(run).model
@@ -18,7 +19,12 @@ evaluation, baseline = loaders.metrics(run, "evaluation"), loaders.metrics(run, 
 # The answer: what it is, is it healthy, do experts know domains.
 made_of = verdicts.describe_model(layers=len(model.moe_layers), experts=model.num_experts, top_k=model.top_k)
 health = verdicts.routing_health(routing.balance)
-header(f"What is {run.name}, and is its routing healthy?", f"{made_of} {health} {verdicts.domain_verdict(routing.nmi)}")
+too_few = (routing.nmi["verdict"] == FEW_DOCUMENTS).any()
+domain = "Whether experts know domains takes more text to tell: see Domains."
+header(
+    f"What is {run.name}, and is its routing healthy?",
+    f"{made_of} {health} {domain if too_few else verdicts.domain_verdict(routing.nmi)}",
+)
 
 # Four figures, each beside its chance or target.
 loss, busiest, dead, domains = st.columns(4)
@@ -74,14 +80,8 @@ st.caption(
 )
 
 st.markdown("#### What to ask next")
-for column, (target, label) in zip(
-    st.columns(4),
-    {
-        TOKENS: "Where does each token of my text go?",
-        DOMAINS: "Which experts prefer which kind of text?",
-        GENERATION: "Which experts write which words?",
-        TRAINING: "How did it learn, and can I train my own?",
-    }.items(),
-    strict=True,
-):
-    column.page_link(target, label=label)
+left, right = st.columns(2)
+left.page_link(TOKENS, label="Where does each token of my text go?", icon=":material/text_fields:")
+left.page_link(DOMAINS, label="Which experts prefer which kind of text?", icon=":material/category:")
+right.page_link(GENERATION, label="Which experts write which words?", icon=":material/edit_note:")
+right.page_link(TRAINING, label="How did it learn, and how do I train my own?", icon=":material/model_training:")

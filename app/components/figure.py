@@ -26,7 +26,8 @@ def show_figure(figure: Figure, *, key: str, terms: Sequence[str] = (), title: s
     if heading:
         st.markdown(f"#### {plain(heading)}")
     st.altair_chart(
-        figure.chart,
+        # Vega writes in black unless told; the page's own text colour is right in light and in dark.
+        figure.chart.configure_text(color="currentColor"),
         width="stretch",
         height=_height(figure),
         alt=f"{figure.title}. {figure.verdict}",

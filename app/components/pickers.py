@@ -33,8 +33,10 @@ def pick_run(runs: list[RunSummary]) -> RunSummary | None:
     names = [run.name for run in runs]
     first_sound = next((run.name for run in runs if run.error is None), names[0])
     state.preset_run(names, first_sound)
-    st.markdown("Run")  # a label of its own: without a default the box would call itself "(required)"
-    name = st.selectbox("Run", names, index=None, key=state.RUN, bind="query-params", label_visibility="collapsed")
+    st.markdown(":small[Run]")  # a label of its own: the box's would read "Run (required)"
+    name = st.selectbox(
+        "Run", names, index=None, required=True, key=state.RUN, bind="query-params", label_visibility="collapsed"
+    )
     run = next((run for run in runs if run.name == name), runs[0])
     _describe(run)
     for other in runs:

@@ -16,8 +16,9 @@ _REDRAW_SECONDS = 0.1
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield progress(stage, done, total), which draws a bar once there is progress; it goes when the block ends."""
+    """Yield progress(stage, done, total), which moves a bar; the bar goes when the block ends."""
     place = st.empty()
+    place.progress(0.0, text=f"{plain(label)} ...")  # loading a model comes before the first progress
     began = time.monotonic()
     drawn_at = 0.0
 
