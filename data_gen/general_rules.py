@@ -63,9 +63,8 @@ GENERAL_RULES = """
 %v say: say/said, whisper, answer, ask, shout, cry, murmur, reply, explain, laugh, sing/sang/sung, add, mutter, sigh
 %v cook: chop, boil, stir, fry, bake, peel, mix, slice, simmer, roast, knead, grate, season, drain, whisk, soak, warm,
   melt
-%v grow: grow/grew/grown, bloom, sleep/slept, feed/fed, nest, hunt, live, breed/bred, gather, swarm, shelter, rest,
-  wither,
- spread/spread, call, hide/hid/hidden, flower
+%v grow: grow/grew/grown, bloom, spread/spread, wither, flower, thrive, ripen, fade, sprout, sway, droop, turn green
+%v live: live, sleep/slept, feed/fed, nest, hunt, breed/bred, gather, swarm, shelter, rest, call, hide/hid/hidden, wait
 = np
 the {adj} {thing}
 a {adj} {thing}
@@ -161,23 +160,23 @@ The [ferry|bus|train] from {some_town} [stops|arrives] {where} {few} times a day
 [Between|From] the {place} and the {place} [runs|winds] a {adj} path {where}.
 {someone} [taught|was born|lived] {where} until {old_year} and {do.ed} {np}.
 The {idea} of {town} is [held|sung|told] {when}, when {folk.s} {move} {where}.
-! [North|South|East|West] of the {place} the land is {adj}, and {creature.s} {grow} {where}.
+! [North|South|East|West] of the {place} the land is {adj}, and {creature.s} {live} {where}.
 ! [For centuries|Until {old_year}] the {folk.s} of {town} {do.ed} {thing.s} {where}.
 ! [The oldest|The tallest] {place} [dates from|goes back to] {old_year}; a {folk} {do.ed} it {when}.
 == nature
 The {adj} {creature} [lives|sleeps|nests|hunts] {where} and [eats|feeds on] {plant.s} and {creature.s}.
-{creature.s} {grow} {where}, {adv}, {when}.
-[In spring|In autumn|In winter|At night] the {plant.s} {grow} and the {creature.s} {grow} {where}.
+{creature.s} {live} {where}, {adv}, {when}.
+[In spring|In autumn|In winter|At night] the {plant.s} {grow} and the {creature.s} {live} {where}.
 A {adj} {creature} can {move} [for {few} hours|up to {count} metres] [without food|{where}].
-[Young|Old|Female|Wild] {creature.s} {grow} [alone|in pairs|in groups of {few}] {when}.
+[Young|Old|Female|Wild] {creature.s} {live} [alone|in pairs|in groups of {few}] {when}.
 The [leaves|roots|flowers|seeds] of the {plant} are {adj} and {adj}, and {creature.s} {feel} them.
 [Once|Today] there were [only|about] {count} {creature.s} left {where}.
 [When|Where] the {weather} is {adj}, {plant.s} and {plant.s} {grow} {where}.
 [People|Farmers|Children] {feel} the {creature} because it [calls|moves] {adv} {where}.
 ! [Neither|Unlike the {creature}, neither] the {creature} nor the {plant} [minds|fears] {weather}.
-! [Watch|Look for] {creature.s} {where}, {when}: they {grow} {adv}.
-! [Few|Many] {creature.s} {grow} as {adv} as the {creature} {where}.
-! [By day|By night] the {plant} [looks|smells] {adj}, and {adj} {creature.s} {grow} {where}.
+! [Watch|Look for] {creature.s} {where}, {when}: they {live} {adv}.
+! [Few|Many] {creature.s} {live} as {adv} as the {creature} {where}.
+! [By day|By night] the {plant} [looks|smells] {adj}, and {adj} {creature.s} {live} {where}.
 ! {weather} and {weather} [drive|send|bring] the {creature.s} {where}.
 == cooking
 {cook} the {food} with {food} and {food} for {few} minutes, then {cook} the {food}.
@@ -206,7 +205,7 @@ I [hope|wish|think] you will {move} {where} with us {when}.
 ! [How are you|Are you well], and [does|can] {friend} still {do} {np} {where}?
 ! [I must stop|Enough for today]: {someone} {did} and I am {mood}.
 ! [Mother|Father|Everybody] asks whether {friend} {did}.
-! [Here|At home] the {place} is {adj} and the {creature.s} {grow}.
+! [Here|At home] the {place} is {adj} and the {creature.s} {live}.
 ! [Imagine|Believe me]: {when} {someone} {did}!
 == news
 [Residents|Neighbours|Volunteers] {where} {do.ed} {np} on {weekday} after {someone} {did}.

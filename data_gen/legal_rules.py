@@ -215,7 +215,7 @@ In no event shall {party} be liable for {np} [even if advised|however caused] {u
 [We|{firm}] [collect|process|store] {thing.s} [when|only if] you {act}, and {do} them {when}.
 [Your continued use|Any use] of the {thing} [means|confirms] that you [accept|agree to] {ref}.
 You [retain|keep] {duty.s} in the {thing}, but you [grant|give] {firm} {np}.
-[We may|{firm} may] {act} [if you|where a {actor}] {do} {np}.
+[We may|{firm} may] {act} [if you|where {actor.s}] {do} {np}.
 ! [Redistribution|Copying] of the {thing} [requires|presupposes] that you {act}.
 ! [Requests|Complaints] about {thing.s} [go|should be sent] to {hero_full} at {firm}, who will {act}.
 ! [Using|Keeping] the {thing} [is|remains] [free|lawful] {unless}.
