@@ -69,6 +69,9 @@ def test_a_run_learns_and_writes_everything_down(corpus: Path, tmp_path: Path) -
     probe = RoutingTrace.load(run.probe_path(60))
     assert (probe.num_layers, probe.top_k, probe.domains) == (2, 2, ["code", "law", "news"])
     assert [*probe.token_ids] == [*RoutingTrace.load(run.probe_path(0)).token_ids]
+    samples = run.metrics("sample")
+    assert samples["step"].tolist() == [0, 25, 50, 60]
+    assert samples["text"].map(len).max() > 10
     assert set(run.metrics("baseline")["unigram_nats"].iloc[0]) == {"validation", "unseen"}
     status = run.status()
     assert status is not None
@@ -145,7 +148,7 @@ def test_two_threads_repeat_to_the_bit(corpus: Path) -> None:
         model(token_ids).logits.logsumexp(-1).mean().backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
-    with repeatable(2):
+    with repeatable(2, torch.device("cpu")):
         assert torch.get_num_threads() == 2
         assert torch.are_deterministic_algorithms_enabled()
         first = gradients()

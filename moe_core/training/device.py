@@ -38,7 +38,7 @@ def resolve_autocast(config: Config, device: torch.device) -> bool:
 
 
 @contextmanager
-def repeatable(threads: int) -> Iterator[None]:
+def repeatable(threads: int, device: torch.device) -> Iterator[None]:
     """Let sums be taken in one order, so that a run repeats to the bit; `threads` CPU threads (0 = torch's own choice).
 
     Both are settings of the whole process; they are put back at the end. Seeds and RNG are the caller's.
@@ -49,9 +49,9 @@ def repeatable(threads: int) -> Iterator[None]:
     fill_before = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if threads:
         torch.set_num_threads(threads)
-    # Without it, gradients of gathered rows are added by several threads as they come. CUDA lacks some of these
-    # kernels and would refuse; a run there repeats up to rounding.
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    # Without it, gradients of gathered rows are added by several threads as they come. Accelerators lack
+    # some of these kernels and would refuse; a run there repeats up to rounding.
+    torch.use_deterministic_algorithms(device.type == "cpu")
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield

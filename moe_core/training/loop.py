@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: evaluate, checkpoint, step, log."""
+"""The training loop, top to bottom: evaluate, probe, sample, checkpoint, step, log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.runs.folder import RunFolder, RunStatus
 from moe_core.training.clock import EARLY_STEPS
 from moe_core.training.device import repeatable, resolve_device
-from moe_core.training.observe import evaluate_splits, held_out_sets, log_baselines, log_event, observe_routing
+from moe_core.training.observe import (
+    evaluate_splits,
+    held_out_sets,
+    log_baselines,
+    log_event,
+    observe_routing,
+    write_sample,
+)
 from moe_core.training.optimizers import set_learning_rates
 from moe_core.training.schedule import learning_rate_multiplier
 from moe_core.training.state import TrainerState, begin, check_same_run, restore, save, with_vocabulary
@@ -86,7 +93,8 @@ def train(
     stopper = Stopper(run, stop)
     if resume and not run.exists():
         run.config()  # raises "no run ..."
-    with run.lock(), stopper.catching_signals(), repeatable(config.training.threads):
+    device = resolve_device(config.training.device)
+    with run.lock(), stopper.catching_signals(), repeatable(config.training.threads, device):
         # A run that died before its first checkpoint has nothing to continue: it starts anew.
         resuming = resume and bool(checkpoint_steps(run))
         before = run.status() or RunStatus("stopped") if resuming else None
@@ -96,7 +104,7 @@ def train(
             run.create(config)
         run.clear_stop()
         try:
-            return _train(run, config, before, progress or _silent, stopper)
+            return _train(run, config, device, before, progress or _silent, stopper)
         except PreparationStopped:
             status = replace(before or _preparing(config, None), state="stopped", message="stopped while preparing")
             run.write_status(status)
@@ -111,12 +119,16 @@ def train(
 
 
 def _train(
-    run: RunFolder, config: Config, before: RunStatus | None, progress: Progress, stopper: Stopper
+    run: RunFolder,
+    config: Config,
+    device: torch.device,
+    before: RunStatus | None,
+    progress: Progress,
+    stopper: Stopper,
 ) -> TrainingResult:
     """`before`: the status of the run to continue; None = a new one."""
     # Prepare: text to tokens, then the model as new or as it was left.
     run.write_status(_preparing(config, before))
-    device = resolve_device(config.training.device)
     data = prepare_data(config, progress=stopper.interrupting(progress))
     config = with_vocabulary(config, data.tokenizer.vocab_size)
     model, optimizers, state = restore(run, config, data, device) if before else begin(config, data, device)
@@ -133,7 +145,7 @@ def _train(
     model.train()
 
     while True:
-        # Evaluate: loss on both held-out splits, routing of the probe set.
+        # Evaluate: loss on both held-out splits, routing of the probe set, a sample.
         is_last = state.step >= state.steps
         is_due = is_last or state.step % training.evaluation_interval == 0
         if is_due and state.evaluated_step != state.step:
@@ -142,6 +154,7 @@ def _train(
                 run, model, held_out, state, seq_len=training.seq_len, progress=progress if is_last else None
             )
             observe_routing(run, model, probe, state, seq_len=training.seq_len, vocabulary=vocabulary)
+            write_sample(run, model, data, config, state)
             state.evaluated_step = state.step
             state.clock.add_evaluation(time.perf_counter() - began)
             _fit_time_budget(run, state, config)

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_core.config import TrainingConfig
+from moe_core.config import Config, TrainingConfig
 from moe_core.data.prepare import PreparedData
 from moe_core.data.tokens import TokenDataset
 from moe_core.evaluation.loss import evaluate_loss, unigram_nats
+from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.model.transformer import MoETransformer
+from moe_core.runs.checkpoint import LoadedRun
 from moe_core.runs.folder import RunFolder
 from moe_core.training.probe import compact, domain_experts, load_records, probe_routing
 from moe_core.training.state import TrainerState
 from moe_core.training.stopping import Progress
 
 EVALUATION_BATCH = 32
+SAMPLE_TOKENS = 40
 
 
 def held_out_sets(data: PreparedData, training: TrainingConfig) -> tuple[dict[str, TokenDataset], TokenDataset]:
@@ -108,3 +111,17 @@ def observe_routing(
             f"expert {expert} in layer {layer} has become a {domain} expert: "
             f"{domain} tokens choose it {lift:.1f} times their even share",
         )
+
+
+def write_sample(
+    run: RunFolder, model: MoETransformer, data: PreparedData, config: Config, state: TrainerState
+) -> None:
+    """Let the model write a text from nothing; each evaluation draws anew."""
+    was_training = model.training
+    loaded = LoadedRun(run, config, model.eval(), data.tokenizer, state.step)
+    sampling = SamplingConfig(max_new_tokens=SAMPLE_TOKENS, seed=config.training.seed + state.step)
+    try:
+        text = "".join(token.text for token in generate(loaded, "", sampling))
+    finally:
+        model.train(was_training)
+    run.append_metrics({"kind": "sample", "step": state.step, "text": text})
