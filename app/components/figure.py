@@ -62,14 +62,13 @@ def explain(terms: Sequence[str], *, key: str, label: str = "How to read this") 
         for name in terms:
             term = GLOSSARY[name]
             st.markdown(f"**{plain(term.name[:1].upper() + term.name[1:])}.** {plain(term.one_line)}")
-            if term.formula:
-                st.code(term.formula, language=None, wrap_lines=True)
             notes = [
-                f"Compare with: {term.chance}" if term.chance else "",
-                f"Source: {term.source}" if term.source else "",
+                f"`{term.formula}`" if term.formula else "",
+                plain(f"Compare with: {term.chance}.") if term.chance else "",
+                plain(f"Source: {term.source}.") if term.source else "",
             ]
             if any(notes):
-                st.caption(plain(". ".join(note for note in notes if note) + "."))
+                st.caption("  \n".join(note for note in notes if note))
 
 
 def term_help(name: str) -> str:

@@ -140,7 +140,7 @@ def _describe_preset(name: str) -> str:
     budget = config.training.time_budget_seconds
     model = config.model
     size = f"{len(model.moe_layers)} layers of {model.num_experts} experts, {model.top_k} for each token"
-    return f"{size}; about {duration(budget)} at most" if budget else size
+    return f"{size}; {duration(budget)} of training at most" if budget else size
 
 
 def _free_name(preset: str) -> str:
