@@ -36,7 +36,7 @@ class _FusedRMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        normed = x * scale
+        normed: Tensor = x * scale
         ctx.save_for_backward(normed, weight, scale)
         return normed * weight
 
@@ -45,7 +45,7 @@ class _FusedRMSNorm(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         # With n = x * scale and g = d_out * weight: dx = scale * (g - n * mean(g * n)).
         normed, weight, scale = ctx.saved_tensors
-        products = (d_out * normed).view(-1, len(weight))
+        products = (d_out * normed).reshape(-1, len(weight))
         means = torch.mv(products, weight).div_(len(weight)).view_as(scale)
-        d_x = (d_out * weight).addcmul_(normed, means, value=-1.0).mul_(scale)
+        d_x: Tensor = (d_out * weight).addcmul_(normed, means, value=-1.0).mul_(scale)
         return d_x, products.sum(dim=0), None

@@ -1,0 +1,140 @@
+"""The dispatch must equal the plainest possible mixture of experts: two nested Python loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moe_core.config import ModelConfig
+from moe_core.model.experts import Experts
+from moe_core.model.feed_forward import MoE
+
+DIM, HIDDEN = 6, 5
+
+
+def naive_experts(
+    x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor, gate: Tensor, up: Tensor, down: Tensor
+) -> Tensor:
+    """For every token, for every slot in use: one expert, on one vector."""
+    outputs = []
+    for x, scores, indices in zip(x_TD, scores_TK, indices_TK.tolist(), strict=True):
+        out = 0 * x
+        for score, expert in zip(scores, indices, strict=True):
+            if expert >= 0:
+                gated = gate[expert] @ x
+                out = out + score * (down[expert] @ (gated * torch.sigmoid(gated) * (up[expert] @ x)))
+        outputs.append(out)
+    return torch.stack(outputs)
+
+
+def random_experts(num_experts: int, dtype: torch.dtype = torch.float32) -> Experts:
+    experts = Experts(DIM, HIDDEN, num_experts).to(dtype)
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return experts
+
+
+def check_against_naive(experts: Experts, x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor) -> None:
+    inputs = [x_TD.requires_grad_(), scores_TK.requires_grad_(), *experts.parameters()]
+    fast = experts(x_TD, scores_TK, indices_TK)
+    slow = naive_experts(x_TD, scores_TK, indices_TK, experts.gate_proj, experts.up_proj, experts.down_proj)
+    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
+    seed = torch.randn_like(slow)
+    fast_gradients = torch.autograd.grad(fast, inputs, seed)
+    slow_gradients = torch.autograd.grad(slow, inputs, seed, materialize_grads=True)
+    for fast_gradient, slow_gradient in zip(fast_gradients, slow_gradients, strict=True):
+        torch.testing.assert_close(fast_gradient, slow_gradient, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(experts(x_TD, scores_TK, indices_TK), slow, atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_output_and_gradients_equal_the_naive_loops(data: st.DataObject) -> None:
+    num_experts = data.draw(st.integers(1, 6), label="E")
+    top_k = data.draw(st.integers(1, num_experts), label="K")
+    tokens = data.draw(st.integers(1, 9), label="T")
+    torch.manual_seed(data.draw(st.integers(0, 99), label="seed"))
+    indices_TK = torch.rand(tokens, num_experts).argsort(dim=1)[:, :top_k]
+    unused_TK = torch.rand(tokens, top_k) < data.draw(st.sampled_from([0.0, 0.5, 1.0]), label="unused")
+    scores_TK = torch.rand(tokens, top_k).masked_fill(unused_TK, 0.0)
+    check_against_naive(
+        random_experts(num_experts), torch.randn(tokens, DIM), scores_TK, indices_TK.masked_fill(unused_TK, -1)
+    )
+
+
+def test_gradients_are_exact_in_double_precision() -> None:
+    torch.manual_seed(0)
+    experts = random_experts(3, torch.float64)
+    x_TD = torch.randn(4, DIM, dtype=torch.float64, requires_grad=True)
+    scores_TK = torch.rand(4, 2, dtype=torch.float64, requires_grad=True)
+    indices_TK = torch.tensor([[0, 2], [2, 0], [-1, 2], [0, -1]])
+    weights = tuple(experts.parameters())
+    torch.autograd.gradcheck(lambda x, scores, *_: experts(x, scores, indices_TK), (x_TD, scores_TK, *weights))
+
+
+def test_experts_without_tokens_get_zero_gradient() -> None:
+    torch.manual_seed(0)
+    experts = random_experts(4)
+    experts(torch.randn(3, DIM), torch.ones(3, 1), torch.tensor([[2], [2], [2]])).sum().backward()
+    for parameter in experts.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad[2].abs().sum() > 0
+        assert parameter.grad[[0, 1, 3]].abs().sum() == 0
+
+
+def test_a_retained_graph_can_be_walked_twice() -> None:
+    torch.manual_seed(0)
+    experts = random_experts(3)
+    out = experts(torch.randn(5, DIM), torch.rand(5, 1), torch.tensor([[0], [1], [2], [1], [0]]))
+    first = torch.autograd.grad(out.sum(), experts.gate_proj, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), experts.gate_proj)[0], first, atol=0, rtol=0)
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_float32_gradients() -> None:
+    torch.manual_seed(0)
+    experts = random_experts(3)
+    x_TD, scores_TK = torch.randn(8, DIM), torch.rand(8, 2)
+    indices_TK = torch.rand(8, 3).argsort(dim=1)[:, :2]
+    exact = experts(x_TD, scores_TK, indices_TK)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = experts(x_TD, scores_TK, indices_TK)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, atol=0.1, rtol=0.1)
+    rounded.float().sum().backward()
+    assert experts.gate_proj.grad is not None
+    assert experts.gate_proj.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_shared_expert_is_added_for_every_token(gated: bool) -> None:
+    config = ModelConfig(
+        dim=8, num_experts=3, top_k=2, expert_hidden_dim=4, shared_expert_hidden_dim=5, shared_expert_gate=gated
+    )
+    torch.manual_seed(0)
+    moe = MoE(config)
+    for parameter in moe.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x_TD = torch.randn(7, 8)
+    out_TD, routed = moe(x_TD)
+    experts = moe.experts
+    naive_TD = naive_experts(
+        x_TD, routed.router_scores, routed.router_indices, experts.gate_proj, experts.up_proj, experts.down_proj
+    )
+    shared = moe.shared_expert
+    assert shared is not None
+    gated_TF = x_TD @ shared.gate_proj.weight.T
+    shared_TD = (gated_TF * torch.sigmoid(gated_TF) * (x_TD @ shared.up_proj.weight.T)) @ shared.down_proj.weight.T
+    if gated:
+        assert moe.shared_expert_gate is not None
+        shared_TD = shared_TD * torch.sigmoid(x_TD @ moe.shared_expert_gate.weight.T)
+    expected_TD = naive_TD + shared_TD
+    torch.testing.assert_close(out_TD, expected_TD, atol=1e-5, rtol=1e-4)
+    seed = torch.randn_like(out_TD)
+    fast = torch.autograd.grad(out_TD, list(moe.parameters()), seed, retain_graph=True)
+    slow = torch.autograd.grad(expected_TD, list(moe.parameters()), seed)
+    for fast_gradient, slow_gradient in zip(fast, slow, strict=True):
+        torch.testing.assert_close(fast_gradient, slow_gradient, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,81 @@
+"""Losses against values worked out by hand, and against torch's own cross-entropy."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_core.model.losses import load_balancing_loss, next_token_loss, router_z_loss
+
+
+def test_perfectly_even_routing_costs_one() -> None:
+    indices_TK = torch.tensor([[0, 1], [2, 3], [1, 0], [3, 2]])
+    assert load_balancing_loss(torch.zeros(4, 4), indices_TK, 4).item() == pytest.approx(1.0)
+
+
+def test_collapsed_routing_costs_the_number_of_experts() -> None:
+    logits_TE = torch.tensor([[50.0, 0.0, 0.0, 0.0]]).repeat(6, 1)
+    assert load_balancing_loss(logits_TE, torch.zeros(6, 1, dtype=torch.int64), 4).item() == pytest.approx(4.0)
+
+
+def test_hand_computed_balance_and_gradient() -> None:
+    # P = (3/4, 1/4) for both tokens; f = (1/2, 1/2) -> 2 * (3/8 + 1/8) = 1; f = (1, 0) -> 2 * 3/4 = 1.5.
+    logits_TE = torch.log(torch.tensor([[3.0, 1.0], [3.0, 1.0]])).requires_grad_()
+    assert load_balancing_loss(logits_TE, torch.tensor([[0], [1]]), 2).item() == pytest.approx(1.0)
+    loss = load_balancing_loss(logits_TE, torch.tensor([[0], [0]]), 2)
+    assert loss.item() == pytest.approx(1.5)
+    # d/dlogit_0 of 2 * mean(p_0) = 2 * p_0 * (1 - p_0) / 2 tokens = 3/16.
+    (gradient,) = torch.autograd.grad(loss, logits_TE)
+    torch.testing.assert_close(gradient, torch.tensor([[3 / 16, -3 / 16]]).expand(2, 2))
+
+
+def test_unused_slots_do_not_count() -> None:
+    logits_TE = torch.log(torch.tensor([[3.0, 1.0], [3.0, 1.0]]))
+    assert load_balancing_loss(logits_TE, torch.tensor([[0, -1], [-1, -1]]), 2).item() == pytest.approx(1.5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 99))
+def test_balance_does_not_depend_on_the_experts_names(num_experts: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    logits_TE = torch.randn(9, num_experts)
+    indices_TK = logits_TE.topk(min(2, num_experts)).indices
+    order = torch.randperm(num_experts)
+    renamed = load_balancing_loss(logits_TE[:, order], order.argsort()[indices_TK], num_experts)
+    torch.testing.assert_close(renamed, load_balancing_loss(logits_TE, indices_TK, num_experts))
+
+
+def test_hand_computed_z_loss() -> None:
+    # logsumexp(0, 0) = log 2 and logsumexp(log 3, log 5) = log 8.
+    logits_TE = torch.tensor([[0.0, 0.0], [math.log(3), math.log(5)]])
+    assert router_z_loss(logits_TE).item() == pytest.approx((math.log(2) ** 2 + math.log(8) ** 2) / 2)
+
+
+@pytest.mark.parametrize("extreme", [1e4, -1e4])
+def test_extreme_logits_give_finite_losses_and_gradients(extreme: float) -> None:
+    logits_TE = torch.tensor([[extreme, 0.0, -extreme], [0.0, extreme, 1.0]]).requires_grad_()
+    indices_TK = logits_TE.argmax(dim=1, keepdim=True)
+    targets_T = torch.tensor([1, 2])
+    loss = load_balancing_loss(logits_TE, indices_TK, 3) + router_z_loss(logits_TE)
+    loss = loss + next_token_loss(logits_TE, targets_T)
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, logits_TE)[0].isfinite().all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(2, 9), st.integers(0, 99))
+def test_next_token_loss_equals_cross_entropy(batch: int, length: int, vocabulary: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    logits_BSV = (3 * torch.randn(batch, length, vocabulary)).requires_grad_()
+    targets_BS = torch.randint(-1, vocabulary, (batch, length))
+    targets_BS[0, 0] = 0
+    ours = next_token_loss(logits_BSV, targets_BS)
+    theirs = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), targets_BS.flatten(), ignore_index=-1)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(2 * ours, logits_BSV)[0], torch.autograd.grad(2 * theirs, logits_BSV)[0]
+    )
