@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from moe_core.figures.palette import (
+    BAR,
     DARK_PAGE,
     DARK_TEXT,
     DOMAIN_COLOURS,
     EXPERT_COLOURS,
+    HEAT,
     LIFT_COLOURS,
     LIFT_STOPS,
     LIFT_WHITE_ABOVE,
@@ -47,7 +49,7 @@ VISION = {
         [0.004733, 0.691367, 0.303900],
     ],
 }
-ALL = (*EXPERT_COLOURS, *DOMAIN_COLOURS, *SPLIT_COLOURS.values(), NEUTRAL)
+ALL = (*EXPERT_COLOURS, *DOMAIN_COLOURS, *SPLIT_COLOURS.values(), BAR, HEAT, NEUTRAL)
 PAGES = ((LIGHT_PAGE, LIGHT_TEXT), (DARK_PAGE, DARK_TEXT))
 
 
@@ -110,7 +112,7 @@ def test_every_colour_shows_on_both_pages(colour: str) -> None:
 
 @pytest.mark.parametrize(("page", "text"), PAGES)
 def test_text_on_a_token_stays_readable(page: str, text: str) -> None:
-    for colour in (*EXPERT_COLOURS, *DOMAIN_COLOURS, NEUTRAL):
+    for colour in (*EXPERT_COLOURS, *DOMAIN_COLOURS, HEAT, NEUTRAL):
         for strength in (0.1, 0.3, TOKEN_STRENGTH):
             assert contrast_ratio(text, blend(colour, page, strength)) >= 4.5, colour
 

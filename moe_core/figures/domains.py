@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from moe_core.errors import UsageError
-from moe_core.figures.load import COLUMN_AXIS, MAX_COLUMNS, WIDTH, lift_map
+from moe_core.figures.load import AUTOSIZE, COLUMN_AXIS, MAX_COLUMNS, WIDTH, lift_map
+from moe_core.figures.palette import BAR, HEAT
 from moe_core.figures.words import rows, sentence
 from moe_core.routing.verdicts import domain_cell, number, p_value, percent
 
@@ -46,14 +48,24 @@ def domain_nmi_by_layer(nmi: pd.DataFrame) -> alt.LayerChart:
     x = alt.X(
         "nmi:Q",
         title="NMI of expert and domain (0 = tells nothing, 1 = tells the domain); tick: 99th percentile by chance",
-        scale=alt.Scale(domainMin=0, nice=True),
+        scale=alt.Scale(domain=[0, _top(nmi)], nice=False),
     )
-    bars = base.mark_bar(height=alt.RelativeBandSize(0.62), color="#5d7185").encode(x=x)
-    ticks = base.mark_tick(thickness=3, size=26, color="#d97b14").encode(x="null_p99:Q")
+    bars = base.mark_bar(height=alt.RelativeBandSize(0.62), color=BAR).encode(x=x)
+    ticks = base.mark_tick(thickness=3, size=26, color=HEAT).encode(x="null_p99:Q")
     labels = base.mark_text(align="left", dx=5, fontSize=11).encode(x="nmi:Q", text="label:N")
     return alt.LayerChart(
-        layer=[bars, ticks, labels], data=data, width=WIDTH, height=min(max(len(data) * 34, 100), 720)
+        layer=[bars, ticks, labels],
+        data=data,
+        autosize=AUTOSIZE,
+        width=WIDTH,
+        height=min(max(len(data) * 34, 100), 720),
     )
+
+
+def _top(nmi: pd.DataFrame) -> float:
+    """End of the scale: beyond the longest bar or tick, so that its number has room."""
+    most = float(np.nanmax([0.0, *nmi["nmi"], *nmi["null_p99"]]))
+    return max(most * 1.1, 0.01)
 
 
 def _clearest(frame: pd.DataFrame) -> list[int]:

@@ -6,6 +6,7 @@ Charts carry no theme of their own, so that the dashboard's applies; a file gets
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,14 @@ def _drawn(spec: dict[str, Any], format: str) -> bytes:
 def _html(spec: dict[str, Any], title: str) -> str:
     import html
 
-    import vl_convert
-
     # "<" never appears in the data's script: a token such as </script> must not end it.
     safe = json.dumps(spec).replace("<", "\\u003c")
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return _HTML.format(title=html.escape(title or "Moescope"), bundle=bundle, spec=safe)
+    return _HTML.format(title=html.escape(title or "Moescope"), bundle=_vega(), spec=safe)
+
+
+@lru_cache(maxsize=1)
+def _vega() -> str:
+    """Vega's JavaScript, 0.9 MB; vl-convert takes seconds to put it together, so once a process."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import altair as alt
 import pandas as pd
 
 from moe_core.errors import UsageError
 from moe_core.figures.palette import (
+    BAR,
     EXPERT_COLOURS,
     LIFT_COLOURS,
     LIFT_LIMIT,
@@ -20,6 +23,10 @@ from moe_core.figures.words import rows, spread
 from moe_core.routing.verdicts import number, percent
 
 WIDTH = 640
+AUTOSIZE = alt.AutoSizeParams(type="fit-x", contains="padding")
+"""The width holds axes and legends, as a page needs it; the height is that of the plot, so that rows keep theirs."""
+LABEL_ROOM = 0.13
+"""Part of the steps' range kept free on the right for the names of lines."""
 MAX_COLUMNS = 64
 """More experts than this are ordered by load and drawn in groups: a map of thousands of cells cannot be read."""
 COLUMN_AXIS = alt.Axis(labelAngle=0, labelOverlap="parity")
@@ -80,7 +87,7 @@ def lift_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y) -> alt.LayerChart:
             opacity=alt.condition("datum.uncertain", alt.value(0.55), alt.value(1.0))
         )
         layers += [plain, text.transform_filter("datum.on_dark").encode(color=alt.value("#ffffff"))]
-    return alt.LayerChart(layer=layers, data=data, width=WIDTH, height=height)
+    return alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=WIDTH, height=height)
 
 
 def lift_scale() -> alt.Scale:
@@ -112,7 +119,7 @@ def expert_load_over_time(loads: pd.DataFrame, layer: int) -> alt.LayerChart:
         highlighted=frame["expert"].isin(chosen),
     )
     colours = alt.Color("expert:N", scale=_expert_scale(chosen), legend=None)
-    x = alt.X("step:Q", title="training step", axis=alt.Axis(format=",d"))
+    x = step_axis(frame["step"])
     title = f"share of layer {layer}'s choices (dashed: even share {percent(even)})"
     y = alt.Y("share:Q", title=title, axis=alt.Axis(format=".0%"))
     base = alt.Chart(data).encode(x=x, y=y, detail="expert:N", tooltip="sentence:N")
@@ -123,7 +130,17 @@ def expert_load_over_time(loads: pd.DataFrame, layer: int) -> alt.LayerChart:
     rule = alt.Chart(pd.DataFrame({"share": [even]})).mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y="share:Q")
     labels = _line_end_labels(last[chosen], int(frame["step"].max()), frame["share"])
     named = labels.encode(color=colours)
-    return alt.LayerChart(layer=[grey, lines, rule, named], data=data, width=WIDTH, height=300)
+    return alt.LayerChart(layer=[grey, lines, rule, named], data=data, autosize=AUTOSIZE, width=WIDTH, height=300)
+
+
+def step_axis(steps: pd.Series[Any]) -> alt.X:
+    """Training steps, with room on the right for the names of the lines, inside the plot."""
+    first, last = (float(steps.min()), float(steps.max())) if len(steps) else (0.0, 1.0)
+    room = max(last - first, 1.0) * (1 + LABEL_ROOM)
+    scale = alt.Scale(domain=[first, first + room], nice=False)
+    # No tick stands behind the names: there are no steps there.
+    axis = alt.Axis(format=",d", labelExpr=f"datum.value <= {last} ? datum.label : ''", tickCount=8)
+    return alt.X("step:Q", title="training step", scale=scale, axis=axis)
 
 
 def router_entropy_by_layer(entropy: pd.DataFrame) -> alt.LayerChart:
@@ -145,15 +162,18 @@ def router_entropy_by_layer(entropy: pd.DataFrame) -> alt.LayerChart:
         x=alt.X(
             "router_entropy:Q",
             title="router entropy (0 = certain, 1 = all experts alike)",
-            scale=alt.Scale(domain=[0, 1.0]),
+            scale=alt.Scale(domain=[0, 1.08], nice=False),  # room for the number of a bar that reaches 1
+            axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1]),
         ),
         tooltip="sentence:N",
     )
-    bars = base.mark_bar(height=alt.RelativeBandSize(0.62), color="#5d7185")
+    bars = base.mark_bar(height=alt.RelativeBandSize(0.62), color=BAR)
     labels = base.mark_text(align="left", dx=5, fontSize=11).encode(text="label:N")
     uniform = alt.Chart(pd.DataFrame({"router_entropy": [1.0]}))
     rule = uniform.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(x="router_entropy:Q")
-    return alt.LayerChart(layer=[bars, rule, labels], data=data, width=WIDTH, height=_bars_height(len(data)))
+    return alt.LayerChart(
+        layer=[bars, rule, labels], data=data, autosize=AUTOSIZE, width=WIDTH, height=_bars_height(len(data))
+    )
 
 
 def _bars_height(rows: int) -> int:
@@ -205,7 +225,7 @@ def _expert_scale(experts: list[int]) -> alt.Scale:
     return alt.Scale(domain=[int(expert) for expert in experts], range=[expert_colour(int(e)) for e in experts])
 
 
-def _line_end_labels(last: pd.Series, step: int, shares: pd.Series) -> alt.Chart:
+def _line_end_labels(last: pd.Series[float], step: int, shares: pd.Series[float]) -> alt.Chart:
     gap = float(max(shares.max() - min(shares.min(), 0.0), 1e-9)) / 20
     heights = spread([float(share) for share in last], gap)
     ends = pd.DataFrame({"step": step, "share": heights, "expert": last.index.astype(int)})

@@ -55,6 +55,10 @@ LIFT_WHITE_BELOW, LIFT_WHITE_ABOVE = -1.5, 1.7
 TOKEN_STRENGTH = 0.62
 """Strongest background behind a token: the page's own text colour keeps a contrast of 4.5:1 on every expert and domain
 colour painted this strongly, in light and dark."""
+BAR = "#5d7185"
+"""Bars of one measure: neither an expert nor a domain."""
+HEAT = "#d97b14"
+"""The one hue of quantities (entropy, surprise, chance ticks)."""
 NEUTRAL = "#808080"
 """Axis-like helpers (baselines, borders, experts that are not highlighted): visible on both pages."""
 

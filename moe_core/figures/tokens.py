@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import UsageError
+from moe_core.figures.load import AUTOSIZE
 from moe_core.figures.palette import NEUTRAL, TOKEN_STRENGTH, expert_colour, ink_on
 from moe_core.figures.words import rows
 from moe_core.routing.verdicts import number
@@ -84,8 +85,8 @@ def token_layer_map(choices: pd.DataFrame) -> alt.LayerChart:
     if tokens <= _NUMBERED_CELLS:
         layers.append(base.mark_text(fontSize=10, tooltip=None).encode(text="expert:N"))
     depth = data["layer"].nunique()
-    return alt.LayerChart(layer=layers, data=data, width=max(tokens * 16, 240), height=min(max(depth * 24, 72), 640)
-    )  # fmt: skip
+    width, height = max(tokens * 16, 240), min(max(depth * 24, 72), 640)
+    return alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=width, height=height)
 
 
 def token_path(choices: pd.DataFrame) -> alt.LayerChart:
@@ -124,6 +125,7 @@ def token_path(choices: pd.DataFrame) -> alt.LayerChart:
     return alt.LayerChart(
         layer=[path.encode(order="layer:Q"), dots, heavy],
         data=data,
+        autosize=AUTOSIZE,
         width=max(64 * data["layer"].nunique(), 240),
         height=min(max(34 * experts, 120), 560),
     )

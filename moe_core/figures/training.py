@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from moe_core.figures.load import WIDTH
+from moe_core.figures.load import AUTOSIZE, WIDTH, step_axis
 from moe_core.figures.palette import NEUTRAL, SPLIT_COLOURS
 from moe_core.figures.words import rows, spread
 
@@ -40,7 +40,7 @@ def loss_curves(curves: pd.DataFrame, unigram_nats: float | None = None) -> alt.
     colour = alt.Color(
         "series:N", scale=alt.Scale(domain=series, range=[SPLIT_COLOURS[name] for name in series]), legend=None
     )
-    x = alt.X("step:Q", title="training step", axis=alt.Axis(format=",d"))
+    x = step_axis(data["step"])
     y = alt.Y("nats:Q", title="loss (nats per token)", scale=alt.Scale(zero=False, nice=True))
     layers: list[alt.Chart] = []
     for name in series:
@@ -52,7 +52,7 @@ def loss_curves(curves: pd.DataFrame, unigram_nats: float | None = None) -> alt.
     layers.append(_end_labels(data, series, unigram_nats).encode(color=colour))
     if unigram_nats is not None and np.isfinite(unigram_nats):
         layers += _baseline(float(data["step"].max()) if len(data) else 0.0, unigram_nats)
-    return alt.LayerChart(layer=layers, data=data, width=WIDTH, height=320)
+    return alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=WIDTH, height=320)
 
 
 def nats(value: float) -> str:

@@ -1,0 +1,137 @@
+"""Change: let the model write, and see each new token coloured by its expert as it comes."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import loaders, state
+from app.components.figure import explain, show_figure
+from app.components.page import errors_as_boxes, header
+from app.components.token_view import token_view, view_payload
+from app.components.token_view_job import GenerationJob, arrays_of_job, trace_of_job
+from app.components.token_view_passages import fit, layer_verdict
+from moe_core.figures.run_figures import token_map_figure, token_path_figure
+from moe_core.figures.tokens import WINDOW
+from moe_core.inference.generate import SamplingConfig
+
+# Session keys of this page: the running or last job, the number of the run's jobs so far, the view, the settings.
+JOB, COUNT, VIEW, PROMPT, SETTINGS = "generation_job", "generation_count", "generation_view", "generation_prompt", (
+    "generation_tokens", "generation_temperature", "generation_top_k", "generation_top_p", "generation_seed",
+)  # fmt: skip
+PROMPT_TOKENS = 500
+REFRESH_SECONDS = 0.3
+
+
+def first_words() -> str:
+    """The beginning of a held-out document, as a prompt that the model can make something of."""
+    documents = run.held_out("unseen") or run.held_out("validation")
+    return " ".join(documents[0].text.split(" ")[:8]) if documents else ""
+
+
+def write() -> None:
+    """Start a new job in place of the one there is."""
+    stop()
+    new, temperature, top_k, top_p, seed = (st.session_state[key] for key in SETTINGS)
+    with errors_as_boxes("Nothing was written"):
+        prompt = fit(st.session_state[PROMPT], loaded.tokenizer, PROMPT_TOKENS)
+        st.session_state[JOB] = GenerationJob(loaded, prompt, SamplingConfig(new, temperature, top_k, top_p, seed))
+        st.session_state[COUNT] = st.session_state.get(COUNT, 0) + 1
+
+
+def stop() -> None:
+    if JOB in st.session_state:
+        st.session_state[JOB].stop()
+
+
+def follow_layer() -> None:
+    """The scrubber was let go: the layer it shows becomes the layer of all pages."""
+    if (scrubbed := st.session_state[VIEW].layer) is not None:
+        st.session_state[state.LAYER] = scrubbed
+
+
+def settings() -> None:
+    """Sampling, each with what it does; the defaults are right for a small model."""
+    with st.popover("Sampling", icon=":material/tune:", key="generation_settings"):
+        st.slider("New tokens", 10, 1000, 200, 10, key=SETTINGS[0], persist_state="session",
+                  help="Tokens to write at most; the model may end the text earlier.")  # fmt: skip
+        st.slider("Temperature", 0.0, 2.0, 0.8, 0.05, key=SETTINGS[1], persist_state="session",
+                  help="0 always takes the likeliest token; higher values are bolder.")  # fmt: skip
+        st.slider("Top-k", 0, 200, 50, 5, key=SETTINGS[2], persist_state="session",
+                  help="Only the k likeliest tokens are drawn from; 0 = all.")  # fmt: skip
+        st.slider("Top-p", 0.05, 1.0, 0.95, 0.05, key=SETTINGS[3], persist_state="session",
+                  help="Only the likeliest tokens that together reach this probability are drawn from.")  # fmt: skip
+        st.number_input("Seed", 0, 2**31 - 1, 0, key=SETTINGS[4], persist_state="session",
+                        help="The same seed, prompt and settings give the same text.")  # fmt: skip
+
+
+def answer(job: GenerationJob | None) -> str:
+    """The answer in one sentence: of the finished text, with its even share; before that, what will be seen."""
+    if job is None:
+        return "Give the model a beginning: it writes on, and every new token takes the colour of its expert."
+    if job.is_running:
+        return "The model is writing; every new token takes the colour of its expert."
+    trace = trace_of_job(job)
+    return layer_verdict(trace, layer) if trace is not None else "The model ended the text at once."
+
+
+def progress_line(job: GenerationJob, live: bool) -> str:
+    """How far and how fast."""
+    speed = job.tokens_per_second
+    parts = [f"{len(job.written):,} of at most {job.sampling.max_new_tokens:,} tokens", f"{job.seconds:.1f} s"]
+    parts += [f"**{speed:,.0f} tokens/s**"] if speed is not None else []
+    ended = "stopped" if job.was_stopped else "finished"
+    return f"{'writing' if live else ended} · {' · '.join(parts)}"
+
+
+def show(job: GenerationJob, layer: int, live: bool) -> None:
+    """The text with what can be done about it; runs several times a second while the model writes (`live`)."""
+    with errors_as_boxes("Writing ended early"):
+        if live and not job.is_running:
+            st.rerun()  # the whole page once more: its answer, and an end to these reruns
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(progress_line(job, live))
+            if live:
+                st.button("Stop", icon=":material/stop_circle:", key="generation_stop", on_click=stop, type="primary")
+        series = f"{id(job)}-{st.session_state[COUNT]}"
+        payload = view_payload(arrays_of_job(job), series=series, live=live)
+        choice = token_view(payload, layer=layer, key=VIEW, on_layer=follow_layer)
+        if choice.layer is not None and choice.layer != layer:
+            st.rerun()
+        if not live:
+            job.raise_error()
+            show_figures(job, choice.token)
+
+
+def show_figures(job: GenerationJob, token: int | None) -> None:
+    """Once the text is whole: its tokens through all layers, and the path of the selected one."""
+    trace = trace_of_job(job)
+    if trace is None:
+        return
+    prompt_tokens = len(loaded.tokenizer.encode(job.prompt))
+    place = None if token is None or token < prompt_tokens else token - prompt_tokens
+    show_figure(token_map_figure(trace, max(0, (place or 0) - WINDOW // 2)), key="written_layer_map", terms=["token"])
+    if place is not None:
+        path = token_path_figure(trace, place)
+        show_figure(path, key="written_path", title=path.verdict, terms=["expert", "router score"])
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        explain(["token", "expert", "loss"], key="generation_explain")
+        st.download_button("Text", job.prompt + job.text, "written.txt", key="generation_text", type="tertiary",
+                           icon=":material/download:", on_click="ignore")  # fmt: skip
+
+
+run, layer = state.selected_run(), state.selected_layer()
+loaded = loaders.loaded_run(run)
+job: GenerationJob | None = st.session_state.get(JOB)
+if job is not None and (job.loaded is not loaded):
+    job.stop()
+    job = None  # of another run, or of an older checkpoint
+header("Which experts write which words?", answer(job))
+st.text_area("Beginning", first_words(), key=PROMPT, height=80, persist_state="session",
+             help=f"Up to {PROMPT_TOKENS} tokens of it are read; empty starts a new text.")  # fmt: skip
+with st.container(horizontal=True, vertical_alignment="center"):
+    label = "Write" if job is None else "Write again"
+    st.button(label, icon=":material/edit_note:", key="generation_write", on_click=write, type="primary")
+    settings()
+if job is not None:
+    live = job.is_running
+    st.fragment(show, run_every=REFRESH_SECONDS if live else None)(job, layer, live)

@@ -1,0 +1,145 @@
+"""Look: which expert does each token of a text go to, layer by layer?"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from app import loaders, state
+from app.components.figure import explain, show_figure
+from app.components.page import errors_as_boxes, header
+from app.components.token_view import token_view, view_payload
+from app.components.token_view_passages import (
+    TOKEN_LIMIT,
+    Passage,
+    TracedPassages,
+    arrays_of,
+    examples,
+    layer_verdict,
+    trace_passages,
+)
+from moe_core.errors import UsageError
+from moe_core.figures.export import csv_bytes
+from moe_core.figures.run_figures import token_map_figure, token_path_figure
+from moe_core.figures.tokens import WINDOW, token_choices
+
+ALL, OWN = "One of each domain", "Your own text"
+OWN_TEXT = """The court ordered the bank to repay the loan of 12,500 euros by 31 March.
+
+def total(prices):
+    return sum(prices)
+
+It rained all night, and in the morning the garden was green again.
+"""
+# Session keys of this page: the view, the last traced text with its payload, which examples are shown.
+VIEW, TRACED, NUMBER = "tokens_view", "tokens_traced", "tokens_example"
+DOCUMENTS_OF_ONE_DOMAIN = 3
+EXAMPLE_TOKENS = 600  # in all, so that they fit the view without scrolling far
+
+
+def next_examples() -> None:
+    st.session_state[NUMBER] = st.session_state.get(NUMBER, 0) + 1
+
+
+def follow_layer() -> None:
+    """The scrubber was let go: the layer it shows becomes the layer of all pages."""
+    if (scrubbed := st.session_state[VIEW].layer) is not None:
+        st.session_state[state.LAYER] = scrubbed
+
+
+def traced_passages(source: str, own: str) -> tuple[TracedPassages, dict[str, Any], list[Passage]]:
+    """The chosen text through the chosen run's newest checkpoint; kept until another one is asked for."""
+    number = st.session_state.get(NUMBER, 0)
+    digest = hashlib.sha256(own.encode("utf-8", "surrogatepass")).hexdigest()
+    asked = (str(run.path), loaded.step, loaders.stamp(run.weights_path), source, number, digest)
+    if st.session_state.get(TRACED, (None,))[0] != asked:
+        if source == OWN:
+            passages = [Passage("your text", own)]
+        elif source == ALL:
+            passages = examples(run.held_out("unseen"), domains, number)
+        else:
+            passages = examples(run.held_out("unseen"), [source], number, DOCUMENTS_OF_ONE_DOMAIN)
+        with st.spinner("Sending the text through the model ...", show_time=True):
+            traced = trace_passages(loaded, passages, TOKEN_LIMIT if source == OWN else EXAMPLE_TOKENS)
+            payload = view_payload(arrays_of(traced), series=hashlib.sha256(repr(asked).encode()).hexdigest()[:16])
+        st.session_state[TRACED] = (asked, traced, payload, passages)
+    _, traced, payload, passages = st.session_state[TRACED]
+    return traced, payload, passages
+
+
+@st.fragment
+def explore(traced: TracedPassages, payload: dict[str, Any], layer: int) -> None:
+    """The view and the figures that follow the selected token; selecting one reruns only this."""
+    with errors_as_boxes():
+        choice = token_view(payload, layer=layer, key=VIEW, on_layer=follow_layer)
+        if choice.layer is not None and choice.layer != layer:
+            st.rerun()
+        trace = traced.trace
+        start = max(0, (choice.token or 0) - WINDOW // 2)
+        show_figure(token_map_figure(trace, start), key="token_layer_map", terms=["token", "layer", "router score"])
+        if choice.token is not None:
+            path = token_path_figure(trace, choice.token)
+            show_figure(path, key="token_path", title=path.verdict, terms=["expert", "router score", "top-k"])
+
+
+def trace_file(traced: TracedPassages) -> bytes:
+    """The trace as Parquet, for `main.py plots --trace` and other tools."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.parquet"
+        traced.trace.save(path)
+        return path.read_bytes()
+
+
+run, layer = state.selected_run(), state.selected_layer()
+loaded = loaders.loaded_run(run)
+domains = run.domains()
+head = st.container()
+
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    options = [ALL, *domains, OWN] if len(domains) > 1 else [*domains, OWN]
+    source = st.segmented_control(
+        "Text", options, default=options[0], required=True, key="tokens_source", persist_state="session"
+    )
+    if source != OWN:
+        hint = "Other documents that the run was not trained on"
+        st.button("Other examples", icon=":material/refresh:", key="tokens_other", on_click=next_examples, help=hint)
+own = ""
+if source == OWN:
+    about = f"The first {TOKEN_LIMIT:,} tokens are shown. The text stays on this computer."
+    own = st.text_area("Text", OWN_TEXT, key="tokens_text", height=140, persist_state="session", help=about,
+                       label_visibility="collapsed", placeholder="Type or paste text")  # fmt: skip
+
+try:
+    if source == OWN and not own:
+        raise UsageError("there is no text yet; type or paste some, then press Ctrl+Enter")
+    traced, payload, passages = traced_passages(str(source), own)
+except UsageError as error:
+    with head:
+        header("Which expert does each token go to?")
+    st.info(f"{str(error)[:1].upper()}{str(error)[1:]}.", icon=":material/edit:")
+else:
+    with head:
+        header("Which expert does each token go to?", layer_verdict(traced.trace, layer))
+    given = sum(len(passage.text) for passage in passages)
+    if source == OWN and traced.characters < given:
+        st.warning(
+            f"The text has {given:,} characters; its first {traced.trace.num_tokens:,} tokens ({traced.characters:,} "
+            f"characters) are shown, more than {TOKEN_LIMIT:,} are not. Shorten it, or paste another part of it.",
+            icon=":material/content_cut:",
+        )
+    explore(traced, payload, layer)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        explain(["token", "expert", "router entropy", "loss"], key="tokens_explain")
+        st.download_button(
+            "All tokens as CSV", lambda: csv_bytes(token_choices(traced.trace, 0, traced.trace.num_tokens)),
+            "tokens.csv", "text/csv", key="tokens_csv", type="tertiary", icon=":material/download:", on_click="ignore",
+        )  # fmt: skip
+        st.download_button(
+            "Trace as Parquet", lambda: trace_file(traced), "trace.parquet", "application/vnd.apache.parquet",
+            key="tokens_parquet", type="tertiary", icon=":material/download:", on_click="ignore",
+            help="For `python main.py plots --trace trace.parquet`, pandas, DuckDB or Polars",
+        )  # fmt: skip

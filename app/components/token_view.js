@@ -1,0 +1,518 @@
+/* Token view: every token of a text on a background of its expert's colour.
+ *
+ * Tokens are untrusted: every node is made with createElement and filled with textContent. One span per token, one
+ * listener per event (delegated), typed arrays for the numbers. Changing layer or mode repaints; it never asks Python.
+ */
+
+const views = new WeakMap();
+const MODES = {
+  first: "First expert",
+  second: "Second expert",
+  entropy: "Router entropy",
+  surprise: "Surprise",
+  domain: "Domain",
+};
+const SURPRISE_NATS = 8; // from here on a token is painted as strongly as can be
+const MOST_CHIPS = 16;
+const SEND_AFTER_MS = 250; // holding an arrow key must not flood the server
+
+export default function (component) {
+  const { data, parentElement, setStateValue, setTriggerValue } = component;
+  let view = views.get(parentElement);
+  if (!view) {
+    view = new TokenView(parentElement);
+    views.set(parentElement, view);
+  }
+  view.sendPicked = (picked) => setStateValue("picked", picked);
+  view.sendLayer = (layer) => setTriggerValue("layer", layer);
+  view.update(data);
+  return () => {
+    view.destroy();
+    views.delete(parentElement);
+  };
+}
+
+class TokenView {
+  constructor(root) {
+    const find = (selector) => root.querySelector(selector);
+    this.root = find(".view");
+    this.bar = find(".bar");
+    this.modes = find(".modes");
+    this.scrub = find(".scrub");
+    this.slider = find(".scrub input");
+    this.layerName = find(".scrub output");
+    this.numbers = find(".numbers input");
+    this.legend = find(".legend");
+    this.text = find(".text");
+    this.tip = find(".tip");
+    this.path = find(".path");
+    this.spans = [];
+    this.data = null;
+    this.mode = "first";
+    this.at = 0; // place of the layer on the L axis
+    this.selected = -1;
+    this.focus = -1; // expert whose tokens stand out
+    this.timer = 0;
+    this.listen();
+  }
+
+  destroy() {
+    clearTimeout(this.timer);
+  }
+
+  // ---- data -------------------------------------------------------------------------------------------------------
+
+  update(data) {
+    const old = this.data;
+    if (old && old.id === data.id && old.layer === data.layer) return;
+    const same = old && old.series === data.series;
+    if (!old || old.id !== data.id) this.read(data);
+    if (!old || old.layer !== data.layer || old.layers.join() !== data.layers.join()) {
+      this.at = Math.max(0, data.layers.indexOf(data.layer));
+    }
+    this.data = data;
+    if (!same) {
+      this.selected = -1;
+      this.focus = -1;
+      this.numbers.checked = data.experts > data.expert_colours.length;
+      this.text.replaceChildren();
+      this.spans = [];
+      this.text.scrollTop = 0;
+    }
+    this.drawControls();
+    this.appendTokens();
+    this.paint();
+    this.drawPath();
+    if (same && data.live && this.text.scrollHeight > this.text.clientHeight) {
+      this.text.scrollTop = this.text.scrollHeight;
+    }
+  }
+
+  read(data) {
+    const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
+    this.tokens = new Int32Array(bytes(data.tokens)); // [T] index into pieces
+    this.indices = new Int16Array(bytes(data.indices)); // [L,T,K] experts, largest weight first, -1 = unused
+    this.weights = new Uint16Array(bytes(data.weights)); // [L,T,K] of weight_scale
+    this.entropy = data.entropy === null ? null : new Uint8Array(bytes(data.entropy)); // [L,T] of 255
+    this.losses = data.losses === null ? null : new Float32Array(bytes(data.losses)); // [T] nats
+    this.ranks = data.ranks === null ? null : new Int32Array(bytes(data.ranks)); // [T] 0 = not predicted
+    this.domains = new Int16Array(bytes(data.domain_ids)); // [T]
+    this.count = this.tokens.length;
+    this.signatures = null;
+  }
+
+  expert(at, token, slot) {
+    return this.indices[(at * this.count + token) * this.data.top_k + slot];
+  }
+
+  weight(at, token, slot) {
+    return (this.weights[(at * this.count + token) * this.data.top_k + slot] / 65535) * this.data.weight_scale;
+  }
+
+  expertColour(expert) {
+    return this.data.expert_colours[expert % this.data.expert_colours.length];
+  }
+
+  // ---- controls ---------------------------------------------------------------------------------------------------
+
+  available() {
+    const data = this.data;
+    return Object.keys(MODES).filter(
+      (mode) =>
+        mode === "first" ||
+        (mode === "second" && data.top_k > 1) ||
+        (mode === "entropy" && this.entropy) ||
+        (mode === "surprise" && this.losses) ||
+        (mode === "domain" && data.domains.length > 1)
+    );
+  }
+
+  drawControls() {
+    const modes = this.available();
+    if (!modes.includes(this.mode)) this.mode = "first";
+    this.modes.replaceChildren(
+      ...modes.map((mode) => {
+        const button = element("button", "mode", MODES[mode]);
+        button.type = "button";
+        button.dataset.mode = mode;
+        button.setAttribute("role", "radio");
+        button.setAttribute("aria-checked", String(mode === this.mode));
+        button.tabIndex = mode === this.mode ? 0 : -1;
+        return button;
+      })
+    );
+    this.scrub.hidden = this.data.layers.length < 2;
+    this.slider.max = String(this.data.layers.length - 1);
+    this.slider.value = String(this.at);
+    this.nameLayer();
+  }
+
+  nameLayer() {
+    const name = String(this.data.layers[this.at]);
+    this.layerName.textContent = name;
+    this.slider.setAttribute("aria-valuetext", `layer ${name}`);
+  }
+
+  setMode(mode, focusButton) {
+    this.mode = mode;
+    this.focus = -1;
+    for (const button of this.modes.children) {
+      const on = button.dataset.mode === mode;
+      button.setAttribute("aria-checked", String(on));
+      button.tabIndex = on ? 0 : -1;
+      if (on && focusButton) button.focus();
+    }
+    this.paint();
+  }
+
+  setLayer(at) {
+    if (at === this.at || at < 0 || at >= this.data.layers.length) return;
+    this.at = at;
+    this.slider.value = String(at);
+    this.nameLayer();
+    this.paint();
+    this.drawPath();
+  }
+
+  // ---- text -------------------------------------------------------------------------------------------------------
+
+  appendTokens() {
+    const { pieces, starts, domains, headings } = this.data;
+    const fragment = document.createDocumentFragment();
+    const begins = new Set(starts);
+    for (let i = this.spans.length; i < this.count; i++) {
+      if (headings && begins.has(i)) {
+        const heading = element("div", "heading", domains[this.domains[i]]);
+        fragment.append(heading);
+      }
+      const [text, isCode] = pieces[this.tokens[i]];
+      const span = element("span", isCode ? "t code" : "t", text);
+      span.id = `t${i}`;
+      span.dataset.i = String(i);
+      span.setAttribute("role", "option");
+      span.setAttribute("aria-selected", "false");
+      this.spans.push(span);
+      fragment.append(span);
+    }
+    this.text.append(fragment);
+  }
+
+  paint() {
+    const { mode, at, data } = this;
+    const slot = mode === "second" ? 1 : 0;
+    const byExpert = mode === "first" || mode === "second";
+    const counts = new Map();
+    for (let i = 0; i < this.count; i++) {
+      let colour = data.heat_colour;
+      let strength = 0;
+      let number = "";
+      if (byExpert) {
+        const expert = this.expert(at, i, slot);
+        if (expert >= 0) {
+          counts.set(expert, (counts.get(expert) || 0) + 1);
+          colour = this.expertColour(expert);
+          // A second expert has at most half the weight: twice as strong, so that both modes use the whole range.
+          strength = Math.min(1, this.weight(at, i, slot) * (slot + 1)) * 0.85 + 0.15;
+          if (this.focus >= 0 && expert !== this.focus) strength = 0;
+          number = String(expert);
+        } else number = "–";
+      } else if (mode === "entropy") strength = this.entropy[at * this.count + i] / 255;
+      else if (mode === "surprise") strength = Math.min(1, (this.losses[i] || 0) / SURPRISE_NATS);
+      else {
+        colour = data.domain_colours[this.domains[i] % data.domain_colours.length];
+        strength = 0.7;
+      }
+      const span = this.spans[i];
+      span.style.backgroundColor = strength > 0 ? rgba(colour, strength * data.strength) : "transparent";
+      if (span.dataset.e !== number) span.dataset.e = number;
+    }
+    this.text.classList.toggle("numbered", byExpert && this.numbers.checked);
+    this.drawLegend(counts, byExpert);
+  }
+
+  drawLegend(counts, byExpert) {
+    const { data, mode } = this;
+    const parts = [];
+    if (byExpert) {
+      const every = data.experts <= MOST_CHIPS;
+      const experts = every
+        ? Array.from({ length: data.experts }, (_, e) => e)
+        : [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a)).slice(0, MOST_CHIPS);
+      parts.push(element("span", "hint", every ? "Expert" : `${MOST_CHIPS} busiest of ${data.experts} experts`));
+      for (const expert of experts) {
+        const chip = element("button", "chip");
+        chip.type = "button";
+        chip.dataset.expert = String(expert);
+        chip.setAttribute("aria-pressed", String(expert === this.focus));
+        const share = Math.round((100 * (counts.get(expert) || 0)) / Math.max(1, this.count));
+        chip.title = `Expert ${expert}: ${counts.get(expert) || 0} of ${this.count} tokens. Click to show only these.`;
+        const swatch = element("span", "swatch");
+        swatch.style.backgroundColor = this.expertColour(expert);
+        chip.append(swatch, element("b", "", String(expert)), element("span", "share", `${share} %`));
+        parts.push(chip);
+      }
+    } else if (mode === "domain") {
+      parts.push(element("span", "hint", "Domain of the text"));
+      data.domains.forEach((name, i) => {
+        const chip = element("span", "chip still");
+        const swatch = element("span", "swatch");
+        swatch.style.backgroundColor = data.domain_colours[i % data.domain_colours.length];
+        chip.append(swatch, element("span", "", name));
+        parts.push(chip);
+      });
+    } else {
+      const [low, high] =
+        mode === "entropy" ? ["sure of one expert", "all experts alike"] : ["foreseen", `${SURPRISE_NATS} nats or more`];
+      const ramp = element("span", "ramp");
+      ramp.style.backgroundImage = `linear-gradient(to right, transparent, ${rgba(data.heat_colour, data.strength)})`;
+      parts.push(element("span", "hint", low), ramp, element("span", "hint", high));
+    }
+    this.legend.replaceChildren(...parts);
+  }
+
+  // ---- one token --------------------------------------------------------------------------------------------------
+
+  select(i) {
+    if (i < 0 || i >= this.count) return;
+    this.mark(this.selected, false);
+    this.selected = i;
+    this.mark(i, true);
+    this.text.setAttribute("aria-activedescendant", `t${i}`);
+    const span = this.spans[i];
+    const box = this.text;
+    const middle = span.offsetTop - box.offsetTop;
+    if (middle < box.scrollTop || middle + span.offsetHeight > box.scrollTop + box.clientHeight) {
+      box.scrollTop = middle - box.clientHeight / 2;
+    }
+    this.drawPath();
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.sendPicked({ series: this.data.series, token: i }), SEND_AFTER_MS);
+  }
+
+  mark(i, on) {
+    if (i < 0 || !this.spans[i]) return;
+    this.spans[i].classList.toggle("selected", on);
+    this.spans[i].setAttribute("aria-selected", String(on));
+  }
+
+  signature(i) {
+    if (!this.signatures) {
+      this.signatures = [];
+      for (let t = 0; t < this.count; t++) {
+        let way = "";
+        for (let at = 0; at < this.data.layers.length; at++) way += `${this.expert(at, t, 0)},`;
+        this.signatures.push(way);
+      }
+    }
+    return this.signatures[i];
+  }
+
+  drawPath() {
+    for (const span of this.text.querySelectorAll(".same")) span.classList.remove("same");
+    if (this.selected < 0 || this.selected >= this.count) {
+      const hint = "Click a token, or press Tab and the arrow keys, to see its path through all layers.";
+      this.path.replaceChildren(element("p", "hint", hint));
+      return;
+    }
+    const i = this.selected;
+    this.mark(i, true);
+    const parts = [this.describe(i)];
+    const table = element("div", "layers");
+    this.data.layers.forEach((layer, at) => {
+      const column = element("button", at === this.at ? "layer now" : "layer");
+      column.type = "button";
+      column.dataset.at = String(at);
+      column.title = `Colour the text by layer ${layer}`;
+      column.append(element("span", "hint", `layer ${layer}`));
+      for (let slot = 0; slot < this.data.top_k; slot++) column.append(this.row(at, i, slot));
+      table.append(column);
+    });
+    parts.push(table, this.drawSame(i));
+    this.path.replaceChildren(...parts);
+  }
+
+  describe(i) {
+    const line = element("p", "token");
+    line.append(element("span", "hint", `Token ${i} `), element("code", "", this.pieceText(i)));
+    if (this.losses && this.losses[i] === this.losses[i]) {
+      line.append(element("span", "", ` surprise ${this.losses[i].toFixed(2)} nats`));
+    }
+    if (this.ranks && this.ranks[i] > 0) {
+      line.append(element("span", "", `, the model's guess no. ${this.ranks[i].toLocaleString("en")}`));
+    }
+    if (this.entropy) {
+      const share = Math.round((100 * this.entropy[this.at * this.count + i]) / 255);
+      line.append(element("span", "", `, router entropy ${share} % in layer ${this.data.layers[this.at]}`));
+    }
+    return line;
+  }
+
+  row(at, i, slot) {
+    const row = element("span", "slot");
+    const expert = this.expert(at, i, slot);
+    if (expert < 0) {
+      row.append(element("span", "hint", "unused"));
+      return row;
+    }
+    const weight = this.weight(at, i, slot);
+    const swatch = element("span", "swatch");
+    swatch.style.backgroundColor = this.expertColour(expert);
+    const meter = element("span", "meter");
+    const fill = element("span", "fill");
+    fill.style.width = `${Math.min(100, 100 * weight)}%`;
+    fill.style.backgroundColor = this.expertColour(expert);
+    meter.append(fill);
+    row.append(swatch, element("b", "", String(expert)), meter, element("span", "share", weight.toFixed(2)));
+    return row;
+  }
+
+  drawSame(i) {
+    const way = this.signature(i);
+    const names = new Map();
+    let others = 0;
+    for (let t = 0; t < this.count; t++) {
+      if (t === i || this.signature(t) !== way) continue;
+      others += 1;
+      this.spans[t].classList.add("same");
+      const name = this.pieceText(t);
+      names.set(name, (names.get(name) || 0) + 1);
+    }
+    const line = element("p", "same-line");
+    if (others === 0) {
+      line.textContent = "No other token here takes the same first experts through all layers.";
+      return line;
+    }
+    const tokens = others === 1 ? "1 other token takes" : `${others} other tokens take`;
+    line.append(`${tokens} the same first experts through all layers (underlined): `);
+    const most = [...names].sort((a, b) => b[1] - a[1]).slice(0, 12);
+    for (const [name, times] of most) {
+      line.append(element("code", "", name), times > 1 ? `×${times} ` : " ");
+    }
+    if (names.size > most.length) line.append(`and ${names.size - most.length} more`);
+    return line;
+  }
+
+  pieceText(i) {
+    return this.data.pieces[this.tokens[i]][2];
+  }
+
+  showTip(i) {
+    const span = this.spans[i];
+    const head = element("div", "tip-head");
+    head.append(element("code", "", this.pieceText(i)), element("span", "hint", ` token ${i}`));
+    const parts = [head, element("div", "hint", `layer ${this.data.layers[this.at]}`)];
+    for (let slot = 0; slot < this.data.top_k; slot++) parts.push(this.row(this.at, i, slot));
+    const facts = [];
+    if (this.entropy) facts.push(`router entropy ${Math.round((100 * this.entropy[this.at * this.count + i]) / 255)} %`);
+    if (this.losses && this.losses[i] === this.losses[i]) facts.push(`surprise ${this.losses[i].toFixed(2)} nats`);
+    if (this.ranks && this.ranks[i] > 0) facts.push(`guess no. ${this.ranks[i].toLocaleString("en")}`);
+    for (const fact of facts) parts.push(element("div", "", fact));
+    this.tip.replaceChildren(...parts);
+    this.tip.hidden = false;
+    // A token that is broken over two lines has several boxes: the first is where it begins.
+    const box = span.getClientRects()[0] || span.getBoundingClientRect();
+    const frame = this.root.getBoundingClientRect();
+    const left = Math.min(Math.max(0, box.left - frame.left), Math.max(0, frame.width - this.tip.offsetWidth));
+    const above = box.top - frame.top - this.tip.offsetHeight - 6;
+    const room = box.top - this.tip.offsetHeight - 6 > 60; // below Streamlit's header
+    this.tip.style.left = `${left}px`;
+    this.tip.style.top = `${room ? above : box.bottom - frame.top + 6}px`;
+  }
+
+  // ---- events -----------------------------------------------------------------------------------------------------
+
+  listen() {
+    const tokenOf = (event) => {
+      const span = event.target.closest && event.target.closest(".t");
+      return span ? Number(span.dataset.i) : -1;
+    };
+    this.text.addEventListener("mouseover", (event) => {
+      const i = tokenOf(event);
+      if (i >= 0) this.showTip(i);
+    });
+    this.text.addEventListener("mouseleave", () => (this.tip.hidden = true));
+    this.text.addEventListener("scroll", () => (this.tip.hidden = true));
+    this.text.addEventListener("click", (event) => {
+      const i = tokenOf(event);
+      if (i >= 0) this.select(i);
+    });
+    this.text.addEventListener("keydown", (event) => this.onKey(event));
+    this.slider.addEventListener("input", () => this.setLayer(Number(this.slider.value)));
+    this.slider.addEventListener("change", () => this.sendLayer(this.data.layers[this.at]));
+    this.numbers.addEventListener("change", () => this.paint());
+    this.modes.addEventListener("click", (event) => {
+      const button = event.target.closest(".mode");
+      if (button) this.setMode(button.dataset.mode, false);
+    });
+    this.modes.addEventListener("keydown", (event) => this.onModeKey(event));
+    this.legend.addEventListener("click", (event) => {
+      const chip = event.target.closest("button.chip");
+      if (!chip) return;
+      const expert = Number(chip.dataset.expert);
+      this.focus = this.focus === expert ? -1 : expert;
+      this.paint();
+      const again = this.legend.querySelector(`button[data-expert="${expert}"]`);
+      if (again) again.focus();
+    });
+    this.path.addEventListener("click", (event) => {
+      const column = event.target.closest("button.layer");
+      if (!column) return;
+      this.setLayer(Number(column.dataset.at));
+      this.sendLayer(this.data.layers[this.at]);
+    });
+  }
+
+  onKey(event) {
+    const from = this.selected;
+    const last = this.count - 1;
+    const targets = {
+      ArrowRight: () => Math.min(from + 1, last),
+      ArrowLeft: () => Math.max(from - 1, 0),
+      ArrowDown: () => this.nextLine(1),
+      ArrowUp: () => this.nextLine(-1),
+      Home: () => 0,
+      End: () => last,
+    };
+    if (!(event.key in targets) || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.tip.hidden = true;
+    this.select(targets[event.key]());
+  }
+
+  onModeKey(event) {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const modes = this.available();
+    this.setMode(modes[(modes.indexOf(this.mode) + step + modes.length) % modes.length], true);
+  }
+
+  nextLine(step) {
+    if (this.selected < 0) return 0;
+    const here = this.spans[this.selected];
+    let best = this.selected;
+    let line = null;
+    for (let i = this.selected + step; i >= 0 && i < this.count; i += step) {
+      const span = this.spans[i];
+      if (Math.abs(span.offsetTop - here.offsetTop) < 4) continue;
+      if (line === null) line = span.offsetTop;
+      if (Math.abs(span.offsetTop - line) >= 4) break;
+      const nearer = Math.abs(span.offsetLeft - here.offsetLeft) < Math.abs(this.spans[best].offsetLeft - here.offsetLeft);
+      if (best === this.selected || nearer) best = i;
+    }
+    return best;
+  }
+}
+
+function element(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+function rgba(hex, alpha) {
+  const value = parseInt(hex.slice(1), 16);
+  return `rgba(${value >> 16}, ${(value >> 8) & 255}, ${value & 255}, ${alpha.toFixed(3)})`;
+}

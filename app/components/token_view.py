@@ -1,0 +1,168 @@
+"""Text with every token on the colour of its expert; hover, click, arrow keys and a layer scrubber, all in the browser.
+
+Python sends compact arrays once; the browser repaints without asking again. Tokens are untrusted: they travel as JSON
+strings and become text nodes (see token_view.js), never markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import streamlit as st
+
+from moe_core.figures.palette import DOMAIN_COLOURS, EXPERT_COLOURS, HEAT, TOKEN_STRENGTH
+
+_HERE = Path(__file__).resolve().parent
+_MOUNT = st.components.v2.component(
+    "moescope_token_view",
+    html=(_HERE / "token_view.html").read_text(encoding="utf-8"),
+    css=(_HERE / "token_view.css").read_text(encoding="utf-8"),
+    js=(_HERE / "token_view.js").read_text(encoding="utf-8"),
+)
+# Characters that would hide or reorder text are written as codes: control, format, surrogate, private, separators.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+@dataclass(frozen=True, eq=False)
+class TokenArrays:
+    """What the view shows of T tokens in L layers, K slots each."""
+
+    tokens: Sequence[bytes | None]
+    """[T] UTF-8 bytes of each token, perhaps part of a character; None = the end-of-text before a passage."""
+    layers: Sequence[int]
+    """[L] layer numbers."""
+    num_experts: int
+    indices: npt.NDArray[np.int16]
+    """[L,T,K] chosen experts, -1 = unused."""
+    scores: npt.NDArray[np.float32]
+    """[L,T,K] weights >= 0."""
+    entropies: npt.NDArray[np.float32] | None = None
+    """[L,T] router entropy, 0..1."""
+    losses: npt.NDArray[np.float32] | None = None
+    """[T] nats, NaN = not predicted."""
+    ranks: npt.NDArray[np.int32] | None = None
+    """[T] place of the token among the model's guesses, 0 = not predicted."""
+    domain_ids: npt.NDArray[np.int16] | None = None
+    """[T] index into `domains`."""
+    domains: Sequence[str] = ()
+    """Two or more: the view offers them as colours and puts the name above each passage."""
+    starts: Sequence[int] = ()
+    """First token of each passage."""
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """What the user did in the view."""
+
+    token: int | None
+    """Selected token of this text."""
+    layer: int | None
+    """Layer number the scrubber was left at in this rerun; None when it was not moved."""
+
+
+def token_view(
+    payload: dict[str, Any], *, layer: int, key: str, on_layer: Callable[[], None] | None = None
+) -> TokenChoice:
+    """Mount the view for `view_payload(...)`, coloured by `layer` at first.
+
+    `on_layer` runs before the rerun that moving the scrubber causes; the value is st.session_state[key].layer.
+    """
+    result = _MOUNT(
+        key=key,
+        data={**payload, "layer": layer},
+        on_picked_change=_nothing,
+        on_layer_change=on_layer or _nothing,
+    )
+    picked = result.picked if isinstance(result.picked, dict) else {}
+    token = picked.get("token")
+    belongs = picked.get("series") == payload["series"] and isinstance(token, int) and 0 <= token < payload["count"]
+    return TokenChoice(token if belongs else None, result.layer)
+
+
+def view_payload(arrays: TokenArrays, *, series: str, live: bool = False) -> dict[str, Any]:
+    """The view's data as JSON values; arrays as base64 of little-endian numbers.
+
+    `series` names the text: as long as it stays, tokens are only ever added at the end (`live`: while they come).
+    """
+    order_LTK = np.argsort(-arrays.scores, axis=2, kind="stable")
+    indices_LTK = np.take_along_axis(arrays.indices, order_LTK, axis=2)
+    scores_LTK = np.take_along_axis(arrays.scores, order_LTK, axis=2)
+    scale = max(float(scores_LTK.max(initial=0.0)), 1e-9)
+    weights_LTK = np.round(np.clip(scores_LTK / scale, 0, 1) * 65535)
+    # Pieces are numbered in order of first use, so that a growing text keeps the numbers it has.
+    places = {token: place for place, token in enumerate(dict.fromkeys(arrays.tokens))}
+    T = len(arrays.tokens)
+    domain_ids = np.zeros(T, np.int16) if arrays.domain_ids is None else arrays.domain_ids
+    entropies = None if arrays.entropies is None else np.round(np.clip(np.nan_to_num(arrays.entropies), 0, 1) * 255)
+    payload: dict[str, Any] = {
+        "series": series,
+        "live": live,
+        "count": T,
+        "layers": [int(layer) for layer in arrays.layers],
+        "experts": arrays.num_experts,
+        "top_k": int(indices_LTK.shape[2]),
+        "pieces": [display(token) for token in places],
+        "tokens": _packed([places[token] for token in arrays.tokens], "<i4"),
+        "indices": _packed(indices_LTK, "<i2"),
+        "weights": _packed(weights_LTK, "<u2"),
+        "weight_scale": scale,
+        "entropy": _packed(entropies, "u1"),
+        "losses": _packed(arrays.losses, "<f4"),
+        "ranks": _packed(arrays.ranks, "<i4"),
+        "domain_ids": _packed(domain_ids, "<i2"),
+        "domains": list(arrays.domains),
+        "headings": len(arrays.domains) > 1,
+        "starts": [int(start) for start in arrays.starts],
+        "expert_colours": list(EXPERT_COLOURS),
+        "domain_colours": list(DOMAIN_COLOURS),
+        "heat_colour": HEAT,
+        "strength": TOKEN_STRENGTH,
+    }
+    payload["id"] = hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:16]
+    return payload
+
+
+def display(token: bytes | None) -> tuple[str, bool, str]:
+    """How a token is shown: in the text, whether that is small like a code, and in one line of its own.
+
+    Line breaks and tabs stay what they are, with a sign before them; bytes that are no whole characters and characters
+    that would be invisible or reorder the line are written as codes.
+    """
+    if token is None:
+        return "start", True, "start of text"
+    try:
+        text = token.decode("utf-8")
+    except UnicodeDecodeError:
+        codes = " ".join(f"{byte:02X}" for byte in token)
+        return f"‹{codes}›", True, f"bytes {codes}"
+    shown, line, plain = [], [], False
+    for character in text:
+        if character in "\n\t":
+            sign = "↵" if character == "\n" else "⇥"
+            shown.append(sign + character)
+            line.append(sign)
+        elif unicodedata.category(character) in _HIDDEN:
+            shown.append(f"‹U+{ord(character):04X}›")
+            line.append(shown[-1])
+        else:
+            shown.append(character)
+            line.append("␣" if character == " " and not text.strip(" ") else character)
+            plain = True
+    return "".join(shown), not plain, "".join(line)
+
+
+def _packed(values: npt.ArrayLike | None, dtype: str) -> str | None:
+    return None if values is None else base64.b64encode(np.ascontiguousarray(values).astype(dtype).tobytes()).decode()
+
+
+def _nothing() -> None:
+    """Declares a key of the component, so that its value is always there to read."""
