@@ -167,7 +167,7 @@ class TrainingConfig(_Section):
     evaluation_interval: int = Field(100, ge=1)
     """Steps between evaluations (loss on both validation splits, routing of the probe set, checkpoint)."""
     evaluation_tokens: int = Field(4096, ge=64)
-    """Tokens per domain and split scored at each evaluation while training (the final report scores all)."""
+    """Tokens per domain and split scored at each evaluation while training (the final report scores more)."""
     probe_tokens: int = Field(512, ge=32, le=65_536)
     """Tokens per domain whose routing is kept at every evaluation."""
     seed: int = Field(0, ge=0, lt=2**32)

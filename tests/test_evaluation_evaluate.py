@@ -13,11 +13,12 @@ import pytest
 
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError
-from moe_core.evaluation.evaluate import evaluate_run
+from moe_core.evaluation import evaluate
+from moe_core.evaluation.evaluate import SCORED_TOKENS_PER_DOMAIN, TRACED_TOKENS_PER_DOMAIN, evaluate_run
 from moe_core.evaluation.loss import evaluate_loss
 from moe_core.evaluation.report import loss_verdict, report_text, write_report
 from moe_core.inference.tracing import trace_documents
-from moe_core.routing import metrics
+from moe_core.routing import baselines, metrics
 from moe_core.runs.checkpoint import LoadedRun, load_run
 from moe_core.runs.folder import RunFolder
 
@@ -61,6 +62,7 @@ def test_losses_are_those_of_the_whole_held_out_splits(loaded: LoadedRun, evalua
     for split in ("validation", "unseen"):
         documents = loaded.run.held_out(split)
         dataset = TokenDataset.build(documents, loaded.tokenizer, loaded.run.domains())
+        assert len(dataset) < SCORED_TOKENS_PER_DOMAIN * 4  # so that all of it is scored
         report = evaluate_loss(loaded.model, dataset, seq_len=loaded.config.training.seq_len)
         figures = evaluation[split]
         assert figures["nats_per_token"] == pytest.approx(report.nats_per_token)
@@ -86,16 +88,23 @@ def test_baselines_and_size(loaded: LoadedRun, evaluation: dict[str, Any]) -> No
 
 def test_routing_figures_are_those_of_a_trace_of_both_splits(loaded: LoadedRun, evaluation: dict[str, Any]) -> None:
     documents = [*loaded.run.held_out("validation"), *loaded.run.held_out("unseen")]
-    trace = trace_documents(loaded, documents)  # small enough that the limit on tokens cuts nothing
-    balance, nmi = metrics.load_balance(trace), metrics.domain_nmi(trace)
-    for row, (_, expected), (_, information) in zip(
-        evaluation["routing"], balance.iterrows(), nmi.iterrows(), strict=True
-    ):
-        assert row["load_imbalance"] == pytest.approx(expected["load_imbalance"], rel=0.02)
-        assert row["dead_experts"] == expected["dead_experts"]
-        assert row["domain_nmi"] == pytest.approx(information["nmi"], rel=0.2)
-        assert 0 < row["p_value"] <= 1
-        assert row["domain_nmi_null_p99"] > 0
+    trace = trace_documents(loaded, documents, tokens_per_domain=TRACED_TOKENS_PER_DOMAIN)
+    balance, entropy, nmi = metrics.load_balance(trace), metrics.router_entropy(trace), baselines.domain_nmi(trace)
+    for at, row in enumerate(evaluation["routing"]):
+        for key in ("load_imbalance", "dead_experts", "dropped_fraction"):
+            assert row[key] == pytest.approx(balance[key][at])
+        assert row["router_entropy"] == pytest.approx(entropy["router_entropy"][at])
+        for key, column in (("domain_nmi", "nmi"), ("domain_nmi_null_p99", "null_p99"), ("p_value", "p_value")):
+            assert row[key] == pytest.approx(nmi[column][at])
+
+
+def test_large_splits_are_scored_in_part(loaded: LoadedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "SCORED_TOKENS_PER_DOMAIN", 200)
+    calls: list[tuple[str, int, int]] = []
+    evaluation = evaluate_run(loaded, progress=lambda *call: calls.append(call))
+    scored = max(total for stage, _, total in calls if stage == "scoring")
+    assert 2 * 4 * 150 < scored < 2 * 4 * 200  # two splits, four domains, end-of-text not scored
+    assert len(evaluation["unseen"]["by_domain"]) == 4
 
 
 def test_progress_counts_all_tokens_of_both_splits(loaded: LoadedRun) -> None:

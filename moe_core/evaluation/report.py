@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_core.evaluation.evaluate import SCORED_TOKENS_PER_DOMAIN
 from moe_core.routing import verdicts
 from moe_core.runs.files import write_atomic
 from moe_core.runs.folder import RunFolder
@@ -51,7 +52,8 @@ def report_text(run: RunFolder, evaluation: Mapping[str, Any]) -> str:
             *_loss_table(evaluation),
             "",
             "Nats per token depend on the vocabulary; bits per byte do not, compare runs by these. Each document is "
-            f"scored alone, in contexts of {config.training.seq_len} tokens.",
+            f"scored alone, in contexts of {config.training.seq_len} tokens, and at most {SCORED_TOKENS_PER_DOMAIN:,} "
+            "tokens of a domain and split.",
             "",
             "## Is its routing healthy?",
             "",
