@@ -17,7 +17,7 @@ import pytest
 import main as command_line
 from moe_core.cli import output as output_module
 from moe_core.cli.exits import guarded, one_line
-from moe_core.cli.output import Output, _Lines, duration, json_safe, table, write_bytes
+from moe_core.cli.output import Output, _Lines, duration, json_safe, progress_on_stderr, table, write_bytes
 from moe_core.errors import DataError, RunError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,6 +155,26 @@ def test_progress_lines_are_throttled_and_tell_the_time_left(
     )
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_one_bar_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_on_stderr() as progress:
+        for done in range(5):
+            progress("reading", done, 4)
+            time.sleep(0.03)
+        progress("training", 0, 10)
+        progress("training", 10, 10)
+    shown = terminal.getvalue()
+    assert "reading: 100%" in shown
+    assert "training:   0%" in shown
+    assert "<" in shown  # elapsed<left
+
+
 def test_help_imports_nothing_heavy() -> None:
     """`main.py --help` must answer at once: no torch, pandas, numpy, pydantic."""
     code = (
@@ -203,7 +223,7 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trian"], "unknown command 'trian'; did you mean 'trace'?"),
+        (["trian"], "unknown command 'trian'; did you mean 'trace'; see `python main.py --help`"),
         (["--run", "x", "trace"], "'trace' must come first: python main.py trace"),
         (["--verbose"], "unknown argument '--verbose'"),
         (["--qui"], "unknown argument '--qui'"),

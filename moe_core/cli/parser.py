@@ -78,8 +78,8 @@ def _refuse_misplaced_command(argument: str, rest: Sequence[str]) -> None:
     if argument in COMMANDS:
         raise UsageError(f"{argument!r} must come first: python main.py {argument} ...")
     near = difflib.get_close_matches(argument, list(COMMANDS), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}, or options only"
-    raise UsageError(f"unknown command {argument[:60]!r}; {hint} See `python main.py --help`")
+    hint = f"did you mean {near[0]!r}" if near else f"expected one of {', '.join(COMMANDS)}, or options only"
+    raise UsageError(f"unknown command {argument[:60]!r}; {hint}; see `python main.py --help`")
 
 
 def _refuse_training_options(parsed: argparse.Namespace) -> None:
