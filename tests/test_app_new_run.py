@@ -43,11 +43,11 @@ def start(at: AppTest) -> str:
     return str(at.error[0].value).replace("\\", "")
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/b", "", "x" * 64 + "y", ".hidden"])
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", "nul\0", ".hidden"])
 def test_bad_names_are_refused_in_one_line(form: AppTest, name: str) -> None:
     form.text_input(key="new_name").set_value(name)
     message = start(form)
-    assert "run name" in message
+    assert "Run name" in message
     assert "is not allowed" in message
     assert list_runs() == []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from moe_core.figures.run_figures import Figure
 
 _FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "CSV": "text/csv"}
-_AXES_HEIGHT = 62
 
 
 def show_figure(figure: Figure, *, key: str, terms: Sequence[str] = (), title: str | None = None) -> None:
@@ -29,7 +28,6 @@ def show_figure(figure: Figure, *, key: str, terms: Sequence[str] = (), title: s
         # Vega writes in black unless told; the page's own text colour is right in light and in dark.
         figure.chart.configure_text(color="currentColor"),
         width="stretch",
-        height=_height(figure),
         alt=f"{figure.title}. {figure.verdict}",
         key=f"{key}_chart",
     )
@@ -48,12 +46,6 @@ def show_figure(figure: Figure, *, key: str, terms: Sequence[str] = (), title: s
                 on_click="ignore",
                 help="Save the numbers behind this picture" if label == "CSV" else f"Save this picture as {label}",
             )
-
-
-def _height(figure: Figure) -> int | Literal["content"]:
-    """Streamlit fits axes and titles into the height it is given; a chart's own height is that of its cells alone."""
-    height = getattr(figure.chart, "height", None)
-    return int(height) + _AXES_HEIGHT if isinstance(height, int | float) else "content"
 
 
 def explain(terms: Sequence[str], *, key: str, label: str = "How to read this") -> None:
