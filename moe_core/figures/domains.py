@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import UsageError
-from moe_core.figures.load import AUTOSIZE, COLUMN_AXIS, MAX_COLUMNS, WIDTH, lift_map
+from moe_core.figures.load import AUTOSIZE, COLUMN_AXIS, MAX_COLUMNS, WIDTH, bars_height, lift_map
 from moe_core.figures.palette import BAR, HEAT
 from moe_core.figures.words import rows, sentence
 from moe_core.routing.verdicts import domain_cell, number, p_value, percent
@@ -58,7 +58,7 @@ def domain_nmi_by_layer(nmi: pd.DataFrame) -> alt.LayerChart:
         data=data,
         autosize=AUTOSIZE,
         width=WIDTH,
-        height=min(max(len(data) * 34, 100), 720),
+        height=bars_height(len(data)),
     )
 
 

@@ -6,6 +6,7 @@ Charts carry no theme of their own, so that the dashboard's applies; a file gets
 from __future__ import annotations
 
 import json
+import textwrap
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ FORMATS = ("png", "svg", "pdf", "html", "csv")
 PNG_SCALE = 2.0
 """Pixels per unit of width."""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+_SUBTITLE_CHARACTERS = 100
+_TITLE_ROOM, _LINE_ROOM = 40, 16
 _GRID = "#e3e7ec"
 _EXPORT_CONFIG: dict[str, Any] = {
     "font": "sans-serif",
@@ -120,14 +123,11 @@ def _light_spec(chart: Chart, title: str, subtitle: str) -> dict[str, Any]:
     spec["background"] = LIGHT_PAGE
     spec["padding"] = 16
     if title:
-        spec["title"] = {"text": title, **({"subtitle": _wrapped(subtitle)} if subtitle else {})}
+        lines = textwrap.wrap(subtitle, _SUBTITLE_CHARACTERS)
+        spec["title"] = {"text": title, **({"subtitle": lines} if lines else {})}
+        if isinstance(spec.get("height"), int | float):
+            spec["height"] += _TITLE_ROOM + _LINE_ROOM * len(lines)  # our charts' height holds all there is
     return spec
-
-
-def _wrapped(text: str, width: int = 100) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, width)
 
 
 def _drawn(spec: dict[str, Any], format: str) -> bytes:

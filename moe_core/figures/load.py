@@ -23,8 +23,10 @@ from moe_core.figures.words import rows, spread
 from moe_core.routing.verdicts import number, percent
 
 WIDTH = 640
-AUTOSIZE = alt.AutoSizeParams(type="fit-x", contains="padding")
-"""The width holds axes and legends, as a page needs it; the height is that of the plot, so that rows keep theirs."""
+AUTOSIZE = alt.AutoSizeParams(type="fit", contains="padding")
+"""Width and height hold the axes and legends too: Streamlit makes just that much room on the page."""
+AXIS_ROOM = 76
+"""Height of the horizontal axis with its title."""
 LABEL_ROOM = 0.13
 """Part of the steps' range kept free on the right for the names of lines."""
 MAX_COLUMNS = 64
@@ -78,7 +80,7 @@ def lift_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y) -> alt.LayerChart:
         tooltip="sentence:N",
     )
     rows, columns = _distinct(frame, y), _distinct(frame, x)
-    height = min(max(rows * 34, 110), 620)
+    height = min(max(rows * 36, 100), 620) + AXIS_ROOM
     layers: list[alt.Chart] = [cells]
     if len(frame) <= _LABELLED_CELLS and columns <= 20:
         # One layer of text in the theme's colour, one in white on the darkest cells: both pages stay readable.
@@ -130,7 +132,7 @@ def expert_load_over_time(loads: pd.DataFrame, layer: int) -> alt.LayerChart:
     rule = alt.Chart(pd.DataFrame({"share": [even]})).mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y="share:Q")
     labels = _line_end_labels(last[chosen], int(frame["step"].max()), frame["share"])
     named = labels.encode(color=colours)
-    return alt.LayerChart(layer=[grey, lines, rule, named], data=data, autosize=AUTOSIZE, width=WIDTH, height=300)
+    return alt.LayerChart(layer=[grey, lines, rule, named], data=data, autosize=AUTOSIZE, width=WIDTH, height=320)
 
 
 def step_axis(steps: pd.Series[Any]) -> alt.X:
@@ -163,7 +165,7 @@ def router_entropy_by_layer(entropy: pd.DataFrame) -> alt.LayerChart:
             "router_entropy:Q",
             title="router entropy (0 = certain, 1 = all experts alike)",
             scale=alt.Scale(domain=[0, 1.08], nice=False),  # room for the number of a bar that reaches 1
-            axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1]),
+            axis=alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1]),
         ),
         tooltip="sentence:N",
     )
@@ -172,12 +174,13 @@ def router_entropy_by_layer(entropy: pd.DataFrame) -> alt.LayerChart:
     uniform = alt.Chart(pd.DataFrame({"router_entropy": [1.0]}))
     rule = uniform.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(x="router_entropy:Q")
     return alt.LayerChart(
-        layer=[bars, rule, labels], data=data, autosize=AUTOSIZE, width=WIDTH, height=_bars_height(len(data))
+        layer=[bars, rule, labels], data=data, autosize=AUTOSIZE, width=WIDTH, height=bars_height(len(data))
     )
 
 
-def _bars_height(rows: int) -> int:
-    return min(max(rows * 30, 90), 720)
+def bars_height(rows: int) -> int:
+    """Height of a chart with one horizontal bar per row."""
+    return min(max(rows * 32, 90), 720) + AXIS_ROOM
 
 
 def _ranked_groups(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import UsageError
-from moe_core.figures.load import AUTOSIZE
+from moe_core.figures.load import AUTOSIZE, AXIS_ROOM, WIDTH
 from moe_core.figures.palette import NEUTRAL, TOKEN_STRENGTH, expert_colour, ink_on
 from moe_core.figures.words import rows
 from moe_core.routing.verdicts import number
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WINDOW = 64
 """Tokens drawn by token_layer_map: more cannot be read, and raw tokens never go to the browser by the thousand."""
 _NUMBERED_CELLS = 64
+_LABEL_ROOM = 84  # for the tokens' text, written upwards
 
 
 def token_choices(trace: RoutingTrace, start: int = 0, count: int = WINDOW) -> pd.DataFrame:
@@ -70,7 +71,7 @@ def token_layer_map(choices: pd.DataFrame) -> alt.LayerChart:
             "name:O",
             title="token (place in the text, text)",
             sort=alt.EncodingSortField("token", op="min"),
-            axis=alt.Axis(labelAngle=-90, labelLimit=90, labelFontSize=10, labelOverlap=False),
+            axis=alt.Axis(labelAngle=-90, labelLimit=_LABEL_ROOM, labelFontSize=10, labelOverlap=False),
         ),
         y=alt.Y("layer:O", title="MoE layer"),
         tooltip="sentence:N",
@@ -85,7 +86,7 @@ def token_layer_map(choices: pd.DataFrame) -> alt.LayerChart:
     if tokens <= _NUMBERED_CELLS:
         layers.append(base.mark_text(fontSize=10, tooltip=None).encode(text="expert:N"))
     depth = data["layer"].nunique()
-    width, height = max(tokens * 16, 240), min(max(depth * 24, 72), 640)
+    width, height = max(tokens * 16, WIDTH), min(max(depth * 24, 72), 640) + AXIS_ROOM + _LABEL_ROOM
     return alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=width, height=height)
 
 
@@ -114,7 +115,7 @@ def token_path(choices: pd.DataFrame) -> alt.LayerChart:
     dots = base.mark_circle(opacity=1).encode(
         color=alt.Color("colour:N", scale=None),
         size=alt.Size("weight:Q", title="weight", scale=alt.Scale(domain=[0, 1], range=[40, 700]),
-                      legend=alt.Legend(values=[0.25, 0.5, 1.0], symbolFillColor=NEUTRAL, symbolStrokeWidth=0)),
+                      legend=alt.Legend(values=[0.2, 0.5, 1.0], symbolFillColor=NEUTRAL, symbolStrokeWidth=0)),
         tooltip="sentence:N",
     )  # fmt: skip
     numbers = base.mark_text(fontSize=11, fontWeight="bold").encode(
@@ -126,8 +127,8 @@ def token_path(choices: pd.DataFrame) -> alt.LayerChart:
         layer=[path.encode(order="layer:Q"), dots, heavy],
         data=data,
         autosize=AUTOSIZE,
-        width=max(64 * data["layer"].nunique(), 240),
-        height=min(max(34 * experts, 120), 560),
+        width=max(90 * data["layer"].nunique(), WIDTH),
+        height=min(max(34 * experts, 100), 560) + AXIS_ROOM,
     )
 
 
