@@ -26,7 +26,10 @@ def rope_angles(start: int, length: int, head_dim: int, theta: float, device: to
 
 def apply_rope(x_BSHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + head_dim / 2) of every head of [B, S, H, head_dim]; lengths of vectors stay the same."""
-    rotated: Tensor = _Rotation.apply(x_BSHd, cos.to(x_BSHd.dtype), sin.to(x_BSHd.dtype))  # type: ignore[no-untyped-call]
+    cos, sin = cos.to(x_BSHd.dtype), sin.to(x_BSHd.dtype)
+    if not torch.is_grad_enabled():
+        return _rotate(x_BSHd, cos, sin, 1.0)
+    rotated: Tensor = _Rotation.apply(x_BSHd, cos, sin)  # type: ignore[no-untyped-call]
     return rotated
 
 
