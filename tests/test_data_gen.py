@@ -37,9 +37,10 @@ def digest(documents: list[Document]) -> str:
 
 def test_a_corpus_has_the_documents_asked_for() -> None:
     corpus = generate_corpus(90)
-    assert len({document.source for document in corpus}) == len(corpus) == 4 * (90 + 9 + 9)
+    assert len({document.source for document in corpus}) == len(corpus) == 4 * (90 + 8 + 8)
     assert {document.domain for document in corpus} == set(DOMAINS)
-    assert sum(d.split == "unseen" and d.domain == "code" for d in corpus) == 9
+    assert sum(d.split == "unseen" and d.domain == "code" for d in corpus) == 8
+    assert sum(d.split == "unseen" for d in generate_corpus(250, domains=("legal",), splits=("unseen",))) == 10
     assert sum(d.split == "validation" for d in generate_corpus(5, domains=("legal",))) == 8
     lengths = [len(document.text) for document in corpus]
     assert 1200 < sum(lengths) / len(lengths) < 2500

@@ -126,7 +126,7 @@ def _data_parser() -> Parser:
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; made where missing")
     parser.add_argument(
         "--documents", metavar="N", type=_whole(10, 1_000_000), default=1000, help="training documents per domain "
-        "(default 1000); the held-out splits have a tenth each",
+        "(default 1000); the held-out splits have a 25th each",
     )  # fmt: skip
     parser.add_argument("--seed", metavar="S", type=_whole(0, 2**32 - 1), default=0, help="default 0")
     return _finish(parser, commands.data)

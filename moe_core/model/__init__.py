@@ -1,7 +1,7 @@
 """The MoE Transformer: attention, router, experts, losses, key/value cache."""
 
 from moe_core.model.kv_cache import KVCache
-from moe_core.model.losses import load_balancing_loss, next_token_loss, router_z_loss
+from moe_core.model.losses import load_balancing_loss, router_z_loss
 from moe_core.model.router import RouterOutput, TopKRouter
 from moe_core.model.transformer import ModelOutput, MoETransformer
 
@@ -12,6 +12,5 @@ __all__ = [
     "RouterOutput",
     "TopKRouter",
     "load_balancing_loss",
-    "next_token_loss",
     "router_z_loss",
 ]

@@ -1,12 +1,9 @@
-"""The language-model loss, and the unscaled auxiliary losses of one MoE layer; all pure functions."""
+"""The unscaled auxiliary losses of one MoE layer, pure functions."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def load_balancing_loss(router_logits: Tensor, router_indices: Tensor, num_experts: int) -> Tensor:
@@ -24,36 +21,3 @@ def load_balancing_loss(router_logits: Tensor, router_indices: Tensor, num_exper
 def router_z_loss(router_logits: Tensor) -> Tensor:
     """Mean over tokens of logsumexp(logits)^2 (ST-MoE, arXiv:2202.08906, eq. 5): keeps logits small. Float32 scalar."""
     return router_logits.float().logsumexp(dim=-1).square().mean()
-
-
-def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats over the targets that are not negative. Float32 scalar; NaN if there is none.
-
-    logits [..., V], targets int64 [...]. Equal to torch's cross_entropy with ignore_index, in fewer passes over the
-    largest tensor of a training step.
-    """
-    flat = logits.reshape(-1, logits.shape[-1]).float()
-    loss: Tensor = _CrossEntropy.apply(flat, targets.reshape(-1))  # type: ignore[no-untyped-call]
-    return loss
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """d loss / d logits = (softmax - one_hot) / targets counted: one exponential of what the forward pass kept."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_TV: Tensor, targets_T: Tensor) -> Tensor:
-        counted_T = targets_T >= 0
-        columns_T1 = targets_T.clamp(min=0)[:, None]
-        log_probabilities_TV = logits_TV.log_softmax(dim=-1)
-        share_T = counted_T.float() / counted_T.sum()
-        ctx.save_for_backward(log_probabilities_TV, columns_T1, share_T)
-        picked_T = log_probabilities_TV.gather(1, columns_T1)[:, 0]
-        return -torch.dot(picked_T.masked_fill(~counted_T, 0.0), share_T)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        log_probabilities_TV, columns_T1, share_T = ctx.saved_tensors
-        d_logits_TV = log_probabilities_TV.exp()
-        d_logits_TV.scatter_add_(1, columns_T1, torch.full_like(columns_T1, -1.0, dtype=d_logits_TV.dtype))
-        return d_logits_TV.mul_((share_T * d_loss)[:, None]), None
