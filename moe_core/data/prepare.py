@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,7 @@ from moe_core.data.splits import split_documents
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import DataError
-
-Progress = Callable[[str, int, int], None]
-"""Called as progress(stage, done, total)."""
+from moe_core.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def prepare_data(config: Config, *, progress: Progress | None = None) -> Prepare
 
     Raises UsageError or DataError (one line) when the text is missing, unreadable, or smaller than one batch.
     """
-    report = progress or _silent
+    report = progress or silent
     documents = _documents(config, report)
     by_split = {split: [d for d in documents if d.split == split] for split in ("train", "validation", "unseen")}
     train = by_split["train"]
@@ -89,7 +87,3 @@ def _fingerprint(dataset: TokenDataset, held_out: Sequence[Document]) -> str:
     for document in held_out:
         digest.update(f"{document.split}\0{document.domain}\0{len(document.text)}\0{document.text}".encode())
     return digest.hexdigest()
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """No one is watching."""

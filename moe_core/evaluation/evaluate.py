@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError
 from moe_core.evaluation.loss import LossReport, count_text_tokens, evaluate_loss, unigram_nats
 from moe_core.inference.tracing import trace_documents
+from moe_core.progress import Progress, silent
 from moe_core.routing import baselines, metrics, verdicts
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from moe_core.routing.trace import RoutingTrace
     from moe_core.runs.checkpoint import LoadedRun
 
-Progress = Callable[[str, int, int], None]
 SPLITS = ("validation", "unseen")
 # A corpus of a few megabytes is scored whole; of a larger one, whole documents in a fixed order up to this many tokens
 # a domain and split, so that scoring ends within minutes whatever the user brought.
@@ -39,7 +39,7 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
 
     Raises RunError when the run's held-out documents are missing or do not fit its tokenizer.
     """
-    report = progress or _silent
+    report = progress or silent
     run, config, model = loaded.run, loaded.config, loaded.model
     documents = {split: run.held_out(split) for split in SPLITS}
     datasets = {split: _dataset(loaded, split, documents[split]) for split in SPLITS}
@@ -127,7 +127,3 @@ def _routing(trace: RoutingTrace) -> tuple[list[dict[str, Any]], dict[str, str]]
 def _number(value: float) -> float | None:
     """A plain float, None where there is no finite answer (JSON has neither NaN nor infinity)."""
     return float(value) if math.isfinite(value) else None
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """No one is watching."""

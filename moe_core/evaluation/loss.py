@@ -8,7 +8,6 @@ with different vocabularies.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,10 @@ import numpy as np
 import torch
 
 from moe_core.data.tokens import TokenDataset, document_batches
+from moe_core.progress import Progress
 
 if TYPE_CHECKING:
     from moe_core.model.transformer import MoETransformer
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ half a window before it (as far as its document has that much), and never a posi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,11 +19,10 @@ from data_gen import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import UsageError
 from moe_core.inference.loaded import Loaded, context_window
+from moe_core.progress import Progress
 from moe_core.routing import RoutingTrace, capture
 
 TOKENS_PER_BATCH = 4096
-Progress = Callable[[str, int, int], None]
-"""Called as progress(stage, done, total)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from moe_core.data.tokens import TokenBatch, training_batch
 from moe_core.errors import MoescopeError, RunError
 from moe_core.model.losses import load_balancing_loss, router_z_loss
 from moe_core.model.transformer import MoETransformer
+from moe_core.progress import Progress, silent
 from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.runs.folder import RunFolder, RunStatus
 from moe_core.training.clock import EARLY_STEPS
@@ -34,7 +35,7 @@ from moe_core.training.observe import (
 from moe_core.training.optimizers import set_learning_rates
 from moe_core.training.schedule import learning_rate_multiplier
 from moe_core.training.state import TrainerState, begin, check_same_run, restore, save, with_vocabulary
-from moe_core.training.stopping import PreparationStopped, Progress, Stopper
+from moe_core.training.stopping import PreparationStopped, Stopper
 
 # This many steps in a row without a finite loss and gradient: the run does not come back by itself.
 MAX_BAD_STEPS = 3
@@ -104,7 +105,7 @@ def train(
             run.create(config)
         run.clear_stop()
         try:
-            return _train(run, config, device, before, progress or _silent, stopper)
+            return _train(run, config, device, before, progress or silent, stopper)
         except PreparationStopped:
             status = replace(before or _preparing(config, None), state="stopped", message="stopped while preparing")
             run.write_status(status)
@@ -291,7 +292,3 @@ def _record_failure(run: RunFolder, error: Exception, before: RunStatus | None) 
             status = replace(status, state="failed", seconds_left=None, message=reason, updated_at=time.time())
         if status is not None:
             run.write_status(status)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """No one is watching."""

@@ -12,11 +12,11 @@ from moe_core.data.tokens import TokenDataset
 from moe_core.evaluation.loss import evaluate_loss, unigram_nats
 from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.model.transformer import MoETransformer
+from moe_core.progress import Progress
 from moe_core.runs.checkpoint import LoadedRun
 from moe_core.runs.folder import RunFolder
 from moe_core.training.probe import compact, domain_experts, load_records, probe_routing
 from moe_core.training.state import TrainerState
-from moe_core.training.stopping import Progress
 
 EVALUATION_BATCH = 32
 SAMPLE_TOKENS = 40

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from moe_core.progress import Progress
 from moe_core.runs.folder import RunFolder
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
-Progress = Callable[[str, int, int], None]
 
 
 class PreparationStopped(Exception):  # noqa: N818 - a request, not an error
