@@ -201,4 +201,4 @@ def log_tail(run: RunFolder, lines: int = 15) -> str:
         text = run.log_path.read_bytes()[-20_000:].decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join(text.replace("\r", "\n").split("\n")[-lines:]).strip()
+    return "\n".join(text.replace("\r", "\n").strip().split("\n")[-lines:])

@@ -219,3 +219,14 @@ def test_events_are_shown_newest_first_and_as_text(root: Path, opened: Open) -> 
         run.append_metrics({"kind": "event", "step": step, "message": message})
     text = shown(opened(root, "training"))
     assert text.index("Step 20: expert 3 in layer 1 has become a *bold* expert") < text.index("Step 10: first")
+
+
+def test_a_run_that_cannot_be_resumed_says_why(root: Path, opened: Open) -> None:
+    with_status(root, state="stopped", step=25)
+    for checkpoint in (root / "tiny" / "weights").iterdir():
+        (checkpoint / "model.safetensors").write_bytes(b"damaged")
+    at = opened(root, "training")
+    at.button(key="resume_training").click().run()
+    assert not at.exception
+    assert "The run was not resumed" in at.error[0].value
+    assert "model.safetensors" in at.error[0].value.replace("\\", "")

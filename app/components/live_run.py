@@ -5,6 +5,9 @@ Everything is read from the run's folder, so any number of browsers, and a resta
 
 from __future__ import annotations
 
+import os
+import time
+
 import pandas as pd
 import streamlit as st
 
@@ -13,8 +16,10 @@ from app.components.figure import show_figure, term_help
 from app.components.page import answer, duration, errors_as_boxes, plain, sentence
 from moe_core.errors import RunError
 from moe_core.runs import RunFolder, RunStatus, RunSummary
+from moe_core.runs.folder import LAUNCH_PATIENCE_SECONDS
 
 REFRESH_SECONDS = 1.5
+WATCH_SECONDS = 4.0
 # Sentences about what changed that are shown at once; the newest first.
 SHOWN_EVENTS = 12
 
@@ -22,18 +27,26 @@ SHOWN_EVENTS = 12
 def follow(run: RunFolder, summary: RunSummary) -> None:
     """Show the run; while its trainer lives, look again every moment without rerunning the page."""
     alive = summary.is_live or summary.state == "preparing"
-    st.fragment(run_every=REFRESH_SECONDS if alive else None)(_follow)(run.name, alive)
+    st.fragment(run_every=REFRESH_SECONDS if alive else None)(_follow)(run.name, summary.state)
+    if not alive:
+        _watch(run.name, summary.state)
 
 
-def _follow(name: str, was_alive: bool) -> None:
+@st.fragment(run_every=WATCH_SECONDS)
+def _watch(name: str, state_before: str) -> None:
+    """Draw nothing; notice when another browser, or the command line, starts the run again."""
+    if any(run.name == name and run.state != state_before for run in loaders.runs()):
+        st.rerun()
+
+
+def _follow(name: str, state_before: str) -> None:
     with errors_as_boxes():
         run = RunFolder(name)
         summary = next((item for item in loaders.runs() if item.name == name), None)
         if summary is None:
             raise RunError(f"run {name!r} is gone: its folder was removed; choose another run in the side bar")
-        alive = summary.is_live or summary.state == "preparing"
-        if was_alive and not alive:
-            st.rerun()  # the side bar and the buttons change with it
+        if summary.state != state_before:
+            st.rerun()  # the side bar changes with it, and how often to look
         status = run.status() or RunStatus("preparing")
         baseline = loaders.metrics(run, "baseline")
         unigram = baseline["unigram_nats"].iloc[-1] if len(baseline) else {}
@@ -91,29 +104,49 @@ def _controls(run: RunFolder, summary: RunSummary, status: RunStatus) -> None:
                 help="Saves a checkpoint after the current step, then ends; the run can be resumed.",
             )
     elif summary.state in ("stopped", "interrupted", "failed") and status.step < status.steps:
-        st.button(
+        clicked = st.button(
             "Resume",
             icon=":material/resume:",
-            on_click=_resume,
-            args=(run.name,),
             key="resume_training",
             help="Continues from the last checkpoint, to the bit as if it had never stopped.",
         )
+        if clicked:
+            with errors_as_boxes("The run was not resumed"), st.spinner("Starting the trainer ...", show_time=True):
+                resume(run)
+                st.rerun()
 
 
-def _resume(name: str) -> None:
-    """Callback: start the trainer again on the same run."""
+def resume(run: RunFolder) -> None:
+    """Start the trainer on the run again and wait until it trains. Raises RunError with its last words if it cannot."""
     from moe_core.training.launch import start_training
 
-    with errors_as_boxes("The run was not resumed"):
-        start_training(["--run", name, "--resume"])
+    before = run.status()
+    pid = start_training(["--run", run.name, "--resume"], run.root)
+    deadline = time.monotonic() + LAUNCH_PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        is_alive, status = _is_alive(pid), run.status()
+        if status is not None and status != before and status.state == "running":
+            break
+        if not is_alive:
+            if status == before:  # a run that cannot be continued keeps its status; the reason is in the log
+                words = loaders.log_tail(run, lines=1) or "it printed nothing"
+                raise RunError(f"the trainer of {run.name!r} ended at once: {words}")
+            break
+        time.sleep(0.1)
     loaders.forget_runs()
-    state.open_run(name)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary, unigram_nats: float | None) -> None:
     """Four figures, each with what to hold it against."""
-    loss, balance, speed, time = st.columns(4)
+    loss, balance, speed, took = st.columns(4)
     gap = None if unigram_nats is None or summary.unseen_nats is None else summary.unseen_nats - unigram_nats
     loss.metric(
         "Loss on unseen text",
@@ -135,7 +168,7 @@ def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary, unigra
         "–" if not status.tokens_per_second else f"{status.tokens_per_second:,.0f} tokens/s",
         delta_description=f"{status.tokens:,} tokens so far",
     )
-    time.metric(
+    took.metric(
         "Time left" if summary.is_live else "Time taken",
         duration(status.seconds_left)
         if summary.is_live and status.seconds_left is not None

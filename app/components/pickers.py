@@ -11,6 +11,7 @@ from app.components.page import ago, plain
 from moe_core.errors import MoescopeError
 from moe_core.runs import RunFolder, RunSummary
 
+REFRESH_SECONDS = 3.0
 # More layers than this do not fit side by side in the side bar.
 BUTTON_LAYERS = 8
 _Colour = Literal["green", "blue", "gray", "orange", "red"]
@@ -38,7 +39,7 @@ def pick_run(runs: list[RunSummary]) -> RunSummary | None:
         "Run", names, index=None, required=True, key=state.RUN, bind="query-params", label_visibility="collapsed"
     )
     run = next((run for run in runs if run.name == name), runs[0])
-    _describe(run)
+    st.fragment(run_every=REFRESH_SECONDS if run.is_live else None)(_describe)(run.name)
     for other in runs:
         if other.is_live and other.name != run.name:
             st.button(
@@ -53,7 +54,11 @@ def pick_run(runs: list[RunSummary]) -> RunSummary | None:
     return run
 
 
-def _describe(run: RunSummary) -> None:
+def _describe(name: str) -> None:
+    """State, age and key figure; a fragment, so that those of a live run stay true."""
+    run = next((run for run in loaders.runs() if run.name == name), None)
+    if run is None:
+        return
     label, colour, icon = _BADGES[run.state]
     if run.is_live and run.steps:
         label = f"live, {run.step / run.steps:.0%}"
