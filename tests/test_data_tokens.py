@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data_gen import Document
 from moe_core.data.tokenizer import Tokenizer
-from moe_core.data.tokens import TokenDataset, document_batches, training_batch
+from moe_core.data.tokens import MIN_DOCUMENTS, TokenDataset, document_batches, training_batch
 from moe_core.errors import DataError
 
 DOMAINS = ("a", "b")
@@ -47,20 +47,22 @@ def test_build_puts_end_of_text_before_each_document(tokenizer: Tokenizer) -> No
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=20), st.integers(0, 100), st.integers(0, 5))
-def test_select_takes_whole_documents_up_to_the_limit_and_counts_their_bytes(
+def test_select_fills_the_limit_from_several_documents_and_counts_their_bytes(
     tokenizer: Tokenizer, lengths: list[int], limit: int, seed: int
 ) -> None:
     dataset = TokenDataset.build(documents_of(lengths), tokenizer, DOMAINS)
     chosen = dataset.select(limit, seed)
-    for domain in (0, 1):
-        taken = int((chosen.domain_ids == domain).sum())
-        present = int((dataset.domain_ids == domain).sum())
-        assert taken <= limit
-        assert taken >= min(limit, present) - 1
     starts, ends = chosen.document_bounds()
-    whole = np.bincount(dataset.document_ids)
-    cut = [d for d in chosen.document_ids[starts] if (chosen.document_ids == d).sum() < whole[d]]
-    assert len(cut) <= 2, "only the last document of a domain is cut"
+    for domain in (0, 1):
+        whole = np.bincount(dataset.document_ids[dataset.domain_ids == domain])
+        whole = whole[whole > 0]
+        sharing = min(MIN_DOCUMENTS, max(1, len(whole)))
+        taken = int((chosen.domain_ids == domain).sum())
+        assert min(limit, int(np.minimum(whole, limit // sharing).sum())) - 1 <= taken <= limit
+        if whole.sum() <= limit:
+            assert taken == whole.sum()
+        else:
+            assert int((chosen.domain_ids[starts] == domain).sum()) >= min(sharing, limit // 2)
     for start, end in zip(starts, ends, strict=True):
         original = dataset.token_ids[dataset.document_ids == chosen.document_ids[start]]
         assert chosen.token_ids[start:end].tolist() == original[: end - start].tolist()

@@ -16,6 +16,8 @@ from moe_core.errors import DataError
 
 IGNORE = -1
 """Target of a position that is not scored."""
+MIN_DOCUMENTS = 8
+"""Documents a selection spans at least: tokens of one document are alike, so certainty is counted in documents."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,10 @@ class TokenDataset:
         )
 
     def select(self, token_limit_per_domain: int, seed: int) -> TokenDataset:
-        """At most so many tokens of each domain (end-of-text prefixes counted): whole documents in a seeded order.
+        """At most so many tokens of each domain (end-of-text prefixes counted), from documents in a seeded order.
 
-        The last document of a domain is cut at the limit; a rest of one end-of-text alone is left out.
+        A domain that fits is taken whole. Else MIN_DOCUMENTS (or all there are) share the limit, long ones cut to their
+        beginnings, and more follow as long as there is room. A rest of one end-of-text alone is left out.
         """
         if self.token_bytes is None:
             raise ValueError("select needs token_bytes; make the data set with TokenDataset.build")
@@ -75,8 +78,10 @@ class TokenDataset:
         for domain in range(len(self.domains)):
             documents = np.flatnonzero(self.domain_ids[starts] == domain)
             rest = token_limit_per_domain
-            for document in np.random.default_rng([seed, domain]).permutation(documents):
-                length = min(rest, int(ends[document] - starts[document]))
+            sharing = 1 if (ends - starts)[documents].sum() <= rest else min(MIN_DOCUMENTS, len(documents))
+            for place, document in enumerate(np.random.default_rng([seed, domain]).permutation(documents)):
+                part = max(2, -(-rest // max(1, sharing - place)))
+                length = min(rest, part, int(ends[document] - starts[document]))
                 if length < 2:
                     break
                 chosen.append(np.arange(starts[document], starts[document] + length))
