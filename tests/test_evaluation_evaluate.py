@@ -14,13 +14,13 @@ import pytest
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError
 from moe_core.evaluation import evaluate
-from moe_core.evaluation.evaluate import SCORED_TOKENS_PER_DOMAIN, TRACED_TOKENS_PER_DOMAIN, evaluate_run
+from moe_core.evaluation.evaluate import SCORED_TOKENS_PER_DOMAIN, evaluate_run
 from moe_core.evaluation.loss import evaluate_loss
 from moe_core.evaluation.report import loss_verdict, report_text, write_report
-from moe_core.inference.tracing import trace_documents
 from moe_core.routing import baselines, metrics
 from moe_core.runs.checkpoint import LoadedRun, load_run
 from moe_core.runs.folder import RunFolder
+from moe_core.training.probe import probe_routing
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,10 @@ def test_baselines_and_size(loaded: LoadedRun, evaluation: dict[str, Any]) -> No
     assert evaluation["flops_per_token"] == loaded.model.flops_per_token(32)
 
 
-def test_routing_figures_are_those_of_a_trace_of_both_splits(loaded: LoadedRun, evaluation: dict[str, Any]) -> None:
+def test_routing_figures_are_those_of_all_scored_tokens(loaded: LoadedRun, evaluation: dict[str, Any]) -> None:
     documents = [*loaded.run.held_out("validation"), *loaded.run.held_out("unseen")]
-    trace = trace_documents(loaded, documents, tokens_per_domain=TRACED_TOKENS_PER_DOMAIN)
+    dataset = TokenDataset.build(documents, loaded.tokenizer, loaded.run.domains())
+    trace = probe_routing(loaded.model, dataset, seq_len=32, vocabulary=loaded.tokenizer.vocabulary(), source="")
     balance, entropy, nmi = metrics.load_balance(trace), metrics.router_entropy(trace), baselines.domain_nmi(trace)
     for at, row in enumerate(evaluation["routing"]):
         for key in ("load_imbalance", "dead_experts", "dropped_fraction"):
@@ -113,7 +114,6 @@ def test_progress_counts_all_tokens_of_both_splits(loaded: LoadedRun) -> None:
     scoring = [(done, total) for stage, done, total in calls if stage == "scoring"]
     assert [done for done, _ in scoring] == sorted(done for done, _ in scoring)
     assert scoring[-1][0] == scoring[-1][1]
-    assert "tracing" in {stage for stage, _, _ in calls}
 
 
 def test_a_run_whose_held_out_text_is_gone_or_foreign_is_one_line(copied: RunFolder) -> None:

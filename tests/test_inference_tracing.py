@@ -16,6 +16,7 @@ from moe_core.data.tokenizer import Tokenizer
 from moe_core.data.tokens import TokenDataset, training_batch
 from moe_core.errors import DataError, UsageError
 from moe_core.inference.loaded import context_window
+from moe_core.inference import tracing
 from moe_core.inference.tracing import trace_documents, trace_text
 from moe_core.model.transformer import MoETransformer
 from moe_core.runs.checkpoint import load_run
@@ -133,6 +134,17 @@ def test_tokens_per_domain_bounds_every_domain(loaded: Loaded) -> None:
     documents = [Document(TEXT, "ab"[i % 2], str(i), "") for i in range(6)]
     trace = trace_documents(loaded, documents, tokens_per_domain=40)
     assert np.bincount(trace.domain_ids).tolist() == [40, 40]
+
+
+def test_a_large_trace_goes_without_logits(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = trace_text(loaded, TEXT).trace
+    assert small.router_logits is not None
+    monkeypatch.setattr(tracing, "MAX_LOGITS_BYTES", small.router_logits.nbytes)
+    assert trace_text(loaded, TEXT).trace.router_logits is not None
+    monkeypatch.setattr(tracing, "MAX_LOGITS_BYTES", small.router_logits.nbytes - 1)
+    large = trace_text(loaded, TEXT).trace
+    assert large.router_logits is None
+    np.testing.assert_array_equal(large.router_scores, small.router_scores)
 
 
 def test_tokens_are_shown_with_their_text(loaded: Loaded) -> None:

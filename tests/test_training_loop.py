@@ -344,9 +344,7 @@ def test_the_probe_sees_each_token_once_and_leaves_the_mode(corpus: Path, tmp_pa
     loaded = load_run("one", tmp_path)
     dataset = TokenDataset.build(run.held_out("validation"), loaded.tokenizer, run.domains())
     loaded.model.train()
-    trace = probe_routing(
-        loaded.model, dataset, seq_len=16, batch_size=4, vocabulary=loaded.tokenizer.vocabulary(), source="x"
-    )
+    trace = probe_routing(loaded.model, dataset, seq_len=16, vocabulary=loaded.tokenizer.vocabulary(), source="x")
     assert loaded.model.training
     documents, counts = torch.unique(torch.from_numpy(dataset.document_ids), return_counts=True)
     assert trace.num_tokens == len(dataset) - len(documents)  # all but each document's last

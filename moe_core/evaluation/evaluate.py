@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from moe_core.data.tokens import TokenDataset
+from moe_core.data.splits import HELD_OUT_SPLITS
+from moe_core.data.tokens import TokenDataset, document_batches
 from moe_core.errors import RunError
-from moe_core.evaluation.loss import LossReport, count_text_tokens, evaluate_loss, unigram_nats
-from moe_core.inference.tracing import trace_documents
+from moe_core.evaluation.loss import EVALUATION_BATCH, LossReport, count_text_tokens, evaluate_loss, unigram_nats
+from moe_core.inference.tracing import trace_batches
 from moe_core.progress import Progress, silent
-from moe_core.routing import baselines, metrics, verdicts
+from moe_core.routing import baselines, capture, metrics, verdicts
 
 if TYPE_CHECKING:
-    from data_gen import Document
     from moe_core.routing.trace import RoutingTrace
     from moe_core.runs.checkpoint import LoadedRun
 
-SPLITS = ("validation", "unseen")
 # A corpus of a few megabytes is scored whole; of a larger one, whole documents in a fixed order up to this many tokens
 # a domain and split, so that scoring ends within minutes whatever the user brought.
 SCORED_TOKENS_PER_DOMAIN = 65_536
-# Enough documents that the shuffled null is narrow, few enough that tracing costs seconds.
-TRACED_TOKENS_PER_DOMAIN = 8192
 
 
 def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -33,7 +30,7 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
     documents scored alone in contexts of training.seq_len tokens, at most SCORED_TOKENS_PER_DOMAIN a domain;
     baselines {uniform_nats = ln V, unigram_nats: training frequencies, add-one smoothed, on the unseen split};
     parameters {total, active}; flops_per_token (2 per multiply-add, forward, context training.seq_len);
-    routing: per MoE layer, on documents of both held-out splits, {layer, load_imbalance (1 = even), dead_experts,
+    routing: per MoE layer, on the scored tokens of both splits, {layer, load_imbalance (1 = even), dead_experts,
     router_entropy (0..1), dropped_fraction (0..1), domain_nmi (0..1), domain_nmi_null_p99, p_value (label shuffle by
     document)}; verdicts {routing, domains}: the same in words.
 
@@ -41,43 +38,56 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
     """
     report = progress or silent
     run, config, model = loaded.run, loaded.config, loaded.model
-    documents = {split: run.held_out(split) for split in SPLITS}
-    datasets = {split: _dataset(loaded, split, documents[split]) for split in SPLITS}
+    datasets = _datasets(loaded)
+    seq_len = config.training.seq_len
     total = sum(count_text_tokens(dataset) for dataset in datasets.values())
     losses: dict[str, LossReport] = {}
-    for split in SPLITS:
-        before = sum(loss.tokens for loss in losses.values())
-        losses[split] = evaluate_loss(
-            model,
-            datasets[split],
-            seq_len=config.training.seq_len,
-            progress=lambda stage, done, _, before=before: report(stage, before + done, total),  # type: ignore[misc]
-        )
-    trace = trace_documents(
-        loaded,
-        [document for split in SPLITS for document in documents[split]],
-        progress=progress,
-        tokens_per_domain=TRACED_TOKENS_PER_DOMAIN,
+    with capture(model) as recorder:
+        for split in HELD_OUT_SPLITS:
+            before = sum(loss.tokens for loss in losses.values())
+            losses[split] = evaluate_loss(
+                model,
+                datasets[split],
+                seq_len=seq_len,
+                progress=lambda stage, done, _, before=before: report(stage, before + done, total),  # type: ignore[misc]
+            )
+    trace = trace_batches(
+        recorder,
+        [
+            batch
+            for dataset in datasets.values()
+            for batch in document_batches(dataset, seq_len=seq_len, batch_size=EVALUATION_BATCH)
+        ],
+        domains=run.domains(),
+        source=f"run {run.name}, step {loaded.step}, held-out text",
+        vocabulary=loaded.tokenizer.vocabulary(),
     )
     routing, words = _routing(trace)
     return {
         "run": run.name,
         "step": loaded.step,
-        **{split: _figures(losses[split]) for split in SPLITS},
+        **{split: _figures(losses[split]) for split in HELD_OUT_SPLITS},
         "baselines": {
             "uniform_nats": math.log(loaded.tokenizer.vocab_size),
             "unigram_nats": unigram_nats(run.token_counts(), datasets["unseen"]),
         },
         "parameters": {"total": model.total_parameters, "active": model.active_parameters},
-        "flops_per_token": model.flops_per_token(config.training.seq_len),
+        "flops_per_token": model.flops_per_token(seq_len),
         "routing": routing,
         "verdicts": words,
     }
 
 
-def _dataset(loaded: LoadedRun, split: str, documents: Sequence[Document]) -> TokenDataset:
+def _datasets(loaded: LoadedRun) -> dict[str, TokenDataset]:
+    """What is scored of each split; no two documents, of whichever split, have the same id."""
+    validation, unseen = (_dataset(loaded, split) for split in HELD_OUT_SPLITS)
+    first_id = int(validation.document_ids.max()) + 1
+    return {"validation": validation, "unseen": replace(unseen, document_ids=unseen.document_ids + first_id)}
+
+
+def _dataset(loaded: LoadedRun, split: str) -> TokenDataset:
     run, vocabulary = loaded.run, loaded.tokenizer.vocab_size
-    known = run.domains()
+    known, documents = run.domains(), run.held_out(split)
     strange = sorted({document.domain for document in documents} - set(known))
     counted = len(run.token_counts())
     if strange or counted != vocabulary:

@@ -1,8 +1,8 @@
 """Loss on whole documents: nats per token, perplexity, bits per UTF-8 byte, and the unigram baseline to beat.
 
-Every text token of a document is predicted from [end-of-text] + the tokens before it in the same chunk of `seq_len`;
-end-of-text itself is never scored. Nats per token depend on the tokenizer; bits per byte do not, so they compare runs
-with different vocabularies.
+Every text token of a document is predicted from the tokens before it in the same chunk of `seq_len`; the first chunk
+begins with end-of-text, which itself is never scored. Nats per token depend on the tokenizer; bits per byte do not, so
+they compare runs with different vocabularies.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from moe_core.progress import Progress
 
 if TYPE_CHECKING:
     from moe_core.model.transformer import MoETransformer
+
+EVALUATION_BATCH = 32
+"""Chunks of `seq_len` tokens that go through the model together."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def evaluate_loss(
     dataset: TokenDataset,
     *,
     seq_len: int,
-    batch_size: int = 32,
+    batch_size: int = EVALUATION_BATCH,
     progress: Progress | None = None,
 ) -> LossReport:
     """Score every text token of `dataset` once, in evaluation mode (no noise, no capacity drops).

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from data_gen import Document
-from moe_core.data.tokens import TokenDataset
+from moe_core.data.tokens import TokenBatch, TokenDataset
 from moe_core.errors import UsageError
 from moe_core.inference.loaded import Loaded, context_window
 from moe_core.progress import Progress
-from moe_core.routing import RoutingTrace, capture
+from moe_core.routing import Recorder, RoutingTrace, capture, concatenate
 
 TOKENS_PER_BATCH = 4096
+# A trace that would hold more router logits than this goes without: E of them per token and layer, most of its size.
+MAX_LOGITS_BYTES = 2**28
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,8 @@ def trace_documents(
 ) -> RoutingTrace:
     """Trace documents, each with its end-of-text first; document ids are their places in `documents`.
 
-    `tokens_per_domain` bounds the tokens of each domain: whole documents in a seeded order, the last one cut.
+    `tokens_per_domain` bounds the tokens of each domain, see TokenDataset.select.
+    The trace has no router_logits where they would take more than MAX_LOGITS_BYTES.
     Domains are numbered in the order in which they first occur.
     """
     if not documents or (tokens_per_domain is not None and tokens_per_domain < 2):
@@ -69,11 +72,36 @@ def trace_documents(
             f"{len(documents)} documents with tokens_per_domain = {tokens_per_domain} leave nothing to trace; "
             "expected at least one document and two tokens"
         )
+    if progress is not None:
+        progress("tokenising", 0, len(documents))
     domains = list(dict.fromkeys(document.domain for document in documents))
     dataset = TokenDataset.build(documents, loaded.tokenizer, domains)
     if tokens_per_domain is not None:
         dataset = dataset.select(tokens_per_domain, seed=0)
     return _trace(loaded, dataset, progress).trace
+
+
+def trace_batches(
+    recorder: Recorder, batches: Sequence[TokenBatch], *, domains: Sequence[str], source: str, vocabulary: Sequence[str]
+) -> RoutingTrace:
+    """The trace of what `recorder` saw when the model read `batches`, in this order; padding is left out.
+
+    So is the last token of each document: it is nobody's input in a batch that predicts the next token.
+    """
+
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(batch, name).ravel() for batch in batches])
+
+    return recorder.trace(
+        token_ids=joined("token_ids"),
+        document_ids=joined("document_ids"),
+        positions=joined("positions"),
+        domain_ids=joined("domain_ids"),
+        domains=domains,
+        source=source,
+        vocabulary=vocabulary,
+        keep=joined("mask"),
+    )
 
 
 @torch.inference_mode()
@@ -82,35 +110,37 @@ def _trace(loaded: Loaded, dataset: TokenDataset, progress: Progress | None) -> 
     device = next(loaded.model.parameters()).device
     losses = np.full(len(dataset), np.nan, dtype=np.float32)
     ranks = np.zeros(len(dataset), dtype=np.int32)
-    indices: list[NDArray[np.int64]] = []
-    keeps: list[NDArray[np.bool_]] = []
+    traces: list[RoutingTrace] = []
+    vocabulary = loaded.tokenizer.vocabulary()
+    model = loaded.model.config
+    keep_logits = 2 * len(model.moe_layers) * model.num_experts * len(dataset) <= MAX_LOGITS_BYTES
     every_window = _windows(dataset, size)
     rows = max(1, TOKENS_PER_BATCH // size)
-    with capture(loaded.model) as recorder:
-        for first in range(0, len(every_window), rows):
-            windows = every_window[first : first + rows]
-            index_BS, keep_BS = _layout(windows)
-            token_ids_BS = torch.from_numpy(dataset.token_ids[index_BS].astype(np.int64)).to(device)
+    for first in range(0, len(every_window), rows):
+        windows = every_window[first : first + rows]
+        index_BS, keep_BS = _layout(windows)
+        token_ids_BS = torch.from_numpy(dataset.token_ids[index_BS].astype(np.int64)).to(device)
+        with capture(loaded.model, keep_logits=keep_logits) as recorder:
             logits_BSV = loaded.model(token_ids_BS).logits
-            scored = keep_BS[:, 1:] & (dataset.positions[index_BS[:, 1:]] > 0)
-            at = index_BS[:, 1:][scored]
-            losses[at], ranks[at] = _score(logits_BSV[:, :-1], token_ids_BS[:, 1:], torch.from_numpy(scored).to(device))
-            indices.append(index_BS.ravel())
-            keeps.append(keep_BS.ravel())
-            if progress is not None:
-                progress("tracing", windows[-1].end, len(dataset))
-    index = np.concatenate(indices)
-    trace = recorder.trace(
-        token_ids=dataset.token_ids[index],
-        document_ids=dataset.document_ids[index],
-        positions=dataset.positions[index],
-        domain_ids=dataset.domain_ids[index],
-        domains=dataset.domains,
-        source=_name(loaded),
-        vocabulary=loaded.tokenizer.vocabulary(),
-        keep=np.concatenate(keeps),
-    )
-    return TracedText(trace, losses, ranks)
+        scored = keep_BS[:, 1:] & (dataset.positions[index_BS[:, 1:]] > 0)
+        at = index_BS[:, 1:][scored]
+        losses[at], ranks[at] = _score(logits_BSV[:, :-1], token_ids_BS[:, 1:], torch.from_numpy(scored).to(device))
+        # Batch by batch: what windows read as context only is let go at once.
+        traces.append(
+            recorder.trace(
+                token_ids=dataset.token_ids[index_BS],
+                document_ids=dataset.document_ids[index_BS],
+                positions=dataset.positions[index_BS],
+                domain_ids=dataset.domain_ids[index_BS],
+                domains=dataset.domains,
+                source=_name(loaded),
+                vocabulary=vocabulary,
+                keep=keep_BS,
+            )
+        )
+        if progress is not None:
+            progress("tracing", windows[-1].end, len(dataset))
+    return TracedText(concatenate(traces), losses, ranks)
 
 
 def _windows(dataset: TokenDataset, size: int) -> list[_Window]:

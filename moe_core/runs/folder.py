@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 
 from moe_core.config import Config, validate_config
+from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.errors import MoescopeError, RunBusyError, RunError, UsageError
 from moe_core.runs.files import read_json_object, remove_folder, remove_stale, translate_os_errors, write_atomic
 from moe_core.runs.names import checkpoints_root, is_run_name, run_path
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from data_gen import Document
 
 State = Literal["preparing", "running", "finished", "stopped", "failed"]
-HELD_OUT_SPLITS = ("validation", "unseen")
 # A dashboard that asks "is it locked?" holds the lock for an instant; a trainer waits that long before it gives up.
 LOCK_PATIENCE_SECONDS = 2.0
 # A new process needs this long at most to import torch and write its first status.

@@ -18,7 +18,6 @@ from moe_core.runs.folder import RunFolder
 from moe_core.training.probe import compact, domain_experts, load_records, probe_routing
 from moe_core.training.state import TrainerState
 
-EVALUATION_BATCH = 32
 SAMPLE_TOKENS = 40
 
 
@@ -61,7 +60,7 @@ def evaluate_splits(
     total = sum(len(dataset) for dataset in held_out.values())
     done = 0
     for split, dataset in held_out.items():
-        report = evaluate_loss(model, dataset, seq_len=seq_len, batch_size=EVALUATION_BATCH)
+        report = evaluate_loss(model, dataset, seq_len=seq_len)
         done += len(dataset)
         if progress is not None:
             progress("final evaluation", done, total)
@@ -93,7 +92,6 @@ def observe_routing(
         model,
         probe,
         seq_len=seq_len,
-        batch_size=EVALUATION_BATCH,
         vocabulary=vocabulary,
         source=f"run {run.name}, step {state.step}, probe set",
     )

@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from moe_core.data.tokens import TokenDataset, document_batches
+from moe_core.evaluation.loss import EVALUATION_BATCH
+from moe_core.inference.tracing import trace_batches
 from moe_core.routing import RoutingTrace, capture, metrics
 
 # An expert counts as a domain's own once that domain's tokens choose it this many times as often as by even routing.
@@ -25,7 +26,6 @@ def probe_routing(
     dataset: TokenDataset,
     *,
     seq_len: int,
-    batch_size: int,
     vocabulary: Sequence[str],
     source: str,
 ) -> RoutingTrace:
@@ -33,27 +33,14 @@ def probe_routing(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    batches = list(document_batches(dataset, seq_len=seq_len, batch_size=batch_size))
+    batches = list(document_batches(dataset, seq_len=seq_len, batch_size=EVALUATION_BATCH))
     try:
         with capture(model) as recorder:
             for batch in batches:
                 model(torch.from_numpy(batch.token_ids).to(device))
     finally:
         model.train(was_training)
-
-    def joined(name: str) -> np.ndarray[Any, Any]:
-        return np.concatenate([getattr(batch, name).reshape(-1) for batch in batches])
-
-    return recorder.trace(
-        token_ids=joined("token_ids"),
-        document_ids=joined("document_ids"),
-        positions=joined("positions"),
-        domain_ids=joined("domain_ids"),
-        domains=list(dataset.domains),
-        source=source,
-        vocabulary=vocabulary,
-        keep=joined("mask"),
-    )
+    return trace_batches(recorder, batches, domains=dataset.domains, source=source, vocabulary=vocabulary)
 
 
 def compact(trace: RoutingTrace) -> RoutingTrace:
