@@ -91,6 +91,18 @@ def test_writing_again_replaces_the_job(page: AppTest) -> None:
     second.wait(SOON)
 
 
+def test_a_pasted_megabyte_as_prompt_is_cut_and_the_limit_is_said(page: AppTest) -> None:
+    page.slider(key="generation_tokens").set_value(10)
+    page.text_area(key="generation_prompt").set_value("The quick brown fox. " * 50_000)
+    page.button(key="generation_write").click().run()
+    job: GenerationJob = page.session_state["generation_job"]
+    wait_until(lambda: not job.is_running)
+    page.run()
+    assert not page.exception
+    assert len(job.loaded.tokenizer.encode(job.prompt)) <= 500
+    assert "Only the first 500 tokens" in page.main.caption[0].value
+
+
 def test_a_job_writes_what_generate_writes(loaded: LoadedRun) -> None:
     sampling = SamplingConfig(max_new_tokens=12, seed=3)
     job = GenerationJob(loaded, "The court", sampling)

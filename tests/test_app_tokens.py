@@ -138,6 +138,14 @@ def test_other_examples_are_other_documents(tokens_page: Callable[..., AppTest])
     assert len(payload_of(at)["starts"]) == 3
 
 
+def test_a_choice_that_another_run_does_not_have_falls_back(tokens_page: Callable[..., AppTest]) -> None:
+    at = tokens_page()
+    at.session_state["tokens_source"] = "a domain of another run"
+    at.run()
+    assert not at.exception
+    assert at.segmented_control(key="tokens_source").value == "One of each domain"
+
+
 def test_examples_go_round_through_the_held_out_documents() -> None:
     documents = [Document(f"{domain}{i}", domain, f"{domain}/{i}", "unseen") for domain in "ab" for i in range(3)]
     assert examples(documents, ["a", "b"], 0) == [Passage("a", "a0"), Passage("b", "b0")]

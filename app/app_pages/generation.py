@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import loaders, state
-from app.components.figure import explain, show_figure
+from app.components.figure import show_figure
 from app.components.page import errors_as_boxes, header
 from app.components.token_view import token_view, view_payload
 from app.components.token_view_job import GenerationJob, arrays_of_job, trace_of_job
@@ -14,8 +14,10 @@ from moe_core.figures.run_figures import token_map_figure, token_path_figure
 from moe_core.figures.tokens import WINDOW
 from moe_core.inference.generate import SamplingConfig
 
-# Session keys of this page: the running or last job, the number of the run's jobs so far, the view, the settings.
-JOB, COUNT, VIEW, PROMPT, SETTINGS = "generation_job", "generation_count", "generation_view", "generation_prompt", (
+# Session keys of this page: the running or last job, the prompt it was given, how many jobs there were, the view, the
+# prompt being typed, the sampling settings.
+JOB, GIVEN, COUNT, VIEW = "generation_job", "generation_given", "generation_count", "generation_view"
+PROMPT, SETTINGS = "generation_prompt", (
     "generation_tokens", "generation_temperature", "generation_top_k", "generation_top_p", "generation_seed",
 )  # fmt: skip
 PROMPT_TOKENS = 500
@@ -35,6 +37,7 @@ def write() -> None:
     with errors_as_boxes("Nothing was written"):
         prompt = fit(st.session_state[PROMPT], loaded.tokenizer, PROMPT_TOKENS)
         st.session_state[JOB] = GenerationJob(loaded, prompt, SamplingConfig(new, temperature, top_k, top_p, seed))
+        st.session_state[GIVEN] = st.session_state[PROMPT]
         st.session_state[COUNT] = st.session_state.get(COUNT, 0) + 1
 
 
@@ -92,6 +95,8 @@ def show(job: GenerationJob, layer: int, live: bool) -> None:
             st.markdown(progress_line(job, live))
             if live:
                 st.button("Stop", icon=":material/stop_circle:", key="generation_stop", on_click=stop, type="primary")
+        if job.prompt != st.session_state.get(GIVEN):
+            st.caption(f"Only the first {PROMPT_TOKENS} tokens of the beginning are used.")
         series = f"{id(job)}-{st.session_state[COUNT]}"
         payload = view_payload(arrays_of_job(job), series=series, live=live)
         choice = token_view(payload, layer=layer, key=VIEW, on_layer=follow_layer)
@@ -109,14 +114,13 @@ def show_figures(job: GenerationJob, token: int | None) -> None:
         return
     prompt_tokens = len(loaded.tokenizer.encode(job.prompt))
     place = None if token is None or token < prompt_tokens else token - prompt_tokens
-    show_figure(token_map_figure(trace, max(0, (place or 0) - WINDOW // 2)), key="written_layer_map", terms=["token"])
+    terms = ["token", "layer", "expert", "router score", "loss"]
+    show_figure(token_map_figure(trace, max(0, (place or 0) - WINDOW // 2)), key="written_layer_map", terms=terms)
     if place is not None:
         path = token_path_figure(trace, place)
         show_figure(path, key="written_path", title=path.verdict, terms=["expert", "router score"])
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        explain(["token", "expert", "loss"], key="generation_explain")
-        st.download_button("Text", job.prompt + job.text, "written.txt", key="generation_text", type="tertiary",
-                           icon=":material/download:", on_click="ignore")  # fmt: skip
+    st.download_button("Prompt and text", job.prompt + job.text, "written.txt", key="generation_text", type="tertiary",
+                       icon=":material/download:", on_click="ignore")  # fmt: skip
 
 
 run, layer = state.selected_run(), state.selected_layer()

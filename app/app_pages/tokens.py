@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from app import loaders, state
-from app.components.figure import explain, show_figure
+from app.components.figure import show_figure
 from app.components.page import errors_as_boxes, header
 from app.components.token_view import token_view, view_payload
 from app.components.token_view_passages import (
@@ -36,7 +36,7 @@ def total(prices):
 It rained all night, and in the morning the garden was green again.
 """
 # Session keys of this page: the view, the last traced text with its payload, which examples are shown.
-VIEW, TRACED, NUMBER = "tokens_view", "tokens_traced", "tokens_example"
+VIEW, TRACED, NUMBER, SOURCE = "tokens_view", "tokens_traced", "tokens_example", "tokens_source"
 DOCUMENTS_OF_ONE_DOMAIN = 3
 EXAMPLE_TOKENS = 600  # in all, so that they fit the view without scrolling far
 
@@ -57,12 +57,15 @@ def traced_passages(source: str, own: str) -> tuple[TracedPassages, dict[str, An
     digest = hashlib.sha256(own.encode("utf-8", "surrogatepass")).hexdigest()
     asked = (str(run.path), loaded.step, loaders.stamp(run.weights_path), source, number, digest)
     if st.session_state.get(TRACED, (None,))[0] != asked:
+        held_out = [] if source == OWN else run.held_out("unseen") or run.held_out("validation")
         if source == OWN:
             passages = [Passage("your text", own)]
         elif source == ALL:
-            passages = examples(run.held_out("unseen"), domains, number)
+            passages = examples(held_out, domains, number)
         else:
-            passages = examples(run.held_out("unseen"), [source], number, DOCUMENTS_OF_ONE_DOMAIN)
+            passages = examples(held_out, [source], number, DOCUMENTS_OF_ONE_DOMAIN)
+        if not passages:
+            raise UsageError(f"the run keeps no held-out text of {source!r}; choose another, or {OWN!r}")
         with st.spinner("Sending the text through the model ...", show_time=True):
             traced = trace_passages(loaded, passages, TOKEN_LIMIT if source == OWN else EXAMPLE_TOKENS)
             payload = view_payload(arrays_of(traced), series=hashlib.sha256(repr(asked).encode()).hexdigest()[:16])
@@ -80,7 +83,8 @@ def explore(traced: TracedPassages, payload: dict[str, Any], layer: int) -> None
             st.rerun()
         trace = traced.trace
         start = max(0, (choice.token or 0) - WINDOW // 2)
-        show_figure(token_map_figure(trace, start), key="token_layer_map", terms=["token", "layer", "router score"])
+        terms = ["token", "layer", "expert", "router score", "router entropy", "loss"]
+        show_figure(token_map_figure(trace, start), key="token_layer_map", terms=terms)
         if choice.token is not None:
             path = token_path_figure(trace, choice.token)
             show_figure(path, key="token_path", title=path.verdict, terms=["expert", "router score", "top-k"])
@@ -101,9 +105,8 @@ head = st.container()
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
     options = [ALL, *domains, OWN] if len(domains) > 1 else [*domains, OWN]
-    source = st.segmented_control(
-        "Text", options, default=options[0], required=True, key="tokens_source", persist_state="session"
-    )
+    state.preset(SOURCE, options, options[0])  # another run may have other domains
+    source = st.segmented_control("Text", options, required=True, key=SOURCE, persist_state="session")
     if source != OWN:
         hint = "Other documents that the run was not trained on"
         st.button("Other examples", icon=":material/refresh:", key="tokens_other", on_click=next_examples, help=hint)
@@ -133,7 +136,6 @@ else:
         )
     explore(traced, payload, layer)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        explain(["token", "expert", "router entropy", "loss"], key="tokens_explain")
         st.download_button(
             "All tokens as CSV", lambda: csv_bytes(token_choices(traced.trace, 0, traced.trace.num_tokens)),
             "tokens.csv", "text/csv", key="tokens_csv", type="tertiary", icon=":material/download:", on_click="ignore",

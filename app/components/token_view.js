@@ -239,13 +239,14 @@ class TokenView {
         ? Array.from({ length: data.experts }, (_, e) => e)
         : [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a)).slice(0, MOST_CHIPS);
       parts.push(element("span", "hint", every ? "Expert" : `${MOST_CHIPS} busiest of ${data.experts} experts`));
+      const routed = Math.max(1, [...counts.values()].reduce((sum, count) => sum + count, 0));
       for (const expert of experts) {
         const chip = element("button", "chip");
         chip.type = "button";
         chip.dataset.expert = String(expert);
         chip.setAttribute("aria-pressed", String(expert === this.focus));
-        const share = Math.round((100 * (counts.get(expert) || 0)) / Math.max(1, this.count));
-        chip.title = `Expert ${expert}: ${counts.get(expert) || 0} of ${this.count} tokens. Click to show only these.`;
+        const share = Math.round((100 * (counts.get(expert) || 0)) / routed);
+        chip.title = `Expert ${expert}: ${counts.get(expert) || 0} of ${routed} tokens. Click to show only these.`;
         const swatch = element("span", "swatch");
         swatch.style.backgroundColor = this.expertColour(expert);
         chip.append(swatch, element("b", "", String(expert)), element("span", "share", `${share} %`));
@@ -351,7 +352,7 @@ class TokenView {
     const row = element("span", "slot");
     const expert = this.expert(at, i, slot);
     if (expert < 0) {
-      row.append(element("span", "hint", "unused"));
+      row.append(element("span", "hint", this.data.starts.length ? "unused" : "not written by the model"));
       return row;
     }
     const weight = this.weight(at, i, slot);
