@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import altair as alt
@@ -16,6 +17,7 @@ from moe_core.errors import UsageError
 from moe_core.figures import domains, load, tokens, training
 from moe_core.figures.palette import EXPERT_COLOURS, expert_colour
 from moe_core.figures.run_figures import (
+    entropy_figure,
     figures_of_trace,
     loads_over_time,
     loss_figure,
@@ -198,6 +200,13 @@ def test_token_figures_colour_by_expert_and_show_hostile_text_as_text(trace: Rou
     drawn(path)
     with pytest.raises(UsageError, match="a path is of one token"):
         tokens.token_path(choices)
+
+
+def test_an_entropy_of_the_chosen_experts_only_says_so(trace: RoutingTrace) -> None:
+    entropy = metrics.router_entropy(trace)
+    assert entropy_figure(entropy).verdict.endswith("of the maximum, where all experts are alike.")
+    scores = metrics.router_entropy(replace(trace, router_logits=None))
+    assert "over the chosen experts only" in entropy_figure(scores).verdict
 
 
 def test_entropy_chart_says_its_basis(trace: RoutingTrace) -> None:

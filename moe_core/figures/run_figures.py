@@ -98,8 +98,15 @@ def load_map_figure(load: pd.DataFrame, balance: pd.DataFrame) -> Figure:
 
 def entropy_figure(entropy: pd.DataFrame) -> Figure:
     """How sure is the router? Frame of metrics.router_entropy."""
-    low, high = float(entropy["router_entropy"].min()), float(entropy["router_entropy"].max())
-    verdict = f"Router entropy is {percent(low)} to {percent(high)} of the maximum, where all experts are alike."
+    low, high = (percent(float(value)) for value in (entropy["router_entropy"].min(), entropy["router_entropy"].max()))
+    size = f"is {low} of the maximum" if low == high else f"is {low} to {high} of the maximum"
+    if (entropy["basis"] == "logits").all():
+        verdict = f"Router entropy {size}, where all experts are alike."
+    else:
+        verdict = (
+            f"Router entropy {size}, counted over the chosen experts only, since the logits of the others were not kept: "
+            "do not compare it with an entropy over all experts."
+        )
     return Figure(
         "router_entropy", "How sure the router is", "How decided is the router about each token?", verdict,
         router_entropy_by_layer(entropy), entropy,
