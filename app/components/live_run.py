@@ -18,7 +18,9 @@ from moe_core.errors import RunError
 from moe_core.runs import RunFolder, RunStatus, RunSummary
 from moe_core.runs.folder import LAUNCH_PATIENCE_SECONDS
 
-REFRESH_SECONDS = 1.5
+# Drawing takes some tenths of a second of the very processor that trains, so pictures move less often than numbers.
+NUMBERS_SECONDS = 1.5
+PICTURES_SECONDS = 4.0
 WATCH_SECONDS = 4.0
 # Sentences about what changed that are shown at once; the newest first.
 SHOWN_EVENTS = 12
@@ -27,7 +29,8 @@ SHOWN_EVENTS = 12
 def follow(run: RunFolder, summary: RunSummary) -> None:
     """Show the run; while its trainer lives, look again every moment without rerunning the page."""
     alive = summary.is_live or summary.state == "preparing"
-    st.fragment(run_every=REFRESH_SECONDS if alive else None)(_follow)(run.name, summary.state)
+    st.fragment(run_every=NUMBERS_SECONDS if alive else None)(_numbers)(run.name, summary.state)
+    st.fragment(run_every=PICTURES_SECONDS if alive else None)(_pictures)(run.name)
     if not alive:
         _watch(run.name, summary.state)
 
@@ -39,7 +42,7 @@ def _watch(name: str, state_before: str) -> None:
         st.rerun()
 
 
-def _follow(name: str, state_before: str) -> None:
+def _numbers(name: str, state_before: str) -> None:
     with errors_as_boxes():
         run = RunFolder(name)
         summary = next((item for item in loaders.runs() if item.name == name), None)
@@ -53,8 +56,6 @@ def _follow(name: str, state_before: str) -> None:
         answer(describe(summary, status, unigram.get("unseen")))
         _controls(run, summary, status)
         _figures(status, loaders.metrics(run, "load"), summary, unigram.get("unseen"))
-        _charts(run)
-        _words(run)
 
 
 def describe(summary: RunSummary, status: RunStatus, unigram_nats: float | None) -> str:
@@ -175,6 +176,14 @@ def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary, unigra
         else duration(status.elapsed_seconds),
         delta_description=f"step {status.step:,} of {status.steps:,}",
     )
+
+
+def _pictures(name: str) -> None:
+    with errors_as_boxes():
+        run = RunFolder(name)
+        if run.exists():  # else the numbers say that it is gone
+            _charts(run)
+            _words(run)
 
 
 def _charts(run: RunFolder) -> None:
