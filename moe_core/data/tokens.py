@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,9 @@ IGNORE = -1
 """Target of a position that is not scored."""
 MIN_DOCUMENTS = 8
 """Documents a selection spans at least: tokens of one document are alike, so certainty is counted in documents."""
+
+ENCODED_TOGETHER = 256
+"""Documents that are tokenised at a time."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,15 @@ class TokenDataset:
     def build(cls, documents: Sequence[Document], tokenizer: Tokenizer, domains: Sequence[str]) -> TokenDataset:
         """Tokenise `documents`; every domain of theirs must be among `domains`, whose order gives the domain ids."""
         index_of = {domain: i for i, domain in enumerate(domains)}
-        encoded = tokenizer.encode_batch([document.text for document in documents])
-        lengths = np.array([1 + len(ids) for ids in encoded], dtype=np.int64)
+        # In parts: the tokenizer's own results take some hundred bytes a token.
+        encoded = [
+            np.array([tokenizer.end_of_text, *ids], dtype=np.int32)
+            for start in range(0, len(documents), ENCODED_TOGETHER)
+            for ids in tokenizer.encode_batch([one.text for one in documents[start : start + ENCODED_TOGETHER]])
+        ]
+        lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
         bytes_V = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], dtype=np.int32)
-        stream = chain.from_iterable(chain((tokenizer.end_of_text,), ids) for ids in encoded)
-        token_ids = np.fromiter(stream, dtype=np.int32, count=int(lengths.sum()))
+        token_ids = np.concatenate([*encoded, np.zeros(0, dtype=np.int32)])
         domain_of = np.array([index_of[document.domain] for document in documents], dtype=np.int16)
         starts = np.cumsum(lengths) - lengths
         domain_ids = np.repeat(domain_of, lengths)
