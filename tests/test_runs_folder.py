@@ -102,6 +102,14 @@ def test_metrics_skip_a_torn_last_line_and_name_a_broken_one(run: RunFolder) -> 
         run.metric_records()
 
 
+@pytest.mark.parametrize("line", ["7", "[]", '"text"', '{"step": 1}'])
+def test_a_metric_line_of_another_kind_is_named(run: RunFolder, line: str) -> None:
+    run.metrics_path.write_text(line + "\n")
+    for kind in (None, "train"):
+        with pytest.raises(RunError, match="line 1 is not a metrics record"):
+            run.metric_records(kind)
+
+
 def test_rewinding_drops_later_lines_and_probes(run: RunFolder) -> None:
     run.append_metrics({"kind": "baseline", "uniform_nats": 5.0})
     for step in (10, 20, 30):
@@ -205,6 +213,10 @@ def test_the_list_of_runs_survives_broken_ones(tmp_path: Path) -> None:
         for split in ("validation", "unseen"):
             for nats in (5.0, at):
                 folder.append_metrics({"kind": "evaluation", "step": 0, "split": split, "nats_per_token": nats})
+    (tmp_path / "odd" / "weights").mkdir(parents=True)
+    RunFolder("odd", tmp_path).write_config(config)
+    RunFolder("odd", tmp_path).write_status(RunStatus("finished"))
+    RunFolder("odd", tmp_path).append_metrics({"kind": "evaluation", "step": 0, "split": "unseen"})
     (tmp_path / "broken").mkdir()
     (tmp_path / "mangled").mkdir()
     (tmp_path / "mangled" / "config.json").write_text('{"model": {"dim": -4}}')
@@ -214,7 +226,8 @@ def test_the_list_of_runs_survives_broken_ones(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with RunFolder("live", tmp_path).lock():
         runs = {summary.name: summary for summary in list_runs(tmp_path)}
-    assert set(runs) == {"old", "dead", "live", "broken", "mangled", "unstarted"}
+    assert set(runs) == {"old", "dead", "live", "broken", "mangled", "unstarted", "odd"}
+    assert (runs["odd"].state, runs["odd"].unseen_nats) == ("finished", None)
     assert (runs["old"].state, runs["old"].validation_nats, runs["old"].unseen_nats) == ("finished", 1.0, 1.0)
     assert (runs["dead"].state, runs["dead"].is_live) == ("interrupted", False)
     assert (runs["live"].state, runs["live"].is_live) == ("running", True)

@@ -173,7 +173,7 @@ class RunFolder:
         for number, line in enumerate(content.split(b"\n")[:-1], start=1):
             try:
                 record = json.loads(line)
-                if kind is None or record["kind"] == kind:
+                if record["kind"] == kind or kind is None:
                     records.append(record)
             except (ValueError, TypeError, KeyError):
                 raise RunError(
@@ -369,10 +369,10 @@ def _summarise_unstarted(run: RunFolder) -> RunSummary:
     return RunSummary(run.name, "failed", updated_at=started_at, error=f"the trainer did not start: {reason}")
 
 
-def _last_nats(run: RunFolder) -> dict[str, float]:
-    nats: dict[str, float] = {}
+def _last_nats(run: RunFolder) -> dict[str, float | None]:
+    nats: dict[str, float | None] = {}
     for record in run.metric_records("evaluation"):
-        nats[str(record.get("split"))] = record["nats_per_token"]
+        nats[str(record.get("split"))] = record.get("nats_per_token")
     return nats
 
 
