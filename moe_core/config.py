@@ -169,13 +169,13 @@ class TrainingConfig(_Section):
     evaluation_tokens: int = Field(4096, ge=64)
     """Tokens per domain and split scored at each evaluation while training (the final report scores more)."""
     probe_tokens: int = Field(512, ge=32, le=65_536)
-    """Tokens per domain whose routing is kept at every evaluation."""
+    """Tokens per domain whose routing is kept at every evaluation, from eight documents where there are as many."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of weights, data order and router noise."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto = cuda if present, else cpu."""
     threads: int = Field(0, ge=0, le=1_024)
-    """CPU threads (0 = as many as there are cores)."""
+    """CPU threads (0 = torch's own choice: OMP_NUM_THREADS, else the physical cores)."""
 
 
 class Config(_Section):

@@ -171,7 +171,14 @@ def test_what_would_be_another_run_is_refused(corpus: Path, tmp_path: Path) -> N
     train(run, make_config(corpus, training__steps=2))
     with pytest.raises(UsageError, match="exists already"):
         train(run, make_config(corpus))
-    for changes in ({"model__dim": 64}, {"training__seed": 5}, {"model__router": {"noise_std": 1.0}}):
+    for changes in (
+        {"model__dim": 64},
+        {"training__seed": 5},
+        {"model__router": {"noise_std": 1.0}},
+        {"training__probe_tokens": 48},
+        {"training__evaluation_tokens": 96},
+        {"training__autocast": "bfloat16"},
+    ):
         with pytest.raises(RunError, match="was started with") as caught:
             train(run, make_config(corpus, **changes), resume=True)
         assert "\n" not in str(caught.value)

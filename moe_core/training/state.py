@@ -23,8 +23,9 @@ from moe_core.training.device import resolve_autocast
 from moe_core.training.optimizers import build_optimizers, optimizer_tensors, restore_optimizers
 from moe_core.training.probe import DomainExpert
 
-# These decide which numbers the next step sees; with another value the run would be another run.
-FIXED_TRAINING_KEYS = ("optimizer", "batch_size", "seq_len", "seed")
+# These decide which numbers the next step sees, or which tokens measure the run; with another value it would be another
+# run, or its curves would break at the step where it was resumed.
+FIXED_TRAINING_KEYS = ("optimizer", "batch_size", "seq_len", "seed", "autocast", "evaluation_tokens", "probe_tokens")
 
 
 @dataclass
@@ -114,7 +115,7 @@ def begin(
 
 
 def check_same_run(run: RunFolder, config: Config) -> None:
-    """Raise RunError unless `config` may continue `run`: same model, data, and keys that decide the next step."""
+    """Raise RunError unless `config` may continue `run`: same model, data, and FIXED_TRAINING_KEYS."""
     stored = run.config()
     pairs = {
         **{f"model.{key}": key for key in type(config.model).model_fields if key != "vocab_size"},
