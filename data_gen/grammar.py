@@ -27,8 +27,6 @@ from data_gen.lexicon import Lexicon
 if TYPE_CHECKING:
     from data_gen.scene import Scene
 
-Part = "str | Callable[[Scene], str]"
-Slot = "Callable[[Scene], str]"
 
 _AGREEMENT = re.compile(r"<([^<>|]*)\|([^<>|]*)>")
 _TOKEN = re.compile(r"\{([\w.]+)\}|(\[)|(\|)|(\])|([^{}\[\]|]+)")

@@ -59,13 +59,6 @@ class Recorder:
         """Tokens recorded so far, padding included."""
         return sum(len(call.indices) for call in self._calls[self.layers[0]])
 
-    def latest(self, layer: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
-        """(indices [T,K], scores [T,K]) of the router's last call: what generation shows for each new token."""
-        if not self._calls.get(layer):
-            raise TraceError(f"the router of layer {layer} recorded nothing yet; recorded layers: {self.layers}")
-        call = self._calls[layer][-1]
-        return call.indices.cpu().numpy(), call.scores.cpu().numpy()
-
     def trace(
         self,
         *,
