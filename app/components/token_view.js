@@ -330,6 +330,8 @@ class TokenView {
     });
     parts.push(table, this.drawSame(i));
     this.path.replaceChildren(...parts);
+    const now = table.children[this.at];
+    table.scrollLeft = now.offsetLeft - (table.clientWidth - now.offsetWidth) / 2;
   }
 
   describe(i) {

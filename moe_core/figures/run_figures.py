@@ -104,8 +104,8 @@ def entropy_figure(entropy: pd.DataFrame) -> Figure:
         verdict = f"Router entropy {size}, where all experts are alike."
     else:
         verdict = (
-            f"Router entropy {size}, counted over the chosen experts only, since the logits of the others were not kept: "
-            "do not compare it with an entropy over all experts."
+            f"Router entropy {size}, counted over the chosen experts only, as the others' logits were not kept: do not "
+            "compare it with an entropy over all experts."
         )
     return Figure(
         "router_entropy", "How sure the router is", "How decided is the router about each token?", verdict,
