@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import streamlit as st
 
 from moe_core.config import Config
 from moe_core.errors import RunError
+from moe_core.progress import Progress
 from moe_core.runs import RunFolder, RunSummary, list_runs
 from moe_core.runs.names import checkpoints_root
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 # Certainty is counted in documents, so of each only its first characters are taken, and of more documents.
 BEGINNING = 600
-Progress = Callable[[str, int, int], None]
 Stamp = tuple[int, int, int]
 """Modification time in ns, size in bytes and inode: another file, or a changed one, has another stamp."""
 

@@ -17,8 +17,9 @@ import pytest
 import main as command_line
 from moe_core.cli import output as output_module
 from moe_core.cli.exits import guarded, one_line
-from moe_core.cli.output import Output, _Lines, duration, json_safe, progress_on_stderr, table, write_bytes
+from moe_core.cli.output import Output, _Lines, duration, progress_on_stderr, table, write_bytes
 from moe_core.errors import DataError, RunError, UsageError
+from moe_core.json_values import json_safe
 
 ROOT = Path(__file__).resolve().parent.parent
 

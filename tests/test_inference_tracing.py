@@ -15,8 +15,8 @@ from moe_core.config import Config, validate_config
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.data.tokens import TokenDataset, training_batch
 from moe_core.errors import DataError, UsageError
-from moe_core.inference.loaded import context_window
 from moe_core.inference import tracing
+from moe_core.inference.loaded import context_window
 from moe_core.inference.tracing import trace_documents, trace_text
 from moe_core.model.transformer import MoETransformer
 from moe_core.runs.checkpoint import load_run

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from moe_core.cli.exits import printable
 from moe_core.errors import UsageError
+from moe_core.json_values import json_safe
+from moe_core.progress import Progress
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 JSON_TO_STDOUT = "-"
 # Where stderr is no terminal (a log file), a line of progress every so many seconds.
 LINE_SECONDS = 5.0
-Progress = Callable[[str, int, int], None]
 
 
 class Output:
@@ -69,17 +69,6 @@ class Output:
             self._stdout.flush()
             return
         write_bytes(Path(str(self._json_target)), text.encode())
-
-
-def json_safe(value: Any) -> Any:
-    """`value` with numbers that JSON lacks (NaN, infinity) as None, at any depth."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(item) for item in value]
-    return value
 
 
 def check_writable(path: str | None, option: str) -> None:

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moe_core.cli.output import Output, Progress, duration, progress_on_stderr
+from moe_core.cli.output import Output, duration, progress_on_stderr
 from moe_core.errors import RunError, UsageError
+from moe_core.progress import Progress
 
 if TYPE_CHECKING:
     from moe_core.config import Config
@@ -23,8 +24,10 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
     run = RunFolder(preset if arguments.run is None else arguments.run)
     config = _config(run, preset, arguments)
     with progress_on_stderr() as progress:
+        from moe_core.training.device import keep_freed_memory
         from moe_core.training.loop import train as train_run
 
+        keep_freed_memory()
         result = train_run(run, config, resume=arguments.resume, progress=progress)
         evaluation = _score(run.name, progress) if result.state == "finished" else None
     _summarise(run, result, evaluation, output)

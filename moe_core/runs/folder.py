@@ -15,7 +15,6 @@ checkpoints/<run>/
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from filelock import FileLock, Timeout
 from moe_core.config import Config, validate_config
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.errors import MoescopeError, RunBusyError, RunError, UsageError
+from moe_core.json_values import json_safe
 from moe_core.runs.files import read_json_object, remove_folder, remove_stale, translate_os_errors, write_atomic
 from moe_core.runs.names import checkpoints_root, is_run_name, run_path
 
@@ -146,11 +146,11 @@ class RunFolder:
 
     def write_status(self, status: RunStatus) -> None:
         """Replace the status atomically: a reader sees the old one or the new one."""
-        write_atomic(self.path / "status.json", json.dumps(_finite(asdict(status))).encode())
+        write_atomic(self.path / "status.json", json.dumps(json_safe(asdict(status))).encode())
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one line and flush it. Numbers that are not finite become null."""
-        line = json.dumps(_finite(record), separators=(",", ":"), allow_nan=False) + "\n"
+        line = json.dumps(json_safe(record), separators=(",", ":"), allow_nan=False) + "\n"
         with translate_os_errors(self.metrics_path), self.metrics_path.open("ab", buffering=0) as file:
             content, start = line.encode(), file.tell()
             try:
@@ -374,13 +374,3 @@ def _last_nats(run: RunFolder) -> dict[str, float | None]:
     for record in run.metric_records("evaluation"):
         nats[str(record.get("split"))] = record.get("nats_per_token")
     return nats
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
