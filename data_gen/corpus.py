@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 
 from data_gen import code, finance, general, legal
 from data_gen.document import DOMAINS, SPLITS, Document
@@ -17,7 +15,7 @@ WRITERS = {"finance": finance.write, "legal": legal.write, "code": code.write, "
 SHORTEST, LONGEST = 1000, 2500  # characters aimed at
 # 40 documents a domain in each held-out split of the default corpus: about 20,000 tokens a domain, scored in seconds.
 HELD_OUT_PART = 25
-CHUNK = 100  # documents a worker writes at a time
+REPORT_EVERY = 20  # documents
 Progress = Callable[[str, int, int], None]
 
 
@@ -35,11 +33,6 @@ def write_document(domain: str, split: str, index: int, *, seed: int, overlap: f
     return Document(text if domain == "code" else polish(text), domain, f"{domain}/{split}/{index}", split)
 
 
-def _write_chunk(job: tuple[str, str, range, int, float]) -> list[Document]:
-    domain, split, indices, seed, overlap = job
-    return [write_document(domain, split, index, seed=seed, overlap=overlap) for index in indices]
-
-
 def generate_corpus(
     documents: int = 1000,
     *,
@@ -47,42 +40,28 @@ def generate_corpus(
     overlap: float = 0.25,
     domains: Sequence[str] = DOMAINS,
     splits: Sequence[str] = SPLITS,
-    workers: int = 1,
     progress: Progress | None = None,
 ) -> list[Document]:
     """Write `documents` training documents per domain, and 1 for every 25 (at least 8) in each held-out split.
 
     `validation` shares the templates of `train`; `unseen` uses templates that occur nowhere else. `overlap` in 0..1
     is how much the domains share: names, and sentences written by one mixture of the prose domains. More documents
-    extend a smaller corpus of the same seed; `workers` changes the time it takes and no byte of the result.
+    extend a smaller corpus of the same seed.
     """
-    if documents < 1 or not 0 <= overlap <= 1 or workers < 1:
-        raise ValueError(
-            f"documents={documents}, overlap={overlap}, workers={workers}: expected at least 1, within 0..1, at least 1"
-        )
+    if documents < 1 or not 0 <= overlap <= 1:
+        raise ValueError(f"documents={documents}, overlap={overlap}: expected at least 1, and within 0..1")
     for value, known in [(domain, DOMAINS) for domain in domains] + [(split, SPLITS) for split in splits]:
         if value not in known:
             raise ValueError(f"{value!r} is not known; expected one of {', '.join(known)}")
-    jobs = []
-    for split in splits:
-        count = documents if split == "train" else max(8, documents // HELD_OUT_PART)
-        for domain in domains:
-            for start in range(0, count, CHUNK):
-                jobs.append((domain, split, range(start, min(start + CHUNK, count)), seed, overlap))
-    total = sum(len(job[2]) for job in jobs)
+    wanted = [
+        (domain, split, index)
+        for split in splits
+        for domain in domains
+        for index in range(documents if split == "train" else max(8, documents // HELD_OUT_PART))
+    ]
     corpus: list[Document] = []
-
-    def collect(chunk: list[Document]) -> None:
-        corpus.extend(chunk)
-        if progress:
-            progress("writing documents", len(corpus), total)
-
-    if workers == 1:
-        for job in jobs:
-            collect(_write_chunk(job))
-        return corpus
-    # spawn: a fork of a process that runs threads (torch, Streamlit) may deadlock
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for chunk in pool.map(_write_chunk, jobs):
-            collect(chunk)
+    for domain, split, index in wanted:
+        corpus.append(write_document(domain, split, index, seed=seed, overlap=overlap))
+        if progress and (len(corpus) % REPORT_EVERY == 0 or len(corpus) == len(wanted)):
+            progress("writing documents", len(corpus), len(wanted))
     return corpus

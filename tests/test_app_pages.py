@@ -91,7 +91,7 @@ def test_training_shows_loss_load_and_a_way_to_start_another(trained_root: Path,
     at = opened(trained_root, "training")
     assert at.title[0].value == "Is tiny learning, and are its experts forming?"
     assert "Finished 40 steps" in shown(at)
-    assert "guessing by word frequency" in shown(at)
+    assert "guessing by token frequency" in shown(at)
     assert len(at.get("vega_lite_chart")) == 2
     assert at.expander[0].label == "Train a new run"
 
@@ -190,6 +190,7 @@ def test_metrics_of_a_run_trained_on_are_not_stale(root: Path, opened: Open) -> 
     at = opened(root)
     record = {"kind": "evaluation", "step": 60, "split": "unseen", "nats_per_token": 1.25, "bits_per_byte": 1.0}
     RunFolder("tiny", root).append_metrics(record)
+    time.sleep(1.1)  # the list of runs, and with it their key figures, may be a second old
     at.run()
     assert at.metric[0].value == "1.25 nats"
 

@@ -236,3 +236,27 @@ def test_the_list_of_runs_survives_broken_ones(tmp_path: Path) -> None:
     assert "model.dim" in str(runs["mangled"].error)
     assert "--stepz" in str(runs["unstarted"].error)
     assert [summary.name for summary in list_runs(tmp_path)[1:4]] == ["live", "dead", "old"]
+
+
+def test_figures_of_the_whole_held_out_text_replace_those_of_training(tmp_path: Path) -> None:
+    run = RunFolder("scored", tmp_path)
+    run.create(Config())
+    run.write_status(RunStatus("finished", step=40, steps=40))
+    run.append_metrics({"kind": "baseline", "unigram_nats": {"unseen": 6.0, "validation": 6.1}})
+    for split, nats in (("validation", 3.0), ("unseen", 4.0)):
+        run.append_metrics({"kind": "evaluation", "step": 40, "split": split, "nats_per_token": nats})
+    assert run.evaluation() is None
+    (summary,) = list_runs(tmp_path)
+    assert (summary.validation_nats, summary.unseen_nats, summary.unigram_nats) == (3.0, 4.0, 6.0)
+    figures = {
+        "validation": {"nats_per_token": 2.5},
+        "unseen": {"nats_per_token": 3.5},
+        "baselines": {"unigram_nats": 5.5},
+    }
+    run.write_evaluation({"step": 40, **figures})
+    (summary,) = list_runs(tmp_path)
+    assert (summary.validation_nats, summary.unseen_nats, summary.unigram_nats) == (2.5, 3.5, 5.5)
+    run.write_evaluation({"step": 20, **figures})  # of an older checkpoint: training has gone on since
+    assert list_runs(tmp_path)[0].unseen_nats == 4.0
+    run.write_evaluation({"step": 40})
+    assert "--evaluate" in str(list_runs(tmp_path)[0].error)

@@ -10,11 +10,12 @@ from app.components.page import DOMAINS, GENERATION, TOKENS, TRAINING, header
 from moe_core.figures.run_figures import load_map_figure
 from moe_core.routing import verdicts
 from moe_core.routing.baselines import FEW_DOCUMENTS
+from moe_core.runs import RunSummary
 
 run = state.selected_run()
 model = loaders.config(run).model
 routing = loaders.probe_routing(run)
-evaluation, baseline = loaders.metrics(run, "evaluation"), loaders.metrics(run, "baseline")
+summary = next((item for item in loaders.runs() if item.name == run.name), RunSummary(run.name, "broken"))
 
 # The answer: what it is, is it healthy, do experts know domains.
 made_of = verdicts.describe_model(layers=len(model.moe_layers), experts=model.num_experts, top_k=model.top_k)
@@ -28,9 +29,7 @@ header(
 
 # Four figures, each beside its chance or target.
 loss, busiest, dead, domains = st.columns(4)
-unseen = evaluation[evaluation["split"] == "unseen"] if len(evaluation) else evaluation
-unigram = baseline["unigram_nats"].iloc[-1].get("unseen") if len(baseline) else None
-nats = float(unseen["nats_per_token"].iloc[-1]) if len(unseen) else None
+nats, unigram = summary.unseen_nats, summary.unigram_nats
 loss.metric(
     "Loss on unseen text",
     "–" if nats is None else f"{nats:.2f} nats",

@@ -51,14 +51,12 @@ def _numbers(name: str, state_before: str) -> None:
         if summary.state != state_before:
             st.rerun()  # the side bar changes with it, and how often to look
         status = run.status() or RunStatus("preparing")
-        baseline = loaders.metrics(run, "baseline")
-        unigram = baseline["unigram_nats"].iloc[-1] if len(baseline) else {}
-        answer(describe(summary, status, unigram.get("unseen")))
+        answer(describe(summary, status))
         _controls(run, summary, status)
-        _figures(status, loaders.metrics(run, "load"), summary, unigram.get("unseen"))
+        _figures(status, loaders.metrics(run, "load"), summary)
 
 
-def describe(summary: RunSummary, status: RunStatus, unigram_nats: float | None) -> str:
+def describe(summary: RunSummary, status: RunStatus) -> str:
     """How far the run is and how well it predicts, in one or two sentences; for a failure the reason and the remedy."""
     at = f"step {status.step:,} of {status.steps:,}"
     if summary.state == "preparing":
@@ -80,11 +78,11 @@ def describe(summary: RunSummary, status: RunStatus, unigram_nats: float | None)
     if summary.unseen_nats is None:
         return text
     loss = f" Its loss on unseen text is {summary.unseen_nats:.2f} nats per token"
-    if unigram_nats is None:
+    if summary.unigram_nats is None:
         return f"{text}{loss}."
-    gap = unigram_nats - summary.unseen_nats
+    gap = summary.unigram_nats - summary.unseen_nats
     side = f"{gap:.2f} better than" if gap > 0 else f"{-gap:.2f} worse than"
-    return f"{text}{loss}, {side} guessing by word frequency ({unigram_nats:.2f})."
+    return f"{text}{loss}, {side} guessing by token frequency ({summary.unigram_nats:.2f})."
 
 
 def _controls(run: RunFolder, summary: RunSummary, status: RunStatus) -> None:
@@ -145,16 +143,17 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary, unigram_nats: float | None) -> None:
+def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary) -> None:
     """Four figures, each with what to hold it against."""
     loss, balance, speed, took = st.columns(4)
-    gap = None if unigram_nats is None or summary.unseen_nats is None else summary.unseen_nats - unigram_nats
+    unigram, nats = summary.unigram_nats, summary.unseen_nats
+    gap = None if unigram is None or nats is None else nats - unigram
     loss.metric(
         "Loss on unseen text",
-        "–" if summary.unseen_nats is None else f"{summary.unseen_nats:.2f} nats",
+        "–" if nats is None else f"{nats:.2f} nats",
         None if gap is None else f"{gap:+.2f}",
         delta_color="inverse",
-        delta_description=None if gap is None else f"vs guessing, {unigram_nats:.2f}",
+        delta_description=None if gap is None else f"vs guessing, {unigram:.2f}",
         help=term_help("loss"),
     )
     last = loads[loads["step"] == loads["step"].max()] if len(loads) else loads

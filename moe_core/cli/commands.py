@@ -159,7 +159,9 @@ def runs(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 
         output.say(
             table(["run", "state", "steps", "unseen", "validation", "updated", ""], [_row(run) for run in found])
         )
-        output.say("unseen, validation: nats per token at the last evaluation while training")
+        output.say(
+            "unseen, validation: nats per token, of all held-out text once the run is scored, of a part until then"
+        )
     else:
         output.say("No runs yet. Train one:  python main.py --quick")
     output.figures([asdict(run) for run in found])

@@ -18,10 +18,11 @@ SPLIT_WORDS = {
 
 
 def write_report(run: RunFolder, evaluation: Mapping[str, Any]) -> Path:
-    """Write `evaluation` (of evaluate_run) as report.md into the run's folder and return its path.
+    """Keep `evaluation` (of evaluate_run) in the run's folder as evaluation.json and report.md; returns the latter.
 
     Raises RunError when the disk refuses; an older report is then untouched.
     """
+    run.write_evaluation(evaluation)
     path = run.path / "report.md"
     write_atomic(path, report_text(run, evaluation).encode("utf-8", errors="backslashreplace"))
     return path

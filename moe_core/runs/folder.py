@@ -72,6 +72,9 @@ class RunSummary:
     updated_at: float = 0.0
     validation_nats: float | None = None
     unseen_nats: float | None = None
+    """Nats per token: of the whole split once the run was scored, until then of the part scored while training."""
+    unigram_nats: float | None = None
+    """What guessing by token frequency costs on those same unseen tokens."""
     is_live: bool = False
     error: str | None = None
 
@@ -85,6 +88,7 @@ class RunFolder:
         self.path = run_path(name, root)
         self.weights_path = self.path / "weights"
         self.metrics_path = self.path / "metrics.jsonl"
+        self.evaluation_path = self.path / "evaluation.json"
         self.log_path = self.path / "train.log"
         self._stop_path = self.path / "stop"
         self._lock_path = self.path / "trainer.lock"
@@ -109,7 +113,15 @@ class RunFolder:
             remove_stale(self.path)
             remove_folder(self.path / "probes")
             (self.path / "probes").mkdir()
-            for leftover in ("status.json", "metrics.jsonl", "held_out.parquet", "corpus.json", "report.md", "stop"):
+            for leftover in (
+                "status.json",
+                "metrics.jsonl",
+                "held_out.parquet",
+                "corpus.json",
+                "evaluation.json",
+                "report.md",
+                "stop",
+            ):
                 (self.path / leftover).unlink(missing_ok=True)
         self.write_config(config)
 
@@ -159,6 +171,17 @@ class RunFolder:
             except OSError:
                 file.truncate(start)
                 raise
+
+    def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Keep the figures of scoring the whole held-out text (moe_core.evaluation.evaluate)."""
+        write_atomic(self.evaluation_path, (json.dumps(json_safe(evaluation), indent=2) + "\n").encode())
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """The figures kept last; None when the run was never scored. Their `step` says what was scored."""
+        try:
+            return read_json_object(self.evaluation_path)
+        except FileNotFoundError:
+            return None
 
     def metric_records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """All metric lines, or those of one kind, oldest first; a torn last line is skipped.
@@ -344,7 +367,7 @@ def _summarise(name: str, root: Path) -> RunSummary:
         if status is None:
             return RunSummary(name, "preparing" if is_live else "interrupted", is_live=is_live)
         interrupted = status.state in ("preparing", "running") and not is_live
-        nats = _last_nats(run)
+        nats = _last_nats(run, status.step)
         return RunSummary(
             name=name,
             state="interrupted" if interrupted else status.state,
@@ -353,6 +376,7 @@ def _summarise(name: str, root: Path) -> RunSummary:
             updated_at=status.updated_at,
             validation_nats=nats.get("validation"),
             unseen_nats=nats.get("unseen"),
+            unigram_nats=nats.get("unigram"),
             is_live=is_live,
         )
     except MoescopeError as error:
@@ -369,8 +393,21 @@ def _summarise_unstarted(run: RunFolder) -> RunSummary:
     return RunSummary(run.name, "failed", updated_at=started_at, error=f"the trainer did not start: {reason}")
 
 
-def _last_nats(run: RunFolder) -> dict[str, float | None]:
-    nats: dict[str, float | None] = {}
-    for record in run.metric_records("evaluation"):
-        nats[str(record.get("split"))] = record.get("nats_per_token")
-    return nats
+def _last_nats(run: RunFolder, step: int) -> dict[str, float | None]:
+    """Nats per token of both held-out splits, and of guessing by frequency on the unseen one."""
+    scored = run.evaluation()
+    try:
+        if scored is not None and scored["step"] == step:
+            nats = {split: scored[split]["nats_per_token"] for split in HELD_OUT_SPLITS}
+            return {**nats, "unigram": scored["baselines"]["unigram_nats"]}
+    except (KeyError, TypeError):
+        raise RunError(
+            f"{str(run.evaluation_path)!r} is not an evaluation; delete it, or score the run again with --evaluate"
+        ) from None
+    last: dict[str, float | None] = {}
+    for record in run.metric_records():
+        if record["kind"] == "evaluation":
+            last[str(record.get("split"))] = record.get("nats_per_token")
+        elif record["kind"] == "baseline":
+            last["unigram"] = (record.get("unigram_nats") or {}).get("unseen")
+    return last
