@@ -197,7 +197,8 @@ class Config(_Section):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
-        "training": {"time_budget_seconds": 1700.0, "evaluation_interval": 250},
+        # At this width the optimizer costs more than the gradient of 16 sequences (docs/LOG.md).
+        "training": {"steps": 1500, "batch_size": 32, "time_budget_seconds": 1700.0, "evaluation_interval": 100},
     },
     "quick": {
         "model": {

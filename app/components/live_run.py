@@ -192,6 +192,10 @@ def _charts(run: RunFolder) -> None:
     losses = loss_figure(*(loaders.metrics(run, kind) for kind in ("train", "evaluation", "baseline")))
     if losses is not None:
         show_figure(losses, key="loss", terms=["loss", "unseen", "validation", "unigram baseline"])
+        st.caption(
+            "The curves score the same part of the held-out text at every step; once a run has finished, the figures "
+            "above are of all of it."
+        )
     loads = loads_over_time(loaders.metrics(run, "load"))
     layers = set(loads["layer"])
     if layers:

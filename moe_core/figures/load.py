@@ -122,8 +122,7 @@ def expert_load_over_time(loads: pd.DataFrame, layer: int) -> alt.LayerChart:
     )
     colours = alt.Color("expert:N", scale=_expert_scale(chosen), legend=None)
     x = step_axis(frame["step"])
-    title = f"share of layer {layer}'s choices (dashed: even share {percent(even)})"
-    y = alt.Y("share:Q", title=title, axis=alt.Axis(format=".0%"))
+    y = alt.Y("share:Q", title=f"share of choices (even: {percent(even)})", axis=alt.Axis(format=".0%"))
     base = alt.Chart(data).encode(x=x, y=y, detail="expert:N", tooltip="sentence:N")
     grey = base.transform_filter("!datum.highlighted").mark_line(strokeWidth=1, opacity=0.35, color=NEUTRAL)
     lines = base.transform_filter("datum.highlighted").mark_line(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WINDOW = 64
 """Tokens drawn by token_layer_map: more cannot be read, and raw tokens never go to the browser by the thousand."""
 _NUMBERED_CELLS = 64
+LABEL_CHARACTERS = 9  # of a token below its column
 _LABEL_ROOM = 84  # for the tokens' text, written upwards
 
 
@@ -58,7 +59,7 @@ def token_layer_map(choices: pd.DataFrame) -> alt.LayerChart:
     """
     first = choices[choices["slot"] == 0]
     data = _coloured(first).assign(
-        name=[f"{row.token} {visible(row.text)}" for row in rows(first)],
+        name=[f"{row.token} {_short(visible(row.text))}" for row in rows(first)],
         sentence=[
             f"Token {row.token} “{visible(row.text)}”, layer {row.layer}: expert {row.expert} with weight "
             f"{number(row.weight)}."
@@ -130,6 +131,10 @@ def token_path(choices: pd.DataFrame) -> alt.LayerChart:
         width=max(90 * data["layer"].nunique(), WIDTH),
         height=min(max(34 * experts, 100), 560) + AXIS_ROOM,
     )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 1] + "…"
 
 
 def visible(text: str) -> str:
