@@ -9,8 +9,8 @@ import pytest
 
 from moe_core.evaluation.evaluate import evaluate_run
 from moe_core.routing import RoutingTrace, metrics
+from moe_core.runs import RunFolder, list_runs
 from moe_core.runs.checkpoint import load_run
-from moe_core.runs.folder import RunFolder, list_runs
 
 ROOT = Path(__file__).resolve().parent.parent / "checkpoints"
 MAX_BYTES = 10 * 2**20

@@ -16,7 +16,7 @@ from app.components.figure import show_figure, term_help
 from app.components.page import answer, duration, errors_as_boxes, plain, sentence
 from moe_core.errors import RunError
 from moe_core.runs import RunFolder, RunStatus, RunSummary
-from moe_core.runs.folder import LAUNCH_PATIENCE_SECONDS
+from moe_core.runs.listing import LAUNCH_PATIENCE_SECONDS
 
 # Drawing takes some tenths of a second of the very processor that trains, so pictures move less often than numbers.
 NUMBERS_SECONDS = 1.5

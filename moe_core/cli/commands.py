@@ -17,7 +17,8 @@ from moe_core.errors import UsageError
 
 if TYPE_CHECKING:
     from moe_core.figures.run_figures import Figure
-    from moe_core.runs.folder import RunFolder, RunSummary
+    from moe_core.runs.folder import RunFolder
+    from moe_core.runs.listing import RunSummary
 
 
 def data(arguments: argparse.Namespace, output: Output) -> int:
@@ -152,7 +153,7 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
 
 def runs(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - every handler has this signature
     """List all runs; a broken one is listed with what is broken."""
-    from moe_core.runs.folder import list_runs
+    from moe_core.runs.listing import list_runs
 
     found = list_runs()
     if found:

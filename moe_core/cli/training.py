@@ -69,7 +69,7 @@ def _config(run: RunFolder, preset: str, arguments: argparse.Namespace) -> Confi
 
 
 def _run_to_evaluate(arguments: argparse.Namespace) -> str:
-    from moe_core.runs.folder import RunFolder, list_runs
+    from moe_core.runs import RunFolder, list_runs
 
     if arguments.run is not None:
         return RunFolder(arguments.run).name

@@ -8,6 +8,7 @@ checkpoints/<run>/
   held_out.parquet  the documents of both held-out splits (text, domain, source, split)
   corpus.json       domains, and how often each vocabulary entry occurs in the training split
   weights/          checkpoints (checkpoint.py)
+  evaluation.json   figures of the whole held-out text, with report.md, once the run was scored
   stop              exists while somebody asks the trainer to stop
   trainer.lock      held by the trainer; the operating system drops it when the process dies
 """
@@ -15,7 +16,6 @@ checkpoints/<run>/
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -26,10 +26,10 @@ from filelock import FileLock, Timeout
 
 from moe_core.config import Config, validate_config
 from moe_core.data.splits import HELD_OUT_SPLITS
-from moe_core.errors import MoescopeError, RunBusyError, RunError, UsageError
+from moe_core.errors import RunBusyError, RunError, UsageError
 from moe_core.json_values import json_safe
 from moe_core.runs.files import read_json_object, remove_folder, remove_stale, translate_os_errors, write_atomic
-from moe_core.runs.names import checkpoints_root, is_run_name, run_path
+from moe_core.runs.names import checkpoints_root, run_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 State = Literal["preparing", "running", "finished", "stopped", "failed"]
 # A dashboard that asks "is it locked?" holds the lock for an instant; a trainer waits that long before it gives up.
 LOCK_PATIENCE_SECONDS = 2.0
-# A new process needs this long at most to import torch and write its first status.
-LAUNCH_PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -59,24 +57,6 @@ class RunStatus:
     updated_at: float = 0.0
     pid: int = 0
     message: str = ""
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """One line of the list of runs. state may also be "interrupted" (the trainer died) or "broken" (see error)."""
-
-    name: str
-    state: str
-    step: int = 0
-    steps: int = 0
-    updated_at: float = 0.0
-    validation_nats: float | None = None
-    unseen_nats: float | None = None
-    """Nats per token: of the whole split once the run was scored, until then of the part scored while training."""
-    unigram_nats: float | None = None
-    """What guessing by token frequency costs on those same unseen tokens."""
-    is_live: bool = False
-    error: str | None = None
 
 
 class RunFolder:
@@ -345,69 +325,3 @@ class RunFolder:
             f"run {self.name!r} has no {name}; restore {str(self.path / name)!r} from a copy, "
             "or delete the run's folder and train it again"
         )
-
-
-def list_runs(root: str | Path | None = None) -> list[RunSummary]:
-    """All runs, the last updated first. A broken one is listed with what is broken; the others are unaffected."""
-    base = checkpoints_root(root)
-    if not base.is_dir():
-        return []
-    names = [path.name for path in base.iterdir() if is_run_name(path.name) and path.is_dir()]
-    return sorted((_summarise(name, base) for name in names), key=lambda run: (-run.updated_at, run.name))
-
-
-def _summarise(name: str, root: Path) -> RunSummary:
-    try:
-        run = RunFolder(name, root)
-        if not run.exists() and run.log_path.exists():
-            return _summarise_unstarted(run)
-        run.config()
-        status = run.status()
-        is_live = run.is_locked()
-        if status is None:
-            return RunSummary(name, "preparing" if is_live else "interrupted", is_live=is_live)
-        interrupted = status.state in ("preparing", "running") and not is_live
-        nats = _last_nats(run, status.step)
-        return RunSummary(
-            name=name,
-            state="interrupted" if interrupted else status.state,
-            step=status.step,
-            steps=status.steps,
-            updated_at=status.updated_at,
-            validation_nats=nats.get("validation"),
-            unseen_nats=nats.get("unseen"),
-            unigram_nats=nats.get("unigram"),
-            is_live=is_live,
-        )
-    except MoescopeError as error:
-        return RunSummary(name, "broken", error=str(error))
-
-
-def _summarise_unstarted(run: RunFolder) -> RunSummary:
-    """A folder with nothing but the log of a trainer that is about to start, or could not."""
-    started_at = run.log_path.stat().st_mtime
-    lines = run.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    if time.time() - started_at < LAUNCH_PATIENCE_SECONDS and not lines:
-        return RunSummary(run.name, "preparing", updated_at=started_at)
-    reason = lines[-1][-300:] if lines else "its log is empty; start it again"
-    return RunSummary(run.name, "failed", updated_at=started_at, error=f"the trainer did not start: {reason}")
-
-
-def _last_nats(run: RunFolder, step: int) -> dict[str, float | None]:
-    """Nats per token of both held-out splits, and of guessing by frequency on the unseen one."""
-    scored = run.evaluation()
-    try:
-        if scored is not None and scored["step"] == step:
-            nats = {split: scored[split]["nats_per_token"] for split in HELD_OUT_SPLITS}
-            return {**nats, "unigram": scored["baselines"]["unigram_nats"]}
-    except (KeyError, TypeError):
-        raise RunError(
-            f"{str(run.evaluation_path)!r} is not an evaluation; delete it, or score the run again with --evaluate"
-        ) from None
-    last: dict[str, float | None] = {}
-    for record in run.metric_records():
-        if record["kind"] == "evaluation":
-            last[str(record.get("split"))] = record.get("nats_per_token")
-        elif record["kind"] == "baseline":
-            last["unigram"] = (record.get("unigram_nats") or {}).get("unseen")
-    return last
