@@ -362,9 +362,13 @@ def _one_line(error: ValidationError) -> str:
 
 
 def _nearest(key: str) -> str:
+    """The key meant, if one of the same section is alike; else the keys of the section, or of all sections."""
     known = sorted([*_known_keys(Config), *Config.model_fields])
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+    section = f"{key.rpartition('.')[0]}."
+    leaves = [name.removeprefix(section) for name in known if name.startswith(section)]
+    near = difflib.get_close_matches(key.removeprefix(section) if leaves else key, leaves or known, n=1, cutoff=0.5)
+    names = [f"{section if leaves else ''}{name}" for name in near or leaves or known]
+    return f"did you mean {names[0]!r}?" if near else f"expected one of {', '.join(names)}"
 
 
 def _shorten(text: str, limit: int) -> str:

@@ -261,3 +261,12 @@ def test_any_arguments_are_overrides_or_one_line(arguments: list[str]) -> None:
         assert all("." in key for key in parse_overrides(arguments))
     except UsageError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_key_unlike_any_other_gets_the_keys_of_its_section() -> None:
+    with pytest.raises(
+        UsageError, match=r"unknown config key 'model\.router\.foo'.*expected one of model\.router\.load"
+    ):
+        load_config(environment={}, overrides={"model.router.foo": "1"})
+    with pytest.raises(UsageError, match=r"did you mean 'model\.num_experts'"):
+        load_config(environment={}, overrides={"model.num_expert": "1"})
