@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 
 
@@ -34,10 +35,10 @@ def steps_within_budget(
     interval: int,
 ) -> int:
     """`steps` if they fit into `seconds_left` from `step` on, else as many as do; at least one more, never above."""
-    needed = (steps - step) * seconds_per_step + evaluations_left(step, steps, interval) * seconds_per_evaluation
-    if needed <= seconds_left or steps <= step + 1:
-        return steps
-    # Every step carries its part of an evaluation, and the last evaluation comes on top.
-    each = seconds_per_step + seconds_per_evaluation / interval
-    fitting = int(max(0.0, seconds_left - seconds_per_evaluation) / each)
+
+    def seconds(until: int) -> float:
+        return (until - step) * seconds_per_step + evaluations_left(step, until, interval) * seconds_per_evaluation
+
+    # Each step more costs at least as much, so the largest number that fits is found by bisection.
+    fitting = bisect.bisect_right(range(step + 1, steps + 1), seconds_left, key=seconds)
     return min(steps, step + max(1, fitting))
