@@ -32,6 +32,8 @@ MORE_TEXT = "domains_more_text"
 """str: the run whose domain map was asked for on more text."""
 _NEXT_RUN = "next_run"
 """str: run to choose when the side bar is drawn next."""
+_MISSING_RUN = "missing_run"
+"""str: run that a link or an earlier choice named and that is not there; until another is chosen."""
 
 
 def selected_run() -> RunFolder:
@@ -53,14 +55,28 @@ def selected_layer() -> int:
 def open_run(name: str) -> None:
     """Choose `name` when the side bar is drawn next: its widget owns the key until then."""
     st.session_state[_NEXT_RUN] = name
+    forget_missing_run()
 
 
 def preset_run(names: Sequence[str], default: str) -> None:
-    """What `preset` does, for the run; a run that open_run asked for comes first."""
+    """What `preset` does, for the run; a run that open_run asked for comes first, and one not there is remembered."""
     wanted = st.session_state.pop(_NEXT_RUN, None)
     if wanted in names:
         st.session_state[RUN] = wanted
+    asked = st.session_state.get(RUN) or st.query_params.get(RUN)
+    if asked and asked not in names:
+        st.session_state[_MISSING_RUN] = asked
     preset(RUN, names, default)
+
+
+def missing_run() -> str | None:
+    """The run that was asked for and is not there, or None."""
+    return st.session_state.get(_MISSING_RUN)
+
+
+def forget_missing_run() -> None:
+    """Another run was chosen."""
+    st.session_state.pop(_MISSING_RUN, None)
 
 
 def preset(key: str, options: Sequence[Any], default: Any) -> None:

@@ -123,6 +123,18 @@ def test_run_and_layer_stay_chosen_from_page_to_page(root: Path, opened: Open) -
     assert at.session_state["run"] == "other"
 
 
+def test_a_link_to_a_run_that_is_gone_says_so_until_another_is_chosen(root: Path, opened: Open) -> None:
+    shutil.copytree(root / "tiny", root / "other")
+    at = opened(root, run="n*pe")
+    shown_run = at.selectbox(key="run").value
+    assert [warning.value for warning in at.sidebar.warning] == [f"There is no run n\\*pe here. This is {shown_run}."]
+    at.run()
+    assert at.sidebar.warning
+    at.selectbox(key="run").select("tiny" if shown_run == "other" else "other").run()
+    assert not at.sidebar.warning
+    assert not opened(root, run="other").sidebar.warning
+
+
 def test_a_url_with_values_that_do_not_exist_shows_the_defaults(trained_root: Path, opened: Open) -> None:
     at = opened(trained_root, run="../secret", layer="99")
     assert at.session_state["run"] == "tiny"

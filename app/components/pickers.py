@@ -36,9 +36,12 @@ def pick_run(runs: list[RunSummary]) -> RunSummary | None:
     state.preset_run(names, first_sound)
     st.markdown(":small[Run]")  # a label of its own: the box's would read "Run (required)"
     name = st.selectbox(
-        "Run", names, index=None, required=True, key=state.RUN, bind="query-params", label_visibility="collapsed"
-    )
+        "Run", names, index=None, required=True, key=state.RUN, bind="query-params", label_visibility="collapsed",
+        on_change=state.forget_missing_run,
+    )  # fmt: skip
     run = next((run for run in runs if run.name == name), runs[0])
+    if missing := state.missing_run():
+        st.warning(f"There is no run {plain(missing)} here. This is {plain(run.name)}.")
     st.fragment(run_every=REFRESH_SECONDS if run.is_live else None)(_describe)(run.name)
     for other in runs:
         if other.is_live and other.name != run.name:
