@@ -74,7 +74,7 @@ def test_the_nmi_is_that_of_metrics_and_the_seed_repeats_it() -> None:
 def test_working_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = make_trace(1, planted=0.5, L=2)
     whole = baselines.domain_nmi(trace, permutations=20)
-    monkeypatch.setattr(baselines, "_CHUNK_NUMBERS", 7 * 2 * 4 * 8)  # seven permutations at a time
+    monkeypatch.setattr(baselines.domains, "_CHUNK_NUMBERS", 7 * 2 * 4 * 8)  # seven permutations at a time
     pd.testing.assert_frame_equal(baselines.domain_nmi(trace, permutations=20), whole)
 
 

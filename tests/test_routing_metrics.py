@@ -143,7 +143,7 @@ def test_one_expert_leaves_no_choice() -> None:
 def test_token_entropy_is_what_router_entropy_averages(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = random_trace(0, drop=0)
     whole = metrics.router_entropy(trace)
-    monkeypatch.setattr(metrics, "_CHUNK_TOKENS", 7)
+    monkeypatch.setattr(metrics.decisions, "_CHUNK_TOKENS", 7)
     pd.testing.assert_frame_equal(metrics.router_entropy(trace), whole)
     assert metrics.token_entropy(trace, 1).mean() == pytest.approx(whole["router_entropy"][1])
 

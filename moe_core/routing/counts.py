@@ -87,3 +87,10 @@ def ratio(numerator: _Numbers, denominator: _Numbers) -> Float64Array:
     top, bottom = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
     result: Float64Array = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
     return result
+
+
+def normalised(weights: npt.NDArray[np.number[Any]], empty: float = np.nan) -> Float64Array:
+    """Divide by the sum along the last axis; `empty` where that is 0."""
+    total = np.broadcast_to(weights.sum(axis=-1, keepdims=True, dtype=np.float64), weights.shape)
+    result: Float64Array = np.divide(weights, total, out=np.full(weights.shape, empty), where=total > 0)
+    return result

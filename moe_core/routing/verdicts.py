@@ -1,4 +1,4 @@
-"""Plain-word answers, computed from the frames of metrics.py and baselines.py; pages, reports and captions share them.
+"""Plain-word answers, computed from the frames of metrics and baselines; pages, reports and captions share them.
 
 Every sentence says the size, the chance level and the certainty, and may say that there is nothing to see.
 """

@@ -1,0 +1,21 @@
+"""Measures of routing: one function each, from a RoutingTrace to a tidy DataFrame (one row per observation).
+
+Symbols: T tokens, E experts, K slots per token (top_k), c_e assignments of expert e in a layer, f_e = c_e / sum c.
+Whether a value differs from chance is answered in baselines. Where a value is undefined (no tokens) it is NaN.
+"""
+
+from moe_core.routing.metrics.decisions import router_entropy, token_entropy
+from moe_core.routing.metrics.domains import domain_divergence, domain_nmi, domain_specialization
+from moe_core.routing.metrics.load import expert_load, load_balance
+from moe_core.routing.metrics.vocabulary import token_nmi
+
+__all__ = [
+    "domain_divergence",
+    "domain_nmi",
+    "domain_specialization",
+    "expert_load",
+    "load_balance",
+    "router_entropy",
+    "token_entropy",
+    "token_nmi",
+]
