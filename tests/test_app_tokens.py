@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
-from app.components.token_view import TokenArrays, display, view_payload
+from app.components.token_view import EASIER, HARDER, TokenArrays, display, view_payload
 from app.components.token_view_passages import (
     TOKEN_LIMIT,
     Passage,
@@ -26,6 +27,15 @@ from app.components.token_view_passages import (
     trace_passages,
 )
 from data_gen import Document
+from moe_core.figures.palette import (
+    DARK_PAGE,
+    DARK_TEXT,
+    LIGHT_PAGE,
+    LIGHT_TEXT,
+    TOKEN_STRENGTH,
+    blend,
+    contrast_ratio,
+)
 from moe_core.routing import metrics
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
@@ -190,6 +200,28 @@ def test_the_view_gets_the_numbers_of_the_trace(loaded: LoadedRun) -> None:
     assert numbers(payload["losses"], "<f4")[1:] == pytest.approx(traced.losses[1:])
     assert numbers(payload["ranks"], "<i4").tolist() == traced.ranks.tolist()
     json.dumps(payload)
+
+
+def test_a_change_of_loss_and_marks_reach_the_view(loaded: LoadedRun) -> None:
+    arrays = arrays_of(trace_passages(loaded, [Passage("a", "Hello")]))
+    T = len(arrays.tokens)
+    changes = np.linspace(-3, 3, T, dtype=np.float32)
+    marks = np.zeros((2, T), np.bool_)
+    marks[1, 0] = True
+    payload = view_payload(
+        replace(arrays, changes=changes, marks=marks, mark_label="another"), series="x", mode="change"
+    )
+    assert numbers(payload["changes"], "<f4") == pytest.approx(changes)
+    assert numbers(payload["marks"], "u1").reshape(2, T).tolist() == marks.astype(int).tolist()
+    assert (payload["mode"], payload["mark_label"]) == ("change", "another")
+    plain = view_payload(arrays, series="x")
+    assert (plain["changes"], plain["marks"], plain["mode"]) == (None, None, "first")
+
+
+@pytest.mark.parametrize("colour", [EASIER, HARDER])
+def test_text_is_readable_on_the_colours_of_a_changed_loss(colour: str) -> None:
+    for page, text in ((LIGHT_PAGE, LIGHT_TEXT), (DARK_PAGE, DARK_TEXT)):
+        assert contrast_ratio(text, blend(colour, page, TOKEN_STRENGTH)) >= 4.5
 
 
 def test_a_growing_text_keeps_the_places_of_its_pieces() -> None:

@@ -10,6 +10,7 @@ const MODES = {
   second: "Second expert",
   entropy: "Router entropy",
   surprise: "Surprise",
+  change: "Change of loss",
   domain: "Domain",
 };
 const SURPRISE_NATS = 8; // from here on a token is painted as strongly as can be
@@ -49,6 +50,7 @@ class TokenView {
     this.spans = [];
     this.data = null;
     this.mode = "first";
+    this.modeChosen = false;
     this.at = 0; // place of the layer on the L axis
     this.selected = -1;
     this.focus = -1; // expert whose tokens stand out
@@ -72,6 +74,8 @@ class TokenView {
     }
     this.data = data;
     if (!same) {
+      // What the reader chose stays for the next text; until then, what this text is best seen by.
+      if (!this.modeChosen) this.mode = data.mode;
       this.selected = -1;
       this.focus = -1;
       this.numbers.checked = data.experts > data.expert_colours.length;
@@ -96,6 +100,8 @@ class TokenView {
     this.entropy = data.entropy === null ? null : new Uint8Array(bytes(data.entropy)); // [L,T] of 255
     this.losses = data.losses === null ? null : new Float32Array(bytes(data.losses)); // [T] nats
     this.ranks = data.ranks === null ? null : new Int32Array(bytes(data.ranks)); // [T] 0 = not predicted
+    this.changes = data.changes === null ? null : new Float32Array(bytes(data.changes)); // [T] nats
+    this.marks = data.marks === null ? null : new Uint8Array(bytes(data.marks)); // [L,T] 1 = marked
     this.domains = new Int16Array(bytes(data.domain_ids)); // [T]
     this.count = this.tokens.length;
     this.signatures = null;
@@ -123,6 +129,7 @@ class TokenView {
         (mode === "second" && data.top_k > 1) ||
         (mode === "entropy" && this.entropy) ||
         (mode === "surprise" && this.losses) ||
+        (mode === "change" && this.changes) ||
         (mode === "domain" && data.domains.length > 1)
     );
   }
@@ -155,6 +162,7 @@ class TokenView {
 
   setMode(mode, focusButton) {
     this.mode = mode;
+    this.modeChosen = true;
     this.focus = -1;
     for (const button of this.modes.children) {
       const on = button.dataset.mode === mode;
@@ -218,6 +226,11 @@ class TokenView {
         } else number = "–";
       } else if (mode === "entropy") strength = this.entropy[at * this.count + i] / 255;
       else if (mode === "surprise") strength = Math.min(1, (this.losses[i] || 0) / SURPRISE_NATS);
+      else if (mode === "change") {
+        const change = this.changes[i] || 0;
+        colour = data.change_colours[change < 0 ? 0 : 1];
+        strength = Math.min(1, Math.abs(change) / data.change_limit);
+      }
       else {
         colour = data.domain_colours[this.domains[i] % data.domain_colours.length];
         strength = 0.7;
@@ -225,6 +238,7 @@ class TokenView {
       const span = this.spans[i];
       span.style.backgroundColor = strength > 0 ? rgba(colour, strength * data.strength) : "transparent";
       if (span.dataset.e !== number) span.dataset.e = number;
+      span.classList.toggle("marked", this.isMarked(i));
     }
     this.text.classList.toggle("numbered", byExpert && this.numbers.checked);
     this.drawLegend(counts, byExpert);
@@ -261,12 +275,22 @@ class TokenView {
         chip.append(swatch, element("span", "", name));
         parts.push(chip);
       });
+    } else if (mode === "change") {
+      const [below, above] = data.change_colours.map((colour) => rgba(colour, data.strength));
+      const limit = data.change_limit;
+      const ramp = element("span", "ramp");
+      ramp.style.backgroundImage = `linear-gradient(to right, ${below}, transparent, ${above})`;
+      const low = element("span", "hint", `foreseen better, \u2212${limit} nats`);
+      parts.push(low, ramp, element("span", "hint", `+${limit} nats, foreseen worse`));
     } else {
       const [low, high] =
         mode === "entropy" ? ["sure of one expert", "all experts alike"] : ["foreseen", `${SURPRISE_NATS} nats or more`];
       const ramp = element("span", "ramp");
       ramp.style.backgroundImage = `linear-gradient(to right, transparent, ${rgba(data.heat_colour, data.strength)})`;
       parts.push(element("span", "hint", low), ramp, element("span", "hint", high));
+    }
+    if (this.marks && data.mark_label) {
+      parts.push(element("span", "marked sample", "dotted"), element("span", "hint", data.mark_label));
     }
     this.legend.replaceChildren(...parts);
   }
@@ -340,6 +364,8 @@ class TokenView {
     if (this.losses && this.losses[i] === this.losses[i]) {
       line.append(element("span", "", ` surprise ${this.losses[i].toFixed(2)} nats`));
     }
+    if (this.changeText(i)) line.append(element("span", "", `, ${this.changeText(i)} by the change`));
+    if (this.isMarked(i)) line.append(element("span", "", `, ${this.data.mark_label}`));
     if (this.ranks && this.ranks[i] > 0) {
       line.append(element("span", "", `, the model's guess no. ${this.ranks[i].toLocaleString("en")}`));
     }
@@ -367,6 +393,15 @@ class TokenView {
     meter.append(fill);
     row.append(swatch, element("b", "", String(expert)), meter, element("span", "share", weight.toFixed(2)));
     return row;
+  }
+
+  isMarked(i) {
+    return this.marks !== null && this.marks[this.at * this.count + i] === 1;
+  }
+
+  changeText(i) {
+    const change = this.changes ? this.changes[i] : NaN;
+    return change === change ? `loss ${signed(change)} nats` : "";
   }
 
   drawSame(i) {
@@ -408,6 +443,8 @@ class TokenView {
     const facts = [];
     if (this.entropy) facts.push(`router entropy ${Math.round((100 * this.entropy[this.at * this.count + i]) / 255)} %`);
     if (this.losses && this.losses[i] === this.losses[i]) facts.push(`surprise ${this.losses[i].toFixed(2)} nats`);
+    if (this.changeText(i)) facts.push(`${this.changeText(i)} by the change`);
+    if (this.isMarked(i)) facts.push(this.data.mark_label);
     if (this.ranks && this.ranks[i] > 0) facts.push(`guess no. ${this.ranks[i].toLocaleString("en")}`);
     for (const fact of facts) parts.push(element("div", "", fact));
     this.tip.replaceChildren(...parts);
@@ -513,6 +550,10 @@ function element(tag, className, text) {
   if (className) node.className = className;
   if (text !== undefined) node.textContent = text;
   return node;
+}
+
+function signed(value) {
+  return `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixed(2)}`;
 }
 
 function rgba(hex, alpha) {

@@ -21,6 +21,11 @@ import streamlit as st
 
 from moe_core.figures.palette import DOMAIN_COLOURS, EXPERT_COLOURS, HEAT, TOKEN_STRENGTH
 
+EASIER, HARDER = "#6f63b8", HEAT
+"""Change of loss below and above 0: purple and orange, as on every map that diverges."""
+CHANGE_LIMIT_NATS = 2.0
+"""Tokens whose loss changes by this much or more have the full colour, in every text and for every intervention."""
+
 _HERE = Path(__file__).resolve().parent
 _MOUNT = st.components.v2.component(
     "moescope_token_view",
@@ -51,6 +56,12 @@ class TokenArrays:
     """[T] nats, NaN = not predicted."""
     ranks: npt.NDArray[np.int32] | None = None
     """[T] place of the token among the model's guesses, 0 = not predicted."""
+    changes: npt.NDArray[np.float32] | None = None
+    """[T] nats: loss after a change of the model less the loss before it, NaN = not predicted."""
+    marks: npt.NDArray[np.bool_] | None = None
+    """[L,T] tokens to underline with dots where that layer is shown."""
+    mark_label: str = ""
+    """What the dots mean, for the legend; also under which words a marked token is described."""
     domain_ids: npt.NDArray[np.int16] | None = None
     """[T] index into `domains`."""
     domains: Sequence[str] = ()
@@ -88,10 +99,11 @@ def token_view(
     return TokenChoice(token if belongs else None, result.layer)
 
 
-def view_payload(arrays: TokenArrays, *, series: str, live: bool = False) -> dict[str, Any]:
+def view_payload(arrays: TokenArrays, *, series: str, live: bool = False, mode: str = "first") -> dict[str, Any]:
     """The view's data as JSON values; arrays as base64 of little-endian numbers.
 
     `series` names the text: as long as it stays, tokens are only ever added at the end (`live`: while they come).
+    `mode` is what tokens are coloured by at first, one of the MODES of token_view.js; the reader may choose another.
     """
     order_LTK = np.argsort(-arrays.scores, axis=2, kind="stable")
     indices_LTK = np.take_along_axis(arrays.indices, order_LTK, axis=2)
@@ -118,6 +130,12 @@ def view_payload(arrays: TokenArrays, *, series: str, live: bool = False) -> dic
         "entropy": _packed(entropies, "u1"),
         "losses": _packed(arrays.losses, "<f4"),
         "ranks": _packed(arrays.ranks, "<i4"),
+        "changes": _packed(arrays.changes, "<f4"),
+        "change_limit": CHANGE_LIMIT_NATS,
+        "change_colours": [EASIER, HARDER],
+        "marks": _packed(arrays.marks, "u1"),
+        "mark_label": arrays.mark_label,
+        "mode": mode,
         "domain_ids": _packed(domain_ids, "<i2"),
         "domains": list(arrays.domains),
         "headings": len(arrays.domains) > 1,
