@@ -12,10 +12,11 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import streamlit as st
 
+from app.measured import Measured
 from moe_core.config import Config
 from moe_core.errors import RunError
 from moe_core.progress import Progress
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 # Certainty is counted in documents, so of each only its first characters are taken, and of more documents.
 BEGINNING = 600
+DEEP_TOKENS_PER_DOMAIN = 8_192
+"""Of held-out text for pages that look at single experts and pairs of them: some 40 documents of each domain."""
+T = TypeVar("T")
 Stamp = tuple[int, int, int]
 """Modification time in ns, size in bytes and inode: another file, or a changed one, has another stamp."""
 
@@ -124,30 +128,65 @@ def _probe_routing(path: str, changed: Stamp) -> Routing:
     return _measured(RoutingTrace.load(path))
 
 
+def probe(run: RunFolder, step: int | None = None) -> Measured:
+    """Routing of the fixed probe set at `step`, or at the latest evaluation. Raises RunError before the first."""
+    path = run.probe_path(probe_step(run) if step is None else step)
+    return _probe(str(path), stamp(path))
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _probe(path: str, changed: Stamp) -> Measured:
+    from moe_core.routing.trace import RoutingTrace
+
+    return Measured(RoutingTrace.load(path))
+
+
+def probe_trace(run: RunFolder, step: int) -> RoutingTrace:
+    """The probe's trace at `step`. Raises TraceError when there is none."""
+    return probe(run, step).trace
+
+
 def held_out_routing(run: RunFolder, tokens_per_domain: int, progress: Progress | None = None) -> Routing:
     """Routing of the beginnings of held-out documents by the newest checkpoint; `progress` is called while it is made
     the first time."""
     place = _held_out_place(*_checkpoint_key(run), tokens_per_domain)
     with place.lock:
-        if place.routing is None:
-            place.routing = _route_held_out(run, tokens_per_domain, progress)
-        return place.routing
+        if place.value is None:
+            place.value = _measured(_route_held_out(run, tokens_per_domain, progress))
+        return place.value
+
+
+def deep_routing(run: RunFolder, progress: Progress | None = None) -> Measured:
+    """Like held_out_routing, of DEEP_TOKENS_PER_DOMAIN tokens, with nothing measured yet: pages ask for what they show.
+
+    Raises RunError when the run has no checkpoint or no held-out text.
+    """
+    place = _deep_place(*_checkpoint_key(run))
+    with place.lock:
+        if place.value is None:
+            place.value = Measured(_route_held_out(run, DEEP_TOKENS_PER_DOMAIN, progress))
+        return place.value
 
 
 @dataclass
-class _Place:
+class _Place(Generic[T]):
     """Where a routing goes once it is made: made outside the cached function, which may not draw a progress bar."""
 
     lock: threading.Lock
-    routing: Routing | None = None
+    value: T | None = None
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _held_out_place(root: str, name: str, folder: str, changed: Stamp, tokens_per_domain: int) -> _Place:
+def _held_out_place(root: str, name: str, folder: str, changed: Stamp, tokens_per_domain: int) -> _Place[Routing]:
     return _Place(threading.Lock())
 
 
-def _route_held_out(run: RunFolder, tokens_per_domain: int, progress: Progress | None) -> Routing:
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _deep_place(root: str, name: str, folder: str, changed: Stamp) -> _Place[Measured]:
+    return _Place(threading.Lock())
+
+
+def _route_held_out(run: RunFolder, tokens_per_domain: int, progress: Progress | None) -> RoutingTrace:
     from moe_core.inference.tracing import trace_documents
 
     loaded = loaded_run(run)
@@ -156,7 +195,17 @@ def _route_held_out(run: RunFolder, tokens_per_domain: int, progress: Progress |
         for split in ("validation", "unseen")
         for document in run.held_out(split)
     ]
-    return _measured(trace_documents(loaded, documents, progress=progress, tokens_per_domain=tokens_per_domain))
+    return trace_documents(loaded, documents, progress=progress, tokens_per_domain=tokens_per_domain)
+
+
+def ablation(run: RunFolder, mode: str = "zero") -> pd.DataFrame | None:
+    """What switching each expert off changes (evaluation.ablation.ablation_map), as far as it was measured; else None.
+
+    Measuring it is the work of `python main.py ablate`, or of the Interventions page.
+    """
+    from moe_core.evaluation.ablation import read_ablation_map
+
+    return read_ablation_map(run, mode)
 
 
 def _measured(trace: RoutingTrace) -> Routing:

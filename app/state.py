@@ -1,11 +1,12 @@
-"""Every session key in one place. A run and a layer are chosen once, kept on all pages, and stand in the URL.
+"""Every session key in one place. What is chosen in the side bar is chosen once, kept on all pages, and in the URL.
 
-Widgets own the keys `run` and `layer` (see components/pickers.py); pages read them through this module only.
+Widgets own the keys `run`, `layer` and `compare` (see components/pickers.py); pages read them through this module only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
@@ -17,6 +18,10 @@ RUN = "run"
 """str, in the URL: the chosen run."""
 LAYER = "layer"
 """int, in the URL: the chosen MoE layer, counted from 0 over all layers."""
+COMPARE = "compare"
+"""str or None, in the URL: what the run is held against, another run's name or "step 100" (a snapshot of its own)."""
+EXPERT = "expert"
+"""int, in the URL: the chosen expert of the chosen layer."""
 NEW_PRESET, NEW_SOURCE, NEW_UPLOAD, NEW_PATH, NEW_NAME, NEW_SEED = (
     "new_preset",
     "new_source",
@@ -30,6 +35,7 @@ NEW_RUN = "new_run"
 """bool: is the form that starts a training open?"""
 MORE_TEXT = "domains_more_text"
 """str: the run whose domain map was asked for on more text."""
+_STEP = "step "
 _NEXT_RUN = "next_run"
 """str: run to choose when the side bar is drawn next."""
 _MISSING_RUN = "missing_run"
@@ -50,6 +56,34 @@ def selected_layer() -> int:
     if layer is None:
         raise RunError("no layer is chosen; choose a run whose configuration can be read")
     return int(layer)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the chosen run is held against."""
+
+    run: RunFolder
+    step: int | None
+    """Step of a probe snapshot; None = the run's newest state."""
+
+
+def compared() -> Compared | None:
+    """What the side bar's "compare with" names; None when nothing is chosen there."""
+    value = st.session_state.get(COMPARE)
+    if not value:
+        return None
+    step = str(value).removeprefix(_STEP)
+    return Compared(RunFolder(value), None) if step == value else Compared(selected_run(), int(step))
+
+
+def step_option(step: int) -> str:
+    """How "compare with" names a snapshot of the chosen run: no run's name, as those have no spaces."""
+    return f"{_STEP}{step}"
+
+
+def open_expert(layer: int, expert: int) -> None:
+    """Choose an expert of a layer. For callbacks: the widgets that own these keys are drawn after them."""
+    st.session_state[LAYER], st.session_state[EXPERT] = layer, expert
 
 
 def open_run(name: str) -> None:

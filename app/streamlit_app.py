@@ -1,4 +1,4 @@
-"""The frame: navigation, the run and layer that all pages share, and one place where errors become boxes.
+"""The frame: navigation, the choices that all pages share, and one place where errors become boxes.
 
 streamlit run app        from the root of the repository
 """
@@ -44,6 +44,18 @@ PAGES = {
             icon=":material/category:",
             help="Which experts prefer which kind of text, and whether that is more than chance.",
         ),
+        st.Page(
+            "app_pages/experts.py",
+            title="Experts",
+            icon=":material/hub:",
+            help="One expert at a time: its load, domains, words, contexts, neighbours, and what it is worth.",
+        ),
+        st.Page(
+            "app_pages/flow.py",
+            title="Flow",
+            icon=":material/alt_route:",
+            help="How tokens travel from layer to layer, and which experts work together.",
+        ),
     ],
     "Change": [
         st.Page(
@@ -52,6 +64,12 @@ PAGES = {
             icon=":material/edit_note:",
             help="Let the model write, and see each new token coloured by its expert.",
         ),
+        st.Page(
+            "app_pages/interventions.py",
+            title="Interventions",
+            icon=":material/switch_access_shortcut:",
+            help="Switch an expert off, or force it, and see what changes.",
+        ),
     ],
     "Follow": [
         st.Page(
@@ -59,6 +77,18 @@ PAGES = {
             title="Training",
             icon=":material/model_training:",
             help="Start a training, watch it learn, stop and resume it.",
+        ),
+        st.Page(
+            "app_pages/time.py",
+            title="Time",
+            icon=":material/timeline:",
+            help="When each expert became what it is: the routing at every snapshot of training.",
+        ),
+        st.Page(
+            "app_pages/compare.py",
+            title="Compare",
+            icon=":material/compare_arrows:",
+            help="What changed between two runs, two steps of one run, or two texts.",
         ),
     ],
 }
@@ -72,6 +102,7 @@ runs = loaders.runs()
 with st.sidebar:
     run = pickers.pick_run(runs)
     pickers.pick_layer(run)
+    pickers.pick_comparison(run, runs)
 
 with errors_as_boxes():
     if page.url_path == TRAINING.url_path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -13,38 +13,60 @@ from moe_core.routing.glossary import GLOSSARY
 if TYPE_CHECKING:
     from moe_core.figures.run_figures import Figure
 
-_FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "CSV": "text/csv"}
+_FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "CSV": "text/csv", "HTML": "text/html"}
+_ABOUT = {"CSV": "Save the numbers behind this picture", "HTML": "Save this picture as a page that needs no network"}
+_ALTAIR_FORMATS: tuple[str, ...] = ("PNG", "SVG", "CSV")
+_PLOTLY_FORMATS: tuple[str, ...] = ("HTML", "CSV")
+CELL = "cell"
+"""Name of the selection of the maps that can be clicked."""
 
 
-def show_figure(figure: Figure, *, key: str, terms: Sequence[str] = (), title: str | None = None) -> None:
+def show_figure(
+    figure: Figure,
+    *,
+    key: str,
+    terms: Sequence[str] = (),
+    title: str | None = None,
+    on_cell: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
     """Draw `figure` with its verdict as alternative text, an explanation of `terms`, and downloads.
 
     `key` is unique on the page and names the downloaded files. `title` replaces the figure's own; "" leaves it out.
+    `on_cell` is called with the clicked cell of a map, {"layer": 2, "expert": 5}, before the page runs again, so that
+    it may choose for widgets. A cell that is let go calls nothing.
     """
     heading = figure.title if title is None else title
     if heading:
         st.markdown(f"#### {plain(heading)}")
-    st.altair_chart(
+    description = f"{figure.title}. {figure.verdict}"
+    clickable = _Clicks(f"{key}_chart", on_cell) if on_cell is not None else None
+    formats = _ALTAIR_FORMATS
+    if _is_plotly(figure.chart):
+        st.plotly_chart(figure.chart, width="stretch", alt=description, key=f"{key}_chart")
+        formats = _PLOTLY_FORMATS
+    else:
         # Vega writes in black unless told; the page's own text colour is right in light and in dark.
-        figure.chart.configure_text(color="currentColor"),
-        width="stretch",
-        alt=f"{figure.title}. {figure.verdict}",
-        key=f"{key}_chart",
-    )
+        chart = figure.chart.configure_text(color="currentColor")
+        if clickable is None:
+            st.altair_chart(chart, width="stretch", alt=description, key=f"{key}_chart")
+        else:
+            st.altair_chart(
+                chart, width="stretch", alt=description, key=f"{key}_chart", on_select=clickable, selection_mode=CELL
+            )
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         if terms:
             explain(terms, key=f"{key}_explain")
-        for label, mime in _FORMATS.items():
+        for label in formats:
             st.download_button(
                 label,
                 data=_maker(figure, label.lower()),  # drawn on click: a PNG takes longer than the page
                 file_name=f"{key}.{label.lower()}",
-                mime=mime,
+                mime=_FORMATS[label],
                 key=f"{key}_{label}",
                 type="tertiary",
                 icon=":material/download:",
                 on_click="ignore",
-                help="Save the numbers behind this picture" if label == "CSV" else f"Save this picture as {label}",
+                help=_ABOUT.get(label, f"Save this picture as {label}"),
             )
 
 
@@ -66,6 +88,23 @@ def explain(terms: Sequence[str], *, key: str, label: str = "How to read this") 
 def term_help(name: str) -> str:
     """The glossary's line on `name`, for a tooltip."""
     return plain(GLOSSARY[name].help)
+
+
+class _Clicks:
+    """Hands the clicked cell of the chart under `key` on."""
+
+    def __init__(self, key: str, on_cell: Callable[[dict[str, Any]], None]) -> None:
+        self.key, self.on_cell = key, on_cell
+
+    def __call__(self) -> None:
+        cells = st.session_state[self.key].selection.get(CELL) or []
+        if cells:
+            self.on_cell(dict(cells[0]))
+
+
+def _is_plotly(chart: object) -> bool:
+    """By name: Plotly takes half a second to import and most pages draw none of it."""
+    return type(chart).__module__.startswith("plotly.")
 
 
 def _maker(figure: Figure, file_format: str) -> Callable[[], bytes]:

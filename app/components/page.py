@@ -15,8 +15,13 @@ from moe_core.errors import MoescopeError
 OVERVIEW = "app_pages/overview.py"
 TOKENS = "app_pages/tokens.py"
 DOMAINS = "app_pages/domains.py"
+EXPERTS = "app_pages/experts.py"
+FLOW = "app_pages/flow.py"
 GENERATION = "app_pages/generation.py"
+INTERVENTIONS = "app_pages/interventions.py"
 TRAINING = "app_pages/training.py"
+TIME = "app_pages/time.py"
+COMPARE = "app_pages/compare.py"
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~$:^=-])")
 

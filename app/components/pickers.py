@@ -1,4 +1,4 @@
-"""The side bar: which run, which layer. Chosen once, kept on every page and in the URL."""
+"""The side bar: which run, which layer, compared with what. Chosen once, kept on every page and in the URL."""
 
 from __future__ import annotations
 
@@ -90,3 +90,23 @@ def pick_layer(run: RunSummary | None) -> None:
         st.segmented_control("Layer", layers, required=True, key=state.LAYER, bind="query-params", help=about)
     else:
         st.selectbox("Layer", layers, index=None, required=True, key=state.LAYER, bind="query-params", help=about)
+
+
+def pick_comparison(run: RunSummary | None, runs: list[RunSummary]) -> None:
+    """Draw "compare with": the other sound runs, and the snapshots of `run`; nothing where there is neither."""
+    if run is None or run.error is not None:
+        return
+    steps = [state.step_option(step) for step in RunFolder(run.name).probe_steps()[:-1]]
+    options = [other.name for other in runs if other.name != run.name and other.error is None] + steps
+    if not options:
+        return
+    state.preset(state.COMPARE, options, None)
+    st.selectbox(
+        "Compare with",
+        options,
+        index=None,
+        key=state.COMPARE,
+        bind="query-params",
+        placeholder="first snapshot" if steps else "choose a run",
+        help="What the Compare page holds this run against: another run, or this one at an earlier step.",
+    )

@@ -1,0 +1,54 @@
+"""A trace and what was measured on it: each measure once, whoever asks for it, however often a page runs again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from moe_core.routing.trace import RoutingTrace
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(eq=False)
+class Measured:
+    """One trace, shared between sessions (see loaders.py). What `get` returns is shared too: read, never written."""
+
+    trace: RoutingTrace
+    made_at: float = field(default_factory=time.time)
+    """Seconds since 1970: when the trace was made or read."""
+    _results: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    def get(self, measure: Callable[Concatenate[RoutingTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """measure(trace, *args, **kwargs), computed at the first call. Arguments must be hashable."""
+        key = (measure.__module__, measure.__qualname__, args, tuple(sorted(kwargs.items())))
+        with self._lock:  # another session that asks meanwhile waits for the same result
+            if key not in self._results:
+                self._results[key] = measure(self.trace, *args, **kwargs)
+            return self._results[key]  # type: ignore[no-any-return]
+
+    def has(self, measure: Callable[Concatenate[RoutingTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> bool:
+        """True once `get` has this result: nothing is left to wait for."""
+        return (measure.__module__, measure.__qualname__, args, tuple(sorted(kwargs.items()))) in self._results
+
+    def part(self, layers: Sequence[int]) -> Measured:
+        """Some layers only, measured apart: pairs of experts of every layer of a large model are too many."""
+        return self.get(_part, tuple(layers))
+
+
+def _part(trace: RoutingTrace, layers: tuple[int, ...]) -> Measured:
+    if layers == tuple(trace.layers):
+        return Measured(trace)
+    places = [trace.layer_position(layer) for layer in layers]
+    chosen = {
+        name: array[places]
+        for name in ("router_indices", "router_scores", "router_logits")
+        if (array := getattr(trace, name)) is not None
+    }
+    return Measured(replace(trace, **chosen, layers=list(layers)))
