@@ -6,6 +6,7 @@ Whether a value differs from chance is answered in baselines. Where a value is u
 
 from moe_core.routing.metrics.decisions import router_entropy, token_entropy
 from moe_core.routing.metrics.domains import domain_divergence, domain_nmi, domain_specialization
+from moe_core.routing.metrics.formation import formation, formed_at
 from moe_core.routing.metrics.load import expert_load, load_balance
 from moe_core.routing.metrics.vocabulary import token_nmi
 
@@ -14,6 +15,8 @@ __all__ = [
     "domain_nmi",
     "domain_specialization",
     "expert_load",
+    "formation",
+    "formed_at",
     "load_balance",
     "router_entropy",
     "token_entropy",
