@@ -1,15 +1,13 @@
 """Send text through a loaded model and keep where every token went, how surprising it was, and its rank.
 
-Long texts go through in windows of `context_window` tokens that overlap by half: a window's first half is context that
-an earlier window has accounted for already, its second half is new. So every token counts exactly once, sees at least
-half a window before it (as far as its document has that much), and never a position beyond the trained length.
+Long texts go through in windows, see windows.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +17,10 @@ from data_gen import Document
 from moe_core.data.tokens import TokenBatch, TokenDataset
 from moe_core.errors import UsageError
 from moe_core.inference.loaded import Loaded, context_window
+from moe_core.inference.windows import window_batches
 from moe_core.progress import Progress
 from moe_core.routing import Recorder, RoutingTrace, capture, concatenate
 
-TOKENS_PER_BATCH = 4096
 # A trace that would hold more router logits than this goes without: E of them per token and layer, most of its size.
 MAX_LOGITS_BYTES = 2**28
 
@@ -36,14 +34,6 @@ class TracedText:
     """[T] nats: -ln of the probability given to the token by those before it; NaN for the first, end-of-text."""
     ranks: NDArray[np.int32]
     """[T] place of the token among the model's guesses, 1 = the likeliest; 0 for the first, which nothing predicts."""
-
-
-class _Window(NamedTuple):
-    start: int
-    """First token, as an index into the data set."""
-    fresh: int
-    """First token that no earlier window accounts for."""
-    end: int
 
 
 def trace_text(loaded: Loaded, text: str, *, domain: str = "text", progress: Progress | None = None) -> TracedText:
@@ -82,11 +72,18 @@ def trace_documents(
 
 
 def trace_batches(
-    recorder: Recorder, batches: Sequence[TokenBatch], *, domains: Sequence[str], source: str, vocabulary: Sequence[str]
+    recorder: Recorder,
+    batches: Sequence[TokenBatch],
+    *,
+    domains: Sequence[str],
+    source: str,
+    vocabulary: Sequence[str],
+    predicted_ids: Sequence[NDArray[np.int32]] | None = None,
 ) -> RoutingTrace:
     """The trace of what `recorder` saw when the model read `batches`, in this order; padding is left out.
 
     So is the last token of each document: it is nobody's input in a batch that predicts the next token.
+    `predicted_ids`: [B, S] of each batch, see likeliest.
     """
 
     def joined(name: str) -> NDArray[Any]:
@@ -95,13 +92,21 @@ def trace_batches(
     return recorder.trace(
         token_ids=joined("token_ids"),
         document_ids=joined("document_ids"),
+        source_ids=joined("source_ids"),
         positions=joined("positions"),
         domain_ids=joined("domain_ids"),
         domains=domains,
+        predicted_ids=None if predicted_ids is None else np.concatenate([ids.ravel() for ids in predicted_ids]),
         source=source,
         vocabulary=vocabulary,
         keep=joined("mask"),
     )
+
+
+def likeliest(logits_BSV: torch.Tensor) -> NDArray[np.int32]:
+    """[B, S] the token each place predicts: the argmax of its logits."""
+    ids: NDArray[np.int32] = logits_BSV.argmax(dim=-1).to(torch.int32).cpu().numpy()
+    return ids
 
 
 @torch.inference_mode()
@@ -114,56 +119,31 @@ def _trace(loaded: Loaded, dataset: TokenDataset, progress: Progress | None) -> 
     vocabulary = loaded.tokenizer.vocabulary()
     model = loaded.model.config
     keep_logits = 2 * len(model.moe_layers) * model.num_experts * len(dataset) <= MAX_LOGITS_BYTES
-    every_window = _windows(dataset, size)
-    rows = max(1, TOKENS_PER_BATCH // size)
-    for first in range(0, len(every_window), rows):
-        windows = every_window[first : first + rows]
-        index_BS, keep_BS = _layout(windows)
+    for batch in window_batches(dataset, size):
+        index_BS = batch.index
         token_ids_BS = torch.from_numpy(dataset.token_ids[index_BS].astype(np.int64)).to(device)
         with capture(loaded.model, keep_logits=keep_logits) as recorder:
             logits_BSV = loaded.model(token_ids_BS).logits
-        scored = keep_BS[:, 1:] & (dataset.positions[index_BS[:, 1:]] > 0)
-        at = index_BS[:, 1:][scored]
+        at, scored = batch.targets, batch.scored
         losses[at], ranks[at] = _score(logits_BSV[:, :-1], token_ids_BS[:, 1:], torch.from_numpy(scored).to(device))
         # Batch by batch: what windows read as context only is let go at once.
         traces.append(
             recorder.trace(
                 token_ids=dataset.token_ids[index_BS],
                 document_ids=dataset.document_ids[index_BS],
+                source_ids=dataset.source_ids[index_BS],
                 positions=dataset.positions[index_BS],
                 domain_ids=dataset.domain_ids[index_BS],
                 domains=dataset.domains,
+                predicted_ids=likeliest(logits_BSV),
                 source=_name(loaded),
                 vocabulary=vocabulary,
-                keep=keep_BS,
+                keep=batch.keep,
             )
         )
         if progress is not None:
-            progress("tracing", windows[-1].end, len(dataset))
+            progress("tracing", int(index_BS[-1, -1]) + 1, len(dataset))
     return TracedText(concatenate(traces), losses, ranks)
-
-
-def _windows(dataset: TokenDataset, size: int) -> list[_Window]:
-    """Windows of at most `size` tokens; all but the first of a document are full and bring up to size // 2 new ones."""
-    windows: list[_Window] = []
-    for start, stop in zip(*dataset.document_bounds(), strict=True):
-        end = min(int(start) + size, int(stop))
-        windows.append(_Window(int(start), int(start), end))
-        while end < stop:
-            fresh, end = end, min(end + size // 2, int(stop))
-            windows.append(_Window(end - size, fresh, end))
-    return windows
-
-
-def _layout(windows: Sequence[_Window]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Data-set index [B, S] of every place of a batch, and whether the place counts (neither context nor padding).
-
-    Padding repeats the last token behind the text, where causal attention keeps it from changing anything.
-    """
-    starts, fresh, ends = (np.array(column)[:, None] for column in zip(*windows, strict=True))
-    index = starts + np.arange((ends - starts).max())
-    keep = (index >= fresh) & (index < ends)
-    return np.minimum(index, ends - 1), keep
 
 
 def _score(

@@ -1,0 +1,181 @@
+"""What was found out about a run afterwards, kept beside it under checkpoints/<run>/analysis/.
+
+  ablation_zero_1f0c….jsonl   effects of switching experts off: a line that says of what, then a line an expert
+  saliency.parquet …          tables, what they are of in the schema's metadata
+
+Every file names the checkpoint (a hash of its weights), the step and the text it was made from. Reading needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from moe_core.errors import RunError
+from moe_core.json_values import json_safe
+from moe_core.runs.files import translate_os_errors, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moe_core.runs.folder import RunFolder
+
+HELD_OUT_TEXT = "held-out text"
+"""Name of the text that is read where nobody brought another: what pages and figures show."""
+EFFECT_COLUMNS = ("layer", "expert", "domain", "tokens", "affected", "delta_nats", "low", "high", "kl")
+Table = Literal["saliency", "similarity", "importance", "correlations"]
+TABLES: tuple[Table, ...] = get_args(Table)
+_METADATA_KEY = b"moescope.analysis"
+
+
+@dataclass(frozen=True)
+class AnalysisOf:
+    """What an analysis is of. Two of the same are interchangeable."""
+
+    checkpoint: str
+    """SHA-256 of the weights file."""
+    step: int
+    text: str
+    """For people: HELD_OUT_TEXT, or where the text came from."""
+    fingerprint: str
+    """Of the token ids, documents and domains that were read."""
+    tokens: int
+    mode: str = ""
+    """How experts were switched off; "" where none was."""
+
+    @property
+    def key(self) -> str:
+        """Names the file: twelve hexadecimal digits of everything that decides the numbers."""
+        identity = [self.checkpoint, self.fingerprint, self.mode]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+
+
+class AblationJournal:
+    """The effects of switching experts off, one expert after the other; what is written survives a kill.
+
+    Several processes may write at once: each line is one write to the end of the file, and an expert that was done
+    twice counts once.
+    """
+
+    def __init__(self, run: RunFolder, of: AnalysisOf) -> None:
+        self._of = of
+        self._path = run.path / "analysis" / f"ablation_{of.mode}_{of.key}.jsonl"
+
+    def read(self) -> dict[tuple[int, int], list[dict[str, Any]]]:
+        """Rows (EFFECT_COLUMNS, one a domain) of each expert that is done, by (layer, expert)."""
+        return _read_journal(self._path)[1]
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the rows of one expert. Raises RunError when the disk refuses; what was there is then untouched."""
+        lines = [{"rows": rows}]
+        with translate_os_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._path.exists():
+                lines.insert(0, {"of": asdict(self._of)})  # type: ignore[dict-item]
+            # A writer that was killed may have left half a line: the first line break ends that one.
+            content = "\n" + "".join(json.dumps(json_safe(line), allow_nan=False) + "\n" for line in lines)
+            with self._path.open("ab", buffering=0) as file:
+                start = file.tell()
+                if file.write(content.encode()) < len(content):
+                    with suppress(OSError):
+                        file.truncate(start)
+                    raise RunError(f"no space left to write {str(self._path)!r}; free some disk space and try again")
+                os.fsync(file.fileno())
+
+
+def read_ablation_map(run: RunFolder, mode: str = "zero", text: str = HELD_OUT_TEXT) -> pd.DataFrame | None:
+    """What is known of switching each expert off: EFFECT_COLUMNS and `uncertain`, see evaluation.ablation.ablation_map.
+
+    Of the newest step that has any; perhaps not all experts yet. None where nothing was computed. `frame.attrs` holds
+    the fields of AnalysisOf.
+    """
+    found = []
+    for path in (run.path / "analysis").glob(f"ablation_{mode}_*.jsonl"):
+        of, experts = _read_journal(path)
+        if of is not None and of.text == text and experts:
+            found.append((of.step, path.stat().st_mtime, of, experts))
+    if not found:
+        return None
+    *_, of, experts = max(found, key=lambda entry: entry[:2])
+    return effects_frame([row for rows in experts.values() for row in rows], of)
+
+
+def effects_frame(rows: Sequence[Mapping[str, Any]], of: AnalysisOf | None = None) -> pd.DataFrame:
+    """Rows of EFFECT_COLUMNS as a table in the order of layers and experts, with `uncertain` = 0 is in the interval,
+    or there is none."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, columns=list(EFFECT_COLUMNS))
+    numbers = dict.fromkeys(("delta_nats", "low", "high", "kl"), float)
+    frame = frame.astype(numbers).sort_values(["layer", "expert"], kind="stable", ignore_index=True)
+    frame["uncertain"] = ~((frame["low"] > 0) | (frame["high"] < 0))
+    frame.attrs = asdict(of) if of is not None else {}
+    return frame
+
+
+def write_table(run: RunFolder, name: Table, frame: pd.DataFrame, of: AnalysisOf) -> None:
+    """Keep one table, replacing an older one. Raises RunError when the disk refuses."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(of)).encode()})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    path = _table_path(run, name)
+    with translate_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue().to_pybytes())
+
+
+def read_table(run: RunFolder, name: Table) -> pd.DataFrame | None:
+    """A table as it was written, the fields of AnalysisOf in `frame.attrs`; None where there is none.
+
+    Raises RunError when it is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = _table_path(run, name)
+    try:
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+        of = json.loads(table.schema.metadata[_METADATA_KEY])
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"{str(path)!r} is damaged; delete it, `python main.py ablate` makes it again") from None
+    frame = table.to_pandas()
+    frame.attrs = of
+    return frame
+
+
+def _table_path(run: RunFolder, name: Table) -> Path:
+    return run.path / "analysis" / f"{name}.parquet"
+
+
+def _read_journal(path: Path) -> tuple[AnalysisOf | None, dict[tuple[int, int], list[dict[str, Any]]]]:
+    """What a journal is of, and its experts' rows; half a line, as a killed writer leaves it, does not count."""
+    of: AnalysisOf | None = None
+    experts: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return None, {}
+    except OSError as error:
+        raise RunError(f"cannot read {str(path)!r}: {error.strerror or error}; check its permissions") from None
+    known = {field.name for field in fields(AnalysisOf)}
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
+            record = json.loads(line)
+            if "of" in record:
+                of = AnalysisOf(**{name: value for name, value in record["of"].items() if name in known})
+            else:
+                rows = [{name: row[name] for name in EFFECT_COLUMNS} for row in record["rows"]]
+                experts[int(rows[0]["layer"]), int(rows[0]["expert"])] = rows
+    return of, experts
