@@ -13,7 +13,12 @@ Spans = list[tuple[int, slice]]
 
 
 class Experts(nn.Module):
-    """E networks down(silu(gate x) * up x); gate_proj and up_proj [E, F, D], down_proj [E, D, F]."""
+    """E networks down(silu(gate x) * up x); gate_proj and up_proj [E, F, D], down_proj [E, D, F].
+
+    `is_moe_experts` promises interventions: forward(x_TD, scores_TK, indices_TK), each token on its own, -1 = unused.
+    """
+
+    is_moe_experts = True
 
     def __init__(self, dim: int, hidden_dim: int, num_experts: int) -> None:
         super().__init__()

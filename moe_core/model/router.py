@@ -56,18 +56,25 @@ class TopKRouter(nn.Module):
             logits_TE = nn.functional.linear(x_TD.to(self.weight.dtype), self.weight).float()
             if self.training and self.noise_std > 0:
                 logits_TE = logits_TE + self.noise_std * torch.randn_like(logits_TE)
-            # Chosen by logits, not probabilities: these underflow to equal zeros when one logit towers above the rest.
-            indices_TK = logits_TE.detach().sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k]
-            if self.normalize_scores and self.top_k > 1:
-                # softmax over the chosen = softmax over all, divided by the chosen's sum, in half the steps.
-                scores_TK = logits_TE.gather(-1, indices_TK).softmax(dim=-1)
-            else:
-                scores_TK = logits_TE.softmax(dim=-1).gather(-1, indices_TK)
+            scores_TK, indices_TK = self.choose(logits_TE, self.top_k)
         if self.training and self.capacity_factor is not None:
             kept_TK = self._within_capacity(indices_TK)
             scores_TK = scores_TK.masked_fill(~kept_TK, 0.0)
             indices_TK = indices_TK.masked_fill(~kept_TK, -1)
         return RouterOutput(logits_TE, scores_TK, indices_TK)
+
+    def choose(self, logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        """Steps 2 to 4 for given logits [T, E] and 1 <= top_k <= E: scores [T, top_k] and indices [T, top_k].
+
+        Interventions choose again with it. Weights are divided by their sum if the router was built to do so, whatever
+        `top_k` is asked for: the experts were trained at that scale.
+        """
+        # Chosen by logits, not probabilities: these underflow to equal zeros when one logit towers above the rest.
+        indices_TK = logits_TE.detach().sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+        if self.normalize_scores and self.top_k > 1:
+            # softmax over the chosen = softmax over all, divided by the chosen's sum, in half the steps.
+            return logits_TE.gather(-1, indices_TK).softmax(dim=-1), indices_TK
+        return logits_TE.softmax(dim=-1).gather(-1, indices_TK), indices_TK
 
     def _within_capacity(self, indices_TK: Tensor) -> Tensor:
         """bool [T, K]: is this token among the first ceil(capacity_factor * T * K / E) that chose this expert?"""

@@ -2,6 +2,16 @@
 
 from moe_core.routing import baselines, metrics
 from moe_core.routing.capture import Recorder, capture
+from moe_core.routing.interventions import Intervention, intervene
 from moe_core.routing.trace import RoutingTrace, concatenate
 
-__all__ = ["Recorder", "RoutingTrace", "baselines", "capture", "concatenate", "metrics"]
+__all__ = [
+    "Intervention",
+    "Recorder",
+    "RoutingTrace",
+    "baselines",
+    "capture",
+    "concatenate",
+    "intervene",
+    "metrics",
+]

@@ -36,6 +36,10 @@ class _Call(NamedTuple):
     num_experts: int
 
 
+class ChangedOutput(tuple[Any, ...]):
+    """A router's output as an intervention changed it; it may have another number of slots than the router's top_k."""
+
+
 class Recorder:
     """Collects router outputs while its `capture` is open; afterwards `trace(...)` turns them into a RoutingTrace."""
 
@@ -113,28 +117,14 @@ class Recorder:
             return  # a cached model is shared between sessions: another one is using it
         import torch
 
-        name = self._names[layer]
-        if not isinstance(output, tuple) or len(output) < 3 or not all(isinstance(x, torch.Tensor) for x in output[:3]):
-            raise TraceError(
-                f"router {name!r} returned {type(output).__name__}; expected three tensors: "
-                "router_logits [T,E], router_scores [T,K], router_indices [T,K]"
-            )
-        logits, scores, indices = output[:3]
-        T = logits.shape[0] if logits.dim() else 0
-        E, K = getattr(router, "num_experts", logits.shape[-1:].numel()), getattr(router, "top_k", indices.shape[-1])
-        shapes = [list(x.shape) for x in (logits, scores, indices)]
-        if shapes != [[T, E], [T, K], [T, K]] or indices.is_floating_point():
-            raise TraceError(
-                f"router {name!r} returned logits {shapes[0]}, scores {shapes[1]}, indices {shapes[2]} "
-                f"({indices.dtype}); expected [T,{E}], [T,{K}] and whole numbers [T,{K}]"
-            )
+        logits, scores, indices = check_router_output(self._names[layer], router, output)
         self._calls[layer].append(
             _Call(
                 # copy=True: the model may go on to change its tensors in place.
                 indices.detach().to(torch.int16, copy=True),
                 scores.detach().to(torch.float32, copy=True),
                 logits.detach().to(torch.float16, copy=True) if self._keep_logits else None,
-                int(E),
+                logits.shape[1],
             )
         )
 
@@ -214,6 +204,31 @@ def find_routers(model: torch.nn.Module) -> tuple[dict[int, torch.nn.Module], di
             f"{type(model).__name__} has no router; expected modules with is_moe_router = True, as in an MoE model"
         )
     return routers, names
+
+
+def check_router_output(
+    name: str, router: torch.nn.Module, output: object
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """logits [T,E], scores [T,K] and indices [T,K] of a router's output. Raises TraceError unless it is just that."""
+    import torch
+
+    if not isinstance(output, tuple) or len(output) < 3 or not all(isinstance(x, torch.Tensor) for x in output[:3]):
+        raise TraceError(
+            f"router {name!r} returned {type(output).__name__}; expected three tensors: "
+            "router_logits [T,E], router_scores [T,K], router_indices [T,K]"
+        )
+    logits, scores, indices = output[:3]
+    T = logits.shape[0] if logits.dim() else 0
+    E, K = getattr(router, "num_experts", logits.shape[-1:].numel()), indices.shape[-1]
+    if not isinstance(output, ChangedOutput):
+        K = getattr(router, "top_k", K)
+    shapes = [list(x.shape) for x in (logits, scores, indices)]
+    if shapes != [[T, E], [T, K], [T, K]] or indices.is_floating_point():
+        raise TraceError(
+            f"router {name!r} returned logits {shapes[0]}, scores {shapes[1]}, indices {shapes[2]} "
+            f"({indices.dtype}); expected [T,{E}], [T,{K}] and whole numbers [T,{K}]"
+        )
+    return logits, scores, indices
 
 
 def _hook(recorder: Recorder, layer: int) -> Any:

@@ -1,0 +1,332 @@
+"""Switch experts off, force them, or let the routers choose otherwise, and change nothing else.
+
+Works on the same routers as capture. What an intervention changes, and what it leaves alone bit for bit:
+
+1. After a router has chosen, scores and indices of the tokens concerned are replaced. `router_logits` stay what the
+   router computed: they say what it wanted, scores and indices say what the experts got. Captures record that, whether
+   opened inside or outside.
+2. The experts first compute the choice as it was, then the tokens whose choice changed once more. A matrix product over
+   another number of rows rounds differently, so a token that visits an expert which gained or lost other tokens would
+   otherwise move in its last bit. This needs an experts module beside the router, as attribute `experts` of the same
+   block, that is marked `is_moe_experts = True`, is called as experts(x_TD, scores_TK, indices_TK), treats each token
+   on its own, and ignores index -1. Other models get step 1 alone.
+
+So within a layer, tokens whose choice is unchanged keep their output exactly. Attention then carries the change of the
+others to later tokens, and later layers route on what they receive. torch is imported only where there is a tensor.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from moe_core.errors import TraceError, UsageError
+from moe_core.routing.capture import ChangedOutput, check_router_output, find_routers
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from moe_core.routing.choices import Stage
+
+Mode = Literal["zero", "renormalise", "reroute"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What to change. Experts are (layer, expert), both counted from 0, the layer over all layers of the model.
+
+    Raises UsageError, naming the value, for anything that no model could do; `check` says whether one model can.
+    """
+
+    ablate: tuple[tuple[int, int], ...] = ()
+    """Experts to switch off."""
+    force: tuple[tuple[int, int], ...] = ()
+    """Experts that every token visits: their logit is set to the token's largest, above which the next larger number
+    decides a tie in their favour; then the router's own rule (SteerMoE, arXiv:2509.09660)."""
+    mode: Mode = "zero"
+    """What ablated experts leave behind. "zero": nothing, their slots become index -1 with score 0. "renormalise": the
+    token's other scores grow to the former sum (all zero where it had no other). "reroute": the router chooses again,
+    by its own rule, as if those experts were not there."""
+    top_k: int | None = None
+    """Experts per token, in every MoE layer; 1 to E. None = as the model has it."""
+    temperature: float | None = None
+    """The routers' logits are divided by it before they choose; above 1 weights grow alike. None = 1."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ablate", _experts("ablate", self.ablate))
+        object.__setattr__(self, "force", _experts("force", self.force))
+        if self.mode not in MODES:
+            raise UsageError(f"mode = {self.mode!r} is unknown; expected one of {', '.join(MODES)}")
+        if self.top_k is not None and (not _is_whole(self.top_k) or self.top_k < 1):
+            raise UsageError(f"top_k = {self.top_k!r} is out of range; expected 1 to the number of experts")
+        if self.temperature is not None and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
+            raise UsageError(
+                f"temperature = {self.temperature!r} is out of range; expected {MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
+            )
+        _refuse_contradiction([self])
+
+    @staticmethod
+    def parse_experts(texts: Iterable[str]) -> tuple[tuple[int, int], ...]:
+        """["2:5", "0:1"] -> ((2, 5), (0, 1)): layer and expert. Raises UsageError for anything else."""
+        found = []
+        for text in texts:
+            match = re.fullmatch(r"([0-9]{1,6}):([0-9]{1,6})", text.strip())
+            if not match:
+                raise UsageError(f"{text[:40]!r} names no expert; expected LAYER:EXPERT, such as 2:5")
+            found.append((int(match[1]), int(match[2])))
+        return tuple(found)
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Raise UsageError unless `model` has these layers and experts, and routers that can do it."""
+        _check(*find_routers(model), [self])
+
+    def describe(self) -> str:
+        """In one line, such as "ablate 2:5 (zero), force 1:3, top_k 1"; "nothing changed" if it does nothing."""
+        parts = []
+        if self.ablate:
+            parts.append(f"ablate {_listed(self.ablate)} ({self.mode})")
+        if self.force:
+            parts.append(f"force {_listed(self.force)}")
+        if self.top_k is not None:
+            parts.append(f"top_k {self.top_k}")
+        if self.temperature is not None:
+            parts.append(f"router temperature {self.temperature:g}")
+        return ", ".join(parts) or "nothing changed"
+
+    def ablated_in(self, layer: int) -> list[int]:
+        """Experts of this layer that are switched off."""
+        return [expert for at, expert in self.ablate if at == layer]
+
+    def forced_in(self, layer: int) -> list[int]:
+        """Experts of this layer that every token visits."""
+        return [expert for at, expert in self.force if at == layer]
+
+    def _chooses_again(self) -> bool:
+        rerouted = self.mode == "reroute" and bool(self.ablate)
+        return rerouted or bool(self.force) or self.top_k is not None or self.temperature is not None
+
+    def _touches(self, layer: int) -> bool:
+        everywhere = self.top_k is not None or self.temperature is not None
+        return everywhere or any(layer == touched for touched, _ in (*self.ablate, *self.force))
+
+
+@contextmanager
+def intervene(
+    model: torch.nn.Module,
+    intervention: Intervention | None = None,
+    *,
+    ablate: Iterable[tuple[int, int]] = (),
+    force: Iterable[tuple[int, int]] = (),
+    mode: Mode = "zero",
+    top_k: int | None = None,
+    temperature: float | None = None,
+) -> Iterator[Intervention]:
+    """Change what this thread's calls of `model` do inside the block; give an Intervention or its fields.
+
+        with intervene(model, ablate=[(2, 5)], mode="reroute"), capture(model) as recorder:
+            model(token_ids)
+
+    Other threads that use the same model see nothing; nothing is left behind, also after an exception. Nested blocks
+    add up: temperature, force and top_k of all (outer first), then the ablations of all; tokens that the inner one does
+    not concern stay bit-identical to the outer one alone. The model must be in eval mode; gradients flow as through
+    the model itself. In a generator open it around each step, not around a yield.
+    Raises UsageError if the model lacks a layer or expert; if an expert is both forced and ablated; or if its routers
+    have no `choose(logits_TE, top_k) -> (scores_TK, indices_TK)` where one is needed: for all but zero and renormalise.
+    """
+    named = Intervention(tuple(ablate), tuple(force), mode, top_k, temperature)
+    if intervention is not None and named != Intervention():
+        raise UsageError(
+            f"an Intervention and also its fields ({named.describe()}) were given; expected one of the two"
+        )
+    session = _Session(model, intervention or named)
+    with session.opened():
+        yield session.intervention
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.sessions: list[_Session] = []
+
+
+_THREAD = _Thread()
+"""The open interventions of each thread, outermost first. A cached model is shared between sessions, each in its own
+thread: what one of them changes must not reach another."""
+
+
+class _Session:
+    """One open `intervene`. Of several nested ones only the innermost acts, for all of them together."""
+
+    def __init__(self, model: torch.nn.Module, intervention: Intervention) -> None:
+        routers, names = find_routers(model)
+        self.intervention = intervention
+        self._sessions = _THREAD.sessions
+        outer = [session.intervention for session in self._sessions if _shared(session.routers, routers)]
+        _check(routers, names, [*outer, intervention])
+        self._names = names
+        self.routers: dict[int, torch.nn.Module] = {
+            layer: router for layer, router in routers.items() if intervention._touches(layer)
+        }
+        blocks = {layer: model.get_submodule(names[layer].rpartition(".")[0]) for layer in self.routers}
+        self._experts: dict[int, Any] = {
+            layer: block.experts
+            for layer, block in blocks.items()
+            if getattr(getattr(block, "experts", None), "is_moe_experts", False)
+        }
+        self._chosen: dict[int, list[Stage]] = {}
+        """By layer, from the router's call to the experts' call: the choice as it was, then after each intervention."""
+        self._to_recompute: dict[int, Sequence[Stage]] = {}
+        """By layer, during the experts' call: stages whose changed tokens are still to be computed."""
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for layer, router in self.routers.items():
+                # First of all hooks, so that a capture that is open already still sees what the experts receive.
+                stack.callback(router.register_forward_hook(self._router_hook(layer), prepend=True).remove)
+            for layer, experts in self._experts.items():
+                stack.callback(experts.register_forward_pre_hook(self._before_experts(layer)).remove)
+                stack.callback(experts.register_forward_hook(self._after_experts(layer)).remove)
+            self._sessions.append(self)
+            stack.callback(self._sessions.remove, self)
+            yield
+
+    def _router_hook(self, layer: int) -> Callable[..., Any]:
+        from moe_core.routing.choices import stages_of
+
+        def hook(router: torch.nn.Module, args: object, output: object) -> object:  # noqa: ARG001 - torch's signature
+            active = [session for session in _THREAD.sessions if session.routers.get(layer) is router]
+            if not active or active[-1] is not self:
+                return None
+            if router.training:
+                raise UsageError(
+                    f"router {self._names[layer]!r} is in training mode, where noise and capacity change choices too; "
+                    "call model.eval() before intervening"
+                )
+            chosen = check_router_output(self._names[layer], router, output)
+            stages = stages_of(router, layer, chosen, [session.intervention for session in active])
+            # A pass that was broken off may have left something behind.
+            self._chosen.pop(layer, None)
+            if not any(bool(stage.changed.any()) for stage in stages):
+                return None
+            if layer in self._experts:
+                self._chosen[layer] = stages
+            rest = output[3:] if isinstance(output, tuple) else ()
+            return ChangedOutput((chosen[0], *stages[-1][:2], *rest))
+
+        return hook
+
+    def _before_experts(self, layer: int) -> Callable[..., Any]:
+        def hook(experts: torch.nn.Module, args: tuple[Any, ...]) -> object:  # noqa: ARG001 - torch's signature
+            if self._sessions is not _THREAD.sessions:
+                return None
+            self._to_recompute.pop(layer, None)
+            stages = self._chosen.pop(layer, None)
+            if stages is None:
+                return None
+            if len(args) != 3 or args[1] is not stages[-1].scores or args[2] is not stages[-1].indices:
+                raise TraceError(
+                    f"the experts of layer {layer} were called with something else than their router gave; expected "
+                    "experts(x_TD, scores_TK, indices_TK) with its tensors"
+                )
+            # What comes before a stage that changes all tokens would be computed in vain.
+            first = max(number for number, stage in enumerate(stages) if not number or bool(stage.changed.all()))
+            self._to_recompute[layer] = stages[first + 1 :]
+            return args[0], *stages[first][:2]
+
+        return hook
+
+    def _after_experts(self, layer: int) -> Callable[..., Any]:
+        def hook(experts: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> object:
+            if self._sessions is not _THREAD.sessions:
+                return None
+            for scores, indices, changed in self._to_recompute.pop(layer, ()):
+                rows = changed.nonzero().flatten()
+                if len(rows):
+                    again: Tensor = experts.forward(args[0][rows], scores[rows], indices[rows])
+                    output = output.index_copy(0, rows, again)
+            return output
+
+        return hook
+
+
+def _check(routers: Mapping[int, torch.nn.Module], names: Mapping[int, str], nested: Sequence[Intervention]) -> None:
+    """Raise UsageError unless these routers can do what the interventions, outermost first, ask together."""
+    for change in nested:
+        for layer, expert in (*change.ablate, *change.force):
+            if layer not in routers:
+                known = ", ".join(map(str, routers))
+                raise UsageError(f"layer {layer} has no experts; expected one of the MoE layers {known}")
+            if not expert < _number(routers[layer], names[layer], "num_experts"):
+                last = _number(routers[layer], names[layer], "num_experts") - 1
+                raise UsageError(f"layer {layer} has no expert {expert}; expected 0 to {last}")
+    _refuse_contradiction(nested)
+    for layer, router in routers.items():
+        here = [change for change in nested if change._touches(layer)]
+        if any(change._chooses_again() for change in here):
+            _check_choice(router, layer, names[layer], here)
+
+
+def _check_choice(router: torch.nn.Module, layer: int, name: str, nested: Sequence[Intervention]) -> None:
+    if not callable(getattr(router, "choose", None)):
+        raise UsageError(
+            f"router {name!r} ({type(router).__name__}) has no method choose(logits_TE, top_k) to choose again; "
+            "use ablate with mode zero or renormalise"
+        )
+    num_experts, top_k = (_number(router, name, number) for number in ("num_experts", "top_k"))
+    for change in nested:
+        top_k = change.top_k or top_k
+    if top_k > num_experts:
+        raise UsageError(f"top_k = {top_k} is more than layer {layer} has experts; expected 1 to {num_experts}")
+    forced = {expert for change in nested for expert in change.forced_in(layer)}
+    if len(forced) > top_k:
+        raise UsageError(f"{len(forced)} experts of layer {layer} are forced; expected at most top_k = {top_k}")
+    absent = {e for change in nested if change.mode == "reroute" for e in change.ablated_in(layer)}
+    if len(absent) == num_experts:
+        raise UsageError(
+            f"all {num_experts} experts of layer {layer} are ablated, reroute has none left; use mode zero"
+        )
+
+
+def _refuse_contradiction(nested: Sequence[Intervention]) -> None:
+    ablated = {expert for change in nested for expert in change.ablate}
+    forced = {expert for change in nested for expert in change.force}
+    if both := sorted(ablated & forced):
+        raise UsageError(f"expert {_listed(both)} is both ablated and forced; choose one of the two")
+
+
+def _number(router: torch.nn.Module, name: str, attribute: str) -> int:
+    value = getattr(router, attribute, None)
+    if not isinstance(value, int):
+        raise UsageError(f"router {name!r} has no whole number {attribute!r}; interventions need it to check experts")
+    return value
+
+
+def _experts(field: str, experts: Iterable[Any]) -> tuple[tuple[int, int], ...]:
+    """Pairs of whole numbers, each once, in the order given."""
+    found: dict[tuple[int, int], None] = {}
+    for expert in experts:
+        pair = tuple(expert) if isinstance(expert, Iterable) and not isinstance(expert, str) else ()
+        if len(pair) != 2 or not all(_is_whole(number) and number >= 0 for number in pair):
+            raise UsageError(f"{field} has {expert!r}; expected (layer, expert), two whole numbers from 0 up")
+        found[int(pair[0]), int(pair[1])] = None
+    return tuple(found)
+
+
+def _is_whole(value: object) -> bool:
+    """numpy's and pandas' integers too: experts are often taken from a DataFrame."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _shared(some: Mapping[int, torch.nn.Module], others: Mapping[int, torch.nn.Module]) -> bool:
+    return any(others.get(layer) is router for layer, router in some.items())
+
+
+def _listed(experts: Iterable[tuple[int, int]]) -> str:
+    return ", ".join(f"{layer}:{expert}" for layer, expert in experts)
