@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -26,6 +27,7 @@ from moe_core.runs.names import checkpoints_root
 if TYPE_CHECKING:
     import pandas as pd
 
+    from app.components.text_pair import TextPair
     from moe_core.routing.trace import RoutingTrace
     from moe_core.runs.checkpoint import LoadedRun
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 BEGINNING = 600
 DEEP_TOKENS_PER_DOMAIN = 8_192
 """Of held-out text for pages that look at single experts and pairs of them: some 40 documents of each domain."""
+MAX_SNAPSHOTS = 64
+"""Of one run, read at once: more would not fit a picture."""
 T = TypeVar("T")
 Stamp = tuple[int, int, int]
 """Modification time in ns, size in bytes and inode: another file, or a changed one, has another stamp."""
@@ -146,6 +150,25 @@ def probe_trace(run: RunFolder, step: int) -> RoutingTrace:
     return probe(run, step).trace
 
 
+def over_time(run: RunFolder, measure: Callable[[Mapping[int, RoutingTrace]], pd.DataFrame]) -> pd.DataFrame:
+    """`measure` of the probe's traces by step; of more than MAX_SNAPSHOTS, of evenly spaced ones. Raises RunError."""
+    probe_step(run)
+    steps = run.probe_steps()
+    if len(steps) > MAX_SNAPSHOTS:
+        steps = [steps[round(i * (len(steps) - 1) / (MAX_SNAPSHOTS - 1))] for i in range(MAX_SNAPSHOTS)]
+    snapshots = tuple((step, str(run.probe_path(step)), stamp(run.probe_path(step))) for step in steps)
+    return _over_time(measure.__qualname__, snapshots, measure)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _over_time(
+    name: str,
+    snapshots: tuple[tuple[int, str, Stamp], ...],
+    _measure: Callable[[Mapping[int, RoutingTrace]], pd.DataFrame],
+) -> pd.DataFrame:
+    return _measure({step: _probe(path, changed).trace for step, path, changed in snapshots})
+
+
 def held_out_routing(run: RunFolder, tokens_per_domain: int, progress: Progress | None = None) -> Routing:
     """Routing of the beginnings of held-out documents by the newest checkpoint; `progress` is called while it is made
     the first time."""
@@ -156,21 +179,23 @@ def held_out_routing(run: RunFolder, tokens_per_domain: int, progress: Progress 
         return place.value
 
 
-def deep_routing(run: RunFolder, progress: Progress | None = None) -> Measured:
+def deep_routing(run: RunFolder, progress: Progress | None = None, through: RunFolder | None = None) -> Measured:
     """Like held_out_routing, of DEEP_TOKENS_PER_DOMAIN tokens, with nothing measured yet: pages ask for what they show.
 
-    Raises RunError when the run has no checkpoint or no held-out text.
+    `through` sends the text of `run` through another run's model. Raises RunError when a run has no checkpoint or no
+    held-out text.
     """
-    place = _deep_place(*_checkpoint_key(run))
+    model = through or run
+    place = _deep_place(*_checkpoint_key(model), str(run.path), stamp(run.path / "held_out.parquet"))
     with place.lock:
         if place.value is None:
-            place.value = Measured(_route_held_out(run, DEEP_TOKENS_PER_DOMAIN, progress))
+            place.value = Measured(_route_held_out(run, DEEP_TOKENS_PER_DOMAIN, progress, model))
         return place.value
 
 
 @dataclass
 class _Place(Generic[T]):
-    """Where a routing goes once it is made: made outside the cached function, which may not draw a progress bar."""
+    """Where something goes once it is made: made outside the cached function, which may not draw a progress bar."""
 
     lock: threading.Lock
     value: T | None = None
@@ -182,14 +207,18 @@ def _held_out_place(root: str, name: str, folder: str, changed: Stamp, tokens_pe
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _deep_place(root: str, name: str, folder: str, changed: Stamp) -> _Place[Measured]:
+def _deep_place(
+    root: str, name: str, folder: str, changed: Stamp, text: str, text_changed: Stamp
+) -> _Place[Measured]:
     return _Place(threading.Lock())
 
 
-def _route_held_out(run: RunFolder, tokens_per_domain: int, progress: Progress | None) -> RoutingTrace:
+def _route_held_out(
+    run: RunFolder, tokens_per_domain: int, progress: Progress | None, through: RunFolder | None = None
+) -> RoutingTrace:
     from moe_core.inference.tracing import trace_documents
 
-    loaded = loaded_run(run)
+    loaded = loaded_run(through or run)
     documents = [
         replace(document, text=document.text[:BEGINNING])
         for split in ("validation", "unseen")
@@ -241,6 +270,13 @@ def _loaded_run(root: str, name: str, folder: str, changed: Stamp) -> LoadedRun:
     from moe_core.runs.checkpoint import load_run
 
     return load_run(name, root)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def texts_place(key: str) -> _Place[TextPair]:
+    """Where two texts that are being written are kept under the key in the page's URL: a page that is loaded again, or
+    another browser with the same address, finds them as they are."""
+    return _Place(threading.Lock())
 
 
 def log_tail(run: RunFolder, lines: int = 15) -> str:

@@ -22,6 +22,8 @@ COMPARE = "compare"
 """str or None, in the URL: what the run is held against, another run's name or "step 100" (a snapshot of its own)."""
 EXPERT = "expert"
 """int, in the URL: the chosen expert of the chosen layer."""
+STEP = "step"
+"""int, in the URL: the snapshot of training that the Time page shows."""
 NEW_PRESET, NEW_SOURCE, NEW_UPLOAD, NEW_PATH, NEW_NAME, NEW_SEED = (
     "new_preset",
     "new_source",
