@@ -28,7 +28,7 @@ def plain(tokens: int) -> TokenDataset:
     """A data set whose token ids are their own positions in the stream."""
     ids = np.arange(tokens, dtype=np.int32)
     zeros = np.zeros(tokens, dtype=np.int32)
-    return TokenDataset(ids, zeros, zeros.astype(np.int16), ids, ("a",), np.array([tokens]))
+    return TokenDataset(ids, zeros, zeros, zeros.astype(np.int16), ids, ("a",), np.array([tokens]))
 
 
 def test_build_puts_end_of_text_before_each_document(tokenizer: Tokenizer) -> None:

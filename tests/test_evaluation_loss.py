@@ -24,6 +24,7 @@ def dataset(documents: tuple[list[int], ...] = DOCUMENTS, domain_ids: tuple[int,
     return TokenDataset(
         token_ids=np.concatenate([np.array(ids, dtype=np.int32) for ids in documents]),
         document_ids=np.repeat(np.arange(len(documents), dtype=np.int32), [len(ids) for ids in documents]),
+        source_ids=np.repeat(np.arange(len(documents), dtype=np.int32), [len(ids) for ids in documents]),
         domain_ids=np.repeat(np.array(domain_ids, dtype=np.int16), [len(ids) for ids in documents]),
         positions=np.concatenate([np.arange(len(ids), dtype=np.int32) for ids in documents]),
         domains=("a", "b"),

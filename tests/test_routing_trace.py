@@ -200,7 +200,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moe_core.routing.parquet.os.fsync", full)
+    monkeypatch.setattr("moe_core.files.os.fsync", full)
     with pytest.raises(TraceError, match=r"cannot write trace .*No space left on device"):
         small(source="new").save(path)
     assert path.read_bytes() == before

@@ -77,7 +77,7 @@ def trace_passages(loaded: LoadedRun, passages: Sequence[Passage], limit: int = 
         characters += len(text)
         one = trace_text(loaded, text, domain=passage.domain)
         documents = np.full(one.trace.num_tokens, number, dtype=np.int32)
-        traced.append(replace(one, trace=replace(one.trace, document_ids=documents)))
+        traced.append(replace(one, trace=replace(one.trace, document_ids=documents, source_ids=documents)))
     trace = concatenate([one.trace for one in traced])
     token_bytes = {int(i): loaded.tokenizer.token_bytes(int(i)) for i in np.unique(trace.token_ids)}
     end_of_text = loaded.tokenizer.end_of_text

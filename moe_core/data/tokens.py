@@ -30,6 +30,8 @@ class TokenDataset:
     """[N]"""
     document_ids: NDArray[np.int32]
     """[N]: index of the document in the list the data set was built from."""
+    source_ids: NDArray[np.int32]
+    """[N]: number of the source the document is from, no number twice; one without a source is its own."""
     domain_ids: NDArray[np.int16]
     """[N]: index into `domains`."""
     positions: NDArray[np.int32]
@@ -58,12 +60,14 @@ class TokenDataset:
         bytes_V = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], dtype=np.int32)
         token_ids = np.concatenate([*encoded, np.zeros(0, dtype=np.int32)])
         domain_of = np.array([index_of[document.domain] for document in documents], dtype=np.int16)
+        source_of = _number_sources(documents)
         starts = np.cumsum(lengths) - lengths
         domain_ids = np.repeat(domain_of, lengths)
         token_bytes = bytes_V[token_ids]
         return cls(
             token_ids=token_ids,
             document_ids=np.repeat(np.arange(len(documents), dtype=np.int32), lengths),
+            source_ids=np.repeat(source_of, lengths),
             domain_ids=domain_ids,
             positions=(np.arange(lengths.sum()) - np.repeat(starts, lengths)).astype(np.int32),
             domains=tuple(domains),
@@ -74,8 +78,9 @@ class TokenDataset:
     def select(self, token_limit_per_domain: int, seed: int) -> TokenDataset:
         """At most so many tokens of each domain (end-of-text prefixes counted), from documents in a seeded order.
 
-        A domain that fits is taken whole. Else MIN_DOCUMENTS (or all there are) share the limit, long ones cut to their
-        beginnings, and more follow as long as there is room. A rest of one end-of-text alone is left out.
+        A domain that fits is taken whole. Else MIN_DOCUMENTS (or all there are) share the limit, of as many sources as
+        possible, long ones cut to their beginnings, and more follow as long as there is room. A rest of one end-of-text
+        alone is left out.
         """
         if self.token_bytes is None:
             raise ValueError("select needs token_bytes; make the data set with TokenDataset.build")
@@ -85,7 +90,10 @@ class TokenDataset:
             documents = np.flatnonzero(self.domain_ids[starts] == domain)
             rest = token_limit_per_domain
             sharing = 1 if (ends - starts)[documents].sum() <= rest else min(MIN_DOCUMENTS, len(documents))
-            for place, document in enumerate(np.random.default_rng([seed, domain]).permutation(documents)):
+            order = np.random.default_rng([seed, domain]).permutation(documents)
+            # A second document of a source comes after the first of every source.
+            order = order[np.argsort(_repetition(self.source_ids[starts[order]]), kind="stable")]
+            for place, document in enumerate(order):
                 part = max(2, -(-rest // max(1, sharing - place)))
                 length = min(rest, part, int(ends[document] - starts[document]))
                 if length < 2:
@@ -97,6 +105,7 @@ class TokenDataset:
         return TokenDataset(
             token_ids=self.token_ids[index],
             document_ids=self.document_ids[index],
+            source_ids=self.source_ids[index],
             domain_ids=domain_ids,
             positions=self.positions[index],
             domains=self.domains,
@@ -119,6 +128,8 @@ class TokenBatch:
     targets: NDArray[np.int64]
     """[B, S]: the next token, or -1 where nothing is to be predicted (padding)."""
     document_ids: NDArray[np.int32]
+    """[B, S]"""
+    source_ids: NDArray[np.int32]
     """[B, S]"""
     domain_ids: NDArray[np.int16]
     """[B, S]"""
@@ -193,9 +204,26 @@ def _batch(dataset: TokenDataset, index: NDArray[np.int64], targets: NDArray[np.
         token_ids=dataset.token_ids[index].astype(np.int64),
         targets=targets,
         document_ids=dataset.document_ids[index],
+        source_ids=dataset.source_ids[index],
         domain_ids=dataset.domain_ids[index],
         positions=dataset.positions[index],
     )
+
+
+def _repetition(values: NDArray[np.int32]) -> NDArray[np.int64]:
+    """How often each value has occurred before it."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    result = np.empty(len(values), dtype=np.int64)
+    result[order] = np.arange(len(values)) - np.searchsorted(ordered, ordered, side="left")
+    return result
+
+
+def _number_sources(documents: Sequence[Document]) -> NDArray[np.int32]:
+    """[len(documents)]: one number for each source of each domain, in the order in which they occur."""
+    numbers: dict[tuple[str, str] | int, int] = {}
+    keys = ((one.domain, one.source) if one.source else place for place, one in enumerate(documents))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int32)
 
 
 def _sum_by_domain(values: NDArray[np.int32], domain_ids: NDArray[np.int16], domains: int) -> NDArray[np.int64]:

@@ -79,10 +79,11 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
 
 
 def _datasets(loaded: LoadedRun) -> dict[str, TokenDataset]:
-    """What is scored of each split; no two documents, of whichever split, have the same id."""
+    """What is scored of each split; no two documents or sources, of whichever split, have the same id."""
     validation, unseen = (_dataset(loaded, split) for split in HELD_OUT_SPLITS)
-    first_id = int(validation.document_ids.max()) + 1
-    return {"validation": validation, "unseen": replace(unseen, document_ids=unseen.document_ids + first_id)}
+    document_ids = unseen.document_ids + int(validation.document_ids.max()) + 1
+    source_ids = unseen.source_ids + int(validation.source_ids.max()) + 1
+    return {"validation": validation, "unseen": replace(unseen, document_ids=document_ids, source_ids=source_ids)}
 
 
 def _dataset(loaded: LoadedRun, split: str) -> TokenDataset:

@@ -3,12 +3,15 @@
 from moe_core.routing import baselines, metrics
 from moe_core.routing.capture import Recorder, capture
 from moe_core.routing.interventions import Intervention, intervene
+from moe_core.routing.stored import AnyTrace, StoredTrace
 from moe_core.routing.trace import RoutingTrace, concatenate
 
 __all__ = [
+    "AnyTrace",
     "Intervention",
     "Recorder",
     "RoutingTrace",
+    "StoredTrace",
     "baselines",
     "capture",
     "concatenate",

@@ -68,9 +68,11 @@ class Recorder:
         *,
         token_ids: npt.ArrayLike,
         document_ids: npt.ArrayLike | None = None,
+        source_ids: npt.ArrayLike | None = None,
         positions: npt.ArrayLike | None = None,
         domain_ids: npt.ArrayLike | None = None,
         domains: Sequence[str] | None = None,
+        predicted_ids: npt.ArrayLike | None = None,
         source: str = "",
         vocabulary: Sequence[str] | Mapping[int, str] | None = None,
         keep: npt.ArrayLike | None = None,
@@ -95,6 +97,7 @@ class Recorder:
         if kept.dtype != np.bool_:
             raise TraceError(f"keep is {kept.dtype}; expected bool, False for padding")
         ids = ids[kept]
+        guesses = None if predicted_ids is None else self._flat("predicted_ids", predicted_ids)[kept]
         return RoutingTrace.from_arrays(
             router_indices=self._joined("indices")[:, kept],
             router_scores=self._joined("scores")[:, kept],
@@ -102,13 +105,15 @@ class Recorder:
             num_experts=self._calls[self.layers[0]][0].num_experts,
             token_ids=ids,
             document_ids=documents[kept],
+            source_ids=None if source_ids is None else self._flat("source_ids", source_ids)[kept],
             positions=places[kept],
             domain_ids=None if domain_ids is None else self._flat("domain_ids", domain_ids)[kept],
             domains=domains,
+            predicted_ids=guesses,
             layers=self.layers,
             score_function=self._score_function,
             source=source,
-            vocabulary=None if vocabulary is None else {int(i): vocabulary[int(i)] for i in np.unique(ids)},
+            vocabulary=None if vocabulary is None else _texts(vocabulary, ids, guesses),
         )
 
     def _record(self, layer: int, router: torch.nn.Module, output: object) -> None:
@@ -237,6 +242,17 @@ def _hook(recorder: Recorder, layer: int) -> Any:
         recorder._record(layer, module, output)
 
     return hook
+
+
+def _texts(
+    vocabulary: Sequence[str] | Mapping[int, str], ids: npt.NDArray[Any], guesses: npt.NDArray[Any] | None
+) -> dict[int, str]:
+    """Texts of the ids that occur. A model's output may be wider than its vocabulary: such a guess has no text."""
+    texts = {int(i): vocabulary[int(i)] for i in np.unique(ids)}
+    if guesses is not None:
+        known = vocabulary if isinstance(vocabulary, Mapping) else range(len(vocabulary))
+        texts |= {int(i): vocabulary[int(i)] for i in np.unique(guesses) if int(i) in known}
+    return texts
 
 
 def _to_numpy(values: Any) -> npt.NDArray[Any]:

@@ -1,16 +1,17 @@
 """A RoutingTrace as one Parquet file that pandas, DuckDB and Polars read without us.
 
-One row per token. Columns: token_id, document_id, position, domain_id; for every layer number l and slot s
-layer_{l}_expert_{s} (int16, -1 = unused) and layer_{l}_score_{s} (float32); where logits were kept layer_{l}_logits, a
-list of E float32 (each exactly a float16: not every reader knows half precision). What is not per token is JSON under
-the key "moescope" of the schema metadata. Row groups are small enough to stream a trace larger than memory.
+One row per token. Columns: token_id, document_id, source_id, position, domain_id and, where kept, predicted_id; for
+every layer number l and slot s layer_{l}_expert_{s} (int16, -1 = unused) and layer_{l}_score_{s} (float32); where
+logits were kept layer_{l}_logits, a list of E float32 (each exactly a float16: not every reader knows half precision).
+What is not per token is JSON under the key "moescope" of the schema metadata. Row groups are small enough to stream a
+trace larger than memory. A file without source_id, as written at first, takes each document as its own source.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_core.errors import TraceError
+from moe_core.files import replaced
 from moe_core.routing.trace import RoutingTrace
+from moe_core.routing.types import Int64Array
 
 METADATA_KEY = b"moescope"
 FORMAT = 1
@@ -28,36 +31,81 @@ ROW_GROUP_TOKENS = 65_536
 
 
 def write_trace(trace: RoutingTrace, path: Path) -> None:
-    """Write to a temporary file beside `path`, then rename: a reader sees the old file or the whole new one."""
+    """Replace `path` as a whole: a reader sees the old file or the new one."""
     table = _to_table(trace)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replaced(path) as file:
             pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP_TOKENS, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise TraceError(
             f"cannot write trace {str(path)!r}: {_reason(error)}; free space or choose another path"
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def read_trace(path: Path) -> RoutingTrace:
     """Read and check a file written by `write_trace`. Raises TraceError in one line; page checksums are verified."""
+    with _opened(path) as (file, metadata):
+        return _from_table(file.read(), metadata)
+
+
+def read_metadata(path: Path) -> tuple[dict[str, Any], int]:
+    """What is not per token, its vocabulary by number, and the number of tokens. Raises TraceError as `read_trace`."""
+    with _opened(path) as (file, metadata):
+        _check_columns(file.schema_arrow.names, metadata)
+        return metadata | {"vocabulary": _vocabulary(metadata)}, file.metadata.num_rows
+
+
+def read_parts(path: Path, part_tokens: int) -> Iterator[RoutingTrace]:
+    """The file in parts of about `part_tokens` tokens, none of which cuts a document whose rows are adjacent.
+
+    Holds two parts at a time; a document longer than a part is held whole. Raises TraceError as `read_trace`.
+    """
+    with _opened(path) as (file, metadata):
+        held: list[pa.RecordBatch] = []
+        last = None
+        for batch in file.iter_batches(batch_size=part_tokens):
+            documents_T = _column(batch, "document_id")
+            borders = np.flatnonzero(np.diff(documents_T, prepend=documents_T[:1] if last is None else last))
+            if borders.size:
+                border = int(borders[-1])
+                yield _from_table(pa.Table.from_batches([*held, batch.slice(0, border)]), metadata)
+                held, batch = [], batch.slice(border)
+            held.append(batch)
+            last = documents_T[-1:]
+        if held:
+            yield _from_table(pa.Table.from_batches(held), metadata)
+
+
+def read_documents(path: Path) -> tuple[npt.NDArray[Any], Int64Array]:
+    """[N] the document ids that occur, ascending, and [N] their tokens, without reading anything else."""
+    found: dict[int, int] = {}
+    with _opened(path) as (file, _):
+        for batch in file.iter_batches(batch_size=ROW_GROUP_TOKENS, columns=["document_id"]):
+            for document, tokens in zip(
+                *(x.tolist() for x in np.unique(_column(batch, "document_id"), return_counts=True)), strict=True
+            ):
+                found[document] = found.get(document, 0) + tokens
+    ids = sorted(found)
+    return np.array(ids, dtype=np.int32), np.array([found[i] for i in ids], dtype=np.int64)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
+    """The open file and its metadata; whatever is wrong with it becomes one line."""
     if not path.is_file():
         raise TraceError(f"no trace at {str(path)!r}; expected a Parquet file made by RoutingTrace.save")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            metadata = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
-            if metadata is None:
+            content = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
+            if content is None:
                 raise TraceError("Parquet, but no routing trace; expected a file made by RoutingTrace.save")
-            table = file.read()
-        return _from_table(table, json.loads(metadata))
+            metadata = json.loads(content)
+            if metadata["format"] != FORMAT:
+                raise TraceError(
+                    f"format {metadata['format']!r} is unknown; expected {FORMAT}, update Moescope or trace again"
+                )
+            yield file, metadata
     except TraceError as error:
         raise TraceError(f"trace {str(path)!r}: {error}") from None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -68,9 +116,12 @@ def _to_table(trace: RoutingTrace) -> pa.Table:
     columns: dict[str, pa.Array] = {
         "token_id": pa.array(trace.token_ids),
         "document_id": pa.array(trace.document_ids),
+        "source_id": pa.array(trace.source_ids),
         "position": pa.array(trace.positions),
         "domain_id": pa.array(trace.domain_ids),
     }
+    if trace.predicted_ids is not None:
+        columns["predicted_id"] = pa.array(trace.predicted_ids)
     for row, layer in enumerate(trace.layers):
         for slot in range(trace.top_k):
             columns[f"layer_{layer}_expert_{slot}"] = pa.array(trace.router_indices[row, :, slot])
@@ -79,6 +130,8 @@ def _to_table(trace: RoutingTrace) -> pa.Table:
             flat = pa.array(trace.router_logits[row].astype(np.float32).reshape(-1))
             columns[f"layer_{layer}_logits"] = pa.FixedSizeListArray.from_arrays(flat, trace.num_experts)
     occurring = set(np.unique(trace.token_ids).tolist())
+    if trace.predicted_ids is not None:
+        occurring.update(np.unique(trace.predicted_ids).tolist())
     metadata = {
         "format": FORMAT,
         "num_experts": trace.num_experts,
@@ -94,8 +147,7 @@ def _to_table(trace: RoutingTrace) -> pa.Table:
 
 
 def _from_table(table: pa.Table, metadata: dict[str, Any]) -> RoutingTrace:
-    if metadata["format"] != FORMAT:
-        raise TraceError(f"format {metadata['format']!r} is unknown; expected {FORMAT}, update Moescope or trace again")
+    _check_columns(table.column_names, metadata)
     layers, slots = metadata["layers"], range(metadata["top_k"])
     logits = None
     if metadata["router_logits"]:
@@ -108,22 +160,36 @@ def _from_table(table: pa.Table, metadata: dict[str, Any]) -> RoutingTrace:
             [np.stack([_column(table, f"layer_{layer}_score_{s}") for s in slots], axis=-1) for layer in layers]
         ),
         router_logits=logits,
+        predicted_ids=_column(table, "predicted_id") if "predicted_id" in table.column_names else None,
         num_experts=metadata["num_experts"],
         token_ids=_column(table, "token_id"),
         document_ids=_column(table, "document_id"),
+        source_ids=_column(table, "source_id") if "source_id" in table.column_names else None,
         positions=_column(table, "position"),
         domain_ids=_column(table, "domain_id"),
         domains=metadata["domains"],
         layers=layers,
         score_function=metadata["score_function"],
         source=metadata["source"],
-        vocabulary={int(key): text for key, text in metadata["vocabulary"].items()},
+        vocabulary=_vocabulary(metadata),
     )
 
 
-def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    if name not in table.column_names:
-        raise TraceError(f"column {name!r} is missing; expected a file made by RoutingTrace.save")
+def _vocabulary(metadata: dict[str, Any]) -> dict[int, str]:
+    return {int(key): text for key, text in metadata["vocabulary"].items()}
+
+
+def _check_columns(names: list[str], metadata: dict[str, Any]) -> None:
+    layers, slots = metadata["layers"], range(metadata["top_k"])
+    expected = [f"layer_{layer}_logits" for layer in layers] if metadata["router_logits"] else []
+    expected += [f"layer_{layer}_{kind}_{s}" for layer in layers for s in slots for kind in ("expert", "score")]
+    expected += ["token_id", "document_id", "position", "domain_id"]
+    missing = [name for name in expected if name not in set(names)]
+    if missing:
+        raise TraceError(f"column {missing[0]!r} is missing; expected a file made by RoutingTrace.save")
+
+
+def _column(table: pa.Table | pa.RecordBatch, name: str) -> npt.NDArray[Any]:
     column = table.column(name)
     if column.null_count:
         raise TraceError(f"column {name!r} has {column.null_count} empty cells; expected a number in each")
@@ -132,10 +198,7 @@ def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
 
 
 def _lists(table: pa.Table, name: str, width: int) -> npt.NDArray[Any]:
-    if name not in table.column_names:
-        raise TraceError(f"column {name!r} is missing; expected a file made by RoutingTrace.save")
-    column = table.column(name).combine_chunks()
-    values: npt.NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+    values: npt.NDArray[Any] = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return values.reshape(-1, width).astype(np.float16)
 
 

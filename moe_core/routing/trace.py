@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.errors import TraceError
-from moe_core.routing.types import BoolArray, Float16Array, Float32Array, Int16Array, Int32Array, ScoreFunction
+from moe_core.errors import TraceError, UsageError
+from moe_core.routing.types import (
+    BoolArray,
+    Float16Array,
+    Float32Array,
+    Int16Array,
+    Int32Array,
+    Int64Array,
+    ScoreFunction,
+)
+
+if TYPE_CHECKING:
+    from moe_core.routing.stored import StoredTrace
 
 MAX_EXPERTS = 32_767  # int16
 
@@ -32,7 +43,10 @@ class RoutingTrace:
     token_ids: Int32Array
     """[T] vocabulary ids, >= 0."""
     document_ids: Int32Array
-    """[T] the document a token is from: tokens of one document are not independent, every null model needs it."""
+    """[T] the document a token is from: a text that was read on its own, from its first token on."""
+    source_ids: Int32Array
+    """[T] what the document was cut from (a book, a web site), else the document itself. Documents of one source are
+    alike, tokens of two sources of one domain independent: every null model and interval goes by sources."""
     positions: Int32Array
     """[T] place of the token within its document, >= 0."""
     domain_ids: Int16Array
@@ -45,6 +59,8 @@ class RoutingTrace:
     """E, the same in every layer."""
     router_logits: Float16Array | None = None
     """[L,T,E] pre-softmax scores of all experts, where they were kept."""
+    predicted_ids: Int32Array | None = None
+    """[T] the model's likeliest next token after this one (argmax of its logits), where it was kept."""
     score_function: ScoreFunction = "softmax"
     """How logits become probabilities over experts."""
     source: str = ""
@@ -55,7 +71,7 @@ class RoutingTrace:
     def __post_init__(self) -> None:
         for name, dtype, axes in _ARRAYS:
             value = getattr(self, name)
-            if value is None and name == "router_logits":
+            if value is None and name in _OPTIONAL:
                 continue
             if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != len(axes):
                 raise TraceError(
@@ -105,6 +121,20 @@ class RoutingTrace:
         }
         return replace(self, **arrays)
 
+    def parts(self) -> Iterator[RoutingTrace]:
+        """The trace in parts of whole documents: here one, itself. A StoredTrace has many; both are counted alike."""
+        yield self
+
+    def sample(self, max_tokens: int, seed: int = 0) -> RoutingTrace:
+        """Whole documents in a seeded order, as many as fit into `max_tokens`, kept in the order of the trace.
+
+        The trace itself where it is no larger. If not even one fits, the beginning of one.
+        """
+        if self.num_tokens <= max_tokens:
+            return self
+        documents, sizes = np.unique(self.document_ids, return_counts=True)
+        return sample_parts(self.parts(), documents, sizes, max_tokens, seed)
+
     def save(self, path: str | Path) -> None:
         """Write one Parquet file (see parquet.py for its columns). Raises TraceError if it cannot be written."""
         from moe_core.routing.parquet import write_trace
@@ -118,6 +148,13 @@ class RoutingTrace:
 
         return read_trace(Path(path))
 
+    @staticmethod
+    def open(path: str | Path) -> StoredTrace:
+        """A file written by `save` for counting in bounded memory; raises TraceError as `load`."""
+        from moe_core.routing.stored import StoredTrace
+
+        return StoredTrace.open(path)
+
     @classmethod
     def from_arrays(
         cls,
@@ -127,11 +164,13 @@ class RoutingTrace:
         num_experts: int,
         token_ids: npt.ArrayLike,
         document_ids: npt.ArrayLike | None = None,
+        source_ids: npt.ArrayLike | None = None,
         positions: npt.ArrayLike | None = None,
         domain_ids: npt.ArrayLike | None = None,
         domains: Sequence[str] | None = None,
         layers: Sequence[int] | None = None,
         router_logits: npt.ArrayLike | None = None,
+        predicted_ids: npt.ArrayLike | None = None,
         score_function: ScoreFunction = "softmax",
         source: str = "",
         vocabulary: Mapping[int, str] | None = None,
@@ -139,7 +178,8 @@ class RoutingTrace:
         """Build a trace from anything array-like, whatever its integer or float type.
 
         router_indices and router_scores are [L,T,K], or [T,K] for one layer; router_logits [L,T,E] or [T,E].
-        Left out: `domain_ids` = all 0, `domains` = ["all"], `layers` = 0..L-1, `positions` = count within the document.
+        Left out: `domain_ids` = all 0, `domains` = ["all"], `layers` = 0..L-1, `positions` = count within the document,
+        `source_ids` = document_ids.
         Without `document_ids` every token counts as a document of its own, that is, tokens are taken to be independent;
         for running text they are not, and significance is overstated: pass the documents where they are known.
         """
@@ -160,6 +200,7 @@ class RoutingTrace:
             router_scores=scores,
             token_ids=tokens,
             document_ids=documents,
+            source_ids=documents if source_ids is None else _integers("source_ids", source_ids, np.int32),
             positions=places,
             domain_ids=np.zeros_like(tokens, dtype=np.int16)
             if domain_ids is None
@@ -168,6 +209,7 @@ class RoutingTrace:
             layers=list(range(indices.shape[0])) if layers is None else [int(layer) for layer in layers],
             num_experts=int(num_experts),
             router_logits=logits,
+            predicted_ids=None if predicted_ids is None else _integers("predicted_ids", predicted_ids, np.int32),
             score_function=score_function,
             source=source,
             vocabulary=dict(vocabulary or {}),
@@ -177,8 +219,8 @@ class RoutingTrace:
 def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
     """Join traces of one model along the token axis, in order.
 
-    Domains are matched by name, vocabularies merged. Document ids are kept as they are: two traces that number
-    different documents alike must be renumbered by the caller. Raises TraceError where the models differ.
+    Domains are matched by name, vocabularies merged. Document and source ids are kept as they are: two traces that
+    number different documents alike must be renumbered by the caller. Raises TraceError where the models differ.
     """
     if not traces:
         raise TraceError("no traces to concatenate; expected at least one")
@@ -194,6 +236,8 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
                 )
         if (trace.router_logits is None) != (first.router_logits is None):
             raise TraceError("some traces have router_logits and some have not; capture all with the same keep_logits")
+        if (trace.predicted_ids is None) != (first.predicted_ids is None):
+            raise TraceError("some traces have predicted_ids and some have not; keep them for all or for none")
         for token_id, text in trace.vocabulary.items():
             if vocabulary.setdefault(token_id, text) != text:
                 raise TraceError(
@@ -218,6 +262,33 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
     )
 
 
+def sample_parts(
+    parts: Iterable[RoutingTrace],
+    documents_N: npt.NDArray[np.integer[Any]],
+    sizes_N: Int64Array,
+    max_tokens: int,
+    seed: int,
+) -> RoutingTrace:
+    """Tokens of randomly chosen ones of the N documents, see RoutingTrace.sample; `sizes_N` are their tokens."""
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}; expected 1 or more")
+    order = np.random.default_rng(seed).permutation(len(documents_N))
+    chosen, rest = [], max_tokens
+    for i in order.tolist():
+        if sizes_N[i] <= rest:
+            chosen.append(i)
+            rest -= int(sizes_N[i])
+    chosen_ids = documents_N[chosen or order[:1]]
+    found, rest = [], max_tokens
+    for part in parts:
+        mask = np.isin(part.document_ids, chosen_ids)
+        mask &= np.cumsum(mask) <= rest  # only cuts where not even one document fitted
+        if mask.any():
+            found.append(part.select(mask))
+            rest -= found[-1].num_tokens
+    return concatenate(found)
+
+
 def positions_within(document_ids: Int32Array) -> Int32Array:
     """[T] how many earlier tokens are of the same document."""
     order = np.argsort(document_ids, kind="stable")
@@ -235,9 +306,12 @@ _ARRAYS: tuple[tuple[str, type[np.generic], str], ...] = (
     ("router_logits", np.float16, "LTE"),
     ("token_ids", np.int32, "T"),
     ("document_ids", np.int32, "T"),
+    ("source_ids", np.int32, "T"),
     ("positions", np.int32, "T"),
     ("domain_ids", np.int16, "T"),
+    ("predicted_ids", np.int32, "T"),
 )
+_OPTIONAL = ("router_logits", "predicted_ids")
 
 
 def _check_shapes(trace: RoutingTrace) -> None:
@@ -272,6 +346,8 @@ def _check_values(trace: RoutingTrace) -> None:
     _check_range("domain_ids", trace.domain_ids, 0, len(trace.domains) - 1)
     _check_range("token_ids", trace.token_ids, 0, np.iinfo(np.int32).max)
     _check_range("positions", trace.positions, 0, np.iinfo(np.int32).max)
+    if trace.predicted_ids is not None:
+        _check_range("predicted_ids", trace.predicted_ids, 0, np.iinfo(np.int32).max)
     for name, values in (("router_scores", scores), ("router_logits", trace.router_logits)):
         if values is not None and not np.isfinite(values).all():
             raise TraceError(

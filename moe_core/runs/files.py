@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.errors import RunError
+from moe_core.files import TEMPORARY_PREFIX, fsync, replaced
 
-TEMPORARY_PREFIX = ".tmp-"
 HASH_CHUNK_BYTES = 1 << 20
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -25,19 +24,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
     Raises RunError when the disk refuses; the old file is then untouched and the temporary one gone.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    with translate_os_errors(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        fsync_folder(path.parent)
+    with translate_os_errors(path), replaced(path) as file:
+        file.write(content)
 
 
 @contextmanager
@@ -53,13 +41,13 @@ def replace_folder(target: Path) -> Iterator[Path]:
             temporary.mkdir(parents=True)
             yield temporary
             for file in sorted(temporary.iterdir()):
-                _fsync(file)
-            fsync_folder(temporary)
+                fsync(file)
+            fsync(temporary)
             temporary.rename(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        fsync_folder(target.parent)
+        fsync(target.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -117,16 +105,3 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def fsync_folder(path: Path) -> None:
-    """Make a rename inside `path` survive a power cut."""
-    _fsync(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

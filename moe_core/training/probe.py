@@ -6,11 +6,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from moe_core.data.tokens import TokenDataset, document_batches
 from moe_core.evaluation.loss import EVALUATION_BATCH
-from moe_core.inference.tracing import trace_batches
+from moe_core.inference.tracing import likeliest, trace_batches
 from moe_core.routing import RoutingTrace, capture, metrics
 
 # An expert counts as a domain's own once that domain's tokens choose it this many times as often as by even routing.
@@ -34,13 +36,21 @@ def probe_routing(
     was_training = model.training
     model.eval()
     batches = list(document_batches(dataset, seq_len=seq_len, batch_size=EVALUATION_BATCH))
+    predicted_ids: list[NDArray[np.int32]] = []
     try:
         with capture(model) as recorder:
             for batch in batches:
-                model(torch.from_numpy(batch.token_ids).to(device))
+                predicted_ids.append(likeliest(model(torch.from_numpy(batch.token_ids).to(device)).logits))
     finally:
         model.train(was_training)
-    return trace_batches(recorder, batches, domains=dataset.domains, source=source, vocabulary=vocabulary)
+    return trace_batches(
+        recorder,
+        batches,
+        domains=dataset.domains,
+        source=source,
+        vocabulary=vocabulary,
+        predicted_ids=predicted_ids,
+    )
 
 
 def compact(trace: RoutingTrace) -> RoutingTrace:

@@ -1,0 +1,75 @@
+"""A trace on disk that may be larger than memory, counted part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moe_core.errors import TraceError
+from moe_core.routing.trace import RoutingTrace, sample_parts
+from moe_core.routing.types import ScoreFunction
+
+PART_TOKENS = 65_536
+"""Tokens read at a time; a part ends at the last document border before this many."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTrace:
+    """A file written by RoutingTrace.save, of which only a part at a time is in memory.
+
+    The same facts as a RoutingTrace but no arrays: `parts()` yields those. Counts, and every measure made of counts,
+    take either and give the same answer. Make it with RoutingTrace.open.
+    """
+
+    path: Path
+    num_tokens: int
+    """T."""
+    layers: list[int]
+    """[L] layer numbers in the model, ascending."""
+    num_experts: int
+    """E."""
+    top_k: int
+    """K."""
+    domains: list[str]
+    score_function: ScoreFunction
+    source: str
+    vocabulary: Mapping[int, str] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> StoredTrace:
+        """Read what is not per token. Raises TraceError if the file is missing, damaged or no trace."""
+        from moe_core.routing.parquet import read_metadata
+
+        metadata, num_tokens = read_metadata(Path(path))
+        if not num_tokens:
+            raise TraceError(f"trace {str(path)!r} has no tokens; trace some text again")
+        names = ("layers", "num_experts", "top_k", "domains", "score_function", "source", "vocabulary")
+        return cls(path=Path(path), num_tokens=num_tokens, **{name: metadata[name] for name in names})
+
+    @property
+    def num_layers(self) -> int:
+        """L, MoE layers in the trace."""
+        return len(self.layers)
+
+    def parts(self) -> Iterator[RoutingTrace]:
+        """The trace in parts of whole documents, in order, each checked like any RoutingTrace.
+
+        About PART_TOKENS tokens a part, two parts in memory at a time; a document longer than that is one part.
+        Raises TraceError at a damaged part.
+        """
+        from moe_core.routing.parquet import read_parts
+
+        return read_parts(self.path, PART_TOKENS)
+
+    def sample(self, max_tokens: int, seed: int = 0) -> RoutingTrace:
+        """As RoutingTrace.sample: whole documents in a seeded order, as many as fit into `max_tokens`."""
+        from moe_core.routing.parquet import read_documents
+
+        if self.num_tokens <= max_tokens:
+            return RoutingTrace.load(self.path)
+        return sample_parts(self.parts(), *read_documents(self.path), max_tokens, seed)
+
+
+AnyTrace = RoutingTrace | StoredTrace
+"""What every measure that is made of counts takes."""
