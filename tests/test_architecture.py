@@ -45,7 +45,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "moe_core/routing/trace.py": ("torch", "moe_core.routing.capture"),
     "moe_core/routing/metrics": ("torch", "moe_core.routing.capture"),
     "moe_core/routing/baselines": ("torch", "moe_core.routing.capture"),
-    "moe_core/routing/verdicts.py": ("torch", "moe_core.routing.capture"),
+    "moe_core/routing/verdicts": ("torch", "moe_core.routing.capture"),
     "moe_core/runs": ("moe_core.training", "moe_core.inference", "moe_core.evaluation", "moe_core.figures"),
     "moe_core/figures": ("torch", "moe_core.model", "moe_core.training", "moe_core.inference", "moe_core.evaluation"),
     "moe_core/evaluation": ("moe_core.training", "moe_core.figures"),

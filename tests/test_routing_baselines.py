@@ -203,11 +203,14 @@ def test_domain_cell_and_token_verdict_in_words() -> None:
     )
     assert verdicts.domain_cell(cell | {"uncertain": True}).endswith(": uncertain")
     assert verdicts.domain_cell(cell | {"share": np.nan}) == "no legal tokens in this trace"
-    tokens = pd.DataFrame({"layer": [0, 1], "nmi": [0.2, 0.45], "chance": 0.03, "domain_nmi": 0.04, "tokens": 99})
-    assert verdicts.token_verdict(tokens) == (
-        "The token alone explains 45 % of the choice of expert in layer 1 (3 % by chance), its domain 4 %."
+    context = pd.DataFrame({"layer": [0, 1], "token_share": [0.2, 0.45], "token_chance": 0.03, "domain_share": 0.04})
+    context = context.assign(domain_beyond_token=0.02, domain_beyond_chance=0.01, tokens=99)
+    assert verdicts.token_verdict(context) == (
+        "The token alone explains 45 % of the choice of expert in layer 1 (3 % by chance), its domain 4 %; "
+        "what the domain adds to the token is 2 % (1 % by chance)."
     )
-    assert verdicts.token_verdict(tokens.assign(nmi=np.nan)).startswith("No token occurs often enough")
+    assert verdicts.token_verdict(context.assign(domain_beyond_token=np.nan)).endswith("its domain 4 %.")
+    assert verdicts.token_verdict(context.assign(token_share=np.nan)).startswith("No token occurs often enough")
 
 
 def test_describe_model_in_words() -> None:

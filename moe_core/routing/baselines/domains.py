@@ -7,6 +7,7 @@ from math import lgamma, log
 import numpy as np
 import pandas as pd
 
+from moe_core.routing.baselines.findings import DOMAIN
 from moe_core.routing.baselines.significance import (
     FEW_DOCUMENTS,
     SIGNIFICANCE,
@@ -27,8 +28,7 @@ CLEAR_EFFECT = 0.02
 
 _CHUNK_NUMBERS = 2**21  # counts of several permutations are evaluated together, in about this much memory
 
-CLEARLY = "knows the domain of a token clearly better than chance"
-SLIGHTLY = "knows the domain of a token slightly better than chance"
+CLEARLY, SLIGHTLY = DOMAIN.both
 ONE_DOMAIN = "cannot be tested: one domain only"
 
 

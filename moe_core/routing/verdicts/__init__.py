@@ -1,0 +1,57 @@
+"""Plain-word answers, computed from the frames of metrics and baselines; pages, reports and captions share them.
+
+Every sentence says the size, the chance level and the certainty, and may say that there is nothing to see.
+"""
+
+from moe_core.routing.verdicts.associations import (
+    coactivation_verdict,
+    flow_verdict,
+    persistence_verdict,
+    vocabulary_verdict,
+)
+from moe_core.routing.verdicts.causes import ablation_verdict, importance_verdict
+from moe_core.routing.verdicts.changes import diff_verdict, movers_verdict, saturation_verdict
+from moe_core.routing.verdicts.domains import (
+    NOTHING_THERE,
+    domain_cell,
+    domain_verdict,
+    strongest_expert,
+    token_verdict,
+)
+from moe_core.routing.verdicts.experts import expert_sentence
+from moe_core.routing.verdicts.health import (
+    DROPPED_LIMIT,
+    IMBALANCE_LIMIT,
+    UNDECIDED_ENTROPY,
+    describe_model,
+    routing_health,
+)
+from moe_core.routing.verdicts.words import number, p_value, percent, points, short_count
+
+__all__ = [
+    "DROPPED_LIMIT",
+    "IMBALANCE_LIMIT",
+    "NOTHING_THERE",
+    "UNDECIDED_ENTROPY",
+    "ablation_verdict",
+    "coactivation_verdict",
+    "describe_model",
+    "diff_verdict",
+    "domain_cell",
+    "domain_verdict",
+    "expert_sentence",
+    "flow_verdict",
+    "importance_verdict",
+    "movers_verdict",
+    "number",
+    "p_value",
+    "percent",
+    "persistence_verdict",
+    "points",
+    "routing_health",
+    "saturation_verdict",
+    "short_count",
+    "strongest_expert",
+    "token_verdict",
+    "vocabulary_verdict",
+]

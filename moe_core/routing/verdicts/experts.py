@@ -1,0 +1,57 @@
+"""One expert in one sentence."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from moe_core.routing.verdicts.words import number, percent
+
+
+def expert_sentence(
+    layer: int,
+    expert: int,
+    *,
+    load: pd.DataFrame | None = None,
+    specialization: pd.DataFrame | None = None,
+    tokens: pd.DataFrame | None = None,
+    effects: pd.DataFrame | None = None,
+) -> str:
+    """What this expert does, from whatever is known of it.
+
+    `load`: metrics.expert_load; `specialization`: metrics.domain_specialization or baselines.domain_cells;
+    `tokens`: metrics.token_experts of this expert; `effects`: evaluation's ablation_map. Frames may hold other
+    experts' rows too. Example: "Expert 3 of layer 1 takes 18 % of the tokens' slots (13 % when even); prefers legal
+    (2.1 times its even share); ..."
+    """
+    parts = []
+    if load is not None and len(own := _of(load, layer, expert)):
+        even = 1 / max(int((load["layer"] == layer).sum()), 1)
+        parts.append(f"takes {percent(float(own['share'].iloc[0]))} of the layer's choices ({percent(even)} when even)")
+    if specialization is not None and len(own := _of(specialization, layer, expert)):
+        certain = own[~own["uncertain"].astype(bool) & (own["lift"] > 1)]
+        if len(certain):
+            best = certain.iloc[int(certain["lift"].argmax())]
+            parts.append(f"specialises in {best['domain']} text ({number(best['lift'])} times its even share)")
+        else:
+            parts.append("prefers no domain distinguishably from chance")
+    if tokens is not None and len(tokens):
+        best = tokens.iloc[0]
+        parts.append(
+            f"takes {percent(float(best['share']))} of the token {str(best['text'])!r} "
+            f"({number(best['lift'])} times its usual share)"
+        )
+    if effects is not None and len(own := _of(effects[effects["domain"] == "all"], layer, expert)):
+        row = own.iloc[0]
+        if bool(row["uncertain"]):
+            parts.append("switching it off changes the loss not distinguishably from chance")
+        else:
+            change = "costs" if row["delta_nats"] > 0 else "gains"
+            parts.append(
+                f"switching it off {change} {number(abs(row['delta_nats']))} nats per token "
+                f"(95 % interval {number(row['low'])} to {number(row['high'])})"
+            )
+    return f"Expert {expert} of layer {layer} {'; '.join(parts) if parts else 'has not been measured yet'}."
+
+
+def _of(frame: pd.DataFrame, layer: int, expert: int) -> pd.DataFrame:
+    return frame[(frame["layer"] == layer) & (frame["expert"] == expert)]

@@ -1,0 +1,186 @@
+"""Sentences: the size, the chance level and the certainty are in them, and chance is called chance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moe_core.routing import baselines, verdicts
+from moe_core.routing.baselines import findings
+
+
+def frame_of(measure: str, *rows: tuple[int, float, float, float, str], **columns: Any) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["layer", measure, "null_mean", "p_adjusted", "verdict"])
+    return frame.assign(effect=frame[measure] - frame["null_mean"], **columns)
+
+
+def test_persistence_in_words() -> None:
+    clear = (2, 0.41, 0.22, 1 / 201, findings.PERSISTENCE.clearly)
+    chance = (0, 0.2, 0.2, 0.6, baselines.CHANCE)
+    assert verdicts.persistence_verdict(frame_of("first", chance, clear)) == (
+        "Neighbouring tokens keep the same first expert more often than chance: layer 2 most, 41 % of neighbours "
+        "against 22 % in shuffled documents (p < 0.005); layer 0 not distinguishable from chance."
+    )
+    assert verdicts.persistence_verdict(frame_of("first", chance)) == verdicts.NOTHING_THERE
+    slight = (1, 0.23, 0.22, 0.01, findings.PERSISTENCE.slightly)
+    assert "only slightly more often than chance: 23 %" in verdicts.persistence_verdict(frame_of("first", slight))
+    few = frame_of("first", (1, np.nan, np.nan, np.nan, baselines.FEW_DOCUMENTS))
+    assert verdicts.persistence_verdict(few) == "This cannot be tested: too few documents."
+    assert verdicts.persistence_verdict(few.iloc[:0]).startswith("There is nothing to test")
+
+
+def test_coactivation_in_words() -> None:
+    frame = frame_of("strength", (1, 0.24, 0.06, 1 / 201, findings.COACTIVATION.clearly))
+    sentence = (
+        "Some experts are chosen together more than chance: 24 % of the pairs are others than chance would choose, "
+        "against 6 % in random choices of the same load (p < 0.005)."
+    )
+    assert verdicts.coactivation_verdict(frame) == sentence
+    pairs = pd.DataFrame(
+        {
+            "layer": [1, 1, 0],
+            "expert_i": [3, 0, 0],
+            "expert_j": [5, 1, 2],
+            "tokens": [240, 4, 999],
+            "expected": [100.0, 1.0, 1.0],
+            "lift_over_chance": [2.4, 4.0, 999.0],
+            "uncertain": [False, True, False],
+        }
+    )
+    assert verdicts.coactivation_verdict(frame, pairs) == (
+        f"{sentence} Strongest: experts 3 and 5 of layer 1, 2.4 times as often as chance."
+    )
+    assert verdicts.coactivation_verdict(frame, pairs.assign(uncertain=True)) == sentence
+
+
+def test_vocabulary_and_flow_in_words() -> None:
+    frame = frame_of("score", (0, 0.78, 0.55, 1 / 201, findings.VOCABULARY.clearly), which="predicted")
+    assert verdicts.vocabulary_verdict(frame) == (
+        "Expert choice specialises by predicted token: the favourite expert of a predicted token takes 78 % of its "
+        "occurrences against 55 % by chance (p < 0.005)."
+    )
+    rows = [(0, 0.2, 0.01, 1 / 201, findings.FLOW.clearly), (1, 0.01, 0.01, 0.4, baselines.CHANCE)]
+    assert verdicts.flow_verdict(frame_of("nmi", *rows, next_layer=[1, 3])) == (
+        "A token's expert in one layer tells about its expert in the next: layers 0 to 1 most, NMI 0.2 against 0.01 by "
+        "chance (p < 0.005); layer 1 not distinguishable from chance."
+    )
+
+
+def test_saturation_in_words() -> None:
+    frame = pd.DataFrame(
+        {
+            "step": [0, 50, 100, 0, 50, 100],
+            "layer": [0, 0, 0, 1, 1, 1],
+            "top_k": [0.3, 0.9, 1.0, 0.3, 0.5, 1.0],
+            "chance_top_k": 0.25,
+        }
+    )
+    assert verdicts.saturation_verdict(frame) == (
+        "Still changing at the last snapshot, step 100, in layer 1; at step 0 a token had 30 % of its final experts "
+        "(25 % by chance)."
+    )
+    assert verdicts.saturation_verdict(frame[frame["layer"] == 0]).startswith("Settled from step 50 of 100: ")
+    assert verdicts.saturation_verdict(frame[frame["step"] == 0]).startswith("One snapshot only")
+
+
+def test_diff_and_movers_in_words() -> None:
+    diff = pd.DataFrame(
+        {
+            "layer": [0, 1],
+            "tokens": 2016,
+            "flip_rate": [0.1, 0.34],
+            "first_flip_rate": [0.05, 0.2],
+            "jaccard": [0.9, 0.7],
+            "margin_flipped": [0.02, 0.03],
+            "margin_kept": [0.2, 0.21],
+            "low": [0.08, 0.3],
+            "high": [0.12, 0.38],
+        }
+    )
+    assert verdicts.diff_verdict(diff) == (
+        "Different: layer 1 most, 34 % of 2,016 tokens choose other experts (95 % interval 30 % to 38 %), 20 % another "
+        "first one; the router's margin was 0.03 where the choice changed, 0.21 where it stayed."
+    )
+    assert verdicts.diff_verdict(diff.assign(flip_rate=0.0)).startswith("The same: not one of 2,016 tokens")
+    movers = pd.DataFrame(
+        {
+            "layer": [1, 0],
+            "expert": [3, 2],
+            "domain": ["legal", "all"],
+            "share_a": [0.12, 0.2],
+            "share_b": [0.31, 0.21],
+            "change": [0.19, 0.01],
+            "low": [0.15, -0.01],
+            "high": [0.22, 0.03],
+            "uncertain": [False, True],
+        }
+    )
+    assert verdicts.movers_verdict(movers) == (
+        "1 of 2 shares surely changed. Most: expert 3 of layer 1, from 12 % to 31 % of legal tokens "
+        "(+19 points, 95 % interval +15 points to +22 points)."
+    )
+    assert verdicts.movers_verdict(movers.assign(uncertain=True)).startswith("Not distinguishable from chance")
+    assert [verdicts.points(x) for x in (-0.031, 0.0001, -0.0001, 0.5, np.nan)] == [
+        "-3.1 points", "+0.0 points", "+0.0 points", "+50 points", "unknown",
+    ]  # fmt: skip
+
+
+def effects_frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "layer": [2, 2, 2, 3],
+            "expert": [5, 5, 5, 0],
+            "domain": ["all", "legal", "code", "all"],
+            "delta_nats": [0.12, 0.3, 0.001, 0.002],
+            "low": [0.1, 0.2, -0.1, -0.01],
+            "high": [0.14, 0.4, 0.1, 0.01],
+            "uncertain": [False, False, True, True],
+        }
+    )
+
+
+def test_ablation_and_importance_in_words() -> None:
+    effects = effects_frame()
+    one = (
+        "Without expert 5 of layer 2 the loss rises by 0.12 nats per token (95 % interval 0.1 to 0.14), "
+        "most on legal text (+0.3)."
+    )
+    assert verdicts.ablation_verdict(effects[effects["layer"] == 2]) == one
+    assert verdicts.ablation_verdict(effects) == (
+        f"1 of 2 experts surely cost 0.01 nats or more when switched off. {one}"
+    )
+    nothing = verdicts.ablation_verdict(effects[effects["layer"] == 3])
+    assert nothing.startswith("Not distinguishable from chance: without expert 0")
+    assert "too little to matter" in verdicts.ablation_verdict(effects.iloc[:1].assign(delta_nats=0.001))
+    correlations = pd.DataFrame(
+        {
+            "measure": ["load", "reap"],
+            "rho": [0.2, 0.62],
+            "low": [-0.1, 0.4],
+            "high": [0.5, 0.8],
+            "p_adjusted": [0.3, 0.01],
+            "n": 32,
+        }
+    )
+    assert verdicts.importance_verdict(correlations) == (
+        "REAP score predicts which experts matter: rank correlation 0.62 over 32 experts (95 % interval 0.40 to 0.80, "
+        "0 by chance); load not distinguishable from chance."
+    )
+    assert verdicts.importance_verdict(correlations.assign(rho=0.3)).startswith("REAP score predicts only weakly")
+    assert verdicts.importance_verdict(correlations.assign(p_adjusted=0.3)).startswith("Not distinguishable")
+    assert verdicts.importance_verdict(correlations.assign(rho=np.nan)).startswith("Too few experts")
+
+
+def test_one_expert_in_words() -> None:
+    load = pd.DataFrame({"layer": [2] * 8, "expert": range(8), "share": [0.18] * 8})
+    cells = pd.DataFrame({"layer": 2, "expert": 5, "domain": ["legal", "code"], "lift": [2.1, 0.5], "uncertain": False})
+    tokens = pd.DataFrame({"text": [" shall"], "share": [0.9], "lift": [4.5]})
+    assert verdicts.expert_sentence(2, 5, load=load, specialization=cells, tokens=tokens, effects=effects_frame()) == (
+        "Expert 5 of layer 2 takes 18 % of the layer's choices (12 % when even); specialises in legal text (2.1 times "
+        "its even share); takes 90 % of the token ' shall' (4.5 times its usual share); switching it off costs 0.12 "
+        "nats per token (95 % interval 0.1 to 0.14)."
+    )
+    assert "no domain distinguishably" in verdicts.expert_sentence(2, 5, specialization=cells.assign(uncertain=True))
+    assert verdicts.expert_sentence(0, 1, load=load) == "Expert 1 of layer 0 has not been measured yet."
