@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from moe_core.errors import UsageError
-from moe_core.figures.load import AUTOSIZE, COLUMN_AXIS, MAX_COLUMNS, WIDTH, bars_height, lift_map
-from moe_core.figures.palette import BAR, HEAT
+from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS
+from moe_core.figures.maps import lift_map
+from moe_core.figures.measures import chance_bars
 from moe_core.figures.words import rows, sentence
-from moe_core.routing.verdicts import domain_cell, number, p_value, percent
+from moe_core.routing.verdicts import domain_cell, p_value, percent
 
 
 def domain_map(specialization: pd.DataFrame, layer: int) -> alt.LayerChart:
@@ -43,29 +43,8 @@ def domain_nmi_by_layer(nmi: pd.DataFrame) -> alt.LayerChart:
     `nmi` has the columns of baselines.domain_nmi: layer, nmi, null_mean, null_p99, p_value, verdict. The tick is the
     99th percentile over shuffled domain labels: a bar that does not reach beyond it is not distinguishable from chance.
     """
-    data = nmi.assign(sentence=[_knowledge(row) for row in rows(nmi)], label=[number(x) for x in nmi["nmi"]])
-    base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer"), tooltip="sentence:N")
-    x = alt.X(
-        "nmi:Q",
-        title="NMI of expert and domain (0 = tells nothing, 1 = tells the domain); tick: 99th percentile by chance",
-        scale=alt.Scale(domain=[0, _top(nmi)], nice=False),
-    )
-    bars = base.mark_bar(height=alt.RelativeBandSize(0.62), color=BAR).encode(x=x)
-    ticks = base.mark_tick(thickness=3, size=26, color=HEAT).encode(x="null_p99:Q")
-    labels = base.mark_text(align="left", dx=5, fontSize=11).encode(x="nmi:Q", text="label:N")
-    return alt.LayerChart(
-        layer=[bars, ticks, labels],
-        data=data,
-        autosize=AUTOSIZE,
-        width=WIDTH,
-        height=bars_height(len(data)),
-    )
-
-
-def _top(nmi: pd.DataFrame) -> float:
-    """End of the scale: beyond the longest bar or tick, so that its number has room."""
-    most = float(np.nanmax([0.0, *nmi["nmi"], *nmi["null_p99"]]))
-    return max(most * 1.1, 0.01)
+    title = "NMI of expert and domain (0 = tells nothing, 1 = tells the domain)"
+    return chance_bars(nmi, "nmi", title=title, sentences=[_knowledge(row) for row in rows(nmi)])
 
 
 def _clearest(frame: pd.DataFrame) -> list[int]:

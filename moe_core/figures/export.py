@@ -90,6 +90,11 @@ def save_chart(
     the file cannot be written."""
     target = Path(path)
     content = chart_bytes(chart, target.suffix.removeprefix(".").lower(), frame=frame, title=title, subtitle=subtitle)
+    write_file(target, content)
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write `content` to `target`. Raises MoescopeError in one line when the disk refuses."""
     try:
         target.write_bytes(content)
     except OSError as error:

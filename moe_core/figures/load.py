@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import altair as alt
 import pandas as pd
 
 from moe_core.errors import UsageError
-from moe_core.figures.palette import (
-    BAR,
-    EXPERT_COLOURS,
-    LIFT_COLOURS,
-    LIFT_LIMIT,
-    LIFT_STOPS,
-    LIFT_WHITE_ABOVE,
-    LIFT_WHITE_BELOW,
-    NEUTRAL,
-    expert_colour,
-)
+from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_height, layered, step_axis
+from moe_core.figures.maps import lift_map
+from moe_core.figures.palette import BAR, EXPERT_COLOURS, NEUTRAL, expert_colour
 from moe_core.figures.words import rows, spread
 from moe_core.routing.verdicts import number, percent
 
-WIDTH = 640
-AUTOSIZE = alt.AutoSizeParams(type="fit", contains="padding")
-"""Width and height hold the axes and legends too: Streamlit makes just that much room on the page."""
-AXIS_ROOM = 76
-"""Height of the horizontal axis with its title."""
-LABEL_ROOM = 0.13
-"""Part of the steps' range kept free on the right for the names of lines."""
-MAX_COLUMNS = 64
-"""More experts than this are ordered by load and drawn in groups: a map of thousands of cells cannot be read."""
-COLUMN_AXIS = alt.Axis(labelAngle=0, labelOverlap="parity")
 MAX_LINES = len(EXPERT_COLOURS)
 """More experts than this: the most unusual few are coloured and labelled, the others are grey."""
 HIGHLIGHTED_LINES = 6
-_LABELLED_CELLS = 200
 
 
 def expert_load_map(load: pd.DataFrame) -> alt.LayerChart:
@@ -56,52 +35,15 @@ def expert_load_map(load: pd.DataFrame) -> alt.LayerChart:
             f"{number(row.lift)} times its even share ({row.tokens:,} choices)."
             for row in rows(frame)
         ]
-    return lift_map(frame, x=alt.X("column:O", title=axis, axis=COLUMN_AXIS), y=alt.Y("layer:O", title="MoE layer"))
+    y = alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS)
+    return lift_map(frame, x=alt.X("column:O", title=axis, axis=COLUMN_AXIS), y=y)
 
 
-def lift_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y) -> alt.LayerChart:
-    """Heat map of `frame["lift"]` around 1, one cell a row; `frame["sentence"]` is its tooltip.
-
-    Where `frame` has a true `uncertain` the cell is faded. Few cells carry their number.
-    """
-    lift = frame["lift"].astype(float)
-    shown = lift.clip(1 / LIFT_LIMIT, LIFT_LIMIT)
-    uncertain = frame["uncertain"].astype(bool) if "uncertain" in frame else pd.Series(False, index=frame.index)
-    data = frame.assign(
-        shown=shown,
-        label=[_cell(value) for value in lift],
-        uncertain=uncertain,
-        on_dark=~shown.between(2**LIFT_WHITE_BELOW, 2**LIFT_WHITE_ABOVE) & ~uncertain & lift.notna(),
-    )
-    base = alt.Chart(data).encode(x=x, y=y)
-    cells = base.mark_rect(stroke=NEUTRAL, strokeOpacity=0.25, strokeWidth=1).encode(
-        color=alt.Color("shown:Q", title="times its even share", scale=lift_scale(), legend=_lift_legend()),
-        opacity=alt.condition("datum.uncertain", alt.value(0.3), alt.value(1.0)),
-        tooltip="sentence:N",
-    )
-    rows, columns = _distinct(frame, y), _distinct(frame, x)
-    height = min(max(rows * 36, 100), 620) + AXIS_ROOM
-    layers: list[alt.Chart] = [cells]
-    if len(frame) <= _LABELLED_CELLS and columns <= 20:
-        # One layer of text in the theme's colour, one in white on the darkest cells: both pages stay readable.
-        text = base.mark_text(fontSize=11, tooltip=None).encode(text="label:N")
-        plain = text.transform_filter("!datum.on_dark").encode(
-            opacity=alt.condition("datum.uncertain", alt.value(0.55), alt.value(1.0))
-        )
-        layers += [plain, text.transform_filter("datum.on_dark").encode(color=alt.value("#ffffff"))]
-    return alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=WIDTH, height=height)
-
-
-def lift_scale() -> alt.Scale:
-    """The one colour scale of all lift maps: logarithmic, see-through at 1, clamped at LIFT_LIMIT."""
-    return alt.Scale(type="log", base=2, domain=list(LIFT_STOPS), range=list(LIFT_COLOURS), clamp=True)
-
-
-def expert_load_over_time(loads: pd.DataFrame, layer: int) -> alt.LayerChart:
+def expert_load_over_time(loads: pd.DataFrame, layer: int, expert: int | None = None) -> alt.LayerChart:
     """Share of one layer's choices that each expert takes, by training step, with the even share 1/E.
 
     `loads` has columns step, layer, expert, share (see run_figures.loads_over_time). Up to MAX_LINES experts each have
-    their colour; of more, the few furthest from even at the last step do.
+    their colour; of more, the few furthest from even at the last step do. With `expert`, that one alone does.
     """
     frame = loads[loads["layer"] == layer]
     if frame.empty:
@@ -109,9 +51,11 @@ def expert_load_over_time(loads: pd.DataFrame, layer: int) -> alt.LayerChart:
     experts = int(frame["expert"].max()) + 1
     even = 1 / experts
     last = frame[frame["step"] == frame["step"].max()].set_index("expert")["share"]
-    chosen = list(last.index) if experts <= MAX_LINES else list(
-        (last - even).abs().sort_values(ascending=False).index[:HIGHLIGHTED_LINES]
-    )  # fmt: skip
+    chosen = list(last.index)
+    if expert is not None:
+        chosen = [expert]
+    elif experts > MAX_LINES:
+        chosen = list((last - even).abs().sort_values(ascending=False).index[:HIGHLIGHTED_LINES])
     data = frame.assign(
         sentence=[
             f"Step {row.step:,}: expert {row.expert} takes {percent(row.share)} of layer {layer}'s choices, "
@@ -131,17 +75,7 @@ def expert_load_over_time(loads: pd.DataFrame, layer: int) -> alt.LayerChart:
     rule = alt.Chart(pd.DataFrame({"share": [even]})).mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y="share:Q")
     labels = _line_end_labels(last[chosen], int(frame["step"].max()), frame["share"])
     named = labels.encode(color=colours)
-    return alt.LayerChart(layer=[grey, lines, rule, named], data=data, autosize=AUTOSIZE, width=WIDTH, height=320)
-
-
-def step_axis(steps: pd.Series[Any]) -> alt.X:
-    """Training steps, with room on the right for the names of the lines, inside the plot."""
-    first, last = (float(steps.min()), float(steps.max())) if len(steps) else (0.0, 1.0)
-    room = max(last - first, 1.0) * (1 + LABEL_ROOM)
-    scale = alt.Scale(domain=[first, first + room], nice=False)
-    # No tick stands behind the names: there are no steps there.
-    axis = alt.Axis(format=",d", labelExpr=f"datum.value <= {last} ? datum.label : ''", tickCount=8)
-    return alt.X("step:Q", title="training step", scale=scale, axis=axis)
+    return layered([grey, lines, rule, named], data, 320)
 
 
 def router_entropy_by_layer(entropy: pd.DataFrame) -> alt.LayerChart:
@@ -172,14 +106,7 @@ def router_entropy_by_layer(entropy: pd.DataFrame) -> alt.LayerChart:
     labels = base.mark_text(align="left", dx=5, fontSize=11).encode(text="label:N")
     uniform = alt.Chart(pd.DataFrame({"router_entropy": [1.0]}))
     rule = uniform.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(x="router_entropy:Q")
-    return alt.LayerChart(
-        layer=[bars, rule, labels], data=data, autosize=AUTOSIZE, width=WIDTH, height=bars_height(len(data))
-    )
-
-
-def bars_height(rows: int) -> int:
-    """Height of a chart with one horizontal bar per row."""
-    return min(max(rows * 32, 90), 720) + AXIS_ROOM
+    return layered([bars, rule, labels], data, bars_height(len(data)))
 
 
 def _ranked_groups(frame: pd.DataFrame) -> pd.DataFrame:
@@ -199,28 +126,6 @@ def _ranked_groups(frame: pd.DataFrame) -> pd.DataFrame:
         for row in rows(grouped)
     ]
     return grouped
-
-
-def _cell(lift: float) -> str:
-    if lift != lift:  # NaN
-        return ""
-    return number(lift) if lift == 0 or lift >= 0.01 else "<0.01"
-
-
-def _distinct(frame: pd.DataFrame, channel: alt.X | alt.Y) -> int:
-    return int(frame[str(channel["shorthand"]).split(":")[0]].nunique())
-
-
-def _lift_legend() -> alt.Legend:
-    low, high = f"≤ {1 / LIFT_LIMIT:g}", f"≥ {LIFT_LIMIT:g}"
-    return alt.Legend(
-        values=list(LIFT_STOPS),
-        labelExpr=f"datum.value <= {1 / LIFT_LIMIT} ? '{low}' : datum.value >= {LIFT_LIMIT} ? '{high}' : datum.value",
-        gradientLength=120,
-        direction="vertical",
-        titleLimit=200,
-        gradientStrokeColor=NEUTRAL,
-    )
 
 
 def _expert_scale(experts: list[int]) -> alt.Scale:

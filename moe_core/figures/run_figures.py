@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from moe_core.errors import RunError, UsageError
+from moe_core.figures.associations import (
+    coactivation_figure,
+    coactivation_test_figure,
+    flow_map_figure,
+    flow_test_figure,
+    persistence_figure,
+)
+from moe_core.figures.causes import (
+    ablation_domains_figure,
+    ablation_map_figure,
+    correlations_figure,
+    importance_figure,
+    similarity_figure,
+)
+from moe_core.figures.changes import diff_figure, movers_figure, saturation_figure
 from moe_core.figures.domains import domain_map, domain_nmi_by_layer
-from moe_core.figures.export import Chart, chart_bytes, save_chart
+from moe_core.figures.experts import dropped_figure, expert_domains_figure, expert_history_figure
+from moe_core.figures.figure import Figure, figure_bytes, save_figure
 from moe_core.figures.load import expert_load_map, expert_load_over_time, router_entropy_by_layer
+from moe_core.figures.sankey import flow_sankey_figure
 from moe_core.figures.tokens import token_choices, token_layer_map, token_path, visible
 from moe_core.figures.training import loss_curves
 from moe_core.figures.training import nats as as_nats
+from moe_core.figures.vocabulary import vocabulary_figure, vocabulary_test_figure
 from moe_core.routing import RoutingTrace, baselines, metrics, verdicts
 from moe_core.routing.baselines import CLEARLY, SLIGHTLY
 from moe_core.routing.verdicts import number, percent
@@ -22,31 +38,44 @@ from moe_core.routing.verdicts import number, percent
 if TYPE_CHECKING:
     from moe_core.runs import RunFolder
 
+__all__ = [
+    "Figure",
+    "ablation_domains_figure",
+    "ablation_map_figure",
+    "coactivation_figure",
+    "coactivation_test_figure",
+    "correlations_figure",
+    "diff_figure",
+    "domain_map_figure",
+    "domain_nmi_figure",
+    "dropped_figure",
+    "entropy_figure",
+    "expert_domains_figure",
+    "expert_history_figure",
+    "figure_bytes",
+    "figures_of_run",
+    "figures_of_trace",
+    "flow_map_figure",
+    "flow_sankey_figure",
+    "flow_test_figure",
+    "importance_figure",
+    "load_map_figure",
+    "load_over_time_figure",
+    "loads_over_time",
+    "loss_figure",
+    "movers_figure",
+    "persistence_figure",
+    "saturation_figure",
+    "save_figure",
+    "similarity_figure",
+    "token_map_figure",
+    "token_path_figure",
+    "vocabulary_figure",
+    "vocabulary_test_figure",
+]
+
 MAX_LAYER_FIGURES = 8
 """figures_of_run and figures_of_trace draw figures of single layers for at most this many layers, evenly spaced."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart with the question it answers, the answer in one computed sentence, and its numbers as a table."""
-
-    name: str
-    """File name without suffix: lower-case letters, digits, underscores."""
-    title: str
-    question: str
-    verdict: str
-    chart: Chart
-    frame: pd.DataFrame
-
-
-def figure_bytes(figure: Figure, format: str) -> bytes:
-    """The figure as a file (see export.FORMATS), with its title and verdict above it; csv holds its table."""
-    return chart_bytes(figure.chart, format, frame=figure.frame, title=figure.title, subtitle=figure.verdict)
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write the figure to `path`; its suffix is the format."""
-    save_chart(figure.chart, path, frame=figure.frame, title=figure.title, subtitle=figure.verdict)
 
 
 def figures_of_trace(trace: RoutingTrace) -> dict[str, Figure]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import UsageError
-from moe_core.figures.load import AUTOSIZE, AXIS_ROOM, WIDTH
+from moe_core.figures.layout import AUTOSIZE, AXIS_ROOM, WIDTH
 from moe_core.figures.palette import NEUTRAL, TOKEN_STRENGTH, expert_colour, ink_on
 from moe_core.figures.words import rows
 from moe_core.routing.verdicts import number

@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from moe_core.figures.load import AUTOSIZE, WIDTH, step_axis
+from moe_core.figures.layout import AUTOSIZE, WIDTH, step_axis
 from moe_core.figures.palette import NEUTRAL, SPLIT_COLOURS
 from moe_core.figures.words import rows, spread
 

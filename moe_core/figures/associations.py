@@ -1,0 +1,205 @@
+"""Figures of what goes together: experts chosen together, experts of consecutive layers, neighbouring tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from moe_core.errors import UsageError
+from moe_core.figures.figure import Figure
+from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS
+from moe_core.figures.maps import lift_map
+from moe_core.figures.measures import chance_bars
+from moe_core.figures.words import rows
+from moe_core.routing import verdicts
+from moe_core.routing.verdicts import number, p_value, percent
+
+FEW_EXPECTED = 5.0
+"""Cells of which chance expects fewer tokens are faded (the usual rule for counts, Cochran 1954)."""
+MAX_UNSORTED = 20
+"""Up to so many experts stand in the order of their numbers; more are ordered by who goes with whom."""
+
+
+def coactivation_figure(
+    coactivation: pd.DataFrame, test: pd.DataFrame, layer: int, pairs: pd.DataFrame | None = None
+) -> Figure:
+    """Which experts of a layer are chosen together? Frames of metrics.coactivation, baselines.coactivation and, where
+    there is one, baselines.coactivation_pairs.
+
+    A cell is the pair's tokens over those that chance expects. With `pairs` that is the mean of load-matched random
+    choices, and a pair that does not differ surely (Benjamini-Hochberg over all pairs) is faded. Without, chance is
+    the product of the two experts' loads, scaled to the layer's number of pairs, and pairs of which fewer than
+    FEW_EXPECTED are expected are faded.
+    """
+    frame = _of_layer(coactivation, layer, "pairs of experts")
+    data = _pairs_by_load(frame) if pairs is None else _pairs_by_null(frame, pairs)
+    data["expert"] = data["expert_i"]
+    data, note = _strongest(data, "expert_i", "expert_j", square=True)
+    order = _by_similarity(data, "expert_i", "expert_j")
+    data["sentence"] = [
+        f"Layer {layer}: experts {row.expert_i} and {row.expert_j} are chosen together by {row.tokens:,.0f} tokens, "
+        + (f"{number(row.lift)} times as often as chance" if row.lift == row.lift else "where chance expects none")
+        + (": uncertain." if row.uncertain else ".")
+        for row in rows(data)
+    ]
+    chart = lift_map(
+        _lean(data, ["expert_i", "expert_j"]),
+        x=alt.X("expert_j:O", title=f"expert of layer {layer}{note}", axis=COLUMN_AXIS, sort=order),
+        y=alt.Y("expert_i:O", title="expert", axis=ROW_AXIS, sort=order),
+        title="times as often as chance",
+    )
+    verdict = verdicts.coactivation_verdict(test[test["layer"] == layer], pairs)
+    return Figure(
+        f"coactivation_layer_{layer}", f"Experts chosen together in layer {layer}",
+        "Which experts work as a team on the same token?", verdict, chart, frame.reset_index(drop=True),
+    )  # fmt: skip
+
+
+def coactivation_test_figure(test: pd.DataFrame) -> Figure:
+    """In which layers do experts form teams? Frame of baselines.coactivation."""
+    sentences = [
+        f"Layer {row.layer}: {percent(row.strength)} of the pairs are others than chance would choose, "
+        f"{_null(row)}: {row.verdict}."
+        for row in rows(test)
+    ]
+    chart = chance_bars(test, "strength", title="part of the pairs that differ from chance (0..1)", sentences=sentences)
+    return Figure(
+        "coactivation", "Teams of experts, by layer", "Are some experts chosen together more than chance?",
+        verdicts.coactivation_verdict(test), chart, test,
+    )  # fmt: skip
+
+
+def flow_map_figure(flow: pd.DataFrame, test: pd.DataFrame, layer: int) -> Figure:
+    """Where do the tokens of each expert go in the next layer? Frames of metrics.layer_flow and baselines.layer_flow.
+
+    A cell is P(next expert | expert) over the next expert's own share, chance 1; cells of which chance expects fewer
+    than FEW_EXPECTED tokens are faded.
+    """
+    frame = _of_layer(flow, layer, "flow to a next layer")
+    following = int(frame["next_layer"].iloc[0])
+    share = frame["probability"] / frame["lift"].where(frame["lift"] > 0)
+    share = share.groupby(frame["next_expert"]).transform("max")
+    expected = frame.groupby("expert")["tokens"].transform("sum") * share
+    data = frame.assign(uncertain=~(expected >= FEW_EXPECTED))
+    data, note = _strongest(data, "expert", "next_expert", square=False)
+    data["sentence"] = [
+        f"{percent(row.probability)} of the tokens of expert {row.expert} (layer {layer}) go to expert "
+        f"{row.next_expert} (layer {following}), {number(row.lift)} times its share ({row.tokens:,.0f} choices)"
+        + (": too few to tell." if row.uncertain else ".")
+        for row in rows(data)
+    ]
+    chart = lift_map(
+        _lean(data, ["expert", "next_expert"]),
+        x=alt.X("next_expert:O", title=f"expert of layer {following}{note}", axis=COLUMN_AXIS, sort=_by_source(data)),
+        y=alt.Y("expert:O", title=f"expert of layer {layer}", axis=ROW_AXIS),
+    )
+    verdict = verdicts.flow_verdict(test[test["layer"] == layer])
+    return Figure(
+        f"flow_map_layer_{layer}", f"From layer {layer} to layer {following}",
+        "Where do the tokens of each expert go next?", verdict, chart, frame.reset_index(drop=True),
+    )  # fmt: skip
+
+
+def flow_test_figure(test: pd.DataFrame) -> Figure:
+    """Between which layers do tokens keep to paths? Frame of baselines.layer_flow."""
+    sentences = [
+        f"Layers {row.layer} to {row.next_layer}: the expert in one tells {percent(row.nmi)} of that in the next, "
+        f"{_null(row)}: {row.verdict}."
+        for row in rows(test)
+    ]
+    chart = chance_bars(
+        test, "nmi", title="NMI of the experts in one layer and the next (0..1)", sentences=sentences,
+        row_title="from MoE layer",
+    )  # fmt: skip
+    return Figure(
+        "flow", "Paths through the layers", "Does the expert of one layer tell the expert of the next?",
+        verdicts.flow_verdict(test), chart, test,
+    )  # fmt: skip
+
+
+def persistence_figure(test: pd.DataFrame) -> Figure:
+    """Do neighbouring tokens keep their expert? Frame of baselines.persistence."""
+    sentences = [
+        f"Layer {row.layer}: {percent(row.first)} of tokens have the same first expert as the token before, "
+        f"{_null(row)}: {row.verdict}."
+        for row in rows(test)
+    ]
+    chart = chance_bars(
+        test, "first", title="part of neighbouring tokens with the same first expert", sentences=sentences
+    )
+    return Figure(
+        "persistence", "Neighbouring tokens", "Does a token keep the expert of the token before it?",
+        verdicts.persistence_verdict(test), chart, test,
+    )  # fmt: skip
+
+
+def _null(row: Any) -> str:
+    most = f"at most {percent(row.null_p99)} in 99 of 100"
+    return f"{percent(row.null_mean)} by chance and {most} ({p_value(row.p_adjusted)})"
+
+
+def _of_layer(frame: pd.DataFrame, layer: int, what: str) -> pd.DataFrame:
+    own = frame[frame["layer"] == layer]
+    if own.empty:
+        known = sorted({int(value) for value in frame["layer"]})
+        raise UsageError(f"layer {layer} has no {what}; expected one of {known}")
+    return own
+
+
+def _pairs_by_load(frame: pd.DataFrame) -> pd.DataFrame:
+    """Lift of each pair over what the two loads alone suggest."""
+    tokens = (frame["tokens"] / frame["probability"]).groupby(frame["expert_i"]).max().fillna(0.0)
+    product = frame["expert_i"].map(tokens) * frame["expert_j"].map(tokens)
+    expected = product * (frame["tokens"].sum() / max(float(product.sum()), 1e-9))
+    return frame.assign(lift=frame["tokens"] / expected.where(expected > 0), uncertain=~(expected >= FEW_EXPECTED))
+
+
+def _pairs_by_null(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    columns = ["layer", "expert_i", "expert_j", "lift_over_chance", "uncertain"]
+    both = pd.concat([pairs[columns], pairs[columns].rename(columns={"expert_i": "expert_j", "expert_j": "expert_i"})])
+    joined = frame.drop(columns="lift").merge(both, on=columns[:3], how="left")
+    joined["uncertain"] = joined["uncertain"].fillna(True).astype(bool)
+    return joined.rename(columns={"lift_over_chance": "lift"})
+
+
+def _strongest(
+    data: pd.DataFrame, row: str, column: str, *, square: bool, most: int = MAX_COLUMNS
+) -> tuple[pd.DataFrame, str]:
+    """Of more than `most` experts those with the strongest certain lift (either way), and a note that says so."""
+    experts = data[column].nunique()
+    if max(experts, data[row].nunique()) <= most:
+        return data.copy(), ""
+    weight = np.log2(data["lift"].clip(1 / 16, 16)).abs().where(~data["uncertain"], 0.0).fillna(0.0)
+    strength = [weight.groupby(data[name]).max().sort_values(ascending=False, kind="stable") for name in (row, column)]
+    kept_rows, kept_columns = (set(values.index[:most]) for values in strength)
+    kept = data[data[row].isin(kept_rows) & data[column].isin(kept_rows if square else kept_columns)]
+    return kept.copy(), f", the {most} with the strongest ties of {experts}"
+
+
+def _by_similarity(data: pd.DataFrame, row: str, column: str) -> list[int]:
+    """Experts in the order of a hierarchical clustering of their rows, so that teams stand together."""
+    table = data.pivot(index=row, columns=column, values="lift")
+    experts = [int(expert) for expert in table.index]
+    if len(experts) <= MAX_UNSORTED:
+        return experts
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    logs = np.log2(table.fillna(1.0).clip(1 / 16, 16).to_numpy())
+    return [experts[i] for i in leaves_list(linkage(logs, method="average", optimal_ordering=True))]
+
+
+def _by_source(data: pd.DataFrame) -> list[int]:
+    """Columns in the order of the row they lean to most, when there are too many to look up by number."""
+    columns = sorted(int(value) for value in data["next_expert"].unique())
+    if len(columns) <= MAX_UNSORTED:
+        return columns
+    best = data.loc[data.assign(lift=data["lift"].fillna(-1.0)).groupby("next_expert")["lift"].idxmax()]
+    return [int(value) for value in best.sort_values(["expert", "next_expert"])["next_expert"]]
+
+
+def _lean(data: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Only what the map needs: thousands of cells travel to the browser."""
+    return data[list(dict.fromkeys([*keys, "layer", "expert", "lift", "uncertain", "sentence"]))].reset_index(drop=True)

@@ -1,0 +1,299 @@
+"""Figures of what matters: the loss without an expert, what predicts it, and which experts are alike."""
+
+from __future__ import annotations
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from moe_core.errors import UsageError
+from moe_core.figures.figure import Figure
+from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, layered
+from moe_core.figures.maps import CELL, nats_limit, nats_map, share_map, signed
+from moe_core.figures.palette import BAR, HEAT, NEUTRAL
+from moe_core.figures.words import rows
+from moe_core.routing import verdicts
+from moe_core.routing.verdicts import number, p_value, percent
+
+MAX_POINTS = 2000
+"""More experts than this are counted in a grid instead of drawn as dots."""
+_NAMED_POINTS = 8
+_INTERVAL_POINTS = 150
+_NATS = "change of loss (nats per token)"
+_MEASURES = {
+    "load": "load (share of the layer's choices)",
+    "specialization": "domain specialization (largest lift over domains)",
+    "vocabulary": "vocabulary specialization (mean share of its tokens)",
+    "confidence": "confidence (mean weight where chosen)",
+    "reap": "REAP (mean of weight times output size)",
+    "ean": "EAN (summed output size)",
+}
+_SIMILARITIES = {
+    "gate_cosine": "cosine of the router's rows",
+    "weight_cosine": "cosine of the weights",
+    "output_cka": "similarity of outputs (linear CKA)",
+}
+
+
+def ablation_map_figure(effects: pd.DataFrame, domain: str = "all") -> Figure:
+    """What does the model lose without each expert? Frame of evaluation's ablation_map, one domain or "all" text.
+
+    The scale is maps.nats_limit of all effects in the frame, so that domains and layers can be compared; a cell whose
+    interval holds 0 is faded. Of more than MAX_COLUMNS experts a column is a group of them, ranked by effect within the
+    layer, and a click chooses the group's first.
+    """
+    frame = effects[effects["domain"] == domain].reset_index(drop=True)
+    if frame.empty:
+        raise UsageError(f"no effect on {domain!r} text is known; expected one of {sorted(set(effects['domain']))}")
+    whose = "" if domain == "all" else f" {domain}"
+    data = frame.assign(
+        nats=frame["delta_nats"],
+        column=frame["expert"],
+        sentence=[_effect(row.layer, row.expert, whose, row) for row in rows(frame)],
+    )
+    axis = "expert"
+    if frame["expert"].max() >= MAX_COLUMNS:
+        data = _ranked_groups(frame)
+        axis = f"experts of each layer ranked by effect, in {data['column'].nunique()} groups, largest first"
+    chart = nats_map(
+        data[["layer", "expert", "column", "nats", "uncertain", "sentence"]],
+        x=alt.X("column:O", title=axis, axis=COLUMN_AXIS),
+        y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS),
+        limit=nats_limit(effects["delta_nats"]),
+        title=_NATS,
+    )
+    of_what = "all text" if domain == "all" else f"{domain} text"
+    return Figure(
+        "ablation_map" if domain == "all" else f"ablation_map_{_slug(domain)}",
+        f"Without each expert: {of_what}", f"What does the model lose on {of_what} when an expert is switched off?",
+        verdicts.ablation_verdict(effects) if domain == "all" else _domain_verdict(frame, domain), chart, frame,
+    )  # fmt: skip
+
+
+def ablation_domains_figure(effects: pd.DataFrame, layer: int) -> Figure:
+    """Which texts need which expert of a layer? Frame of evaluation's ablation_map; scale and fading as in
+    ablation_map_figure. Of more than MAX_COLUMNS experts those with the largest effects are drawn."""
+    frame = effects[effects["layer"] == layer].reset_index(drop=True)
+    if frame.empty:
+        raise UsageError(
+            f"no expert of layer {layer} has been switched off; expected one of "
+            f"{sorted({int(value) for value in effects['layer']})}"
+        )
+    data, note = frame, ""
+    if frame["expert"].nunique() > MAX_COLUMNS:
+        size = frame["delta_nats"].abs().groupby(frame["expert"]).max().nlargest(MAX_COLUMNS)
+        data = frame[frame["expert"].isin(size.index)]
+        note = f", the {MAX_COLUMNS} with the largest effects of {frame['expert'].nunique()}"
+    data = data.assign(
+        nats=data["delta_nats"],
+        sentence=[
+            _effect(layer, row.expert, "" if row.domain == "all" else f" {row.domain}", row) for row in rows(data)
+        ],
+    )
+    chart = nats_map(
+        data[["layer", "expert", "domain", "nats", "uncertain", "sentence"]],
+        x=alt.X("expert:O", title=f"expert of layer {layer}{note}", axis=COLUMN_AXIS),
+        y=alt.Y("domain:N", title="text", sort=list(dict.fromkeys(effects["domain"])), axis=alt.Axis(labelLimit=160)),
+        limit=nats_limit(effects["delta_nats"]),
+        title=_NATS,
+    )
+    return Figure(
+        f"ablation_domains_layer_{layer}", f"Who needs the experts of layer {layer}",
+        "Which kind of text loses most without which expert?", verdicts.ablation_verdict(frame), chart, frame,
+    )  # fmt: skip
+
+
+def importance_figure(importance: pd.DataFrame, correlations: pd.DataFrame, measure: str) -> Figure:
+    """Does a measure predict which experts matter? Frames of evaluation's importance.measures and rank_correlations.
+
+    One dot an expert; more than MAX_POINTS are counted in a grid.
+    """
+    if measure not in importance:
+        known = [name for name in _MEASURES if name in importance]
+        raise UsageError(f"unknown measure {measure!r}; expected one of {', '.join(known)}")
+    known_points = importance[importance[measure].notna() & importance["delta_nats"].notna()].reset_index(drop=True)
+    title = _MEASURES.get(measure, measure)
+    chart = (
+        _grid(known_points, measure, title) if len(known_points) > MAX_POINTS else _dots(known_points, measure, title)
+    )
+    row = correlations[correlations["measure"] == measure]
+    return Figure(
+        f"importance_{_slug(measure)}", f"Does {measure} predict what matters?",
+        f"Do experts with more {measure} cost more when they are switched off?",
+        verdicts.importance_verdict(row), chart, importance,
+    )  # fmt: skip
+
+
+def correlations_figure(correlations: pd.DataFrame) -> Figure:
+    """Which measure predicts what matters? Frame of evaluation's rank_correlations: rho with its 95 % interval."""
+    data = correlations.assign(
+        name=[_MEASURES.get(measure, measure) for measure in correlations["measure"]],
+        label=[f"{rho:.2f}" for rho in correlations["rho"]],
+        end=correlations[["high", "rho"]].max(axis=1),
+        sentence=[
+            f"{row.measure}: rank correlation {row.rho:.2f} with the change of loss over {row.n} experts, 95 % "
+            f"interval {row.low:.2f} to {row.high:.2f} ({p_value(row.p_adjusted)}): {row.verdict}."
+            for row in rows(correlations)
+        ],
+    )
+    base = alt.Chart(data).encode(
+        y=alt.Y("name:N", title=None, sort=list(data["name"]), axis=alt.Axis(labelLimit=330)), tooltip="sentence:N"
+    )
+    x = alt.X("rho:Q", title="rank correlation with the loss without the expert (0 by chance)",
+              scale=alt.Scale(domain=[-1, 1.15], nice=False), axis=alt.Axis(values=[-1, -0.5, 0, 0.5, 1]))  # fmt: skip
+    zero = alt.Chart(pd.DataFrame({"rho": [0.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(x="rho:Q")
+    layers = [
+        zero,
+        base.mark_rule(strokeWidth=2, color=NEUTRAL).encode(x="low:Q", x2="high:Q"),
+        base.mark_point(size=90, filled=True, color=BAR, opacity=1).encode(x=x),
+        base.mark_text(align="left", dx=8, fontSize=11).encode(x="end:Q", text="label:N"),
+    ]
+    return Figure(
+        "importance", "What predicts which experts matter", "Does anything we can observe tell what matters?",
+        verdicts.importance_verdict(correlations), layered(layers, data, 60 + 34 * len(data)), correlations,
+    )  # fmt: skip
+
+
+def similarity_figure(similarity: pd.DataFrame, layer: int, measure: str) -> Figure:
+    """Which experts of a layer are alike? Frame of evaluation's expert_similarity; `measure` is one of its columns.
+
+    Of more than MAX_COLUMNS experts those that are most like another are drawn.
+    """
+    if measure not in _SIMILARITIES:
+        raise UsageError(f"unknown measure {measure!r}; expected one of {', '.join(_SIMILARITIES)}")
+    own = similarity[similarity["layer"] == layer]
+    if own.empty:
+        raise UsageError(
+            f"layer {layer} has no similarities; expected one of {sorted({int(v) for v in similarity['layer']})}"
+        )
+    both = pd.concat([own, own.rename(columns={"expert_i": "expert_j", "expert_j": "expert_i"})])
+    both = both[both["expert_i"] != both["expert_j"]].drop_duplicates(["expert_i", "expert_j"])
+    note, experts = "", both["expert_i"].nunique()
+    if experts > MAX_COLUMNS:
+        kept = both.groupby("expert_i")[measure].max().nlargest(MAX_COLUMNS).index
+        both = both[both["expert_i"].isin(kept) & both["expert_j"].isin(kept)]
+        note = f", the {MAX_COLUMNS} most alike of {experts}"
+    data = both.assign(
+        value=both[measure],
+        expert=both["expert_i"],
+        sentence=[
+            f"Layer {layer}, experts {row.expert_i} and {row.expert_j}: {_SIMILARITIES[measure]} {number(row.value)}."
+            for row in rows(both.assign(value=both[measure]))
+        ],
+    )[["layer", "expert", "expert_i", "expert_j", "value", "sentence"]].reset_index(drop=True)
+    chart = share_map(
+        data,
+        x=alt.X("expert_j:O", title=f"expert of layer {layer}{note}", axis=COLUMN_AXIS),
+        y=alt.Y("expert_i:O", title="expert", axis=ROW_AXIS),
+        title=_SIMILARITIES[measure],
+        negative=measure != "output_cka",
+    )
+    best = own.iloc[int(own[measure].argmax())]
+    verdict = (
+        f"Most alike in layer {layer}: experts {int(best['expert_i'])} and {int(best['expert_j'])}, "
+        f"{_SIMILARITIES[measure]} {number(float(best[measure]))}; the middle pair has "
+        f"{number(float(own[measure].median()))}."
+    )
+    return Figure(
+        f"similarity_{measure}_layer_{layer}", f"Experts that are alike in layer {layer}",
+        "Which experts do the same work?", verdict, chart, own.reset_index(drop=True),
+    )  # fmt: skip
+
+
+def _effect(layer: int, expert: int, whose: str, row: object) -> str:
+    delta, low, high = (float(getattr(row, name)) for name in ("delta_nats", "low", "high"))
+    if delta != delta:
+        return f"Without expert {expert} of layer {layer}: no{whose} text was measured."
+    text = f"Without expert {expert} of layer {layer} the loss on{whose or ' all'} text changes by {signed(delta)} nats"
+    text += " per token"
+    if low == low:
+        text += f", 95 % interval {signed(low)} to {signed(high)}"
+    return text + (": uncertain." if getattr(row, "uncertain", False) else ".")
+
+
+def _domain_verdict(frame: pd.DataFrame, domain: str) -> str:
+    certain = frame[~frame["uncertain"].astype(bool)]
+    if certain.empty:
+        return f"Not distinguishable from chance: without any one expert the loss on {domain} text stays what it was."
+    best = certain.iloc[int(certain["delta_nats"].abs().argmax())]
+    text = _effect(int(best["layer"]), int(best["expert"]), f" {domain}", best)
+    return f"{len(certain)} of {len(frame)} experts surely change the loss on {domain} text. {text}"
+
+
+def _ranked_groups(frame: pd.DataFrame) -> pd.DataFrame:
+    """MAX_COLUMNS groups of experts by rank of effect within the layer, the mean effect of each."""
+    ranked = frame.sort_values(["layer", "delta_nats"], ascending=[True, False], kind="stable")
+    rank = ranked.groupby("layer").cumcount()
+    size = ranked.groupby("layer")["expert"].transform("size")
+    grouped = ranked.assign(column=rank * MAX_COLUMNS // size, rank=rank + 1).groupby(
+        ["layer", "column"], as_index=False
+    ).agg(
+        nats=("delta_nats", "mean"), expert=("expert", "first"), most=("delta_nats", "first"),
+        first=("rank", "min"), last=("rank", "max"), uncertain=("uncertain", "all"),
+    )  # fmt: skip
+    grouped["sentence"] = [
+        f"Layer {row.layer}, experts ranked {row.first} to {row.last} by effect: without one of them the loss changes "
+        f"by {signed(row.nats)} nats per token on average; most without expert {row.expert}, {signed(row.most)}"
+        + (": all uncertain." if row.uncertain else ".")
+        for row in rows(grouped)
+    ]
+    return grouped
+
+
+def _dots(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:
+    strongest = frame["delta_nats"].abs().nlargest(_NAMED_POINTS).index
+    data = frame.assign(
+        value=frame[measure].astype(float),
+        name=[f"{layer}:{expert}" for layer, expert in zip(frame["layer"], frame["expert"], strict=True)],
+        named=frame.index.isin(strongest),
+        sentence=[
+            f"Expert {row.expert} of layer {row.layer}: {measure} {number(float(getattr(row, measure)))}; without it "
+            f"the loss changes by {signed(row.delta_nats)} nats per token (95 % interval {signed(row.low)} to "
+            f"{signed(row.high)})."
+            for row in rows(frame)
+        ],
+    )[["layer", "expert", "value", "delta_nats", "low", "high", "name", "named", "sentence"]]
+    base = alt.Chart(data).encode(
+        x=alt.X("value:Q", title=title, scale=alt.Scale(zero=False, padding=16)),
+        y=alt.Y("delta_nats:Q", title=_NATS, scale=alt.Scale(padding=8)),
+    )
+    layers = [_zero()]
+    if len(data) <= _INTERVAL_POINTS:
+        layers.append(base.mark_rule(color=NEUTRAL, opacity=0.6).encode(y="low:Q", y2="high:Q"))
+    dots = base.mark_circle(size=60, color=BAR, opacity=0.85).encode(tooltip="sentence:N")
+    layers.append(dots.add_params(alt.selection_point(name=CELL, fields=["layer", "expert"])))
+    layers.append(
+        base.transform_filter("datum.named").mark_text(align="left", dx=7, dy=-6, fontSize=11).encode(text="name:N")
+    )
+    return layered(layers, data, 360)
+
+
+def _grid(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:
+    """Experts counted in 40 x 30 cells."""
+    counts, x, y = np.histogram2d(frame[measure], frame["delta_nats"], bins=(40, 30))
+    i, j = np.nonzero(counts)
+    data = pd.DataFrame({"x": x[i], "x2": x[i + 1], "y": y[j], "y2": y[j + 1], "experts": counts[i, j].astype(int)})
+    data["sentence"] = [
+        f"{row.experts} of {len(frame):,} experts ({percent(row.experts / len(frame))}): {measure} {number(row.x)} to "
+        f"{number(row.x2)}, change of loss {signed(row.y)} to {signed(row.y2)} nats per token."
+        for row in rows(data)
+    ]
+    cells = alt.Chart(data).mark_rect().encode(
+        x=alt.X("x:Q", title=title, scale=alt.Scale(zero=False)), x2="x2:Q",
+        y=alt.Y("y:Q", title=_NATS, scale=alt.Scale(zero=False)), y2="y2:Q",
+        color=alt.Color("experts:Q", title="experts", scale=alt.Scale(type="log", range=["#f0c48f", "#8a3d02"])),
+        tooltip="sentence:N",
+    )  # fmt: skip
+    return layered([cells, _zero()], data, 360)
+
+
+def _zero() -> alt.Chart:
+    rule: alt.Chart = (
+        alt.Chart(pd.DataFrame({"delta_nats": [0.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(y="delta_nats:Q")
+    )
+    return rule
+
+
+def _slug(name: str) -> str:
+    """A domain or measure as part of a file name."""
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name.lower())[:40] or "text"

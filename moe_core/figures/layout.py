@@ -1,0 +1,48 @@
+"""Sizes and axes that all figures share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+WIDTH = 640
+AUTOSIZE = alt.AutoSizeParams(type="fit", contains="padding")
+"""Width and height hold the axes and legends too: Streamlit makes just that much room on the page."""
+AXIS_ROOM = 76
+"""Height of the horizontal axis with its title."""
+LABEL_ROOM = 0.13
+"""Part of the steps' range kept free on the right for the names of lines."""
+MAX_COLUMNS = 64
+"""More experts than this are ordered and drawn in groups, or the most telling ones alone: a map of thousands of cells
+cannot be read."""
+COLUMN_AXIS = alt.Axis(labelAngle=0, labelOverlap="parity")
+ROW_AXIS = alt.Axis(labelOverlap="parity")
+MAX_NUMBERED_BARS = 40
+"""More bars than this stand too close for a number on each."""
+
+
+def bars_height(rows: int) -> int:
+    """Height of a chart with one horizontal bar per row."""
+    return min(max(rows * 32, 90), 720) + AXIS_ROOM
+
+
+def map_height(rows: int) -> int:
+    """Height of a heat map."""
+    return min(max(rows * 36, 100), 620) + AXIS_ROOM
+
+
+def step_axis(steps: pd.Series[Any]) -> alt.X:
+    """Training steps, with room on the right for the names of the lines, inside the plot."""
+    first, last = (float(steps.min()), float(steps.max())) if len(steps) else (0.0, 1.0)
+    room = max(last - first, 1.0) * (1 + LABEL_ROOM)
+    scale = alt.Scale(domain=[first, first + room], nice=False)
+    # No tick stands behind the names: there are no steps there.
+    axis = alt.Axis(format=",d", labelExpr=f"datum.value <= {last} ? datum.label : ''", tickCount=8)
+    return alt.X("step:Q", title="training step", scale=scale, axis=axis)
+
+
+def layered(layers: list[alt.Chart], data: pd.DataFrame, height: int, width: int = WIDTH) -> alt.LayerChart:
+    """The layers over one table, in the house's size."""
+    return alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=width, height=height)

@@ -1,0 +1,154 @@
+"""Heat maps: lift around 1, change of loss around 0, shares from 0. One scale each, wherever it is drawn.
+
+All three take the colours of palette.LIFT_COLOURS: purple = less, see-through = as by chance or nothing, orange = more.
+Cells carry an Altair selection named CELL with the fields layer and expert where the table has them, so that a page
+can let its user click an expert.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+from moe_core.figures.layout import layered, map_height
+from moe_core.figures.palette import (
+    LIFT_COLOURS,
+    LIFT_LIMIT,
+    LIFT_STOPS,
+    LIFT_WHITE_ABOVE,
+    LIFT_WHITE_BELOW,
+    NEUTRAL,
+)
+from moe_core.routing.verdicts import number
+
+CELL = "cell"
+"""Name of the selection of clickable maps."""
+_CELL_FIELDS = ("layer", "expert")
+_LABELLED_CELLS = 200
+_LABELLED_COLUMNS = 20
+_SMALLEST_LIMIT = 0.001
+
+
+def lift_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, title: str = "times its even share") -> alt.LayerChart:
+    """Heat map of `frame["lift"]` around 1, one cell a row; `frame["sentence"]` is its tooltip.
+
+    Where `frame` has a true `uncertain` the cell is faded. Few cells carry their number.
+    """
+    lift = frame["lift"].astype(float)
+    shown = lift.clip(1 / LIFT_LIMIT, LIFT_LIMIT)
+    colour = alt.Color("shown:Q", title=title, scale=lift_scale(), legend=_lift_legend())
+    position = shown.map(math.log2) / math.log2(LIFT_LIMIT)
+    return _heat_map(frame.assign(shown=shown, label=[_ratio(value) for value in lift]), position, colour, x=x, y=y)
+
+
+def nats_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, limit: float, title: str) -> alt.LayerChart:
+    """Heat map of `frame["nats"]`, a change of loss around 0 (see nats_limit for `limit`); tooltips and fading as in
+    lift_map."""
+    nats = frame["nats"].astype(float)
+    shown = nats.clip(-limit, limit)
+    scale = alt.Scale(domain=[-limit, -limit / 2, 0, limit / 2, limit], range=list(LIFT_COLOURS), clamp=True)
+    names = [f"≤ −{limit:g}", f"−{limit / 2:g}", "0", f"+{limit / 2:g}", f"≥ +{limit:g}"]
+    legend = _legend([-limit, -limit / 2, 0, limit / 2, limit], names)
+    colour = alt.Color("shown:Q", title=title, scale=scale, legend=legend)
+    return _heat_map(frame.assign(shown=shown, label=[signed(v) for v in nats]), shown / limit, colour, x=x, y=y)
+
+
+def share_map(
+    frame: pd.DataFrame, *, x: alt.X, y: alt.Y, title: str, limit: float = 1.0, negative: bool = False
+) -> alt.LayerChart:
+    """Heat map of `frame["value"]` from 0 to `limit` (from -limit where `negative`); tooltips and fading as in
+    lift_map."""
+    value = frame["value"].astype(float)
+    shown = value.clip(-limit if negative else 0.0, limit)
+    stops = [-limit, -limit / 2, 0.0, limit / 2, limit][0 if negative else 2 :]
+    scale = alt.Scale(domain=stops, range=list(LIFT_COLOURS)[0 if negative else 2 :], clamp=True)
+    colour = alt.Color("shown:Q", title=title, scale=scale, legend=_legend(stops, [f"{stop:g}" for stop in stops]))
+    return _heat_map(frame.assign(shown=shown, label=[number(v) for v in value]), shown / limit, colour, x=x, y=y)
+
+
+def lift_scale() -> alt.Scale:
+    """The one colour scale of all lift maps: logarithmic, see-through at 1, clamped at LIFT_LIMIT."""
+    return alt.Scale(type="log", base=2, domain=list(LIFT_STOPS), range=list(LIFT_COLOURS), clamp=True)
+
+
+def nats_limit(effects: pd.Series[float]) -> float:
+    """End of the scale of changes of loss: the smallest 1, 2 or 5 times a power of ten, at least 0.001 nats, that
+    holds 99 % of |effects|.
+
+    Give it the effects of all layers, experts and domains, so that maps that are compared share a scale.
+    """
+    size = effects.abs().dropna()
+    most = float(size.quantile(0.99)) if len(size) else 0.0
+    limit = _SMALLEST_LIMIT
+    for exponent in range(-3, 4):
+        for step in (1, 2, 5):
+            limit = float(f"{step}e{exponent}")
+            if most <= limit:
+                return limit
+    return limit
+
+
+def signed(nats: float) -> str:
+    """A change with its sign: "+0.12", "−0.03", "0"."""
+    if nats != nats:
+        return ""
+    text = number(abs(nats))
+    return text if text == "0" else f"{'+' if nats > 0 else '−'}{text}"
+
+
+def _heat_map(
+    frame: pd.DataFrame, position: pd.Series[float], colour: alt.Color, *, x: alt.X, y: alt.Y
+) -> alt.LayerChart:
+    """`position` is where each cell stands on the colour scale, -1..1: the ends are dark and carry white text."""
+    uncertain = frame["uncertain"].astype(bool) if "uncertain" in frame else pd.Series(False, index=frame.index)
+    # The thresholds of the palette are log2 lifts, whose scale ends at 2.
+    plain = position.between(LIFT_WHITE_BELOW / 2, LIFT_WHITE_ABOVE / 2)
+    data = frame.assign(uncertain=uncertain, on_dark=~plain & ~uncertain & position.notna())
+    base = alt.Chart(data).encode(x=x, y=y)
+    cells = base.mark_rect(stroke=NEUTRAL, strokeOpacity=0.25, strokeWidth=1).encode(
+        color=colour,
+        opacity=alt.condition("datum.uncertain", alt.value(0.3), alt.value(1.0)),
+        tooltip="sentence:N",
+    )
+    fields = [field for field in _CELL_FIELDS if field in data]
+    if fields:
+        cells = cells.add_params(alt.selection_point(name=CELL, fields=fields))
+    layers: list[alt.Chart] = [cells]
+    if len(frame) <= _LABELLED_CELLS and _distinct(frame, x) <= _LABELLED_COLUMNS:
+        # One layer of text in the theme's colour, one in white on the darkest cells: both pages stay readable.
+        text = base.mark_text(fontSize=11, tooltip=None).encode(text="label:N")
+        faded = text.transform_filter("!datum.on_dark").encode(
+            opacity=alt.condition("datum.uncertain", alt.value(0.55), alt.value(1.0))
+        )
+        layers += [faded, text.transform_filter("datum.on_dark").encode(color=alt.value("#ffffff"))]
+    return layered(layers, data, map_height(_distinct(frame, y)))
+
+
+def _ratio(lift: float) -> str:
+    if lift != lift:  # NaN
+        return ""
+    return number(lift) if lift == 0 or lift >= 0.01 else "<0.01"
+
+
+def _distinct(frame: pd.DataFrame, channel: alt.X | alt.Y) -> int:
+    return int(frame[str(channel["shorthand"]).split(":")[0]].nunique())
+
+
+def _lift_legend() -> alt.Legend:
+    names = [f"≤ {LIFT_STOPS[0]:g}", *(f"{stop:g}" for stop in LIFT_STOPS[1:-1]), f"≥ {LIFT_STOPS[-1]:g}"]
+    return _legend(LIFT_STOPS, names)
+
+
+def _legend(values: Sequence[float], names: Sequence[str]) -> alt.Legend:
+    chosen = " : ".join(f"datum.value <= {value} ? '{name}'" for value, name in zip(values, names, strict=True))
+    return alt.Legend(
+        values=list(values),
+        labelExpr=f"{chosen} : ''",
+        gradientLength=120,
+        direction="vertical",
+        titleLimit=200,
+        gradientStrokeColor=NEUTRAL,
+    )

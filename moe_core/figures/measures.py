@@ -1,0 +1,38 @@
+"""One measure per layer as bars, each with what chance reaches and, where known, its 95 % interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, layered
+from moe_core.figures.palette import BAR, HEAT, NEUTRAL
+from moe_core.routing.verdicts import number
+
+
+def chance_bars(
+    frame: pd.DataFrame, measure: str, *, title: str, sentences: Sequence[str], row_title: str = "MoE layer"
+) -> alt.LayerChart:
+    """`frame` has columns layer, `measure`, null_p99 and perhaps low and high: one bar a layer from 0.
+
+    The tick is the 99th percentile of chance: a bar that does not reach beyond it is not distinguishable from chance.
+    """
+    intervals = {"low", "high"} <= set(frame.columns) and bool(frame["low"].notna().any())
+    data = frame.assign(sentence=list(sentences), label=[number(x) for x in frame[measure]])
+    ends = [frame[measure], frame["null_p99"], *([frame["high"]] if intervals else [])]
+    most = float(np.nanmax([0.0, *(value for end in ends for value in end)]))
+    data["end"] = data[["high", measure]].max(axis=1) if intervals else data[measure]
+    scale = alt.Scale(domain=[0, max(most * 1.1, 0.01)], nice=False)
+    base = alt.Chart(data).encode(y=alt.Y("layer:O", title=row_title, axis=ROW_AXIS), tooltip="sentence:N")
+    x = alt.X(f"{measure}:Q", title=f"{title}; tick: 99th percentile by chance", scale=scale)
+    layers = [base.mark_bar(height=alt.RelativeBandSize(0.62), color=BAR).encode(x=x)]
+    if intervals:
+        layers.append(base.mark_rule(strokeWidth=1.5, color=NEUTRAL).encode(x="low:Q", x2="high:Q"))
+    size = 26 if len(data) <= MAX_NUMBERED_BARS else 9
+    layers.append(base.mark_tick(thickness=3, size=size, color=HEAT).encode(x="null_p99:Q"))
+    if len(data) <= MAX_NUMBERED_BARS:
+        layers.append(base.mark_text(align="left", dx=5, fontSize=11).encode(x="end:Q", text="label:N"))
+    return layered(layers, data, bars_height(len(data)))

@@ -1,0 +1,111 @@
+"""Figures of the vocabulary: which tokens belong to one expert."""
+
+from __future__ import annotations
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from moe_core.errors import UsageError
+from moe_core.figures.figure import Figure
+from moe_core.figures.layout import bars_height, layered
+from moe_core.figures.measures import chance_bars
+from moe_core.figures.palette import HEAT, expert_colour
+from moe_core.figures.tokens import visible
+from moe_core.figures.words import rows
+from moe_core.routing import verdicts
+from moe_core.routing.verdicts import number, p_value, percent
+
+MAX_TOKENS = 24
+"""Token types drawn: those that most surely belong to one expert."""
+MAX_TOKEN_CHARACTERS = 24
+_Z = 1.96
+_WORDS = {"input": "token", "predicted": "predicted token", "next": "next token"}
+
+
+def vocabulary_figure(vocabulary: pd.DataFrame, test: pd.DataFrame, layer: int) -> Figure:
+    """Which tokens belong to one expert in a layer? Frames of metrics.vocabulary_specialization and
+    baselines.vocabulary.
+
+    The MAX_TOKENS types with the highest lower end of the 95 % interval (Wilson) of their share; the tick is the share
+    of all tokens that this expert takes.
+    """
+    frame = vocabulary[vocabulary["layer"] == layer].reset_index(drop=True)
+    if frame.empty:
+        raise UsageError(
+            f"layer {layer} has no token that occurs often enough; expected one of "
+            f"{sorted({int(value) for value in vocabulary['layer']})}; lower min_count or trace more text"
+        )
+    what = _WORDS[str(test["which"].iloc[0])] if "which" in test and len(test) else "token"
+    surely = _lower_end(frame["share"], frame["tokens"])
+    top = frame.assign(surely=surely).sort_values("surely", ascending=False, kind="stable").head(MAX_TOKENS)
+    data = top.assign(
+        name=_distinct_names(top),
+        colour=[expert_colour(int(expert)) for expert in top["expert"]],
+        chance=top["share"] / top["lift"],
+        label=[f"expert {row.expert}, {percent(row.share)}" for row in rows(top)],
+        sentence=[
+            f"Expert {row.expert} takes {percent(row.share)} of the {row.tokens:,} times the {what} "
+            f"“{token_name(row.text)}” occurs, {number(row.lift)} times its usual share."
+            for row in rows(top)
+        ],
+    )
+    base = alt.Chart(data).encode(
+        y=alt.Y("name:N", title=what, sort=list(data["name"]), axis=alt.Axis(labelLimit=200)), tooltip="sentence:N"
+    )
+    x = alt.X(
+        "share:Q",
+        title="part of its occurrences that one expert takes; tick: the expert's usual share",
+        axis=alt.Axis(format=".0%", values=[0, 0.25, 0.5, 0.75, 1]),
+        scale=alt.Scale(domain=[0, 1.25], nice=False),  # room for the label of a bar that reaches 1
+    )
+    bars = base.mark_bar(height=alt.RelativeBandSize(0.62)).encode(x=x, color=alt.Color("colour:N", scale=None))
+    ticks = base.mark_tick(thickness=3, size=18, color=HEAT).encode(x="chance:Q")
+    labels = base.mark_text(align="left", dx=5, fontSize=11).encode(x="share:Q", text="label:N")
+    chart = layered([bars, ticks, labels], data.drop(columns=["text"]), bars_height(len(data)))
+    return Figure(
+        f"vocabulary_layer_{layer}", f"Tokens of one expert in layer {layer}",
+        f"Which {what}s belong to one expert?", verdicts.vocabulary_verdict(test[test["layer"] == layer]), chart, frame,
+    )  # fmt: skip
+
+
+def vocabulary_test_figure(test: pd.DataFrame) -> Figure:
+    """In which layers do experts specialise in tokens? Frame of baselines.vocabulary."""
+    sentences = [
+        f"Layer {row.layer}: the favourite expert of a token type takes {percent(row.score)} of its occurrences, "
+        f"{percent(row.null_mean)} by chance and at most {percent(row.null_p99)} in 99 of 100 "
+        f"({p_value(row.p_adjusted)}): {row.verdict}."
+        for row in rows(test)
+    ]
+    chart = chance_bars(
+        test, "score", title="mean share of a token type's favourite expert (0..1)", sentences=sentences
+    )
+    return Figure(
+        "vocabulary", "Specialisation by token", "Does a token go to the same expert every time?",
+        verdicts.vocabulary_verdict(test), chart, test,
+    )  # fmt: skip
+
+
+def token_name(text: str) -> str:
+    """A token as a label of one line: white space visible, at most MAX_TOKEN_CHARACTERS characters."""
+    shown = visible(text)
+    if shown == text:  # not white space alone
+        shown = "␣" * (len(text) - len(text.lstrip(" "))) + text.strip(" ") + "␣" * (len(text) - len(text.rstrip(" ")))
+    return shown if len(shown) <= MAX_TOKEN_CHARACTERS else shown[: MAX_TOKEN_CHARACTERS - 1] + "…"
+
+
+def _distinct_names(frame: pd.DataFrame) -> list[str]:
+    """Labels of the rows; where two tokens look alike, each gets its number in the vocabulary."""
+    names = [token_name(text) for text in frame["text"]]
+    twice = pd.Series(names).duplicated(keep=False)
+    return [
+        f"{name} #{token_id}" if double else name
+        for name, token_id, double in zip(names, frame["token_id"], twice, strict=True)
+    ]
+
+
+def _lower_end(share: pd.Series[float], tokens: pd.Series[int]) -> pd.Series[float]:
+    """Lower end of Wilson's 95 % interval of a share of so many tokens."""
+    n = tokens.astype(float).clip(lower=1.0)
+    root = np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return (share + _Z**2 / (2 * n) - _Z * root) / (1 + _Z**2 / n)
