@@ -1,17 +1,22 @@
 """Counts of routing decisions: what every measure is computed from.
 
 All are sums over tokens, so the counts of two parts of a trace add up to those of the whole; a trace too large for
-memory can be counted part by part. Unused slots (index -1) are not counted.
+memory is counted part by part. Unused slots (index -1) are not counted.
+
+Each is numpy's bincount over a key made of whole numbers, which is why a million tokens take milliseconds: measured by
+moe_core.benchmarks.aggregation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_core.routing.stored import AnyTrace
 from moe_core.routing.trace import RoutingTrace
 from moe_core.routing.types import Float64Array, Int64Array
 
@@ -21,39 +26,116 @@ _Numbers = npt.NDArray[np.number[Any]] | float
 def grouped_counts(
     indices_TK: npt.NDArray[np.integer[Any]], groups_T: npt.NDArray[np.integer[Any]], shape: tuple[int, int]
 ) -> Int64Array:
-    """[G,E] assignments of each group's tokens to each expert in one layer; `shape` is (G, E)."""
+    """[G,E] assignments of each group's tokens to each expert in one layer; `shape` is (G, E). Group -1 counts not."""
     G, E = shape
-    # One spare column takes the unused slots, so that -1 needs no mask.
-    keys = groups_T.astype(np.int64)[:, None] * (E + 1) + (indices_TK + 1)
-    return np.bincount(keys.reshape(-1), minlength=G * (E + 1)).reshape(G, E + 1)[:, 1:].astype(np.int64, copy=False)
+    # A spare row and column take what is not counted, so that -1 needs no mask. Slot by slot: adding a strided
+    # column to a flat one is several times faster than numpy's broadcast over an axis of two.
+    first_T = np.multiply(groups_T, E + 1, dtype=np.intp)
+    first_T += E + 2
+    keys_KT = np.empty(indices_TK.shape[::-1], dtype=np.intp)
+    for slot, key_T in enumerate(keys_KT):
+        np.add(first_T, indices_TK[:, slot], out=key_T)
+    return _tally(keys_KT.reshape(-1), (G + 1, E + 1))[1:, 1:]
 
 
-def expert_counts(trace: RoutingTrace) -> Int64Array:
+def label_counts(
+    trace: AnyTrace, labels: Callable[[RoutingTrace], npt.NDArray[np.integer[Any]]], size: int
+) -> Int64Array:
+    """[L,G,E] assignments of tokens with each of G = `size` labels to each expert.
+
+    `labels` gives the label [T] of each token of a part of the trace, 0..G-1, or -1 to leave it out.
+    """
+    E = trace.num_experts
+    counts_LGE = np.zeros((trace.num_layers, size, E), dtype=np.int64)
+    for part in trace.parts():
+        labels_T = labels(part)
+        for counts_GE, indices_TK in zip(counts_LGE, part.router_indices, strict=True):
+            counts_GE += grouped_counts(indices_TK, labels_T, (size, E))
+    return counts_LGE
+
+
+def expert_counts(trace: AnyTrace) -> Int64Array:
     """tokens_per_expert [L,E]: assignments to each expert."""
     E = trace.num_experts
-    nobody = np.zeros(trace.num_tokens, dtype=np.int64)
-    return np.stack([grouped_counts(layer_TK, nobody, (1, E))[0] for layer_TK in trace.router_indices])
+    counts_LE = np.zeros((trace.num_layers, E), dtype=np.int64)
+    for part in trace.parts():
+        for counts_E, indices_TK in zip(counts_LE, part.router_indices, strict=True):
+            counts_E += _tally(indices_TK.reshape(-1) + np.intp(1), (E + 1,))[1:]
+    return counts_LE
 
 
-def domain_counts(trace: RoutingTrace) -> Int64Array:
+def domain_counts(trace: AnyTrace) -> Int64Array:
     """[L,M,E] assignments of each of the M domains' tokens to each expert."""
-    shape = (len(trace.domains), trace.num_experts)
-    return np.stack([grouped_counts(layer_TK, trace.domain_ids, shape) for layer_TK in trace.router_indices])
+    return label_counts(trace, lambda part: part.domain_ids, len(trace.domains))
 
 
-def domain_tokens(trace: RoutingTrace) -> Int64Array:
+def domain_tokens(trace: AnyTrace) -> Int64Array:
     """[M] tokens of each domain."""
-    return np.bincount(trace.domain_ids, minlength=len(trace.domains)).astype(np.int64, copy=False)
+    tokens_M = np.zeros(len(trace.domains), dtype=np.int64)
+    for part in trace.parts():
+        tokens_M += np.bincount(part.domain_ids, minlength=len(tokens_M))
+    return tokens_M
+
+
+def pair_counts(trace: AnyTrace) -> Int64Array:
+    """[L,E,E] tokens that chose both experts, over all pairs of slots: symmetric, on the diagonal expert_counts."""
+    counts_LEE = np.zeros((trace.num_layers, trace.num_experts, trace.num_experts), dtype=np.int64)
+    for part in trace.parts():
+        for counts_EE, indices_TK in zip(counts_LEE, part.router_indices, strict=True):
+            columns_KT = _columns(indices_TK)
+            for slot in range(1, len(columns_KT)):
+                counts_EE += _joint(columns_KT[slot:], columns_KT[slot - 1 : slot], trace.num_experts)
+    counts_LEE += counts_LEE.transpose(0, 2, 1).copy()
+    diagonal = np.arange(trace.num_experts)
+    counts_LEE[:, diagonal, diagonal] = expert_counts(trace)
+    return counts_LEE
+
+
+def flow_counts(trace: AnyTrace) -> Int64Array:
+    """[L-1,E,E] pairs (slot of a layer, slot of the next layer) of one token, by the experts they chose."""
+    counts_LEE = np.zeros((trace.num_layers - 1, trace.num_experts, trace.num_experts), dtype=np.int64)
+    for part in trace.parts():
+        columns_KT = _columns(part.router_indices[0])
+        for counts_EE, indices_TK in zip(counts_LEE, part.router_indices[1:], strict=True):
+            next_KT = _columns(indices_TK)
+            counts_EE += _joint(columns_KT, next_KT, trace.num_experts)
+            columns_KT = next_KT
+    return counts_LEE
+
+
+def _columns(indices_TK: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
+    """[K,T] each slot's experts in one piece, 1..E, 0 = unused; in the type that bincount takes as it is."""
+    columns_KT = indices_TK.T.astype(np.intp, order="C")
+    columns_KT += 1
+    return columns_KT
+
+
+def _joint(rows_KT: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp], E: int) -> Int64Array:
+    """[E,E] how often a token has one expert in `rows_KT` and the other in `columns_KT`, over all pairs of slots."""
+    counts = np.zeros((E + 1, E + 1), dtype=np.int64)
+    key_T = np.empty(rows_KT.shape[1], dtype=np.intp)
+    for row_T in rows_KT:
+        first_T = row_T * (E + 1)
+        for column_T in columns_KT:
+            np.add(first_T, column_T, out=key_T)
+            counts += _tally(key_T, counts.shape)
+    return counts[1:, 1:]
+
+
+def _tally(keys: npt.NDArray[np.intp], shape: tuple[int, ...]) -> Int64Array:
+    return np.bincount(keys, minlength=int(np.prod(shape))).reshape(shape).astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of tokens that are not independent of one another: one document, or its part in one domain.
+    """Blocks of tokens that are independent of one another: a source, or its part in one domain.
 
-    `of_token` [T] block number of each token; `domain_ids` [N] domain of each block; `tokens` [N] its size.
+    `of_token` [T] block number of each token; `source_ids`, `domain_ids` [N] of each block; `tokens` [N] its size.
+    Blocks are in the order of source, then domain.
     """
 
     of_token: Int64Array
+    source_ids: Int64Array
     domain_ids: Int64Array
     tokens: Int64Array
 
@@ -61,9 +143,54 @@ class Blocks:
 def blocks(trace: RoutingTrace) -> Blocks:
     """Cut a trace into blocks. Domains are labels of blocks, which is what a permutation may shuffle."""
     M = len(trace.domains)
-    keys = trace.document_ids.astype(np.int64) * M + trace.domain_ids
-    unique, of_token, tokens = np.unique(keys, return_inverse=True, return_counts=True)
-    return Blocks(of_token.astype(np.int64, copy=False), unique % M, tokens.astype(np.int64, copy=False))
+    keys_T = trace.source_ids.astype(np.int64) * M + trace.domain_ids
+    # Tokens of a source mostly stand together: sorting their runs is much less than sorting them.
+    starts = np.flatnonzero(np.diff(keys_T, prepend=keys_T[0] - 1))
+    lengths = np.diff(starts, append=len(keys_T))
+    keys_N, of_run = np.unique(keys_T[starts], return_inverse=True)
+    tokens_N = np.zeros(len(keys_N), dtype=np.int64)
+    np.add.at(tokens_N, of_run, lengths)
+    return Blocks(np.repeat(of_run, lengths).astype(np.int64, copy=False), keys_N // M, keys_N % M, tokens_N)
+
+
+@dataclass(frozen=True)
+class BlockCounts:
+    """What a resampling of blocks needs: `source_ids`, `domain_ids`, `tokens` [N] and `counts` [L,N,E] of each block.
+
+    In the order of `Blocks`, whatever the parts the trace came in.
+    """
+
+    source_ids: Int64Array
+    domain_ids: Int64Array
+    tokens: Int64Array
+    counts: Int64Array
+
+
+def block_counts(trace: AnyTrace) -> BlockCounts:
+    """Assignments of each block to each expert; a source that several parts have tokens of is one block."""
+    found = []
+    for part in trace.parts():
+        own = blocks(part)
+        shape = (len(own.tokens), trace.num_experts)
+        counts_LNE = np.stack([grouped_counts(layer_TK, own.of_token, shape) for layer_TK in part.router_indices])
+        found.append(BlockCounts(own.source_ids, own.domain_ids, own.tokens, counts_LNE))
+    return found[0] if len(found) == 1 else _merged(found)
+
+
+def _merged(found: list[BlockCounts]) -> BlockCounts:
+    sources, domains, tokens = (
+        np.concatenate([getattr(one, name) for one in found]) for name in ("source_ids", "domain_ids", "tokens")
+    )
+    order = np.lexsort((domains, sources))
+    sources, domains = sources[order], domains[order]
+    starts = np.flatnonzero((np.diff(sources, prepend=sources[0] - 1) != 0) | (np.diff(domains, prepend=-1) != 0))
+    counts_LNE = np.concatenate([one.counts for one in found], axis=1)[:, order]
+    return BlockCounts(
+        sources[starts],
+        domains[starts],
+        np.add.reduceat(tokens[order], starts),
+        np.add.reduceat(counts_LNE, starts, axis=1),
+    )
 
 
 def entropy(counts: npt.NDArray[np.number[Any]], axis: int = -1) -> Float64Array:
