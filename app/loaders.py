@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -33,11 +33,10 @@ if TYPE_CHECKING:
 
 # Certainty is counted in documents, so of each only its first characters are taken, and of more documents.
 BEGINNING = 600
-DEEP_TOKENS_PER_DOMAIN = 8_192
-"""Of held-out text for pages that look at single experts and pairs of them: some 40 documents of each domain."""
+DEEP_TOKENS_PER_DOMAIN = 4_096
+"""Of held-out text for pages that look at single experts and pairs of them: some 20 documents of each domain."""
 MAX_SNAPSHOTS = 64
 """Of one run, read at once: more would not fit a picture."""
-T = TypeVar("T")
 Stamp = tuple[int, int, int]
 """Modification time in ns, size in bytes and inode: another file, or a changed one, has another stamp."""
 
@@ -172,11 +171,7 @@ def _over_time(
 def held_out_routing(run: RunFolder, tokens_per_domain: int, progress: Progress | None = None) -> Routing:
     """Routing of the beginnings of held-out documents by the newest checkpoint; `progress` is called while it is made
     the first time."""
-    place = _held_out_place(*_checkpoint_key(run), tokens_per_domain)
-    with place.lock:
-        if place.value is None:
-            place.value = _measured(_route_held_out(run, tokens_per_domain, progress))
-        return place.value
+    return _held_out(run, tokens_per_domain, progress, run).get(_measured)
 
 
 def deep_routing(run: RunFolder, progress: Progress | None = None, through: RunFolder | None = None) -> Measured:
@@ -185,40 +180,39 @@ def deep_routing(run: RunFolder, progress: Progress | None = None, through: RunF
     `through` sends the text of `run` through another run's model. Raises RunError when a run has no checkpoint or no
     held-out text.
     """
-    model = through or run
-    place = _deep_place(*_checkpoint_key(model), str(run.path), stamp(run.path / "held_out.parquet"))
+    return _held_out(run, DEEP_TOKENS_PER_DOMAIN, progress, through or run)
+
+
+def _held_out(run: RunFolder, tokens_per_domain: int, progress: Progress | None, through: RunFolder) -> Measured:
+    text = run.path / "held_out.parquet"
+    place = _held_out_place(*_checkpoint_key(through), tokens_per_domain, str(text), stamp(text))
     with place.lock:
-        if place.value is None:
-            place.value = Measured(_route_held_out(run, DEEP_TOKENS_PER_DOMAIN, progress, model))
-        return place.value
+        if place.measured is None:
+            place.measured = Measured(_route_held_out(run, tokens_per_domain, progress, through))
+        return place.measured
 
 
 @dataclass
-class _Place(Generic[T]):
-    """Where something goes once it is made: made outside the cached function, which may not draw a progress bar."""
+class _Place:
+    """Where a routing goes once it is made: made outside the cached function, which may not draw a progress bar."""
 
     lock: threading.Lock
-    value: T | None = None
+    measured: Measured | None = None
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _held_out_place(root: str, name: str, folder: str, changed: Stamp, tokens_per_domain: int) -> _Place[Routing]:
-    return _Place(threading.Lock())
-
-
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _deep_place(
-    root: str, name: str, folder: str, changed: Stamp, text: str, text_changed: Stamp
-) -> _Place[Measured]:
+def _held_out_place(
+    root: str, name: str, folder: str, changed: Stamp, tokens_per_domain: int, text: str, text_changed: Stamp
+) -> _Place:
     return _Place(threading.Lock())
 
 
 def _route_held_out(
-    run: RunFolder, tokens_per_domain: int, progress: Progress | None, through: RunFolder | None = None
+    run: RunFolder, tokens_per_domain: int, progress: Progress | None, through: RunFolder
 ) -> RoutingTrace:
     from moe_core.inference.tracing import trace_documents
 
-    loaded = loaded_run(through or run)
+    loaded = loaded_run(through)
     documents = [
         replace(document, text=document.text[:BEGINNING])
         for split in ("validation", "unseen")
@@ -272,11 +266,18 @@ def _loaded_run(root: str, name: str, folder: str, changed: Stamp) -> LoadedRun:
     return load_run(name, root)
 
 
+@dataclass
+class TextsPlace:
+    """Where two texts that are being written are kept."""
+
+    pair: TextPair | None = None
+
+
 @st.cache_resource(max_entries=16, show_spinner=False)
-def texts_place(key: str) -> _Place[TextPair]:
-    """Where two texts that are being written are kept under the key in the page's URL: a page that is loaded again, or
-    another browser with the same address, finds them as they are."""
-    return _Place(threading.Lock())
+def texts_place(key: str) -> TextsPlace:
+    """The place with the key in a page's URL: a page that is loaded again, or another browser with the same address,
+    finds the texts as they are."""
+    return TextsPlace()
 
 
 def log_tail(run: RunFolder, lines: int = 15) -> str:

@@ -88,6 +88,13 @@ def open_expert(layer: int, expert: int) -> None:
     st.session_state[LAYER], st.session_state[EXPERT] = layer, expert
 
 
+def follow_layer(view: str) -> None:
+    """For callbacks: the layer that the scrubber of the token view under the key `view` was left at becomes the layer
+    of all pages."""
+    if (scrubbed := st.session_state[view].layer) is not None:
+        st.session_state[LAYER] = scrubbed
+
+
 def open_run(name: str) -> None:
     """Choose `name` when the side bar is drawn next: its widget owns the key until then."""
     st.session_state[_NEXT_RUN] = name

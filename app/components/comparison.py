@@ -1,0 +1,134 @@
+"""Two routings held against each other: what they are, whether their experts can be told by number, what differs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from app.components.snapshots import snapshot_arrays
+from app.components.token_view import TokenArrays
+from app.measured import Measured
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moe_core.routing import RoutingTrace
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One of the two."""
+
+    name: str
+    """Such as "demo, step 350"."""
+    measured: Measured
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Both sides, with experts of the second renumbered where that makes them comparable."""
+
+    first: Side
+    second: Side
+    experts: Literal["same", "matched", "unrelated"]
+    """What expert 3 of both has in common: it is one expert; it serves the same tokens; nothing but the number."""
+    same_tokens: bool
+    matches: pd.DataFrame | None = None
+    """metrics.match_experts of the routings as they were, when experts are "matched"."""
+
+    @property
+    def comparable(self) -> bool:
+        """May a share of expert 3 in one be held against a share of expert 3 in the other?"""
+        return self.experts != "unrelated"
+
+    def diff(self) -> pd.DataFrame:
+        """metrics.routing_diff; only of the same tokens."""
+        from moe_core.routing import metrics
+
+        return self.first.measured.get(metrics.routing_diff, self.second.measured.trace)
+
+    def movers(self) -> pd.DataFrame:
+        """metrics.routing_movers; only where experts are comparable."""
+        from moe_core.routing import metrics
+
+        return self.first.measured.get(metrics.routing_movers, self.second.measured.trace)
+
+
+def compare(first: Side, second: Side, *, one_model: bool) -> Comparison:
+    """`one_model`: both are the same model, perhaps at different steps, so that an expert is told by its number."""
+    from moe_core.routing import metrics
+
+    a, b = first.measured.trace, second.measured.trace
+    same_tokens = have_same_tokens(a, b)
+    if one_model:
+        return Comparison(first, second, "same", same_tokens)
+    if not same_tokens or not _have_same_shape(a, b):
+        return Comparison(first, second, "unrelated", same_tokens)
+    renamed = replace(second, measured=second.measured.get(_matched, first.measured))
+    return Comparison(first, renamed, "matched", True, first.measured.get(metrics.match_experts, b))
+
+
+def have_same_tokens(a: RoutingTrace, b: RoutingTrace) -> bool:
+    """Are they routings of the same tokens in the same order?"""
+    return a.num_tokens == b.num_tokens and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("token_ids", "document_ids", "positions")
+    )
+
+
+def relation(comparison: Comparison) -> str:
+    """What the numbers of the experts mean in this comparison, in one or two sentences; "" where it needs no word."""
+    a, b = comparison.first.measured.trace, comparison.second.measured.trace
+    if comparison.experts == "same":
+        return ""
+    if comparison.matches is None:
+        why = (
+            f"{a.num_layers} layers of {a.num_experts} experts and {b.num_layers} layers of {b.num_experts}"
+            if not _have_same_shape(a, b)
+            else "their tokens differ, so that experts cannot be matched by the tokens they serve"
+        )
+        return (
+            f"Experts of separately trained models have nothing in common but the number, and here {why}: compare the "
+            "two maps as wholes, never expert 3 with expert 3."
+        )
+    even = a.top_k / a.num_experts
+    return (
+        "The two were trained separately, where the number of an expert means nothing: each expert of "
+        f"{comparison.second.name} has been given the number of the one in {comparison.first.name} that serves most of "
+        f"the same tokens. Matched experts share {comparison.matches['overlap'].mean():.0%} of their tokens "
+        f"(about {even / (2 - even):.0%} if they had nothing to do with each other)."
+    )
+
+
+def one_text(trace: RoutingTrace, name: str) -> RoutingTrace:
+    """The trace with all its tokens in one domain `name`: two texts are compared as wholes."""
+    return replace(trace, domain_ids=np.zeros_like(trace.domain_ids), domains=[name])
+
+
+def texts_of_both(comparison: Comparison) -> tuple[TokenArrays, TokenArrays]:
+    """The beginning of one document of each domain as the token view takes it, from both sides; where the set of a
+    token's experts differs, it is marked. For comparable experts and the same tokens."""
+    first, second = (snapshot_arrays(side.measured.trace) for side in (comparison.first, comparison.second))
+    differ = (np.sort(first.indices, axis=2) != np.sort(second.indices, axis=2)).any(axis=2)
+    label = "other experts than beside"
+    return replace(first, marks=differ, mark_label=label), replace(second, marks=differ, mark_label=label)
+
+
+def _have_same_shape(a: RoutingTrace, b: RoutingTrace) -> bool:
+    return a.layers == b.layers and a.num_experts == b.num_experts
+
+
+def _matched(b: RoutingTrace, first: Measured) -> Measured:
+    """`b` with its experts renumbered as those of the first routing that they match."""
+    from moe_core.routing import metrics
+
+    matches = first.get(metrics.match_experts, b)
+    names = np.tile(np.arange(-1, b.num_experts, dtype=np.int16), (b.num_layers, 1))  # the first stands for -1, unused
+    for layer, own, name in matches[["layer", "expert_b", "expert_a"]].to_numpy(int):
+        names[b.layer_position(int(layer)), own + 1] = name
+    indices = np.stack([names[at][b.router_indices[at] + 1] for at in range(b.num_layers)])
+    logits = b.router_logits
+    if logits is not None:
+        logits = np.stack([logits[at][:, np.argsort(names[at][1:])] for at in range(b.num_layers)])
+    return Measured(replace(b, router_indices=indices, router_logits=logits))
