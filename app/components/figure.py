@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import altair as alt
 import streamlit as st
 
 from app.components.page import plain
+from moe_core.figures.figure import Figure, figure_bytes
+from moe_core.figures.maps import CELL
 from moe_core.routing.glossary import GLOSSARY
-
-if TYPE_CHECKING:
-    from moe_core.figures.run_figures import Figure
 
 _FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "CSV": "text/csv", "HTML": "text/html"}
 _ABOUT = {"CSV": "Save the numbers behind this picture", "HTML": "Save this picture as a page that needs no network"}
 _ALTAIR_FORMATS: tuple[str, ...] = ("PNG", "SVG", "CSV")
+_PLOTLY_CONFIG = {"displayModeBar": False}  # its buttons zoom what needs no zoom
 _PLOTLY_FORMATS: tuple[str, ...] = ("HTML", "CSV")
-CELL = "cell"
-"""Name of the selection of the maps that can be clicked."""
 
 
 def show_figure(
@@ -41,8 +40,8 @@ def show_figure(
     description = f"{figure.title}. {figure.verdict}"
     clickable = _Clicks(f"{key}_chart", on_cell) if on_cell is not None else None
     formats = _ALTAIR_FORMATS
-    if _is_plotly(figure.chart):
-        st.plotly_chart(figure.chart, width="stretch", alt=description, key=f"{key}_chart")
+    if not isinstance(figure.chart, alt.TopLevelMixin):
+        st.plotly_chart(figure.chart, width="stretch", alt=description, key=f"{key}_chart", config=_PLOTLY_CONFIG)
         formats = _PLOTLY_FORMATS
     else:
         # Vega writes in black unless told; the page's own text colour is right in light and in dark.
@@ -102,15 +101,5 @@ class _Clicks:
             self.on_cell(dict(cells[0]))
 
 
-def _is_plotly(chart: object) -> bool:
-    """By name: Plotly takes half a second to import and most pages draw none of it."""
-    return type(chart).__module__.startswith("plotly.")
-
-
 def _maker(figure: Figure, file_format: str) -> Callable[[], bytes]:
-    def make() -> bytes:
-        from moe_core.figures.run_figures import figure_bytes
-
-        return figure_bytes(figure, file_format)
-
-    return make
+    return lambda: figure_bytes(figure, file_format)

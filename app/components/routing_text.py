@@ -1,0 +1,66 @@
+"""Which text a page measures: more held-out text through the newest checkpoint, or the probe where that cannot be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import streamlit as st
+
+from app import loaders
+from app.components.progress import progress_bar
+from app.measured import Measured
+from moe_core.errors import RunError
+from moe_core.runs import RunFolder
+
+# Pairs of experts: layers x E x E. More rows than this are measured around the chosen layer only.
+MAX_PAIRS = 100_000
+Step = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def deep_or_probe(run: RunFolder) -> tuple[Measured, str]:
+    """The routing to measure and, in words, of what text it is. Raises RunError when the run has neither.
+
+    While a run trains, and where it has no checkpoint, that is the probe: small, but the processor is the trainer's.
+    """
+    is_live = any(item.is_live and item.name == run.name for item in loaders.runs())
+    if not is_live:
+        try:
+            with progress_bar("Sending held-out text through the model") as bar:
+                measured = loaders.deep_routing(run, bar)
+            clock = time.strftime("%H:%M", time.localtime(measured.made_at))
+            return measured, f"held-out text, sent through the newest checkpoint at {clock}"
+        except RunError as error:
+            why = f"more text could not be used: {error}"
+            if not run.probe_steps():
+                raise
+    else:
+        why = "the run is being trained, more text follows when it is done"
+    return loaders.probe(run), f"the probe text at step {loaders.probe_step(run):,} ({why})"
+
+
+def layers_around(trace_layers: Sequence[int], layer: int, num_experts: int) -> list[int]:
+    """As many layers around `layer` as MAX_PAIRS allows, two at least where there are two."""
+    most = max(2, MAX_PAIRS // (num_experts * num_experts))
+    place = list(trace_layers).index(layer)
+    start = max(0, min(place - most // 2, len(trace_layers) - most))
+    return list(trace_layers[start : start + most])
+
+
+def measure_all(measured: Measured, wanted: Sequence[Step], label: str) -> None:
+    """Compute what of `wanted` (a measure and its arguments) is not there yet, under a progress bar."""
+    missing = [(measure, arguments) for measure, arguments in wanted if not measured.has(measure, *arguments)]
+    if not missing:
+        return
+    with progress_bar(label) as bar:
+        for done, (measure, arguments) in enumerate(missing):
+            bar("measuring", done, len(missing))
+            measured.get(measure, *arguments)
+
+
+def text_caption(measured: Measured, text: str) -> None:
+    """How much text the figures of a page are of, and which."""
+    trace = measured.trace
+    documents = len(set(trace.document_ids.tolist()))
+    st.caption(f"{trace.num_tokens:,} tokens of {documents:,} documents: {text}.")
