@@ -19,7 +19,7 @@ from moe_core.errors import MoescopeError
 
 if TYPE_CHECKING:
     from moe_core.inference.generate import GeneratedToken, SamplingConfig
-    from moe_core.routing import RoutingTrace
+    from moe_core.routing import Intervention, RoutingTrace
     from moe_core.runs.checkpoint import LoadedRun
 
 STOP_PATIENCE_SECONDS = 5.0
@@ -28,8 +28,13 @@ STOP_PATIENCE_SECONDS = 5.0
 class GenerationJob:
     """One continuation of one prompt. Read `written` at any time; it only grows."""
 
-    def __init__(self, loaded: LoadedRun, prompt: str, sampling: SamplingConfig) -> None:
-        """Start at once. Raises DataError when UTF-8 cannot hold the prompt."""
+    def __init__(
+        self, loaded: LoadedRun, prompt: str, sampling: SamplingConfig, intervention: Intervention | None = None
+    ) -> None:
+        """Start at once; `intervention` changes the model for this job's thread only.
+
+        Raises DataError when UTF-8 cannot hold the prompt, UsageError when the model has no such expert.
+        """
         from moe_core.inference.generate import generate
 
         self.loaded, self.prompt, self.sampling = loaded, prompt, sampling
@@ -37,7 +42,7 @@ class GenerationJob:
         self.error: Exception | None = None
         """What ended the thread too early; the page shows it."""
         self.was_stopped = False
-        self._tokens = generate(loaded, prompt, sampling)
+        self._tokens = generate(loaded, prompt, sampling, intervention)
         self._began = time.perf_counter()
         self._first_at: float | None = None
         self._ended: float | None = None
