@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from app.components.text_pair import TextPair
     from moe_core.routing.trace import RoutingTrace
+    from moe_core.runs.analysis import Table
     from moe_core.runs.checkpoint import LoadedRun
 
 # Certainty is counted in documents, so of each only its first characters are taken, and of more documents.
@@ -224,11 +225,30 @@ def _route_held_out(
 def ablation(run: RunFolder, mode: str = "zero") -> pd.DataFrame | None:
     """What switching each expert off changes (evaluation.ablation.ablation_map), as far as it was measured; else None.
 
-    Measuring it is the work of `python main.py ablate`, or of the Interventions page.
+    `frame.attrs["step"]` says at which step. Measuring is the work of `python main.py ablate`, or of the Interventions
+    page.
     """
-    from moe_core.evaluation.ablation import read_ablation_map
+    files = sorted((run.path / "analysis").glob(f"ablation_{mode}_*"))
+    return _ablation(str(run.root), run.name, mode, tuple(stamp(path) for path in files)) if files else None
 
-    return read_ablation_map(run, mode)
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _ablation(root: str, name: str, mode: str, changed: tuple[Stamp, ...]) -> pd.DataFrame | None:
+    from moe_core.runs.analysis import read_ablation_map
+
+    return read_ablation_map(RunFolder(name, root), mode)
+
+
+def analysis(run: RunFolder, table: Table) -> pd.DataFrame | None:
+    """What `python main.py ablate` found out beside the map: see runs.analysis.read_table. None before."""
+    return _analysis(str(run.root), run.name, table, stamp(run.path / "analysis" / f"{table}.parquet"))
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _analysis(root: str, name: str, table: Table, changed: Stamp) -> pd.DataFrame | None:
+    from moe_core.runs.analysis import read_table
+
+    return read_table(RunFolder(name, root), table)
 
 
 def _measured(trace: RoutingTrace) -> Routing:
