@@ -17,7 +17,7 @@ from data_gen import Document
 from moe_core.data.tokens import TokenBatch, TokenDataset
 from moe_core.errors import UsageError
 from moe_core.inference.loaded import Loaded, context_window
-from moe_core.inference.windows import window_batches
+from moe_core.inference.windows import WindowBatch, window_batches
 from moe_core.progress import Progress
 from moe_core.routing import Recorder, RoutingTrace, capture, concatenate
 
@@ -109,6 +109,32 @@ def likeliest(logits_BSV: torch.Tensor) -> NDArray[np.int32]:
     return ids
 
 
+def logits_fit(loaded: Loaded, tokens: int) -> bool:
+    """Whether the router logits of so many tokens stay within MAX_LOGITS_BYTES."""
+    model = loaded.model.config
+    return 2 * len(model.moe_layers) * model.num_experts * tokens <= MAX_LOGITS_BYTES
+
+
+def trace_of_windows(
+    loaded: Loaded, recorder: Recorder, dataset: TokenDataset, batch: WindowBatch, logits_BSV: torch.Tensor
+) -> RoutingTrace:
+    """The trace of what `recorder` saw when the model read `batch` and answered with these logits."""
+    index_BS = batch.index
+    token_ids_BS = dataset.token_ids[index_BS]
+    return recorder.trace(
+        token_ids=token_ids_BS,
+        document_ids=dataset.document_ids[index_BS],
+        source_ids=dataset.source_ids[index_BS],
+        positions=dataset.positions[index_BS],
+        domain_ids=dataset.domain_ids[index_BS],
+        domains=dataset.domains,
+        predicted_ids=likeliest(logits_BSV),
+        source=_name(loaded),
+        vocabulary={int(i): loaded.tokenizer.token_text(int(i)) for i in np.unique(token_ids_BS)},
+        keep=batch.keep,
+    )
+
+
 @torch.inference_mode()
 def _trace(loaded: Loaded, dataset: TokenDataset, progress: Progress | None) -> TracedText:
     size = context_window(loaded)
@@ -116,9 +142,7 @@ def _trace(loaded: Loaded, dataset: TokenDataset, progress: Progress | None) -> 
     losses = np.full(len(dataset), np.nan, dtype=np.float32)
     ranks = np.zeros(len(dataset), dtype=np.int32)
     traces: list[RoutingTrace] = []
-    vocabulary = loaded.tokenizer.vocabulary()
-    model = loaded.model.config
-    keep_logits = 2 * len(model.moe_layers) * model.num_experts * len(dataset) <= MAX_LOGITS_BYTES
+    keep_logits = logits_fit(loaded, len(dataset))
     for batch in window_batches(dataset, size):
         index_BS = batch.index
         token_ids_BS = torch.from_numpy(dataset.token_ids[index_BS].astype(np.int64)).to(device)
@@ -127,20 +151,7 @@ def _trace(loaded: Loaded, dataset: TokenDataset, progress: Progress | None) -> 
         at, scored = batch.targets, batch.scored
         losses[at], ranks[at] = _score(logits_BSV[:, :-1], token_ids_BS[:, 1:], torch.from_numpy(scored).to(device))
         # Batch by batch: what windows read as context only is let go at once.
-        traces.append(
-            recorder.trace(
-                token_ids=dataset.token_ids[index_BS],
-                document_ids=dataset.document_ids[index_BS],
-                source_ids=dataset.source_ids[index_BS],
-                positions=dataset.positions[index_BS],
-                domain_ids=dataset.domain_ids[index_BS],
-                domains=dataset.domains,
-                predicted_ids=likeliest(logits_BSV),
-                source=_name(loaded),
-                vocabulary=vocabulary,
-                keep=batch.keep,
-            )
-        )
+        traces.append(trace_of_windows(loaded, recorder, dataset, batch, logits_BSV))
         if progress is not None:
             progress("tracing", int(index_BS[-1, -1]) + 1, len(dataset))
     return TracedText(concatenate(traces), losses, ranks)

@@ -115,7 +115,7 @@ def effects_frame(rows: Sequence[Mapping[str, Any]], of: AnalysisOf | None = Non
     numbers = dict.fromkeys(("delta_nats", "low", "high", "kl"), float)
     frame = frame.astype(numbers).sort_values(["layer", "expert"], kind="stable", ignore_index=True)
     frame["uncertain"] = ~((frame["low"] > 0) | (frame["high"] < 0))
-    frame.attrs = asdict(of) if of is not None else {}
+    frame.attrs.update(asdict(of) if of is not None else {})
     return frame
 
 
@@ -150,8 +150,8 @@ def read_table(run: RunFolder, name: Table) -> pd.DataFrame | None:
         return None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{str(path)!r} is damaged; delete it, `python main.py ablate` makes it again") from None
-    frame = table.to_pandas()
-    frame.attrs = of
+    frame: pd.DataFrame = table.to_pandas()
+    frame.attrs.update(of)
     return frame
 
 

@@ -1,0 +1,270 @@
+"""The causal map: what the model loses, on each domain, when one expert is switched off.
+
+An expert in layer l changes nothing below l, and in l nothing but the tokens that had chosen it. So the text goes up
+the layers once; each expert's pass starts in its own layer, with its own tokens, and only what that can reach is
+computed: windows in which somebody chose the expert and, at the head, places from its first token on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from data_gen import Document
+from moe_core.data.splits import HELD_OUT_SPLITS
+from moe_core.data.tokens import TokenDataset
+from moe_core.errors import RunError
+from moe_core.evaluation.effects import (
+    SourceBootstrap,
+    TokenEffects,
+    as_dataset,
+    domain_effects,
+    token_effects,
+)
+from moe_core.inference.layerwise import MoEStep, block_of, moe_step, through
+from moe_core.inference.loaded import context_window
+from moe_core.inference.windows import WindowBatch, window_batches
+from moe_core.progress import Progress, silent
+from moe_core.routing import Intervention, intervene
+from moe_core.routing.interventions import Mode
+from moe_core.runs.analysis import (
+    HELD_OUT_TEXT,
+    AblationJournal,
+    AnalysisOf,
+    effects_frame,
+    read_ablation_map,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moe_core.model.transformer import MoETransformer
+    from moe_core.runs.checkpoint import LoadedRun
+    from moe_core.runs.folder import RunFolder
+
+__all__ = [
+    "TOKENS_PER_DOMAIN",
+    "TokenEffects",
+    "ablation_map",
+    "analysis_of",
+    "domain_effects",
+    "held_out_text",
+    "read_ablation_map",
+    "token_effects",
+]
+
+TOKENS_PER_DOMAIN = 2048
+"""Held-out tokens of each domain that are read by default."""
+STAGE = "switching experts off"
+_MAX_LOGITS = 2**22
+"""Numbers of one matrix of logits: few enough to stay in a processor's cache."""
+
+
+def held_out_text(loaded: LoadedRun, tokens_per_domain: int = TOKENS_PER_DOMAIN) -> TokenDataset:
+    """Beginnings of a run's held-out documents, of both splits alike; see TokenDataset.select. Raises RunError."""
+    domains = loaded.run.domains()
+    documents = [document for split in HELD_OUT_SPLITS for document in loaded.run.held_out(split)]
+    strange = sorted({document.domain for document in documents} - set(domains))
+    if strange or not documents:
+        what = f"a document of domain {strange[0]!r}" if strange else "no document"
+        raise RunError(
+            f"the held-out text of run {loaded.run.name!r} has {what}, its domains are {', '.join(domains)}; "
+            "restore the run's folder from a copy, or bring text with --data"
+        )
+    return TokenDataset.build(documents, loaded.tokenizer, domains).select(tokens_per_domain, seed=0)
+
+
+def ablation_map(
+    loaded: LoadedRun,
+    documents: Sequence[Document] | TokenDataset | None = None,
+    *,
+    mode: Mode = "zero",
+    layers: Sequence[int] | None = None,
+    experts: Sequence[int] | None = None,
+    run: RunFolder | None = None,
+    text: str = "other text",
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Switch every expert off alone (or those of `layers` and `experts`) and measure what each domain loses.
+
+    Columns, for each expert a row for domain "all" and one for each domain with tokens: layer, expert, domain;
+    tokens scored; affected, tokens that had chosen the expert (a document's end-of-text is not scored but may have);
+    delta_nats, mean change of loss over all scored tokens, chosen or not, above 0 = the expert was of use; low, high:
+    its 95 % interval by bootstrap over sources; kl, mean KL(original || ablated) in nats; uncertain = 0 lies in the
+    interval, or there is none. `frame.attrs` says of what it is (the fields of AnalysisOf).
+
+    `documents` None = held_out_text(loaded); `text` names other text. With `run`, each finished expert is kept in the
+    run's folder and never computed again for the same weights, text and mode; a kill loses at most one expert.
+    Raises UsageError for a mode, layer or expert that the model does not have, RunError when the disk refuses.
+    """
+    report, model = progress or silent, loaded.model
+    wanted = _wanted(model, mode, layers, experts)
+    report("tokenising", 0, 1)
+    dataset = held_out_text(loaded) if documents is None else as_dataset(loaded, documents)
+    of = analysis_of(loaded, dataset, HELD_OUT_TEXT if documents is None else text, mode)
+    journal = AblationJournal(run, of) if run is not None else None
+    known = journal.read() if journal is not None else {}
+    done = {expert: known[expert] for expert in wanted if expert in known}
+    if len(done) < len(wanted):
+        report(STAGE, len(done), len(wanted))
+        for expert, rows in _effects(loaded, dataset, [one for one in wanted if one not in done], mode):
+            if journal is not None:
+                journal.append(rows)
+            done[expert] = rows
+            report(STAGE, len(done), len(wanted))
+    return effects_frame([row for expert in wanted for row in done[expert]], of)
+
+
+def analysis_of(loaded: LoadedRun, dataset: TokenDataset, text: str, mode: str = "") -> AnalysisOf:
+    """What an analysis of this text through these weights is of."""
+    weights, read = hashlib.sha256(), hashlib.sha256(json.dumps(list(dataset.domains)).encode())
+    for tensor in loaded.model.state_dict().values():
+        weights.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()))
+    for array in (dataset.token_ids, dataset.document_ids, dataset.source_ids, dataset.domain_ids):
+        read.update(np.ascontiguousarray(array))
+    return AnalysisOf(weights.hexdigest(), loaded.step, text, read.hexdigest(), len(dataset), mode)
+
+
+def _wanted(
+    model: MoETransformer, mode: Mode, layers: Sequence[int] | None, experts: Sequence[int] | None
+) -> list[tuple[int, int]]:
+    """(layer, expert) in ascending order; UsageError for one that is not there."""
+    chosen_layers = list(model.config.moe_layers) if layers is None else sorted(set(layers))
+    chosen = list(range(model.config.num_experts)) if experts is None else sorted(set(experts))
+    for layer in chosen_layers:
+        for expert in {chosen[0], chosen[-1]} if chosen else ():
+            Intervention(ablate=((layer, expert),), mode=mode).check(model)
+    return [(layer, expert) for layer in chosen_layers for expert in chosen]
+
+
+@dataclass(eq=False)
+class _Reading:
+    """A batch of windows on its way up; N scored tokens, in the order of batch.scored."""
+
+    batch: WindowBatch
+    state: Tensor
+    """[B, S, D] the residual stream before the layer reached."""
+    scored: Tensor
+    """bool [B, S]: the next token is scored."""
+    keep: Tensor
+    """bool [B, S]: the token counts here."""
+    targets: Tensor
+    """[N] token ids."""
+    hidden: Tensor
+    """[N, D] what the head reads, nothing ablated."""
+    losses: Tensor
+    """[N] nats."""
+    log_sums: Tensor
+    """[N] logsumexp of the logits."""
+    expected: Tensor
+    """[N, D] the mean of the embedding rows under the prediction."""
+
+
+def _effects(
+    loaded: LoadedRun, dataset: TokenDataset, todo: Sequence[tuple[int, int]], mode: Mode
+) -> Iterator[tuple[tuple[int, int], list[dict[str, Any]]]]:
+    """((layer, expert), rows of EFFECT_COLUMNS) for each of `todo`, which is ascending."""
+    model = loaded.model
+    bootstrap = SourceBootstrap(dataset.source_ids, dataset.domain_ids, dataset.domains, dataset.positions > 0)
+    with torch.inference_mode():
+        readings = [_read(model, dataset, batch) for batch in window_batches(dataset, context_window(loaded))]
+    reached = 0
+    for layer in sorted({layer for layer, _ in todo}):
+        with torch.inference_mode():
+            steps = []
+            for reading in readings:
+                steps.append(moe_step(model, through(model, reading.state, reached, layer), layer))
+                reading.state = steps[-1].after
+        reached = layer + 1
+        for expert in (expert for at, expert in todo if at == layer):
+            with torch.inference_mode():
+                rows = _one_expert(model, dataset, bootstrap, readings, steps, (layer, expert), mode)
+            yield (layer, expert), rows
+
+
+def _one_expert(
+    model: MoETransformer,
+    dataset: TokenDataset,
+    bootstrap: SourceBootstrap,
+    readings: Sequence[_Reading],
+    steps: Sequence[MoEStep],
+    expert: tuple[int, int],
+    mode: Mode,
+) -> list[dict[str, Any]]:
+    delta_T, kl_T, chosen_T = (np.zeros(len(dataset), dtype=np.float32) for _ in range(3))
+    for reading, step in zip(readings, steps, strict=True):
+        chosen_BS = (step.routed.router_indices == expert[1]).any(dim=1).view_as(reading.keep)
+        chosen_T[reading.batch.index[(chosen_BS & reading.keep).cpu().numpy()]] = 1
+        if chosen_BS.any():
+            which_N, delta_N, kl_N = _changes(model, reading, step, chosen_BS, expert, mode)
+            at = reading.batch.targets[which_N.cpu().numpy()]
+            delta_T[at], kl_T[at] = delta_N.cpu().numpy(), kl_N.cpu().numpy()
+    affected_M = np.bincount(dataset.domain_ids, chosen_T, len(dataset.domains)).astype(int)
+    affected = {"all": int(affected_M.sum()), **dict(zip(dataset.domains, affected_M.tolist(), strict=True))}
+    layer, number = expert
+    return [
+        {"layer": layer, "expert": number, "affected": affected[row["domain"]], **row}
+        for row in bootstrap.means(delta_T, kl_T)
+    ]
+
+
+def _changes(
+    model: MoETransformer, reading: _Reading, step: MoEStep, chosen_BS: Tensor, expert: tuple[int, int], mode: Mode
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of a batch's N scored tokens may have changed, their change of loss, and KL(original || changed)."""
+    layer = expert[0]
+    moe = block_of(model, layer).moe
+    assert moe is not None
+    with intervene(model, ablate=[expert], mode=mode):
+        out_AD, _ = moe(step.normed[chosen_BS.flatten()])
+    after_BSD = step.after.clone()
+    after_BSD[chosen_BS] = step.residual[chosen_BS] + out_AD
+    rows_B = chosen_BS.any(dim=1)
+    x_RSD = through(model, after_BSD[rows_B], layer + 1, len(model.layers))
+    # Attention carries a change to all later places of its window.
+    reach_BS = chosen_BS.cumsum(dim=1) > 0 if layer + 1 < len(model.layers) else chosen_BS
+    changed_BS = reach_BS & reading.scored
+    which_N = changed_BS[reading.scored]
+    hidden_CD = model.norm(x_RSD[changed_BS[rows_B]])
+    losses, log_sums, _ = _head(model, hidden_CD, reading.targets[which_N])
+    # sum p (log p - log q) with log q = z - logsumexp z and z linear in hidden: p enters as its mean embedding only.
+    moved = torch.linalg.vecdot(reading.expected[which_N], reading.hidden[which_N] - hidden_CD)
+    kl = (moved + log_sums - reading.log_sums[which_N]).clamp(min=0.0)
+    return which_N, losses - reading.losses[which_N], kl
+
+
+def _read(model: MoETransformer, dataset: TokenDataset, batch: WindowBatch) -> _Reading:
+    """A batch at the bottom of the model, and what its top says with nothing ablated."""
+    device = next(model.parameters()).device
+    ids_BS = torch.from_numpy(dataset.token_ids[batch.index].astype(np.int64)).to(device)
+    scored = torch.from_numpy(np.pad(batch.scored, ((0, 0), (0, 1)))).to(device)
+    targets = torch.from_numpy(dataset.token_ids[batch.targets].astype(np.int64)).to(device)
+    state: Tensor = model.embedding(ids_BS)
+    hidden: Tensor = model.norm(through(model, state, 0, len(model.layers))[scored])
+    losses, log_sums, expected = _head(model, hidden, targets, with_expected=True)
+    keep = torch.from_numpy(batch.keep).to(device)
+    return _Reading(batch, state, scored, keep, targets, hidden, losses, log_sums, expected)
+
+
+def _head(
+    model: MoETransformer, hidden_ND: Tensor, targets_N: Tensor, *, with_expected: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [N], logsumexp of the logits [N], and, if asked for, the mean embedding [N, D] under the prediction."""
+    losses, log_sums = hidden_ND.new_zeros(len(hidden_ND)), hidden_ND.new_zeros(len(hidden_ND))
+    expected = torch.zeros_like(hidden_ND) if with_expected else hidden_ND.new_zeros(0)
+    rows = max(1, _MAX_LOGITS // len(model.embedding.weight))
+    for start in range(0, len(hidden_ND), rows):
+        part = slice(start, start + rows)
+        logits_NV = torch.nn.functional.linear(hidden_ND[part], model.embedding.weight)
+        log_sums[part] = logits_NV.logsumexp(dim=-1)
+        losses[part] = log_sums[part] - logits_NV.gather(1, targets_N[part, None])[:, 0]
+        if with_expected:
+            expected[part] = logits_NV.softmax(dim=-1) @ model.embedding.weight
+    return losses, log_sums, expected
