@@ -9,34 +9,62 @@ import pandas as pd
 from scipy import special
 
 from moe_core.routing.counts import entropy, normalised, ratio
+from moe_core.routing.stored import AnyTrace
 from moe_core.routing.trace import RoutingTrace
 from moe_core.routing.types import Float32Array, Float64Array
 
 _CHUNK_TOKENS = 65_536  # bounds the memory of per-token probabilities
 
 
-def router_entropy(trace: RoutingTrace) -> pd.DataFrame:
+def router_entropy(trace: AnyTrace) -> pd.DataFrame:
     """How undecided the router is about a token, averaged over tokens.
 
     Columns: layer;
     router_entropy = mean_t H(p_t) / ln E, 0 = certain .. 1 = uniform over all experts;
     confidence = mean_t max p, 1/E..1; margin = mean_t (largest - second largest p), 0..1;
+    boundary = mean_t (p_(K) - p_(K+1)), 0..1: how far the last chosen expert is above the first that is not, as p has
+    them; NaN at K = E. Where it is small, a little noise changes the choice;
+    mutual_information = H(mean_t p_t) - mean_t H(p_t) in nats, 0 = all tokens are routed alike .. ln E: what a token
+    tells about its expert;
     basis = "logits": p is over all E experts; "scores": logits were not kept, p is the chosen experts' weights divided
-    by their sum, so the entropy is at most ln K / ln E: do not compare it with one from logits.
+    by their sum, so the entropy is at most ln K / ln E: do not compare it with one from logits; boundary and
+    mutual_information are then NaN.
     Tokens without any expert are left out when the basis is scores. At E = 1 there is no choice: entropy 0, margin 1.
     """
-    rows = []
-    for row, layer in enumerate(trace.layers):
-        sums, tokens = np.zeros(3), 0
-        for p in _probabilities(trace, row):
-            p = p[p.sum(axis=1) > 0]
-            two = np.partition(p, -2, axis=1)[:, -2:] if p.shape[1] > 1 else np.pad(p, ((0, 0), (1, 0)))
-            sums += [entropy(p).sum(), two[:, 1].sum(), (two[:, 1] - two[:, 0]).sum()]
-            tokens += len(p)
-        mean = ratio(sums, float(tokens))
-        rows.append((layer, mean[0] / np.log(max(trace.num_experts, 2)), mean[1], mean[2]))
-    frame = pd.DataFrame(rows, columns=["layer", "router_entropy", "confidence", "margin"])
-    return frame.assign(basis=_basis(trace))
+    E, L = trace.num_experts, trace.num_layers
+    sums_L4, tokens_L, shares_LE, basis = np.zeros((L, 4)), np.zeros(L), np.zeros((L, E)), "logits"
+    for part in trace.parts():
+        basis = _basis(part)
+        for row in range(L):
+            for p in _probabilities(part, row):
+                p = p[p.sum(axis=1) > 0]
+                sums_L4[row] += _sums(p, part.top_k)
+                tokens_L[row] += len(p)
+                if basis == "logits":
+                    shares_LE[row] += p.sum(axis=0)
+    mean_L4 = ratio(sums_L4, tokens_L[:, None])
+    complete = basis == "logits"
+    return pd.DataFrame(
+        {
+            "layer": trace.layers,
+            "router_entropy": mean_L4[:, 0] / np.log(max(E, 2)),
+            "confidence": mean_L4[:, 1],
+            "margin": mean_L4[:, 2],
+            "boundary": mean_L4[:, 3] if complete else np.nan,
+            "mutual_information": np.maximum(entropy(shares_LE) - mean_L4[:, 0], 0.0) if complete else np.nan,
+            "basis": basis,
+        }
+    )
+
+
+def _sums(p_TE: Float64Array, top_k: int) -> list[float]:
+    """Sums over tokens of entropy, largest, lead of the largest, and lead of the K-th largest over the next."""
+    E = p_TE.shape[1]
+    places = sorted({E - 1, max(E - 2, 0), E - top_k, max(E - top_k - 1, 0)})
+    ordered = np.partition(p_TE, places, axis=1)
+    first, second = ordered[:, -1], ordered[:, -2] if E > 1 else np.zeros(len(p_TE))
+    boundary = (ordered[:, -top_k] - ordered[:, -top_k - 1]).sum() if top_k < E else np.nan
+    return [entropy(p_TE).sum(), first.sum(), (first - second).sum(), boundary]
 
 
 def token_entropy(trace: RoutingTrace, layer: int) -> Float32Array:

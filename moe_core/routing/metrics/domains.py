@@ -7,32 +7,31 @@ import pandas as pd
 from scipy import special
 
 from moe_core.routing.counts import (
-    blocks,
+    block_counts,
     domain_counts,
     domain_tokens,
     entropy,
-    grouped_counts,
     mutual_information,
     normalised,
     ratio,
 )
-from moe_core.routing.trace import RoutingTrace
+from moe_core.routing.stored import AnyTrace
 from moe_core.routing.types import Float64Array, Int64Array
 
 CONFIDENCE = 0.95
 
 
-def domain_specialization(trace: RoutingTrace) -> pd.DataFrame:
+def domain_specialization(trace: AnyTrace) -> pd.DataFrame:
     """How often a domain's tokens choose an expert (OLMoE, 2409.02060, eq. 7), with a 95 % interval.
 
     Columns: layer, expert, domain;
     tokens = N_eD, the domain's assignments to the expert; domain_tokens = N_D;
     share = N_eD / N_D, 0..1, the part of the domain's tokens that chose the expert (sums to K over experts);
     lift = share / (K/E), chance 1, at most E/K; low, high: interval of the share; lift_low, lift_high: of the lift;
-    uncertain = the interval of the lift holds 1, or there is no interval (fewer than two documents in the domain).
+    uncertain = the interval of the lift holds 1, or there is no interval (fewer than two sources in the domain).
 
-    Tokens of a document are alike, so the interval is Wilson's with the tokens divided by the design effect: the
-    variance of the share over documents against that of independent tokens (Korn and Graubard, 1998).
+    Tokens of a source are alike, so the interval is Wilson's with the tokens divided by the design effect: the
+    variance of the share over sources against that of independent tokens (Korn and Graubard, 1998).
     """
     counts_LME, tokens_M = domain_counts(trace), domain_tokens(trace)
     L, M, E = counts_LME.shape
@@ -57,12 +56,12 @@ def domain_specialization(trace: RoutingTrace) -> pd.DataFrame:
     return frame.assign(uncertain=~((frame["lift_low"] > 1) | (frame["lift_high"] < 1)))
 
 
-def domain_nmi(trace: RoutingTrace) -> pd.DataFrame:
+def domain_nmi(trace: AnyTrace) -> pd.DataFrame:
     """How much one expert choice tells about the token's domain.
 
     Columns: layer; nmi = I(expert; domain) / H(domain), 0 = nothing .. 1 = the domain is certain; NaN with one domain;
     information_nats = I(expert; domain), over assignments; domain_entropy_nats = H(domain).
-    Never 0 on finite data, even by chance: hold it against baselines.domain_nmi, and against token_nmi.
+    Never 0 on finite data, even by chance: hold it against baselines.domain_nmi, and context_independence.
     """
     counts_LME = domain_counts(trace)
     return pd.DataFrame(
@@ -75,7 +74,7 @@ def domain_nmi(trace: RoutingTrace) -> pd.DataFrame:
     )
 
 
-def domain_divergence(trace: RoutingTrace) -> pd.DataFrame:
+def domain_divergence(trace: AnyTrace) -> pd.DataFrame:
     """How differently two domains use the experts: Jensen-Shannon divergence of their expert distributions q.
 
     Columns: layer, domain_i, domain_j (each pair once, in the order of trace.domains),
@@ -99,27 +98,25 @@ def nmi_of_counts(counts_ME: Int64Array) -> Float64Array:
     return ratio(mutual_information(counts_ME), entropy(counts_ME.sum(axis=-1)))
 
 
-def _share_intervals(trace: RoutingTrace, share_LME: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """(low, high) of domain_specialization's shares; NaN for a domain with fewer than two documents."""
-    parts = blocks(trace)
+def _share_intervals(trace: AnyTrace, share_LME: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """(low, high) of domain_specialization's shares; NaN for a domain with fewer than two sources."""
+    parts = block_counts(trace)
     low, high = np.full(share_LME.shape, np.nan), np.full(share_LME.shape, np.nan)
-    shape = (len(parts.tokens), trace.num_experts)
-    for row, indices_TK in enumerate(trace.router_indices):
-        counts_NE = grouped_counts(indices_TK, parts.of_token, shape)
-        for m in range(len(trace.domains)):
-            own = parts.domain_ids == m
-            if own.sum() > 1:
+    for m in range(len(trace.domains)):
+        own = parts.domain_ids == m
+        if own.sum() > 1:
+            for row, counts_NE in enumerate(parts.counts):
                 low[row, m], high[row, m] = _wilson(counts_NE[own], parts.tokens[own], share_LME[row, m])
     return low, high
 
 
 def _wilson(counts_NE: Int64Array, tokens_N: Int64Array, share_E: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Wilson interval of a share over N >= 2 documents, with the effective number of independent tokens."""
+    """Wilson interval of a share over N >= 2 sources, with the effective number of independent tokens."""
     N, total = len(tokens_N), float(tokens_N.sum())
     independent_E = np.clip(share_E * (1 - share_E), 0.0, None) / total
     residual_NE = counts_NE - share_E * tokens_N[:, None]
     between_E = N / (N - 1) * (residual_NE**2).sum(axis=0) / total**2
-    # An expert that no document (or every token) chose shows no variance of its own: take the layer's design effect.
+    # An expert that no source (or every token) chose shows no variance of its own: take the layer's design effect.
     common = float(between_E.sum() / independent_E.sum()) if independent_E.any() else 1.0
     effect_E = np.divide(between_E, independent_E, out=np.full_like(share_E, common), where=independent_E > 0)
     z = float(special.ndtri((1 + CONFIDENCE) / 2))

@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from moe_core.errors import UsageError
 from moe_core.routing.counts import entropy, expert_counts, ratio
-from moe_core.routing.trace import RoutingTrace
+from moe_core.routing.stored import AnyTrace
+from moe_core.routing.types import Int64Array
+
+TOP_SHARE = 10
+"""top_mass is what the busiest 1 of so many experts carry, rounded up."""
 
 
-def expert_load(trace: RoutingTrace) -> pd.DataFrame:
+def expert_load(trace: AnyTrace) -> pd.DataFrame:
     """How the work is shared: assignments per expert.
 
     Columns: layer, expert, tokens (assignments, a token counts once for each slot it uses), share (expert_load,
@@ -28,13 +33,16 @@ def expert_load(trace: RoutingTrace) -> pd.DataFrame:
     )
 
 
-def load_balance(trace: RoutingTrace) -> pd.DataFrame:
+def load_balance(trace: AnyTrace) -> pd.DataFrame:
     """How even the load is, one row per layer.
 
     Columns: layer; tokens (T);
     load_imbalance = max c / mean c, 1..E, 1 = even; max_violation = that - 1 (MaxVio, 2408.15664);
+    min_violation = (mean c - min c) / mean c, 0 = even .. 1 = an expert is dead;
     cv = std(c) / mean(c), >= 0, 0 = even (1701.06538);
-    dead_experts = experts without any assignment, 0..E;
+    dead_experts = experts without any assignment, 0..E; utilisation = the part of the experts that has any, 0..1;
+    oversubscribed = the part of the experts with more than the mean, 0..1;
+    top_mass = the share of all assignments that the ceil(E/10) busiest experts carry, 0..1; even = ceil(E/10) / E;
     effective_experts = exp(H(f)), 1..E: as many equally loaded experts would have this load entropy;
     gini = sum_i (2i - E - 1) c_(i) / (E sum c), 0 = even .. (E-1)/E = all on one;
     dropped_fraction = unused slots / (T K), 0..1 (capacity overflow or skipped).
@@ -44,16 +52,61 @@ def load_balance(trace: RoutingTrace) -> pd.DataFrame:
     total_L, mean_L = counts_LE.sum(axis=1), counts_LE.mean(axis=1)
     weights_E = 2.0 * np.arange(1, E + 1) - E - 1
     imbalance_L = ratio(counts_LE.max(axis=1), mean_L)
+    sorted_LE, busiest = np.sort(counts_LE, axis=1), -(-E // TOP_SHARE)
     return pd.DataFrame(
         {
             "layer": trace.layers,
             "tokens": trace.num_tokens,
             "load_imbalance": imbalance_L,
             "max_violation": imbalance_L - 1.0,
+            "min_violation": 1.0 - ratio(counts_LE.min(axis=1), mean_L),
             "cv": ratio(counts_LE.std(axis=1), mean_L),
             "dead_experts": (counts_LE == 0).sum(axis=1),
+            "utilisation": (counts_LE > 0).mean(axis=1),
+            "oversubscribed": (counts_LE > mean_L[:, None]).mean(axis=1),
+            "top_mass": ratio(sorted_LE[:, E - busiest :].sum(axis=1), total_L),
             "effective_experts": np.exp(entropy(counts_LE)),
-            "gini": ratio(np.sort(counts_LE, axis=1) @ weights_E, E * total_L),
+            "gini": ratio(sorted_LE @ weights_E, E * total_L),
             "dropped_fraction": 1.0 - total_L / (trace.num_tokens * trace.top_k),
         }
     )
+
+
+def dropped_by_position(trace: AnyTrace, bins: int = 16) -> pd.DataFrame:
+    """Whether late tokens lose their slots more often, as they do under a capacity limit (OpenMoE, 2402.01739).
+
+    Positions are cut into at most `bins` ranges of equal width (the last may be narrower).
+    Columns: layer, position_low, position_high (places in the document, both included), slots (tokens there times K),
+    dropped = unused slots; dropped_fraction = dropped / slots, 0..1, NaN where no document is that long.
+    """
+    if bins < 1:
+        raise UsageError(f"bins is {bins}; expected 1 or more, e.g. 16")
+    tokens_P, dropped_LP = np.zeros(0, dtype=np.int64), np.zeros((trace.num_layers, 0), dtype=np.int64)
+    for part in trace.parts():
+        longest = int(part.positions.max()) + 1
+        tokens_P = _padded(tokens_P, longest)
+        dropped_LP = _padded(dropped_LP, longest)
+        tokens_P[:longest] += np.bincount(part.positions)
+        for dropped_P, indices_TK in zip(dropped_LP, part.router_indices, strict=True):
+            for slot in range(trace.top_k):
+                dropped_P[:longest] += np.bincount(part.positions[indices_TK[:, slot] < 0], minlength=longest)
+    width = -(-len(tokens_P) // bins)
+    lows = np.arange(0, len(tokens_P), width)
+    slots_B = np.add.reduceat(tokens_P, lows) * trace.top_k
+    dropped_LB = np.add.reduceat(dropped_LP, lows, axis=1)
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(trace.layers, len(lows)),
+            "position_low": np.tile(lows, trace.num_layers),
+            "position_high": np.tile(np.minimum(lows + width, len(tokens_P)) - 1, trace.num_layers),
+            "slots": np.tile(slots_B, trace.num_layers),
+            "dropped": dropped_LB.reshape(-1),
+            "dropped_fraction": ratio(dropped_LB, slots_B).reshape(-1),
+        }
+    )
+
+
+def _padded(counts: Int64Array, size: int) -> Int64Array:
+    """`counts` [...,P] with at least `size` places, the new ones 0."""
+    missing = max(size - counts.shape[-1], 0)
+    return np.pad(counts, [*[(0, 0)] * (counts.ndim - 1), (0, missing)])
