@@ -17,6 +17,7 @@ from moe_core.errors import UsageError
 
 if TYPE_CHECKING:
     from moe_core.figures.run_figures import Figure
+    from moe_core.routing import Intervention
     from moe_core.runs.folder import RunFolder
     from moe_core.runs.listing import RunSummary
 
@@ -119,6 +120,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
 def generate(arguments: argparse.Namespace, output: Output) -> int:
     """Continue a prompt: text on stdout as it comes, speed on stderr."""
     _existing(arguments.run)
+    intervention = _intervention(arguments)
     from moe_core.inference.generate import SamplingConfig
     from moe_core.inference.generate import generate as generate_tokens
     from moe_core.runs.checkpoint import load_run
@@ -135,7 +137,7 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
     text = ""
     began = time.perf_counter()
     with progress_on_stderr() as progress:
-        for token in generate_tokens(loaded, arguments.prompt, sampling):
+        for token in generate_tokens(loaded, arguments.prompt, sampling, intervention):
             text += token.text
             tokens.append({"text": loaded.tokenizer.token_text(token.token_id), "experts": token.experts.tolist()})
             if output.json_only:
@@ -146,8 +148,17 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
     if not output.json_only:
         print(flush=True)
     speed = len(tokens) / seconds
-    print(f"{_count(len(tokens), 'token')} in {seconds:.1f} s, {speed:.0f} tokens/s", file=sys.stderr)
-    output.figures({"prompt": arguments.prompt, "text": text, "tokens_per_second": speed, "tokens": tokens})
+    notes = [f"{_count(len(tokens), 'token')} in {seconds:.1f} s, {speed:.0f} tokens/s", intervention.describe()]
+    print("; ".join(filter(None, notes)), file=sys.stderr)
+    output.figures(
+        {
+            "prompt": arguments.prompt,
+            "intervention": asdict(intervention),
+            "text": text,
+            "tokens_per_second": speed,
+            "tokens": tokens,
+        }
+    )
     return 0
 
 
@@ -178,6 +189,18 @@ def slim(arguments: argparse.Namespace, output: Output) -> int:
     output.say(f"Run {run.name} now takes {size:,} bytes: bfloat16 weights, no optimizer state. It cannot be resumed.")
     output.figures({"run": run.name, "bytes": size})
     return 0
+
+
+def _intervention(arguments: argparse.Namespace) -> Intervention:
+    from moe_core.routing import Intervention
+
+    if arguments.mode is not None and not arguments.ablate:
+        raise UsageError(f"--mode {arguments.mode} says what ablated experts leave behind; add --ablate L:E")
+    return Intervention(
+        ablate=Intervention.parse_experts(arguments.ablate),
+        force=Intervention.parse_experts(arguments.force),
+        mode=arguments.mode or "zero",
+    )
 
 
 def _figures(arguments: argparse.Namespace) -> list[Figure]:

@@ -11,6 +11,7 @@ from moe_core.cli import commands, training
 from moe_core.cli.output import JSON_TO_STDOUT
 from moe_core.errors import UsageError
 
+ABLATION_MODES = ("zero", "renormalise", "reroute")
 PLOT_FORMATS = ("png", "svg", "pdf", "html", "csv")
 
 TRAIN_DESCRIPTION = """\
@@ -166,7 +167,9 @@ def _generate_parser() -> Parser:
     parser = _command(
         "generate",
         "Continue a text. It appears on stdout as it comes, the speed on stderr.",
-        'python main.py generate --run demo --prompt "The tenant shall" --max-new-tokens 60 --temperature 0',
+        'python main.py generate --run demo --prompt "The tenant shall" --max-new-tokens 60 --temperature 0\n'
+        '  python main.py generate --run demo --prompt "The tenant shall" --ablate 2:5 --ablate 3:1 --mode reroute\n'
+        '  python main.py generate --run demo --prompt "The tenant shall" --force 2:5',
     )
     parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint writes")
     parser.add_argument("--prompt", metavar="P", required=True, help="the text to continue")
@@ -185,6 +188,18 @@ def _generate_parser() -> Parser:
         "of the probability (default 0.95)",
     )  # fmt: skip
     parser.add_argument("--seed", metavar="S", type=_whole(0, 2**32 - 1), default=0, help="default 0")
+    parser.add_argument(
+        "--ablate", metavar="L:E", action="append", default=[], help="switch off expert E of layer L, both counted "
+        "from 0; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--force", metavar="L:E", action="append", default=[], help="make every token visit expert E of layer L; "
+        "repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mode", choices=ABLATION_MODES, help="what an ablated expert leaves behind: nothing (zero, the default), the "
+        "same total weight on the token's other experts (renormalise), or another choice (reroute)",
+    )  # fmt: skip
     return _finish(parser, commands.generate)
 
 

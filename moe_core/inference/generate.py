@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from moe_core.errors import RunError, UsageError
 from moe_core.inference.loaded import Loaded, context_window
 from moe_core.model.kv_cache import KVCache
+from moe_core.routing import Intervention, intervene
 
 
 @dataclass(frozen=True)
@@ -55,20 +57,27 @@ class GeneratedToken:
     """Nats: -ln of its probability under the model itself, at temperature 1 and without top-k or top-p."""
 
 
-def generate(loaded: Loaded, prompt: str, sampling: SamplingConfig | None = None) -> Iterator[GeneratedToken]:
+def generate(
+    loaded: Loaded, prompt: str, sampling: SamplingConfig | None = None, intervention: Intervention | None = None
+) -> Iterator[GeneratedToken]:
     """Continue `prompt`; stops at end-of-text, which is not given out, or after sampling.max_new_tokens tokens.
 
     The model sees the last tokens only, from half a `context_window` up to a whole one: when the cache is full, the
     later half of it is read in anew and generation goes on. A longer prompt is read from its last whole window. An
     empty prompt starts a new text. Bytes of a character that the last token leaves unfinished are not given out.
-    Raises DataError at once when UTF-8 cannot hold the prompt.
+    An `intervention` changes how the prompt is read, too; other users of the same model do not see it.
+    Raises at once: DataError when UTF-8 cannot hold the prompt, UsageError when the model cannot do the intervention.
     """
     token_ids = [loaded.tokenizer.end_of_text, *loaded.tokenizer.encode(prompt)]
-    return _generate(loaded, token_ids, sampling or SamplingConfig())
+    if intervention is not None:
+        intervention.check(loaded.model)
+    return _generate(loaded, token_ids, sampling or SamplingConfig(), intervention)
 
 
-def _generate(loaded: Loaded, token_ids: list[int], sampling: SamplingConfig) -> Iterator[GeneratedToken]:
-    reader = _Reader(loaded)
+def _generate(
+    loaded: Loaded, token_ids: list[int], sampling: SamplingConfig, intervention: Intervention | None
+) -> Iterator[GeneratedToken]:
+    reader = _Reader(loaded, intervention)
     random = torch.Generator().manual_seed(sampling.seed)
     characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
     logits_V = reader.read(token_ids).logits
@@ -114,8 +123,9 @@ class _Step:
 class _Reader:
     """The model with its key/value cache: reads tokens in, tells what it expects next."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, intervention: Intervention | None) -> None:
         self._model = loaded.model
+        self._intervention = intervention
         self._window = context_window(loaded)
         self._recent: list[int] = []
         """Tokens in the cache."""
@@ -130,7 +140,8 @@ class _Reader:
             new = [*self._recent, *new][-keep:]
             self._recent, self._cache = [], self._new_cache()
         self._recent += new
-        output = self._model(torch.tensor([new], device=self._cache.keys.device), cache=self._cache)
+        with nullcontext() if self._intervention is None else intervene(self._model, self._intervention):
+            output = self._model(torch.tensor([new], device=self._cache.keys.device), cache=self._cache)
         routed = output.router_outputs
         return _Step(
             logits=output.logits[0, -1].cpu().double(),

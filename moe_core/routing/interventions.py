@@ -88,7 +88,7 @@ class Intervention:
         _check(*find_routers(model), [self])
 
     def describe(self) -> str:
-        """In one line, such as "ablate 2:5 (zero), force 1:3, top_k 1"; "nothing changed" if it does nothing."""
+        """In one line, such as "ablate 2:5 (zero), force 1:3, top_k 1"; empty if it changes nothing."""
         parts = []
         if self.ablate:
             parts.append(f"ablate {_listed(self.ablate)} ({self.mode})")
@@ -98,7 +98,7 @@ class Intervention:
             parts.append(f"top_k {self.top_k}")
         if self.temperature is not None:
             parts.append(f"router temperature {self.temperature:g}")
-        return ", ".join(parts) or "nothing changed"
+        return ", ".join(parts)
 
     def ablated_in(self, layer: int) -> list[int]:
         """Experts of this layer that are switched off."""
@@ -142,9 +142,7 @@ def intervene(
     """
     named = Intervention(tuple(ablate), tuple(force), mode, top_k, temperature)
     if intervention is not None and named != Intervention():
-        raise UsageError(
-            f"an Intervention and also its fields ({named.describe()}) were given; expected one of the two"
-        )
+        raise UsageError("an Intervention was given and fields of one beside it; expected one of the two")
     session = _Session(model, intervention or named)
     with session.opened():
         yield session.intervention
