@@ -4,21 +4,31 @@ Symbols: T tokens, E experts, K slots per token (top_k), c_e assignments of expe
 Whether a value differs from chance is answered in baselines. Where a value is undefined (no tokens) it is NaN.
 """
 
+from moe_core.routing.metrics.coactivation import coactivation
+from moe_core.routing.metrics.context import context_independence
 from moe_core.routing.metrics.decisions import router_entropy, token_entropy
 from moe_core.routing.metrics.domains import domain_divergence, domain_nmi, domain_specialization
+from moe_core.routing.metrics.flow import layer_flow
 from moe_core.routing.metrics.formation import formation, formed_at
-from moe_core.routing.metrics.load import expert_load, load_balance
-from moe_core.routing.metrics.vocabulary import token_nmi
+from moe_core.routing.metrics.load import dropped_by_position, expert_load, load_balance
+from moe_core.routing.metrics.persistence import persistence
+from moe_core.routing.metrics.vocabulary import token_experts, vocabulary_specialization
 
 __all__ = [
+    "coactivation",
+    "context_independence",
     "domain_divergence",
     "domain_nmi",
     "domain_specialization",
+    "dropped_by_position",
     "expert_load",
     "formation",
     "formed_at",
+    "layer_flow",
     "load_balance",
+    "persistence",
     "router_entropy",
     "token_entropy",
-    "token_nmi",
+    "token_experts",
+    "vocabulary_specialization",
 ]
