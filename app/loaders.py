@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from app.components.text_pair import TextPair
+    from moe_core.routing import Intervention
     from moe_core.routing.trace import RoutingTrace
     from moe_core.runs.analysis import Table
     from moe_core.runs.checkpoint import LoadedRun
@@ -237,6 +238,45 @@ def _ablation(root: str, name: str, mode: str, changed: tuple[Stamp, ...]) -> pd
     from moe_core.runs.analysis import read_ablation_map
 
     return read_ablation_map(RunFolder(name, root), mode)
+
+
+def expert_effect(run: RunFolder, intervention: Intervention, progress: Progress | None = None) -> pd.DataFrame:
+    """What one intervention changes on the run's held-out text, a row for "all" and one for each domain (see
+    evaluation.effects.domain_effects); `progress` is called while it is measured the first time.
+
+    An expert that is switched off is kept in the run's folder, as part of the map. Raises RunError.
+    """
+    place = _effect_place(*_checkpoint_key(run), f"{intervention.describe()} {intervention.mode}")
+    with place.lock:
+        if place.effect is None:
+            place.effect = _measure_effect(run, intervention, progress)
+        return place.effect
+
+
+@dataclass
+class _EffectPlace:
+    """Where an effect goes once it is measured: outside the cached function, as in _Place."""
+
+    lock: threading.Lock
+    effect: pd.DataFrame | None = None
+
+
+@st.cache_resource(max_entries=512, show_spinner=False)
+def _effect_place(root: str, name: str, folder: str, changed: Stamp, what: str) -> _EffectPlace:
+    return _EffectPlace(threading.Lock())
+
+
+def _measure_effect(run: RunFolder, intervention: Intervention, progress: Progress | None) -> pd.DataFrame:
+    from moe_core.evaluation import ablation as measures
+
+    loaded = loaded_run(run)
+    if len(intervention.ablate) == 1 and not intervention.force:
+        ((layer, expert),) = intervention.ablate
+        return measures.ablation_map(
+            loaded, mode=intervention.mode, layers=[layer], experts=[expert], run=run, progress=progress
+        )
+    text = measures.held_out_text(loaded)
+    return measures.domain_effects(measures.token_effects(loaded, text, intervention, progress))
 
 
 def analysis(run: RunFolder, table: Table) -> pd.DataFrame | None:

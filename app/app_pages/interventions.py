@@ -2,15 +2,149 @@
 
 from __future__ import annotations
 
+import secrets
+from typing import Any
+
+import pandas as pd
 import streamlit as st
 
 from app import loaders, state
+from app.components.change import ABOUT, FORCE, MODES, Change
 from app.components.figure import show_figure
-from app.components.page import header
+from app.components.loss_view import show_loss
+from app.components.page import answer, errors_as_boxes, header, plain
+from app.components.progress import progress_bar
+from app.components.text_pair import PROMPT_TOKENS, TextPair, show_pair
+from moe_core.figures.causes import ablation_map_figure
+from moe_core.figures.effects import domain_effects_figure
 from moe_core.figures.run_figures import load_map_figure
+from moe_core.inference.generate import SamplingConfig
 
-run = state.selected_run()
-header("What happens without an expert?")
-routing = loaders.probe_routing(run)
-show_figure(load_map_figure(routing.load, routing.balance), key="expert_load", terms=["expert load", "lift"])
-st.caption("The experts that can be switched off, and what each of them does now.")
+# Keys of this page, the first two in the URL: what is done, which two texts are shown; then the form of those.
+MODE, TEXTS = "mode", "texts"
+PROMPT, TOKENS, TEMPERATURE, SEED = "pair_prompt", "pair_tokens", "pair_temperature", "pair_seed"
+MAP_TERMS = ["expert", "nats", "interval"]
+
+
+def measured_map() -> pd.DataFrame | None:
+    """The effects of switching off every expert, if all are known for the newest checkpoint."""
+    effects = None if mode == FORCE else loaders.ablation(run, mode)
+    if effects is None or effects.attrs["step"] != loaded.step:
+        return None
+    model = loaded.model.config
+    known = effects[["layer", "expert"]].drop_duplicates()
+    return effects if len(known) == len(model.moe_layers) * model.num_experts else None
+
+
+def measure_map() -> None:
+    """Switch off one expert after the other; those that are done are kept, whatever happens."""
+    from moe_core.evaluation.ablation import ablation_map
+
+    with errors_as_boxes("The experts could not be measured"):
+        with progress_bar("Switching off one expert after the other") as bar:
+            ablation_map(loaded, mode=mode, run=run, progress=bar)  # type: ignore[arg-type]
+        st.rerun()
+
+
+def show_map(effects: pd.DataFrame | None) -> None:
+    """The map whose cells are experts to click: what each is worth or, before that is known, what each does."""
+    if effects is not None:
+        show_figure(ablation_map_figure(effects), key="causal_map", on_cell=choose, terms=MAP_TERMS)
+        return
+    routing = loaders.probe_routing(run)
+    figure = load_map_figure(routing.load, routing.balance)
+    show_figure(figure, key="load_map", on_cell=choose, terms=["expert load", "lift"])
+    if mode != FORCE:
+        experts = len(loaded.model.config.moe_layers) * loaded.model.config.num_experts
+        hint = "What is measured stays with the run; leaving this page only pauses it."
+        if st.button(f"Switch off each of {experts} experts", icon=":material/science:", key="measure_map", help=hint):
+            measure_map()
+
+
+def choose(cell: dict[str, Any]) -> None:
+    state.open_expert(int(cell["layer"]), int(cell["expert"]))
+
+
+def effect(effects: pd.DataFrame | None) -> pd.DataFrame:
+    """The chosen change's effect on each domain."""
+    if effects is not None:
+        own = effects[(effects["layer"] == layer) & (effects["expert"] == expert)]
+        return own.reset_index(drop=True)
+    with progress_bar("Reading held-out text with and without the change") as bar:
+        return loaders.expert_effect(run, change.intervention, bar)
+
+
+def write() -> None:
+    """Start two texts in place of those there are, under a new key in the URL."""
+    if pair is not None:
+        pair.stop()
+    with errors_as_boxes("Nothing was written"):
+        new, temperature, seed = (st.session_state[key] for key in (TOKENS, TEMPERATURE, SEED))
+        sampling = SamplingConfig(new, temperature, seed=seed)
+        started = TextPair.write(loaded, st.session_state[PROMPT], sampling, change.intervention, change.what)
+        st.session_state[TEXTS] = secrets.token_urlsafe(9)
+        loaders.texts_place(st.session_state[TEXTS]).pair = started
+
+
+def kept_pair() -> TextPair | None:
+    """The texts that the session or the URL names, if they are of this model; a reloaded page finds them again."""
+    key = st.session_state.setdefault(TEXTS, st.query_params.get(TEXTS))
+    if key is None:
+        return None
+    st.query_params[TEXTS] = key
+    found = loaders.texts_place(key).pair
+    return found if found is not None and found.original.loaded is loaded else None
+
+
+def first_words() -> str:
+    """The beginning of a held-out document, as one that the model can make something of."""
+    documents = run.held_out("unseen") or run.held_out("validation")
+    return " ".join(documents[0].text.split(" ")[:8]) if documents else ""
+
+
+def show_texts() -> None:
+    """The form and, once written or while being written, both texts."""
+    st.markdown("#### What does the model write?")
+    if PROMPT not in st.session_state:
+        st.session_state[PROMPT] = pair.given if pair is not None else first_words()
+    st.text_area("Beginning", key=PROMPT, height=80, persist_state="session",
+                 help=f"Up to {PROMPT_TOKENS} tokens of it are read; empty starts a new text.")  # fmt: skip
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button("Write both", icon=":material/edit_note:", key="pair_write", on_click=write, type="primary",
+                  help="With the same seed: where the model expects the same, it writes the same.")  # fmt: skip
+        with st.popover("Sampling", icon=":material/tune:", key="pair_settings"):
+            st.slider("New tokens", 10, 400, 120, 10, key=TOKENS, persist_state="session")
+            st.slider("Temperature", 0.0, 2.0, 0.8, 0.05, key=TEMPERATURE, persist_state="session")
+            st.number_input("Seed", 0, 2**31 - 1, 0, key=SEED, persist_state="session")
+    if pair is not None:
+        if pair.what != change.what:
+            st.caption(f"These were written {plain(pair.what)}; write both again for the change chosen now.")
+        show_pair(pair, layer, key="pair", series=st.session_state[TEXTS], on_layer=state.follow_layer)
+
+
+run, layer = state.selected_run(), state.selected_layer()
+loaded = loaders.loaded_run(run)
+head = st.container()
+with head:
+    header("What happens without an expert?")
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    experts = list(range(loaded.model.config.num_experts))
+    state.preset(state.EXPERT, experts, 0)
+    state.preset(MODE, list(MODES), "zero")
+    expert = int(st.selectbox(f"Expert of layer {layer}", experts, key=state.EXPERT, bind="query-params", width=160,
+                              help="Or click it in the map. The layer is chosen in the side bar."))  # fmt: skip
+    mode = str(st.segmented_control("What is done to it", list(MODES), format_func=MODES.__getitem__, required=True,
+                                    key=MODE, bind="query-params", help=ABOUT))  # fmt: skip
+change = Change(layer, expert, mode)
+pair = kept_pair()
+effects = measured_map()
+picture = st.container()
+with errors_as_boxes("The effect could not be measured"):
+    figure = domain_effects_figure(effect(effects), change.what)
+    with head:
+        answer(figure.verdict)
+    with picture:
+        show_map(effects)
+    show_figure(figure, key="domain_effects", terms=["loss", "nats", "interval", "domain"])
+show_texts()
+show_loss(run, loaded, change)

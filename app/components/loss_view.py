@@ -1,0 +1,177 @@
+"""A text on colours of what a change of the model does to each token's loss."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import streamlit as st
+
+from app import state
+from app.components.change import FORCE, Change
+from app.components.figure import explain
+from app.components.page import errors_as_boxes, plain
+from app.components.token_view import TokenArrays, token_view, view_payload
+from app.components.token_view_passages import TOKEN_LIMIT, Passage, examples, fit
+from moe_core.figures.export import csv_bytes
+
+if TYPE_CHECKING:
+    from moe_core.evaluation.effects import TokenEffects
+    from moe_core.runs import RunFolder
+    from moe_core.runs.checkpoint import LoadedRun
+
+# Session keys: which text, what was typed, the view, the last text that was read with its effects.
+SOURCE, TYPED, VIEW, READ = "loss_source", "loss_typed", "loss_view", "loss_read"
+ALL, OWN = "One of each domain", "Your own text"
+OWN_TEXT = """The court ordered the bank to repay the loan of 12,500 euros by 31 March.
+
+def total(prices):
+    return sum(prices)
+"""
+EXAMPLE_TOKENS = 600
+DOCUMENTS_OF_ONE_DOMAIN = 3
+
+
+def show_loss(run: RunFolder, loaded: LoadedRun, change: Change) -> None:
+    """Let a text be chosen, and show what the change does to each of its tokens."""
+    st.markdown("#### Which words does it cost?")
+    domains = run.domains()
+    options = [ALL, *domains, OWN] if len(domains) > 1 else [*domains, OWN]
+    state.preset(SOURCE, options, options[0])
+    source = str(st.segmented_control("Text", options, required=True, key=SOURCE, persist_state="session"))
+    own = ""
+    if source == OWN:
+        about = f"The first {TOKEN_LIMIT:,} tokens are read. The text stays on this computer."
+        own = st.text_area("Text", OWN_TEXT, key=TYPED, height=120, persist_state="session", help=about,
+                           label_visibility="collapsed", placeholder="Type or paste text")  # fmt: skip
+        if not own:
+            st.info("There is no text yet: type or paste some, then press Ctrl+Enter.", icon=":material/edit:")
+            return
+    _explore(run, loaded, change, source, own)
+
+
+@st.fragment
+def _explore(run: RunFolder, loaded: LoadedRun, change: Change, source: str, own: str) -> None:
+    with errors_as_boxes("The change of loss could not be measured"):
+        effects, payload = _read(run, loaded, change, source, own)
+        st.markdown(plain(loss_verdict(effects, change)))
+        choice = token_view(payload, layer=change.layer, key=VIEW, on_layer=_follow)
+        if choice.layer is not None and choice.layer != change.layer:
+            st.rerun()
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            explain(["loss", "nats", "token", "expert"], key="loss_explain")
+            st.download_button(
+                "All tokens as CSV", lambda: csv_bytes(table(effects)),
+                "change_of_loss.csv", "text/csv", key="loss_csv", type="tertiary", icon=":material/download:",
+                on_click="ignore",
+            )  # fmt: skip
+
+
+def _follow() -> None:
+    state.follow_layer(VIEW)
+
+
+def _read(
+    run: RunFolder, loaded: LoadedRun, change: Change, source: str, own: str
+) -> tuple[TokenEffects, dict[str, Any]]:
+    """The effects and the view's payload; kept until another text, change or checkpoint is asked for."""
+    digest = hashlib.sha256(own.encode("utf-8", "surrogatepass")).hexdigest()
+    asked = (str(run.path), id(loaded), loaded.step, change, source, digest)
+    if st.session_state.get(READ, (None,))[0] != asked:
+        if source == OWN:
+            passages = [Passage("your text", own)]
+        else:
+            held_out = run.held_out("unseen") or run.held_out("validation")
+            chosen_domains = run.domains() if source == ALL else [source]
+            passages = examples(held_out, chosen_domains, 0, 1 if source == ALL else DOCUMENTS_OF_ONE_DOMAIN)
+        with st.spinner("Reading the text with and without the change ...", show_time=True):
+            effects = passage_effects(loaded, passages, change, TOKEN_LIMIT if source == OWN else EXAMPLE_TOKENS)
+            series = hashlib.sha256(repr((asked[0], asked[2], source, digest)).encode()).hexdigest()[:16]
+            payload = view_payload(arrays_of_effects(loaded, effects, change), series=series, mode="change")
+        st.session_state[READ] = (asked, effects, payload)
+    _, effects, payload = st.session_state[READ]
+    return effects, payload
+
+
+def table(effects: TokenEffects) -> pd.DataFrame:
+    """One row a token: document, position, text, loss before and after, change, KL."""
+    trace = effects.trace
+    return pd.DataFrame(
+        {
+            "document": trace.document_ids,
+            "position": trace.positions,
+            "domain": [trace.domains[i] for i in trace.domain_ids],
+            "token": [trace.token_text(i) for i in range(trace.num_tokens)],
+            "loss_before": effects.losses_before,
+            "loss_after": effects.losses_after,
+            "change": effects.delta,
+            "kl": effects.kl,
+        }
+    )
+
+
+def passage_effects(
+    loaded: LoadedRun, passages: Sequence[Passage], change: Change, limit: int = TOKEN_LIMIT
+) -> TokenEffects:
+    """Read each passage alone, with and without the change; each is cut to its part of `limit` tokens."""
+    from data_gen import Document
+    from moe_core.evaluation.ablation import token_effects
+
+    share = max(limit // max(len(passages), 1) - 1, 1)  # one is the end-of-text before it
+    documents = [
+        Document(fit(passage.text, loaded.tokenizer, share), passage.domain, f"passage {number}", "")
+        for number, passage in enumerate(passages)
+    ]
+    return token_effects(loaded, documents, change.intervention)
+
+
+def arrays_of_effects(loaded: LoadedRun, effects: TokenEffects, change: Change) -> TokenArrays:
+    """Text, routing before the change, and change of loss; tokens that had chosen the expert are marked."""
+    from moe_core.routing.metrics import token_entropy
+
+    trace, tokenizer = effects.trace, loaded.tokenizer
+    token_bytes = {int(i): tokenizer.token_bytes(int(i)) for i in np.unique(trace.token_ids)}
+    return TokenArrays(
+        tokens=[None if i == tokenizer.end_of_text else token_bytes[int(i)] for i in trace.token_ids],
+        layers=trace.layers,
+        num_experts=trace.num_experts,
+        indices=trace.router_indices,
+        scores=trace.router_scores,
+        entropies=np.stack([token_entropy(trace, layer) for layer in trace.layers]),
+        losses=effects.losses_before,
+        changes=effects.delta,
+        # The same in every layer shown: the dots say whom the change meets, wherever the reader scrubs.
+        marks=np.broadcast_to(chosen(effects, change), trace.router_indices.shape[:2]),
+        mark_label=f"had chosen expert {change.expert} in layer {change.layer}",
+        domain_ids=trace.domain_ids,
+        domains=trace.domains,
+        starts=np.flatnonzero(trace.token_ids == tokenizer.end_of_text).tolist(),
+    )
+
+
+def chosen(effects: TokenEffects, change: Change) -> npt.NDArray[np.bool_]:
+    """bool [T]: tokens that had chosen the expert before the change."""
+    trace = effects.trace
+    own: npt.NDArray[np.bool_] = trace.router_indices[trace.layer_position(change.layer)] == change.expert
+    return own.any(axis=1)
+
+
+def loss_verdict(effects: TokenEffects, change: Change) -> str:
+    """What this text loses: by the tokens that the change meets, and by those it only reaches through attention."""
+    from moe_core.figures.maps import signed
+
+    delta, own = effects.delta, chosen(effects, change)
+    scored = np.isfinite(delta)
+    met = scored & (~own if change.mode == FORCE else own)
+    others = scored & ~met
+    who = "had not chosen it" if change.mode == FORCE else "had chosen it"
+    parts = [f"This text's loss changes by {signed(float(delta[scored].mean()))} nats per token"]
+    if met.any():
+        parts.append(f"{signed(float(delta[met].mean()))} for the {int(met.sum()):,} tokens that {who}")
+    if others.any():
+        parts.append(f"{signed(float(delta[others].mean()))} for the other {int(others.sum()):,}")
+    return f"{parts[0]}: {', '.join(parts[1:])}."

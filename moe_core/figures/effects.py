@@ -1,0 +1,83 @@
+"""What one change of the model does to the loss on each kind of text."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from moe_core.figures.figure import Figure
+from moe_core.figures.layout import bars_height, layered
+from moe_core.figures.maps import signed
+from moe_core.figures.palette import HEAT, LIFT_COLOURS, NEUTRAL
+from moe_core.figures.words import rows, sentence
+from moe_core.routing.verdicts import number
+
+
+def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:
+    """Who loses, and how surely? Frame of evaluation's domain_effects, or one expert's rows of ablation_map.
+
+    `what` says what was done, such as "without expert 5 of layer 2". Orange bars: the loss rises; purple: it falls; a
+    bar whose 95 % interval holds 0 is faded.
+    """
+    data = effects.assign(
+        uncertain=effects["uncertain"].astype(bool),
+        colour=[LIFT_COLOURS[-1] if delta > 0 else LIFT_COLOURS[0] for delta in effects["delta_nats"]],
+        label=[signed(delta) for delta in effects["delta_nats"]],
+        end=effects[["high", "delta_nats"]].max(axis=1).clip(lower=0.0),
+        name=["all text" if domain == "all" else domain for domain in effects["domain"]],
+        sentence=[_row(row, what) for row in rows(effects)],
+    )
+    low = min(0.0, float(effects[["low", "delta_nats"]].min(axis=1).min()))
+    high = max(0.0, float(data["end"].max()))
+    room = max(high - low, 0.001) * 0.12
+    scale = alt.Scale(domain=[low - (room if low < 0 else 0.0), high + room], nice=False)
+    base = alt.Chart(data).encode(
+        y=alt.Y("name:N", title="text", sort=list(data["name"]), axis=alt.Axis(labelLimit=160)), tooltip="sentence:N"
+    )
+    x = alt.X("delta_nats:Q", title="change of loss (nats per token)", scale=scale)
+    bars = base.mark_bar(height=alt.RelativeBandSize(0.55)).encode(
+        x=x,
+        color=alt.Color("colour:N", scale=None),
+        opacity=alt.condition("datum.uncertain", alt.value(0.35), alt.value(0.9)),
+    )
+    layers = [
+        bars,
+        base.mark_rule(strokeWidth=1.5, color=NEUTRAL).encode(x="low:Q", x2="high:Q"),
+        base.mark_text(align="left", dx=6, fontSize=11).encode(x="end:Q", text="label:N"),
+        alt.Chart(pd.DataFrame({"delta_nats": [0.0]}))
+        .mark_rule(strokeDash=[5, 4], color=HEAT)
+        .encode(x="delta_nats:Q"),
+    ]
+    return Figure(
+        "domain_effects", "Change of loss by kind of text", "On which text does the loss change, and how surely?",
+        effects_verdict(effects, what), layered(layers, data, bars_height(len(data))), effects,
+    )  # fmt: skip
+
+
+def effects_verdict(effects: pd.DataFrame, what: str) -> str:
+    """One sentence on the same frame: how much, how surely, where most."""
+    total = effects[effects["domain"] == "all"].iloc[0]
+    domains = effects[(effects["domain"] != "all") & ~effects["uncertain"].astype(bool)]
+    most = domains.iloc[int(domains["delta_nats"].abs().argmax())] if len(domains) else None
+    where = "" if most is None else f"most on {most['domain']} text, {signed(float(most['delta_nats']))}"
+    delta, low, high = (float(total[name]) for name in ("delta_nats", "low", "high"))
+    if low != low:
+        return sentence(f"{what} the loss changes by {signed(delta)} nats per token; of one source only, so uncertain")
+    interval = f"95 % interval {signed(low)} to {signed(high)}"
+    if bool(total["uncertain"]):
+        nothing = f"{what} the loss on all text is not distinguishable from what it was ({interval})"
+        return sentence(f"{nothing}; {where}" if where else nothing)
+    change = "rises" if delta > 0 else "falls"
+    return sentence(
+        f"{what} the loss {change} by {number(abs(delta))} nats per token ({interval})"
+        + (f", {where}" if where else "")
+    )
+
+
+def _row(row: object, what: str) -> str:
+    delta, low, high = (float(getattr(row, name)) for name in ("delta_nats", "low", "high"))
+    domain, tokens = getattr(row, "domain", "all"), int(getattr(row, "tokens", 0))
+    text = f"{what[:1].upper()}{what[1:]}, the loss on {domain} text changes by {signed(delta)} nats per token"
+    if low == low:
+        text += f", 95 % interval {signed(low)} to {signed(high)}"
+    return f"{text} ({tokens:,} tokens)" + (": uncertain." if getattr(row, "uncertain", False) else ".")
