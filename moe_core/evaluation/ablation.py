@@ -24,13 +24,12 @@ from moe_core.errors import RunError
 from moe_core.evaluation.effects import (
     SourceBootstrap,
     TokenEffects,
-    as_dataset,
     domain_effects,
     token_effects,
 )
 from moe_core.inference.layerwise import MoEStep, block_of, moe_step, through
 from moe_core.inference.loaded import context_window
-from moe_core.inference.windows import WindowBatch, window_batches
+from moe_core.inference.windows import WindowBatch, as_dataset, window_batches
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, intervene
 from moe_core.routing.interventions import Mode
@@ -126,9 +125,9 @@ def analysis_of(loaded: LoadedRun, dataset: TokenDataset, text: str, mode: str =
     """What an analysis of this text through these weights is of."""
     weights, read = hashlib.sha256(), hashlib.sha256(json.dumps(list(dataset.domains)).encode())
     for tensor in loaded.model.state_dict().values():
-        weights.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()))
+        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     for array in (dataset.token_ids, dataset.document_ids, dataset.source_ids, dataset.domain_ids):
-        read.update(np.ascontiguousarray(array))
+        read.update(array.tobytes())
     return AnalysisOf(weights.hexdigest(), loaded.step, text, read.hexdigest(), len(dataset), mode)
 
 

@@ -13,10 +13,9 @@ from scipy import special
 
 from data_gen import Document
 from moe_core.data.tokens import TokenDataset
-from moe_core.errors import UsageError
 from moe_core.inference.loaded import Loaded, context_window
 from moe_core.inference.tracing import logits_fit, trace_of_windows
-from moe_core.inference.windows import window_batches
+from moe_core.inference.windows import as_dataset, window_batches
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, RoutingTrace, capture, concatenate, intervene
 from moe_core.routing.types import BoolArray, Float32Array, Float64Array, Int32Array
@@ -162,18 +161,6 @@ class SourceBootstrap:
         stretch = np.sqrt(N / freedom) * special.stdtrit(freedom, 1 - tail) / special.ndtri(1 - tail)
         low, high = mean + stretch * (np.quantile(means_R, [tail, 1 - tail]) - mean)
         return float(low), float(high)
-
-
-def as_dataset(loaded: Loaded, documents: Sequence[Document] | TokenDataset) -> TokenDataset:
-    """Documents tokenised, their domains numbered as they first occur. Raises UsageError with no token to score."""
-    if isinstance(documents, TokenDataset):
-        dataset = documents
-    else:
-        domains = list(dict.fromkeys(document.domain for document in documents))
-        dataset = TokenDataset.build(documents, loaded.tokenizer, domains)
-    if not (dataset.positions > 0).any():
-        raise UsageError("the text has no token to score; expected at least one document that is not empty")
-    return dataset
 
 
 def _compare(

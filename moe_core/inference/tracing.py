@@ -41,7 +41,7 @@ def trace_text(loaded: Loaded, text: str, *, domain: str = "text", progress: Pro
     if not text:
         raise UsageError("there is no text to trace; expected at least one character")
     dataset = TokenDataset.build([Document(text, domain, "text", "")], loaded.tokenizer, [domain])
-    return _trace(loaded, dataset, progress)
+    return trace_dataset(loaded, dataset, progress)
 
 
 def trace_documents(
@@ -68,7 +68,7 @@ def trace_documents(
     dataset = TokenDataset.build(documents, loaded.tokenizer, domains)
     if tokens_per_domain is not None:
         dataset = dataset.select(tokens_per_domain, seed=0)
-    return _trace(loaded, dataset, progress).trace
+    return trace_dataset(loaded, dataset, progress).trace
 
 
 def trace_batches(
@@ -136,7 +136,8 @@ def trace_of_windows(
 
 
 @torch.inference_mode()
-def _trace(loaded: Loaded, dataset: TokenDataset, progress: Progress | None) -> TracedText:
+def trace_dataset(loaded: Loaded, dataset: TokenDataset, progress: Progress | None = None) -> TracedText:
+    """Trace documents that are tokenised already; without router_logits where they would be too large."""
     size = context_window(loaded)
     device = next(loaded.model.parameters()).device
     losses = np.full(len(dataset), np.nan, dtype=np.float32)

@@ -14,7 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_gen import Document
 from moe_core.data.tokens import TokenDataset
+from moe_core.errors import UsageError
+from moe_core.inference.loaded import Loaded
 
 TOKENS_PER_BATCH = 4096
 
@@ -35,6 +38,18 @@ class WindowBatch:
     def targets(self) -> NDArray[np.int64]:
         """[N] place in the data set of each scored token, in the order of `scored`."""
         return self.index[:, 1:][self.scored]
+
+
+def as_dataset(loaded: Loaded, documents: Sequence[Document] | TokenDataset) -> TokenDataset:
+    """Documents tokenised, their domains numbered as they first occur. Raises UsageError with no token to score."""
+    if isinstance(documents, TokenDataset):
+        dataset = documents
+    else:
+        domains = list(dict.fromkeys(document.domain for document in documents))
+        dataset = TokenDataset.build(documents, loaded.tokenizer, domains)
+    if not (dataset.positions > 0).any():
+        raise UsageError("the text has no token to score; expected at least one document that is not empty")
+    return dataset
 
 
 class _Window(NamedTuple):

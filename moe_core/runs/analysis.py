@@ -1,7 +1,7 @@
 """What was found out about a run afterwards, kept beside it under checkpoints/<run>/analysis/.
 
   ablation_zero_1f0c….jsonl   effects of switching experts off: a line that says of what, then a line an expert
-  saliency.parquet …          tables, what they are of in the schema's metadata
+  saliency.parquet …          tables; of what they are stands in the schema's metadata
 
 Every file names the checkpoint (a hash of its weights), the step and the text it was made from. Reading needs no torch.
 """
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from moe_core.errors import RunError
 from moe_core.json_values import json_safe
@@ -30,7 +30,7 @@ HELD_OUT_TEXT = "held-out text"
 """Name of the text that is read where nobody brought another: what pages and figures show."""
 EFFECT_COLUMNS = ("layer", "expert", "domain", "tokens", "affected", "delta_nats", "low", "high", "kl")
 Table = Literal["saliency", "similarity", "importance", "correlations"]
-TABLES: tuple[Table, ...] = get_args(Table)
+TABLES_OF_A_MODE: tuple[Table, ...] = ("importance", "correlations")
 _METADATA_KEY = b"moescope.analysis"
 
 
@@ -120,7 +120,7 @@ def effects_frame(rows: Sequence[Mapping[str, Any]], of: AnalysisOf | None = Non
 
 
 def write_table(run: RunFolder, name: Table, frame: pd.DataFrame, of: AnalysisOf) -> None:
-    """Keep one table, replacing an older one. Raises RunError when the disk refuses."""
+    """Keep one table, replacing an older one of the same mode. Raises RunError when the disk refuses."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -128,21 +128,22 @@ def write_table(run: RunFolder, name: Table, frame: pd.DataFrame, of: AnalysisOf
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(of)).encode()})
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
-    path = _table_path(run, name)
+    path = _table_path(run, name, of.mode)
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, buffer.getvalue().to_pybytes())
 
 
-def read_table(run: RunFolder, name: Table) -> pd.DataFrame | None:
+def read_table(run: RunFolder, name: Table, mode: str = "zero") -> pd.DataFrame | None:
     """A table as it was written, the fields of AnalysisOf in `frame.attrs`; None where there is none.
 
+    `mode`: of switching experts off, where the table depends on it (importance, correlations).
     Raises RunError when it is damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = _table_path(run, name)
+    path = _table_path(run, name, mode if name in TABLES_OF_A_MODE else "")
     try:
         table = pq.read_table(pa.BufferReader(path.read_bytes()))
         of = json.loads(table.schema.metadata[_METADATA_KEY])
@@ -155,8 +156,9 @@ def read_table(run: RunFolder, name: Table) -> pd.DataFrame | None:
     return frame
 
 
-def _table_path(run: RunFolder, name: Table) -> Path:
-    return run.path / "analysis" / f"{name}.parquet"
+def _table_path(run: RunFolder, name: Table, mode: str) -> Path:
+    # The default mode needs no word.
+    return run.path / "analysis" / (f"{name}.parquet" if mode in ("", "zero") else f"{name}_{mode}.parquet")
 
 
 def _read_journal(path: Path) -> tuple[AnalysisOf | None, dict[tuple[int, int], list[dict[str, Any]]]]:
