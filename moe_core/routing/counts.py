@@ -9,7 +9,8 @@ moe_core.benchmarks.aggregation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,9 @@ import numpy.typing as npt
 
 from moe_core.routing.stored import AnyTrace
 from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import Float64Array, Int64Array
+from moe_core.routing.types import Float64Array, Int16Array, Int64Array
+
+_CHUNK_TOKENS = 65_536
 
 _Numbers = npt.NDArray[np.number[Any]] | float
 
@@ -35,7 +38,7 @@ def grouped_counts(
     keys_KT = np.empty(indices_TK.shape[::-1], dtype=np.intp)
     for slot, key_T in enumerate(keys_KT):
         np.add(first_T, indices_TK[:, slot], out=key_T)
-    return _tally(keys_KT.reshape(-1), (G + 1, E + 1))[1:, 1:]
+    return _tally(keys_KT, (G + 1, E + 1))[1:, 1:]
 
 
 def label_counts(
@@ -58,9 +61,9 @@ def expert_counts(trace: AnyTrace) -> Int64Array:
     """tokens_per_expert [L,E]: assignments to each expert."""
     E = trace.num_experts
     counts_LE = np.zeros((trace.num_layers, E), dtype=np.int64)
-    for part in trace.parts():
-        for counts_E, indices_TK in zip(counts_LE, part.router_indices, strict=True):
-            counts_E += _tally(indices_TK.reshape(-1) + np.intp(1), (E + 1,))[1:]
+    for indices_LTK in _chunks(trace):
+        for counts_E, indices_TK in zip(counts_LE, indices_LTK, strict=True):
+            counts_E += _tally(indices_TK.astype(np.intp) + 1, (E + 1,))[1:]
     return counts_LE
 
 
@@ -79,28 +82,39 @@ def domain_tokens(trace: AnyTrace) -> Int64Array:
 
 def pair_counts(trace: AnyTrace) -> Int64Array:
     """[L,E,E] tokens that chose both experts, over all pairs of slots: symmetric, on the diagonal expert_counts."""
-    counts_LEE = np.zeros((trace.num_layers, trace.num_experts, trace.num_experts), dtype=np.int64)
-    for part in trace.parts():
-        for counts_EE, indices_TK in zip(counts_LEE, part.router_indices, strict=True):
+    E = trace.num_experts
+    counts_LEE = np.zeros((trace.num_layers, E, E), dtype=np.int64)
+    counts_LE = np.zeros((trace.num_layers, E), dtype=np.int64)
+    for indices_LTK in _chunks(trace):
+        for row, indices_TK in enumerate(indices_LTK):
             columns_KT = _columns(indices_TK)
-            for slot in range(1, len(columns_KT)):
-                counts_EE += _joint(columns_KT[slot:], columns_KT[slot - 1 : slot], trace.num_experts)
+            counts_LE[row] += _tally(columns_KT, (E + 1,))[1:]
+            for slot in range(1, trace.top_k):
+                counts_LEE[row] += _joint(columns_KT[slot - 1 : slot], columns_KT[slot:], E)
     counts_LEE += counts_LEE.transpose(0, 2, 1).copy()
-    diagonal = np.arange(trace.num_experts)
-    counts_LEE[:, diagonal, diagonal] = expert_counts(trace)
+    counts_LEE[:, np.arange(E), np.arange(E)] = counts_LE
     return counts_LEE
 
 
 def flow_counts(trace: AnyTrace) -> Int64Array:
     """[L-1,E,E] pairs (slot of a layer, slot of the next layer) of one token, by the experts they chose."""
-    counts_LEE = np.zeros((trace.num_layers - 1, trace.num_experts, trace.num_experts), dtype=np.int64)
-    for part in trace.parts():
-        columns_KT = _columns(part.router_indices[0])
-        for counts_EE, indices_TK in zip(counts_LEE, part.router_indices[1:], strict=True):
+    E = trace.num_experts
+    counts_LEE = np.zeros((trace.num_layers - 1, E, E), dtype=np.int64)
+    for indices_LTK in _chunks(trace):
+        columns_KT = _columns(indices_LTK[0])
+        for counts_EE, indices_TK in zip(counts_LEE, indices_LTK[1:], strict=True):
             next_KT = _columns(indices_TK)
-            counts_EE += _joint(columns_KT, next_KT, trace.num_experts)
+            counts_EE += _joint(columns_KT, next_KT, E)
             columns_KT = next_KT
     return counts_LEE
+
+
+def _chunks(trace: AnyTrace) -> Iterator[Int16Array]:
+    """[L,t,K] the choices of a few tokens at a time, so that the keys made of them stay in the processor's cache."""
+    size = max(_CHUNK_TOKENS, trace.num_experts**2)  # many counts would cost more to add up than few tokens to count
+    for part in trace.parts():
+        for start in range(0, part.num_tokens, size):
+            yield part.router_indices[:, start : start + size]
 
 
 def _columns(indices_TK: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
@@ -113,17 +127,14 @@ def _columns(indices_TK: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
 def _joint(rows_KT: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp], E: int) -> Int64Array:
     """[E,E] how often a token has one expert in `rows_KT` and the other in `columns_KT`, over all pairs of slots."""
     counts = np.zeros((E + 1, E + 1), dtype=np.int64)
-    key_T = np.empty(rows_KT.shape[1], dtype=np.intp)
     for row_T in rows_KT:
-        first_T = row_T * (E + 1)
-        for column_T in columns_KT:
-            np.add(first_T, column_T, out=key_T)
-            counts += _tally(key_T, counts.shape)
+        counts += _tally(row_T * (E + 1) + columns_KT, counts.shape)
     return counts[1:, 1:]
 
 
 def _tally(keys: npt.NDArray[np.intp], shape: tuple[int, ...]) -> Int64Array:
-    return np.bincount(keys, minlength=int(np.prod(shape))).reshape(shape).astype(np.int64, copy=False)
+    """How often each place of an array of this shape, counted row by row, occurs among `keys`."""
+    return np.bincount(keys.reshape(-1), minlength=math.prod(shape)).reshape(shape).astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)

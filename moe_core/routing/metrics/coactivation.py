@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from moe_core.routing.counts import expert_counts, pair_counts, ratio
+from moe_core.routing.counts import pair_counts, ratio
 from moe_core.routing.stored import AnyTrace
 
 
@@ -21,7 +21,8 @@ def coactivation(trace: AnyTrace) -> pd.DataFrame:
     baselines.coactivation.
     """
     E = trace.num_experts
-    pairs_LEE, counts_LE = pair_counts(trace), expert_counts(trace)
+    pairs_LEE = pair_counts(trace)
+    counts_LE = np.diagonal(pairs_LEE, axis1=1, axis2=2)
     rows, columns = np.nonzero(~np.eye(E, dtype=bool))
     tokens_LP = pairs_LEE[:, rows, columns]
     own_LP, other_LP = counts_LE[:, rows], counts_LE[:, columns]

@@ -7,16 +7,16 @@ import pandas as pd
 from scipy import special
 
 from moe_core.routing.counts import (
+    BlockCounts,
     block_counts,
     domain_counts,
-    domain_tokens,
     entropy,
     mutual_information,
     normalised,
     ratio,
 )
 from moe_core.routing.stored import AnyTrace
-from moe_core.routing.types import Float64Array, Int64Array
+from moe_core.routing.types import BoolArray, Float64Array, Int64Array
 
 CONFIDENCE = 0.95
 
@@ -33,10 +33,13 @@ def domain_specialization(trace: AnyTrace) -> pd.DataFrame:
     Tokens of a source are alike, so the interval is Wilson's with the tokens divided by the design effect: the
     variance of the share over sources against that of independent tokens (Korn and Graubard, 1998).
     """
-    counts_LME, tokens_M = domain_counts(trace), domain_tokens(trace)
+    parts, M = block_counts(trace), len(trace.domains)
+    of_domain_MN = parts.domain_ids == np.arange(M)[:, None]
+    counts_LME = np.stack([parts.counts[:, own].sum(axis=1) for own in of_domain_MN], axis=1)
+    tokens_M = of_domain_MN @ parts.tokens
     L, M, E = counts_LME.shape
     share_LME = ratio(counts_LME, tokens_M[:, None])
-    low_LME, high_LME = _share_intervals(trace, share_LME)
+    low_LME, high_LME = _share_intervals(parts, of_domain_MN, share_LME)
     even = trace.top_k / E
     frame = pd.DataFrame(
         {
@@ -98,12 +101,12 @@ def nmi_of_counts(counts_ME: Int64Array) -> Float64Array:
     return ratio(mutual_information(counts_ME), entropy(counts_ME.sum(axis=-1)))
 
 
-def _share_intervals(trace: AnyTrace, share_LME: Float64Array) -> tuple[Float64Array, Float64Array]:
+def _share_intervals(
+    parts: BlockCounts, of_domain_MN: BoolArray, share_LME: Float64Array
+) -> tuple[Float64Array, Float64Array]:
     """(low, high) of domain_specialization's shares; NaN for a domain with fewer than two sources."""
-    parts = block_counts(trace)
     low, high = np.full(share_LME.shape, np.nan), np.full(share_LME.shape, np.nan)
-    for m in range(len(trace.domains)):
-        own = parts.domain_ids == m
+    for m, own in enumerate(of_domain_MN):
         if own.sum() > 1:
             for row, counts_NE in enumerate(parts.counts):
                 low[row, m], high[row, m] = _wilson(counts_NE[own], parts.tokens[own], share_LME[row, m])
