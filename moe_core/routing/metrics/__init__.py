@@ -5,13 +5,16 @@ Whether a value differs from chance is answered in baselines. Where a value is u
 """
 
 from moe_core.routing.metrics.coactivation import coactivation
+from moe_core.routing.metrics.comparison import match_experts, routing_diff
 from moe_core.routing.metrics.context import context_independence
 from moe_core.routing.metrics.decisions import router_entropy, token_entropy
 from moe_core.routing.metrics.domains import domain_divergence, domain_nmi, domain_specialization
 from moe_core.routing.metrics.flow import layer_flow
 from moe_core.routing.metrics.formation import formation, formed_at
 from moe_core.routing.metrics.load import dropped_by_position, expert_load, load_balance
+from moe_core.routing.metrics.movers import routing_movers
 from moe_core.routing.metrics.persistence import persistence
+from moe_core.routing.metrics.saturation import saturation
 from moe_core.routing.metrics.vocabulary import token_experts, vocabulary_specialization
 
 __all__ = [
@@ -26,8 +29,12 @@ __all__ = [
     "formed_at",
     "layer_flow",
     "load_balance",
+    "match_experts",
     "persistence",
     "router_entropy",
+    "routing_diff",
+    "routing_movers",
+    "saturation",
     "token_entropy",
     "token_experts",
     "vocabulary_specialization",

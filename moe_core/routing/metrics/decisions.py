@@ -74,6 +74,16 @@ def token_entropy(trace: RoutingTrace, layer: int) -> Float32Array:
     return normalised
 
 
+def token_boundary(trace: RoutingTrace, layer: int) -> Float64Array:
+    """[T] p_(K) - p_(K+1) of each token in one layer, 0..1, see router_entropy; NaN without logits and at K = E."""
+    row, K = trace.layer_position(layer), trace.top_k
+    if trace.router_logits is None or trace.num_experts == K:
+        return np.full(trace.num_tokens, np.nan)
+    places = (trace.num_experts - K - 1, trace.num_experts - K)
+    parts = [np.partition(p, places, axis=1) for p in _probabilities(trace, row)]
+    return np.concatenate([p[:, places[1]] - p[:, places[0]] for p in parts])
+
+
 def _basis(trace: RoutingTrace) -> str:
     return "scores" if trace.router_logits is None else "logits"
 

@@ -1,0 +1,155 @@
+"""Which experts changed what they take, from one trace to another?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from moe_core.routing.counts import grouped_counts, ratio
+from moe_core.routing.metrics.comparison import check_same_experts, token_difference
+from moe_core.routing.metrics.resampling import CONFIDENCE, resampled_totals, source_blocks
+from moe_core.routing.trace import RoutingTrace
+from moe_core.routing.types import BoolArray, Float64Array, Int64Array
+
+EVERY_DOMAIN = "all"
+_ROUNDING = 1e-12  # a standard error below this is none
+
+
+def routing_movers(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> pd.DataFrame:
+    """The experts whose share of a domain's tokens changed most from `a` to `b`: two steps, two texts, two settings.
+
+    Columns: layer, expert; domain = "all" and every domain that has tokens in both;
+    share_a, share_b = tokens of the domain that chose the expert / its tokens, 0..1; change = share_b - share_a;
+    low, high = 95 % interval of the change, change -+ t * bootstrap standard error over sources (t of Student's
+    distribution with as many degrees of freedom as there are sources less one, or Welch's, 1947);
+    p_adjusted = p-value of no change by the same t, Benjamini-Hochberg over all rows;
+    uncertain = p_adjusted > 0.05, or it cannot be told (NaN: fewer than two sources, or no token in either).
+    Rows are ranked by |change|. If both traces are of the same tokens a source is drawn for both at once, so that
+    what the text has of its own cancels out; else the two are drawn apart.
+    An expert is told by its number: two separately trained models need match_experts first.
+    Raises TraceError where layers or the number of experts differ.
+    """
+    # Here, because baselines measure with this package.
+    from moe_core.routing.baselines.significance import SIGNIFICANCE, adjust
+
+    check_same_experts(a, b)
+    paired = not token_difference(a, b) and a.domains == b.domains and np.array_equal(a.domain_ids, b.domain_ids)
+    rng = np.random.default_rng(seed)
+    frames = []
+    for domain, own_T, other_T in _domains(a, b):
+        block_T, N = _blocks(a, own_T, rng)
+        one = _Shares.of(a, block_T, N)
+        if paired:
+            other = _Shares.of(b, block_T, N)  # the same blocks, also where `b` numbers its sources otherwise
+            error_LE, freedom_LE = _paired_error(one, other, rng)
+        else:
+            other = _Shares.of(b, *_blocks(b, other_T, rng))
+            error_LE, freedom_LE = _unpaired_error(one, other, rng)
+        frames.append(_frame(a, domain, one.share, other.share, error_LE, freedom_LE))
+    frame = pd.concat(frames, ignore_index=True)
+    frame["p_adjusted"] = adjust(frame["p_adjusted"].to_numpy())
+    frame["uncertain"] = ~(frame["p_adjusted"] <= SIGNIFICANCE)
+    order = np.argsort(-frame["change"].abs().to_numpy(), kind="stable")
+    return frame.iloc[order].reset_index(drop=True)
+
+
+class _Shares(NamedTuple):
+    """One trace's share of tokens per expert, by blocks of tokens that are not independent."""
+
+    tokens: Int64Array
+    """[N] tokens of each block."""
+    counts: Int64Array
+    """[L,N,E] those that chose each expert."""
+
+    @classmethod
+    def of(cls, trace: RoutingTrace, block_T: Int64Array, N: int) -> _Shares:
+        tokens_N = np.bincount(block_T + 1, minlength=N + 1)[1:].astype(np.int64, copy=False)
+        shape = (N, trace.num_experts)
+        counts = [grouped_counts(indices_TK, block_T, shape) for indices_TK in trace.router_indices]
+        return cls(tokens_N, np.stack(counts))
+
+    @property
+    def share(self) -> Float64Array:
+        """[L,E]"""
+        return ratio(self.counts.sum(axis=1), float(self.tokens.sum()))
+
+    def flat(self) -> Int64Array:
+        """[N,L*E]"""
+        return self.counts.transpose(1, 0, 2).reshape(len(self.tokens), -1)
+
+
+def _blocks(trace: RoutingTrace, chosen_T: BoolArray, rng: np.random.Generator) -> tuple[Int64Array, int]:
+    """([T] block of each chosen token, -1 for the others; number of blocks)."""
+    block_T = np.full(trace.num_tokens, -1, dtype=np.int64)
+    block_T[chosen_T], N = source_blocks(trace.source_ids[chosen_T], rng)
+    return block_T, N
+
+
+def _domains(a: RoutingTrace, b: RoutingTrace) -> Iterator[tuple[str, BoolArray, BoolArray]]:
+    """(name, mask in a, mask in b): everything, then every domain with tokens in both."""
+    yield EVERY_DOMAIN, np.ones(a.num_tokens, dtype=np.bool_), np.ones(b.num_tokens, dtype=np.bool_)
+    for number, name in enumerate(a.domains):
+        if name == EVERY_DOMAIN or name not in b.domains:
+            continue
+        own_T, other_T = a.domain_ids == number, b.domain_ids == b.domains.index(name)
+        if own_T.any() and other_T.any():
+            yield name, own_T, other_T
+
+
+def _paired_error(one: _Shares, other: _Shares, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:
+    """(standard error, degrees of freedom) [L,E] of the change, sources drawn for both at once."""
+    variance = _variance(other.flat() - one.flat(), one.tokens, rng).reshape(one.share.shape)
+    return np.sqrt(variance), np.full(one.share.shape, len(one.tokens) - 1.0)
+
+
+def _unpaired_error(one: _Shares, other: _Shares, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:
+    """(standard error, degrees of freedom) [L,E] of the change, sources drawn apart."""
+    v, w = (_variance(side.flat(), side.tokens, rng).reshape(side.share.shape) for side in (one, other))
+    N, M = len(one.tokens) - 1.0, len(other.tokens) - 1.0
+    freedom = ratio((v + w) ** 2, ratio(v**2, N) + ratio(w**2, M))
+    return np.sqrt(v + w), np.where(v + w > 0, freedom, min(N, M))
+
+
+def _variance(values_NX: Int64Array, tokens_N: Int64Array, rng: np.random.Generator) -> Float64Array:
+    """[X] variance of sum(values) / sum(tokens) over resampled blocks; NaN with fewer than two."""
+    N = len(tokens_N)
+    if N < 2:
+        return np.full(values_NX.shape[1], np.nan)
+    totals_RX = resampled_totals(np.column_stack([values_NX, tokens_N]), rng)
+    # Resampling N blocks understates the variance by (N - 1) / N.
+    variance: Float64Array = (totals_RX[:, :-1] / totals_RX[:, -1:]).var(axis=0, ddof=1) * N / (N - 1)
+    return variance
+
+
+def _frame(
+    trace: RoutingTrace,
+    domain: str,
+    share_a: Float64Array,
+    share_b: Float64Array,
+    error_LE: Float64Array,
+    freedom_LE: Float64Array,
+) -> pd.DataFrame:
+    """Rows of one domain; the p-values not yet adjusted."""
+    L, E = share_a.shape
+    change_LE = share_b - share_a
+    error_LE = np.where(error_LE < _ROUNDING, 0.0, error_LE)
+    half_LE = special.stdtrit(freedom_LE, (1 + CONFIDENCE) / 2) * error_LE
+    with np.errstate(divide="ignore", invalid="ignore"):  # no spread: certain if there is a change, else no question
+        p_LE = 2 * special.stdtr(freedom_LE, -np.abs(change_LE) / error_LE)
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(trace.layers, E),
+            "expert": np.tile(np.arange(E), L),
+            "domain": domain,
+            "share_a": share_a.reshape(-1),
+            "share_b": share_b.reshape(-1),
+            "change": change_LE.reshape(-1),
+            "low": np.maximum(change_LE - half_LE, -1.0).reshape(-1),
+            "high": np.minimum(change_LE + half_LE, 1.0).reshape(-1),
+            "p_adjusted": p_LE.reshape(-1),
+        }
+    )
