@@ -96,7 +96,7 @@ def test_other_tokens_or_another_model_are_refused_in_one_line() -> None:
     late = drawn(1)
     with pytest.raises(TraceError, match="no snapshots"):
         formation({})
-    with pytest.raises(TraceError, match="step 3 is of 11 tokens"):
+    with pytest.raises(TraceError, match="step 3 and of the last, 4, have 11 and 12 tokens"):
         formation({3: drawn(1, tokens=11), 4: late})
-    with pytest.raises(TraceError, match="5 experts"):
+    with pytest.raises(TraceError, match="5 and 4 experts"):
         formation({3: drawn(1, experts=5), 4: late})

@@ -11,23 +11,41 @@ from app.components.figure import show_figure
 from app.components.page import answer, errors_as_boxes, header
 from app.components.snapshots import snapshot_payload, watch_snapshots
 from app.components.token_view import token_view
+from moe_core.figures.changes import saturation_figure
 from moe_core.figures.formation import formation_figure
 from moe_core.figures.run_figures import domain_map_figure, load_map_figure
 from moe_core.routing import baselines, metrics
 from moe_core.runs import RunFolder
 
 TEXT, DOMAINS, LOAD = "Text", "Domains", "Load"
-SHOWN, VIEW = "time_shown", "time_view"
+SHOWN, VIEW, PLAYING = "time_shown", "time_view", "time_playing"
+FRAME_SECONDS = 1.2
 
 
-@st.fragment
+def next_frame(steps: list[int]) -> None:
+    """The button that plays the film and, while it plays, the next snapshot; it stops at the last."""
+    playing = st.session_state.get(PLAYING, False)
+    # A link's step is in the URL only, until the slider is drawn.
+    place = steps.index(int(st.session_state.get(state.STEP, st.query_params.get(state.STEP, steps[-1]))))
+    if playing and place < len(steps) - 1:
+        st.session_state[state.STEP] = steps[place + 1]
+    icon = ":material/stop:" if playing else ":material/play_arrow:"
+    pressed = st.button("Stop" if playing else "Play", icon=icon, key="time_play", width="content")
+    if pressed and not playing and place == len(steps) - 1:
+        st.session_state[state.STEP] = steps[0]
+    if pressed or (playing and place >= len(steps) - 2):
+        st.session_state[PLAYING] = pressed and not playing
+        st.rerun()  # the whole page: how often a fragment runs is fixed when it is made
+
+
 def film(run: RunFolder, steps: list[int], layer: int) -> None:
-    """One snapshot, chosen by the slider; moving it reruns only this."""
+    """One snapshot, chosen by the slider or, while it plays, one after the other. A fragment: it reruns by itself."""
     with errors_as_boxes():
-        with st.container(horizontal=True, vertical_alignment="bottom", gap="large"):
-            state.preset(state.STEP, steps, steps[-1])
-            step = steps[-1]
+        state.preset(state.STEP, steps, steps[-1])
+        step = steps[-1]
+        with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
             if len(steps) > 1:
+                next_frame(steps)
                 step = st.select_slider("Training step", steps, key=state.STEP, bind="query-params", width="stretch")
             what = st.segmented_control("Show", [TEXT, DOMAINS, LOAD], default=TEXT, required=True, key=SHOWN)
         snapshot = loaders.probe(run, step)
@@ -63,7 +81,13 @@ if len(steps) > 1:
     show_figure(figure, key=figure.name, title="", terms=["expert", "layer"])
 
 st.markdown("#### What the experts took at each step")
-film(run, steps, layer)
+playing = st.session_state.get(PLAYING, False) and len(steps) > 1
+st.fragment(run_every=FRAME_SECONDS if playing else None)(film)(run, steps, layer)
+
+if len(steps) > 1:
+    settled = saturation_figure(loaders.over_time(run, metrics.saturation))
+    show_figure(settled, key=settled.name, title="Since when do all layers route as they do now?", terms=["layer"])
+    answer(settled.verdict)
 events = loaders.metrics(run, "event")
 if len(events):
     st.markdown("#### What became of them, in words")

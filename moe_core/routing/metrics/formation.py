@@ -9,6 +9,7 @@ import pandas as pd
 
 from moe_core.errors import TraceError
 from moe_core.routing.counts import ratio
+from moe_core.routing.metrics.comparison import check_same_experts, check_same_tokens
 from moe_core.routing.trace import RoutingTrace
 from moe_core.routing.types import BoolArray
 
@@ -34,7 +35,9 @@ def formation(traces: Mapping[int, RoutingTrace]) -> pd.DataFrame:
     frames = []
     for step in steps:
         trace = traces[step]
-        _check_alike(step, trace, last)
+        names = f"the traces of step {step} and of the last, {steps[-1]},"
+        check_same_tokens(trace, last, names)
+        check_same_experts(trace, last, names)
         chosen_LTE = _chosen(trace)
         tokens_LE = chosen_LTE.sum(axis=1)
         kept_LE = ratio((chosen_LTE & final_LTE).sum(axis=1), final_LTE.sum(axis=1))
@@ -81,17 +84,3 @@ def _chosen(trace: RoutingTrace) -> BoolArray:
     chosen: BoolArray = np.zeros((L, T, trace.num_experts + 1), dtype=np.bool_)
     np.put_along_axis(chosen, trace.router_indices.astype(np.int64), True, axis=2)
     return chosen[:, :, :-1]
-
-
-def _check_alike(step: int, trace: RoutingTrace, last: RoutingTrace) -> None:
-    if trace.layers != last.layers or trace.num_experts != last.num_experts:
-        raise TraceError(
-            f"the snapshot of step {step} has layers {trace.layers} of {trace.num_experts} experts, the last one "
-            f"{last.layers} of {last.num_experts}; pass snapshots of one model"
-        )
-    same = trace.num_tokens == last.num_tokens and np.array_equal(trace.token_ids, last.token_ids)
-    if not same or not np.array_equal(trace.document_ids, last.document_ids):
-        raise TraceError(
-            f"the snapshot of step {step} is of {trace.num_tokens} tokens, and not the {last.num_tokens} of the last; "
-            "pass snapshots of the same text"
-        )

@@ -1,0 +1,153 @@
+"""The Time page on a really trained tiny run: its film, its verdicts, and the runs that have no film to show."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app.components.snapshots import TOKENS_OF_EACH_DOMAIN, snapshot_arrays, snapshot_payload
+from moe_core.figures.formation import formation_figure, formation_verdict
+from moe_core.routing import RoutingTrace, metrics
+from moe_core.runs import RunFolder
+
+ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
+Open = Callable[..., AppTest]
+
+
+@pytest.fixture
+def root(trained_root: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run that a test may change."""
+    copy = tmp_path / "checkpoints"
+    shutil.copytree(trained_root, copy)
+    return copy
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
+    def open_page(root: Path, **query: str) -> AppTest:
+        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
+        at = AppTest.from_file(str(ENTRY), default_timeout=60)
+        for key, value in query.items():
+            at.query_params[key] = value
+        at.run()
+        at.switch_page("app_pages/time.py").run()
+        assert not at.exception, at.exception
+        return at
+
+    return open_page
+
+
+def shown(at: AppTest) -> str:
+    parts = [*at.main.title, *at.main.markdown, *at.main.caption, *at.main.error]
+    return "\n".join(str(part.value) for part in parts).replace("\\", "")
+
+
+def payload_of(at: AppTest) -> dict[str, Any]:
+    (view,) = (element for element in at.main if element.proto.__class__.__name__ == "BidiComponent")
+    payload: dict[str, Any] = json.loads(view.proto.json)
+    return payload
+
+
+def test_the_answer_says_when_the_layers_experts_were_formed(trained_root: Path, opened: Open) -> None:
+    at = opened(trained_root, layer="0")
+    assert at.title[0].value == "When did each expert become what it is?"
+    formation = metrics.formation(
+        {s: RoutingTrace.load(RunFolder("tiny", trained_root).probe_path(s)) for s in (0, 20, 40)}
+    )
+    assert formation_verdict(formation, 0) in shown(at)
+    assert len(at.get("vega_lite_chart")) == 2
+    assert "How to read this" in [popover.label for popover in at.get("popover")]
+
+
+def test_the_slider_shows_the_text_as_it_was_routed_at_that_step(trained_root: Path, opened: Open) -> None:
+    at = opened(trained_root, step="20")
+    assert at.session_state["step"] == 20
+    run = RunFolder("tiny", trained_root)
+    expected = {
+        step: snapshot_payload(RoutingTrace.load(run.probe_path(step)), series=str(RunFolder("tiny").path))
+        for step in (0, 20)
+    }
+    assert payload_of(at)["indices"] == expected[20]["indices"]
+    at.select_slider(key="step").set_value(0).run()
+    assert payload_of(at)["indices"] == expected[0]["indices"]
+    assert payload_of(at)["tokens"] == expected[20]["tokens"]
+    assert expected[0]["indices"] != expected[20]["indices"]
+
+
+@pytest.mark.parametrize(("what", "title"), [("Domains", "Step 0, layer 1:"), ("Load", "Step 0:")])
+def test_the_maps_of_a_step_come_with_their_verdict(trained_root: Path, opened: Open, what: str, title: str) -> None:
+    at = opened(trained_root, step="0", layer="1")
+    at.segmented_control(key="time_shown").set_value(what).run()
+    assert not at.exception
+    assert title in shown(at)
+
+
+def test_one_snapshot_has_no_slider_and_says_so(root: Path, opened: Open) -> None:
+    for step in (0, 20):
+        RunFolder("tiny", root).probe_path(step).unlink()
+    at = opened(root)
+    assert not at.select_slider
+    assert "There is one snapshot only" in shown(at)
+
+
+def test_before_the_first_snapshot_one_line_says_so(root: Path, opened: Open) -> None:
+    shutil.rmtree(root / "tiny" / "probes")
+    at = opened(root)
+    assert "has no routing to show yet" in shown(at)
+    assert len(at.error) == 1
+
+
+def test_a_damaged_snapshot_is_one_line(root: Path, opened: Open) -> None:
+    probe = RunFolder("tiny", root).probe_path(20)
+    probe.write_bytes(probe.read_bytes()[:100])
+    at = opened(root)
+    assert len(at.error) == 1
+    assert "step_000020.parquet" in at.error[0].value.replace("\\", "")
+
+
+def test_a_run_that_trains_says_that_more_is_to_come(root: Path, opened: Open) -> None:
+    with RunFolder("tiny", root).lock():
+        assert "New snapshots appear by themselves" in shown(opened(root))
+
+
+def test_a_step_that_is_not_there_shows_the_last(trained_root: Path, opened: Open) -> None:
+    assert opened(trained_root, step="33").session_state["step"] == 40
+
+
+def test_the_film_shows_the_beginning_of_one_document_of_each_domain(trained_root: Path) -> None:
+    trace = RoutingTrace.load(RunFolder("tiny", trained_root).probe_path(40))
+    arrays = snapshot_arrays(trace)
+    assert len(arrays.starts) == len(set(trace.domain_ids.tolist()))
+    assert len(arrays.tokens) <= TOKENS_OF_EACH_DOMAIN * len(trace.domains)
+    assert arrays.indices.shape[1] == len(arrays.tokens)
+    assert list(np.asarray(arrays.domain_ids)[list(arrays.starts)]) == sorted(set(trace.domain_ids.tolist()))
+
+
+def test_the_picture_of_more_experts_and_snapshots_than_fit_draws_the_busiest_and_spaced_ones() -> None:
+    generator = np.random.default_rng(0)
+    T, E, S = 200, 80, 70
+    traces = {
+        step: RoutingTrace.from_arrays(
+            router_indices=generator.integers(0, E, (1, T, 1)),
+            router_scores=np.ones((1, T, 1), np.float32),
+            num_experts=E,
+            token_ids=np.arange(T),
+            document_ids=np.zeros(T, np.int32),
+        )
+        for step in range(S)
+    }
+    figure = formation_figure(metrics.formation(traces), 0)
+    drawn = figure.chart.to_dict()
+    (rows,) = (table for table in drawn["datasets"].values() if len(table) > 1)
+    assert len({row["expert"] for row in rows}) == 64
+    steps = {row["step"] for row in rows}
+    assert len(steps) == 64
+    assert {0, S - 1} <= steps
+    assert len(figure.frame) == E * S  # the numbers behind it are all there
