@@ -1,19 +1,44 @@
-"""Is a measure more than chance? Each headline measure against its own null model, with a verdict in words."""
+"""Is a measure more than chance? Each headline measure against its own null model, with a verdict in words.
+
+What each null keeps, and what it breaks:
+
+- domain_nmi, domain_cells: the choices of every source; which domain the source is of.
+- persistence: the first choices of every document; their order.
+- coactivation, coactivation_pairs: the loads of every document and how many experts a token has; which go together.
+- vocabulary: the choices of every document, in their order; which token has which.
+- layer_flow: the choices of every document in each layer, in their order; which belong to one token.
+
+All are seeded. Intervals are by block bootstrap over sources (resampling.bootstrap for any other measure of counts).
+"""
 
 from moe_core.routing.baselines import findings
-from moe_core.routing.baselines.domains import CLEARLY, ONE_DOMAIN, SLIGHTLY, domain_nmi
+from moe_core.routing.baselines.coactivation import coactivation, coactivation_pairs
+from moe_core.routing.baselines.domains import CLEARLY, ONE_DOMAIN, SLIGHTLY, domain_cells, domain_nmi
 from moe_core.routing.baselines.findings import Finding
+from moe_core.routing.baselines.flow import layer_flow
+from moe_core.routing.baselines.persistence import persistence
+from moe_core.routing.baselines.resampling import bootstrap
+from moe_core.routing.baselines.shuffles import MAX_NULL_TOKENS
 from moe_core.routing.baselines.significance import CHANCE, FEW_DOCUMENTS, SIGNIFICANCE, adjust
+from moe_core.routing.baselines.vocabulary import vocabulary
 
 __all__ = [
     "CHANCE",
     "CLEARLY",
     "FEW_DOCUMENTS",
+    "MAX_NULL_TOKENS",
     "ONE_DOMAIN",
     "SIGNIFICANCE",
     "SLIGHTLY",
     "Finding",
     "adjust",
+    "bootstrap",
+    "coactivation",
+    "coactivation_pairs",
+    "domain_cells",
     "domain_nmi",
     "findings",
+    "layer_flow",
+    "persistence",
+    "vocabulary",
 ]

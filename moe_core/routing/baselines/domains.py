@@ -1,26 +1,22 @@
-"""Do experts know a token's domain? Domain labels shuffled over whole documents."""
+"""Do experts know a token's domain? Domain labels shuffled over whole sources."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import lgamma, log
 
 import numpy as np
 import pandas as pd
 
 from moe_core.routing.baselines.findings import DOMAIN
-from moe_core.routing.baselines.significance import (
-    FEW_DOCUMENTS,
-    SIGNIFICANCE,
-    adjust,
-    check_permutations,
-    judge,
-    p_values,
-)
-from moe_core.routing.counts import blocks, grouped_counts
+from moe_core.routing.baselines.pooling import MIN_EXPECTED, Pool
+from moe_core.routing.baselines.resampling import RESAMPLES, count_interval
+from moe_core.routing.baselines.significance import FEW_DOCUMENTS, SIGNIFICANCE, adjust, check_permutations, tested
+from moe_core.routing.counts import BlockCounts, block_counts, ratio
 from moe_core.routing.metrics.domains import domain_nmi as measured
-from moe_core.routing.metrics.domains import nmi_of_counts
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import Float64Array, Int64Array
+from moe_core.routing.metrics.domains import domain_specialization, nmi_of_counts
+from moe_core.routing.stored import AnyTrace
+from moe_core.routing.types import Int64Array
 
 # Excess NMI over chance from which an expert choice says something useful about the domain. Measured: genres of one
 # language reach .001-.003 in a small model, significant and of no use; really different domains .04-.2.
@@ -32,65 +28,91 @@ CLEARLY, SLIGHTLY = DOMAIN.both
 ONE_DOMAIN = "cannot be tested: one domain only"
 
 
-def domain_nmi(trace: RoutingTrace, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
-    """metrics.domain_nmi against label permutation by document: do experts know a token's domain?
+def domain_nmi(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
+    """metrics.domain_nmi against label permutation by source: do experts know a token's domain?
 
-    The domain labels are shuffled over whole documents, since tokens of one document are alike whatever its domain.
+    The domain labels are shuffled over whole sources, since tokens of one source are alike whatever its domain.
     Columns, one row per layer: layer, nmi; null_mean, null_p99 (99th percentile) of the shuffled nmi;
     p_value = (1 + #{null >= nmi}) / (1 + permutations), 0..1; p_adjusted over the layers;
-    effect = nmi - null_mean, the size; documents (that could be shuffled);
+    effect = nmi - null_mean, the size; low, high (95 % interval of nmi, see resampling.Units.interval);
+    documents (blocks of tokens that could be shuffled);
     verdict = CLEARLY (p_adjusted <= 0.05 and effect >= 0.02), SLIGHTLY (significant but smaller), CHANCE, or why it
     cannot be tested (NaN values): ONE_DOMAIN, or FEW_DOCUMENTS where not even a perfect split could reach 5 %.
     """
     check_permutations(permutations)
-    parts = blocks(trace)
-    shape = (len(parts.tokens), trace.num_experts)
-    counts_LNE = np.stack([grouped_counts(layer_TK, parts.of_token, shape) for layer_TK in trace.router_indices])
+    parts, M = block_counts(trace), len(trace.domains)
     nmi_L = measured(trace)["nmi"].to_numpy()
     untestable = _untestable(parts.domain_ids)
-    if untestable:
-        null_PL = np.full((permutations, trace.num_layers), np.nan)
-        p_L = adjusted_L = np.full(trace.num_layers, np.nan)
-    else:
-        null_PL = _shuffled_nmi(counts_LNE, parts.domain_ids, permutations, np.random.default_rng(seed))
-        p_L = p_values(nmi_L, null_PL)
-        adjusted_L = adjust(p_L)
-    null_mean_L = null_PL.mean(axis=0)
-    effect_L = nmi_L - null_mean_L
-    return pd.DataFrame(
-        {
-            "layer": trace.layers,
-            "nmi": nmi_L,
-            "null_mean": null_mean_L,
-            "null_p99": np.quantile(null_PL, 0.99, axis=0),
-            "p_value": p_L,
-            "p_adjusted": adjusted_L,
-            "effect": effect_L,
-            "documents": len(parts.tokens),
-            "verdict": [
-                untestable or judge(p, effect, clear_effect=CLEAR_EFFECT, clearly=CLEARLY, slightly=SLIGHTLY)
-                for p, effect in zip(adjusted_L, effect_L, strict=True)
-            ],
-        }
+    null_PL = np.full((permutations, trace.num_layers), np.nan)
+    if not untestable:
+        shuffled = _shuffled(parts, permutations, np.random.default_rng(seed))
+        null_PL = np.concatenate([nmi_of_counts(counts_PMLE.transpose(0, 2, 1, 3)) for counts_PMLE, _ in shuffled])
+    return tested(
+        {"layer": trace.layers, "nmi": nmi_L},
+        null_PL,
+        count_interval(parts, M, nmi_L, nmi_of_counts, RESAMPLES, seed, (0.0, 1.0)),
+        finding=DOMAIN,
+        clear_effect=CLEAR_EFFECT,
+        untestable=[untestable] * trace.num_layers,
+        documents=len(parts.tokens),
     )
 
 
-def _shuffled_nmi(
-    counts_LNE: Int64Array, domain_ids_N: Int64Array, permutations: int, rng: np.random.Generator
-) -> Float64Array:
-    """[P,L] nmi after shuffling the labels of the N blocks; all layers share a shuffle."""
-    L, _, E = counts_LNE.shape
+def domain_cells(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
+    """metrics.domain_specialization, each cell tested: does this domain choose this expert other than the rest does?
+
+    The columns of the measure (its interval included), and: expected (mean share after label permutation by source, as
+    in domain_nmi: what text of any domain gives); p_value, two-sided, NaN where it cannot be tested: one domain, too
+    few sources, or fewer than 5 tokens expected (see pooling.Pool); p_adjusted over all cells (Benjamini-Hochberg);
+    uncertain = p_adjusted is not SIGNIFICANCE or less. It takes the place of the measure's own `uncertain`, which says
+    whether one cell's lift differs from 1 and of hundreds of cells of chance names one in twenty.
+    """
+    check_permutations(permutations)
+    frame, parts = domain_specialization(trace), block_counts(trace)
+    E, M = trace.num_experts, len(trace.domains)
+    if _untestable(parts.domain_ids):
+        return frame.assign(expected=np.nan, p_value=np.nan, p_adjusted=np.nan, uncertain=True)
+    present = np.unique(parts.domain_ids)
+    # [P,M,L,E] shares after shuffling; how many tokens a domain has depends on the sources it got.
+    drawn = [
+        ratio(counts_PMLE, tokens_PM[:, :, None, None])
+        for counts_PMLE, tokens_PM in _shuffled(parts, permutations, np.random.default_rng(seed))
+    ]
+    shares_PLME = np.full((1 + permutations, trace.num_layers, M, E), np.nan)
+    shares_PLME[0] = frame["share"].to_numpy().reshape(-1, M, E)
+    shares_PLME[1:, :, present] = np.concatenate(drawn).transpose(0, 2, 1, 3)
+    expected_LME = shares_PLME[1:].mean(axis=0)
+    tokens_LME = expected_LME * frame["domain_tokens"].to_numpy().reshape(-1, M, E)
+    pool = Pool()
+    pool.add(shares_PLME.reshape(1 + permutations, -1), np.nan_to_num(tokens_LME).reshape(-1) >= MIN_EXPECTED)
+    p_values = pool.p_values()
+    adjusted = adjust(p_values)
+    return frame.assign(
+        expected=expected_LME.reshape(-1),
+        p_value=p_values,
+        p_adjusted=adjusted,
+        uncertain=~(adjusted <= SIGNIFICANCE),
+    )
+
+
+def _shuffled(
+    parts: BlockCounts, permutations: int, rng: np.random.Generator
+) -> Iterator[tuple[Int64Array, Int64Array]]:
+    """(counts [p,M,L,E], tokens [p,M]) after shuffling the labels of the N blocks, some permutations at a time.
+
+    M: domains that have tokens. All layers share a shuffle.
+    """
+    L, N, E = parts.counts.shape
     # Blocks ordered by domain: dealing them out anew in this order is the same as shuffling the labels.
-    starts = np.unique(np.sort(domain_ids_N), return_index=True)[1]
-    counts_NX = np.ascontiguousarray(counts_LNE.transpose(1, 0, 2)).reshape(-1, L * E)
+    starts = np.unique(np.sort(parts.domain_ids), return_index=True)[1]
+    counts_NX = np.ascontiguousarray(parts.counts.transpose(1, 0, 2)).reshape(N, L * E)
     M = len(starts)
     together = max(1, _CHUNK_NUMBERS // (L * M * E))
-    null = []
     for start in range(0, permutations, together):
-        shuffles = (rng.permutation(len(counts_NX)) for _ in range(min(together, permutations - start)))
+        shuffles = [rng.permutation(N) for _ in range(min(together, permutations - start))]
         counts_PMX = np.stack([np.add.reduceat(counts_NX[shuffle], starts, axis=0) for shuffle in shuffles])
-        null.append(nmi_of_counts(counts_PMX.reshape(-1, M, L, E).transpose(0, 2, 1, 3)))
-    return np.concatenate(null)
+        tokens_PM = np.stack([np.add.reduceat(parts.tokens[shuffle], starts) for shuffle in shuffles])
+        yield counts_PMX.reshape(-1, M, L, E), tokens_PM
 
 
 def _untestable(domain_ids_N: Int64Array) -> str:

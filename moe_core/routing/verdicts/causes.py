@@ -68,7 +68,8 @@ def importance_verdict(correlations: pd.DataFrame) -> str:
     predicts = "predicts" if abs(best["rho"]) >= STRONG_CORRELATION else "predicts only weakly"
     rest = [str(name) for name in known[~known.index.isin(found.index)]["measure"]]
     others = f"; {', '.join(rest)} not distinguishable from chance" if rest else ""
+    name = _NAMES.get(str(best["measure"]), str(best["measure"]).capitalize())
     return (
-        f"{_NAMES.get(best['measure'], str(best['measure']).capitalize())} {predicts} which experts matter: rank correlation {best['rho']:.2f} over "
+        f"{name} {predicts} which experts matter: rank correlation {best['rho']:.2f} over "
         f"{experts} experts (95 % interval {best['low']:.2f} to {best['high']:.2f}, 0 by chance){others}."
     )

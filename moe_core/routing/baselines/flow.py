@@ -1,0 +1,76 @@
+"""Does the expert of one layer tell about that of the next? One layer's choices turned round in every document."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from moe_core.routing.baselines.findings import FLOW
+from moe_core.routing.baselines.resampling import RESAMPLES, Units, units
+from moe_core.routing.baselines.shuffles import Documents, documents, sampled
+from moe_core.routing.baselines.significance import check_permutations, tested
+from moe_core.routing.counts import blocks, entropy, mutual_information, ratio
+from moe_core.routing.stored import AnyTrace
+from moe_core.routing.trace import RoutingTrace
+from moe_core.routing.types import Float64Array, Int64Array
+
+CLEAR_EFFECT = 0.02
+
+NOTHING_ROUTED = "cannot be tested: fewer than two experts in use"
+
+
+def layer_flow(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
+    """metrics.layer_flow against layers moved against each other: does one layer's choice tell about the next one's?
+
+    Within every document the next layer's choices are turned round by a random distance, which keeps what tokens of a
+    document and neighbours have in common. Columns, one row per two consecutive layers: layer, next_layer,
+    nmi = I(expert; next expert) / H(next expert) over pairs of slots, 0..1; null_mean, null_p99, p_value, p_adjusted,
+    effect, low, high, tokens, verdict as in baselines.persistence. No rows for a trace of one layer.
+    """
+    check_permutations(permutations)
+    trace = sampled(trace, seed)
+    texts, rng = documents(trace), np.random.default_rng(seed)
+    slots_LKT = trace.router_indices.transpose(0, 2, 1)[:, :, texts.order].astype(np.int64) + 1
+    E = trace.num_experts + 1
+    value_L = np.array([_nmi(_pair_counts(a, b, E)) for a, b in pairwise(slots_LKT)])
+    null_PL = np.empty((permutations, len(value_L)))
+    for null_L in null_PL:
+        turned_LKT = slots_LKT[1:, :, texts.rotation(rng)]
+        null_L[:] = [_nmi(_pair_counts(a, b, E)) for a, b in zip(slots_LKT[:-1], turned_LKT, strict=True)]
+    drawn = units(blocks(trace), seed)
+    resampled_RL = _resampled(trace, texts, slots_LKT, drawn, seed)
+    return tested(
+        {"layer": trace.layers[:-1], "next_layer": trace.layers[1:], "nmi": value_L},
+        null_PL,
+        drawn.interval(value_L, resampled_RL),
+        finding=FLOW,
+        clear_effect=CLEAR_EFFECT,
+        tokens=trace.num_tokens,
+        untestable=[NOTHING_ROUTED if np.isnan(value) else "" for value in value_L],
+    )
+
+
+def _pair_counts(one_KT: Int64Array, other_KT: Int64Array, E: int) -> Int64Array:
+    """[E,E] pairs of slots by their experts, 1..E-1; 0 = unused, left out by _nmi."""
+    key_KKT = one_KT[:, None] * E + other_KT[None]
+    return np.bincount(key_KKT.reshape(-1), minlength=E * E).reshape(E, E)
+
+
+def _nmi(counts_EE: Int64Array | Float64Array) -> Float64Array:
+    used = counts_EE[..., 1:, 1:]
+    return ratio(mutual_information(used), entropy(used.sum(axis=-2)))
+
+
+def _resampled(trace: RoutingTrace, texts: Documents, slots_LKT: Int64Array, drawn: Units, seed: int) -> Float64Array:
+    """[R,L-1] nmi of sources drawn again."""
+    E, U = trace.num_experts + 1, drawn.count
+    unit_T = drawn.of_block[blocks(trace).of_token[texts.order]]
+    weights_RU = drawn.weights(RESAMPLES, np.random.default_rng([seed, 1]))
+    columns = []
+    for one_KT, other_KT in pairwise(slots_LKT):
+        key_KKT = (unit_T * E + one_KT)[:, None] * E + other_KT[None]
+        counts_UX = np.bincount(key_KKT.reshape(-1), minlength=U * E * E).reshape(U, E * E)
+        columns.append(_nmi((weights_RU @ counts_UX).reshape(-1, E, E)))
+    return np.stack(columns, axis=1) if columns else np.empty((RESAMPLES, 0))
