@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 
 import numpy as np
@@ -114,10 +115,9 @@ class PandasFrames:
         """The counts of one measure, by groupby."""
         if measure == "co-activation":
             half = self.pairs.groupby(["layer", "expert_i", "expert_j"]).size()
-            other = half.rename_axis(["layer", "expert_j", "expert_i"]).reorder_levels(
-                ["layer", "expert_i", "expert_j"]
-            )
-            return half.add(other, fill_value=0)
+            turned = half.swaplevel(1, 2)
+            turned.index = turned.index.set_names(half.index.names)
+            return half.add(turned, fill_value=0)
         if measure == "flow":
             return self.flow.groupby(["layer", "expert", "next_expert"]).size()
         keys = {"load": [], "domains": ["domain"], "vocabulary": ["token_id"]}[measure]
@@ -149,8 +149,8 @@ def compare(trace: RoutingTrace, rounds: int = ROUNDS) -> Comparison:
     ours: list[dict[str, float]] = []
     pandas: list[dict[str, float]] = []
     for _ in range(rounds):
-        ours.append({measure: _seconds(lambda f=function: f(trace)) for measure, function in OURS.items()})
-        pandas.append({measure: _seconds(lambda m=measure: frames.counted(m)) for measure in OURS})
+        ours.append({measure: _seconds(partial(function, trace)) for measure, function in OURS.items()})
+        pandas.append({measure: _seconds(partial(frames.counted, measure)) for measure in OURS})
     return Comparison(pd.DataFrame(ours), pd.DataFrame(pandas))
 
 

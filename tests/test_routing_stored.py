@@ -1,0 +1,228 @@
+"""A trace on disk: read in parts of whole documents, in bounded memory, with the answers of one in memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from routing_support import random_trace, trace_of
+
+from moe_core.errors import TraceError, UsageError
+from moe_core.routing import RoutingTrace, StoredTrace, concatenate, metrics, parquet, stored
+
+PER_TOKEN = ("token_ids", "document_ids", "source_ids", "positions", "domain_ids", "predicted_ids")
+
+COUNTED: tuple[Callable[[StoredTrace | RoutingTrace], pd.DataFrame], ...] = (
+    metrics.expert_load,
+    metrics.load_balance,
+    metrics.dropped_by_position,
+    metrics.router_entropy,
+    metrics.domain_specialization,
+    metrics.domain_nmi,
+    metrics.domain_divergence,
+    metrics.coactivation,
+    metrics.layer_flow,
+)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of about 7 tokens, out of row groups of 5."""
+    monkeypatch.setattr(stored, "PART_TOKENS", 7)
+    monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 5)
+
+
+def saved(trace: RoutingTrace, folder: Path) -> StoredTrace:
+    trace.save(folder / "x.parquet")
+    return RoutingTrace.open(folder / "x.parquet")
+
+
+def test_it_has_the_same_facts(tmp_path: Path) -> None:
+    trace = trace_of(
+        [[[0, 1]], [[2, 3]]],
+        num_experts=4,
+        token_ids=[5],
+        layers=[1, 3],
+        score_function="sigmoid",
+        source="a test",
+        vocabulary={5: "the"},
+    )
+    facts = ("layers", "num_experts", "top_k", "domains", "num_tokens", "score_function", "source", "vocabulary")
+    on_disk = saved(trace, tmp_path)
+    for name in (*facts, "num_layers"):
+        assert getattr(on_disk, name) == getattr(trace, name), name
+
+
+def test_a_trace_in_memory_is_its_own_part() -> None:
+    trace = random_trace(0)
+    assert list(trace.parts()) == [trace]
+
+
+@pytest.mark.usefixtures("small_parts")
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=15))
+def test_parts_are_whole_documents_in_order_and_no_larger_than_needed(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int]
+) -> None:
+    documents = np.repeat(np.arange(len(lengths)), lengths)
+    T = len(documents)
+    whole = trace_of(
+        (np.arange(2 * T) % 3).reshape(2, T, 1), num_experts=3, token_ids=np.arange(T), document_ids=documents
+    )
+    parts = list(saved(whole, tmp_path_factory.mktemp("trace")).parts())
+    assert [i for part in parts for i in part.token_ids.tolist()] == list(range(T))
+    assert np.array_equal(np.concatenate([part.router_indices for part in parts], axis=1), whole.router_indices)
+    for part, following in pairwise(parts):
+        assert part.document_ids[-1] != following.document_ids[0]
+    for part in parts:
+        assert part.num_tokens <= stored.PART_TOKENS + max(lengths)
+
+
+@pytest.mark.usefixtures("small_parts")
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_every_measure_made_of_counts_has_the_same_answer(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    trace = random_trace(seed)
+    on_disk = saved(trace, tmp_path_factory.mktemp("trace"))
+    assert len(list(on_disk.parts())) > 1
+    for measure in COUNTED:
+        pd.testing.assert_frame_equal(measure(on_disk), measure(trace), rtol=1e-9, obj=str(measure))
+
+
+def test_only_a_part_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """160,000 tokens would take 12 MB as arrays, about as much again in Arrow; in parts of 4,000 it is far less."""
+    monkeypatch.setattr(stored, "PART_TOKENS", 4_000)
+    monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 8_000)
+    T, rng = 160_000, np.random.default_rng(0)
+    trace = trace_of(
+        rng.integers(0, 8, (4, T, 2)),
+        num_experts=8,
+        token_ids=rng.integers(0, 500, T),
+        document_ids=np.arange(T) // 250,
+    )
+    size = trace.router_indices.nbytes + trace.router_scores.nbytes + 5 * trace.token_ids.nbytes
+    expected = metrics.coactivation(trace)
+    on_disk = saved(trace, tmp_path)
+    del trace
+    sizes, arrow_before, arrow = [], pa.total_allocated_bytes(), []
+    tracemalloc.start()
+    for part in on_disk.parts():
+        sizes.append(part.num_tokens)
+        arrow.append(pa.total_allocated_bytes() - arrow_before)
+        del part
+    _, numpy_peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(sizes) == T // 4_000 + 1  # the last document of what was read waits for its end
+    assert max(sizes) <= 4_000 + 250
+    assert numpy_peak < size / 10
+    assert max(arrow) < size / 5
+    pd.testing.assert_frame_equal(metrics.coactivation(on_disk), expected)
+
+
+def test_a_source_over_several_parts_is_one_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "PART_TOKENS", 2)
+    trace = trace_of(
+        [[0], [1], [0], [1], [1], [1]],
+        num_experts=2,
+        document_ids=[0, 0, 1, 1, 2, 2],
+        source_ids=[4, 4, 9, 9, 4, 4],
+    )
+    on_disk = saved(trace, tmp_path)
+    assert len(list(on_disk.parts())) == 3
+    merged, plain = stored_counts(on_disk), stored_counts(trace)
+    assert merged == plain == ([4, 9], [0, 0], [4, 2], [[[1, 3], [1, 1]]])
+
+
+def stored_counts(trace: StoredTrace | RoutingTrace) -> tuple[list[object], ...]:
+    from moe_core.routing.counts import block_counts
+
+    found = block_counts(trace)
+    return tuple(getattr(found, name).tolist() for name in ("source_ids", "domain_ids", "tokens", "counts"))
+
+
+@pytest.mark.usefixtures("small_parts")
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12), most=st.integers(1, 80), seed=st.integers(0, 3))
+def test_a_sample_is_whole_documents_alike_from_memory_and_from_disk(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], most: int, seed: int
+) -> None:
+    documents = np.repeat(np.arange(len(lengths)), lengths)
+    trace = trace_of(np.zeros((len(documents), 1), int), num_experts=2, document_ids=documents)
+    sample = trace.sample(most, seed)
+    kept = np.bincount(sample.document_ids, minlength=len(lengths))
+    assert sample.num_tokens <= most
+    if most >= min(lengths):
+        assert set(kept.tolist()) <= {0, *lengths}
+        assert (kept[kept > 0] == np.array(lengths)[kept > 0]).all()
+        left = [length for length, count in zip(lengths, kept, strict=True) if not count]
+        assert not left or min(left) > most - sample.num_tokens  # no other document would fit
+    else:
+        assert sample.num_tokens == most
+        assert (kept > 0).sum() == 1
+    assert (np.diff(sample.document_ids) >= 0).all()
+    on_disk = saved(trace, tmp_path_factory.mktemp("trace")).sample(most, seed)
+    for name in PER_TOKEN[:-1]:
+        assert np.array_equal(getattr(on_disk, name), getattr(sample, name)), name
+
+
+def test_a_sample_is_the_trace_where_it_fits_and_else_depends_on_the_seed() -> None:
+    trace = random_trace(0)
+    assert trace.sample(60) is trace
+    samples = [trace.sample(30, seed).document_ids.tolist() for seed in range(20)]
+    assert len({tuple(sample) for sample in samples}) > 3
+    assert trace.sample(30, 7).document_ids.tolist() == samples[7]
+    with pytest.raises(UsageError, match="max_tokens is 0; expected 1 or more"):
+        trace.sample(0)
+
+
+def test_what_is_wrong_with_a_file_is_said_when_it_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=r"no trace at '.*nowhere\.parquet'"):
+        RoutingTrace.open(tmp_path / "nowhere.parquet")
+    random_trace(0).save(tmp_path / "x.parquet")
+    table = pq.read_table(tmp_path / "x.parquet")
+    for change, message in (
+        (table.drop_columns(["layer_1_expert_0"]), "column 'layer_1_expert_0' is missing"),
+        (table.slice(0, 0), "has no tokens"),
+        (table.replace_schema_metadata(None), "no routing trace"),
+    ):
+        pq.write_table(change, tmp_path / "bad.parquet")
+        with pytest.raises(TraceError, match=message) as caught:
+            RoutingTrace.open(tmp_path / "bad.parquet")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_part_is_found_when_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "PART_TOKENS", 1000)
+    monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 1000)
+    rng = np.random.default_rng(0)
+    trace = trace_of(rng.integers(0, 4, (5000, 1)), num_experts=4, document_ids=np.arange(5000) // 10)
+    on_disk = saved(trace, tmp_path)
+    content = bytearray(on_disk.path.read_bytes())
+    place = pq.ParquetFile(on_disk.path).metadata.row_group(4).column(0).data_page_offset
+    content[place + 30] ^= 1
+    on_disk.path.write_bytes(content)
+    parts = RoutingTrace.open(on_disk.path).parts()
+    assert next(parts).num_tokens == 990
+    with pytest.raises(TraceError, match=r"x\.parquet.*damaged"):
+        list(parts)
+
+
+def test_probes_written_before_there_were_sources_are_still_read() -> None:
+    probes = sorted((Path(__file__).parent.parent / "checkpoints" / "demo" / "probes").glob("*.parquet"))
+    assert probes
+    for path in (probes[0], probes[-1]):
+        trace = RoutingTrace.load(path)
+        assert np.array_equal(trace.source_ids, trace.document_ids)
+        assert trace.predicted_ids is None
+        joined = concatenate(list(RoutingTrace.open(path).parts()))
+        assert np.array_equal(joined.router_indices, trace.router_indices)
+        pd.testing.assert_frame_equal(metrics.domain_nmi(RoutingTrace.open(path)), metrics.domain_nmi(trace))
