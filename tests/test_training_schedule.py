@@ -91,5 +91,29 @@ def test_the_clock_lowers_only_when_there_is_a_budget_that_does_not_reach() -> N
     assert clock.fit(10, 100, training) == 54
     assert clock.fit(10, 100, TrainingConfig(evaluation_interval=50)) == 100
     # The early look lets 48 s * 1.25 = 60 s pass: 56 steps and 2 evaluations.
-    assert clock.fit(10, 66, training, early=True) == 66
+    assert clock.fit(10, 66, training, tolerance=1.25) == 66
     assert clock.fit(10, 66, training) == 54
+
+
+def test_a_machine_that_becomes_slow_between_two_evaluations_still_ends_in_time() -> None:
+    """A default run beside other work: its last 85 steps, after the last look, took 11 of its 35 minutes."""
+    training = TrainingConfig(steps=600, evaluation_interval=100, time_budget_seconds=700.0)
+    clock, steps = Clock(), 600
+    step = 0
+    while step < steps:
+        clock.add_step(1.0 if step < 510 else 6.0)
+        step += 1
+        steps = clock.fit(step, steps, training, tolerance=clock.tolerance)
+        if step % 100 == 0 or step == steps:
+            clock.add_evaluation(2.0)
+            steps = clock.fit(step, steps, training)
+    assert step == steps < 600
+    assert clock.elapsed <= 700.0 * 1.05 + 6.0 + 2.0
+
+
+def test_a_hiccup_between_two_evaluations_leaves_the_schedule_alone() -> None:
+    training = TrainingConfig(steps=600, evaluation_interval=100, time_budget_seconds=620.0)
+    clock = Clock()
+    for step in range(1, 300):
+        clock.add_step(9.0 if step == 250 else 1.0)
+        assert clock.fit(step, 600, training, tolerance=clock.tolerance) == 600

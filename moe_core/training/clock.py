@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from moe_core.config import TrainingConfig
@@ -11,6 +12,9 @@ from moe_core.training.schedule import evaluations_left, steps_within_budget
 EARLY_STEPS = 20
 # ... and is noisy, so it acts only when the budget would be missed by far.
 EARLY_TOLERANCE = 1.25
+# Between evaluations every step is looked at: another program may come to the machine in the last minutes. Smaller
+# misses wait for the evaluation, so that a hiccup does not change the schedule.
+BETWEEN_TOLERANCE = 1.05
 
 
 @dataclass
@@ -54,13 +58,20 @@ class Clock:
         evaluations = evaluations_left(step, steps, interval)
         return (steps - step) * self.seconds_per_step + evaluations * self.seconds_per_evaluation
 
-    def fit(self, step: int, steps: int, training: TrainingConfig, *, early: bool = False) -> int:
-        """`steps`, lowered where they would not fit into the time budget. Never raised."""
+    @property
+    def tolerance(self) -> float:
+        """By what factor the time budget may seem to be missed right after a step before steps are lowered."""
+        if self.steps < EARLY_STEPS:
+            return math.inf
+        return EARLY_TOLERANCE if self.steps == EARLY_STEPS else BETWEEN_TOLERANCE
+
+    def fit(self, step: int, steps: int, training: TrainingConfig, *, tolerance: float = 1.0) -> int:
+        """`steps`, lowered where they would take over `tolerance` times the rest of the time budget. Never raised."""
         needed = self.seconds_left(step, steps, training.evaluation_interval)
         if training.time_budget_seconds is None or needed is None:
             return steps
         left = training.time_budget_seconds - self.elapsed
-        if early and needed <= left * EARLY_TOLERANCE:
+        if left > 0 and needed <= left * tolerance:
             return steps
         return steps_within_budget(
             step,

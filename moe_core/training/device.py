@@ -45,8 +45,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of giving it back after every step and asking for it again.
 
     A step allocates the same megabytes as the last one: the page faults saved were worth 15 % of the time in the one
-    pair measured (docs/LOG.md). Concerns the whole process, for good; so it is the command line that calls it. Elsewhere than on
-    glibc nothing happens.
+    pair measured (docs/LOG.md). Concerns the whole process, for good; so it is the command line that calls it.
+    Elsewhere than on glibc nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -22,7 +22,6 @@ from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress, silent
 from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.runs.folder import RunFolder, RunStatus
-from moe_core.training.clock import EARLY_STEPS
 from moe_core.training.device import repeatable, resolve_device
 from moe_core.training.observe import (
     evaluate_splits,
@@ -196,8 +195,7 @@ def _train(
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         state.clock.add_step(time.perf_counter() - began)
-        if state.clock.steps == EARLY_STEPS:
-            _fit_time_budget(run, state, config, early=True)
+        _fit_time_budget(run, state, config, tolerance=state.clock.tolerance)
 
         # Log: a line now and then, the status every second.
         status = state.status("running", config)
@@ -264,9 +262,9 @@ def _skip_step(run: RunFolder, state: TrainerState, loss: float, norm: float) ->
         )
 
 
-def _fit_time_budget(run: RunFolder, state: TrainerState, config: Config, *, early: bool = False) -> None:
+def _fit_time_budget(run: RunFolder, state: TrainerState, config: Config, *, tolerance: float = 1.0) -> None:
     """Lower the steps, and with them the schedule, where they would take longer than training.time_budget_seconds."""
-    steps = state.clock.fit(state.step, state.steps, config.training, early=early)
+    steps = state.clock.fit(state.step, state.steps, config.training, tolerance=tolerance)
     if steps < state.steps:
         budget = config.training.time_budget_seconds
         log_event(
