@@ -62,10 +62,13 @@ def ablation_map_figure(effects: pd.DataFrame, domain: str = "all") -> Figure:
         limit=nats_limit(effects["delta_nats"]),
         title=_NATS,
     )
+    mode = str(effects.attrs.get("mode", "zero")).removeprefix("zero")
     of_what = "all text" if domain == "all" else f"{domain} text"
+    parts = ["ablation_map", "" if domain == "all" else _slug(domain), mode]
     return Figure(
-        "ablation_map" if domain == "all" else f"ablation_map_{_slug(domain)}",
-        f"Without each expert: {of_what}", f"What does the model lose on {of_what} when an expert is switched off?",
+        "_".join(part for part in parts if part),
+        f"Without each expert: {of_what}" + (f" ({mode})" if mode else ""),
+        f"What does the model lose on {of_what} when an expert is switched off?",
         verdicts.ablation_verdict(effects) if domain == "all" else _domain_verdict(frame, domain), chart, frame,
     )  # fmt: skip
 
@@ -113,13 +116,14 @@ def importance_figure(importance: pd.DataFrame, correlations: pd.DataFrame, meas
         raise UsageError(f"unknown measure {measure!r}; expected one of {', '.join(known)}")
     known_points = importance[importance[measure].notna() & importance["delta_nats"].notna()].reset_index(drop=True)
     title = _MEASURES.get(measure, measure)
+    name = title.split(" (")[0]
     chart = (
         _grid(known_points, measure, title) if len(known_points) > MAX_POINTS else _dots(known_points, measure, title)
     )
     row = correlations[correlations["measure"] == measure]
     return Figure(
-        f"importance_{_slug(measure)}", f"Does {measure} predict what matters?",
-        f"Do experts with more {measure} cost more when they are switched off?",
+        f"importance_{_slug(measure)}", f"Does {name} predict what matters?",
+        f"Do experts with more {name} cost more when they are switched off?",
         verdicts.importance_verdict(row), chart, importance,
     )  # fmt: skip
 
@@ -128,7 +132,7 @@ def correlations_figure(correlations: pd.DataFrame) -> Figure:
     """Which measure predicts what matters? Frame of evaluation's rank_correlations: rho with its 95 % interval."""
     data = correlations.assign(
         name=[_MEASURES.get(measure, measure) for measure in correlations["measure"]],
-        label=[f"{rho:.2f}" for rho in correlations["rho"]],
+        label=["unknown" if rho != rho else f"{rho:.2f}".replace("-", "−") for rho in correlations["rho"]],
         end=correlations[["high", "rho"]].max(axis=1),
         sentence=[
             f"{row.measure}: rank correlation {row.rho:.2f} with the change of loss over {row.n} experts, 95 % "

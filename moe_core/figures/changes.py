@@ -9,7 +9,8 @@ import pandas as pd
 
 from moe_core.figures.figure import Figure
 from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, layered, step_axis
-from moe_core.figures.palette import BAR, HEAT, NEUTRAL, expert_colour
+from moe_core.figures.measures import bar_mark, interval_mark
+from moe_core.figures.palette import HEAT, NEUTRAL, expert_colour
 from moe_core.figures.words import rows, spread
 from moe_core.routing import verdicts
 from moe_core.routing.verdicts import percent, points
@@ -62,10 +63,11 @@ def diff_figure(diff: pd.DataFrame) -> Figure:
     )
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
     x = alt.X("flip_rate:Q", title="part of tokens that choose other experts; tick: another first expert",
-              axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, _room(data["end"])], nice=False))  # fmt: skip
+              axis=alt.Axis(format=".0%", tickCount=6),
+              scale=alt.Scale(domain=[0, _room(data["end"])], nice=False))  # fmt: skip
     layers = [
-        base.mark_bar(height=alt.RelativeBandSize(0.62), color=BAR).encode(x=x),
-        base.mark_rule(strokeWidth=1.5, color=NEUTRAL).encode(x="low:Q", x2="high:Q"),
+        bar_mark(base).encode(x=x),
+        interval_mark(base).encode(x="low:Q", x2="high:Q"),
         base.mark_tick(thickness=3, size=26 if len(data) <= MAX_NUMBERED_BARS else 9, color=HEAT).encode(
             x="first_flip_rate:Q"
         ),

@@ -8,11 +8,22 @@ import altair as alt
 import pandas as pd
 
 from moe_core.errors import UsageError
-from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS
+from moe_core.figures.figure import Figure
+from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_height, layered, percent_axis
 from moe_core.figures.maps import lift_map
 from moe_core.figures.measures import chance_bars
+from moe_core.figures.palette import BAR, HEAT, NEUTRAL
 from moe_core.figures.words import rows, sentence
+from moe_core.routing import verdicts
+from moe_core.routing.baselines import CLEARLY, SLIGHTLY
 from moe_core.routing.verdicts import domain_cell, p_value, percent
+
+_EXPLAINED: dict[str, tuple[str, str, str]] = {
+    "the token alone": ("token_share", "token_chance", BAR),
+    "its domain alone": ("domain_share", "", NEUTRAL),
+    "its domain beyond the token": ("domain_beyond_token", "domain_beyond_chance", HEAT),
+}
+"""What context_figure draws: name, column, column of its chance, colour."""
 
 
 def domain_map(specialization: pd.DataFrame, layer: int) -> alt.LayerChart:
@@ -45,6 +56,67 @@ def domain_nmi_by_layer(nmi: pd.DataFrame) -> alt.LayerChart:
     """
     title = "NMI of expert and domain (0 = tells nothing, 1 = tells the domain)"
     return chance_bars(nmi, "nmi", title=title, sentences=[_knowledge(row) for row in rows(nmi)])
+
+
+def domain_nmi_figure(nmi: pd.DataFrame) -> Figure:
+    """Do experts know the domain? Frame of baselines.domain_nmi."""
+    return Figure(
+        "domain_nmi", "What experts know of domains", "Does the choice of expert tell the domain of a token?",
+        verdicts.domain_verdict(nmi), domain_nmi_by_layer(nmi), nmi,
+    )  # fmt: skip
+
+
+def domain_map_figure(specialization: pd.DataFrame, nmi: pd.DataFrame, layer: int) -> Figure:
+    """Which experts prefer which domain in one layer? Frames of metrics.domain_specialization and baselines.domain_nmi.
+
+    Where the layer as a whole is not distinguishable from chance, no cell of it is called a preference.
+    """
+    frame = specialization[specialization["layer"] == layer].reset_index(drop=True)
+    row = nmi[nmi["layer"] == layer]
+    verdict = verdicts.domain_verdict(row)
+    if row["verdict"].isin([CLEARLY, SLIGHTLY]).all():
+        verdict = f"{verdict} {verdicts.strongest_expert(frame)}"
+    return Figure(
+        f"domain_map_layer_{layer}", f"Experts and domains in layer {layer}",
+        "Which experts prefer which kind of text?", verdict, domain_map(specialization, layer), frame,
+    )  # fmt: skip
+
+
+def context_figure(context: pd.DataFrame) -> Figure:
+    """What decides the choice: the token alone, or its kind of text beyond that? Frame of metrics.context_independence.
+
+    A filled dot is the part of the choice explained, the hollow one of its colour what chance explains.
+    """
+    parts = []
+    for name, (value, chance, colour) in _EXPLAINED.items():
+        part = context[["layer"]].assign(
+            what=name, share=context[value], chance=context[chance] if chance else float("nan"), colour=colour
+        )
+        parts.append(part[part["share"].notna()])
+    data = pd.concat(parts, ignore_index=True)
+    data["sentence"] = [
+        f"Layer {row.layer}: {row.what} explains {percent(row.share)} of the choice of expert"
+        + (f", {percent(row.chance)} by chance." if row.chance == row.chance else ".")
+        for row in rows(data)
+    ]
+    names = list(_EXPLAINED)
+    scale = alt.Scale(domain=names, range=[colour for *_, colour in _EXPLAINED.values()])
+    base = alt.Chart(data).encode(
+        y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS),
+        color=alt.Color("what:N", title=None, scale=scale, legend=alt.Legend(orient="top")),
+        tooltip="sentence:N",
+    )
+    most = float(data[["share", "chance"]].max().max()) if len(data) else 0.0
+    x = alt.X("share:Q", title="part of the choice of expert explained; ○ by chance", axis=percent_axis(most))
+    layers = [
+        base.mark_rule(strokeWidth=2, opacity=0.6).encode(x=x, x2="chance:Q"),
+        base.mark_point(size=60, strokeWidth=1.5).encode(x="chance:Q"),
+        base.mark_point(size=80, filled=True, opacity=1).encode(x="share:Q"),
+    ]
+    return Figure(
+        "context_independence", "The token or its context", "What explains the choice of expert?",
+        verdicts.token_verdict(context), layered(layers, data, bars_height(context["layer"].nunique()) + 30), context,
+    )  # fmt: skip
 
 
 def _clearest(frame: pd.DataFrame) -> list[int]:

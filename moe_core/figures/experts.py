@@ -10,7 +10,7 @@ from moe_core.figures.figure import Figure
 from moe_core.figures.layout import COLUMN_AXIS, ROW_AXIS, bars_height, layered
 from moe_core.figures.load import expert_load_over_time
 from moe_core.figures.maps import share_map
-from moe_core.figures.palette import HEAT, NEUTRAL, domain_colour
+from moe_core.figures.palette import HEAT, domain_colour
 from moe_core.figures.words import rows, sentence
 from moe_core.routing import verdicts
 from moe_core.routing.verdicts import domain_cell, number, percent
@@ -38,9 +38,11 @@ def expert_domains_figure(specialization: pd.DataFrame, layer: int, expert: int)
         base.mark_bar(height=alt.RelativeBandSize(0.62)).encode(
             x=x,
             color=alt.Color("colour:N", scale=None),
-            opacity=alt.condition("datum.uncertain", alt.value(0.4), alt.value(1.0)),
+            opacity=alt.condition("datum.uncertain", alt.value(0.25), alt.value(0.6)),
         ),
-        base.mark_rule(strokeWidth=1.5, color=NEUTRAL).encode(x="lift_low:Q", x2="lift_high:Q"),
+        base.mark_rule(strokeWidth=3, strokeCap="round").encode(
+            x="lift_low:Q", x2="lift_high:Q", color=alt.Color("colour:N", scale=None)
+        ),
         even,
         base.mark_text(align="left", dx=5, fontSize=11).encode(x="end:Q", text="label:N"),
     ]

@@ -6,6 +6,7 @@ Charts carry no theme of their own, so that the dashboard's applies; a file gets
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from functools import lru_cache
 from pathlib import Path
@@ -80,7 +81,7 @@ def chart_bytes(
     spec = _light_spec(chart, title, subtitle)
     if format == "html":
         return _html(spec, title).encode()
-    return _drawn(spec, format)
+    return draw_spec(spec, format)
 
 
 def save_chart(
@@ -119,23 +120,35 @@ def _harmless(cell: object) -> object:
     return "'" + cell if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
 
 
-def _light_spec(chart: Chart, title: str, subtitle: str) -> dict[str, Any]:
+def themed_spec(chart: Chart, theme: dict[str, Any]) -> dict[str, Any]:
+    """The chart's Vega-Lite specification with `theme` as its configuration, its own where it has one."""
     # Altair refuses more than 5,000 rows unless told; figures aggregate before they come here.
     with alt.data_transformers.enable("default", max_rows=None):
         spec: dict[str, Any] = chart.to_dict()
     own = spec.get("config", {})
-    spec["config"] = {**_EXPORT_CONFIG, **{key: own[key] for key in own if key not in ("view", "background")}}
+    spec["config"] = {**theme, **{key: own[key] for key in own if key not in ("view", "background")}}
+    return spec
+
+
+def _light_spec(chart: Chart, title: str, subtitle: str) -> dict[str, Any]:
+    spec = themed_spec(chart, _EXPORT_CONFIG)
     spec["background"] = LIGHT_PAGE
     spec["padding"] = 16
     if title:
-        lines = textwrap.wrap(subtitle, _SUBTITLE_CHARACTERS)
+        lines = textwrap.wrap(_unbroken(subtitle), _SUBTITLE_CHARACTERS)
         spec["title"] = {"text": title, **({"subtitle": lines} if lines else {})}
         if isinstance(spec.get("height"), int | float):
             spec["height"] += _TITLE_ROOM + _LINE_ROOM * len(lines)  # our charts' height holds all there is
     return spec
 
 
-def _drawn(spec: dict[str, Any], format: str) -> bytes:
+def _unbroken(text: str) -> str:
+    """`text` with spaces that do not break a line within "31 %" and "p < 0.01"."""
+    return re.sub(r" (?=%)|(?<=\bp) (?=[<=])|(?<=\bp[ \u00a0][<=]) ", "\u00a0", text)
+
+
+def draw_spec(spec: dict[str, Any], format: str) -> bytes:
+    """A Vega-Lite specification drawn as png, svg or pdf. Raises MoescopeError when it cannot be."""
     import vl_convert
 
     try:

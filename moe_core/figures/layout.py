@@ -17,8 +17,8 @@ LABEL_ROOM = 0.13
 MAX_COLUMNS = 64
 """More experts than this are ordered and drawn in groups, or the most telling ones alone: a map of thousands of cells
 cannot be read."""
-COLUMN_AXIS = alt.Axis(labelAngle=0, labelOverlap="parity")
-ROW_AXIS = alt.Axis(labelOverlap="parity")
+COLUMN_AXIS = alt.Axis(labelAngle=0, labelOverlap="greedy")
+ROW_AXIS = alt.Axis(labelOverlap="greedy")
 MAX_NUMBERED_BARS = 40
 """More bars than this stand too close for a number on each."""
 
@@ -46,3 +46,8 @@ def step_axis(steps: pd.Series[Any]) -> alt.X:
 def layered(layers: list[alt.Chart], data: pd.DataFrame, height: int, width: int = WIDTH) -> alt.LayerChart:
     """The layers over one table, in the house's size."""
     return alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=width, height=height)
+
+
+def percent_axis(most: float) -> alt.Axis:
+    """Shares as percent, with as many digits as a scale that ends at `most` needs to tell its ticks apart."""
+    return alt.Axis(format=".0%" if most >= 0.05 else ".1%" if most >= 0.005 else ".2%", tickCount=6)

@@ -6,10 +6,12 @@ import altair as alt
 import pandas as pd
 
 from moe_core.errors import UsageError
-from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_height, layered, step_axis
+from moe_core.figures.figure import Figure
+from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_height, layered, percent_axis, step_axis
 from moe_core.figures.maps import lift_map
 from moe_core.figures.palette import BAR, EXPERT_COLOURS, NEUTRAL, expert_colour
 from moe_core.figures.words import rows, spread
+from moe_core.routing import verdicts
 from moe_core.routing.verdicts import number, percent
 
 MAX_LINES = len(EXPERT_COLOURS)
@@ -66,7 +68,9 @@ def expert_load_over_time(loads: pd.DataFrame, layer: int, expert: int | None = 
     )
     colours = alt.Color("expert:N", scale=_expert_scale(chosen), legend=None)
     x = step_axis(frame["step"])
-    y = alt.Y("share:Q", title=f"share of choices (even: {percent(even)})", axis=alt.Axis(format=".0%"))
+    y = alt.Y(
+        "share:Q", title=f"share of choices (even: {percent(even)})", axis=percent_axis(float(frame["share"].max()))
+    )
     base = alt.Chart(data).encode(x=x, y=y, detail="expert:N", tooltip="sentence:N")
     grey = base.transform_filter("!datum.highlighted").mark_line(strokeWidth=1, opacity=0.35, color=NEUTRAL)
     lines = base.transform_filter("datum.highlighted").mark_line(
@@ -107,6 +111,56 @@ def router_entropy_by_layer(entropy: pd.DataFrame) -> alt.LayerChart:
     uniform = alt.Chart(pd.DataFrame({"router_entropy": [1.0]}))
     rule = uniform.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(x="router_entropy:Q")
     return layered([bars, rule, labels], data, bars_height(len(data)))
+
+
+def load_map_figure(load: pd.DataFrame, balance: pd.DataFrame) -> Figure:
+    """Is the work shared evenly? Frames of metrics.expert_load and metrics.load_balance."""
+    return Figure(
+        "expert_load_map", "Load of every expert", "Is the work shared evenly among the experts?",
+        verdicts.routing_health(balance), expert_load_map(load), load,
+    )  # fmt: skip
+
+
+def entropy_figure(entropy: pd.DataFrame) -> Figure:
+    """How sure is the router? Frame of metrics.router_entropy."""
+    low, high = (percent(float(value)) for value in (entropy["router_entropy"].min(), entropy["router_entropy"].max()))
+    size = f"is {low} of the maximum" if low == high else f"is {low} to {high} of the maximum"
+    if (entropy["basis"] == "logits").all():
+        verdict = f"Router entropy {size}, where all experts are alike."
+    else:
+        verdict = (
+            f"Router entropy {size}, counted over the chosen experts only, as the others' logits were not kept: do not "
+            "compare it with an entropy over all experts."
+        )
+    return Figure(
+        "router_entropy", "How sure the router is", "How decided is the router about each token?", verdict,
+        router_entropy_by_layer(entropy), entropy,
+    )  # fmt: skip
+
+
+def load_over_time_figure(loads: pd.DataFrame, layer: int) -> Figure:
+    """How has the load of one layer's experts changed? Frame of loads_over_time."""
+    frame = loads[loads["layer"] == layer].reset_index(drop=True)
+    last = frame[frame["step"] == frame["step"].max()]
+    top = last.iloc[int(last["share"].argmax())]
+    verdict = (
+        f"At step {top['step']:,.0f} expert {top['expert']:.0f} of layer {layer} takes the most, "
+        f"{percent(top['share'])} of the choices, {number(top['share'] * len(last))} times its even share."
+    )
+    return Figure(
+        f"expert_load_over_time_layer_{layer}", f"Load of layer {layer}'s experts over time",
+        "How does the sharing of work change while training?", verdict, expert_load_over_time(loads, layer), frame,
+    )  # fmt: skip
+
+
+def loads_over_time(records: pd.DataFrame) -> pd.DataFrame:
+    """The run's metrics of kind load as one row per expert: step, layer, expert, share (0..1)."""
+    columns = ["step", "layer", "expert", "share"]
+    if records.empty:
+        return pd.DataFrame({name: pd.Series(dtype=float) for name in columns})
+    long = records[["step", "layer", "expert_load"]].explode("expert_load", ignore_index=True)
+    long["expert"] = long.groupby(["step", "layer"]).cumcount()
+    return long.rename(columns={"expert_load": "share"}).astype({"share": float})[columns]
 
 
 def _ranked_groups(frame: pd.DataFrame) -> pd.DataFrame:

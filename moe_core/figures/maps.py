@@ -28,7 +28,8 @@ CELL = "cell"
 """Name of the selection of clickable maps."""
 _CELL_FIELDS = ("layer", "expert")
 _LABELLED_CELLS = 200
-_LABELLED_COLUMNS = 20
+_LABEL_ROOM = 68
+"""Characters of numbers that fit beside each other in a row of cells."""
 _SMALLEST_LIMIT = 0.001
 
 
@@ -117,7 +118,8 @@ def _heat_map(
     if fields:
         cells = cells.add_params(alt.selection_point(name=CELL, fields=fields))
     layers: list[alt.Chart] = [cells]
-    if len(frame) <= _LABELLED_CELLS and _distinct(frame, x) <= _LABELLED_COLUMNS:
+    longest = int(frame["label"].str.len().max()) if len(frame) else 0
+    if len(frame) <= _LABELLED_CELLS and _distinct(frame, x) * longest <= _LABEL_ROOM:
         # One layer of text in the theme's colour, one in white on the darkest cells: both pages stay readable.
         text = base.mark_text(fontSize=11, tooltip=None).encode(text="label:N")
         faded = text.transform_filter("!datum.on_dark").encode(

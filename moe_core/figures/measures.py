@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, layered
-from moe_core.figures.palette import BAR, HEAT, NEUTRAL
+from moe_core.figures.palette import BAR, HEAT
 from moe_core.routing.verdicts import number
 
 
@@ -27,12 +27,26 @@ def chance_bars(
     data["end"] = data[["high", measure]].max(axis=1) if intervals else data[measure]
     scale = alt.Scale(domain=[0, max(most * 1.1, 0.01)], nice=False)
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title=row_title, axis=ROW_AXIS), tooltip="sentence:N")
-    x = alt.X(f"{measure}:Q", title=f"{title}; tick: 99th percentile by chance", scale=scale)
-    layers = [base.mark_bar(height=alt.RelativeBandSize(0.62), color=BAR).encode(x=x)]
+    x = alt.X(
+        f"{measure}:Q", title=f"{title}; tick: 99th percentile by chance", scale=scale, axis=alt.Axis(tickCount=6)
+    )
+    layers = [bar_mark(base, faint=intervals).encode(x=x)]
     if intervals:
-        layers.append(base.mark_rule(strokeWidth=1.5, color=NEUTRAL).encode(x="low:Q", x2="high:Q"))
+        layers.append(interval_mark(base).encode(x="low:Q", x2="high:Q"))
     size = 26 if len(data) <= MAX_NUMBERED_BARS else 9
     layers.append(base.mark_tick(thickness=3, size=size, color=HEAT).encode(x="null_p99:Q"))
     if len(data) <= MAX_NUMBERED_BARS:
         layers.append(base.mark_text(align="left", dx=5, fontSize=11).encode(x="end:Q", text="label:N"))
     return layered(layers, data, bars_height(len(data)))
+
+
+def bar_mark(base: alt.Chart, *, faint: bool = True) -> alt.Chart:
+    """Bars of one measure; faint where an interval lies over them."""
+    mark: alt.Chart = base.mark_bar(height=alt.RelativeBandSize(0.62), color=BAR, opacity=0.55 if faint else 1.0)
+    return mark
+
+
+def interval_mark(base: alt.Chart) -> alt.Chart:
+    """A 95 % interval over a faint bar, in the bar's full colour."""
+    mark: alt.Chart = base.mark_rule(strokeWidth=3, color=BAR, strokeCap="round")
+    return mark

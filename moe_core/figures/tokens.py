@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import UsageError
+from moe_core.figures.figure import Figure
 from moe_core.figures.layout import AUTOSIZE, AXIS_ROOM, WIDTH
 from moe_core.figures.palette import NEUTRAL, TOKEN_STRENGTH, expert_colour, ink_on
 from moe_core.figures.words import rows
-from moe_core.routing.verdicts import number
+from moe_core.routing.verdicts import number, percent
 
 if TYPE_CHECKING:
     from moe_core.routing.trace import RoutingTrace
@@ -133,18 +134,54 @@ def token_path(choices: pd.DataFrame) -> alt.LayerChart:
     )
 
 
+def token_map_figure(trace: RoutingTrace, start: int = 0) -> Figure:
+    """Where do the tokens of a text go? A window of tokens through all layers."""
+    choices = token_choices(trace, start)
+    first, last = int(choices["token"].min()), int(choices["token"].max())
+    shown = choices[choices["slot"] == 0]
+    stays = shown.groupby("token")["expert"].nunique().eq(1).mean() if trace.num_layers > 1 else float("nan")
+    verdict = f"Tokens {first} to {last} of {trace.num_tokens:,}: first expert in each of {trace.num_layers} layer(s)."
+    if stays == stays:
+        verdict += f" {percent(float(stays))} of them keep one expert number all the way (the numbers are unrelated)."
+    return Figure(
+        "token_layer_map", "Tokens through the layers", "Which expert does each token go to, layer by layer?", verdict,
+        token_layer_map(choices), choices,
+    )  # fmt: skip
+
+
+def token_path_figure(trace: RoutingTrace, token: int) -> Figure:
+    """Where does one token go? Its k experts in every layer. Raises UsageError for a token outside the trace."""
+    if not 0 <= token < trace.num_tokens:
+        raise UsageError(f"token {token} is not in the trace; expected 0 to {trace.num_tokens - 1}")
+    choices = token_choices(trace, token, 1)
+    path = " → ".join(str(expert) for expert in choices[choices["slot"] == 0]["expert"])
+    verdict = f"Token {token} “{visible(trace.token_text(token))}” goes to expert {path or 'none'}, layer by layer."
+    return Figure(
+        "token_path", f"Path of token {token}", "Which experts does this token go through?", verdict,
+        token_path(choices), choices,
+    )  # fmt: skip
+
+
 def _short(text: str) -> str:
     return text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 1] + "…"
 
 
 def visible(text: str) -> str:
     """`text` with white space and control characters shown as symbols, for labels of one line."""
-    if text.strip(" ") and not any(ord(c) < 32 or ord(c) == 127 for c in text):
+    if text.strip(" ") and text.isprintable():
         return text
     if len(text) > 3 and not text.strip(" "):
         return f"{len(text)}×␣"
     named = {" ": "␣", "\n": "↵", "\t": "⇥", "\x7f": "␡"}
-    return "".join(named.get(c, chr(0x2400 + ord(c)) if ord(c) < 32 else c) for c in text)
+    return "".join(named.get(c) or _shown(c) for c in text)
+
+
+def _shown(character: str) -> str:
+    """Control characters as their symbols, other invisible ones (such as those that turn the direction of writing) by
+    their number."""
+    if ord(character) < 32:
+        return chr(0x2400 + ord(character))
+    return character if character.isprintable() else f"⟨{ord(character):X}⟩"
 
 
 def _coloured(choices: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from moe_core.figures.figure import Figure
 from moe_core.figures.layout import AUTOSIZE, WIDTH, step_axis
 from moe_core.figures.palette import NEUTRAL, SPLIT_COLOURS
 from moe_core.figures.words import rows, spread
@@ -58,6 +59,32 @@ def loss_curves(curves: pd.DataFrame, unigram_nats: float | None = None) -> alt.
 def nats(value: float) -> str:
     """A loss for people: two decimals, as in the list of runs."""
     return f"{value:.2f}"
+
+
+def loss_figure(train: pd.DataFrame, evaluations: pd.DataFrame, baselines: pd.DataFrame) -> Figure | None:
+    """Does the model learn? Frames of the run's metrics of kind train, evaluation and baseline; None if both first
+    ones are empty."""
+    parts = []
+    if len(train):
+        parts.append(pd.DataFrame({"step": train["step"], "series": "train", "nats": train["loss"]}))
+    if len(evaluations):
+        parts.append(
+            evaluations.rename(columns={"split": "series", "nats_per_token": "nats"})[["step", "series", "nats"]]
+        )
+    if not parts:
+        return None
+    curves = pd.concat(parts, ignore_index=True).astype({"nats": float})
+    unigram = float(baselines["unigram_nats"].iloc[-1].get("unseen", float("nan"))) if len(baselines) else float("nan")
+    unseen = curves[curves["series"] == "unseen"]
+    verdict = "The first evaluation on held-out text is still to come."
+    if len(unseen):
+        last = float(unseen.sort_values("step", kind="stable")["nats"].iloc[-1])
+        gain = f", {nats(unigram - last)} under the unigram baseline" if unigram == unigram else ""
+        verdict = f"Loss on unseen text is {nats(last)} nats per token{gain}; lower is better."
+    chart = loss_curves(curves, unigram if unigram == unigram else None)
+    return Figure(
+        "loss", "Loss by training step", "Does the model learn, also for unseen text?", verdict, chart, curves
+    )
 
 
 def _averaged(curve: pd.DataFrame) -> pd.DataFrame:

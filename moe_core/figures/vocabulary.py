@@ -30,7 +30,7 @@ def vocabulary_figure(vocabulary: pd.DataFrame, test: pd.DataFrame, layer: int) 
     The MAX_TOKENS types with the highest lower end of the 95 % interval (Wilson) of their share; the tick is the share
     of all tokens that this expert takes.
     """
-    frame = vocabulary[vocabulary["layer"] == layer].reset_index(drop=True)
+    frame = vocabulary[(vocabulary["layer"] == layer) & (vocabulary["share"] > 0)].reset_index(drop=True)
     if frame.empty:
         raise UsageError(
             f"layer {layer} has no token that occurs often enough; expected one of "
@@ -60,7 +60,7 @@ def vocabulary_figure(vocabulary: pd.DataFrame, test: pd.DataFrame, layer: int) 
         scale=alt.Scale(domain=[0, 1.25], nice=False),  # room for the label of a bar that reaches 1
     )
     bars = base.mark_bar(height=alt.RelativeBandSize(0.62)).encode(x=x, color=alt.Color("colour:N", scale=None))
-    ticks = base.mark_tick(thickness=3, size=18, color=HEAT).encode(x="chance:Q")
+    ticks = base.mark_tick(thickness=3, size=25, color=HEAT).encode(x="chance:Q")
     labels = base.mark_text(align="left", dx=5, fontSize=11).encode(x="share:Q", text="label:N")
     chart = layered([bars, ticks, labels], data.drop(columns=["text"]), bars_height(len(data)))
     return Figure(
