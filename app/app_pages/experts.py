@@ -5,15 +5,58 @@ from __future__ import annotations
 import streamlit as st
 
 from app import loaders, state
-from app.components.page import header
+from app.components.expert_card import neighbours, pick_expert, tokens_and_contexts, worth
+from app.components.expert_table import expert_table, most_telling, pick_from_table
+from app.components.figure import show_figure
+from app.components.page import answer, header
+from app.components.routing_text import deep_or_probe, measure_all, text_caption
+from moe_core.figures.experts import expert_domains_figure, expert_history_figure
+from moe_core.figures.run_figures import loads_over_time
+from moe_core.routing import baselines, metrics, verdicts
 
 run, layer = state.selected_run(), state.selected_layer()
-routing = loaders.probe_routing(run)
-header("What does each expert do?")
+header("What does this expert do, and what is it worth?")
+place = st.container()
+measured, text = deep_or_probe(run)
+own = measured.part([layer])
+pairs = [(baselines.coactivation_pairs, ())] if measured.trace.top_k > 1 else []
+measure_all(own, pairs, "Choosing experts at random, to compare with")
 
-# One line an expert: its load, and the domain it takes the most often beyond its even share.
-strongest = routing.specialization.sort_values("lift", ascending=False, kind="stable").drop_duplicates(
-    ["layer", "expert"]
-)
-table = routing.load.merge(strongest[["layer", "expert", "domain", "lift", "uncertain"]], on=["layer", "expert"])
-st.dataframe(table, hide_index=True, key="experts_table")
+load, specialization = measured.get(metrics.expert_load), measured.get(metrics.domain_specialization)
+effects = loaders.ablation(run)
+formed = metrics.formed_at(loaders.over_time(run, metrics.formation)) if run.probe_steps() else None
+table = expert_table(load, specialization, formed, effects)
+with place:
+    said = st.empty()
+    with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute"):
+        expert = pick_expert(measured.trace.num_experts, most_telling(table, layer))
+    with st.expander("All experts", icon=":material/table_rows:", key="experts_all", on_change="rerun") as every:
+        if every.open:
+            pick_from_table(table)
+tokens = measured.get(metrics.token_experts, layer, expert)
+with said:
+    answer(
+        verdicts.expert_sentence(
+            layer, expert, load=load, specialization=specialization, tokens=tokens, effects=effects
+        )
+    )
+
+left, right = st.columns(2)
+with left:
+    if len(measured.trace.domains) > 1:
+        figure = expert_domains_figure(specialization, layer, expert)
+        show_figure(figure, key=figure.name, title="The text it takes", terms=["domain", "lift", "interval"])
+    else:
+        st.caption("All text is of one domain, so whether this expert prefers some kind of text cannot be told.")
+with right:
+    loads = loads_over_time(loaders.metrics(run, "load"))
+    if len(loads):
+        figure = expert_history_figure(loads, layer, expert)
+        show_figure(figure, key=figure.name, title="Its load while training", terms=["expert load"])
+tokens_and_contexts(measured, layer, expert)
+left, right = st.columns(2)
+with left:
+    neighbours(run, own, layer, expert)
+with right:
+    worth(run, effects, layer, expert)
+text_caption(measured, text)

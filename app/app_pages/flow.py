@@ -4,13 +4,83 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import loaders, state
+from app import state
 from app.components.figure import show_figure
-from app.components.page import header
-from moe_core.figures.run_figures import token_map_figure
+from app.components.page import answer, header
+from app.components.routing_text import deep_or_probe, layers_around, measure_all, text_caption
+from app.measured import Measured
+from moe_core.figures.associations import coactivation_figure, flow_map_figure, flow_test_figure, persistence_figure
+from moe_core.figures.sankey import MAX_SANKEY_LAYERS, flow_sankey_figure
+from moe_core.routing import baselines, metrics, verdicts
 
-run = state.selected_run()
-header("How do tokens travel through the layers?")
-trace = loaders.probe(run).trace
-show_figure(token_map_figure(trace), key="token_layer_map", terms=["token", "layer", "expert"])
-st.caption(f"The first tokens of {trace.num_tokens:,} of the probe text, at step {loaders.probe_step(run):,}.")
+NEXT_LAYER, TOGETHER, NEXT_TOKEN = "Layer to layer", "Chosen together", "Token to token"
+SHOWN = "flow_shown"
+
+
+def sankey(around: Measured) -> None:
+    """The main picture: bands between the layers around the chosen one."""
+    layers = around.trace.layers
+    place = layers.index(layer)
+    first = max(0, min(place - MAX_SANKEY_LAYERS // 2, len(layers) - MAX_SANKEY_LAYERS))
+    window = layers[first : first + MAX_SANKEY_LAYERS]
+    flow, test = around.get(metrics.layer_flow), around.get(baselines.layer_flow)
+    show_figure(flow_sankey_figure(flow, test, window), key="flow_sankey", title="", terms=["token", "layer", "expert"])
+    if len(window) < len(run_layers):
+        st.caption(f"Layers {window[0]} to {window[-1]} of {len(run_layers)}: those around the layer in the side bar.")
+
+
+def next_layer(around: Measured) -> None:
+    """Where the tokens of each expert go in the following layer."""
+    layers = around.trace.layers
+    start = layer if layer != layers[-1] else layers[-2]
+    flow, test = around.get(metrics.layer_flow), around.get(baselines.layer_flow)
+    figure = flow_map_figure(flow, test, start)
+    note = "" if start == layer else f"Layer {layer} is the last: this is how tokens come into it. "
+    answer(f"{note}Layer {start}: {figure.verdict}")
+    show_figure(figure, key=figure.name, title="", terms=["expert", "lift"])
+    show_figure(flow_test_figure(test), key="flow", terms=["NMI", "null", "p-value", "effect"])
+
+
+def together(around: Measured) -> None:
+    """Which experts of the layer the same tokens choose."""
+    if around.trace.top_k == 1:
+        st.info("Every token passes one expert of a layer only, so none are chosen together.", icon=":material/info:")
+        return
+    measure_all(around, [(metrics.coactivation, ()), (baselines.coactivation, ()), (baselines.coactivation_pairs, ())],
+                "Choosing experts at random, to compare with")  # fmt: skip
+    pairs = around.get(baselines.coactivation_pairs)
+    figure = coactivation_figure(around.get(metrics.coactivation), around.get(baselines.coactivation), layer, pairs)
+    answer(f"Layer {layer}: {figure.verdict}")
+    show_figure(figure, key=figure.name, title="", terms=["expert", "lift", "null"])
+
+
+def next_token(around: Measured) -> None:
+    """Whether a token keeps the expert of the one before it."""
+    measure_all(around, [(baselines.persistence, ())], "Shuffling the tokens of each document, to compare with")
+    figure = persistence_figure(around.get(baselines.persistence))
+    answer(figure.verdict)
+    show_figure(figure, key=figure.name, title="", terms=["expert", "null", "p-value"])
+
+
+run, layer = state.selected_run(), state.selected_layer()
+head = st.empty()
+with head:
+    header("How do tokens travel through the layers?")
+measured, text = deep_or_probe(run)
+run_layers = measured.trace.layers
+around = measured.part(layers_around(run_layers, layer, measured.trace.num_experts))
+
+views = [NEXT_LAYER, TOGETHER, NEXT_TOKEN]
+if len(run_layers) > 1:
+    measure_all(around, [(metrics.layer_flow, ()), (baselines.layer_flow, ())], "Following tokens through the layers")
+    with head.container():
+        header("How do tokens travel through the layers?", verdicts.flow_verdict(around.get(baselines.layer_flow)))
+    sankey(around)
+else:
+    views = views[1:]
+    with head.container():
+        header("How do tokens travel through the layers?", f"Through one only: layer {layer} has the only experts.")
+text_caption(measured, text)
+
+what = st.segmented_control("Look closer", views, default=views[0], required=True, key=SHOWN, persist_state="session")
+{NEXT_LAYER: next_layer, TOGETHER: together, NEXT_TOKEN: next_token}[what](around)

@@ -1,0 +1,165 @@
+"""The parts of one expert's card: its tokens, its contexts, its neighbours, and what it is worth."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import streamlit as st
+
+from app import loaders, state
+from app.components.concordance import concordance, show_concordance
+from app.components.figure import term_help
+from app.components.page import INTERVENTIONS, answer, plain
+from app.measured import Measured
+from moe_core.figures.tokens import visible
+from moe_core.routing import baselines, metrics, verdicts
+from moe_core.routing.contexts import contexts
+
+if TYPE_CHECKING:
+    from moe_core.runs import RunFolder
+
+BUTTON_EXPERTS = 16
+"""More experts than this do not fit side by side: they are picked from a list that can be searched."""
+TOP_TOKENS, CONTEXTS = 30, 40
+NEIGHBOURS = "expert_neighbours"
+_SIMILARITIES = {"gate_cosine": "Router", "weight_cosine": "Weights", "output_cka": "Output"}
+
+
+def pick_expert(num_experts: int, default: int) -> int:
+    """Which expert of the chosen layer; kept in the URL."""
+    experts = list(range(num_experts))
+    state.preset(state.EXPERT, experts, default)
+    if num_experts <= BUTTON_EXPERTS:
+        chosen = st.segmented_control(
+            "Expert", experts, required=True, key=state.EXPERT, bind="query-params", persist_state="session"
+        )
+    else:
+        chosen = st.selectbox("Expert", experts, key=state.EXPERT, bind="query-params", persist_state="session")
+    return int(chosen)
+
+
+def tokens_and_contexts(measured: Measured, layer: int, expert: int) -> None:
+    """What it takes, and where."""
+    left, right = st.columns([2, 5])
+    tokens = measured.get(metrics.token_experts, layer, expert).head(TOP_TOKENS)
+    with left:
+        st.markdown("#### Its tokens")
+        if tokens.empty:
+            st.caption("No token occurs often enough here to be called its own.")
+        else:
+            st.dataframe(
+                pd.DataFrame(
+                    {
+                        "token": [visible(text) for text in tokens["text"]],
+                        "share": tokens["share"],
+                        "tokens": tokens["tokens"],
+                    }
+                ),
+                hide_index=True,
+                key="expert_tokens",
+                height=36 * (min(len(tokens), 12) + 1),
+                column_config={
+                    "token": st.column_config.TextColumn("Token", width="small"),
+                    "share": st.column_config.ProgressColumn(
+                        "It takes", format="percent", min_value=0, max_value=1, help="Of all the token's occurrences."
+                    ),
+                    "tokens": st.column_config.NumberColumn("Of", format="%d", help="How often the token occurs."),
+                },
+            )
+    with right:
+        st.markdown("#### Where it is chosen")
+        found = measured.get(contexts, layer, expert, limit=CONTEXTS)
+        if not found:
+            st.caption("No token of this text chose it.")
+        else:
+            show_concordance(concordance(found), key="expert_contexts")
+
+
+def neighbours(run: RunFolder, measured: Measured, layer: int, expert: int) -> None:
+    """Which experts it works with, and which are like it. Selecting one opens it."""
+    st.markdown("#### Its neighbours")
+    table = neighbour_table(
+        None if measured.trace.top_k == 1 else measured.get(baselines.coactivation_pairs),
+        loaders.analysis(run, "similarity"),
+        layer,
+        expert,
+    )
+    if table.empty:
+        st.caption("Tokens pass one expert of a layer only, and how alike the experts are was not measured yet.")
+        return
+    number = st.column_config.NumberColumn
+    st.dataframe(
+        table,
+        hide_index=True,
+        key=NEIGHBOURS,
+        on_select=partial(_open_neighbour, layer, table["expert"]),
+        selection_mode="single-row",
+        height=36 * (min(len(table), 8) + 1),
+        column_config={
+            "expert": number("Expert", width="small"),
+            "together": number(
+                "Together, × chance", format="%.2f", help="Chosen by the same tokens; 1 = as by chance."
+            ),
+            "certain": st.column_config.CheckboxColumn("Surely", help="Surely more or less often than chance."),
+            **{name: number(f"{title} alike", format="%.2f") for name, title in _SIMILARITIES.items()},
+        },
+    )
+
+
+def neighbour_table(
+    pairs: pd.DataFrame | None, similarity: pd.DataFrame | None, layer: int, expert: int
+) -> pd.DataFrame:
+    """The other experts of the layer, the most tied first. Columns: expert and, as far as known, together, certain,
+    gate_cosine, weight_cosine, output_cka. Frames of baselines.coactivation_pairs and of expert_similarity."""
+    parts = []
+    for frame, names in (
+        (pairs, {"lift_over_chance": "together", "uncertain": "uncertain"}),
+        (similarity, {name: name for name in _SIMILARITIES}),
+    ):
+        if frame is not None:
+            own = frame[(frame["layer"] == layer) & ((frame["expert_i"] == expert) | (frame["expert_j"] == expert))]
+            other = own["expert_i"].where(own["expert_i"] != expert, own["expert_j"])
+            part = own.assign(expert=other).rename(columns=names).drop_duplicates("expert").set_index("expert")
+            parts.append(part[[*names.values()]])
+    if not parts:
+        return pd.DataFrame()
+    table = pd.concat(parts, axis=1).drop(index=expert, errors="ignore").reset_index()
+    if "uncertain" in table:
+        table["certain"] = ~table.pop("uncertain").astype(bool)
+        table.insert(2, "certain", table.pop("certain"))
+    return table.sort_values(str(table.columns[1]), ascending=False, kind="stable", ignore_index=True)
+
+
+def worth(run: RunFolder, effects: pd.DataFrame | None, layer: int, expert: int) -> None:
+    """What the model loses without it, on each domain."""
+    st.markdown("#### What it is worth")
+    own = None if effects is None else effects[(effects["layer"] == layer) & (effects["expert"] == expert)]
+    if own is None or own.empty:
+        st.caption("Not measured yet. Switching off every expert once takes a minute or two:")
+        st.code(f"python main.py ablate --run {run.name}", language="bash")
+    else:
+        answer(verdicts.ablation_verdict(own))
+        st.dataframe(
+            own[["domain", "delta_nats", "low", "high", "affected"]],
+            hide_index=True,
+            key="expert_worth",
+            column_config={
+                "domain": "Text",
+                "delta_nats": st.column_config.NumberColumn(
+                    "Change of loss, nats", format="%+.4f", help=term_help("loss")
+                ),
+                "low": st.column_config.NumberColumn("95 % from", format="%+.4f"),
+                "high": st.column_config.NumberColumn("to", format="%+.4f"),
+                "affected": st.column_config.NumberColumn("Its tokens", format="%d"),
+            },
+        )
+        st.caption(plain(f"Measured at step {own.attrs.get('step', '?')}, with the expert's output left out."))
+    st.page_link(INTERVENTIONS, label="Switch it off and see what is written", icon=":material/switch_access_shortcut:")
+
+
+def _open_neighbour(layer: int, experts: pd.Series[int]) -> None:
+    selected: list[Any] = st.session_state[NEIGHBOURS].selection.rows
+    if selected:
+        state.open_expert(layer, int(experts.iloc[selected[0]]))
