@@ -37,6 +37,7 @@ def test_build_puts_end_of_text_before_each_document(tokenizer: Tokenizer) -> No
     end = tokenizer.end_of_text
     assert dataset.token_ids.tolist() == [end, *tokenizer.encode("ab"), end, *tokenizer.encode("€")]
     assert dataset.document_ids.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert dataset.source_ids.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert dataset.domain_ids.tolist() == [1, 1, 1, 0, 0, 0, 0]
     assert dataset.positions.tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert dataset.domain_bytes.tolist() == [3, 2]
@@ -63,11 +64,31 @@ def test_select_fills_the_limit_from_several_documents_and_counts_their_bytes(
             assert taken == whole.sum()
         else:
             assert int((chosen.domain_ids[starts] == domain).sum()) >= min(sharing, limit // 2)
+    assert (chosen.source_ids == dataset.source_ids[dataset.document_ids.searchsorted(chosen.document_ids)]).all()
     for start, end in zip(starts, ends, strict=True):
         original = dataset.token_ids[dataset.document_ids == chosen.document_ids[start]]
         assert chosen.token_ids[start:end].tolist() == original[: end - start].tolist()
     assert int(chosen.domain_bytes.sum()) == int((chosen.positions > 0).sum())  # one byte a token in this vocabulary
     assert chosen.token_ids.tolist() == dataset.select(limit, seed).token_ids.tolist()
+
+
+def test_sources_are_numbered_within_their_domain_and_a_missing_one_is_its_own(tokenizer: Tokenizer) -> None:
+    names = [("a", "book"), ("b", "book"), ("a", "book"), ("a", ""), ("a", ""), ("b", "other")]
+    documents = [Document("x", domain, source, "train") for domain, source in names]
+    dataset = TokenDataset.build(documents, tokenizer, DOMAINS)
+    assert dataset.source_ids.dtype == np.int32
+    assert dataset.source_ids[dataset.positions == 0].tolist() == [0, 1, 0, 2, 3, 4]
+    batch = next(document_batches(dataset, seq_len=8, batch_size=6))
+    assert batch.source_ids[:, 0].tolist() == [[0, 1, 0, 2, 3, 4][i] for i in batch.document_ids[:, 0]]
+
+
+def test_a_selection_takes_every_source_before_it_takes_one_again(tokenizer: Tokenizer) -> None:
+    """Ten documents of one book and one each of three: the three are in whatever the seed."""
+    documents = [Document("x" * 9, "a", "book" if i < 10 else str(i), "train") for i in range(13)]
+    dataset = TokenDataset.build(documents, tokenizer, ["a"])
+    for seed in range(10):
+        chosen = dataset.select(45, seed)
+        assert set(chosen.source_ids.tolist()) == set(dataset.source_ids.tolist())
 
 
 @settings(deadline=None)

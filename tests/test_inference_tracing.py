@@ -82,6 +82,9 @@ def test_a_text_within_the_window_has_the_losses_ranks_and_routing_of_one_plain_
     assert traced.trace.domains == ["notes"]
     assert traced.trace.layers == [1, 2]
     assert traced.trace.positions.tolist() == list(range(len(ids)))
+    assert traced.trace.source_ids.tolist() == [0] * len(ids)
+    assert traced.trace.predicted_ids is not None
+    assert traced.trace.predicted_ids.tolist() == log_p_SV.argmax(dim=-1).tolist()
     assert np.isnan(traced.losses[0])
     assert traced.ranks[0] == 0
     for i in range(1, len(ids)):
@@ -111,18 +114,22 @@ def test_a_long_text_is_traced_once_a_token_with_half_a_window_of_context(loaded
         assert place >= min(i, size // 2)
         loss = -output.logits[0, place - 1].log_softmax(-1)[ids[i]].item()
         assert traced.losses[i] == pytest.approx(loss, rel=1e-4)
+        assert traced.trace.predicted_ids is not None
+        assert traced.trace.predicted_ids[i] == output.logits[0, place].argmax()
         chosen = set(output.router_outputs[-1].router_indices[place].tolist())
         assert set(traced.trace.router_indices[-1, i].tolist()) == chosen
 
 
 def test_documents_keep_their_ids_domains_and_order_whatever_their_lengths(loaded: Loaded) -> None:
-    documents = [Document(TEXT[: 7 * i + 1], "ab"[i % 2], str(i), "") for i in range(9)]
+    # Sources 0, 1 and 2, the same names in both domains.
+    documents = [Document(TEXT[: 7 * i + 1], "ab"[i % 2], str(i // 4), "") for i in range(9)]
     calls: list[tuple[int, int]] = []
     trace = trace_documents(loaded, documents, progress=lambda _stage, done, total: calls.append((done, total)))
     encoded = [[loaded.tokenizer.end_of_text, *loaded.tokenizer.encode(document.text)] for document in documents]
     assert trace.token_ids.tolist() == [i for ids in encoded for i in ids]
     assert trace.document_ids.tolist() == [n for n, ids in enumerate(encoded) for _ in ids]
     assert trace.domain_ids.tolist() == [n % 2 for n, ids in enumerate(encoded) for _ in ids]
+    assert trace.source_ids.tolist() == [n // 4 * 2 + n % 2 for n, ids in enumerate(encoded) for _ in ids]
     assert trace.domains == ["a", "b"]
     assert calls[-1] == (trace.num_tokens, trace.num_tokens)
     for n in (0, 4, 8):

@@ -270,12 +270,36 @@ def test_wrong_lengths_are_an_error() -> None:
         recorder.trace(token_ids=[1, 2, 3, 4, 5])
     with pytest.raises(TraceError, match="domain_ids has 2 entries; expected 6"):
         recorder.trace(token_ids=TOKENS, domain_ids=[0, 0])
+    for name in ("source_ids", "predicted_ids"):
+        with pytest.raises(TraceError, match=f"{name} has 1 entries; expected 6"):
+            recorder.trace(token_ids=TOKENS, **{name: [0]})
     with pytest.raises(TraceError, match="keep is int64; expected bool"):
         recorder.trace(token_ids=TOKENS, keep=[1, 1, 1, 0, 0, 0])
     with pytest.raises(TraceError, match="2 domains but no domain_ids"):
         recorder.trace(token_ids=TOKENS, domains=["a", "b"])
 
 
+def test_sources_and_guesses_go_with_their_tokens() -> None:
+    model = TinyMoE()
+    with capture(model) as recorder:
+        model(TOKENS)
+    words = [f"w{i}" for i in range(8)]
+    trace = recorder.trace(
+        token_ids=TOKENS,
+        source_ids=[[3, 3, 3], [4, 4, 4]],
+        predicted_ids=torch.tensor([[2, 3, 7], [5, 6, 19]]),  # the model's output is wider than the vocabulary
+        keep=[[True, True, False], [True, True, True]],
+        vocabulary=words,
+    )
+    assert trace.source_ids.tolist() == [3, 3, 4, 4, 4]
+    assert trace.predicted_ids is not None
+    assert trace.predicted_ids.tolist() == [2, 3, 5, 6, 19]
+    assert trace.vocabulary == {i: f"w{i}" for i in (1, 2, 3, 4, 5, 6)}
+    plain = recorder.trace(token_ids=TOKENS)
+    assert plain.predicted_ids is None
+    assert plain.source_ids.tolist() == plain.document_ids.tolist()
+
+
 def test_analysis_does_not_load_torch() -> None:
-    program = "import sys, moe_core.routing.baselines; assert 'torch' not in sys.modules"
+    program = "import sys, moe_core.routing.baselines; assert not {'torch', 'scipy.stats'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

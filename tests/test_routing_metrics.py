@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routing_support import random_trace, renamed, trace_of
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 
+from moe_core.errors import UsageError
 from moe_core.routing import RoutingTrace, metrics
-from moe_core.routing.counts import domain_counts, expert_counts
+from moe_core.routing.counts import (
+    block_counts,
+    domain_counts,
+    domain_tokens,
+    expert_counts,
+    flow_counts,
+    grouped_counts,
+    pair_counts,
+)
 
 MEASURES = (
     metrics.expert_load,
     metrics.load_balance,
+    metrics.dropped_by_position,
     metrics.router_entropy,
     metrics.domain_specialization,
     metrics.domain_nmi,
     metrics.domain_divergence,
 )
-
-
-def trace_of(indices: Any, *, num_experts: int, **fields: Any) -> RoutingTrace:
-    """A trace with equal weights on the used slots of `indices` [T,K] or [L,T,K]."""
-    chosen = np.asarray(indices)
-    fields.setdefault("token_ids", np.zeros(chosen.shape[-2], int))
-    scores = np.where(chosen < 0, 0.0, 1.0 / chosen.shape[-1])
-    return RoutingTrace.from_arrays(router_indices=chosen, router_scores=scores, num_experts=num_experts, **fields)
-
-
-def random_trace(seed: int, *, L: int = 2, T: int = 60, K: int = 2, E: int = 5, drop: float = 0.1) -> RoutingTrace:
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(L, T, E)) * 2
-    chosen = np.argsort(-logits, axis=-1)[..., :K]
-    documents = np.sort(rng.integers(0, 6, T))
-    return trace_of(
-        np.where(rng.random((L, T, K)) < drop, -1, chosen),
-        num_experts=E,
-        router_logits=logits,
-        token_ids=rng.integers(0, 4, T),
-        document_ids=documents,
-        domain_ids=documents % 3,
-        domains=["a", "b", "c"],
-    )
 
 
 def test_expert_load_by_hand() -> None:
@@ -63,7 +48,10 @@ def test_load_balance_by_hand() -> None:
     assert row["load_imbalance"] == pytest.approx(2.4)
     assert row["max_violation"] == pytest.approx(1.4)
     assert row["cv"] == pytest.approx(np.sqrt(1.1875) / 1.25)
+    assert row["min_violation"] == pytest.approx(1)
     assert row["dead_experts"] == 1
+    assert (row["utilisation"], row["oversubscribed"]) == (0.75, 0.25)
+    assert row["top_mass"] == pytest.approx(3 / 5)
     assert row["effective_experts"] == pytest.approx(np.exp(scipy_entropy([3, 1, 1])))
     # Sorted 0, 1, 1, 3 with weights -3, -1, 1, 3: 9 / (4 * 5).
     assert row["gini"] == pytest.approx(0.45)
@@ -81,6 +69,49 @@ def test_even_and_collapsed_routing_reach_the_stated_ends() -> None:
     assert one[["load_imbalance", "dead_experts", "effective_experts", "gini"]].tolist() == (
         pytest.approx([E, E - 1, 1, (E - 1) / E])
     )
+
+
+def test_top_mass_is_that_of_one_expert_in_ten_rounded_up() -> None:
+    """11 experts with 1, 2, .. 11 tokens: the busiest two carry 21 of 66."""
+    chosen = np.repeat(np.arange(11), np.arange(1, 12))[:, None]
+    row = metrics.load_balance(trace_of(chosen, num_experts=11)).iloc[0]
+    assert row["top_mass"] == pytest.approx(21 / 66)
+    assert row["min_violation"] == pytest.approx(1 - 1 / 6)
+    assert row["oversubscribed"] == pytest.approx(5 / 11)
+
+
+def test_dropped_by_position_by_hand() -> None:
+    # Two documents of three and two tokens; the last ones of both lose slots.
+    trace = trace_of(
+        [[[0, 1], [0, 1], [0, -1], [0, 1], [-1, -1]], [[0, 1]] * 5], num_experts=2, document_ids=[0, 0, 0, 1, 1]
+    )
+    frame = metrics.dropped_by_position(trace)
+    assert frame["layer"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert frame["position_low"].tolist() == frame["position_high"].tolist() == [0, 1, 2] * 2
+    assert frame["slots"].tolist() == [4, 4, 2] * 2
+    assert frame["dropped"].tolist() == [0, 2, 1, 0, 0, 0]
+    assert frame["dropped_fraction"].tolist() == [0, 0.5, 0.5, 0, 0, 0]
+    two = metrics.dropped_by_position(trace, bins=2)
+    assert two[["position_low", "position_high"]].to_numpy()[:2].tolist() == [[0, 1], [2, 2]]
+    assert two["dropped_fraction"].tolist() == [0.25, 0.5, 0, 0]
+    assert metrics.dropped_by_position(trace, bins=1)["dropped"].tolist() == [3, 0]
+    with pytest.raises(UsageError, match="bins is 0; expected 1 or more"):
+        metrics.dropped_by_position(trace, bins=0)
+
+
+def test_positions_that_no_token_has_are_unknown() -> None:
+    frame = metrics.dropped_by_position(trace_of([[0], [-1]], num_experts=1, positions=[0, 3]))
+    assert frame["dropped_fraction"].isna().tolist() == [False, True, True, False]
+    assert frame["dropped_fraction"].tolist()[::3] == [0, 1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), bins=st.integers(1, 30))
+def test_drops_by_position_add_up_to_the_dropped_fraction(seed: int, bins: int) -> None:
+    trace = random_trace(seed, drop=0.3)
+    sums = metrics.dropped_by_position(trace, bins).groupby("layer")[["dropped", "slots"]].sum()
+    expected = metrics.load_balance(trace).set_index("layer")["dropped_fraction"]
+    assert (sums["dropped"] / sums["slots"]).to_numpy() == pytest.approx(expected.to_numpy())
 
 
 def test_two_collapsed_layers_are_not_hidden_by_each_other() -> None:
@@ -106,6 +137,25 @@ def test_router_entropy_by_hand_from_logits() -> None:
     assert frame["router_entropy"][0] == pytest.approx((1 + second) / 2, rel=1e-3)  # logits are float16
     assert frame["confidence"][0] == pytest.approx((0.25 + 0.5) / 2, rel=1e-3)
     assert frame["margin"][0] == pytest.approx((0 + 0.25) / 2, rel=1e-3)
+    assert frame["boundary"][0] == frame["margin"][0]  # one slot: the boundary is behind the first
+    # Mean of (1/4, 1/4, 1/4, 1/4) and (1/2, 1/4, 1/4, 0).
+    information = scipy_entropy([3, 2, 2, 1]) - np.log(4) * (1 + second) / 2
+    assert frame["mutual_information"][0] == pytest.approx(information, abs=1e-3)
+
+
+def test_the_boundary_lies_behind_the_last_chosen_expert() -> None:
+    logits = np.log([[0.4, 0.3, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7]])
+    boundary = metrics.router_entropy(trace_of([[0, 1], [3, 0]], num_experts=4, router_logits=logits))["boundary"]
+    assert boundary[0] == pytest.approx((0.1 + 0.0) / 2, abs=1e-3)
+    all_chosen = trace_of([[0, 1]], num_experts=2, router_logits=[[1.0, 0.0]])
+    assert np.isnan(metrics.router_entropy(all_chosen)["boundary"][0])
+
+
+def test_mutual_information_at_its_ends() -> None:
+    alike = trace_of([[0], [0]], num_experts=2, router_logits=[[1.0, 0.0]] * 2)
+    assert metrics.router_entropy(alike)["mutual_information"][0] == pytest.approx(0, abs=1e-12)
+    sure = trace_of([[0], [1]], num_experts=2, router_logits=[[90.0, 0.0], [0.0, 90.0]])
+    assert metrics.router_entropy(sure)["mutual_information"][0] == pytest.approx(np.log(2))
 
 
 def test_router_entropy_of_independent_sigmoids() -> None:
@@ -128,6 +178,7 @@ def test_router_entropy_from_scores_skips_tokens_without_expert() -> None:
     assert frame["router_entropy"][0] == pytest.approx(expected)
     assert frame["confidence"][0] == pytest.approx((0.5 + 0.75) / 2)
     assert frame["margin"][0] == pytest.approx((0 + 0.5) / 2)
+    assert frame[["boundary", "mutual_information"]].isna().all(axis=None)
     per_token = metrics.token_entropy(trace, 0)
     assert per_token.dtype == np.float32
     assert per_token[[0, 2]] == pytest.approx(np.array([0.5, scipy_entropy([3, 1]) / np.log(4)]))
@@ -185,6 +236,20 @@ def test_the_interval_widens_when_documents_differ() -> None:
         for x in (mixed, clumped)
     ]
     assert widths[1] > 5 * widths[0]
+
+
+def test_documents_of_one_source_count_as_one() -> None:
+    """Twenty documents of two books that differ: two observations, not twenty."""
+    documents = np.repeat(np.arange(20), 50)
+    chosen = (documents % 2)[:, None]
+    by_document = metrics.domain_specialization(trace_of(chosen, num_experts=2, document_ids=documents))
+    by_source = metrics.domain_specialization(
+        trace_of(chosen, num_experts=2, document_ids=documents, source_ids=documents % 2)
+    )
+    width = [frame.eval("high - low")[0] for frame in (by_document, by_source)]
+    assert width[1] > 1.5 * width[0]
+    one = trace_of(chosen, num_experts=2, document_ids=documents, source_ids=np.zeros(1000, int))
+    assert metrics.domain_specialization(one)["low"].isna().all()
 
 
 @pytest.mark.parametrize("alike", [0.0, 1.0])
@@ -248,20 +313,9 @@ def test_information_agrees_with_scikit_learn_and_scipy(seed: int) -> None:
 def test_renaming_experts_renames_the_answer(seed: int) -> None:
     trace = random_trace(seed)
     new_name = np.random.default_rng(seed).permutation(trace.num_experts)
-    indices = np.where(trace.router_indices < 0, -1, new_name[trace.router_indices])
-    assert trace.router_logits is not None
-    renamed = RoutingTrace.from_arrays(
-        router_indices=indices,
-        router_scores=trace.router_scores,
-        router_logits=trace.router_logits[..., np.argsort(new_name)],
-        num_experts=trace.num_experts,
-        token_ids=trace.token_ids,
-        document_ids=trace.document_ids,
-        domain_ids=trace.domain_ids,
-        domains=trace.domains,
-    )
+    other = renamed(trace, new_name)
     for measure in MEASURES:
-        before, after = measure(trace), measure(renamed)
+        before, after = measure(trace), measure(other)
         if "expert" in before:
             keys = [key for key in ("layer", "expert", "domain") if key in before]
             before = before.assign(expert=new_name[before["expert"]]).sort_values(keys, ignore_index=True)
@@ -274,8 +328,34 @@ def test_renaming_experts_renames_the_answer(seed: int) -> None:
 def test_counts_of_two_parts_add_up(seed: int, cut: int) -> None:
     trace = random_trace(seed)
     first = np.arange(60) < cut
-    for count in (expert_counts, domain_counts):
-        assert np.array_equal(count(trace.select(first)) + count(trace.select(~first)), count(trace))
+    for count in (expert_counts, domain_counts, domain_tokens, pair_counts, flow_counts):
+        assert np.array_equal(count(trace.select(first)) + count(trace.select(~first)), count(trace)), count.__name__
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_blocks_add_up_to_the_domains(seed: int) -> None:
+    trace = random_trace(seed)
+    found = block_counts(trace)
+    pairs = list(zip(found.source_ids.tolist(), found.domain_ids.tolist(), strict=True))
+    assert pairs == sorted(set(zip(trace.source_ids.tolist(), trace.domain_ids.tolist(), strict=True)))
+    for domain in range(3):
+        own = found.domain_ids == domain
+        assert np.array_equal(found.counts[:, own].sum(axis=1), domain_counts(trace)[:, domain])
+        assert found.tokens[own].sum() == domain_tokens(trace)[domain]
+
+
+def test_a_token_without_a_group_and_an_unused_slot_do_not_count() -> None:
+    counts = grouped_counts(np.array([[0, 1], [2, -1], [1, 2]]), np.array([1, 0, -1], np.int16), (3, 3))
+    assert counts.tolist() == [[0, 0, 1], [1, 1, 0], [0, 0, 0]]
+
+
+def test_counting_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = random_trace(0, L=3)
+    whole = [count(trace) for count in (expert_counts, pair_counts, flow_counts)]
+    monkeypatch.setattr("moe_core.routing.counts._CHUNK_TOKENS", 1)
+    pieces = [count(trace) for count in (expert_counts, pair_counts, flow_counts)]  # of 25 tokens, 5 experts squared
+    assert all(np.array_equal(a, b) for a, b in zip(whole, pieces, strict=True))
 
 
 @settings(max_examples=30, deadline=None)
@@ -285,6 +365,8 @@ def test_every_value_stays_in_its_documented_range(seed: int, K: int, drop: floa
     E = trace.num_experts
     ranges = {"share": (0, 1), "load_imbalance": (1, E), "cv": (0, E), "dead_experts": (0, E)}
     ranges |= {"effective_experts": (1, E), "gini": (0, 1), "dropped_fraction": (0, 1), "router_entropy": (0, 1)}
+    ranges |= {"min_violation": (0, 1), "utilisation": (0, 1), "oversubscribed": (0, 1), "top_mass": (0, 1)}
+    ranges |= {"boundary": (0, 1), "mutual_information": (0, np.log(E))}
     ranges |= {"confidence": (0, 1), "margin": (0, 1), "lift": (0, E / K), "low": (0, 1), "high": (0, 1)}
     ranges |= {"nmi": (0, 1), "jsd": (0, np.log(2)), "chance": (0, 1), "domain_nmi": (0, 1)}
     for measure in MEASURES:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from moe_core.errors import TraceError
 from moe_core.routing import RoutingTrace, concatenate
 
-ARRAYS = ("router_indices", "router_scores", "router_logits", "token_ids", "document_ids", "positions", "domain_ids")
+LAYERED = ("router_indices", "router_scores", "router_logits")
+ARRAYS = (*LAYERED, "token_ids", "document_ids", "source_ids", "positions", "domain_ids", "predicted_ids")
 
 
 def small(**changes: Any) -> RoutingTrace:
@@ -29,6 +30,8 @@ def small(**changes: Any) -> RoutingTrace:
         "num_experts": 4,
         "token_ids": [5, 6, 5],
         "document_ids": [0, 0, 1],
+        "source_ids": [7, 7, 9],
+        "predicted_ids": [6, 5, 8],
         "domain_ids": [0, 0, 1],
         "domains": ["legal", "code"],
         "layers": [1, 3],
@@ -52,7 +55,7 @@ def assert_same(a: RoutingTrace, b: RoutingTrace) -> None:
 def test_fields_have_the_documented_types() -> None:
     trace = small()
     kinds = [getattr(trace, name).dtype for name in ARRAYS]
-    assert kinds == [np.int16, np.float32, np.float16, np.int32, np.int32, np.int32, np.int16]
+    assert kinds == [np.int16, np.float32, np.float16, np.int32, np.int32, np.int32, np.int32, np.int16, np.int32]
     assert (trace.num_layers, trace.num_tokens, trace.top_k, trace.num_experts) == (2, 3, 2, 4)
     assert trace.positions.tolist() == [0, 1, 0]
     assert trace.layer_position(3) == 1
@@ -77,7 +80,9 @@ def test_least_input_is_enough() -> None:
         router_indices=[[0], [1]], router_scores=[[1.0], [1.0]], num_experts=2, token_ids=[7, 8]
     )
     assert (trace.layers, trace.domains) == ([0], ["all"])
-    assert trace.document_ids.tolist() == trace.positions.tolist() == [0, 1]
+    assert trace.document_ids.tolist() == trace.source_ids.tolist() == trace.positions.tolist() == [0, 1]
+    assert trace.predicted_ids is None
+    assert small(source_ids=None).source_ids.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,9 @@ def test_least_input_is_enough() -> None:
         ({"token_ids": [1, 2, -3]}, r"token_ids holds -3"),
         ({"positions": [0, 1, -1]}, r"positions holds -1"),
         ({"document_ids": [0, 1]}, r"document_ids has shape \[2\]"),
+        ({"source_ids": [0, 1]}, r"source_ids has shape \[2\]"),
+        ({"predicted_ids": [0, 1, -1]}, r"predicted_ids holds -1"),
+        ({"predicted_ids": [0, 1, 0.5]}, r"predicted_ids is float64 \[3\]; expected whole numbers"),
         ({"domain_ids": [0, 1, 2]}, r"domain_ids holds 2; expected 0 to 1"),
         ({"domain_ids": None}, r"2 domains but no domain_ids"),
         ({"domains": ["a", "a"]}, r"each once"),
@@ -150,6 +158,8 @@ def test_concatenate_matches_domains_by_name_and_refuses_other_models() -> None:
         concatenate([small(), small(layers=[0, 1])])
     with pytest.raises(TraceError, match="same keep_logits"):
         concatenate([small(), small(router_logits=None)])
+    with pytest.raises(TraceError, match="predicted_ids and some have not"):
+        concatenate([small(), small(predicted_ids=None)])
     with pytest.raises(TraceError, match="one tokenizer"):
         concatenate([small(), small(vocabulary={5: "other"})])
     with pytest.raises(TraceError, match="no traces"):
@@ -170,6 +180,8 @@ def test_disk_round_trip_is_exact(data: st.DataObject, tmp_path_factory: pytest.
         num_experts=E,
         token_ids=rng.integers(0, 9, T),
         document_ids=rng.integers(0, 3, T),
+        source_ids=rng.integers(0, 3, T) if data.draw(st.booleans()) else None,
+        predicted_ids=rng.integers(0, 9, T) if data.draw(st.booleans()) else None,
         domain_ids=rng.integers(0, 2, T),
         domains=data.draw(st.lists(st.text(min_size=1), min_size=2, max_size=2, unique=True)),
         layers=sorted(rng.choice(64, L, replace=False).tolist()),
@@ -181,14 +193,16 @@ def test_disk_round_trip_is_exact(data: st.DataObject, tmp_path_factory: pytest.
 
 
 def test_the_file_is_plain_parquet_for_others(tmp_path: Path) -> None:
-    small(vocabulary={5: "the", 6: "a", 99: "never"}).save(tmp_path / "new folder" / "x.parquet")
+    small(vocabulary={5: "the", 6: "a", 8: "guessed", 99: "never"}).save(tmp_path / "new folder" / "x.parquet")
     frame = pd.read_parquet(tmp_path / "new folder" / "x.parquet")
     assert frame["token_id"].tolist() == [5, 6, 5]
     assert frame["layer_1_expert_0"].tolist() == [0, 2, 3]
     assert frame["layer_3_score_1"].tolist() == [np.float32(x) for x in (0.1, 0.5, 0.0)]
     assert frame["layer_3_logits"][0].tolist() == [1.5, 1.625, 1.75, 1.875]
     metadata = json.loads(pq.read_schema(tmp_path / "new folder" / "x.parquet").metadata[b"moescope"])
-    assert metadata["vocabulary"] == {"5": "the", "6": "a"}
+    assert metadata["vocabulary"] == {"5": "the", "6": "a", "8": "guessed"}
+    assert frame["source_id"].tolist() == [7, 7, 9]
+    assert frame["predicted_id"].tolist() == [6, 5, 8]
     assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["x.parquet"]
 
 
@@ -273,6 +287,16 @@ def test_alien_metadata_is_refused(tmp_path: Path, change: Any, message: str) ->
     with pytest.raises(TraceError, match=message) as caught:
         RoutingTrace.load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_sources_takes_each_document_as_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    small().save(path)
+    pq.write_table(pq.read_table(path).drop_columns(["source_id", "predicted_id"]), path)
+    assert_same(
+        RoutingTrace.load(path),
+        small(source_ids=None, predicted_ids=None, vocabulary={5: "the", 6: " <img onerror=x>\n"}),
+    )
 
 
 @pytest.mark.parametrize("values", [["a", "b", "c"], [1, None, 2], [0.5, 1.5, 2.5]])
