@@ -48,7 +48,7 @@ def data(arguments: argparse.Namespace, output: Output) -> int:
 def trace(arguments: argparse.Namespace, output: Output) -> int:
     """Trace a text or documents through a run's newest checkpoint into a Parquet file."""
     check_regular(arguments.out, "--out")
-    _existing(arguments.run)
+    existing_run(arguments.run)
     from moe_core.data.sources import read_documents
     from moe_core.inference.tracing import trace_documents, trace_text
     from moe_core.runs.checkpoint import load_run
@@ -85,7 +85,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
     """Write every figure of a run or a trace in every format asked for."""
     folder = _folder(arguments.out)
     if arguments.run is not None:
-        _existing(arguments.run)
+        existing_run(arguments.run)
     from moe_core.figures.run_figures import save_figure
 
     formats = list(dict.fromkeys(arguments.format or ["png"]))
@@ -119,7 +119,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
 
 def generate(arguments: argparse.Namespace, output: Output) -> int:
     """Continue a prompt: text on stdout as it comes, speed on stderr."""
-    _existing(arguments.run)
+    existing_run(arguments.run)
     intervention = _intervention(arguments)
     from moe_core.inference.generate import SamplingConfig
     from moe_core.inference.generate import generate as generate_tokens
@@ -182,7 +182,7 @@ def runs(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 
 
 def slim(arguments: argparse.Namespace, output: Output) -> int:
     """Reduce a run to what is needed to look at it and use it."""
-    run = _existing(arguments.run)
+    run = existing_run(arguments.run)
     from moe_core.runs.checkpoint import slim_run
 
     size = slim_run(run, max_bytes=arguments.max_mib * 2**20)
@@ -210,10 +210,10 @@ def _figures(arguments: argparse.Namespace) -> list[Figure]:
         from moe_core.routing.trace import RoutingTrace
 
         return list(figures_of_trace(RoutingTrace.load(arguments.trace)).values())
-    return list(figures_of_run(_existing(arguments.run)).values())
+    return list(figures_of_run(existing_run(arguments.run)).values())
 
 
-def _existing(name: str) -> RunFolder:
+def existing_run(name: str) -> RunFolder:
     """The run of that name; refused before torch is imported when there is none."""
     from moe_core.runs.folder import RunFolder
 

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from moe_core.cli import commands, training
+from moe_core.cli import analysis, commands, training
 from moe_core.cli.output import JSON_TO_STDOUT
 from moe_core.errors import UsageError
 
@@ -24,6 +24,7 @@ commands (each has its own --help):
   trace      record which experts every token of a text goes to
   plots      write every figure of a run or a trace
   generate   continue a text, token by token
+  ablate     switch experts off one by one and measure what is lost
   runs       list the runs with their state and key figures
   slim       make a run small enough to ship
 
@@ -203,6 +204,28 @@ def _generate_parser() -> Parser:
     return _finish(parser, commands.generate)
 
 
+def _ablate_parser() -> Parser:
+    parser = _command(
+        "ablate",
+        "Switch experts off one by one and measure what the loss on each domain becomes; for the whole map, also "
+        "whether\nanything observed predicts which experts matter. What is measured is kept in the run's folder: "
+        "repeat the command\nto go on after an interruption.",
+        "python main.py ablate --run demo\n  python main.py ablate --run demo --layer 2 --expert 5 --mode reroute",
+    )
+    parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint is examined")
+    parser.add_argument("--layer", metavar="L", type=_whole(0, 999_999), help="only this layer, counted from 0")
+    parser.add_argument("--expert", metavar="E", type=_whole(0, 999_999), help="only this expert of --layer")
+    parser.add_argument(
+        "--mode", choices=ABLATION_MODES, default="zero", help="what the expert leaves behind: nothing (zero, the "
+        "default), the same total weight on the token's other experts (renormalise), or another choice (reroute)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="PATH", help="read this text, a file or folder of documents as for training, instead of the "
+        "run's held-out text; its first 2048 tokens a domain",
+    )  # fmt: skip
+    return _finish(parser, analysis.ablate)
+
+
 def _runs_parser() -> Parser:
     parser = _command("runs", "List the runs, the last updated first, with their state and key figures.",
                       "python main.py runs --json runs.json")  # fmt: skip
@@ -228,6 +251,7 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
     "trace": _trace_parser,
     "plots": _plots_parser,
     "generate": _generate_parser,
+    "ablate": _ablate_parser,
     "runs": _runs_parser,
     "slim": _slim_parser,
 }

@@ -73,13 +73,13 @@ class AblationJournal:
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep the rows of one expert. Raises RunError when the disk refuses; what was there is then untouched."""
-        lines = [{"rows": rows}]
+        content = json.dumps(json_safe({"rows": rows}), allow_nan=False) + "\n"
         with translate_os_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if not self._path.exists():
-                lines.insert(0, {"of": asdict(self._of)})  # type: ignore[dict-item]
-            # A writer that was killed may have left half a line: the first line break ends that one.
-            content = "\n" + "".join(json.dumps(json_safe(line), allow_nan=False) + "\n" for line in lines)
+                content = json.dumps({"of": asdict(self._of)}) + "\n" + content
+            elif not self._path.read_bytes().endswith(b"\n"):
+                content = "\n" + content  # ends the half line that a killed writer left
             with self._path.open("ab", buffering=0) as file:
                 start = file.tell()
                 if file.write(content.encode()) < len(content):

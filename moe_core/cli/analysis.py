@@ -1,0 +1,131 @@
+"""`python main.py ablate`: what a run loses without each of its experts. Heavy modules are imported inside."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from moe_core.cli.commands import existing_run
+from moe_core.cli.output import Output, duration, progress_on_stderr, table
+from moe_core.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moe_core.data.tokens import TokenDataset
+    from moe_core.runs.checkpoint import LoadedRun
+
+ROWS_SHOWN = 40
+"""Experts that the printed table holds; --json and the run's folder hold all."""
+
+
+def ablate(arguments: argparse.Namespace, output: Output) -> int:
+    """Switch experts off one by one: the whole map with its correlations, one layer, or one expert."""
+    if arguments.expert is not None and arguments.layer is None:
+        raise UsageError(f"--expert {arguments.expert} needs --layer: every layer has an expert of that number")
+    run = existing_run(arguments.run)
+    from moe_core.routing import verdicts
+    from moe_core.runs.checkpoint import load_run
+
+    began = time.perf_counter()
+    loaded = load_run(run.name)
+    result = _whole_map(loaded, arguments) if arguments.layer is None else _part(loaded, arguments)
+    effects: pd.DataFrame = result["effects"]
+    said = {"ablation": verdicts.ablation_verdict(effects)}
+    output.say(_effects_table(effects))
+    output.say(
+        "Change of loss in nats per token (with its 95 % interval) when the expert is off; ~ behind a domain's: "
+        "0 is possible too."
+    )
+    if "correlations" in result:
+        said["importance"] = verdicts.importance_verdict(result["correlations"])
+        output.say()
+        output.say(_correlations_table(result["correlations"]))
+        output.say("rho: rank correlation with the change of loss within a layer; pooled: over all experts.")
+    output.say()
+    for sentence in said.values():
+        output.say(sentence)
+    seconds = time.perf_counter() - began
+    read = f"{effects.attrs['tokens']:,} tokens of {effects.attrs['text']}"
+    output.say(f"{read} through step {loaded.step:,} in {duration(seconds)}; kept in {run.path / 'analysis'}")
+    output.figures(
+        {
+            "run": run.name,
+            "step": loaded.step,
+            "mode": arguments.mode,
+            "text": effects.attrs["text"],
+            "tokens": effects.attrs["tokens"],
+            "seconds": seconds,
+            **{name: frame.to_dict("records") for name, frame in result.items()},
+            "verdicts": said,
+        }
+    )
+    return 0
+
+
+def _whole_map(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    from moe_core.evaluation.analysis import analyse_run
+
+    with progress_on_stderr() as progress:
+        found = analyse_run(loaded, **_text(loaded, arguments), mode=arguments.mode, progress=progress)
+    return {"effects": found.effects, "importance": found.importance, "correlations": found.correlations}
+
+
+def _part(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    from moe_core.evaluation.ablation import ablation_map
+
+    with progress_on_stderr() as progress:
+        effects = ablation_map(
+            loaded,
+            **_text(loaded, arguments),
+            mode=arguments.mode,
+            layers=[arguments.layer],
+            experts=None if arguments.expert is None else [arguments.expert],
+            run=loaded.run,
+            progress=progress,
+        )
+    return {"effects": effects}
+
+
+def _text(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that say which text to read; none for the held-out text."""
+    if arguments.data is None:
+        return {}
+    from moe_core.data.sources import read_documents
+    from moe_core.evaluation.ablation import TOKENS_PER_DOMAIN
+    from moe_core.inference.windows import as_dataset
+
+    dataset: TokenDataset = as_dataset(loaded, read_documents(arguments.data)).select(TOKENS_PER_DOMAIN, seed=0)
+    return {"documents": dataset, "text": arguments.data}
+
+
+def _effects_table(effects: pd.DataFrame) -> str:
+    """A row an expert, the largest changes where there are too many; a column a domain."""
+    total = effects[effects["domain"] == "all"]
+    if len(total) > ROWS_SHOWN:
+        total = total.loc[total["delta_nats"].abs().nlargest(ROWS_SHOWN).index]
+    domains = [name for name in dict.fromkeys(effects["domain"]) if name != "all"]
+    cells = {(row["layer"], row["expert"], row["domain"]): row for row in effects.to_dict("records")}
+    rows = []
+    for one in total.to_dict("records"):
+        layer, expert = one["layer"], one["expert"]
+        own = (cells.get((layer, expert, name)) for name in domains)
+        rows.append(
+            [str(layer), str(expert), f"{one['affected']:,}", f"{one['delta_nats']:+.4f}", _interval(one, 4)]
+            + ["-" if cell is None else f"{cell['delta_nats']:+.4f}{'~' if cell['uncertain'] else ''}" for cell in own]
+        )
+    return table(["layer", "expert", "affected", "all", "interval", *domains], rows)
+
+
+def _correlations_table(correlations: pd.DataFrame) -> str:
+    rows = [
+        [row["measure"], f"{row['rho']:+.2f}", _interval(row, 2), f"{row['rho_pooled']:+.2f}", row["verdict"]]
+        for row in correlations.to_dict("records")
+    ]
+    return table(["measure", "rho", "interval", "pooled", "verdict"], rows)
+
+
+def _interval(row: Mapping[Hashable, Any], digits: int) -> str:
+    return f"{row['low']:+.{digits}f} to {row['high']:+.{digits}f}"
