@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from moe_core.errors import DataError, RunError, UsageError
 from moe_core.inference.generate import GeneratedToken, SamplingConfig, generate, sample
 from moe_core.inference.loaded import context_window
 from moe_core.inference.tracing import trace_text
+from moe_core.routing import Intervention, capture, intervene
 
 GREEDY = SamplingConfig(max_new_tokens=10, temperature=0)
 
@@ -211,3 +213,62 @@ def test_stopping_early_leaves_nothing_behind(loaded: Loaded) -> None:
     next(stream)
     assert not torch.is_inference_mode_enabled()
     assert not any(module._forward_hooks for module in loaded.model.modules())
+
+
+# ---- under an intervention ----
+
+CHANGES = [
+    Intervention(ablate=((1, 0), (2, 1))),
+    Intervention(ablate=((1, 0),), mode="renormalise"),
+    Intervention(ablate=((1, 0), (2, 1)), mode="reroute"),
+    Intervention(force=((2, 3),)),
+    Intervention(top_k=1),
+    Intervention(top_k=3, temperature=4.0),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=Intervention.describe)
+def test_generation_under_an_intervention_is_the_uncached_argmax_of_the_changed_model(
+    roomy: Loaded, change: Intervention
+) -> None:
+    with intervene(roomy.model, change):
+        expected = uncached_greedy(roomy, "The café", 12)
+    found = list(generate(roomy, "The café", replace(GREEDY, max_new_tokens=12), change))
+    assert [token.token_id for token in found] == expected[: len(found)]
+    for token in found:
+        assert token.experts.shape == (2, change.top_k or 2)
+        for layer, expert in change.ablate:
+            assert expert not in token.experts[layer - 1]
+        for layer, expert in change.force:
+            assert expert in token.experts[layer - 1]
+
+
+def test_each_reader_of_a_shared_model_has_its_own_intervention(roomy: Loaded) -> None:
+    def written(tokens: Iterable[GeneratedToken]) -> list[tuple[int, float]]:
+        return [(token.token_id, token.loss) for token in tokens]
+
+    def text(change: Intervention | None) -> list[tuple[int, float]]:
+        return written(generate(roomy, "The", GREEDY, change))
+
+    change = Intervention(ablate=tuple((layer, expert) for layer in (1, 2) for expert in range(3)))
+    plain, changed = text(None), text(change)
+    assert plain != changed
+    assert text(Intervention()) == plain
+    # Step by step in turn, as a page that streams both side by side; and a reader that is given up in the middle.
+    pairs = list(zip(generate(roomy, "The", GREEDY, change), generate(roomy, "The", GREEDY), strict=False))
+    assert [written(pair) for pair in pairs] == [list(pair) for pair in zip(changed, plain, strict=False)]
+    given_up = generate(roomy, "The", GREEDY, change)
+    next(given_up)
+    with torch.inference_mode(), capture(roomy.model) as recorder:
+        roomy.model(torch.tensor([[1, 2, 3]]))
+    assert (recorder.trace(token_ids=[1, 2, 3]).router_indices >= 0).all()
+    given_up.close()  # type: ignore[attr-defined]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in roomy.model.modules())
+
+
+@pytest.mark.parametrize(
+    "change", [Intervention(ablate=((0, 1),)), Intervention(force=((1, 4),)), Intervention(top_k=9)]
+)
+def test_what_the_model_cannot_do_is_refused_at_once(loaded: Loaded, change: Intervention) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        generate(loaded, "The", GREEDY, change)

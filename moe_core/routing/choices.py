@@ -45,9 +45,11 @@ def choose(
     for change in changes:
         if change.temperature is not None:
             wanted = wanted / change.temperature
+        top_k = change.top_k or top_k
+    # After every temperature: dividing may round the step by which a forced expert leads away.
+    for change in changes:
         if forced := change.forced_in(layer):
             wanted = _lift(wanted, forced)
-        top_k = change.top_k or top_k
     if wanted is not logits or top_k != indices.shape[1]:
         scores, indices = router.choose(wanted, top_k)
     absent: list[int] = []

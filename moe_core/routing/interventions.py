@@ -134,8 +134,8 @@ def intervene(
             model(token_ids)
 
     Other threads that use the same model see nothing; nothing is left behind, also after an exception. Nested blocks
-    add up: temperature, force and top_k of all (outer first), then the ablations of all; tokens that the inner one does
-    not concern stay bit-identical to the outer one alone. The model must be in eval mode; gradients flow as through
+    add up: temperatures, then forced experts, then the inner top_k, then ablations, each outer first; tokens that the
+    inner one does not concern stay bit-identical to the outer one alone. The model must be in eval mode; gradients flow as through
     the model itself. In a generator open it around each step, not around a yield.
     Raises UsageError if the model lacks a layer or expert; if an expert is both forced and ablated; or if its routers
     have no `choose(logits_TE, top_k) -> (scores_TK, indices_TK)` where one is needed: for all but zero and renormalise.
