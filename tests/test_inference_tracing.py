@@ -19,7 +19,9 @@ from moe_core.inference import tracing
 from moe_core.inference.loaded import context_window
 from moe_core.inference.tracing import trace_documents, trace_text
 from moe_core.model.transformer import MoETransformer
+from moe_core.routing import RoutingTrace
 from moe_core.runs.checkpoint import load_run
+from moe_core.training.probe import probe_routing
 
 TEXT = "The café opened at nine. Der Rest ist Schweigen; 日本 waits.\n" * 3
 
@@ -167,6 +169,26 @@ def test_a_checkpoint_on_disk_can_be_traced_and_names_itself(trained_root: Path)
     assert trace.source == f"run tiny, step {run.step}"
     assert trace.domains == list(dict.fromkeys(document.domain for document in documents))
     assert np.bincount(trace.domain_ids).tolist() == [100] * 4
+
+
+def test_a_probe_keeps_sources_and_what_the_model_predicted(trained_root: Path) -> None:
+    run = load_run("tiny", trained_root)
+    documents = run.run.held_out("unseen")
+    dataset = TokenDataset.build(documents, run.tokenizer, run.run.domains()).select(60, seed=0)
+    trace = probe_routing(run.model, dataset, seq_len=32, vocabulary=run.tokenizer.vocabulary(), source="x")
+    assert trace.predicted_ids is not None
+    for document in np.unique(dataset.document_ids):
+        own = trace.document_ids == document
+        ids = trace.token_ids[own]
+        assert len(ids) < 32
+        with torch.inference_mode():
+            logits = run.model(torch.from_numpy(ids.astype(np.int64))[None]).logits
+        assert trace.predicted_ids[own].tolist() == logits[0].argmax(dim=-1).tolist()
+        sources = dataset.source_ids[dataset.document_ids == document]
+        assert set(trace.source_ids[own].tolist()) == set(sources.tolist())
+    stored = sorted((trained_root / "tiny" / "probes").glob("*.parquet"))
+    assert all(RoutingTrace.load(path).predicted_ids is not None for path in stored)
+    assert stored
 
 
 def test_nothing_to_trace_is_refused(loaded: Loaded) -> None:

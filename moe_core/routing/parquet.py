@@ -53,7 +53,7 @@ def read_metadata(path: Path) -> tuple[dict[str, Any], int]:
     """What is not per token, its vocabulary by number, and the number of tokens. Raises TraceError as `read_trace`."""
     with _opened(path) as (file, metadata):
         _check_columns(file.schema_arrow.names, metadata)
-        return metadata | {"vocabulary": _vocabulary(metadata)}, file.metadata.num_rows
+        return metadata, file.metadata.num_rows
 
 
 def read_parts(path: Path, part_tokens: int) -> Iterator[RoutingTrace]:
@@ -82,9 +82,8 @@ def read_documents(path: Path) -> tuple[npt.NDArray[Any], Int64Array]:
     found: dict[int, int] = {}
     with _opened(path) as (file, _):
         for batch in file.iter_batches(batch_size=ROW_GROUP_TOKENS, columns=["document_id"]):
-            for document, tokens in zip(
-                *(x.tolist() for x in np.unique(_column(batch, "document_id"), return_counts=True)), strict=True
-            ):
+            documents_N, tokens_N = np.unique(_column(batch, "document_id"), return_counts=True)
+            for document, tokens in zip(documents_N.tolist(), tokens_N.tolist(), strict=True):
                 found[document] = found.get(document, 0) + tokens
     ids = sorted(found)
     return np.array(ids, dtype=np.int32), np.array([found[i] for i in ids], dtype=np.int64)
@@ -92,7 +91,7 @@ def read_documents(path: Path) -> tuple[npt.NDArray[Any], Int64Array]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
-    """The open file and its metadata; whatever is wrong with it becomes one line."""
+    """The open file and its metadata, the vocabulary by number; whatever is wrong with it becomes one line."""
     if not path.is_file():
         raise TraceError(f"no trace at {str(path)!r}; expected a Parquet file made by RoutingTrace.save")
     try:
@@ -105,6 +104,7 @@ def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
                 raise TraceError(
                     f"format {metadata['format']!r} is unknown; expected {FORMAT}, update Moescope or trace again"
                 )
+            metadata["vocabulary"] = {int(key): text for key, text in metadata["vocabulary"].items()}
             yield file, metadata
     except TraceError as error:
         raise TraceError(f"trace {str(path)!r}: {error}") from None
@@ -171,12 +171,8 @@ def _from_table(table: pa.Table, metadata: dict[str, Any]) -> RoutingTrace:
         layers=layers,
         score_function=metadata["score_function"],
         source=metadata["source"],
-        vocabulary=_vocabulary(metadata),
+        vocabulary=metadata["vocabulary"],
     )
-
-
-def _vocabulary(metadata: dict[str, Any]) -> dict[int, str]:
-    return {int(key): text for key, text in metadata["vocabulary"].items()}
 
 
 def _check_columns(names: list[str], metadata: dict[str, Any]) -> None:
