@@ -1,21 +1,136 @@
-"""Follow: what changed between two runs, two steps of one run, or two texts?"""
+"""Follow: what is different between two runs, two steps of one run, or two texts?"""
 
 from __future__ import annotations
+
+from functools import partial
 
 import streamlit as st
 
 from app import loaders, state
-from app.components.page import header, plain
-from moe_core.errors import RunError
+from app.components.comparison import (
+    Comparison,
+    Side,
+    compare,
+    domains_figure,
+    have_same_tokens,
+    load_figure,
+    relation,
+    texts_of_both,
+)
+from app.components.figure import show_figure
+from app.components.page import answer, header, plain
+from app.components.progress import progress_bar
+from app.components.text_picker import pick_text
+from app.components.token_view import token_view, view_payload
+from moe_core.errors import RunError, UsageError
+from moe_core.routing import baselines, verdicts
 
-run = state.selected_run()
-other = state.compared()
-header("What changed?")
-first = run.probe_steps()[:1]
-loaders.probe_step(run)
-if other is None and len(run.probe_steps()) > 1:
-    other = state.Compared(run, first[0])
-if other is None:
-    raise RunError(f"run {run.name!r} has one snapshot only; choose another run to compare with in the side bar")
-when = "its newest state" if other.step is None else f"step {other.step:,}"
-st.markdown(plain(f"{run.name}, held against {other.run.name} at {when}."))
+RUNS, TEXTS = "Runs or steps", "Two texts"
+MOVER_TERMS = ["expert", "domain", "interval"]
+DIFF_TERMS = ["token", "top-k", "interval"]
+MAP_TERMS = {"domains": ["domain", "lift", "interval"], "load": ["expert load", "lift"]}
+MATCH_COLUMNS = {
+    "layer": st.column_config.NumberColumn("Layer"),
+    "expert_a": st.column_config.NumberColumn("Number here, and in A"),
+    "expert_b": st.column_config.NumberColumn("Its own number in B"),
+    "overlap": st.column_config.ProgressColumn("Tokens in common", min_value=0, max_value=1, format="percent"),
+}
+# Keys of this page: what is compared, in the URL; the two token views.
+KIND, VIEW = "compare_kind", "compare_view_{}"
+
+
+def against_run() -> Comparison:
+    """The chosen run held against what the side bar names, or else against its first snapshot."""
+    other = state.compared()
+    steps = run.probe_steps()
+    if other is None:
+        loaders.probe_step(run)
+        if len(steps) < 2:
+            raise RunError(f"run {run.name!r} has one snapshot only; choose another run in the side bar")
+        other = state.Compared(run, steps[0])
+    step = loaders.probe_step(other.run) if other.step is None else other.step
+    first, second = loaders.probe(run), loaders.probe(other.run, step)
+    # The later one is the second: what changed is told in the order in which it happened.
+    names = [f"{run.name}, step {steps[-1]:,}", f"{other.run.name}, step {step:,}"]
+    if other.run.name == run.name:
+        return compare(Side(names[1], second), Side(names[0], first), one_model=True)
+    if not have_same_tokens(first.trace, second.trace):
+        with progress_bar("Sending the same text through both models") as bar:
+            first, second = loaders.deep_routing(run, bar), loaders.deep_routing(run, bar, through=other.run)
+        names = [f"{one.name}, newest checkpoint" for one in (run, other.run)]
+    return compare(Side(names[0], first), Side(names[1], second), one_model=False)
+
+
+def against_text() -> Comparison:
+    """Two texts through the chosen run, each the held-out text of a domain or what is typed."""
+    sides = []
+    for place, (letter, column) in enumerate(zip("AB", st.columns(2), strict=True)):
+        with column:
+            sides.append(pick_text(run, letter, place))
+    return compare(*sides, one_model=True)
+
+
+def show(comparison: Comparison) -> None:
+    """The answer and the main picture, then the two maps, then one text through both."""
+    if comparison.comparable and comparison.same_tokens:
+        verdict = comparison.diff().verdict
+    elif comparison.comparable:
+        verdict = comparison.movers().verdict
+    else:
+        nmi = [(letter, side.measured.get(baselines.domain_nmi)) for letter, side in comparison.sides]
+        verdict = " ".join(f"{letter}: {verdicts.domain_verdict(frame)}" for letter, frame in nmi)
+    with head:
+        answer(f"A is {comparison.first.name}, B is {comparison.second.name}. {verdict}")
+    if remark := relation(comparison):
+        st.info(plain(remark), icon=":material/shuffle:")
+    if comparison.comparable:
+        show_figure(comparison.movers(), key="movers", terms=MOVER_TERMS)
+        if comparison.same_tokens:
+            st.caption(plain(comparison.movers().verdict))
+    show_maps(comparison)
+    if comparison.comparable and comparison.same_tokens:
+        show_figure(comparison.diff(), key="flips", terms=DIFF_TERMS)
+        show_texts(comparison)
+    if comparison.matches is not None:
+        st.markdown("#### Which expert is which?")
+        st.dataframe(comparison.matches, hide_index=True, key="matches", column_config=MATCH_COLUMNS)
+
+
+def show_maps(comparison: Comparison) -> None:
+    """Domains of the chosen layer's experts, and the load of all layers, on the same scales side by side."""
+    for (letter, side), column in zip(comparison.sides, st.columns(2), strict=True):
+        with column:
+            st.markdown(f"#### {letter}: {plain(side.name)}")
+            figures = {"domains": side.measured.get(domains_figure, layer), "load": side.measured.get(load_figure)}
+            for name, figure in figures.items():
+                if figure is not None:
+                    st.caption(plain(figure.title))
+                    show_figure(figure, key=f"{letter.lower()}_{name}", title="", terms=MAP_TERMS[name])
+
+
+@st.fragment
+def show_texts(comparison: Comparison) -> None:
+    """One document of each domain, coloured by both sides' experts; tokens that go elsewhere are dotted."""
+    st.markdown("#### The same text in both")
+    columns, views = st.columns(2), texts_of_both(comparison)
+    for (letter, side), column, arrays in zip(comparison.sides, columns, views, strict=True):
+        with column:
+            st.markdown(f"**{letter}: {plain(side.name)}**")
+            key = VIEW.format(letter.lower())
+            payload = view_payload(arrays, series=f"{id(comparison.first.measured)}-{id(side.measured)}")
+            choice = token_view(payload, layer=layer, key=key, on_layer=partial(state.follow_layer, key))
+            if choice.layer is not None and choice.layer != layer:
+                st.rerun()
+
+
+run, layer = state.selected_run(), state.selected_layer()
+head = st.container()
+with head:
+    header("What is different?")
+kind = st.segmented_control("Compare", [RUNS, TEXTS], required=True, default=RUNS, key=KIND, bind="query-params")
+try:
+    comparison = against_text() if kind == TEXTS else against_run()
+except UsageError as error:
+    st.info(f"{str(error)[:1].upper()}{str(error)[1:]}.", icon=":material/edit:")
+else:
+    show(comparison)

@@ -14,6 +14,7 @@ from app.measured import Measured
 if TYPE_CHECKING:
     import pandas as pd
 
+    from moe_core.figures.figure import Figure
     from moe_core.routing import RoutingTrace
 
 
@@ -39,21 +40,22 @@ class Comparison:
     """metrics.match_experts of the routings as they were, when experts are "matched"."""
 
     @property
+    def sides(self) -> tuple[tuple[str, Side], tuple[str, Side]]:
+        """Both with the letters that figures give them."""
+        return ("A", self.first), ("B", self.second)
+
+    @property
     def comparable(self) -> bool:
         """May a share of expert 3 in one be held against a share of expert 3 in the other?"""
         return self.experts != "unrelated"
 
-    def diff(self) -> pd.DataFrame:
-        """metrics.routing_diff; only of the same tokens."""
-        from moe_core.routing import metrics
+    def diff(self) -> Figure:
+        """Which layers choose otherwise; only of the same tokens."""
+        return self.first.measured.get(_diff, self.second.measured.trace)
 
-        return self.first.measured.get(metrics.routing_diff, self.second.measured.trace)
-
-    def movers(self) -> pd.DataFrame:
-        """metrics.routing_movers; only where experts are comparable."""
-        from moe_core.routing import metrics
-
-        return self.first.measured.get(metrics.routing_movers, self.second.measured.trace)
+    def movers(self) -> Figure:
+        """Which experts take more or fewer tokens; only where experts are comparable."""
+        return self.first.measured.get(_movers, self.second.measured.trace)
 
 
 def compare(first: Side, second: Side, *, one_model: bool) -> Comparison:
@@ -81,7 +83,7 @@ def relation(comparison: Comparison) -> str:
     """What the numbers of the experts mean in this comparison, in one or two sentences; "" where it needs no word."""
     a, b = comparison.first.measured.trace, comparison.second.measured.trace
     if comparison.experts == "same":
-        return ""
+        return _too_few_sources(comparison)
     if comparison.matches is None:
         why = (
             f"{a.num_layers} layers of {a.num_experts} experts and {b.num_layers} layers of {b.num_experts}"
@@ -99,6 +101,36 @@ def relation(comparison: Comparison) -> str:
         f"the same tokens. Matched experts share {comparison.matches['overlap'].mean():.0%} of their tokens "
         f"(about {even / (2 - even):.0%} if they had nothing to do with each other)."
     )
+
+
+def _too_few_sources(comparison: Comparison) -> str:
+    single = [side.name for _, side in comparison.sides if len(np.unique(side.measured.trace.source_ids)) < 2]
+    if not single:
+        return ""
+    return (
+        f"{' and '.join(dict.fromkeys(single)).capitalize()}: all from one source, whose tokens are alike. How surely "
+        "the shares differ cannot be told from that; hold two domains against each other, or several sources."
+    )
+
+
+def load_figure(trace: RoutingTrace) -> Figure:
+    """The load of all experts; for Measured.get, as drawing takes longer than measuring."""
+    from moe_core.figures.run_figures import load_map_figure
+    from moe_core.routing import metrics
+
+    return load_map_figure(metrics.expert_load(trace), metrics.load_balance(trace))
+
+
+def domains_figure(trace: RoutingTrace, layer: int) -> Figure | None:
+    """The domains of one layer's experts, of the nearest one where the model has no such layer; None where there is
+    one domain only."""
+    from moe_core.figures.run_figures import domain_map_figure
+    from moe_core.routing import baselines, metrics
+
+    if len(np.unique(trace.domain_ids)) < 2:
+        return None
+    shown = min(trace.layers, key=lambda own: abs(own - layer))
+    return domain_map_figure(metrics.domain_specialization(trace), baselines.domain_nmi(trace), shown)
 
 
 def one_text(trace: RoutingTrace, name: str) -> RoutingTrace:
@@ -132,3 +164,20 @@ def _matched(b: RoutingTrace, first: Measured) -> Measured:
     if logits is not None:
         logits = np.stack([logits[at][:, np.argsort(names[at][1:])] for at in range(b.num_layers)])
     return Measured(replace(b, router_indices=indices, router_logits=logits))
+
+
+def _diff(a: RoutingTrace, b: RoutingTrace) -> Figure:
+    from moe_core.figures.changes import diff_figure
+    from moe_core.routing import metrics
+
+    return diff_figure(metrics.routing_diff(a, b))
+
+
+def _movers(a: RoutingTrace, b: RoutingTrace) -> Figure:
+    from moe_core.figures.changes import movers_figure
+    from moe_core.routing import metrics
+
+    movers = metrics.routing_movers(a, b)
+    if movers["domain"].nunique() == 2:  # "all", and the only one there is
+        movers = movers[movers["domain"] == "all"].reset_index(drop=True)
+    return movers_figure(movers)

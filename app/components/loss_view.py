@@ -157,7 +157,7 @@ def chosen(effects: TokenEffects, change: Change) -> npt.NDArray[np.bool_]:
     """bool [T]: tokens that had chosen the expert before the change."""
     trace = effects.trace
     own: npt.NDArray[np.bool_] = trace.router_indices[trace.layer_position(change.layer)] == change.expert
-    return own.any(axis=1)
+    return np.asarray(own.any(axis=1))
 
 
 def loss_verdict(effects: TokenEffects, change: Change) -> str:

@@ -1,0 +1,58 @@
+"""Pick a text: what the run holds out of one domain, or what is typed; and its routing by the newest checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from app import loaders, state
+from app.components.comparison import Side, one_text
+from app.components.progress import progress_bar
+from app.components.token_view_passages import Passage, trace_passages
+from app.measured import Measured
+from moe_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from moe_core.routing import RoutingTrace
+    from moe_core.runs import RunFolder
+
+OWN = "Your own text"
+OWN_TEXT = "def total(prices):\n    return sum(prices)\n"
+
+
+def pick_text(run: RunFolder, letter: str, place: int) -> Side:
+    """Draw the picker of text `letter`; its choice stands in the URL as text_a, text_b. `place`: the domain that is
+    chosen at first. Raises UsageError while there is no text."""
+    options = [*run.domains(), OWN]
+    key = f"text_{letter.lower()}"
+    state.preset(key, options, options[min(place, len(options) - 1)])
+    name = str(st.segmented_control(f"Text {letter}", options, required=True, key=key, bind="query-params"))
+    if name == OWN:
+        return Side("your own text", _typed(run, f"{key}_typed"))
+    with progress_bar("Sending held-out text through the model") as bar:
+        routing = loaders.deep_routing(run, bar)
+    return Side(f"{name} text", routing.get(_of_domain, name))
+
+
+def _typed(run: RunFolder, key: str) -> Measured:
+    """What is typed, traced once for each text and checkpoint."""
+    typed = st.text_area("Text", OWN_TEXT, key=key, height=100, persist_state="session",
+                         label_visibility="collapsed", placeholder="Type or paste text")  # fmt: skip
+    if not typed:
+        raise UsageError("there is no text yet; type or paste some, then press Ctrl+Enter")
+    digest = hashlib.sha256(typed.encode("utf-8", "surrogatepass")).hexdigest()
+    loaded = loaders.loaded_run(run)
+    kept = st.session_state.get(f"{key}_traced")
+    if kept is None or kept[0] is not loaded or kept[1] != digest:
+        traced = trace_passages(loaded, [Passage("text", typed)])
+        kept = st.session_state[f"{key}_traced"] = (loaded, digest, Measured(traced.trace))
+    measured: Measured = kept[2]
+    return measured
+
+
+def _of_domain(trace: RoutingTrace, domain: str) -> Measured:
+    if domain not in trace.domains:
+        raise UsageError(f"the run keeps no held-out text of {domain!r}; choose another, or {OWN!r}")
+    return Measured(one_text(trace.select(trace.domain_ids == trace.domains.index(domain)), "text"))
