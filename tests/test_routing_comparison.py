@@ -141,22 +141,22 @@ def test_renaming_the_experts_of_both_changes_nothing(seed: int) -> None:
     pd.testing.assert_frame_equal(before, after.sort_values(keys, ignore_index=True))
 
 
-def test_the_interval_of_the_flip_rate_holds_the_truth() -> None:
+@pytest.mark.parametrize("number", [5, 20])
+def test_the_interval_of_the_flip_rate_holds_the_truth(number: int) -> None:
     """Sources flip a fifth of their tokens on average, each in its own measure."""
-    held, widths = 0, []
+    held, widths, T = 0, [], 30 * number
     for seed in range(100):
         rng = np.random.default_rng(seed)
-        rates = rng.beta(1, 4, 20).repeat(30)
-        a = np.zeros((600, 1), int)
-        b = (rng.random(600) < rates).astype(int)[:, None]
-        sources = np.arange(600) // 30
-        traces = [trace_of(x, num_experts=2, document_ids=sources * 2, source_ids=sources) for x in (a, b)]
+        rates = rng.beta(2, 8, number).repeat(30)
+        a = np.zeros((T, 1), int)
+        b = (rng.random(T) < rates).astype(int)[:, None]
+        sources = np.arange(T) // 30
+        traces = [trace_of(x, num_experts=2, document_ids=np.arange(T) // 15, source_ids=sources) for x in (a, b)]
         row = metrics.routing_diff(*traces).iloc[0]
         held += row["low"] <= 0.2 <= row["high"]
         widths.append(row["high"] - row["low"])
-    assert 88 <= held <= 100
-    # Independent tokens would have an interval of 4 sqrt(.16 / 600) = .065.
-    assert np.mean(widths) > 0.1
+    assert 90 <= held <= 99
+    assert np.mean(widths) > 1.2 * 4 * np.sqrt(0.16 / T)  # what independent tokens would have
 
 
 def test_movers_by_hand() -> None:
@@ -216,6 +216,24 @@ def test_movers_agree_with_the_t_tests_of_scipy() -> None:
     paired, unpaired = (metrics.routing_movers(a, other).iloc[0] for other in (b, apart))
     # What a source has of its own cancels out where it is in both.
     assert paired["high"] - paired["low"] < 0.85 * (unpaired["high"] - unpaired["low"])
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_intervals_of_three_sources_are_those_of_scipy(shift: int) -> None:
+    """Resampling three sources sees only two thirds of their variance, and their t is far from normal."""
+    sources = np.repeat(np.arange(3), 10)
+    counts = ([4, 5, 7], [5, 8, 9])
+    a, b = (
+        trace_of(np.concatenate([np.arange(10) < n for n in own]).astype(int)[:, None], num_experts=2,
+                 document_ids=sources, token_ids=np.full(30, shift * side))
+        for side, own in enumerate(counts)
+    )  # fmt: skip
+    share = [np.array(own) / 10 for own in counts]
+    expected = ttest_ind(share[1], share[0], equal_var=False) if shift else ttest_rel(share[1], share[0])
+    frame = metrics.routing_movers(a, b).set_index("expert")
+    interval = expected.confidence_interval(0.95)
+    assert frame["change"][1] == pytest.approx(0.2)
+    assert (frame["low"][1], frame["high"][1]) == pytest.approx((interval.low, interval.high), abs=0.03)
 
 
 @pytest.mark.parametrize("paired", [True, False])
