@@ -14,9 +14,10 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from app.components import expert_card, expert_table
-from app.components.concordance import CHARACTERS, concordance
+from app.components.concordance import CHARACTERS, concordance, shown_token
 from app.components.expert_card import neighbour_table
 from app.components.expert_table import most_telling
+from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.routing.contexts import Context
 from moe_core.runs import RunFolder
 
@@ -214,3 +215,4 @@ def test_a_concordance_is_one_line_of_plain_text_with_the_token_in_the_middle() 
     assert row["token"] == HOSTILE
     assert row["after"] == "⇥ab"
     assert concordance([]).empty
+    assert shown_token(END_OF_TEXT) == "(start)"

@@ -63,7 +63,6 @@ def test_the_answer_says_when_the_layers_experts_were_formed(trained_root: Path,
     )
     assert formation_verdict(formation, 0) in shown(at)
     assert len(at.get("vega_lite_chart")) == 2
-    assert "How to read this" in [popover.label for popover in at.get("popover")]
 
 
 def test_the_slider_shows_the_text_as_it_was_routed_at_that_step(trained_root: Path, opened: Open) -> None:

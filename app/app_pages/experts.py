@@ -10,6 +10,7 @@ from app.components.expert_table import expert_table, most_telling, pick_from_ta
 from app.components.figure import show_figure
 from app.components.page import answer, header
 from app.components.routing_text import deep_or_probe, measure_all, text_caption
+from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.experts import expert_domains_figure, expert_history_figure
 from moe_core.figures.run_figures import loads_over_time
 from moe_core.routing import baselines, metrics, verdicts
@@ -34,11 +35,10 @@ with place:
         if every.open:
             pick_from_table(table)
 tokens = measured.get(metrics.token_experts, layer, expert)
+words = tokens[tokens["text"] != END_OF_TEXT]  # every text begins with it, so it says little of an expert
 with said:
     answer(
-        verdicts.expert_sentence(
-            layer, expert, load=load, specialization=specialization, tokens=tokens, effects=effects
-        )
+        verdicts.expert_sentence(layer, expert, load=load, specialization=specialization, tokens=words, effects=effects)
     )
 
 left, right = st.columns(2)

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import streamlit as st
 
+from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.tokens import visible
 
 if TYPE_CHECKING:
     from moe_core.routing.contexts import Context
 
-CHARACTERS = 60
+START = "(start)"
+CHARACTERS = 36
 """Shown on either side of the token."""
+WINDOW = 20
+"""Tokens on either side that fill them, also where tokens are short."""
+ROWS_SHOWN = 12
 
 
 def concordance(contexts: Sequence[Context]) -> pd.DataFrame:
@@ -22,7 +27,7 @@ def concordance(contexts: Sequence[Context]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "before": [_line("".join(context.before))[-CHARACTERS:] for context in contexts],
-            "token": [visible(context.token) for context in contexts],
+            "token": [shown_token(context.token) for context in contexts],
             "after": [_line("".join(context.after))[:CHARACTERS] for context in contexts],
             "domain": [context.domain for context in contexts],
             "weight": [float(context.score) for context in contexts],
@@ -37,18 +42,23 @@ def show_concordance(table: pd.DataFrame, key: str) -> None:
         table,
         hide_index=True,
         key=key,
-        height=36 * (min(len(table), 12) + 1),
+        height=36 * (min(len(table), ROWS_SHOWN) + 1),
         column_config={
-            "before": text("Before", alignment="right", width="large"),
-            "token": text("Token", alignment="center", width="small"),
-            "after": text("After", width="large"),
-            "domain": text("Domain", width="small"),
+            "before": text("Before", alignment="right", width=250),
+            "token": text("Token", alignment="center", width=95),
+            "after": text("After", width=250),
+            "domain": text("Domain", width=75),
             "weight": st.column_config.NumberColumn(
-                "Weight", format="%.2f", width="small", help="How strongly the router lets this expert's output count."
+                "Weight", format="%.2f", width=65, help="How strongly the router lets this expert's output count."
             ),
         },
     )
 
 
+def shown_token(text: str) -> str:
+    """A token in a cell: white space as signs, and a word for the one that stands before every text."""
+    return START if text == END_OF_TEXT else visible(text)
+
+
 def _line(text: str) -> str:
-    return text.replace("\n", "↵").replace("\t", "⇥")
+    return text.replace(END_OF_TEXT, f"{START} ").replace("\n", "↵").replace("\t", "⇥")

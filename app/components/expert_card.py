@@ -9,11 +9,10 @@ import pandas as pd
 import streamlit as st
 
 from app import loaders, state
-from app.components.concordance import concordance, show_concordance
+from app.components.concordance import WINDOW, concordance, show_concordance, shown_token
 from app.components.figure import term_help
 from app.components.page import INTERVENTIONS, answer, plain
 from app.measured import Measured
-from moe_core.figures.tokens import visible
 from moe_core.routing import baselines, metrics, verdicts
 from moe_core.routing.contexts import contexts
 
@@ -32,17 +31,17 @@ def pick_expert(num_experts: int, default: int) -> int:
     experts = list(range(num_experts))
     state.preset(state.EXPERT, experts, default)
     if num_experts <= BUTTON_EXPERTS:
-        chosen = st.segmented_control(
-            "Expert", experts, required=True, key=state.EXPERT, bind="query-params", persist_state="session"
+        return int(
+            st.segmented_control(
+                "Expert", experts, required=True, key=state.EXPERT, bind="query-params", persist_state="session"
+            )
         )
-    else:
-        chosen = st.selectbox("Expert", experts, key=state.EXPERT, bind="query-params", persist_state="session")
-    return int(chosen)
+    return int(st.selectbox("Expert", experts, key=state.EXPERT, bind="query-params", persist_state="session"))
 
 
 def tokens_and_contexts(measured: Measured, layer: int, expert: int) -> None:
     """What it takes, and where."""
-    left, right = st.columns([2, 5])
+    left, right = st.columns([3, 7])
     tokens = measured.get(metrics.token_experts, layer, expert).head(TOP_TOKENS)
     with left:
         st.markdown("#### Its tokens")
@@ -52,7 +51,7 @@ def tokens_and_contexts(measured: Measured, layer: int, expert: int) -> None:
             st.dataframe(
                 pd.DataFrame(
                     {
-                        "token": [visible(text) for text in tokens["text"]],
+                        "token": [shown_token(text) for text in tokens["text"]],
                         "share": tokens["share"],
                         "tokens": tokens["tokens"],
                     }
@@ -61,16 +60,23 @@ def tokens_and_contexts(measured: Measured, layer: int, expert: int) -> None:
                 key="expert_tokens",
                 height=36 * (min(len(tokens), 12) + 1),
                 column_config={
-                    "token": st.column_config.TextColumn("Token", width="small"),
+                    "token": st.column_config.TextColumn("Token", width=80),
                     "share": st.column_config.ProgressColumn(
-                        "It takes", format="percent", min_value=0, max_value=1, help="Of all the token's occurrences."
+                        "It takes",
+                        format="percent",
+                        min_value=0,
+                        max_value=1,
+                        width=105,
+                        help="Of all the token's occurrences.",
                     ),
-                    "tokens": st.column_config.NumberColumn("Of", format="%d", help="How often the token occurs."),
+                    "tokens": st.column_config.NumberColumn(
+                        "Of", format="%d", width=55, help="How often the token occurs."
+                    ),
                 },
             )
     with right:
         st.markdown("#### Where it is chosen")
-        found = measured.get(contexts, layer, expert, limit=CONTEXTS)
+        found = measured.get(contexts, layer, expert, limit=CONTEXTS, window=WINDOW)
         if not found:
             st.caption("No token of this text chose it.")
         else:

@@ -90,4 +90,4 @@ def most_telling(table: pd.DataFrame, layer: int) -> int:
     """The expert of `layer` to open first: the one that most prefers a domain, else the busiest."""
     own = table[table["layer"] == layer]
     column = "domain_lift" if own["domain_lift"].notna().any() else "share"
-    return int(own.loc[own[column].idxmax(), "expert"])
+    return int(own["expert"].iloc[int(own[column].argmax())])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import altair as alt
@@ -41,7 +42,9 @@ def show_figure(
     clickable = _Clicks(f"{key}_chart", on_cell) if on_cell is not None else None
     formats = _ALTAIR_FORMATS
     if not isinstance(figure.chart, alt.TopLevelMixin):
-        st.plotly_chart(figure.chart, width="stretch", alt=description, key=f"{key}_chart", config=_PLOTLY_CONFIG)
+        # Plotly puts a white halo round the names of nodes, on a dark page too.
+        drawn = copy(figure.chart).update_traces(textfont_shadow="none", selector={"type": "sankey"})
+        st.plotly_chart(drawn, width="stretch", alt=description, key=f"{key}_chart", config=_PLOTLY_CONFIG)
         formats = _PLOTLY_FORMATS
     else:
         # Vega writes in black unless told; the page's own text colour is right in light and in dark.
