@@ -326,9 +326,10 @@ def test_plots_of_a_run_default_to_png(cli: Run, trained_root: Path, tmp_path: P
     code, out, _ = cli(trained_root, "plots", "--run", "tiny", "--out", str(tmp_path / "plots"))
     assert code == 0
     files = sorted((tmp_path / "plots").iterdir())
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files if path.name != "flow_sankey.html")
     assert f"{len(files)} figures as png" in out
-    assert "loss.png" in {path.name for path in files}
+    assert {"loss.png", "flow_sankey.html"} <= {path.name for path in files}
+    assert "(no png of this one: flow_sankey.html)" in out
 
 
 def test_trace_and_plots_refuse_what_they_cannot_read(cli: Run, trained_root: Path, tmp_path: Path) -> None:

@@ -122,7 +122,8 @@ def test_domain_map_fades_uncertain_cells_and_says_the_interval(trace: RoutingTr
 def test_nmi_bars_carry_their_null(trace: RoutingTrace) -> None:
     nmi = baselines.domain_nmi(trace, permutations=50)
     chart = domains.domain_nmi_by_layer(nmi)
-    assert chart.to_dict()["layer"][1]["encoding"]["x"]["field"] == "null_p99"
+    ticks = [layer for layer in chart.to_dict()["layer"] if layer["mark"]["type"] == "tick"]
+    assert [layer["encoding"]["x"]["field"] for layer in ticks] == ["null_p99"]
     assert "by chance at most" in chart.data["sentence"][0]
     drawn(chart)
     one = nmi.assign(nmi=np.nan, null_p99=np.nan, verdict=baselines.ONE_DOMAIN)
@@ -243,11 +244,10 @@ def test_spread_labels_keep_their_order_and_distance(values: list[float], gap: f
 def test_figures_of_a_trace_have_names_titles_and_verdicts(trace: RoutingTrace) -> None:
     figures = figures_of_trace(trace)
     assert set(figures) == {
-        "expert_load_map",
-        "router_entropy",
-        "domain_nmi",
-        "domain_map_layer_0",
-        "domain_map_layer_1",
+        *("expert_load_map", "router_entropy", "domain_nmi", "domain_map_layer_0", "domain_map_layer_1"),
+        *("vocabulary", "context_independence", "vocabulary_layer_0", "vocabulary_layer_1"),
+        *("coactivation", "coactivation_layer_0", "coactivation_layer_1"),
+        *("persistence", "flow", "flow_sankey", "flow_map_layer_0"),
     }
     for name, figure in figures.items():
         assert figure.name == name
@@ -255,7 +255,8 @@ def test_figures_of_a_trace_have_names_titles_and_verdicts(trace: RoutingTrace) 
         assert figure.question.endswith("?")
         assert figure.verdict.endswith(".")
         assert len(figure.frame)
-        drawn(figure.chart)
+        if "svg" in figure.formats:
+            drawn(figure.chart)
 
 
 def test_a_trace_of_one_text_shows_its_tokens_instead_of_domains(trace: RoutingTrace) -> None:

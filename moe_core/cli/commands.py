@@ -16,7 +16,6 @@ from moe_core.cli.output import Output, check_regular, progress_on_stderr, table
 from moe_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from moe_core.figures.run_figures import Figure
     from moe_core.routing import Intervention
     from moe_core.runs.folder import RunFolder
     from moe_core.runs.listing import RunSummary
@@ -27,7 +26,7 @@ def data(arguments: argparse.Namespace, output: Output) -> int:
     from data_gen import SPLITS, generate_corpus
     from data_gen.gates import measure_gates
 
-    folder = _folder(arguments.out)
+    folder = output_folder(arguments.out)
     with progress_on_stderr() as progress:
         documents = generate_corpus(arguments.documents, seed=arguments.seed, progress=progress)
         for split in SPLITS:
@@ -76,42 +75,6 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
             "layers": list(routing.layers),
             "num_experts": routing.num_experts,
             "top_k": routing.top_k,
-        }
-    )
-    return 0
-
-
-def plots(arguments: argparse.Namespace, output: Output) -> int:
-    """Write every figure of a run or a trace in every format asked for."""
-    folder = _folder(arguments.out)
-    if arguments.run is not None:
-        existing_run(arguments.run)
-    from moe_core.figures.run_figures import save_figure
-
-    formats = list(dict.fromkeys(arguments.format or ["png"]))
-    figures = _figures(arguments)
-    folder.mkdir(parents=True, exist_ok=True)
-    with progress_on_stderr() as progress:
-        for number, figure in enumerate(figures, start=1):
-            for suffix in formats:
-                save_figure(figure, folder / f"{figure.name}.{suffix}")
-            progress("drawing", number, len(figures))
-    for figure in figures:
-        output.say(f"{figure.title}: {figure.verdict}")
-    output.say(f"{_count(len(figures), 'figure')} as {', '.join(formats)} in {folder}")
-    output.figures(
-        {
-            "out": str(folder),
-            "figures": [
-                {
-                    "name": figure.name,
-                    "title": figure.title,
-                    "question": figure.question,
-                    "verdict": figure.verdict,
-                    "files": [f"{figure.name}.{suffix}" for suffix in formats],
-                }
-                for figure in figures
-            ],
         }
     )
     return 0
@@ -203,16 +166,6 @@ def _intervention(arguments: argparse.Namespace) -> Intervention:
     )
 
 
-def _figures(arguments: argparse.Namespace) -> list[Figure]:
-    from moe_core.figures.run_figures import figures_of_run, figures_of_trace
-
-    if arguments.trace is not None:
-        from moe_core.routing.trace import RoutingTrace
-
-        return list(figures_of_trace(RoutingTrace.load(arguments.trace)).values())
-    return list(figures_of_run(existing_run(arguments.run)).values())
-
-
 def existing_run(name: str) -> RunFolder:
     """The run of that name; refused before torch is imported when there is none."""
     from moe_core.runs.folder import RunFolder
@@ -223,7 +176,7 @@ def existing_run(name: str) -> RunFolder:
     return run
 
 
-def _folder(path: str) -> Path:
+def output_folder(path: str) -> Path:
     """A folder to write into, refused before any work is done."""
     if not path or "\0" in path or (Path(path).exists() and not Path(path).is_dir()):
         raise UsageError(f"--out {path!r} is not a folder; expected one to write to, e.g. out/figures")

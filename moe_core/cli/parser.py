@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from moe_core.cli import analysis, commands, training
+from moe_core.cli import analysis, commands, reporting, training
 from moe_core.cli.output import JSON_TO_STDOUT
 from moe_core.errors import UsageError
 
@@ -23,6 +23,7 @@ commands (each has its own --help):
   data       write the synthetic documents and measure their quality
   trace      record which experts every token of a text goes to
   plots      write every figure of a run or a trace
+  report     write one HTML file with all pictures, verdicts and numbers of a run
   generate   continue a text, token by token
   ablate     switch experts off one by one and measure what is lost
   runs       list the runs with their state and key figures
@@ -155,13 +156,27 @@ def _plots_parser() -> Parser:
         "python main.py plots --run demo --out out/plots --format png --format csv",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", metavar="NAME", help="figures of this run: training, load, domains")
+    source.add_argument(
+        "--run", metavar="NAME", help="figures of this run: training, routing of held-out text, and what `ablate` found"
+    )
     source.add_argument("--trace", metavar="X.parquet", help="figures of this trace")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; made where missing")
     parser.add_argument(
         "--format", choices=PLOT_FORMATS, action="append", help="repeatable (default png); csv holds the numbers"
     )
-    return _finish(parser, commands.plots)
+    return _finish(parser, reporting.plots)
+
+
+def _report_parser() -> Parser:
+    parser = _command(
+        "report",
+        "Write one HTML file with everything a run has: pictures, verdicts, numbers, what the model is. It needs\n"
+        "neither network nor program to be read, and prints.",
+        "python main.py report --run demo --out out/demo.html",
+    )
+    parser.add_argument("--run", metavar="NAME", required=True, help="run to report on")
+    parser.add_argument("--out", metavar="FILE", help="file to write (default out/report-NAME.html)")
+    return _finish(parser, reporting.report)
 
 
 def _generate_parser() -> Parser:
@@ -250,6 +265,7 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
     "data": _data_parser,
     "trace": _trace_parser,
     "plots": _plots_parser,
+    "report": _report_parser,
     "generate": _generate_parser,
     "ablate": _ablate_parser,
     "runs": _runs_parser,

@@ -68,7 +68,7 @@ def diff_figure(diff: pd.DataFrame) -> Figure:
     layers = [
         bar_mark(base).encode(x=x),
         interval_mark(base).encode(x="low:Q", x2="high:Q"),
-        base.mark_tick(thickness=3, size=26 if len(data) <= MAX_NUMBERED_BARS else 9, color=HEAT).encode(
+        base.mark_tick(thickness=3, opacity=1, size=26 if len(data) <= MAX_NUMBERED_BARS else 9, color=HEAT).encode(
             x="first_flip_rate:Q"
         ),
     ]

@@ -103,7 +103,7 @@ def context_figure(context: pd.DataFrame) -> Figure:
     scale = alt.Scale(domain=names, range=[colour for *_, colour in _EXPLAINED.values()])
     base = alt.Chart(data).encode(
         y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS),
-        color=alt.Color("what:N", title=None, scale=scale, legend=alt.Legend(orient="top")),
+        color=alt.Color("what:N", title=None, scale=scale, legend=alt.Legend(orient="top", symbolOpacity=1)),
         tooltip="sentence:N",
     )
     most = float(data[["share", "chance"]].max().max()) if len(data) else 0.0

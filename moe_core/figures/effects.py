@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import altair as alt
 import pandas as pd
 
 from moe_core.figures.figure import Figure
-from moe_core.figures.layout import bars_height, layered
+from moe_core.figures.layout import MAX_COLUMNS, bars_height, layered
 from moe_core.figures.maps import signed
-from moe_core.figures.palette import HEAT, LIFT_COLOURS, NEUTRAL
+from moe_core.figures.palette import HEAT, LIFT_COLOURS, NEUTRAL, expert_colour
 from moe_core.figures.words import rows, sentence
 from moe_core.routing.verdicts import number
+from moe_core.routing.verdicts.causes import SMALL_NATS
 
 
 def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:
@@ -34,7 +37,7 @@ def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:
     base = alt.Chart(data).encode(
         y=alt.Y("name:N", title="text", sort=list(data["name"]), axis=alt.Axis(labelLimit=160)), tooltip="sentence:N"
     )
-    x = alt.X("delta_nats:Q", title="change of loss (nats per token)", scale=scale)
+    x = alt.X("delta_nats:Q", title="change of loss (nats per token)", scale=scale, axis=alt.Axis(tickCount=7))
     bars = base.mark_bar(height=alt.RelativeBandSize(0.55)).encode(
         x=x,
         color=alt.Color("colour:N", scale=None),
@@ -68,10 +71,21 @@ def effects_verdict(effects: pd.DataFrame, what: str) -> str:
         nothing = f"{what} the loss on all text is not distinguishable from what it was ({interval})"
         return sentence(f"{nothing}; {where}" if where else nothing)
     change = "rises" if delta > 0 else "falls"
-    return sentence(
-        f"{what} the loss {change} by {number(abs(delta))} nats per token ({interval})"
-        + (f", {where}" if where else "")
-    )
+    size = f"{what} the loss {change} by {number(abs(delta))} nats per token ({interval})"
+    if abs(delta) < SMALL_NATS:
+        size += ", too little to matter"
+    return sentence(f"{size}; {where}" if where else size)
+
+
+def with_outline(figure: Figure, layer: int, expert: int) -> Figure:
+    """A map of layers x experts with a frame around one expert's cell; as it is where a column is many experts."""
+    if figure.frame["expert"].max() >= MAX_COLUMNS:
+        return figure
+    cell = alt.Chart(pd.DataFrame({"layer": [layer], "column": [expert]})).encode(x="column:O", y="layer:O")
+    frame = cell.mark_rect(fill=None, stroke=expert_colour(0), strokeWidth=3, tooltip=None)
+    chart = figure.chart.copy(deep=False)
+    chart.layer = [*figure.chart.layer, frame]
+    return replace(figure, chart=chart)
 
 
 def _row(row: object, what: str) -> str:

@@ -135,14 +135,14 @@ def _light_spec(chart: Chart, title: str, subtitle: str) -> dict[str, Any]:
     spec["background"] = LIGHT_PAGE
     spec["padding"] = 16
     if title:
-        lines = textwrap.wrap(_unbroken(subtitle), _SUBTITLE_CHARACTERS)
+        lines = textwrap.wrap(unbroken(subtitle), _SUBTITLE_CHARACTERS)
         spec["title"] = {"text": title, **({"subtitle": lines} if lines else {})}
         if isinstance(spec.get("height"), int | float):
             spec["height"] += _TITLE_ROOM + _LINE_ROOM * len(lines)  # our charts' height holds all there is
     return spec
 
 
-def _unbroken(text: str) -> str:
+def unbroken(text: str) -> str:
     """`text` with spaces that do not break a line within "31 %" and "p < 0.01"."""
     return re.sub(r" (?=%)|(?<=\bp) (?=[<=])|(?<=\bp[ \u00a0][<=]) ", "\u00a0", text)
 

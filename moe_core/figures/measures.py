@@ -34,7 +34,7 @@ def chance_bars(
     if intervals:
         layers.append(interval_mark(base).encode(x="low:Q", x2="high:Q"))
     size = 26 if len(data) <= MAX_NUMBERED_BARS else 9
-    layers.append(base.mark_tick(thickness=3, size=size, color=HEAT).encode(x="null_p99:Q"))
+    layers.append(base.mark_tick(thickness=3, opacity=1, size=size, color=HEAT).encode(x="null_p99:Q"))
     if len(data) <= MAX_NUMBERED_BARS:
         layers.append(base.mark_text(align="left", dx=5, fontSize=11).encode(x="end:Q", text="label:N"))
     return layered(layers, data, bars_height(len(data)))

@@ -18,7 +18,7 @@ import altair as alt
 import pandas as pd
 
 from moe_core.config import Config
-from moe_core.figures.export import csv_bytes
+from moe_core.figures.export import csv_bytes, unbroken
 from moe_core.figures.figure import Figure
 from moe_core.figures.inline_svg import inline_svg
 from moe_core.figures.palette import DARK_PAGE, DARK_TEXT, LIGHT_PAGE, LIGHT_TEXT
@@ -26,7 +26,7 @@ from moe_core.figures.plotly_export import PLOTLY_STYLE, plotly_bundle, plotly_c
 from moe_core.figures.run_figures import Section
 from moe_core.progress import Progress, silent
 from moe_core.routing.glossary import GLOSSARY
-from moe_core.routing.verdicts import describe_model, number, percent, short_count
+from moe_core.routing.verdicts import describe_model, number, short_count
 
 MAX_TABLE_ROWS = 100
 """Rows of a figure's numbers that are shown; the CSV beside them has all."""
@@ -55,17 +55,17 @@ h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 40px 0 8p
 p { margin: 4px 0 10px; max-width: 80ch; } a { color: inherit; }
 .soft, figcaption .question { color: var(--soft); }
 .verdict { font-weight: 600; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%%, 560px), 1fr)); gap: 28px 32px; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%%, 440px), 1fr)); gap: 28px 32px; }
 figure { margin: 0; min-width: 0; break-inside: avoid; }
 figure.wide { grid-column: 1 / -1; }
 figure svg { display: block; max-width: 100%%; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; margin: 6px 0; }
 th, td { text-align: right; padding: 3px 10px; border-bottom: 1px solid var(--line); white-space: pre; }
-th:first-child, td:first-child, td.text { text-align: left; }
+th.text, td.text { text-align: left; }
 th { font-weight: 600; }
 table.card th { text-align: left; } table.card td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-td.text { max-width: 40ch; overflow: hidden; text-overflow: ellipsis; }
+td.text { max-width: 60ch; overflow: hidden; text-overflow: ellipsis; }
 details { margin: 4px 0; font-size: 13px; } summary { cursor: pointer; color: var(--soft); }
 dt { font-weight: 600; margin-top: 6px; } dd { margin: 0; max-width: 90ch; } nav li { margin: 2px 0; }
 @media print {
@@ -266,11 +266,15 @@ def _numbers(figure: Figure) -> str:
 
 
 def _table(frame: pd.DataFrame, digits: int = 4) -> str:
-    head = "".join(f"<th>{_text(str(name).replace('_', ' '))}</th>" for name in frame.columns)
+    head = "".join(f"<th{_kind(frame[name])}>{_text(str(name).replace('_', ' '))}</th>" for name in frame.columns)
     body = "".join(
         f"<tr>{''.join(_cell(value, digits) for value in row)}</tr>" for row in frame.itertuples(index=False)
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _kind(column: pd.Series[Any]) -> str:
+    return "" if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column) else " class=text"
 
 
 def _cell(value: Any, digits: int) -> str:
@@ -304,8 +308,9 @@ def _first_verdict(section: Section) -> str:
 def _origin(card: ModelCard) -> str:
     return (
         f"Made by Moescope with `python main.py report --run {card.run}`. Pictures are SVG: point at a cell or bar to "
-        "read it. Chance is measured, not assumed: every test shuffles the recorded routing itself, within documents, "
-        f"and its p-values are corrected for the number of layers; {percent(0.95)} intervals draw whole sources anew."
+        "read it. Chance is measured, not assumed: each test holds the routing against the same routing shuffled, or "
+        "drawn anew with the same load, and its p-values are corrected for the number of layers or cells; 95 % "
+        "intervals draw whole sources of text anew."
     )
 
 
@@ -316,4 +321,4 @@ def _is_altair(figure: Figure) -> bool:
 def _text(value: str) -> str:
     """Escaped, with characters that no document may hold (or that turn the direction of writing) made visible."""
     shown = "".join(c if c.isprintable() or c in "\n\t" else f"⟨{ord(c):X}⟩" for c in value)
-    return html.escape(shown)
+    return html.escape(unbroken(shown))

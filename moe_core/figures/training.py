@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -61,9 +64,15 @@ def nats(value: float) -> str:
     return f"{value:.2f}"
 
 
-def loss_figure(train: pd.DataFrame, evaluations: pd.DataFrame, baselines: pd.DataFrame) -> Figure | None:
+def loss_figure(
+    train: pd.DataFrame, evaluations: pd.DataFrame, baselines: pd.DataFrame, scored: Mapping[str, Any] | None = None
+) -> Figure | None:
     """Does the model learn? Frames of the run's metrics of kind train, evaluation and baseline; None if both first
-    ones are empty."""
+    ones are empty.
+
+    `scored` are the figures of the whole held-out text, once there are any: the verdict is then of these, the curves
+    are of a part of it.
+    """
     parts = []
     if len(train):
         parts.append(pd.DataFrame({"step": train["step"], "series": "train", "nats": train["loss"]}))
@@ -81,6 +90,12 @@ def loss_figure(train: pd.DataFrame, evaluations: pd.DataFrame, baselines: pd.Da
         last = float(unseen.sort_values("step", kind="stable")["nats"].iloc[-1])
         gain = f", {nats(unigram - last)} under the unigram baseline" if unigram == unigram else ""
         verdict = f"Loss on unseen text is {nats(last)} nats per token{gain}; lower is better."
+    if scored is not None and scored["unseen"]["nats_per_token"] is not None:
+        whole, guess = scored["unseen"]["nats_per_token"], scored["baselines"]["unigram_nats"]
+        verdict = (
+            f"Loss on all unseen text is {nats(whole)} nats per token, {nats(guess - whole)} under the unigram "
+            "baseline; lower is better. The curves are of a part of that text."
+        )
     chart = loss_curves(curves, unigram if unigram == unigram else None)
     return Figure(
         "loss", "Loss by training step", "Does the model learn, also for unseen text?", verdict, chart, curves

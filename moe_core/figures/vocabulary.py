@@ -16,7 +16,7 @@ from moe_core.figures.words import rows
 from moe_core.routing import verdicts
 from moe_core.routing.verdicts import number, p_value, percent
 
-MAX_TOKENS = 24
+MAX_TOKENS = 20
 """Token types drawn: those that most surely belong to one expert."""
 MAX_TOKEN_CHARACTERS = 24
 _Z = 1.96
@@ -27,8 +27,8 @@ def vocabulary_figure(vocabulary: pd.DataFrame, test: pd.DataFrame, layer: int) 
     """Which tokens belong to one expert in a layer? Frames of metrics.vocabulary_specialization and
     baselines.vocabulary.
 
-    The MAX_TOKENS types with the highest lower end of the 95 % interval (Wilson) of their share; the tick is the share
-    of all tokens that this expert takes.
+    The MAX_TOKENS types with the highest lower end of the 95 % interval (Wilson) of their share, ordered by expert;
+    the tick is the share of all tokens that this expert takes.
     """
     frame = vocabulary[(vocabulary["layer"] == layer) & (vocabulary["share"] > 0)].reset_index(drop=True)
     if frame.empty:
@@ -39,6 +39,7 @@ def vocabulary_figure(vocabulary: pd.DataFrame, test: pd.DataFrame, layer: int) 
     what = _WORDS[str(test["which"].iloc[0])] if "which" in test and len(test) else "token"
     surely = _lower_end(frame["share"], frame["tokens"])
     top = frame.assign(surely=surely).sort_values("surely", ascending=False, kind="stable").head(MAX_TOKENS)
+    top = top.sort_values("expert", kind="stable")
     data = top.assign(
         name=_distinct_names(top),
         colour=[expert_colour(int(expert)) for expert in top["expert"]],
@@ -60,7 +61,7 @@ def vocabulary_figure(vocabulary: pd.DataFrame, test: pd.DataFrame, layer: int) 
         scale=alt.Scale(domain=[0, 1.25], nice=False),  # room for the label of a bar that reaches 1
     )
     bars = base.mark_bar(height=alt.RelativeBandSize(0.62)).encode(x=x, color=alt.Color("colour:N", scale=None))
-    ticks = base.mark_tick(thickness=3, size=25, color=HEAT).encode(x="chance:Q")
+    ticks = base.mark_tick(thickness=3, size=25, opacity=1, color=HEAT).encode(x="chance:Q")
     labels = base.mark_text(align="left", dx=5, fontSize=11).encode(x="share:Q", text="label:N")
     chart = layered([bars, ticks, labels], data.drop(columns=["text"]), bars_height(len(data)))
     return Figure(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any, cast
 
 import pandas as pd
@@ -15,14 +14,23 @@ def sentence(text: str) -> str:
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Label heights near `values`, in the same order of size, with at least `gap` between neighbours."""
+    """Label heights nearest to `values` (least squares), in the same order of size, at least `gap` between neighbours.
+
+    Labels that would touch form a group around the mean of its places; others stay where they are.
+    """
     order = sorted(range(len(values)), key=lambda i: values[i])
+    groups: list[tuple[float, int]] = []  # sum and number of heights with the gaps taken out, never falling
+    for rank, i in enumerate(order):
+        total, size = values[i] - rank * gap, 1
+        while groups and groups[-1][0] / groups[-1][1] >= total / size:
+            before, count = groups.pop()
+            total, size = total + before, size + count
+        groups.append((total, size))
+    level = [total / size for total, size in groups for _ in range(size)]
     placed = list(values)
-    for below, above in pairwise(order):
-        placed[above] = max(placed[above], placed[below] + gap)
-    # Pushing only upwards leaves the group too high: take back half of the last one's push.
-    shift = max((placed[i] - values[i] for i in order), default=0.0) / 2
-    return [height - shift for height in placed]
+    for rank, i in enumerate(order):
+        placed[i] = level[rank] + rank * gap
+    return placed
 
 
 def rows(frame: pd.DataFrame) -> Iterable[Any]:
