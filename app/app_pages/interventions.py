@@ -16,7 +16,7 @@ from app.components.page import answer, errors_as_boxes, header, plain
 from app.components.progress import progress_bar
 from app.components.text_pair import PROMPT_TOKENS, TextPair, show_pair
 from moe_core.figures.causes import ablation_map_figure
-from moe_core.figures.effects import domain_effects_figure
+from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.run_figures import load_map_figure
 from moe_core.inference.generate import SamplingConfig
 
@@ -49,10 +49,11 @@ def measure_map() -> None:
 def show_map(effects: pd.DataFrame | None) -> None:
     """The map whose cells are experts to click: what each is worth or, before that is known, what each does."""
     if effects is not None:
-        show_figure(ablation_map_figure(effects), key="causal_map", on_cell=choose, terms=MAP_TERMS)
+        figure = with_outline(ablation_map_figure(effects), layer, expert)
+        show_figure(figure, key="causal_map", on_cell=choose, terms=MAP_TERMS)
         return
     routing = loaders.probe_routing(run)
-    figure = load_map_figure(routing.load, routing.balance)
+    figure = with_outline(load_map_figure(routing.load, routing.balance), layer, expert)
     show_figure(figure, key="load_map", on_cell=choose, terms=["expert load", "lift"])
     if mode != FORCE:
         experts = len(loaded.model.config.moe_layers) * loaded.model.config.num_experts
@@ -62,7 +63,8 @@ def show_map(effects: pd.DataFrame | None) -> None:
 
 
 def choose(cell: dict[str, Any]) -> None:
-    state.open_expert(int(cell["layer"]), int(cell["expert"]))
+    """A cell that stands for many experts names no one: then only the layer is chosen."""
+    state.open_expert(int(cell["layer"]), int(cell.get("expert", expert)))
 
 
 def effect(effects: pd.DataFrame | None) -> pd.DataFrame:
@@ -130,11 +132,11 @@ with head:
 with st.container(horizontal=True, vertical_alignment="bottom"):
     experts = list(range(loaded.model.config.num_experts))
     state.preset(state.EXPERT, experts, 0)
-    state.preset(MODE, list(MODES), "zero")
+    state.preset(MODE, list(MODES), next(iter(MODES)))
     expert = int(st.selectbox(f"Expert of layer {layer}", experts, key=state.EXPERT, bind="query-params", width=160,
                               help="Or click it in the map. The layer is chosen in the side bar."))  # fmt: skip
-    mode = str(st.segmented_control("What is done to it", list(MODES), format_func=MODES.__getitem__, required=True,
-                                    key=MODE, bind="query-params", help=ABOUT))  # fmt: skip
+    mode = MODES[str(st.segmented_control("What is done to it", list(MODES), required=True, key=MODE,
+                                          bind="query-params", help=ABOUT))]  # fmt: skip
 change = Change(layer, expert, mode)
 pair = kept_pair()
 effects = measured_map()

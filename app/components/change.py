@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 FORCE = "force"
 MODES = {
-    "zero": "Switch it off",
-    "renormalise": "Give its weight to the others",
-    "reroute": "Let the router choose again",
-    FORCE: "Choose it for every token",
+    "Switch it off": "zero",
+    "Give its weight to the others": "renormalise",
+    "Let the router choose again": "reroute",
+    "Choose it for every token": FORCE,
 }
-"""What a page offers; the first three are the modes of Intervention.ablate."""
+"""What a page offers, in words that stand in its URL; the first three are the modes of Intervention.ablate."""
 ABOUT = (
     "Switch it off: its tokens get nothing in its place. Give its weight to the others: their other experts count for "
     "more, as much as it did. Let the router choose again: the next best expert comes in. Choose it for every token: "
@@ -30,7 +30,7 @@ class Change:
     layer: int
     expert: int
     mode: str
-    """A key of MODES."""
+    """A value of MODES."""
 
     @property
     def what(self) -> str:

@@ -1,0 +1,314 @@
+"""The Interventions page: an expert is changed for one reader alone; what it does is counted, written, shown."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from streamlit.testing.v1 import AppTest
+
+from app.components.change import FORCE, MODES, Change
+from app.components.loss_view import arrays_of_effects, chosen, loss_verdict, passage_effects, table
+from app.components.text_pair import TextPair, arrays_of_pair, differences, pair_verdict
+from app.components.token_view_job import GenerationJob
+from app.components.token_view_passages import Passage
+from moe_core.errors import UsageError
+from moe_core.evaluation.ablation import ablation_map
+from moe_core.figures.effects import domain_effects_figure, effects_verdict, with_outline
+from moe_core.figures.run_figures import load_map_figure
+from moe_core.inference.generate import SamplingConfig, generate
+from moe_core.routing import RoutingTrace, metrics
+from moe_core.runs import RunFolder
+from moe_core.runs.checkpoint import LoadedRun, load_run
+
+ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
+SOON = 60.0
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, trained_root: Path) -> Path:
+    """A copy: what is measured is kept in the run's folder."""
+    copy = tmp_path_factory.mktemp("interventions")
+    shutil.copytree(trained_root / "tiny", copy / "tiny")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def loaded(root: Path) -> LoadedRun:
+    return load_run("tiny", root)
+
+
+@pytest.fixture
+def open_page(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[..., AppTest]:
+    def opened(**query: str) -> AppTest:
+        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
+        at = AppTest.from_file(str(ENTRY), default_timeout=60)
+        for key, value in query.items():
+            at.query_params[key] = value
+        at.run()
+        at.switch_page("app_pages/interventions.py").run()
+        assert not at.exception, at.exception
+        return at
+
+    return opened
+
+
+def text_of(at: AppTest) -> str:
+    shown = [*at.main.markdown, *at.main.caption, *at.main.error]
+    return "\n".join(str(part.value) for part in shown).replace("\\", "")
+
+
+def payloads(at: AppTest) -> list[dict[str, Any]]:
+    """What the page sent to its token views."""
+    views = (element for element in at.main if element.proto.__class__.__name__ == "BidiComponent")
+    return [json.loads(view.proto.json) for view in views]
+
+
+def numbers(packed: str, dtype: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(packed), dtype)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not true():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+def test_the_page_answers_before_the_first_click(open_page: Callable[..., AppTest], loaded: LoadedRun) -> None:
+    at = open_page(layer="1", expert="2")
+    assert at.title[0].value == "What happens without an expert?"
+    answer = at.main.markdown[0].value.replace("\\", "")
+    known = ablation_map(loaded, layers=[1], experts=[2])
+    assert answer == effects_verdict(known, "without expert 2 of layer 1")
+    assert at.selectbox(key="expert").value == 2
+    (view,) = payloads(at)
+    assert view["mode"] == "change"
+    assert view["mark_label"] == "had chosen expert 2 in layer 1"
+    assert "Switch off each of 8 experts" in [button.label for button in at.main.button]
+
+
+def test_the_map_is_measured_once_and_then_chosen_from(open_page: Callable[..., AppTest], root: Path) -> None:
+    at = open_page(layer="0")
+    at.button(key="measure_map").click().run()
+    assert not at.exception
+    assert not at.main.error
+    charts = [json.loads(chart.proto.spec) for chart in at.get("vega_lite_chart")]
+    cell = [parameter["name"] for parameter in charts[0]["params"]]
+    assert "cell" in cell
+    assert "measure_map" not in [button.key for button in at.main.button]
+    assert len(list((root / "tiny" / "analysis").glob("ablation_zero_*.jsonl"))) == 1
+    again = open_page(layer="1", expert="3")
+    assert "measure_map" not in [button.key for button in again.main.button]
+
+
+def test_every_change_is_in_the_url_and_answered(open_page: Callable[..., AppTest]) -> None:
+    at = open_page(layer="0", expert="1", mode=list(MODES)[-1])
+    for label in reversed(MODES):
+        at.segmented_control(key="mode").select(label).run()
+        what = Change(0, 1, MODES[label]).what
+        assert at.main.markdown[0].value.replace("\\", "").startswith(what[:1].upper() + what[1:])
+        assert not at.main.error
+        assert not at.exception
+
+
+def test_two_texts_are_written_side_by_side_and_found_again(open_page: Callable[..., AppTest]) -> None:
+    at = open_page(layer="0", expert="1")
+    at.slider(key="pair_tokens").set_value(30)
+    at.button(key="pair_write").click().run()
+    assert not at.exception
+    key = at.session_state["texts"]
+    wait_until(lambda: not running(at))
+    at.run()
+    assert not at.exception
+    assert "finished ·" in text_of(at)
+    assert "As the model is" in text_of(at)
+    assert "Without expert 1 of layer 0" in text_of(at)
+    first, second, _ = payloads(at)
+    assert first["mark_label"] == second["mark_label"] == "not in the other text"
+    # The same address in another session, as after a reload.
+    again = open_page(layer="0", expert="1", texts=key)
+    assert payloads(again)[0]["tokens"] == first["tokens"]
+    assert payloads(again)[1]["tokens"] == second["tokens"]
+    assert again.text_area(key="pair_prompt").value == at.text_area(key="pair_prompt").value
+    # Another change is chosen: the texts stay, and say what they are of.
+    again.selectbox(key="expert").set_value(2).run()
+    assert "These were written without expert 1 of layer 0" in text_of(again)
+
+
+def running(at: AppTest) -> bool:
+    from app import loaders
+
+    pair = loaders.texts_place(at.session_state["texts"]).pair
+    return pair is not None and pair.is_running
+
+
+def test_stop_ends_both_texts(open_page: Callable[..., AppTest]) -> None:
+    at = open_page(layer="0", expert="1")
+    at.slider(key="pair_tokens").set_value(400)
+    at.button(key="pair_write").click().run()
+    at.button(key="pair_stop").click().run()
+    wait_until(lambda: not running(at))
+    at.run()
+    assert "stopped ·" in text_of(at)
+    assert not at.exception
+
+
+def test_an_address_whose_texts_are_gone_offers_to_write(open_page: Callable[..., AppTest]) -> None:
+    at = open_page(texts="never-written")
+    assert not at.exception
+    assert len(payloads(at)) == 1
+    assert "Write both" in [button.label for button in at.main.button]
+
+
+def test_an_empty_text_says_what_to_do(open_page: Callable[..., AppTest]) -> None:
+    at = open_page()
+    at.segmented_control(key="loss_source").select("Your own text").run()
+    assert payloads(at)[0]["domains"] == ["your text"]
+    at.text_area(key="loss_typed").set_value("").run()
+    assert "type or paste some" in at.info[0].value
+    assert not at.exception
+
+
+def test_a_warm_page_is_drawn_within_a_second(open_page: Callable[..., AppTest]) -> None:
+    at = open_page()
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        at.run()
+        times.append(time.perf_counter() - began)
+    assert min(times) < 1.5, times
+
+
+def test_a_change_reaches_no_other_user_of_the_model(loaded: LoadedRun) -> None:
+    sampling = SamplingConfig(max_new_tokens=40, seed=3)
+    expected = [token.token_id for token in generate(loaded, "The court", sampling)]
+    change = Change(0, 1, FORCE)
+    job = GenerationJob(loaded, "The court", sampling, change.intervention)
+    seen = list(generate(loaded, "The court", sampling))
+    job.wait(SOON)
+    job.raise_error()
+    assert [token.token_id for token in seen] == expected
+    assert all((token.experts[0] == 1).any() for token in job.written)
+    assert not all((token.experts[0] == 1).any() for token in seen)
+
+
+def test_a_pair_differs_by_the_change_alone(loaded: LoadedRun) -> None:
+    sampling = SamplingConfig(max_new_tokens=30, seed=1)
+    change = Change(1, 0, "reroute")
+    pair = TextPair.write(loaded, "The court", sampling, change.intervention, change.what)
+    for job in pair.jobs:
+        job.wait(SOON)
+    assert pair.original.text == "".join(token.text for token in generate(loaded, "The court", sampling))
+    assert not any((token.experts[1] == 0).any() for token in pair.changed.written)
+    first, second = arrays_of_pair(pair)
+    before = len(loaded.tokenizer.encode("The court"))
+    for arrays in (first, second):
+        assert arrays.marks is not None
+        assert arrays.marks.shape == (2, len(arrays.tokens))
+        assert not arrays.marks[:, :before].any()
+    assert "without expert 0 of layer 1, others chosen instead" in pair_verdict(pair)
+
+
+def test_what_changes_nothing_is_said_to_change_nothing(loaded: LoadedRun) -> None:
+    from moe_core.routing import Intervention
+
+    pair = TextPair.write(loaded, "a", SamplingConfig(max_new_tokens=9, seed=1), Intervention(), "with nothing changed")
+    for job in pair.jobs:
+        job.wait(SOON)
+    written = len(pair.original.written)
+    assert pair_verdict(pair) == f"Not one of {written} tokens changed with nothing changed, with the same seed."
+
+
+@given(st.text("abc", max_size=12), st.text("abc", max_size=12))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_what_is_not_marked_is_in_both_texts_in_order(first: str, second: str) -> None:
+    own, other = differences(first, second)
+    assert [x for x, new in zip(first, own, strict=True) if not new] == [
+        x for x, new in zip(second, other, strict=True) if not new
+    ]
+    assert not differences(first, first)[0].any()
+
+
+def test_marked_by_hand() -> None:
+    own, other = differences(list("the old cat"), list("the cat"))
+    assert own.tolist() == [False] * 4 + [True] * 4 + [False] * 3
+    assert not other.any()
+
+
+def test_the_change_of_loss_is_that_of_the_text(loaded: LoadedRun) -> None:
+    change = Change(1, 2, "zero")
+    passages = [Passage("a", "The court ordered the bank."), Passage("b", "def total(prices):\n    return 0")]
+    effects = passage_effects(loaded, passages, change)
+    arrays = arrays_of_effects(loaded, effects, change)
+    text = b"".join(token or b"" for token in arrays.tokens).decode()
+    assert text == "".join(passage.text for passage in passages)
+    assert arrays.starts == [0, 1 + len(loaded.tokenizer.encode(passages[0].text))]
+    assert arrays.changes is not None
+    assert arrays.marks is not None
+    assert np.isnan(arrays.changes[list(arrays.starts)]).all()
+    own = (effects.trace.router_indices[1] == 2).any(axis=1)
+    assert (arrays.marks == own).all()
+    assert (chosen(effects, change) == own).all()
+    # In the last layer nothing carries a change from one token to another: those that had not chosen the expert keep
+    # their prediction of the next token.
+    untouched = np.flatnonzero(~own[:-1]) + 1
+    untouched = untouched[np.isfinite(arrays.changes[untouched])]
+    assert np.abs(arrays.changes[untouched]).max() < 1e-5
+    assert np.abs(arrays.changes[np.isfinite(arrays.changes)]).max() > 1e-4
+    assert "tokens that had chosen it" in loss_verdict(effects, change)
+    assert "tokens that had not chosen it" in loss_verdict(effects, Change(1, 2, FORCE))
+    assert len(table(effects)) == len(arrays.tokens)
+
+
+def effects_frame(delta: float, low: float, high: float) -> pd.DataFrame:
+    rows = [("all", 100, delta, low, high), ("legal", 50, 2 * delta, 2 * low, 2 * high)]
+    frame = pd.DataFrame(rows, columns=["domain", "tokens", "delta_nats", "low", "high"])
+    return frame.assign(kl=0.0, uncertain=~((frame["low"] > 0) | (frame["high"] < 0)))
+
+
+@pytest.mark.parametrize(
+    ("delta", "low", "high", "expected"),
+    [
+        (0.2, 0.1, 0.3, "Without it the loss rises by 0.2 nats per token (95 % interval +0.1 to +0.3); most on legal "
+                        "text, +0.4."),
+        (-0.2, -0.3, -0.1, "Without it the loss falls by 0.2 nats per token (95 % interval −0.3 to −0.1); most on "
+                           "legal text, −0.4."),
+        (0.005, 0.004, 0.006, "Without it the loss rises by 0.005 nats per token (95 % interval +0.004 to +0.006), too "
+                              "little to matter; most on legal text, +0.01."),
+        (0.1, -0.1, 0.3, "Without it the loss on all text is not distinguishable from what it was (95 % interval −0.1 "
+                         "to +0.3)."),
+        (0.1, np.nan, np.nan, "Without it the loss changes by +0.1 nats per token; of one source only, so uncertain."),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_size_and_certainty(delta: float, low: float, high: float, expected: str) -> None:
+    frame = effects_frame(delta, low, high)
+    assert effects_verdict(frame, "without it") == expected
+    figure = domain_effects_figure(frame, "without it")
+    assert figure.verdict == expected
+    assert figure.chart.to_dict()
+
+
+def test_the_chosen_cell_is_framed(root: Path) -> None:
+    run = RunFolder("tiny", root)
+    trace = RoutingTrace.load(run.probe_path(run.probe_steps()[-1]))
+    figure = load_map_figure(metrics.expert_load(trace), metrics.load_balance(trace))
+    framed = with_outline(figure, 1, 3)
+    assert len(framed.chart.layer) == len(figure.chart.layer) + 1
+    assert framed.chart.layer[-1].data.to_dict("records") == [{"layer": 1, "column": 3}]
+    assert framed.chart.to_dict()
+
+
+def test_a_mode_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="'gently'"):
+        _ = Change(0, 0, "gently").intervention
