@@ -16,6 +16,8 @@ from moe_core.routing.stored import AnyTrace
 from moe_core.routing.trace import RoutingTrace
 from moe_core.routing.types import Float64Array, Int64Array
 
+# Excess NMI over chance, as for domains. Measured on the demo run's probe: 0.004-0.007 in the untrained model, where the
+# residual stream alone connects the layers, 0.05-0.08 in the trained one.
 CLEAR_EFFECT = 0.02
 
 NOTHING_ROUTED = "cannot be tested: fewer than two experts in use"

@@ -50,7 +50,7 @@ class Units:
 
         Drawing a source twice makes its tokens agree, which raises measures of association: the resamples are shifted
         so that their mean is the measure. Like the measure itself the interval is thus to be held against the null
-        of as many tokens. For few sources it is widened to Student's t (Hesterberg 2015, 1411.5279, section 5.3).
+        of as many tokens. For few sources it is widened to Student's t (Hesterberg 2015, 1411.5279).
         """
         low, high = np.full(value_L.shape, np.nan), np.full(value_L.shape, np.nan)
         freedom = self.count - len(np.unique(self.stratum))

@@ -16,7 +16,8 @@ from moe_core.routing.trace import RoutingTrace
 from moe_core.routing.types import BoolArray, Int16Array, Int64Array
 
 MAX_NULL_TOKENS = 16_384
-"""Nulls that move single tokens look at a sample of whole documents of this many tokens, a second's work."""
+"""Nulls that move single tokens look at a sample of whole documents of at most this many tokens, a second's work."""
+_MAX_SLOTS, _MIN_TOKENS = 2**19, 4096  # of many layers and slots fewer tokens, or it takes half a minute
 
 
 @dataclass(frozen=True)
@@ -37,32 +38,19 @@ class Documents:
     """[T] where the token's document starts."""
     size: Int64Array
     """[T] tokens of the token's document."""
+    sizes: Int64Array
+    """[D] tokens of each document."""
     next: BoolArray
     """[T-1] is the following token the next one of the same text?"""
-
-    @property
-    def count(self) -> int:
-        """D."""
-        return int(self.of_token[-1]) + 1
-
-    def partners(self, rng: np.random.Generator) -> Int64Array:
-        """[T] a random other token of the document for each token, such that partners are each other's.
-
-        A reflection about a random place: any two tokens of a document are partners with the same probability.
-        """
-        place: Int64Array = rng.integers(0, self.size[self.local == 0])[self.of_token] - self.local
-        place += np.where(place < 0, self.size, 0)
-        place += self.start
-        return place
 
     def rotation(self, rng: np.random.Generator) -> Int64Array:
         """[T] where each token takes its choices from when every document is turned round by a random distance.
 
         Neighbouring choices stay neighbours: tokens that stand together are alike and so are their choices, which a
         free shuffle would take for a connection between the two (time-shifted surrogates; Lancaster et al. 2018,
-        Physics Reports 748, section 4.6).
+        Physics Reports 748).
         """
-        place: Int64Array = rng.integers(0, self.size[self.local == 0])[self.of_token] + self.local
+        place: Int64Array = rng.integers(0, self.sizes)[self.of_token] + self.local
         place -= np.where(place >= self.size, self.size, 0)
         place += self.start
         return place
@@ -76,8 +64,9 @@ class Documents:
 
 
 def sampled(trace: AnyTrace, seed: int) -> RoutingTrace:
-    """The trace, or whole documents of it with MAX_NULL_TOKENS tokens in all."""
-    return trace.sample(MAX_NULL_TOKENS, seed)
+    """The trace, or of a large one as many whole documents as a null can be drawn of in seconds."""
+    affordable = max(_MIN_TOKENS, _MAX_SLOTS // (trace.num_layers * trace.top_k))
+    return trace.sample(min(MAX_NULL_TOKENS, affordable), seed)
 
 
 def documents(trace: RoutingTrace) -> Documents:
@@ -98,52 +87,69 @@ def documents(trace: RoutingTrace) -> Documents:
         local=np.arange(len(own)) - start,
         start=start,
         size=sizes[of_token],
+        sizes=sizes,
         next=(np.diff(keys) == 0) & (np.diff(positions) == 1),
     )
 
 
 class PairChain:
-    """Random choices of one layer with the loads of every document kept and nothing else: a Markov chain of swaps.
+    """Random choices with the loads of every document and layer kept and nothing else: a Markov chain of swaps.
 
     A step pairs up the tokens of every document at random; each two exchange a random one of their experts, unless one
     of them would have an expert twice. Every step is as likely as its reverse, so that all choices with these loads and
-    as many experts a token are equally likely in the long run (see draws).
+    as many experts a token are equally likely in the long run (see draws). Axes: L layers, T tokens, K slots.
     """
 
-    def __init__(self, indices_TK: Int16Array, texts: Documents, rng: np.random.Generator) -> None:
-        self._texts, self._rng = texts, rng
-        self._K = indices_TK.shape[1]
-        self._start = np.ascontiguousarray(indices_TK[texts.order].T)
+    def __init__(self, indices_LTK: Int16Array, texts: Documents, rng: np.random.Generator) -> None:
+        L, T, self._K = indices_LTK.shape
+        self._rng = rng
+        self._start = indices_LTK[:, texts.order].transpose(2, 0, 1).reshape(self._K, L * T)
         self.slots = self._start.copy()
-        """[K,T] the experts of each token, in the order of `texts`; -1 = unused."""
+        """[K, L T] the experts of each token in the order of `texts`, layer after layer; -1 = unused."""
+        # To the chain a layer's documents are just more documents, each reflected about a place of its own.
+        layer = np.repeat(np.arange(L), T)
+        self._of_token = np.tile(texts.of_token, L) + layer * len(texts.sizes)
+        self._local, self._size = np.tile(texts.local, L), np.tile(texts.size, L)
+        self._first = np.tile(texts.start, L) + layer * T
+        self._sizes = np.tile(texts.sizes, L)
+        self._self = np.arange(L * T)
 
     def draws(self, count: int) -> Iterator[Int16Array]:
-        """[K,T] of `count` choices, each a step from the one before.
+        """`count` times [K, L T], each a step from the one before.
 
         The observed choice has a random place among them: the chain starts from it twice, once for what comes after it
         and once for what came before. So observed and drawn choices are alike if there is nothing to find, however
-        close to each other neighbours in the chain are (Besag and Clifford 1989, section 3).
+        close to each other neighbours in the chain are (Besag and Clifford 1989).
         """
         before = int(self._rng.integers(0, count + 1))
         for number in range(count):
             if number == before:
                 self.slots = self._start.copy()
-            self._step()
+            for _ in range(self._K):  # as many as it takes to propose every slot once, on average
+                self._swap()
             yield self.slots
 
-    def _step(self) -> None:
-        """Let K rounds of swaps pass, so that an expert is proposed to move about once."""
-        T = self.slots.shape[1]
+    def _swap(self) -> None:
+        partner = self._partners()
+        one = np.flatnonzero(partner > self._self)
+        other = partner[one]
+        slot = self._rng.integers(0, self._K, size=(2, len(one)))
+        slot *= len(partner)
+        here, there = slot[0] + one, slot[1] + other
         flat = self.slots.reshape(-1)
-        for _ in range(self._K):
-            partner = self._texts.partners(self._rng)
-            one = np.flatnonzero(partner > np.arange(T))
-            other = partner[one]
-            slot = self._rng.integers(0, self._K, size=(2, len(one)))
-            here, there = slot[0] * T + one, slot[1] * T + other
-            mine, yours = flat[here], flat[there]
-            allowed = (mine >= 0) & (yours >= 0)
-            for slots_T in self.slots:
-                allowed &= (slots_T[one] != yours) & (slots_T[other] != mine)
-            flat[here[allowed]] = yours[allowed]
-            flat[there[allowed]] = mine[allowed]
+        mine, yours = flat[here], flat[there]
+        allowed = (mine >= 0) & (yours >= 0)
+        for slots_T in self.slots:
+            allowed &= (slots_T[one] != yours) & (slots_T[other] != mine)
+        flat[here[allowed]] = yours[allowed]
+        flat[there[allowed]] = mine[allowed]
+
+    def _partners(self) -> Int64Array:
+        """[L T] a random token of its document for each token, each other's partner; some are their own.
+
+        The reflection of each document about a random place: any two tokens are partners with the same probability.
+        """
+        place: Int64Array = self._rng.integers(0, self._sizes)[self._of_token] - self._local
+        place += np.where(place < 0, self._size, 0)
+        place += self._first
+        return place

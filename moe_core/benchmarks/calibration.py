@@ -1,0 +1,168 @@
+"""Do the baselines tell chance from findings? `python -m moe_core.benchmarks.calibration [--json] [--seeds 100]`.
+
+Random routing of three kinds, of which every baseline must say "not distinguishable from chance" in about 95 of 100
+seeds, all layers together, with p-values spread evenly over 0..1; and routing with one planted connection, which its
+baseline must find in every seed. Documents are small, so that all of it takes a few minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moe_core.routing import baselines
+from moe_core.routing.trace import RoutingTrace
+from moe_core.routing.types import Float64Array
+
+LAYERS, TOP_K, EXPERTS, DOMAINS, TYPES = 3, 2, 8, 2, 12
+DOCUMENTS, DOCUMENT_TOKENS = 24, 25
+SEEDS, PERMUTATIONS = 100, 199  # 200 values of p: a 5 % test is exact
+
+RANDOM: dict[str, dict[str, float]] = {
+    "uniform": {},
+    "load-skewed": {"skew": 1.0},
+    "documents alike": {"skew": 0.5, "alike": 1.0},
+}
+"""Kinds of random routing, as arguments of random_logits."""
+
+Test = Callable[..., pd.DataFrame]
+BASELINES: dict[str, Test] = {
+    "domain_nmi": baselines.domain_nmi,
+    "domain_cells": baselines.domain_cells,
+    "persistence": baselines.persistence,
+    "coactivation": baselines.coactivation,
+    "coactivation_pairs": baselines.coactivation_pairs,
+    "vocabulary": baselines.vocabulary,
+    "layer_flow": baselines.layer_flow,
+}
+MEASURES = {
+    "domain_nmi": "nmi",
+    "persistence": "first",
+    "coactivation": "strength",
+    "vocabulary": "score",
+    "layer_flow": "nmi",
+}
+
+
+def random_trace(
+    seed: int, *, skew: float = 0.0, alike: float = 0.0, planted: str = "", strength: float = 2.0, layers: int = LAYERS
+) -> RoutingTrace:
+    """Random routing: every token chooses the experts with the largest of random logits.
+
+    `skew`: how much experts differ in load; `alike`: how much tokens of a document share tastes, beyond their domain;
+    `planted`: the name of a baseline, for whose finding `strength` is added to some logits. Domain m prefers expert m;
+    a token the first expert of the one before; token type x the expert x modulo E; some tokens experts 0 and 1
+    together; a layer the expert after the first one of the layer before.
+    """
+    rng = np.random.default_rng(seed)
+    T = DOCUMENTS * DOCUMENT_TOKENS
+    documents = np.repeat(np.arange(DOCUMENTS), DOCUMENT_TOKENS)
+    tokens = rng.integers(0, TYPES, T)
+    logits = rng.gumbel(size=(layers, T, EXPERTS)) + skew * rng.normal(size=(layers, 1, EXPERTS))
+    logits += alike * rng.normal(size=(layers, DOCUMENTS, EXPERTS))[:, documents]
+    everyone, of_layer = np.arange(T), np.arange(layers)
+    if planted in ("domain_nmi", "domain_cells"):
+        logits[:, everyone, documents % DOMAINS] += strength
+    elif planted == "vocabulary":
+        logits[:, everyone, tokens % EXPERTS] += strength
+    elif planted in ("coactivation", "coactivation_pairs"):
+        logits[:, :, :2] += 2 * strength * (rng.random((layers, T, 1)) < 0.3)
+    elif planted == "persistence":
+        for t in np.flatnonzero(np.diff(documents) == 0) + 1:
+            logits[of_layer, t, logits[:, t - 1].argmax(axis=-1)] += strength
+    elif planted == "layer_flow":
+        for layer in range(1, layers):
+            logits[layer, everyone, (logits[layer - 1].argmax(axis=-1) + 1) % EXPERTS] += strength
+    return _routed(logits, documents, tokens)
+
+
+def chance_count(name: str, seeds: int, kind: str, permutations: int = PERMUTATIONS) -> tuple[int, Float64Array]:
+    """(seeds in which nothing was found in any layer or cell, p-value of the first layer or cell of each seed)."""
+    nothing, p_values = 0, []
+    for seed in range(seeds):
+        frame = BASELINES[name](random_trace(seed, **RANDOM[kind]), permutations=permutations)
+        nothing += bool(
+            frame["uncertain"].all() if name not in MEASURES else (frame["verdict"] == baselines.CHANCE).all()
+        )
+        p_values.append(float(frame["p_value"].iloc[0]))
+    return nothing, np.array(p_values)
+
+
+def found_count(name: str, seeds: int, permutations: int = PERMUTATIONS) -> int:
+    """Seeds in which the planted connection was found, clearly and in every layer, in routing that is skewed besides."""
+    found = 0
+    for seed in range(seeds):
+        frame = BASELINES[name](random_trace(seed, skew=0.5, planted=name), permutations=permutations)
+        if name == "domain_cells":
+            frame = frame[frame["domain"] == frame["expert"].map(_domain)]
+            found += bool((~frame["uncertain"] & (frame["share"] > frame["expected"])).all())
+        elif name == "coactivation_pairs":
+            frame = frame[(frame["expert_i"] == 0) & (frame["expert_j"] == 1)]
+            found += bool((~frame["uncertain"] & (frame["lift_over_chance"] > 1)).all())
+        else:
+            found += bool(frame["verdict"].str.contains("clearly").all())
+    return found
+
+
+def coverage(name: str, seeds: int) -> float:
+    """Part of the seeds, 0..1, whose 95 % interval holds the measure's mean over the seeds; documents alike."""
+    traces = (random_trace(seed, skew=0.0, alike=0.5, planted=name, strength=1.0, layers=2) for seed in range(seeds))
+    frames = [BASELINES[name](trace, permutations=1).iloc[0] for trace in traces]
+    mean = np.mean([frame[MEASURES[name]] for frame in frames])
+    return float(np.mean([frame["low"] <= mean <= frame["high"] for frame in frames]))
+
+
+def calibrate(seeds: int = SEEDS) -> list[dict[str, Any]]:
+    """One row per baseline, see main."""
+    from scipy import stats
+
+    rows: list[dict[str, Any]] = []
+    for name in BASELINES:
+        row: dict[str, Any] = {"baseline": name, "seeds": seeds}
+        for kind in RANDOM:
+            nothing, p_values = chance_count(name, seeds, kind)
+            known = p_values[~np.isnan(p_values)]
+            row[f"chance, {kind}"] = nothing
+            row[f"KS, {kind}"] = round(float(stats.kstest(known, "uniform").pvalue), 3)
+        row["planted found"] = found_count(name, seeds)
+        row["coverage"] = round(coverage(name, seeds), 2) if name in MEASURES else None
+        rows.append(row)
+    return rows
+
+
+def _routed(logits: Float64Array, documents: np.ndarray, tokens: np.ndarray) -> RoutingTrace:
+    indices = np.argsort(-logits, axis=-1)[..., :TOP_K]
+    weights = np.exp(np.take_along_axis(logits, indices, axis=-1))
+    return RoutingTrace.from_arrays(
+        router_indices=indices,
+        router_scores=weights / weights.sum(axis=-1, keepdims=True),
+        num_experts=EXPERTS,
+        token_ids=tokens,
+        document_ids=documents,
+        domain_ids=documents % DOMAINS,
+        domains=[_domain(m) for m in range(DOMAINS)],
+    )
+
+
+def _domain(number: int) -> str:
+    return f"domain {number}"
+
+
+def main() -> None:
+    """Print, for each baseline: seeds called chance and the Kolmogorov-Smirnov p of their p-values, for each kind of
+    random routing; seeds in which the planted connection is found; coverage of the 95 % interval."""
+    parser = argparse.ArgumentParser(description="Do the baselines tell chance from findings?")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many random traces of each kind (default 100)")
+    arguments = parser.parse_args()
+    rows = calibrate(arguments.seeds)
+    print(json.dumps(rows, indent=2) if arguments.json else pd.DataFrame(rows).set_index("baseline").T.to_string())
+
+
+if __name__ == "__main__":
+    main()
