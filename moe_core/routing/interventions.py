@@ -135,8 +135,8 @@ def intervene(
 
     Other threads that use the same model see nothing; nothing is left behind, also after an exception. Nested blocks
     add up: temperatures, then forced experts, then the inner top_k, then ablations, each outer first; tokens that the
-    inner one does not concern stay bit-identical to the outer one alone. The model must be in eval mode; gradients flow as through
-    the model itself. In a generator open it around each step, not around a yield.
+    inner one does not concern stay bit-identical to the outer one alone. The model must be in eval mode; gradients flow
+    as through the model itself. In a generator open it around each step, not around a yield.
     Raises UsageError if the model lacks a layer or expert; if an expert is both forced and ablated; or if its routers
     have no `choose(logits_TE, top_k) -> (scores_TK, indices_TK)` where one is needed: for all but zero and renormalise.
     """
@@ -211,7 +211,8 @@ class _Session:
             stages = stages_of(router, layer, chosen, [session.intervention for session in active])
             # A pass that was broken off may have left something behind.
             self._chosen.pop(layer, None)
-            if not any(bool(stage.changed.any()) for stage in stages):
+            same_slots = stages[-1].indices.shape == stages[0].indices.shape
+            if same_slots and not any(bool(stage.changed.any()) for stage in stages):
                 return None
             if layer in self._experts:
                 self._chosen[layer] = stages
