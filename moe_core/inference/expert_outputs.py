@@ -133,7 +133,7 @@ def linear_cka(outputs: Sequence[Tensor]) -> np.ndarray:
         for j in range(i + 1):
             cross[i, j] = cross[j, i] = float((y_ND.t() @ centred[j]).square().sum())
     own = np.sqrt(np.diag(cross))
-    cka_EE: np.ndarray = cross / np.outer(own, own)
+    cka_EE: np.ndarray = np.minimum(cross / np.outer(own, own), 1.0)  # rounding; keeps NaN
     return cka_EE
 
 

@@ -1,0 +1,178 @@
+"""`python main.py ablate`: what it prints and keeps, what it refuses; as a process of its own, killed and gone on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from training_support import make_config, write_corpus
+
+import main as command_line
+from moe_core.evaluation.ablation import STAGE, ablation_map, held_out_text
+from moe_core.runs.analysis import read_ablation_map, read_table
+from moe_core.runs.checkpoint import load_run
+from moe_core.runs.folder import RunFolder
+from moe_core.training.loop import train
+
+ROOT = Path(__file__).resolve().parent.parent
+Ablate = Callable[..., tuple[int, str, str]]
+MANY = 24
+"""Experts of a layer in the run that is killed: enough for a second of work."""
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "main.py"), "ablate", *arguments]
+
+
+def environment(root: Path) -> dict[str, str]:
+    return {**os.environ, "MOESCOPE_CHECKPOINTS": str(root), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def ablate(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ablate:
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
+        code = command_line.main(["ablate", *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def root(trained_root: Path, tmp_path: Path) -> Path:
+    """A checkpoints folder of one's own with the run "tiny"."""
+    shutil.copytree(trained_root / "tiny", tmp_path / "tiny")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def wide_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run "wide": two layers of many experts, trained for one step."""
+    folder = tmp_path_factory.mktemp("wide")
+    config = make_config(write_corpus(folder / "corpus.jsonl"), model__num_experts=MANY, training__steps=1)
+    train(RunFolder("wide", folder), config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(wide_root: Path) -> pd.DataFrame:
+    """The map of that run, computed in one go and kept nowhere."""
+    return ablation_map(load_run("wide", wide_root))
+
+
+def test_the_whole_map_in_words_and_numbers_and_at_once_the_second_time(root: Path, ablate: Ablate) -> None:
+    code, out, err = ablate("--run", "tiny", "--json", str(root / "figures.json"))
+    assert code == 0, err
+    for words in ("layer  expert", "measure", "rho", "nats per token", "experts"):
+        assert words in out
+    figures: dict[str, Any] = json.loads((root / "figures.json").read_text())
+    assert (figures["run"], figures["mode"], figures["text"]) == ("tiny", "zero", "held-out text")
+    run = RunFolder("tiny", root)
+    loaded = load_run("tiny", root)
+    assert figures["tokens"] == len(held_out_text(loaded))
+    assert figures["step"] == loaded.step
+    effects = pd.DataFrame(figures["effects"])
+    assert len(effects) == 2 * 4 * (1 + len(run.domains()))
+    pd.testing.assert_frame_equal(effects, read_ablation_map(run), check_dtype=False)
+    assert [row["measure"] for row in figures["correlations"]] == list(read_table(run, "correlations")["measure"])  # type: ignore[index]
+    assert len(figures["importance"]) == 8
+    assert figures["verdicts"]["ablation"] in out
+    assert figures["verdicts"]["importance"] in out
+
+    files = {path: path.stat().st_mtime_ns for path in (run.path / "analysis").iterdir()}
+    arguments = command("--run", "tiny", "--json")
+    again = subprocess.run(arguments, env=environment(root), capture_output=True, text=True, check=True)
+    repeated = json.loads(again.stdout)  # JSON alone, words on stderr
+    assert figures["verdicts"]["importance"] in again.stderr
+    assert {**repeated, "seconds": 0} == {**figures, "seconds": 0}
+    assert files == {path: path.stat().st_mtime_ns for path in (run.path / "analysis").iterdir()}
+
+
+def test_one_expert_in_another_mode_and_on_other_text(root: Path, ablate: Ablate) -> None:
+    text = root / "mine.jsonl"
+    lines = [
+        {"text": f"The {word} shall be {word} again.", "domain": word} for word in ("tax", "law") for _ in range(3)
+    ]
+    text.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    options = ("--layer", "1", "--expert", "2", "--mode", "reroute", "--data", str(text))
+    code, out, err = ablate("--run", "tiny", *options, "--json")
+    assert code == 0, err
+    figures = json.loads(out)
+    assert {(row["layer"], row["expert"]) for row in figures["effects"]} == {(1, 2)}
+    assert {row["domain"] for row in figures["effects"]} == {"all", "tax", "law"}
+    assert (figures["mode"], figures["text"]) == ("reroute", str(text))
+    assert "correlations" not in figures
+    run = RunFolder("tiny", root)
+    assert read_ablation_map(run, "reroute", text=str(text)) is not None
+    assert read_ablation_map(run, "reroute") is None
+
+
+def test_what_cannot_be_done_is_one_line(root: Path, ablate: Ablate) -> None:
+    empty = root / "empty.txt"
+    empty.write_text("")
+    for arguments, code, words in (
+        (["--run", "nope"], 1, "no run 'nope'"),
+        (["--run", "tiny", "--layer", "7"], 2, "layer 7 has no experts; expected one of the MoE layers 0, 1"),
+        (["--run", "tiny", "--layer", "1", "--expert", "4"], 2, "no expert 4; expected 0 to 3"),
+        (["--run", "tiny", "--expert", "1"], 2, "needs --layer"),
+        (["--run", "tiny", "--mode", "half"], 2, "half"),
+        (["--run", "tiny", "--layer", "x"], 2, "not a whole number"),
+        (["--run", "tiny", "--data", str(empty)], 1, "is empty"),
+        ([], 2, "--run"),
+    ):
+        found, out, err = ablate(*arguments)
+        assert (found, out) == (code, ""), (arguments, err)
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert words in err
+    assert not (root / "tiny" / "analysis").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_in_the_middle_it_goes_on_and_ends_the_same(
+    stop: signal.Signals, wide_root: Path, undisturbed: pd.DataFrame, tmp_path: Path
+) -> None:
+    shutil.copytree(wide_root / "wide", tmp_path / "wide")
+    run = RunFolder("wide", tmp_path)
+    with subprocess.Popen(
+        command("--run", "wide"), env=environment(run.root), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + 120
+        while lines(run) < 5:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(stop)
+        process.wait(timeout=60)
+    assert process.returncode in (-signal.SIGKILL, 130)
+    partial = read_ablation_map(run)
+    assert partial is not None
+    known = len(partial[["layer", "expert"]].drop_duplicates())
+    assert 4 <= known < 2 * MANY
+    (path,) = (run.path / "analysis").glob("*.jsonl")
+    kept = path.read_bytes().rpartition(b"\n")[0]
+
+    stages: list[tuple[str, int]] = []
+    ablation_map(load_run("wide", run.root), run=run, progress=lambda stage, done, _: stages.append((stage, done)))
+    assert next(done for stage, done in stages if stage == STAGE) == known
+    assert path.read_bytes().startswith(kept)
+    pd.testing.assert_frame_equal(read_ablation_map(run), undisturbed, atol=1e-6, rtol=0)
+
+
+def lines(run: RunFolder) -> int:
+    """Lines of the journal so far."""
+    return sum(path.read_bytes().count(b"\n") for path in (run.path / "analysis").glob("*.jsonl"))
