@@ -38,7 +38,7 @@ def coactivation_figure(
     data = _pairs_by_load(frame) if pairs is None else _pairs_by_null(frame, pairs)
     data["expert"] = data["expert_i"]
     data, note = _strongest(data, "expert_i", "expert_j", square=True)
-    order = _by_similarity(data, "expert_i", "expert_j")
+    order = _by_company(data)
     data["sentence"] = [
         f"Layer {layer}: experts {row.expert_i} and {row.expert_j} are chosen together by {row.tokens:,.0f} tokens, "
         + (f"{number(row.lift)} times as often as chance" if row.lift == row.lift else "where chance expects none")
@@ -179,16 +179,19 @@ def _strongest(
     return kept.copy(), f", the {most} with the strongest ties of {experts}"
 
 
-def _by_similarity(data: pd.DataFrame, row: str, column: str) -> list[int]:
-    """Experts in the order of a hierarchical clustering of their rows, so that teams stand together."""
-    table = data.pivot(index=row, columns=column, values="lift")
+def _by_company(data: pd.DataFrame) -> list[int]:
+    """Experts in the order of a hierarchical clustering of who is chosen with whom, so that teams stand together."""
+    table = data.pivot(index="expert_i", columns="expert_j", values="lift")
     experts = [int(expert) for expert in table.index]
     if len(experts) <= MAX_UNSORTED:
         return experts
     from scipy.cluster.hierarchy import leaves_list, linkage
 
-    logs = np.log2(table.fillna(1.0).clip(1 / 16, 16).to_numpy())
-    return [experts[i] for i in leaves_list(linkage(logs, method="average", optimal_ordering=True))]
+    apart = -np.log2(table.reindex(columns=table.index).fillna(1.0).clip(1 / 16, 16).to_numpy())
+    upper = np.triu_indices(len(experts), 1)
+    distance = (apart + apart.T)[upper] / 2
+    tree = linkage(distance - distance.min(), method="average", optimal_ordering=True)
+    return [experts[i] for i in leaves_list(tree)]
 
 
 def _by_source(data: pd.DataFrame) -> list[int]:
