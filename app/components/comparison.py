@@ -86,12 +86,12 @@ def relation(comparison: Comparison) -> str:
         return _too_few_sources(comparison)
     if comparison.matches is None:
         why = (
-            f"{a.num_layers} layers of {a.num_experts} experts and {b.num_layers} layers of {b.num_experts}"
+            f"A has {a.num_layers} layers of {a.num_experts} experts, B {b.num_layers} of {b.num_experts}"
             if not _have_same_shape(a, b)
             else "their tokens differ, so that experts cannot be matched by the tokens they serve"
         )
         return (
-            f"Experts of separately trained models have nothing in common but the number, and here {why}: compare the "
+            f"Experts of separately trained models have nothing in common but the number. Here {why}: compare the "
             "two maps as wholes, never expert 3 with expert 3."
         )
     even = a.top_k / a.num_experts

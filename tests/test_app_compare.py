@@ -1,0 +1,203 @@
+"""The Compare page: two steps, two runs with their experts matched, two texts; and what cannot be compared."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app.components.comparison import Side, compare, domains_figure, one_text, relation, texts_of_both
+from app.measured import Measured
+from moe_core.config import validate_config
+from moe_core.routing import RoutingTrace, metrics, verdicts
+from moe_core.runs import RunFolder
+from moe_core.training.loop import train
+from tests.conftest import TINY_CONFIG
+
+ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, trained_root: Path) -> Path:
+    """The tiny run, another seed of it on the same text, and one of another shape on other text."""
+    folder = tmp_path_factory.mktemp("compare")
+    shutil.copytree(trained_root / "tiny", folder / "tiny")
+    for name, changes in {
+        "reseeded": {"training": {"seed": 7}},
+        "wider": {"model": {"num_experts": 6}, "data": {"seed": 5}},
+    }.items():
+        config: dict[str, dict[str, Any]] = copy.deepcopy(TINY_CONFIG)
+        for section, values in changes.items():
+            config[section] |= values
+        config["training"] |= {"steps": 4, "evaluation_interval": 4}
+        train(RunFolder(name, folder), validate_config(config))
+    return folder
+
+
+@pytest.fixture
+def open_page(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[..., AppTest]:
+    def opened(**query: str) -> AppTest:
+        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
+        at = AppTest.from_file(str(ENTRY), default_timeout=60)
+        for key, value in {"run": "tiny", **query}.items():
+            at.query_params[key] = value
+        at.run()
+        at.switch_page("app_pages/compare.py").run()
+        assert not at.exception, at.exception
+        return at
+
+    return opened
+
+
+def answer_of(at: AppTest) -> str:
+    return str(at.main.markdown[0].value).replace("\\", "")
+
+
+def views(at: AppTest) -> list[dict[str, Any]]:
+    found = (element for element in at.main if element.proto.__class__.__name__ == "BidiComponent")
+    return [json.loads(view.proto.json) for view in found]
+
+
+def probe(root: Path, run: str, step: int) -> RoutingTrace:
+    return RoutingTrace.load(RunFolder(run, root).probe_path(step))
+
+
+def charts(at: AppTest) -> int:
+    return len(at.get("vega_lite_chart"))
+
+
+def test_without_a_choice_the_first_snapshot_is_held_against_the_last(
+    open_page: Callable[..., AppTest], root: Path
+) -> None:
+    at = open_page()
+    assert at.title[0].value == "What is different?"
+    diff = metrics.routing_diff(probe(root, "tiny", 0), probe(root, "tiny", 40))
+    assert answer_of(at) == f"A is tiny, step 0, B is tiny, step 40. {verdicts.diff_verdict(diff)}"
+    assert charts(at) == 6  # movers, two maps of each side, flips
+    first, second = views(at)
+    assert first["tokens"] == second["tokens"]
+    assert first["marks"] == second["marks"]
+    assert not at.info
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        at.run()
+        times.append(time.perf_counter() - began)
+    assert min(times) < 2.0, times
+
+
+def test_another_step_is_chosen_in_the_side_bar(open_page: Callable[..., AppTest]) -> None:
+    at = open_page(compare="step 20")
+    assert answer_of(at).startswith("A is tiny, step 20, B is tiny, step 40. Different")
+
+
+def test_experts_of_a_run_with_another_seed_are_matched(open_page: Callable[..., AppTest]) -> None:
+    at = open_page(compare="reseeded")
+    (remark,) = at.info
+    assert "the number of an expert means nothing" in remark.value
+    assert "Matched experts share" in remark.value
+    assert len(at.dataframe) == 1
+    assert len(at.dataframe[0].value) == 2 * 4
+    assert len(views(at)) == 2
+
+
+def test_models_of_another_shape_are_only_shown_side_by_side(open_page: Callable[..., AppTest]) -> None:
+    at = open_page(compare="wider")
+    assert "never expert 3 with expert 3" in at.info[0].value
+    assert "A has 2 layers of 4 experts, B 2 of 6" in at.info[0].value
+    assert charts(at) == 4
+    assert not views(at)
+    assert not at.dataframe
+
+
+def test_two_texts(open_page: Callable[..., AppTest]) -> None:
+    at = open_page(compare_kind="Two texts", text_b="code")
+    assert answer_of(at).startswith("A is finance text, B is code text. ")
+    assert charts(at) == 3
+    at.segmented_control(key="text_a").select("code").run()
+    assert answer_of(at).startswith("A is code text, B is code text. The same: ")
+    at.segmented_control(key="text_a").select("Your own text").run()
+    assert "from one source" in at.info[0].value
+    at.text_area(key="text_a_typed").set_value("").run()
+    assert not at.exception
+    assert "type or paste some" in at.info[0].value
+
+
+def trace(choices: list[list[int]], experts: int, **more: Any) -> RoutingTrace:
+    """One layer, one expert a token."""
+    indices = np.array(choices)[..., None]
+    return RoutingTrace.from_arrays(
+        router_indices=indices, router_scores=(indices >= 0) * 1.0, num_experts=experts,
+        token_ids=range(indices.shape[1]), document_ids=more.pop("document_ids", [0] * indices.shape[1]), **more,
+    )  # fmt: skip
+
+
+def side(name: str, routing: RoutingTrace) -> Side:
+    return Side(name, Measured(routing))
+
+
+def test_matched_experts_are_renumbered_by_hand() -> None:
+    first = side("first", trace([[0, 0, 1, 1, 2, 2]], 3))
+    second = side("second", trace([[2, 2, 0, 0, 1, 0]], 3))
+    comparison = compare(first, second, one_model=False)
+    assert comparison.experts == "matched"
+    assert comparison.second.measured.trace.router_indices[0, :, 0].tolist() == [0, 0, 1, 1, 2, 1]
+    assert "share 72% of their tokens (about 20% if" in relation(comparison)  # (1 + 2/3 + 1/2) / 3
+
+
+def test_unused_slots_stay_unused_and_logits_follow_their_experts() -> None:
+    logits = np.arange(8, dtype=float).reshape(1, 4, 2)
+    first = side("first", trace([[0, 0, 1, -1]], 2))
+    second = side("second", trace([[1, 1, 0, -1]], 2, router_logits=logits))
+    renamed = compare(first, second, one_model=False).second.measured.trace
+    assert renamed.router_indices[0, :, 0].tolist() == [0, 0, 1, -1]
+    assert renamed.router_logits is not None
+    assert renamed.router_logits[0].tolist() == logits[0][:, ::-1].tolist()
+
+
+def test_one_model_keeps_its_numbers_and_marks_what_differs() -> None:
+    names = {i: f"w{i}" for i in range(4)}
+    first = side("step 1", trace([[0, 0, 1, 1]], 2, vocabulary=names))
+    second = side("step 2", trace([[0, 1, 1, 0]], 2, vocabulary=names))
+    comparison = compare(first, second, one_model=True)
+    assert comparison.experts == "same"
+    left, right = texts_of_both(comparison)
+    assert left.marks is not None
+    assert left.marks.tolist() == [[False, True, False, True]]
+    assert (left.indices[0, :, 0].tolist(), right.indices[0, :, 0].tolist()) == ([0, 0, 1, 1], [0, 1, 1, 0])
+
+
+def test_other_tokens_of_separate_models_are_not_comparable() -> None:
+    first = side("first", trace([[0, 1]], 2))
+    second = side("second", replace(trace([[0, 1]], 2), token_ids=np.array([5, 6], np.int32)))
+    comparison = compare(first, second, one_model=False)
+    assert not comparison.comparable
+    assert "their tokens differ" in relation(comparison)
+
+
+def test_one_domain_has_no_map_and_a_missing_layer_the_nearest() -> None:
+    routing = trace([[0, 1, 0, 1]], 2, domain_ids=[0, 0, 1, 1], domains=["a", "b"], document_ids=[0, 0, 1, 1])
+    assert domains_figure(one_text(routing, "x"), 0) is None
+    figure = domains_figure(routing, 9)
+    assert figure is not None
+    assert figure.name == "domain_map_layer_0"
+
+
+def test_the_numbers_sent_are_the_probe_s(open_page: Callable[..., AppTest], root: Path) -> None:
+    sent = views(open_page())[1]
+    L, K = len(sent["layers"]), sent["top_k"]
+    indices = np.frombuffer(base64.b64decode(sent["indices"]), "<i2").reshape(L, -1, K)
+    routing = probe(root, "tiny", 40)
+    count = int((routing.document_ids == routing.document_ids[0]).sum())
+    own = np.sort(routing.router_indices[:, : min(count, 100)], axis=2)
+    assert (np.sort(indices[:, : own.shape[1]], axis=2) == own).all()
