@@ -142,9 +142,8 @@ def test_what_cannot_be_done_is_one_line(root: Path, ablate: Ablate) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_in_the_middle_it_goes_on_and_ends_the_same(
-    stop: signal.Signals, wide_root: Path, undisturbed: pd.DataFrame, tmp_path: Path
+def test_killed_in_the_middle_it_goes_on_and_ends_the_same(
+    wide_root: Path, undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:
     shutil.copytree(wide_root / "wide", tmp_path / "wide")
     run = RunFolder("wide", tmp_path)
@@ -156,9 +155,9 @@ def test_stopped_in_the_middle_it_goes_on_and_ends_the_same(
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        process.send_signal(stop)
+        process.kill()
         process.wait(timeout=60)
-    assert process.returncode in (-signal.SIGKILL, 130)
+    assert process.returncode == -signal.SIGKILL
     partial = read_ablation_map(run)
     assert partial is not None
     known = len(partial[["layer", "expert"]].drop_duplicates())

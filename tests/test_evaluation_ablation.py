@@ -195,6 +195,14 @@ def test_what_the_model_does_not_have_is_refused_before_any_work(
         ablation_map(loaded, text, **wanted)  # type: ignore[arg-type]
 
 
+def test_damaged_weights_are_named_rather_than_measured(loaded: LoadedRun, text: TokenDataset) -> None:
+    broken = copy.deepcopy(loaded.model)
+    broken.norm.weight[0] = float("nan")
+    run = LoadedRun(loaded.run, loaded.config, broken, loaded.tokenizer, loaded.step)
+    with pytest.raises(RunError, match="run 'tiny' is not finite"):
+        ablation_map(run, text)
+
+
 # ---- kept, resumed, cached ----
 
 

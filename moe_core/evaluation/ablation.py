@@ -97,11 +97,13 @@ def ablation_map(
     tokens scored; affected, tokens that had chosen the expert (a document's end-of-text is not scored but may have);
     delta_nats, mean change of loss over all scored tokens, chosen or not, above 0 = the expert was of use; low, high:
     its 95 % interval by bootstrap over sources; kl, mean KL(original || ablated) in nats; uncertain = 0 lies in the
-    interval, or there is none. `frame.attrs` says of what it is (the fields of AnalysisOf).
+    interval, or there is none (each interval stands for itself: of 100 experts without effect about 5 look certain).
+    `frame.attrs` says of what it is (the fields of AnalysisOf).
 
     `documents` None = held_out_text(loaded); `text` names other text. With `run`, each finished expert is kept in the
     run's folder and never computed again for the same weights, text and mode; a kill loses at most one expert.
-    Raises UsageError for a mode, layer or expert that the model does not have, RunError when the disk refuses.
+    Raises UsageError for a mode, layer or expert that the model does not have, RunError when its loss is not finite or
+    the disk refuses.
     """
     report, model = progress or silent, loaded.model
     wanted = _wanted(model, mode, layers, experts)
@@ -174,6 +176,8 @@ def _effects(
     bootstrap = SourceBootstrap(dataset.source_ids, dataset.domain_ids, dataset.domains, dataset.positions > 0)
     with torch.inference_mode():
         readings = [_read(model, dataset, batch) for batch in window_batches(dataset, context_window(loaded))]
+    if not all(bool(torch.isfinite(reading.losses).all()) for reading in readings):
+        raise RunError(f"the loss of run {loaded.run.name!r} is not finite: its weights are damaged; train it again")
     reached = 0
     for layer in sorted({layer for layer, _ in todo}):
         with torch.inference_mode():

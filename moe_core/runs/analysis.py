@@ -78,10 +78,10 @@ class AblationJournal:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if not self._path.exists():
                 content = json.dumps({"of": asdict(self._of)}) + "\n" + content
-            elif not self._path.read_bytes().endswith(b"\n"):
-                content = "\n" + content  # ends the half line that a killed writer left
-            with self._path.open("ab", buffering=0) as file:
-                start = file.tell()
+            with self._path.open("a+b", buffering=0) as file:
+                start = file.seek(0, os.SEEK_END)
+                if start and os.pread(file.fileno(), 1, start - 1) != b"\n":
+                    content = "\n" + content  # ends the half line that a killed writer left
                 if file.write(content.encode()) < len(content):
                     with suppress(OSError):
                         file.truncate(start)

@@ -8,6 +8,7 @@ checkpoints/<run>/
   held_out.parquet  the documents of both held-out splits (text, domain, source, split)
   corpus.json       domains, and how often each vocabulary entry occurs in the training split
   weights/          checkpoints (checkpoint.py)
+  analysis/         what switching experts off showed (analysis.py)
   evaluation.json   figures of the whole held-out text, with report.md, once the run was scored
   stop              exists while somebody asks the trainer to stop
   trainer.lock      held by the trainer; the operating system drops it when the process dies
