@@ -266,8 +266,11 @@ def test_the_change_of_loss_is_that_of_the_text(loaded: LoadedRun) -> None:
     untouched = untouched[np.isfinite(arrays.changes[untouched])]
     assert np.abs(arrays.changes[untouched]).max() < 1e-5
     assert np.abs(arrays.changes[np.isfinite(arrays.changes)]).max() > 1e-4
-    assert "tokens that had chosen it" in loss_verdict(effects, change)
-    assert "tokens that had not chosen it" in loss_verdict(effects, Change(1, 2, FORCE))
+    met = np.flatnonzero(own[:-1]) + 1
+    met = met[np.isfinite(arrays.changes[met])]
+    verdict = loss_verdict(effects, change)
+    assert f"for the {len(met)} tokens after one that had chosen it, 0 for the other {len(untouched)}." in verdict
+    assert "tokens after one that had not chosen it" in loss_verdict(effects, Change(1, 2, FORCE))
     assert len(table(effects)) == len(arrays.tokens)
 
 

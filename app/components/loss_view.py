@@ -62,6 +62,9 @@ def _explore(run: RunFolder, loaded: LoadedRun, change: Change, source: str, own
         choice = token_view(payload, layer=change.layer, key=VIEW, on_layer=_follow)
         if choice.layer is not None and choice.layer != change.layer:
             st.rerun()
+        st.caption(
+            "A token is foreseen by the one before it: where that one had chosen the expert, the change meets it."
+        )
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             explain(["loss", "nats", "token", "expert"], key="loss_explain")
             st.download_button(
@@ -161,17 +164,21 @@ def chosen(effects: TokenEffects, change: Change) -> npt.NDArray[np.bool_]:
 
 
 def loss_verdict(effects: TokenEffects, change: Change) -> str:
-    """What this text loses: by the tokens that the change meets, and by those it only reaches through attention."""
+    """What this text loses: where the change meets the prediction itself, and where only attention carries it.
+
+    A token is foreseen by the one before it, so its loss goes with that one's experts.
+    """
     from moe_core.figures.maps import signed
 
     delta, own = effects.delta, chosen(effects, change)
     scored = np.isfinite(delta)
-    met = scored & (~own if change.mode == FORCE else own)
+    before = np.concatenate([[False], own[:-1]])
+    met = scored & (~before if change.mode == FORCE else before)
     others = scored & ~met
     who = "had not chosen it" if change.mode == FORCE else "had chosen it"
-    parts = [f"This text's loss changes by {signed(float(delta[scored].mean()))} nats per token"]
+    parts = []
     if met.any():
-        parts.append(f"{signed(float(delta[met].mean()))} for the {int(met.sum()):,} tokens that {who}")
+        parts.append(f"{signed(float(delta[met].mean()))} for the {int(met.sum()):,} tokens after one that {who}")
     if others.any():
         parts.append(f"{signed(float(delta[others].mean()))} for the other {int(others.sum()):,}")
-    return f"{parts[0]}: {', '.join(parts[1:])}."
+    return f"This text's loss changes by {signed(float(delta[scored].mean()))} nats per token: {', '.join(parts)}."
