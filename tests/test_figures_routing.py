@@ -381,7 +381,7 @@ def test_ablation_maps_share_one_scale_fade_and_can_be_clicked() -> None:
     specs = [figure.chart.to_dict() for figure in figures]
     scales = {json.dumps(spec["layer"][0]["encoding"]["color"]["scale"]) for spec in specs}
     assert len(scales) == 1
-    assert '"domain": [-0.2, -0.1, 0, 0.1, 0.2]' in scales.pop()
+    assert '"domain": [-0.2, -0.05, 0, 0.05, 0.2]' in scales.pop()
     for spec in specs:
         (selection,) = [parameter for parameter in spec["params"] if parameter["name"] == CELL]
         assert selection["select"]["fields"] == ["layer", "expert"]
@@ -434,7 +434,7 @@ CORRELATIONS = pd.DataFrame(
 def test_importance_dots_become_a_grid_when_there_are_too_many() -> None:
     few = importance_figure(importance_of(40), CORRELATIONS, "reap")
     assert len(few.chart.data) == 40
-    assert few.chart.data["named"].sum() == 8
+    assert 0 < few.chart.data["named"].sum() <= 8
     assert any(parameter["name"] == CELL for parameter in few.chart.to_dict()["params"])
     svg(few)
     many = importance_figure(importance_of(16_384), CORRELATIONS, "reap")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, layered
 from moe_core.figures.maps import CELL, nats_limit, nats_map, share_map, signed
-from moe_core.figures.palette import BAR, HEAT, NEUTRAL
+from moe_core.figures.palette import BAR, HEAT, LAYER_SHADES, NEUTRAL
 from moe_core.figures.words import rows
 from moe_core.routing import verdicts
 from moe_core.routing.verdicts import number, p_value, percent
@@ -249,7 +251,7 @@ def _dots(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:
     data = frame.assign(
         value=frame[measure].astype(float),
         name=[f"{layer}:{expert}" for layer, expert in zip(frame["layer"], frame["expert"], strict=True)],
-        named=frame.index.isin(strongest),
+        named=frame.index.isin(_apart(frame.loc[strongest], measure)),
         sentence=[
             f"Expert {row.expert} of layer {row.layer}: {measure} {number(float(getattr(row, measure)))}; without it "
             f"the loss changes by {signed(row.delta_nats)} nats per token (95 % interval {signed(row.low)} to "
@@ -259,17 +261,30 @@ def _dots(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:
     )[["layer", "expert", "value", "delta_nats", "low", "high", "name", "named", "sentence"]]
     base = alt.Chart(data).encode(
         x=alt.X("value:Q", title=title, scale=alt.Scale(zero=False, padding=16)),
-        y=alt.Y("delta_nats:Q", title=_NATS, scale=alt.Scale(padding=8)),
+        y=alt.Y("delta_nats:Q", title=f"{_NATS}, square-root scale", scale=alt.Scale(type="sqrt")),
     )
     layers = [_zero()]
     if len(data) <= _INTERVAL_POINTS:
         layers.append(base.mark_rule(color=NEUTRAL, opacity=0.6).encode(y="low:Q", y2="high:Q"))
-    dots = base.mark_circle(size=60, color=BAR, opacity=0.85).encode(tooltip="sentence:N")
+    shades = alt.Color("layer:Q", scale=alt.Scale(range=list(LAYER_SHADES)), title="MoE layer",
+                       legend=alt.Legend(format="d", tickMinStep=1, gradientStrokeColor=NEUTRAL))  # fmt: skip
+    dots = base.mark_circle(size=60, opacity=0.9).encode(tooltip="sentence:N", color=shades)
     layers.append(dots.add_params(alt.selection_point(name=CELL, fields=["layer", "expert"])))
     layers.append(
         base.transform_filter("datum.named").mark_text(align="left", dx=7, dy=-6, fontSize=11).encode(text="name:N")
     )
     return layered(layers, data, 360)
+
+
+def _apart(named: pd.DataFrame, measure: str) -> list[Any]:
+    """Of the experts to name, the first of those whose names would lie over each other."""
+    place = pd.DataFrame({"x": named[measure].astype(float), "y": named["delta_nats"]})
+    place = (place - place.min()) / (place.max() - place.min()).replace(0, 1)
+    kept: list[Any] = []
+    for label, x, y in zip(named.index, place["x"], place["y"], strict=True):
+        if all(abs(x - place["x"][k]) > 0.08 or abs(y - place["y"][k]) > 0.06 for k in kept):
+            kept.append(label)
+    return kept
 
 
 def _grid(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:

@@ -10,15 +10,14 @@ import pandas as pd
 from moe_core.figures.figure import Figure
 from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, layered, step_axis
 from moe_core.figures.measures import bar_mark, interval_mark
-from moe_core.figures.palette import HEAT, NEUTRAL, expert_colour
+from moe_core.figures.palette import HEAT, LAYER_SHADES, NEUTRAL, expert_colour
 from moe_core.figures.words import rows, spread
 from moe_core.routing import verdicts
 from moe_core.routing.verdicts import percent, points
 
 MAX_MOVERS = 20
 MAX_LAYER_LINES = 8
-"""More layers than this: the earliest and the latest to settle are drawn dark, the others grey."""
-_LAYER_SHADES = ("#76a0c8", "#27527d")
+"""More layers than this: the earliest and the latest to settle are coloured, the others grey."""
 
 
 def saturation_figure(saturation: pd.DataFrame) -> Figure:
@@ -37,7 +36,7 @@ def saturation_figure(saturation: pd.DataFrame) -> Figure:
     x = step_axis(data["step"])
     y = alt.Y("top_k:Q", title="experts shared with the last step", axis=alt.Axis(format=".0%"),
               scale=alt.Scale(domain=[0, 1.02], nice=False))  # fmt: skip
-    colour = alt.Color("layer:Q", scale=alt.Scale(range=list(_LAYER_SHADES)), legend=None)
+    colour = alt.Color("layer:Q", scale=alt.Scale(range=list(LAYER_SHADES)), legend=None)
     base = alt.Chart(data).encode(x=x, y=y, detail="layer:N", tooltip="sentence:N")
     grey = base.transform_filter("!datum.highlighted").mark_line(strokeWidth=1, opacity=0.35, color=NEUTRAL)
     lines = base.transform_filter("datum.highlighted").mark_line(

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from moe_core.figures.layout import layered, map_height
@@ -47,14 +48,18 @@ def lift_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, title: str = "times its
 
 def nats_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, limit: float, title: str) -> alt.LayerChart:
     """Heat map of `frame["nats"]`, a change of loss around 0 (see nats_limit for `limit`); tooltips and fading as in
-    lift_map."""
+    lift_map.
+
+    Colours go with the square root of the change, so that one layer on which all depends does not hide the others.
+    """
     nats = frame["nats"].astype(float)
     shown = nats.clip(-limit, limit)
-    scale = alt.Scale(domain=[-limit, -limit / 2, 0, limit / 2, limit], range=list(LIFT_COLOURS), clamp=True)
-    names = [f"≤ −{limit:g}", f"−{limit / 2:g}", "0", f"+{limit / 2:g}", f"≥ +{limit:g}"]
-    legend = _legend([-limit, -limit / 2, 0, limit / 2, limit], names)
+    stops = [-limit, -limit / 4, 0, limit / 4, limit]
+    scale = alt.Scale(type="sqrt", domain=stops, range=list(LIFT_COLOURS), clamp=True)
+    legend = _legend(stops, [f"≤ −{limit:g}", f"−{limit / 4:g}", "0", f"+{limit / 4:g}", f"≥ +{limit:g}"])
     colour = alt.Color("shown:Q", title=title, scale=scale, legend=legend)
-    return _heat_map(frame.assign(shown=shown, label=[signed(v) for v in nats]), shown / limit, colour, x=x, y=y)
+    position: pd.Series[float] = (shown.abs() / limit).pow(0.5) * np.sign(shown)
+    return _heat_map(frame.assign(shown=shown, label=[signed(v) for v in nats]), position, colour, x=x, y=y)
 
 
 def share_map(

@@ -52,6 +52,9 @@ LIFT_COLOURS = (
 # From these log2 lifts on white figures read better than dark ones on a light page.
 LIFT_WHITE_BELOW, LIFT_WHITE_ABOVE = -1.5, 1.7
 
+LAYER_SHADES = ("#2b8a8f", "#8b5fbf")
+"""First and last layer; those between are blended, each readable on both pages."""
+
 TOKEN_STRENGTH = 0.62
 """Strongest background behind a token: the page's own text colour keeps a contrast of 4.5:1 on every expert and domain
 colour painted this strongly, in light and dark."""

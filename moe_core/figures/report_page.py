@@ -62,7 +62,7 @@ figure svg { display: block; max-width: 100%%; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; margin: 6px 0; }
 th, td { text-align: right; padding: 3px 10px; border-bottom: 1px solid var(--line); white-space: pre; }
-th.text, td.text { text-align: left; }
+th.text, td.text, th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; }
 table.card th { text-align: left; } table.card td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 td.text { max-width: 60ch; overflow: hidden; text-overflow: ellipsis; }
@@ -283,7 +283,7 @@ def _cell(value: Any, digits: int) -> str:
     if value is None or value != value:
         return "<td></td>"
     if isinstance(value, float):
-        return f"<td>{value:.{digits}g}</td>" if abs(value) < 10 ** (digits - 1) else f"<td>{value:,.0f}</td>"
+        return f"<td>{value:#.{digits}g}</td>" if 1e-4 <= abs(value) < 10 ** (digits - 1) else f"<td>{value:,.4g}</td>"
     return f"<td>{_text(str(value))}</td>"
 
 
