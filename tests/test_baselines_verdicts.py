@@ -9,6 +9,7 @@ import pandas as pd
 
 from moe_core.routing import baselines, verdicts
 from moe_core.routing.baselines import findings
+from moe_core.routing.glossary import GLOSSARY
 
 
 def frame_of(measure: str, *rows: tuple[int, float, float, float, str], **columns: Any) -> pd.DataFrame:
@@ -184,3 +185,13 @@ def test_one_expert_in_words() -> None:
     )
     assert "no domain distinguishably" in verdicts.expert_sentence(2, 5, specialization=cells.assign(uncertain=True))
     assert verdicts.expert_sentence(0, 1, load=load) == "Expert 1 of layer 0 has not been measured yet."
+
+
+def test_every_new_measure_has_its_term() -> None:
+    needed = [
+        "vocabulary specialization", "persistence", "co-activation", "co-activation strength", "lift over chance",
+        "cross-layer flow", "saturation", "flip rate", "Jaccard", "mover", "matched experts", "ablation", "zero",
+        "renormalise", "reroute", "force", "causal effect", "KL", "REAP", "EAN", "CKA", "gate cosine",
+        "rank correlation", "token share", "domain beyond token", "null of co-activation", "Benjamini-Hochberg",
+    ]  # fmt: skip
+    assert not [name for name in needed if name not in GLOSSARY]

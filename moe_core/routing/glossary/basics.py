@@ -1,31 +1,10 @@
-"""Every term the product uses, once: one line, formula, chance or target value, source. Pages show it on hover."""
+"""What the model is made of, its load and its decisions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from moe_core.routing.glossary.term import Term
 
-
-@dataclass(frozen=True)
-class Term:
-    """One term. `formula`, `chance` and `source` are "" where there is none."""
-
-    name: str
-    one_line: str
-    """One sentence in plain words."""
-    formula: str = ""
-    """With T tokens, E experts, K slots per token, c_e assignments of expert e, f_e = c_e / sum c."""
-    chance: str = ""
-    """The value that chance, evenness or a perfect score gives: what to hold a figure against."""
-    source: str = ""
-    """arXiv id and equation, or the standard work."""
-
-    @property
-    def help(self) -> str:
-        """One line for a tooltip: the sentence, and the value to compare with."""
-        return f"{self.one_line} Compare with: {self.chance}." if self.chance else self.one_line
-
-
-_TERMS = (
+BASICS = (
     # What the model is made of
     Term("token", "A piece of text, a word or part of one; the unit the model reads and predicts."),
     Term("document", "One text from one source; its tokens are alike, so certainty is counted in documents."),
@@ -89,6 +68,21 @@ _TERMS = (
         "exp(H(f))",
         "E when even, 1 when one expert has all",
     ),
+    Term(
+        "MinVio",
+        "By what part the least busy expert falls short of the average load.",
+        "(mean c - min c) / mean c",
+        "0 when even, 1 with a dead expert",
+        "2408.15664",
+    ),
+    Term("utilisation", "The part of a layer's experts that got any token.", "#{c_e > 0} / E", "1 wanted"),
+    Term("oversubscribed", "The part of a layer's experts with more than the average load.", "#{c_e > mean c} / E"),
+    Term(
+        "top mass",
+        "The part of a layer's assignments that its busiest tenth of experts has.",
+        "sum of the ceil(E/10) largest f_e",
+        "ceil(E/10) / E when even",
+    ),
     Term("dead expert", "An expert that got no token at all of those traced.", "c_e = 0", "0 wanted"),
     Term(
         "dropped tokens",
@@ -128,6 +122,18 @@ _TERMS = (
     Term("confidence", "The router's probability of its first choice, averaged over tokens.", "mean_t max p", "1/E"),
     Term("margin", "How far the first choice is ahead of the second.", "mean_t (p_(1) - p_(2))", "0 for a tie"),
     Term(
+        "boundary margin",
+        "How far the last expert chosen is ahead of the first one left out; where it is small, choices flip easily.",
+        "mean_t (p_(K) - p_(K+1))",
+        "0 for a tie",
+    ),
+    Term(
+        "router information",
+        "How much of the router's indecision differs from token to token: 0 = it treats all tokens alike.",
+        "H(mean_t p_t) - mean_t H(p_t), in nats",
+        "0",
+    ),
+    Term(
         "domain specialization",
         "The part of a domain's tokens that chose an expert.",
         "N_eD / N_D",
@@ -149,10 +155,17 @@ _TERMS = (
         "Shannon 1948",
     ),
     Term(
-        "token NMI",
-        "How much of the choice of expert the token alone explains, whatever its context.",
+        "token share",
+        "How much of the choice of expert the token alone explains, whatever its context, 0 to 1.",
         "I(expert; token id) / H(expert)",
-        "its chance value, which grows with rare tokens",
+        "its chance, which grows with rare tokens",
+        "after OpenMoE, 2402.01739, section 4.2",
+    ),
+    Term(
+        "domain beyond token",
+        "What a token's domain tells about its expert once the token itself is known, 0 to 1.",
+        "I(expert; domain | token id) / H(expert)",
+        "its chance, a little above 0",
     ),
     Term(
         "JSD",
@@ -161,58 +174,4 @@ _TERMS = (
         "0 = alike, 0.693 = no expert in common",
         "Lin 1991",
     ),
-    # Certainty
-    Term(
-        "null",
-        "What the measure would be without any connection: the same data with domain labels shuffled over documents.",
-        "labels permuted by document, 200 times",
-        "",
-        "Fisher 1935",
-    ),
-    Term(
-        "p-value",
-        "How often chance alone does at least as well; small means unlikely to be luck, not that it is large.",
-        "(1 + #{null >= value}) / (1 + n); over several layers after Benjamini-Hochberg",
-        "under 0.05 counts as found",
-        "Phipson and Smyth 2010; Benjamini and Hochberg 1995",
-    ),
-    Term("effect", "The size of a finding: the measure minus its average under chance.", "value - mean null", "0"),
-    Term(
-        "interval",
-        "The range that holds the true value in 95 % of such samples, allowing for tokens of one document being alike.",
-        "Wilson, tokens divided by the design effect",
-        "",
-        "Wilson 1927; Korn and Graubard 1998",
-    ),
-    # Loss
-    Term(
-        "loss",
-        "How surprised the model is by the true next token, in nats; lower is better.",
-        "-mean ln p(true token)",
-        "ln V for a model that knows nothing",
-    ),
-    Term("nats", "The unit of surprise with natural logarithms; 1 nat = 1.443 bits.", "-ln p"),
-    Term(
-        "perplexity",
-        "As many equally likely tokens would leave the model as unsure as it is.",
-        "exp(nats per token)",
-        "V for a model that knows nothing",
-    ),
-    Term(
-        "bits per byte",
-        "Surprise per byte of text, so that models with different tokenizers can be compared.",
-        "total nats / ln 2 / UTF-8 bytes",
-        "8 for random bytes",
-    ),
-    Term(
-        "unigram baseline",
-        "The loss of a guess by word frequency alone, without any context; a model must be well below it.",
-        "-mean ln((count + 1) / (total + V))",
-    ),
-    Term("uniform baseline", "The loss of a blind guess among all tokens.", "ln V"),
-    Term("validation", "Documents made like the training ones but never trained on."),
-    Term("unseen", "Documents of templates or sources that training never touched: the harder test."),
 )
-
-GLOSSARY: dict[str, Term] = {term.name: term for term in _TERMS}
-"""Terms by name, in the order a reader would want them."""
