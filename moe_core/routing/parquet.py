@@ -3,16 +3,18 @@
 One row per token. Columns: token_id, document_id, source_id, position, domain_id and, where kept, predicted_id; for
 every layer number l and slot s layer_{l}_expert_{s} (int16, -1 = unused) and layer_{l}_score_{s} (float32); where
 logits were kept layer_{l}_logits, a list of E float32 (each exactly a float16: not every reader knows half precision).
-What is not per token is JSON under the key "moescope" of the schema metadata. Row groups are small enough to stream a
-trace larger than memory. A file without source_id, as written at first, takes each document as its own source.
+What is not per token is JSON under the key "moescope" of the file's metadata, which stands at its end: so a trace that
+is still being recorded can be written as it comes, see TraceWriter. Row groups are small enough to stream a trace
+larger than memory. A file without source_id, as written at first, takes each document as its own source.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,25 +24,147 @@ import pyarrow.parquet as pq
 
 from moe_core.errors import TraceError
 from moe_core.files import replaced
-from moe_core.routing.trace import RoutingTrace
+from moe_core.routing.trace import RoutingTrace, check_joinable
 from moe_core.routing.types import Int64Array
 
 METADATA_KEY = b"moescope"
 FORMAT = 1
 ROW_GROUP_TOKENS = 65_536
+ROW_GROUP_BYTES = 2**26
+"""A row group has fewer tokens than that where they would take more than this, before compression."""
 
 
 def write_trace(trace: RoutingTrace, path: Path) -> None:
     """Replace `path` as a whole: a reader sees the old file or the new one."""
-    table = _to_table(trace)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(path) as file:
-            pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP_TOKENS, write_page_checksum=True)
-    except OSError as error:
-        raise TraceError(
-            f"cannot write trace {str(path)!r}: {_reason(error)}; free space or choose another path"
-        ) from None
+    with TraceWriter(path) as writer:
+        writer.write(trace)
+
+
+class _GivenUp(Exception):  # noqa: N818 - no error
+    """Leaves the file's context the way that keeps the older file."""
+
+
+class TraceWriter:
+    """Write a trace that comes in parts, holding no more of it than a row group and the part at hand.
+
+        with TraceWriter("x.parquet") as writer:
+            for part in parts:
+                writer.write(part)
+
+    Parts are joined as `concatenate` joins traces: they are of one model, domains are matched by name, document and
+    source ids kept as they are. At the end of the block the file takes the place of an older one as a whole; after an
+    exception the older one is as it was. What may still grow until then is small: names of domains and the texts of
+    the token ids that occur.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.tokens = 0
+        """Tokens written so far."""
+        self._open = ExitStack()
+        self._first: RoutingTrace | None = None
+        """One token of the first part: what all parts share."""
+        self._file: Any = None
+        self._writer: Any = None
+        self._held: list[pa.Table] = []
+        self._domains: dict[str, int] = {}
+        self._sources: dict[str, None] = {}
+        self._vocabulary: dict[int, str] = {}
+
+    def __enter__(self) -> TraceWriter:
+        with self._disk():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._open.enter_context(replaced(self.path))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            with suppress(_GivenUp), self._open:
+                raise _GivenUp
+            return
+        with self._disk(), self._open:
+            self._finish()
+
+    def write(self, trace: RoutingTrace) -> None:
+        """Append a part. Raises TraceError if it does not go with those before it, or cannot be written."""
+        if self._first is None:
+            self._first = trace.select([True] + [False] * (trace.num_tokens - 1))
+        check_joinable(self._first, trace, f"the part after token {self.tokens}")
+        self._learn_texts(trace)
+        self._sources |= dict.fromkeys([trace.source] if trace.source else [])
+        numbers = [self._domains.setdefault(name, len(self._domains)) for name in trace.domains]
+        self._held.append(_to_table(trace, np.array(numbers, dtype=np.int16)[trace.domain_ids]))
+        self.tokens += trace.num_tokens
+        rows = self._row_group()
+        if sum(len(table) for table in self._held) >= rows:
+            self._flush(rows, whole_groups=True)
+
+    def _learn_texts(self, trace: RoutingTrace) -> None:
+        guesses = [] if trace.predicted_ids is None else [trace.predicted_ids]
+        for token_id in np.unique(np.concatenate([trace.token_ids, *guesses])).tolist():
+            text = trace.vocabulary.get(token_id)
+            if text is not None and self._vocabulary.setdefault(token_id, text) != text:
+                raise TraceError(
+                    f"token {token_id} is {self._vocabulary[token_id]!r} in one part and {text!r} in another; "
+                    "only parts with one tokenizer can be joined"
+                )
+
+    def _row_group(self) -> int:
+        """Tokens of a row group."""
+        bytes_per_token: int = self._held[0].nbytes // len(self._held[0])
+        return max(1, min(ROW_GROUP_TOKENS, ROW_GROUP_BYTES // bytes_per_token))
+
+    def _flush(self, rows: int, *, whole_groups: bool) -> None:
+        """Write what is held; with `whole_groups` as many whole row groups as there are, the rest stays held."""
+        table = pa.concat_tables(self._held)
+        count = len(table) // rows * rows if whole_groups else len(table)
+        with self._disk():
+            if self._writer is None:
+                # Without Arrow's own schema in the file, readers take the metadata from the file's end.
+                self._writer = pq.ParquetWriter(
+                    self._file, table.schema, compression="zstd", write_page_checksum=True, store_schema=False
+                )
+                self._open.callback(self._close)
+            self._writer.write_table(table.slice(0, count), row_group_size=rows)
+        # A slice would keep all of it in memory.
+        self._held = [table.slice(count).take(np.arange(len(table) - count))] if count < len(table) else []
+
+    def _finish(self) -> None:
+        if self._first is None:
+            raise TraceError(f"nothing was recorded for {str(self.path)!r}; expected at least one token")
+        if self._held:
+            self._flush(self._row_group(), whole_groups=False)
+        first = self._first
+        metadata = {
+            "format": FORMAT,
+            "num_experts": first.num_experts,
+            "top_k": first.top_k,
+            "layers": first.layers,
+            "domains": list(self._domains),
+            "score_function": first.score_function,
+            "source": ", ".join(self._sources),
+            "router_logits": first.router_logits is not None,
+            "vocabulary": {str(key): self._vocabulary[key] for key in sorted(self._vocabulary)},
+        }
+        self._writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(metadata)})
+        self._writer.close()
+
+    def _close(self) -> None:
+        """Let go of the writer, also after an error; nothing to do for one that is finished."""
+        with suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        self._writer.is_open = False  # it would try once more when it is collected
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TraceError(
+                f"cannot write trace {str(self.path)!r}: {_reason(error)}; free space or choose another path"
+            ) from None
 
 
 def read_trace(path: Path) -> RoutingTrace:
@@ -96,7 +220,7 @@ def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
         raise TraceError(f"no trace at {str(path)!r}; expected a Parquet file made by RoutingTrace.save")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            content = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
+            content = (file.metadata.metadata or {}).get(METADATA_KEY)
             if content is None:
                 raise TraceError("Parquet, but no routing trace; expected a file made by RoutingTrace.save")
             metadata = json.loads(content)
@@ -112,13 +236,14 @@ def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
         raise TraceError(f"trace {str(path)!r} is damaged ({_reason(error)}); make it again") from None
 
 
-def _to_table(trace: RoutingTrace) -> pa.Table:
+def _to_table(trace: RoutingTrace, domain_ids: npt.NDArray[np.int16]) -> pa.Table:
+    """What is per token, its domains numbered as given."""
     columns: dict[str, pa.Array] = {
         "token_id": pa.array(trace.token_ids),
         "document_id": pa.array(trace.document_ids),
         "source_id": pa.array(trace.source_ids),
         "position": pa.array(trace.positions),
-        "domain_id": pa.array(trace.domain_ids),
+        "domain_id": pa.array(domain_ids),
     }
     if trace.predicted_ids is not None:
         columns["predicted_id"] = pa.array(trace.predicted_ids)
@@ -129,21 +254,7 @@ def _to_table(trace: RoutingTrace) -> pa.Table:
         if trace.router_logits is not None:
             flat = pa.array(trace.router_logits[row].astype(np.float32).reshape(-1))
             columns[f"layer_{layer}_logits"] = pa.FixedSizeListArray.from_arrays(flat, trace.num_experts)
-    occurring = set(np.unique(trace.token_ids).tolist())
-    if trace.predicted_ids is not None:
-        occurring.update(np.unique(trace.predicted_ids).tolist())
-    metadata = {
-        "format": FORMAT,
-        "num_experts": trace.num_experts,
-        "top_k": trace.top_k,
-        "layers": trace.layers,
-        "domains": trace.domains,
-        "score_function": trace.score_function,
-        "source": trace.source,
-        "router_logits": trace.router_logits is not None,
-        "vocabulary": {str(key): text for key, text in trace.vocabulary.items() if key in occurring},
-    }
-    return pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()})
+    return pa.table(columns)
 
 
 def _from_table(table: pa.Table, metadata: dict[str, Any]) -> RoutingTrace:

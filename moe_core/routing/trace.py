@@ -228,16 +228,7 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
     domains = list(dict.fromkeys(name for trace in traces for name in trace.domains))
     vocabulary: dict[int, str] = {}
     for number, trace in enumerate(traces):
-        for name in ("layers", "num_experts", "top_k", "score_function"):
-            if getattr(trace, name) != getattr(first, name):
-                raise TraceError(
-                    f"trace {number} has {name} = {getattr(trace, name)}, the first {getattr(first, name)}; "
-                    "only traces of one model can be joined"
-                )
-        if (trace.router_logits is None) != (first.router_logits is None):
-            raise TraceError("some traces have router_logits and some have not; capture all with the same keep_logits")
-        if (trace.predicted_ids is None) != (first.predicted_ids is None):
-            raise TraceError("some traces have predicted_ids and some have not; keep them for all or for none")
+        check_joinable(first, trace, f"trace {number}")
         for token_id, text in trace.vocabulary.items():
             if vocabulary.setdefault(token_id, text) != text:
                 raise TraceError(
@@ -260,6 +251,20 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
         vocabulary=vocabulary,
         source=", ".join(dict.fromkeys(trace.source for trace in traces if trace.source)),
     )
+
+
+def check_joinable(first: RoutingTrace, other: RoutingTrace, name: str) -> None:
+    """Raise TraceError, calling `other` by `name`, unless both are of one model and keep the same columns."""
+    for fact in ("layers", "num_experts", "top_k", "score_function"):
+        if getattr(other, fact) != getattr(first, fact):
+            raise TraceError(
+                f"{name} has {fact} = {getattr(other, fact)}, the first {getattr(first, fact)}; "
+                "only traces of one model can be joined"
+            )
+    if (other.router_logits is None) != (first.router_logits is None):
+        raise TraceError("some traces have router_logits and some have not; capture all with the same keep_logits")
+    if (other.predicted_ids is None) != (first.predicted_ids is None):
+        raise TraceError("some traces have predicted_ids and some have not; keep them for all or for none")
 
 
 def sample_parts(
