@@ -8,6 +8,7 @@ import html
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -20,9 +21,18 @@ from moe_core.config import Config
 from moe_core.figures.figure import Figure
 from moe_core.figures.inline_svg import inline_svg
 from moe_core.figures.report_page import MAX_CSV_BYTES, MAX_TABLE_ROWS, ModelCard, report_page
-from moe_core.figures.run_figures import Section, flow_sankey_figure, load_map_figure, sections_of_trace
+from moe_core.figures.run_figures import (
+    Section,
+    _causes,
+    flow_sankey_figure,
+    load_map_figure,
+    sections_of_run,
+    sections_of_trace,
+)
 from moe_core.routing import RoutingTrace, metrics
+from moe_core.routing.glossary import GLOSSARY
 from moe_core.routing.verdicts import number
+from moe_core.runs.folder import RunFolder
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -225,3 +235,10 @@ def test_a_picture_takes_the_pages_ink_and_speaks() -> None:
     assert "ns0:" not in svg
     plain = inline_svg(alt.Chart(frame).mark_point().encode(x="x:Q"), "f8", "No tooltips")
     assert "<title>" not in plain
+
+
+def test_every_section_is_explained_in_the_glossarys_words(trained_root: Path) -> None:
+    run = RunFolder("tiny", trained_root)
+    for section in sections_of_run(run):
+        assert set(section.terms) <= set(GLOSSARY), section.question
+    assert set(_causes(run).terms) <= set(GLOSSARY), "also without anything found by `ablate`"

@@ -165,7 +165,9 @@ def _domains(trace: AnyTrace) -> Section:
         nmi, cells = baselines.domain_nmi(trace), baselines.domain_cells(trace)
         figures.append(domain_nmi_figure(nmi))
         figures += [domain_map_figure(cells, nmi, layer) for layer in spaced(trace.layers)]
-    return Section("Do experts know what kind of text a token is from?", figures, ("domain", "NMI", "lift"))
+    return Section(
+        "Do experts know what kind of text a token is from?", figures, ("domain", "NMI", "lift", "null of domains")
+    )
 
 
 def _vocabulary(trace: AnyTrace) -> Section:
@@ -177,7 +179,7 @@ def _vocabulary(trace: AnyTrace) -> Section:
         figures += [vocabulary_figure(words, test, layer) for layer in spaced(trace.layers) if layer in layers]
     if len(set(domain_tokens(trace).nonzero()[0])) < 2:
         figures.append(token_map_figure(next(trace.parts())))
-    terms = ("token", "null", "interval")
+    terms = ("vocabulary specialization", "token share", "domain beyond token", "null of vocabulary and flow")
     return Section("Does the choice of expert follow the token itself?", figures, terms)
 
 
@@ -188,7 +190,11 @@ def _teams(trace: AnyTrace) -> Section:
         pairs = baselines.coactivation_pairs(trace)
         figures.append(coactivation_test_figure(test))
         figures += [coactivation_figure(together, test, layer, pairs) for layer in spaced(trace.layers)]
-    return Section("Which experts work together?", figures, ("lift", "null", "interval"))
+    return Section(
+        "Which experts work together?",
+        figures,
+        ("co-activation strength", "lift over chance", "null of co-activation", "Benjamini-Hochberg"),
+    )
 
 
 def _paths(trace: AnyTrace) -> Section:
@@ -197,11 +203,17 @@ def _paths(trace: AnyTrace) -> Section:
         flow, test = metrics.layer_flow(trace), baselines.layer_flow(trace)
         figures += [flow_test_figure(test), flow_sankey_figure(flow, test)]
         figures += [flow_map_figure(flow, test, layer) for layer in spaced(trace.layers[:-1])]
-    return Section("How do tokens travel?", figures, ("NMI", "lift", "null"))
+    return Section(
+        "How do tokens travel?",
+        figures,
+        ("persistence", "cross-layer flow", "null of persistence", "null of vocabulary and flow"),
+    )
 
 
 def _training(run: RunFolder) -> Section:
-    losses = loss_figure(run.metrics("train"), run.metrics("evaluation"), run.metrics("baseline"), run.evaluation())
+    losses = loss_figure(
+        run.metrics("train"), run.metrics("evaluation"), run.metrics("baseline"), scored=run.evaluation()
+    )
     return Section("Does the model learn?", [] if losses is None else [losses], ("loss", "perplexity"))
 
 
@@ -212,7 +224,7 @@ def _history(run: RunFolder, steps: list[int]) -> Section:
         figures.append(saturation_figure(metrics.saturation(traces)))
     loads = loads_over_time(run.metrics("load"))
     figures += [load_over_time_figure(loads, int(layer)) for layer in spaced(sorted(set(loads["layer"])))]
-    return Section("When did the routing become what it is?", figures, ("expert load",))
+    return Section("When did the routing become what it is?", figures, ("saturation", "expert load"))
 
 
 def _causes(run: RunFolder) -> Section:
@@ -234,7 +246,7 @@ def _causes(run: RunFolder) -> Section:
     if similarity is not None:
         layers = sorted({int(layer) for layer in similarity["layer"]})
         figures += [similarity_figure(similarity, layer, "output_cka") for layer in spaced(layers)]
-    terms = ("nats", "interval", "p-value")
+    terms = ("ablation", "causal effect", "nats", "rank correlation", "REAP", "EAN", "CKA")
     return Section("Which experts matter, and can one tell without trying?", figures, terms)
 
 

@@ -65,7 +65,11 @@ def nats(value: float) -> str:
 
 
 def loss_figure(
-    train: pd.DataFrame, evaluations: pd.DataFrame, baselines: pd.DataFrame, scored: Mapping[str, Any] | None = None
+    train: pd.DataFrame,
+    evaluations: pd.DataFrame,
+    baselines: pd.DataFrame,
+    *,
+    scored: Mapping[str, Any] | None = None,
 ) -> Figure | None:
     """Does the model learn? Frames of the run's metrics of kind train, evaluation and baseline; None if both first
     ones are empty.
