@@ -27,19 +27,26 @@ class Measured:
 
     def get(self, measure: Callable[Concatenate[RoutingTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """measure(trace, *args, **kwargs), computed at the first call. Arguments must be hashable."""
-        key = (measure.__module__, measure.__qualname__, args, tuple(sorted(kwargs.items())))
-        with self._lock:  # another session that asks meanwhile waits for the same result
-            if key not in self._results:
-                self._results[key] = measure(self.trace, *args, **kwargs)
-            return self._results[key]  # type: ignore[no-any-return]
+        return self.keep(_key(measure, args, kwargs), lambda: measure(self.trace, *args, **kwargs))
 
     def has(self, measure: Callable[Concatenate[RoutingTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> bool:
         """True once `get` has this result: nothing is left to wait for."""
-        return (measure.__module__, measure.__qualname__, args, tuple(sorted(kwargs.items()))) in self._results
+        return _key(measure, args, kwargs) in self._results
+
+    def keep(self, key: tuple[Any, ...], make: Callable[[], R]) -> R:
+        """What `make` returned at the first call with this key: a figure of what was measured, for example."""
+        with self._lock:  # another session that asks meanwhile waits for the same result
+            if key not in self._results:
+                self._results[key] = make()
+            return self._results[key]  # type: ignore[no-any-return]
 
     def part(self, layers: Sequence[int]) -> Measured:
         """Some layers only, measured apart: pairs of experts of every layer of a large model are too many."""
         return self.get(_part, tuple(layers))
+
+
+def _key(measure: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    return (measure.__module__, measure.__qualname__, args, tuple(sorted(kwargs.items())))
 
 
 def _part(trace: RoutingTrace, layers: tuple[int, ...]) -> Measured:

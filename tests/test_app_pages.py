@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from moe_core.runs import RunFolder
 
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
-PAGES = ("overview", "domains", "training")
+PAGES = ("overview", "domains", "experts", "flow", "time", "training")
 Open = Callable[..., AppTest]
 
 

@@ -44,7 +44,7 @@ with said:
 left, right = st.columns(2)
 with left:
     if len(measured.trace.domains) > 1:
-        figure = expert_domains_figure(specialization, layer, expert)
+        figure = measured.keep(("domains", layer, expert), lambda: expert_domains_figure(specialization, layer, expert))
         show_figure(figure, key=figure.name, title="The text it takes", terms=["domain", "lift", "interval"])
     else:
         st.caption("All text is of one domain, so whether this expert prefers some kind of text cannot be told.")
@@ -52,9 +52,9 @@ with right:
     loads = loads_over_time(loaders.metrics(run, "load"))
     if len(loads):
         figure = expert_history_figure(loads, layer, expert)
-        show_figure(figure, key=figure.name, title="Its load while training", terms=["expert load"])
+        show_figure(figure, key=figure.name, title="Its load on the probe text, while training", terms=["expert load"])
 tokens_and_contexts(measured, layer, expert)
-left, right = st.columns(2)
+left, right = st.columns([5, 4])
 with left:
     neighbours(run, own, layer, expert)
 with right:

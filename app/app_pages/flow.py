@@ -26,7 +26,8 @@ def sankey(around: Measured) -> None:
     first = max(0, min(place - MAX_SANKEY_LAYERS // 2, len(layers) - MAX_SANKEY_LAYERS))
     window = layers[first : first + MAX_SANKEY_LAYERS]
     flow, test = around.get(metrics.layer_flow), around.get(baselines.layer_flow)
-    show_figure(flow_sankey_figure(flow, test, window), key="flow_sankey", title="", terms=["token", "layer", "expert"])
+    figure = around.keep(("sankey", *window), lambda: flow_sankey_figure(flow, test, window))
+    show_figure(figure, key="flow_sankey", title="", terms=["token", "layer", "expert"])
     if len(window) < len(run_layers):
         st.caption(f"Layers {window[0]} to {window[-1]} of {len(run_layers)}: those around the layer in the side bar.")
 
@@ -36,11 +37,15 @@ def next_layer(around: Measured) -> None:
     layers = around.trace.layers
     start = layer if layer != layers[-1] else layers[-2]
     flow, test = around.get(metrics.layer_flow), around.get(baselines.layer_flow)
-    figure = flow_map_figure(flow, test, start)
+    figure = around.keep(("flow map", start), lambda: flow_map_figure(flow, test, start))
     note = "" if start == layer else f"Layer {layer} is the last: this is how tokens come into it. "
     answer(f"{note}{strongest_flow(figure.frame)}")
     show_figure(figure, key=figure.name, title="", terms=["expert", "lift"])
-    show_figure(flow_test_figure(test), key="flow", terms=["NMI", "null", "p-value", "effect"])
+    show_figure(
+        around.keep(("flow test",), lambda: flow_test_figure(test)),
+        key="flow",
+        terms=["NMI", "null", "p-value", "effect"],
+    )
 
 
 def strongest_flow(flow: pd.DataFrame) -> str:
@@ -63,8 +68,9 @@ def together(around: Measured) -> None:
         return
     measure_all(around, [(metrics.coactivation, ()), (baselines.coactivation, ()), (baselines.coactivation_pairs, ())],
                 "Choosing experts at random, to compare with")  # fmt: skip
+    found, test = around.get(metrics.coactivation), around.get(baselines.coactivation)
     pairs = around.get(baselines.coactivation_pairs)
-    figure = coactivation_figure(around.get(metrics.coactivation), around.get(baselines.coactivation), layer, pairs)
+    figure = around.keep(("coactivation", layer), lambda: coactivation_figure(found, test, layer, pairs))
     answer(f"Layer {layer}: {figure.verdict}")
     show_figure(figure, key=figure.name, title="", terms=["expert", "lift", "null"])
 
@@ -72,7 +78,7 @@ def together(around: Measured) -> None:
 def next_token(around: Measured) -> None:
     """Whether a token keeps the expert of the one before it."""
     measure_all(around, [(baselines.persistence, ())], "Shuffling the tokens of each document, to compare with")
-    figure = persistence_figure(around.get(baselines.persistence))
+    figure = around.keep(("persistence",), lambda: persistence_figure(around.get(baselines.persistence)))
     answer(figure.verdict)
     show_figure(figure, key=figure.name, title="", terms=["expert", "null", "p-value"])
 

@@ -6,7 +6,18 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure, term_help
-from app.components.page import DOMAINS, GENERATION, TOKENS, TRAINING, header
+from app.components.page import (
+    COMPARE,
+    DOMAINS,
+    EXPERTS,
+    FLOW,
+    GENERATION,
+    INTERVENTIONS,
+    TIME,
+    TOKENS,
+    TRAINING,
+    header,
+)
 from moe_core.figures.run_figures import load_map_figure
 from moe_core.routing import verdicts
 from moe_core.routing.baselines import FEW_DOCUMENTS
@@ -82,5 +93,10 @@ st.markdown("#### What to ask next")
 left, right = st.columns(2)
 left.page_link(TOKENS, label="Where does each token of my text go?", icon=":material/text_fields:")
 left.page_link(DOMAINS, label="Which experts prefer which kind of text?", icon=":material/category:")
+left.page_link(EXPERTS, label="What does each expert do, and what is it worth?", icon=":material/hub:")
+left.page_link(FLOW, label="How do tokens travel through the layers?", icon=":material/alt_route:")
 right.page_link(GENERATION, label="Which experts write which words?", icon=":material/edit_note:")
+right.page_link(INTERVENTIONS, label="What changes without an expert?", icon=":material/switch_access_shortcut:")
+right.page_link(TIME, label="When did each expert become what it is?", icon=":material/timeline:")
+right.page_link(COMPARE, label="What changed between two runs, steps or texts?", icon=":material/compare_arrows:")
 right.page_link(TRAINING, label="How did it learn, and how do I train my own?", icon=":material/model_training:")

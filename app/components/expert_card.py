@@ -23,20 +23,29 @@ BUTTON_EXPERTS = 16
 """More experts than this do not fit side by side: they are picked from a list that can be searched."""
 TOP_TOKENS, CONTEXTS = 30, 40
 NEIGHBOURS = "expert_neighbours"
-_SIMILARITIES = {"gate_cosine": "Router", "weight_cosine": "Weights", "output_cka": "Output"}
+_SIMILARITIES = {
+    "gate_cosine": ("Router", "How alike the router's wish for both is: cosine of their rows, 1 = the same tokens."),
+    "weight_cosine": ("Weights", "How alike their weights are: cosine, 0 = unrelated, 1 = copies."),
+    "output_cka": (
+        "Output",
+        "How alike their outputs are on the same tokens: linear CKA, 1 = the same but turned.",
+    ),
+}
+"""Columns of expert_similarity with their title and one line about them."""
 
 
 def pick_expert(num_experts: int, default: int) -> int:
     """Which expert of the chosen layer; kept in the URL."""
     experts = list(range(num_experts))
     state.preset(state.EXPERT, experts, default)
+    chosen: int | None
     if num_experts <= BUTTON_EXPERTS:
-        return int(
-            st.segmented_control(
-                "Expert", experts, required=True, key=state.EXPERT, bind="query-params", persist_state="session"
-            )
+        chosen = st.segmented_control(
+            "Expert", experts, required=True, key=state.EXPERT, bind="query-params", persist_state="session"
         )
-    return int(st.selectbox("Expert", experts, key=state.EXPERT, bind="query-params", persist_state="session"))
+    else:
+        chosen = st.selectbox("Expert", experts, key=state.EXPERT, bind="query-params", persist_state="session")
+    return default if chosen is None else chosen
 
 
 def tokens_and_contexts(measured: Measured, layer: int, expert: int) -> None:
@@ -109,7 +118,7 @@ def neighbours(run: RunFolder, measured: Measured, layer: int, expert: int) -> N
                 "Together, × chance", format="%.2f", help="Chosen by the same tokens; 1 = as by chance."
             ),
             "certain": st.column_config.CheckboxColumn("Surely", help="Surely more or less often than chance."),
-            **{name: number(f"{title} alike", format="%.2f") for name, title in _SIMILARITIES.items()},
+            **{name: number(title, format="%.2f", help=line) for name, (title, line) in _SIMILARITIES.items()},
         },
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import streamlit as st
@@ -12,7 +12,11 @@ import streamlit as st
 from app.components.page import plain
 from moe_core.figures.figure import Figure, figure_bytes
 from moe_core.figures.maps import CELL
+from moe_core.figures.palette import DARK_TEXT, LIGHT_TEXT
 from moe_core.routing.glossary import GLOSSARY
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 _FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "CSV": "text/csv", "HTML": "text/html"}
 _ABOUT = {"CSV": "Save the numbers behind this picture", "HTML": "Save this picture as a page that needs no network"}
@@ -42,8 +46,7 @@ def show_figure(
     clickable = _Clicks(f"{key}_chart", on_cell) if on_cell is not None else None
     formats = _ALTAIR_FORMATS
     if not isinstance(figure.chart, alt.TopLevelMixin):
-        # Plotly puts a white halo round the names of nodes, on a dark page too.
-        drawn = copy(figure.chart).update_traces(textfont_shadow="none", selector={"type": "sankey"})
+        drawn = _on_this_page(figure.chart)
         st.plotly_chart(drawn, width="stretch", alt=description, key=f"{key}_chart", config=_PLOTLY_CONFIG)
         formats = _PLOTLY_FORMATS
     else:
@@ -90,6 +93,13 @@ def explain(terms: Sequence[str], *, key: str, label: str = "How to read this") 
 def term_help(name: str) -> str:
     """The glossary's line on `name`, for a tooltip."""
     return plain(GLOSSARY[name].help)
+
+
+def _on_this_page(chart: go.Figure) -> go.Figure:
+    """The chart with its text in the page's colour. Plotly puts a white halo round names, on a dark page too."""
+    ink = DARK_TEXT if st.context.theme.type == "dark" else LIGHT_TEXT
+    drawn = copy(chart).update_traces(textfont={"shadow": "none", "color": ink}, selector={"type": "sankey"})
+    return drawn.update_annotations(font_color=ink)
 
 
 class _Clicks:

@@ -189,7 +189,8 @@ def _charts(run: RunFolder) -> None:
     """The loss of each split, and the load of the chosen layer's experts, by step."""
     from moe_core.figures.run_figures import load_over_time_figure, loads_over_time, loss_figure
 
-    losses = loss_figure(*(loaders.metrics(run, kind) for kind in ("train", "evaluation", "baseline")))
+    train, evaluations, baselines = (loaders.metrics(run, kind) for kind in ("train", "evaluation", "baseline"))
+    losses = loss_figure(train, evaluations, baselines)
     if losses is not None:
         show_figure(losses, key="loss", terms=["loss", "unseen", "validation", "unigram baseline"])
         st.caption(

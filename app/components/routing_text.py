@@ -11,7 +11,7 @@ import streamlit as st
 from app import loaders
 from app.components.progress import progress_bar
 from app.measured import Measured
-from moe_core.errors import RunError
+from moe_core.errors import MoescopeError
 from moe_core.runs import RunFolder
 
 # Pairs of experts: layers x E x E. More rows than this are measured around the chosen layer only.
@@ -20,7 +20,7 @@ Step = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def deep_or_probe(run: RunFolder) -> tuple[Measured, str]:
-    """The routing to measure and, in words, of what text it is. Raises RunError when the run has neither.
+    """The routing to measure and, in words, of what text it is. Raises MoescopeError when the run has neither.
 
     While a run trains, and where it has no checkpoint, that is the probe: small, but the processor is the trainer's.
     """
@@ -31,7 +31,7 @@ def deep_or_probe(run: RunFolder) -> tuple[Measured, str]:
                 measured = loaders.deep_routing(run, bar)
             clock = time.strftime("%H:%M", time.localtime(measured.made_at))
             return measured, f"held-out text, sent through the newest checkpoint at {clock}"
-        except RunError as error:
+        except MoescopeError as error:
             why = f"more text could not be used: {error}"
             if not run.probe_steps():
                 raise

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 Serve = Callable[[Path], AbstractContextManager[Any]]
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("", "domains", "training")
+PAGES = ("", "domains", "experts", "flow", "time", "training")
 
 
 def ready(page: Page) -> None:
