@@ -47,6 +47,7 @@ def test_a_click_chooses_the_expert_and_both_texts_are_written(server: Any, page
     page.wait_for_url(re.compile(f"expert={clicked[1]}"))
 
     # Every token of the text says what the change costs it; dots mark those that had chosen the expert.
+    page.locator(".legend").get_by_text(f"had chosen expert {clicked[1]} in layer 0").wait_for()
     assert page.get_by_role("radio", name="Change of loss").get_attribute("aria-checked") == "true"
     assert page.locator(".t.marked").count() > 0
     page.locator(".t.marked:not(.code)").first.click()  # not the start of a text, which nothing foresees
