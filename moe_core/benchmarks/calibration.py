@@ -28,7 +28,9 @@ RANDOM: dict[str, dict[str, Any]] = {
     "load-skewed": {"skew": 1.0},
     "documents alike": {"skew": 0.5, "alike": 1.0},
 }
-"""Kinds of random routing, as arguments of random_logits."""
+"""Kinds of random routing, as arguments of random_trace."""
+WEAK = (0.25, 0.5, 1.0)
+"""Strengths of a planted connection that chance may hide; random logits have a standard deviation of 1.28."""
 
 Test = Callable[..., pd.DataFrame]
 BASELINES: dict[str, Test] = {
@@ -96,19 +98,25 @@ def chance_count(name: str, seeds: int, kind: str, permutations: int = PERMUTATI
     return nothing, np.array(p_values)
 
 
-def found_count(name: str, seeds: int, permutations: int = PERMUTATIONS) -> int:
-    """Seeds in which the planted connection was found, clearly and in every layer; loads are skewed besides."""
+def found_count(
+    name: str, seeds: int, permutations: int = PERMUTATIONS, *, strength: float = 3.0, slightly: bool = False
+) -> int:
+    """Seeds in which the planted connection was found in every layer; loads are skewed besides.
+
+    A verdict must say "clearly", or with `slightly` at least that something was found; cells must be certain.
+    """
     found = 0
     for seed in range(seeds):
-        frame = BASELINES[name](random_trace(seed, skew=0.5, planted=name), permutations=permutations)
+        trace = random_trace(seed, skew=0.5, planted=name, strength=strength)
+        frame = BASELINES[name](trace, permutations=permutations)
         if name == "domain_cells":
-            frame = frame[frame["domain"] == frame["expert"].map(_domain)]
-            found += bool((~frame["uncertain"] & (frame["share"] > frame["expected"])).all())
+            own = frame[frame["domain"] == frame["expert"].map(_domain)]
+            found += bool((~own["uncertain"] & (own["share"] > own["expected"])).all())
         elif name == "coactivation_pairs":
-            frame = frame[(frame["expert_i"] == 0) & (frame["expert_j"] == 1)]
-            found += bool((~frame["uncertain"] & (frame["lift_over_chance"] > 1)).all())
+            own = frame[(frame["expert_i"] == 0) & (frame["expert_j"] == 1)]
+            found += bool((~own["uncertain"] & (own["lift_over_chance"] > 1)).all())
         else:
-            found += bool(frame["verdict"].str.contains("clearly").all())
+            found += bool(frame["verdict"].str.contains("clearly|slightly" if slightly else "clearly").all())
     return found
 
 
@@ -131,7 +139,9 @@ def calibrate(seeds: int = SEEDS) -> list[dict[str, Any]]:
             nothing, p_values = chance_count(name, seeds, kind)
             row[f"chance, {kind}"] = nothing
             row[f"KS, {kind}"] = round(float(stats.kstest(p_values, "uniform").pvalue), 3)
-        row["planted found"] = found_count(name, seeds)
+        for strength in WEAK:
+            row[f"found, planted {strength}"] = found_count(name, seeds, strength=strength, slightly=True)
+        row["found clearly, planted 3.0"] = found_count(name, seeds)
         row["coverage"] = round(coverage(name, seeds), 2) if name in MEASURES else None
         rows.append(row)
     return rows
@@ -157,7 +167,7 @@ def _domain(number: int) -> str:
 
 def main() -> None:
     """Print, for each baseline: seeds called chance and the Kolmogorov-Smirnov p of their p-values, for each kind of
-    random routing; seeds in which the planted connection is found; coverage of the 95 % interval."""
+    random routing; seeds in which a planted connection is found; coverage of the 95 % interval."""
     parser = argparse.ArgumentParser(description="Do the baselines tell chance from findings?")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many random traces of each kind (default 100)")
