@@ -1,0 +1,126 @@
+"""One text's routing as arrays [tokens, layers, k], and numpy files of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_core.errors import TraceError
+from moe_core.progress import Progress
+from moe_core.routing.imports.pieces import (
+    PIECE_TOKENS,
+    Floats,
+    Integers,
+    Options,
+    Piece,
+    Recording,
+    describe,
+    read_token_ids,
+    reason,
+)
+
+NAMES = {"vllm": "vLLM routed_experts", "sglang": "SGLang routed_experts", "array": "routed_experts array"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """The routing of T consecutive tokens of one text, shapes checked."""
+
+    name: str
+    """What stands before "row 17" in a message: "record 3"; empty where the file is this text alone."""
+    experts: Integers
+    token_ids: Integers | None
+    weights: Floats | None = None
+    start: int = 0
+    """Place of the first row within the text."""
+
+    @classmethod
+    def checked(
+        cls, where: str, name: str, experts: Integers, token_ids: Integers | None, weights: Any = None, start: int = 0
+    ) -> Text:
+        """Check the shapes. The last token id may lack its row: it was written, but never read by the model."""
+        if experts.ndim != 3 or not np.issubdtype(experts.dtype, np.integer) or 0 in experts.shape[1:]:
+            raise TraceError(f"{where}: routed_experts is {describe(experts)}; expected integers [tokens, layers, k]")
+        rows = len(experts)
+        if token_ids is not None and len(token_ids) not in (rows, rows + 1):
+            raise TraceError(
+                f"{where}: {rows:,} rows of routed_experts for {len(token_ids):,} token ids; expected as many, "
+                "or one less, for the last token is not read any more"
+            )
+        if weights is not None:
+            weights = np.asarray(weights)
+            if weights.shape != experts.shape or not np.issubdtype(weights.dtype, np.number):
+                raise TraceError(
+                    f"{where}: routed_weights is {describe(weights)}; expected numbers {list(experts.shape)}"
+                )
+            weights = weights.astype(np.float32)
+        return cls(name, experts, None if token_ids is None else token_ids[:rows], weights, start)
+
+    def without(self, rows: int) -> Text:
+        """The same text from row `rows` on."""
+        return replace(
+            self,
+            experts=self.experts[rows:],
+            token_ids=None if self.token_ids is None else self.token_ids[rows:],
+            weights=None if self.weights is None else self.weights[rows:],
+            start=self.start + rows,
+        )
+
+    def pieces(self, document: int, source: int, domain: int, progress: Progress | None = None) -> Iterator[Piece]:
+        """The text cut into pieces, as text number `document` of its recording."""
+        T = len(self.experts)
+        for begin in range(0, T, PIECE_TOKENS):
+            if progress is not None:
+                progress("reading", begin, T)
+            yield self._piece(begin, min(begin + PIECE_TOKENS, T), document, source, domain)
+
+    def _piece(self, begin: int, end: int, document: int, source: int, domain: int) -> Piece:
+        prefix = f"{self.name}, " if self.name else ""
+        return Piece(
+            experts=np.asarray(self.experts[begin:end]),
+            weights=None if self.weights is None else self.weights[begin:end],
+            token_ids=None if self.token_ids is None else self.token_ids[begin:end],
+            documents=np.full(end - begin, document),
+            sources=np.full(end - begin, source),
+            domains=np.full(end - begin, domain),
+            positions=np.arange(self.start + begin, self.start + end),
+            row=lambda t: f"{prefix}row {begin + t}",
+            column=lambda layer, slot: f"layer {layer}, slot {slot}",
+        )
+
+
+def open_npy(path: Path, options: Options, format: str) -> Recording:
+    """A .npy file of one text, read through a memory map. Its token ids come from options.token_ids."""
+    try:
+        experts = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise TraceError(f"{str(path)!r} is no readable .npy file ({reason(error)}); save the array again") from None
+    ids = read_token_ids(options.token_ids) if options.token_ids else [None]
+    if len(ids) != 1:
+        raise TraceError(f"token ids {str(options.token_ids)!r} hold {len(ids)} texts; expected the one of the array")
+    text = Text.checked(repr(str(path)), "", experts, ids[0])
+
+    def pieces(progress: Progress) -> Iterator[Piece]:
+        yield from text.pieces(0, 0, 0, progress)
+
+    recording = Recording(path, format, NAMES[format], domains=["all"])
+    recording.pieces = pieces
+    return recording
+
+
+def npz_record(path: Path) -> dict[str, Any]:
+    """All arrays of a .npz file by name, as if they were the fields of a JSON record."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            record = {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise TraceError(f"{str(path)!r} is no readable .npz file ({reason(error)}); save the arrays again") from None
+    if "routed_experts" not in record and "prompt_routed_experts" not in record:
+        raise TraceError(
+            f"{str(path)!r} holds {', '.join(sorted(record)) or 'nothing'}; expected an array named routed_experts"
+        )
+    return record

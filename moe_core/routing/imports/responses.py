@@ -1,0 +1,119 @@
+"""Answers of vLLM and SGLang saved as JSON or JSON lines, and arrays of the same names in a .npz file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moe_core.errors import TraceError
+from moe_core.progress import Progress, silent
+from moe_core.routing.imports.arrays import NAMES, npz_record
+from moe_core.routing.imports.pieces import Integers, Options, Piece, Recording, read_token_ids, reason
+from moe_core.routing.imports.sglang import is_sglang, sglang_texts
+from moe_core.routing.imports.vllm import vllm_texts
+
+LINES = (".jsonl", ".ndjson")
+Record = dict[str, Any]
+
+
+def open_responses(path: Path, options: Options, format: str) -> Recording:
+    """A .json, .jsonl or .npz file of one answer or several; each choice of an answer is a text of its own.
+
+    `format` is vllm, sglang or auto. JSON lines pass through line by line; the other files are held whole.
+    """
+    first = next(_records(path, silent), None)
+    if first is None:
+        raise TraceError(f"{str(path)!r} is empty; expected the answers of a server, see docs/trace-format.md")
+    if format == "auto":
+        format = "sglang" if is_sglang(first[1]) else "vllm" if "choices" in first[1] else "array"
+    recording = Recording(path, format, NAMES[format])
+    ids = read_token_ids(options.token_ids) if options.token_ids else None
+
+    def pieces(progress: Progress) -> Iterator[Piece]:
+        document = 0
+        for number, (name, record) in enumerate(_records(path, progress)):
+            where = f"{str(path)!r}, {name}" if name else repr(str(path))
+            given = None if ids is None else _ids_of(number, ids, where)
+            texts = (
+                sglang_texts(record, where, name, options, given)
+                if is_sglang(record)
+                else vllm_texts(record, where, name, given)
+            )
+            domain, source = _domain(recording, record), document
+            for text in texts:
+                yield from text.pieces(document, source, domain)
+                document += 1
+
+    recording.pieces = pieces
+    return recording
+
+
+def _ids_of(number: int, ids: list[Integers], where: str) -> Integers:
+    if number >= len(ids):
+        raise TraceError(f"{where} has no token ids: --token-ids holds those of {len(ids)} texts; add them, in order")
+    return ids[number]
+
+
+def _records(path: Path, progress: Progress) -> Iterator[tuple[str, Record]]:
+    """Every answer with its name for messages."""
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        yield "", npz_record(path)
+    elif suffix in LINES:
+        yield from _lines(path, progress)
+    else:
+        yield from _whole(path)
+
+
+def _lines(path: Path, progress: Progress) -> Iterator[tuple[str, Record]]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            done = 0
+            for number, line in enumerate(file, start=1):
+                progress("reading", done, size)
+                done += len(line)
+                if line.strip():
+                    yield f"line {number}", _record(_parsed(line, path, number), f"{str(path)!r}, line {number}")
+    except OSError as error:
+        raise TraceError(f"cannot read {str(path)!r}: {reason(error)}; check the path") from None
+
+
+def _whole(path: Path) -> Iterator[tuple[str, Record]]:
+    try:
+        content = _parsed(path.read_bytes(), path, None)
+    except OSError as error:
+        raise TraceError(f"cannot read {str(path)!r}: {reason(error)}; check the path") from None
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        for number, item in enumerate(content):
+            yield f"record {number}", _record(item, f"{str(path)!r}, record {number}")
+    elif isinstance(content, list):
+        yield "", {"routed_experts": content}
+    else:
+        yield "", _record(content, repr(str(path)))
+
+
+def _parsed(text: bytes, path: Path, line: int | None) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {line or error.lineno}, column {error.colno}"
+        raise TraceError(f"{str(path)!r}, {place}: {error.msg}; expected JSON") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise TraceError(f"{str(path)!r} is no JSON ({reason(error)}); expected a server's answer") from None
+
+
+def _record(value: Any, where: str) -> Record:
+    if not isinstance(value, dict):
+        raise TraceError(f"{where} is {type(value).__name__}; expected an object with routed_experts")
+    return value
+
+
+def _domain(recording: Recording, record: Record) -> int:
+    """A field `domain` is no engine's; it is there for whoever wants to compare kinds of text."""
+    name = str(record.get("domain", "all"))
+    if name not in recording.domains:
+        recording.domains.append(name)
+    return recording.domains.index(name)
