@@ -1,16 +1,15 @@
 """Record what the routers of a live model choose, without changing its output by a bit.
 
-Works on any torch module whose routers obey the router contract: class attribute `is_moe_router = True`, and a forward
-that returns (router_logits [T,E], router_scores [T,K], router_indices [T,K]). Choices and weights are taken as the
-model made them, never recomputed from logits. torch is imported only once there is a model to look at, so that
-analysis of stored traces starts without it.
+Works on our models, on those of the transformers library, and on any torch module whose routers obey the router
+contract: class attribute `is_moe_router = True`, and a forward that returns (router_logits [T,E], router_scores [T,K],
+router_indices [T,K]). Choices and weights are taken as the model made them, never recomputed from logits. torch is
+imported only once there is a model to look at, so that analysis of stored traces starts without it.
 """
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,13 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.errors import TraceError
+from moe_core.routing.routers import Call, Router, find_routers
 from moe_core.routing.trace import RoutingTrace, positions_within
 from moe_core.routing.types import BoolArray
 
 if TYPE_CHECKING:
     import torch
-
-_LAYER_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 
 
 class _Call(NamedTuple):
@@ -36,19 +34,15 @@ class _Call(NamedTuple):
     num_experts: int
 
 
-class ChangedOutput(tuple[Any, ...]):
-    """A router's output as an intervention changed it; it may have another number of slots than the router's top_k."""
-
-
 class Recorder:
     """Collects router outputs while its `capture` is open; afterwards `trace(...)` turns them into a RoutingTrace."""
 
-    def __init__(self, routers: Mapping[int, torch.nn.Module], names: Mapping[int, str], *, keep_logits: bool) -> None:
+    def __init__(self, routers: Mapping[int, Router], *, keep_logits: bool) -> None:
         self._thread = threading.get_ident()
         self._keep_logits = keep_logits
-        self._names = dict(names)
-        self._calls: dict[int, list[_Call]] = {layer: [] for layer in sorted(routers)}
-        functions = {str(getattr(router, "score_function", "softmax")) for router in routers.values()}
+        self._routers = dict(routers)
+        self._calls: dict[int, list[_Call]] = {layer: [] for layer in routers}
+        functions = {router.score_function for router in routers.values()}
         if len(functions) > 1:
             raise TraceError(f"routers use different score functions ({', '.join(sorted(functions))}); expected one")
         self._score_function: Any = functions.pop()
@@ -116,26 +110,27 @@ class Recorder:
             vocabulary=None if vocabulary is None else _texts(vocabulary, ids, guesses),
         )
 
-    def _record(self, layer: int, router: torch.nn.Module, output: object) -> None:
-        """Keep a compact copy of one router output; called by the forward hook, in any thread."""
+    def _record(self, router: Router, call: Call) -> None:
+        """Keep a compact copy of what one router chose; called by its hook, in any thread."""
         if threading.get_ident() != self._thread:
             return  # a cached model is shared between sessions: another one is using it
         import torch
 
-        logits, scores, indices = check_router_output(self._names[layer], router, output)
-        self._calls[layer].append(
+        logits, scores, indices = router.read(call)
+        keep = self._keep_logits and logits is not None
+        self._calls[router.layer].append(
             _Call(
                 # copy=True: the model may go on to change its tensors in place.
                 indices.detach().to(torch.int16, copy=True),
                 scores.detach().to(torch.float32, copy=True),
-                logits.detach().to(torch.float16, copy=True) if self._keep_logits else None,
-                logits.shape[1],
+                logits.detach().to(torch.float16, copy=True) if keep and logits is not None else None,
+                router.num_experts if logits is None else logits.shape[1],
             )
         )
 
     def _check_calls(self) -> None:
         fired = {layer: len(calls) for layer, calls in self._calls.items()}
-        silent = [self._names[layer] for layer, count in fired.items() if not count]
+        silent = [self._routers[layer].name for layer, count in fired.items() if not count]
         if silent:
             raise TraceError(
                 f"router {silent[0]!r} stayed silent ({len(silent)} of {len(fired)} did); run the model inside "
@@ -178,70 +173,24 @@ def capture(model: torch.nn.Module, *, keep_logits: bool = True) -> Iterator[Rec
     it around each step, not around a yield: the consumer may continue it from another thread.
     Raises TraceError if the model has no routers, or one returns something else than the contract says.
     """
-    routers, names = find_routers(model)
-    recorder = Recorder(routers, names, keep_logits=keep_logits)
+    routers = find_routers(model)
+    recorder = Recorder(routers, keep_logits=keep_logits)
     handles: list[Any] = []
     try:
-        for layer, router in routers.items():
-            handles.append(router.register_forward_hook(_hook(recorder, layer)))
+        for router in routers.values():
+            handles += router.attach(_watch(recorder, router))
         yield recorder
     finally:
         for handle in handles:
             handle.remove()
 
 
-def find_routers(model: torch.nn.Module) -> tuple[dict[int, torch.nn.Module], dict[int, str]]:
-    """Routers of a model by layer number, and their module names. Raises TraceError if there is none."""
-    routers: dict[int, torch.nn.Module] = {}
-    names: dict[int, str] = {}
-    for name, module in model.named_modules():
-        if getattr(module, "is_moe_router", False) is not True:
-            continue
-        found = _LAYER_NUMBER.search(name)
-        if not found:
-            raise TraceError(f"router {name!r} has no layer number in its name; expected one like layers.3.moe.router")
-        layer = int(found[1])
-        if layer in routers:
-            raise TraceError(f"layer {layer} has two routers, {names[layer]!r} and {name!r}; expected one per layer")
-        routers[layer], names[layer] = module, name
-    if not routers:
-        raise TraceError(
-            f"{type(model).__name__} has no router; expected modules with is_moe_router = True, as in an MoE model"
-        )
-    return routers, names
-
-
-def check_router_output(
-    name: str, router: torch.nn.Module, output: object
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """logits [T,E], scores [T,K] and indices [T,K] of a router's output. Raises TraceError unless it is just that."""
-    import torch
-
-    if not isinstance(output, tuple) or len(output) < 3 or not all(isinstance(x, torch.Tensor) for x in output[:3]):
-        raise TraceError(
-            f"router {name!r} returned {type(output).__name__}; expected three tensors: "
-            "router_logits [T,E], router_scores [T,K], router_indices [T,K]"
-        )
-    logits, scores, indices = output[:3]
-    T = logits.shape[0] if logits.dim() else 0
-    E, K = getattr(router, "num_experts", logits.shape[-1:].numel()), indices.shape[-1]
-    if not isinstance(output, ChangedOutput):
-        K = getattr(router, "top_k", K)
-    shapes = [list(x.shape) for x in (logits, scores, indices)]
-    if shapes != [[T, E], [T, K], [T, K]] or indices.is_floating_point():
-        raise TraceError(
-            f"router {name!r} returned logits {shapes[0]}, scores {shapes[1]}, indices {shapes[2]} "
-            f"({indices.dtype}); expected [T,{E}], [T,{K}] and whole numbers [T,{K}]"
-        )
-    return logits, scores, indices
-
-
-def _hook(recorder: Recorder, layer: int) -> Any:
-    def hook(module: torch.nn.Module, args: object, output: object) -> None:  # noqa: ARG001 - torch's signature
+def _watch(recorder: Recorder, router: Router) -> Callable[[Call], None]:
+    def watch(call: Call) -> None:
         # Returns None whatever happens: anything else would replace the router's output.
-        recorder._record(layer, module, output)
+        recorder._record(router, call)
 
-    return hook
+    return watch
 
 
 def _texts(

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from moe_core.errors import TraceError
+from moe_core.routing.routers import Call, Choice, Router
+
 if TYPE_CHECKING:
     from moe_core.routing.interventions import Intervention
+
+
+ChooseAgain = Callable[[Tensor, int, Sequence[int]], tuple[Tensor, Tensor]]
+"""The router's own rule: (logits [T, E], top_k, forced experts) -> scores and indices [T, top_k]."""
 
 
 class Stage(NamedTuple):
@@ -19,50 +27,73 @@ class Stage(NamedTuple):
     scores: Tensor
     """[T, K]"""
     indices: Tensor
-    """[T, K]"""
+    """[T, K]; where the experts cannot take -1, an unused slot has any valid index, with score 0."""
     changed: Tensor
     """bool [T]: is anything of the token's choice another than in the stage before?"""
+    recorded: Choice
+    """The same for captures: unused slots are -1."""
 
 
-def stages_of(
-    router: Any, layer: int, chosen: tuple[Tensor, Tensor, Tensor], changes: Sequence[Intervention]
-) -> list[Stage]:
-    """The choice as it was (logits, scores, indices), then after the first change, after the first two, and so on."""
-    _, scores, indices = chosen
-    stages = [Stage(scores, indices, torch.zeros(len(scores), dtype=torch.bool, device=scores.device))]
+def stages_of(router: Router, call: Call, changes: Sequence[Intervention]) -> list[Stage]:
+    """The choice as it was, then after the first change, after the first two, and so on."""
+    chosen = router.read(call)
+    again = partial(router.form.choose, router, call)
+    unchanged = torch.zeros(len(chosen.scores), dtype=torch.bool, device=chosen.scores.device)
+    stages = [Stage(chosen.scores, _valid(router, chosen.indices, chosen.indices), unchanged, chosen)]
     for count in range(1, len(changes) + 1):
-        scores, indices = choose(router, layer, chosen, changes[:count])
-        stages.append(Stage(scores, indices, _differs(stages[-1], scores, indices)))
+        scores, indices = choose(again, router, chosen, changes[:count])
+        before = stages[-1].recorded
+        scores = scores.to(chosen.scores.dtype)
+        recorded = Choice(chosen.logits, scores, indices)
+        stages.append(Stage(scores, _valid(router, indices, chosen.indices), _differs(before, recorded), recorded))
+    if torch.equal(stages[-1].indices, stages[0].indices):
+        # Every expert keeps its tokens, so no rounding changes: the last word is enough.
+        stages[-1] = stages[-1]._replace(changed=_differs(chosen, stages[-1].recorded))
+        return stages[-1:]
     return stages
 
 
 def choose(
-    router: Any, layer: int, chosen: tuple[Tensor, Tensor, Tensor], changes: Sequence[Intervention]
+    again: ChooseAgain, router: Router, chosen: Choice, changes: Sequence[Intervention]
 ) -> tuple[Tensor, Tensor]:
-    """Scores and indices [T, K] of one layer under nested interventions, from (logits, scores, indices) without any."""
+    """Scores and indices [T, K] of one layer under nested interventions, from what was chosen without any."""
     logits, scores, indices = chosen
-    wanted, top_k = logits, indices.shape[1]
-    for change in changes:
-        if change.temperature is not None:
-            wanted = wanted / change.temperature
-        top_k = change.top_k or top_k
-    # After every temperature: dividing may round the step by which a forced expert leads away.
-    for change in changes:
-        if forced := change.forced_in(layer):
-            wanted = _lift(wanted, forced)
-    if wanted is not logits or top_k != indices.shape[1]:
-        scores, indices = router.choose(wanted, top_k)
-    absent: list[int] = []
-    for change in changes:
-        gone = change.ablated_in(layer)
-        if gone and change.mode == "reroute":
-            absent += gone
-            scores, indices = _without(router, wanted, absent, scores, indices)
+    layer, top_k = router.layer, indices.shape[1]
+    num_experts = router.num_experts if logits is None else logits.shape[1]
+    all_forced = [expert for change in changes for expert in change.forced_in(layer)]
+    if any(change._chooses_again() for change in changes):
+        if logits is None:
+            raise TraceError(f"{router.described} tells no logits; use ablate with mode zero or renormalise")
+        wanted = logits
+        for change in changes:
+            if change.temperature is not None:
+                wanted = wanted / change.temperature
+            top_k = change.top_k or top_k
+        # After every temperature: dividing may round the step by which a forced expert leads away.
+        for change in changes:
+            if forced := change.forced_in(layer):
+                wanted = _lift(wanted, forced)
+        if wanted is not logits or top_k != indices.shape[1]:
+            scores, indices = again(wanted, top_k, all_forced)
+        absent: list[int] = []
+        for change in changes:
+            gone = change.ablated_in(layer)
+            if gone and change.mode == "reroute":
+                absent += gone
+                scores, indices = _without(again, wanted, absent, all_forced, scores, indices)
     for change in changes:
         gone = change.ablated_in(layer)
         if gone and change.mode != "reroute":
-            scores, indices = _emptied(gone, scores, indices, logits.shape[1], keep_sum=change.mode == "renormalise")
+            scores, indices = _emptied(gone, scores, indices, num_experts, keep_sum=change.mode == "renormalise")
     return scores, indices
+
+
+def _valid(router: Router, indices: Tensor, before: Tensor) -> Tensor:
+    """Indices that the experts can take: an emptied slot keeps the index that it had."""
+    if not router.form.needs_valid_indices:
+        return indices
+    spare = before if before.shape == indices.shape else torch.zeros_like(indices)
+    return torch.where(indices < 0, spare.clamp(min=0), indices)
 
 
 def _lift(logits: Tensor, forced: Sequence[int]) -> Tensor:
@@ -76,11 +107,11 @@ def _lift(logits: Tensor, forced: Sequence[int]) -> Tensor:
 
 
 def _without(
-    router: Any, logits: Tensor, absent: Sequence[int], scores: Tensor, indices: Tensor
+    again: ChooseAgain, logits: Tensor, absent: Sequence[int], forced: Sequence[int], scores: Tensor, indices: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Tokens that chose one of the `absent` choose again; where too few experts are left, slots stay empty."""
     left = logits.index_fill(1, torch.tensor(absent, device=logits.device), -math.inf)
-    new_scores, new_indices = router.choose(left, indices.shape[1])
+    new_scores, new_indices = again(left, indices.shape[1], forced)
     empty = left.gather(1, new_indices) == -math.inf
     concerned = _is_one_of(absent, indices, logits.shape[1]).any(dim=1, keepdim=True)
     return (
@@ -110,13 +141,8 @@ def _is_one_of(experts: Sequence[int], indices: Tensor, num_experts: int) -> Ten
     return table[indices.long()]
 
 
-def _differs(before: Stage, scores: Tensor, indices: Tensor) -> Tensor:
-    """bool [T]; a slot more or less is no difference while it is unused."""
-    slots = max(before.indices.shape[1], indices.shape[1])
-    old, new = _widened(before.indices, slots, -1), _widened(indices, slots, -1)
-    return ((old != new) | (_widened(before.scores, slots, 0) != _widened(scores, slots, 0))).any(dim=1)
-
-
-def _widened(values: Tensor, slots: int, unused: int) -> Tensor:
-    """[T, K] -> [T, slots]"""
-    return torch.nn.functional.pad(values, (0, slots - values.shape[1]), value=unused)
+def _differs(before: Choice, after: Choice) -> Tensor:
+    """bool [T]; with another number of slots every token's choice is another."""
+    if before.indices.shape != after.indices.shape:
+        return torch.ones(len(after.indices), dtype=torch.bool, device=after.indices.device)
+    return ((before.indices != after.indices) | (before.scores != after.scores)).any(dim=1)

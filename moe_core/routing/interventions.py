@@ -22,10 +22,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing.capture import ChangedOutput, check_router_output, find_routers
+from moe_core.routing.routers import Call, Router, find_routers
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ class Intervention:
 
     def check(self, model: torch.nn.Module) -> None:
         """Raise UsageError unless `model` has these layers and experts, and routers that can do it."""
-        _check(*find_routers(model), [self])
+        _check(find_routers(model), [self])
 
     def describe(self) -> str:
         """In one line, such as "ablate 2:5 (zero), force 1:3, top_k 1"; empty if it changes nothing."""
@@ -158,127 +158,128 @@ _THREAD = _Thread()
 thread: what one of them changes must not reach another."""
 
 
+class _Told(NamedTuple):
+    """What the experts of one layer are about to be called with."""
+
+    stages: Sequence[Stage]
+    scores: Tensor
+    indices: Tensor
+
+
 class _Session:
     """One open `intervene`. Of several nested ones only the innermost acts, for all of them together."""
 
     def __init__(self, model: torch.nn.Module, intervention: Intervention) -> None:
-        routers, names = find_routers(model)
+        routers: dict[int, Router] = find_routers(model)
         self.intervention = intervention
         self._sessions = _THREAD.sessions
         outer = [session.intervention for session in self._sessions if _shared(session.routers, routers)]
-        _check(routers, names, [*outer, intervention])
-        self._names = names
-        self.routers: dict[int, torch.nn.Module] = {
+        _check(routers, [*outer, intervention])
+        self.routers: dict[int, Router] = {
             layer: router for layer, router in routers.items() if intervention._touches(layer)
         }
-        blocks = {layer: model.get_submodule(names[layer].rpartition(".")[0]) for layer in self.routers}
-        self._experts: dict[int, Any] = {
-            layer: block.experts
-            for layer, block in blocks.items()
-            if getattr(getattr(block, "experts", None), "is_moe_experts", False)
-        }
-        self._chosen: dict[int, list[Stage]] = {}
-        """By layer, from the router's call to the experts' call: the choice as it was, then after each intervention."""
-        self._to_recompute: dict[int, Sequence[Stage]] = {}
-        """By layer, during the experts' call: stages whose changed tokens are still to be computed."""
+        self._told: dict[int, _Told] = {}
+        """By layer, from the router's call to the end of the experts' call."""
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for layer, router in self.routers.items():
+            for router in self.routers.values():
                 # First of all hooks, so that a capture that is open already still sees what the experts receive.
-                stack.callback(router.register_forward_hook(self._router_hook(layer), prepend=True).remove)
-            for layer, experts in self._experts.items():
-                stack.callback(experts.register_forward_pre_hook(self._before_experts(layer)).remove)
-                stack.callback(experts.register_forward_hook(self._after_experts(layer)).remove)
+                for handle in router.attach(self._watch(router), first=True):
+                    stack.callback(handle.remove)
+                if router.experts is not None:
+                    stack.callback(router.experts.register_forward_pre_hook(self._before_experts(router)).remove)
+                    stack.callback(router.experts.register_forward_hook(self._after_experts(router)).remove)
             self._sessions.append(self)
             stack.callback(self._sessions.remove, self)
             yield
 
-    def _router_hook(self, layer: int) -> Callable[..., Any]:
+    def _watch(self, router: Router) -> Callable[[Call], Any]:
         from moe_core.routing.choices import stages_of
 
-        def hook(router: torch.nn.Module, args: object, output: object) -> object:  # noqa: ARG001 - torch's signature
-            active = [session for session in _THREAD.sessions if session.routers.get(layer) is router]
+        def watch(call: Call) -> Any:
+            active = [s for s in _THREAD.sessions if _shared(s.routers, {router.layer: router})]
             if not active or active[-1] is not self:
                 return None
-            if router.training:
+            if router.module.training:
                 raise UsageError(
-                    f"router {self._names[layer]!r} is in training mode, where noise and capacity change choices too; "
+                    f"{router.described} is in training mode, where noise and capacity change choices too; "
                     "call model.eval() before intervening"
                 )
-            chosen = check_router_output(self._names[layer], router, output)
-            stages = stages_of(router, layer, chosen, [session.intervention for session in active])
             # A pass that was broken off may have left something behind.
-            self._chosen.pop(layer, None)
-            same_slots = stages[-1].indices.shape == stages[0].indices.shape
-            if same_slots and not any(bool(stage.changed.any()) for stage in stages):
+            self._told.pop(router.layer, None)
+            stages = stages_of(router, call, [session.intervention for session in active])
+            if not any(bool(stage.changed.any()) for stage in stages):
                 return None
-            if layer in self._experts:
-                self._chosen[layer] = stages
-            rest = output[3:] if isinstance(output, tuple) else ()
-            return ChangedOutput((chosen[0], *stages[-1][:2], *rest))
+            output = router.form.write(router, call, stages[-1])
+            if router.experts is not None:
+                self._told[router.layer] = _Told(stages, stages[-1].scores, stages[-1].indices)
+            return output
 
-        return hook
+        return watch
 
-    def _before_experts(self, layer: int) -> Callable[..., Any]:
+    def _before_experts(self, router: Router) -> Callable[..., Any]:
         def hook(experts: torch.nn.Module, args: tuple[Any, ...]) -> object:  # noqa: ARG001 - torch's signature
-            if self._sessions is not _THREAD.sessions:
+            told = self._told.get(router.layer)
+            if self._sessions is not _THREAD.sessions or told is None:
                 return None
-            self._to_recompute.pop(layer, None)
-            stages = self._chosen.pop(layer, None)
-            if stages is None:
-                return None
-            if len(args) != 3 or args[1] is not stages[-1].scores or args[2] is not stages[-1].indices:
+            order = router.form.experts_take
+            given = [getattr(told, name) for name in order]
+            if len(args) != 3 or args[1] is not given[0] or args[2] is not given[1]:
                 raise TraceError(
-                    f"the experts of layer {layer} were called with something else than their router gave; expected "
-                    "experts(x_TD, scores_TK, indices_TK) with its tensors"
+                    f"the experts of layer {router.layer} were called with something else than their router gave; "
+                    f"expected experts(x_TD, {order[0]}_TK, {order[1]}_TK) with its tensors"
                 )
             # What comes before a stage that changes all tokens would be computed in vain.
+            stages = told.stages
             first = max(number for number, stage in enumerate(stages) if not number or bool(stage.changed.all()))
-            self._to_recompute[layer] = stages[first + 1 :]
-            return args[0], *stages[first][:2]
+            self._told[router.layer] = told._replace(stages=stages[first:])
+            return (args[0], *(getattr(stages[first], name) for name in order))
 
         return hook
 
-    def _after_experts(self, layer: int) -> Callable[..., Any]:
+    def _after_experts(self, router: Router) -> Callable[..., Any]:
         def hook(experts: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> object:
             if self._sessions is not _THREAD.sessions:
                 return None
-            for scores, indices, changed in self._to_recompute.pop(layer, ()):
-                rows = changed.nonzero().flatten()
+            told = self._told.pop(router.layer, None)
+            for stage in told.stages[1:] if told else ():
+                rows = stage.changed.nonzero().flatten()
                 if len(rows):
-                    again: Tensor = experts.forward(args[0][rows], scores[rows], indices[rows])
+                    again: Tensor = experts.forward(
+                        args[0][rows], *(getattr(stage, name)[rows] for name in router.form.experts_take)
+                    )
                     output = output.index_copy(0, rows, again)
             return output
 
         return hook
 
 
-def _check(routers: Mapping[int, torch.nn.Module], names: Mapping[int, str], nested: Sequence[Intervention]) -> None:
+def _check(routers: Mapping[int, Router], nested: Sequence[Intervention]) -> None:
     """Raise UsageError unless these routers can do what the interventions, outermost first, ask together."""
     for change in nested:
         for layer, expert in (*change.ablate, *change.force):
             if layer not in routers:
                 known = ", ".join(map(str, routers))
                 raise UsageError(f"layer {layer} has no experts; expected one of the MoE layers {known}")
-            if not expert < _number(routers[layer], names[layer], "num_experts"):
-                last = _number(routers[layer], names[layer], "num_experts") - 1
+            if not expert < _number(routers[layer], "num_experts"):
+                last = _number(routers[layer], "num_experts") - 1
                 raise UsageError(f"layer {layer} has no expert {expert}; expected 0 to {last}")
     _refuse_contradiction(nested)
     for layer, router in routers.items():
         here = [change for change in nested if change._touches(layer)]
+        if here and (reason := router.form.write_refused(router)):
+            raise UsageError(f"{router.described} cannot be changed: {reason}")
         if any(change._chooses_again() for change in here):
-            _check_choice(router, layer, names[layer], here)
+            _check_choice(router, here)
 
 
-def _check_choice(router: torch.nn.Module, layer: int, name: str, nested: Sequence[Intervention]) -> None:
-    if not callable(getattr(router, "choose", None)):
-        raise UsageError(
-            f"router {name!r} ({type(router).__name__}) has no method choose(logits_TE, top_k) to choose again; "
-            "use ablate with mode zero or renormalise"
-        )
-    num_experts, top_k = (_number(router, name, number) for number in ("num_experts", "top_k"))
+def _check_choice(router: Router, nested: Sequence[Intervention]) -> None:
+    layer = router.layer
+    if reason := router.form.choose_refused(router):
+        raise UsageError(f"{router.described} {reason}; use ablate with mode zero or renormalise")
+    num_experts, top_k = (_number(router, number) for number in ("num_experts", "top_k"))
     for change in nested:
         top_k = change.top_k or top_k
     if top_k > num_experts:
@@ -300,10 +301,10 @@ def _refuse_contradiction(nested: Sequence[Intervention]) -> None:
         raise UsageError(f"expert {_listed(both)} is both ablated and forced; choose one of the two")
 
 
-def _number(router: torch.nn.Module, name: str, attribute: str) -> int:
-    value = getattr(router, attribute, None)
+def _number(router: Router, name: str) -> int:
+    value = getattr(router, name)
     if not isinstance(value, int):
-        raise UsageError(f"router {name!r} has no whole number {attribute!r}; interventions need it to check experts")
+        raise UsageError(f"{router.described} has no whole number {name!r}; interventions need it to check experts")
     return value
 
 
@@ -323,8 +324,8 @@ def _is_whole(value: object) -> bool:
     return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
-def _shared(some: Mapping[int, torch.nn.Module], others: Mapping[int, torch.nn.Module]) -> bool:
-    return any(others.get(layer) is router for layer, router in some.items())
+def _shared(some: Mapping[int, Router], others: Mapping[int, Router]) -> bool:
+    return any(layer in others and others[layer].module is router.module for layer, router in some.items())
 
 
 def _listed(experts: Iterable[tuple[int, int]]) -> str:

@@ -13,5 +13,6 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-# softmax over all experts, or independent sigmoids (DeepSeek-V3, 2412.19437) read as shares of their sum.
-ScoreFunction = Literal["softmax", "sigmoid"]
+# softmax over all experts, or a function of each logit alone, read as shares of their sum: sigmoid (DeepSeek-V3,
+# 2412.19437), sqrt(softplus) (DeepSeek-V4).
+ScoreFunction = Literal["softmax", "sigmoid", "sqrtsoftplus"]

@@ -98,5 +98,7 @@ def _probabilities(trace: RoutingTrace, row: int) -> Iterator[Float64Array]:
         logits = trace.router_logits[row, part].astype(np.float64)
         if trace.score_function == "sigmoid":
             yield normalised(special.expit(logits))
+        elif trace.score_function == "sqrtsoftplus":
+            yield normalised(np.sqrt(np.logaddexp(0.0, logits)))
         else:
             yield special.softmax(logits, axis=1)

@@ -1,0 +1,215 @@
+"""The routers of any model, by layer: where they are, and how to read and change what they chose.
+
+Ours and other modules that obey the router contract (`is_moe_router = True`, forward returns router_logits [T,E],
+router_scores [T,K], router_indices [T,K]) are taken as they are. Models of the transformers library are found and read
+by `huggingface_routers`; this module never imports transformers: whoever has such a model has imported it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from moe_core.errors import TraceError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from moe_core.routing.choices import Stage
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)(?:\.|$)")
+
+
+class Choice(NamedTuple):
+    """What a router chose for T tokens."""
+
+    logits: Tensor | None
+    """[T, E]; None where the model keeps them to itself."""
+    scores: Tensor
+    """[T, K], 0 in an unused slot."""
+    indices: Tensor
+    """whole numbers [T, K]; -1 = unused slot."""
+
+
+class Call(NamedTuple):
+    """One call of the module that is watched."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+
+class ChangedOutput(tuple[Any, ...]):
+    """A module's output (or arguments) as an intervention changed it.
+
+    The experts of other models cannot take index -1: such a slot keeps a valid index there, with score 0. `choice` says
+    what to record.
+    """
+
+    choice: Choice
+
+    @classmethod
+    def of(cls, items: Sequence[Any], choice: Choice) -> ChangedOutput:
+        """The tuple of `items`, recorded as `choice`."""
+        changed = cls(items)
+        changed.choice = choice
+        return changed
+
+
+class Form:
+    """How one kind of router is watched, read and changed. This one: a module that obeys the router contract."""
+
+    experts_take = ("scores", "indices")
+    """Order of the experts' arguments after the tokens' states."""
+    needs_valid_indices = False
+    """Can the experts not take index -1?"""
+
+    def choose_refused(self, router: Router) -> str | None:
+        """Why the router cannot be made to choose again, after its name; None if it can."""
+        if callable(getattr(router.module, "choose", None)):
+            return None
+        return f"({type(router.module).__name__}) has no method choose(logits_TE, top_k) to choose again"
+
+    def write_refused(self, router: Router) -> str | None:  # noqa: ARG002 - other forms need the router
+        """Why its choice cannot be changed at all; None if it can."""
+        return None
+
+    def attach(self, router: Router, watch: Callable[[Call], Any], *, first: bool) -> list[Any]:
+        """Call `watch` after each choice, before the experts; what it returns, unless None, replaces the output."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG001
+            return watch(Call(args, kwargs, output))
+
+        return [router.module.register_forward_hook(hook, prepend=first, with_kwargs=True)]
+
+    def read(self, router: Router, call: Call) -> Choice:
+        """What was chosen. Raises TraceError if the output is not what this kind of router returns."""
+        return _checked(router, call.output, router.num_experts, router.top_k)
+
+    def write(self, router: Router, call: Call, stage: Stage) -> Any:  # noqa: ARG002 - other forms need the router
+        """The output that makes the experts follow `stage`."""
+        items = (call.output[0], stage.scores, stage.indices, *call.output[3:])
+        return ChangedOutput.of(items, stage.recorded)
+
+    def choose(
+        self,
+        router: Router,
+        call: Call,  # noqa: ARG002 - other forms run it again
+        logits: Tensor,
+        top_k: int,
+        forced: Sequence[int],  # noqa: ARG002 - their logits lead already
+    ) -> tuple[Tensor, Tensor]:
+        """Scores and indices [T, top_k] by the router's own rule, from other logits [T, E]; -inf = not to be chosen."""
+        scores, indices = router.module.choose(logits, top_k)  # type: ignore[operator]
+        return scores, indices
+
+
+@dataclass(frozen=True, eq=False)
+class Router:
+    """The router of one layer."""
+
+    layer: int
+    """Counted over all layers of the model, as its own module names do."""
+    name: str
+    """The watched module's name in the model."""
+    module: torch.nn.Module
+    num_experts: Any = None
+    """E as far as known before a call; checked against what it returns."""
+    top_k: Any = None
+    score_function: str = "softmax"
+    experts: torch.nn.Module | None = None
+    """Called with the tokens' states, scores and indices, each token on its own; None if there is no such module."""
+    family: str = ""
+    """model_type of a transformers model, empty for ours."""
+    form: Form = field(default_factory=Form)
+
+    def attach(self, watch: Callable[[Call], Any], *, first: bool = False) -> list[Any]:
+        """See Form.attach; the handles take the hooks off."""
+        return self.form.attach(self, watch, first=first)
+
+    def read(self, call: Call) -> Choice:
+        """See Form.read."""
+        return call.output.choice if isinstance(call.output, ChangedOutput) else self.form.read(self, call)
+
+    @property
+    def described(self) -> str:
+        """For messages: the name, with its family where it is not one of ours."""
+        return f"router {self.name!r}" + (f" of {self.family}" if self.family else "")
+
+
+def find_routers(model: torch.nn.Module) -> dict[int, Router]:
+    """The routers of a model, by layer number, ascending. Raises TraceError if there is none, or none to be relied on.
+
+    Any part of a model will do: of one that reads two texts, such as an encoder and a decoder, give the part.
+    """
+    marked = [(name, part) for name, part in model.named_modules() if getattr(part, "is_moe_router", False) is True]
+    found = [_own(model, name, module) for name, module in marked]
+    if not found:
+        from moe_core.routing.huggingface_routers import transformers_routers
+
+        found = transformers_routers(model)
+    routers: dict[int, Router] = {}
+    for router in found:
+        if router.layer in routers:
+            raise TraceError(
+                f"layer {router.layer} has two routers, {routers[router.layer].name!r} and {router.name!r}; "
+                "expected one per layer"
+            )
+        routers[router.layer] = router
+    if not routers:
+        raise TraceError(
+            f"{type(model).__name__} has no router; expected an MoE model of the transformers library, or modules with "
+            "is_moe_router = True"
+        )
+    return dict(sorted(routers.items()))
+
+
+def layer_of(name: str) -> tuple[str, int]:
+    """("model.layers", 3) of "model.layers.3.mlp.gate". Raises TraceError for a name without a layer number."""
+    found = _LAYER.search(name)
+    if not found:
+        raise TraceError(f"router {name!r} has no layer number in its name; expected one like layers.3.moe.router")
+    return name[: found.start(1) - 1], int(found[1])
+
+
+def contract_triple(router: Router, output: object) -> tuple[Tensor, Tensor, Tensor]:
+    """logits, scores and indices: the first three items of a router's output. Raises TraceError if they are not."""
+    import torch
+
+    if not isinstance(output, tuple) or len(output) < 3 or not all(isinstance(x, torch.Tensor) for x in output[:3]):
+        raise TraceError(
+            f"{router.described} returned {type(output).__name__}; expected three tensors: "
+            "router_logits [T,E], router_scores [T,K], router_indices [T,K]"
+        )
+    logits, scores, indices = output[:3]
+    return logits, scores, indices
+
+
+def _own(model: torch.nn.Module, name: str, module: torch.nn.Module) -> Router:
+    experts = getattr(model.get_submodule(name.rpartition(".")[0]), "experts", None)
+    return Router(
+        layer=layer_of(name)[1],
+        name=name,
+        module=module,
+        num_experts=getattr(module, "num_experts", None),
+        top_k=getattr(module, "top_k", None),
+        score_function=str(getattr(module, "score_function", "softmax")),
+        experts=experts if getattr(experts, "is_moe_experts", False) is True else None,
+    )
+
+
+def _checked(router: Router, output: object, num_experts: Any, top_k: Any) -> Choice:
+    logits, scores, indices = contract_triple(router, output)
+    T = logits.shape[0] if logits.dim() else 0
+    E = num_experts if isinstance(num_experts, int) else logits.shape[-1:].numel()
+    K = top_k if isinstance(top_k, int) else indices.shape[-1:].numel()
+    shapes = [list(x.shape) for x in (logits, scores, indices)]
+    if shapes != [[T, E], [T, K], [T, K]] or indices.is_floating_point():
+        raise TraceError(
+            f"{router.described} returned logits {shapes[0]}, scores {shapes[1]}, indices {shapes[2]} "
+            f"({indices.dtype}); expected [T,{E}], [T,{K}] and whole numbers [T,{K}]"
+        )
+    return Choice(logits, scores, indices)
