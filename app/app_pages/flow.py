@@ -27,7 +27,7 @@ def sankey(around: Measured) -> None:
     window = layers[first : first + MAX_SANKEY_LAYERS]
     flow, test = around.get(metrics.layer_flow), around.get(baselines.layer_flow)
     figure = around.keep(("sankey", *window), lambda: flow_sankey_figure(flow, test, window))
-    show_figure(figure, key="flow_sankey", title="", terms=["token", "layer", "expert"])
+    show_figure(figure, key="flow_sankey", title="", terms=["cross-layer flow", "expert", "layer"])
     if len(window) < len(run_layers):
         st.caption(f"Layers {window[0]} to {window[-1]} of {len(run_layers)}: those around the layer in the side bar.")
 
@@ -40,11 +40,11 @@ def next_layer(around: Measured) -> None:
     figure = around.keep(("flow map", start), lambda: flow_map_figure(flow, test, start))
     note = "" if start == layer else f"Layer {layer} is the last: this is how tokens come into it. "
     answer(f"{note}{strongest_flow(figure.frame)}")
-    show_figure(figure, key=figure.name, title="", terms=["expert", "lift"])
+    show_figure(figure, key=figure.name, title="", terms=["cross-layer flow", "lift"])
     show_figure(
         around.keep(("flow test",), lambda: flow_test_figure(test)),
         key="flow",
-        terms=["NMI", "null", "p-value", "effect"],
+        terms=["NMI", "null of vocabulary and flow", "p-value", "effect", "interval"],
     )
 
 
@@ -54,10 +54,10 @@ def strongest_flow(flow: pd.DataFrame) -> str:
     if not (beyond > 0).any():
         return "No expert's tokens go to any expert of the next layer more often than by chance."
     row = flow.iloc[int(beyond.argmax())]
+    one, other = f"expert {row['expert']:.0f} of layer {row['layer']:.0f}", f"expert {row['next_expert']:.0f}"
     return (
-        f"Most beyond chance goes from expert {row['expert']} of layer {row['layer']} to expert {row['next_expert']} "
-        f"of layer {row['next_layer']}: {percent(row['probability'])} of its tokens, {number(row['lift'])} times that "
-        "expert's share."
+        f"Most beyond chance goes from {one} to {other} of layer {row['next_layer']:.0f}: "
+        f"{percent(row['probability'])} of its tokens, {number(row['lift'])} times that expert's share."
     )
 
 
@@ -72,7 +72,12 @@ def together(around: Measured) -> None:
     pairs = around.get(baselines.coactivation_pairs)
     figure = around.keep(("coactivation", layer), lambda: coactivation_figure(found, test, layer, pairs))
     answer(f"Layer {layer}: {figure.verdict}")
-    show_figure(figure, key=figure.name, title="", terms=["expert", "lift", "null"])
+    show_figure(
+        figure,
+        key=figure.name,
+        title="",
+        terms=["co-activation", "lift over chance", "co-activation strength", "null of co-activation"],
+    )
 
 
 def next_token(around: Measured) -> None:
@@ -80,7 +85,7 @@ def next_token(around: Measured) -> None:
     measure_all(around, [(baselines.persistence, ())], "Shuffling the tokens of each document, to compare with")
     figure = around.keep(("persistence",), lambda: persistence_figure(around.get(baselines.persistence)))
     answer(figure.verdict)
-    show_figure(figure, key=figure.name, title="", terms=["expert", "null", "p-value"])
+    show_figure(figure, key=figure.name, title="", terms=["persistence", "null of persistence", "p-value", "interval"])
 
 
 run, layer = state.selected_run(), state.selected_layer()

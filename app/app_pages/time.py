@@ -78,7 +78,7 @@ if any(item.is_live and item.name == run.name for item in loaders.runs()):
         "The run is being trained: what it is now need not be what it will be. New snapshots appear by themselves."
     )
 if len(steps) > 1:
-    show_figure(figure, key=figure.name, title="", terms=["expert", "layer"])
+    show_figure(figure, key=figure.name, title="", terms=["formation", "expert", "layer"])
 
 st.markdown("#### What the experts took at each step")
 playing = st.session_state.get(PLAYING, False) and len(steps) > 1
@@ -86,7 +86,7 @@ st.fragment(run_every=FRAME_SECONDS if playing else None)(film)(run, steps, laye
 
 if len(steps) > 1:
     settled = saturation_figure(loaders.over_time(run, metrics.saturation))
-    show_figure(settled, key=settled.name, title="Since when do all layers route as they do now?", terms=["layer"])
+    show_figure(settled, key=settled.name, title="Since when do all layers route as they do now?", terms=["saturation"])
     answer(settled.verdict)
 events = loaders.metrics(run, "event")
 if len(events):

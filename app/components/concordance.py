@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from moe_core.routing.contexts import Context
 
 START = "(start)"
-CHARACTERS = 36
+CHARACTERS = 32
 """Shown on either side of the token."""
 WINDOW = 20
 """Tokens on either side that fill them, also where tokens are short."""
@@ -44,12 +44,12 @@ def show_concordance(table: pd.DataFrame, key: str) -> None:
         key=key,
         height=36 * (min(len(table), ROWS_SHOWN) + 1),
         column_config={
-            "before": text("Before", alignment="right", width=250),
-            "token": text("Token", alignment="center", width=95),
-            "after": text("After", width=250),
-            "domain": text("Domain", width=75),
+            "before": text("Before", alignment="right", width=215),
+            "token": text("Token", alignment="center", width=80),
+            "after": text("After", width=215),
+            "domain": text("Domain", width=72),
             "weight": st.column_config.NumberColumn(
-                "Weight", format="%.2f", width=65, help="How strongly the router lets this expert's output count."
+                "Weight", format="%.2f", width=60, help="How strongly the router lets this expert's output count."
             ),
         },
     )

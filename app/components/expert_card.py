@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.concordance import WINDOW, concordance, show_concordance, shown_token
-from app.components.figure import term_help
+from app.components.figure import explain, term_help
 from app.components.page import INTERVENTIONS, answer, plain
 from app.measured import Measured
 from moe_core.routing import baselines, metrics, verdicts
@@ -83,6 +83,7 @@ def tokens_and_contexts(measured: Measured, layer: int, expert: int) -> None:
                     ),
                 },
             )
+            explain(["vocabulary specialization", "lift"], key="expert_tokens_terms")
     with right:
         st.markdown("#### Where it is chosen")
         found = measured.get(contexts, layer, expert, limit=CONTEXTS, window=WINDOW)
@@ -121,6 +122,8 @@ def neighbours(run: RunFolder, measured: Measured, layer: int, expert: int) -> N
             **{name: number(title, format="%.2f", help=line) for name, (title, line) in _SIMILARITIES.items()},
         },
     )
+    terms = ["co-activation", "lift over chance", "gate cosine", "weight cosine", "CKA"]
+    explain(terms[: None if "gate_cosine" in table else 2], key="expert_neighbours_terms")
 
 
 def neighbour_table(
@@ -170,6 +173,7 @@ def worth(run: RunFolder, effects: pd.DataFrame | None, layer: int, expert: int)
                 "affected": st.column_config.NumberColumn("Its tokens", format="%d"),
             },
         )
+        explain(["ablation", "causal effect", "interval"], key="expert_worth_terms")
         st.caption(plain(f"Measured at step {own.attrs.get('step', '?')}, with the expert's output left out."))
     st.page_link(INTERVENTIONS, label="Switch it off and see what is written", icon=":material/switch_access_shortcut:")
 

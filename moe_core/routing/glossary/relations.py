@@ -49,6 +49,13 @@ RELATIONS = (
     ),
     # Change
     Term(
+        "formation",
+        "How much of what an expert takes in the end it took at an earlier step, beyond what its load alone brings.",
+        "(kept - chance) / (1 - chance), chance = its tokens / T; formed from 1/2 on, for good",
+        "0 as by chance, 1 at the last step",
+        "after 2409.02060, eq. 5, and Cohen 1960",
+    ),
+    Term(
         "saturation",
         "How many of its final experts a token already had at an earlier step of training.",
         "mean_t |S_t(step) ∩ S_t(last)| / K",

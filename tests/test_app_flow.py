@@ -1,0 +1,93 @@
+"""The Flow page on a really trained tiny run: bands, maps, what neighbours share, and the text they are of."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import loaders
+from moe_core.routing import metrics
+from moe_core.runs import RunFolder
+
+ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
+Open = Callable[..., AppTest]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
+    def open_page(root: Path, **query: str) -> AppTest:
+        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
+        at = AppTest.from_file(str(ENTRY), default_timeout=120)
+        for key, value in query.items():
+            at.query_params[key] = value
+        at.run()
+        at.switch_page("app_pages/flow.py").run()
+        assert not at.exception, at.exception
+        return at
+
+    return open_page
+
+
+def shown(at: AppTest) -> str:
+    parts = [*at.main.title, *at.main.markdown, *at.main.caption, *at.main.error]
+    return "\n".join(str(part.value) for part in parts).replace("\\", "")
+
+
+def test_bands_between_all_layers_stand_below_a_computed_answer(trained_root: Path, opened: Open) -> None:
+    at = opened(trained_root, layer="0")
+    assert at.title[0].value == "How do tokens travel through the layers?"
+    text = shown(at)
+    assert re.search(r"tells about its expert in the next|Not distinguishable from chance|too few", text)
+    assert len(at.get("plotly_chart")) == 1
+    assert len(at.get("vega_lite_chart")) == 2
+    assert "held-out text, sent through the newest checkpoint at" in text
+
+
+def test_the_largest_stream_beyond_chance_is_named(trained_root: Path, opened: Open) -> None:
+    text = shown(opened(trained_root, layer="0"))
+    flow = metrics.layer_flow(loaders.deep_routing(RunFolder("tiny", trained_root)).trace)
+    beyond = flow["tokens"] - flow["tokens"] / flow["lift"]
+    best = flow.loc[beyond.idxmax()]
+    said = re.search(r"from expert (\d+) of layer 0 to expert (\d+) of layer 1: (\d+) %", text)
+    assert said is not None
+    assert [int(part) for part in said.groups()] == [
+        best["expert"],
+        best["next_expert"],
+        round(100 * best["probability"]),
+    ]
+
+
+def test_the_last_layer_shows_how_tokens_come_into_it(trained_root: Path, opened: Open) -> None:
+    assert "Layer 1 is the last: this is how tokens come into it." in shown(opened(trained_root, layer="1"))
+
+
+@pytest.mark.parametrize(("view", "words"), [("Chosen together", "Layer 1:"), ("Token to token", "eighbouring")])
+def test_a_closer_look_comes_with_its_verdict(trained_root: Path, opened: Open, view: str, words: str) -> None:
+    at = opened(trained_root, layer="1")
+    at.segmented_control(key="flow_shown").set_value(view).run()
+    assert not at.exception
+    verdict = shown(at).split("Look closer")[-1]
+    assert words in verdict or "Not distinguishable from chance" in verdict
+    assert len(at.get("vega_lite_chart")) == 1
+
+
+def test_without_a_checkpoint_the_probe_is_shown(trained_root: Path, tmp_path: Path, opened: Open) -> None:
+    shutil.copytree(trained_root, tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs" / "tiny" / "weights")
+    at = opened(tmp_path / "runs")
+    assert "the probe text at step 40 (more text could not be used" in shown(at)
+    assert len(at.get("plotly_chart")) == 1
+
+
+def test_before_the_first_snapshot_one_line_says_so(trained_root: Path, tmp_path: Path, opened: Open) -> None:
+    shutil.copytree(trained_root, tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs" / "tiny" / "weights")
+    shutil.rmtree(tmp_path / "runs" / "tiny" / "probes")
+    at = opened(tmp_path / "runs")
+    assert len(at.error) == 1
+    assert "\n" not in at.error[0].value
