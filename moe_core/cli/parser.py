@@ -7,11 +7,12 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from moe_core.cli import analysis, commands, reporting, training
+from moe_core.cli import analysis, commands, convert, reporting, training
 from moe_core.cli.output import JSON_TO_STDOUT
 from moe_core.errors import UsageError
 
 ABLATION_MODES = ("zero", "renormalise", "reroute")
+IMPORT_FORMATS = ("auto", "vllm", "sglang", "llama.cpp", "parquet")
 PLOT_FORMATS = ("png", "svg", "pdf", "html", "csv")
 
 TRAIN_DESCRIPTION = """\
@@ -22,6 +23,7 @@ COMMANDS_TEXT = """\
 commands (each has its own --help):
   data       write the synthetic documents and measure their quality
   trace      record which experts every token of a text goes to
+  convert    make a trace of routing that vLLM, SGLang or llama.cpp recorded
   plots      write every figure of a run or a trace
   report     write one HTML file with all pictures, verdicts and numbers of a run
   generate   continue a text, token by token
@@ -149,6 +151,29 @@ def _trace_parser() -> Parser:
     return _finish(parser, commands.trace)
 
 
+def _convert_parser() -> Parser:
+    parser = _command(
+        "convert",
+        "Make a trace of routing that was recorded elsewhere: routed_experts of vLLM or SGLang (.npy, .npz, .json,\n"
+        ".jsonl), a moe-trace CSV of llama.cpp, or a Parquet table. docs/trace-format.md describes them all.",
+        "python main.py convert --from answers.jsonl --tokenizer tokenizer.json --num-experts 128 --to out/x.parquet",
+    )
+    parser.add_argument("--from", dest="source", metavar="X", required=True, help="the recording")
+    parser.add_argument("--to", metavar="X.parquet", required=True, help="file to write")
+    parser.add_argument("--format", choices=IMPORT_FORMATS, default="auto", help="default auto: by name and content")
+    parser.add_argument(
+        "--token-ids", metavar="F", help="the tokens' ids where the recording has none: .npy, .json, .csv"
+    )
+    parser.add_argument("--tokenizer", metavar="F", help="tokenizer.json of the model, for the tokens' texts")
+    parser.add_argument("--num-experts", metavar="E", type=_whole(2, 32_767), help="experts in a layer, where the "
+        "recording does not say")  # fmt: skip
+    parser.add_argument("--top-k", metavar="K", type=_whole(1, 32_767), help="experts of a token in a layer, where the "
+        "recording does not say")  # fmt: skip
+    parser.add_argument("--layers", metavar="L", type=convert.layer_numbers, help="numbers of the recorded layers, "
+        "such as 3-47; fewer than were recorded: those to keep")  # fmt: skip
+    return _finish(parser, convert.convert)
+
+
 def _plots_parser() -> Parser:
     parser = _command(
         "plots",
@@ -264,6 +289,7 @@ def _slim_parser() -> Parser:
 COMMANDS: dict[str, Callable[[], Parser]] = {
     "data": _data_parser,
     "trace": _trace_parser,
+    "convert": _convert_parser,
     "plots": _plots_parser,
     "report": _report_parser,
     "generate": _generate_parser,
