@@ -142,7 +142,12 @@ def _is_one_of(experts: Sequence[int], indices: Tensor, num_experts: int) -> Ten
 
 
 def _differs(before: Choice, after: Choice) -> Tensor:
-    """bool [T]; with another number of slots every token's choice is another."""
-    if before.indices.shape != after.indices.shape:
-        return torch.ones(len(after.indices), dtype=torch.bool, device=after.indices.device)
-    return ((before.indices != after.indices) | (before.scores != after.scores)).any(dim=1)
+    """bool [T]; a slot more or less is no difference while it is unused."""
+    slots = max(before.indices.shape[1], after.indices.shape[1])
+    old, new = _widened(before.indices, slots, -1), _widened(after.indices, slots, -1)
+    return ((old != new) | (_widened(before.scores, slots, 0) != _widened(after.scores, slots, 0))).any(dim=1)
+
+
+def _widened(values: Tensor, slots: int, unused: int) -> Tensor:
+    """[T, K] -> [T, slots]"""
+    return torch.nn.functional.pad(values, (0, slots - values.shape[1]), value=unused)

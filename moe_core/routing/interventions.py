@@ -210,7 +210,8 @@ class _Session:
             # A pass that was broken off may have left something behind.
             self._told.pop(router.layer, None)
             stages = stages_of(router, call, [session.intervention for session in active])
-            if not any(bool(stage.changed.any()) for stage in stages):
+            same_slots = stages[-1].indices.shape == stages[0].indices.shape
+            if same_slots and not any(bool(stage.changed.any()) for stage in stages):
                 return None
             output = router.form.write(router, call, stages[-1])
             if router.experts is not None:
