@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,9 +117,9 @@ def open_npy(path: Path, options: Options, format: str) -> Recording:
 def npz_record(path: Path) -> dict[str, Any]:
     """All arrays of a .npz file by name, as if they were the fields of a JSON record."""
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             record = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise TraceError(f"{str(path)!r} is no readable .npz file ({reason(error)}); save the arrays again") from None
     if "routed_experts" not in record and "prompt_routed_experts" not in record:
         raise TraceError(

@@ -43,13 +43,16 @@ def examine(recording: Recording, options: Options, progress: Progress) -> Facts
 
 
 def recorded_tokens(experts_TLK: Integers) -> BoolArray:
-    """[T] False where nothing was recorded: every slot of every layer is -1, or as an engine's buffer begins, equal.
+    """[T] False where nothing was recorded: every slot of every layer is -1, or 0, as an engine's buffer begins.
 
-    A router never chooses one expert twice, so with two slots or more equal numbers are an empty place.
+    A router never chooses one expert twice, so with two slots or more zeros everywhere are an empty place.
     """
-    if experts_TLK.shape[2] == 1:
-        return np.asarray((experts_TLK >= 0).any(axis=(1, 2)))
-    recorded_T: BoolArray = np.any(experts_TLK != experts_TLK[:, :, :1], axis=(1, 2))
+    first_TL = experts_TLK[:, :, 0]
+    empty_TL = first_TL == -1
+    if experts_TLK.shape[2] > 1:
+        empty_TL |= first_TL == 0
+    empty_TL &= np.all(experts_TLK == experts_TLK[:, :, :1], axis=2)
+    recorded_T: BoolArray = ~np.all(empty_TL, axis=1)
     return recorded_T
 
 

@@ -205,9 +205,9 @@ def _is_whole(cell: str) -> bool:
 
 
 def _ranks(rows: list[list[str]], column: int) -> int:
-    """K: how far the ranks count before they begin anew; 1 where there are no rows."""
+    """K: how far the ranks count at the beginning; 1 where there are no rows."""
     ranks = [row[column].strip() for row in rows if len(row) > column]
-    return next((number for number in range(1, len(ranks)) if ranks[number] == ranks[0]), max(len(ranks), 1))
+    return max(1, next((number for number, rank in enumerate(ranks) if rank != str(number)), len(ranks)))
 
 
 def _refuse_other_top_k(path: Path, top_k: int | None, found: int) -> None:
