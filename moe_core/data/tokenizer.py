@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -18,7 +19,7 @@ END_OF_TEXT = "<|endoftext|>"
 BYTE_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def _byte_of_symbol() -> dict[str, int]:
+def byte_of_symbol() -> dict[str, int]:
     """The byte that each of the 256 symbols of a byte-level vocabulary stands for (GPT-2's table).
 
     Printable Latin-1 bytes are their own symbol; the others follow in order from U+0100 on.
@@ -29,7 +30,34 @@ def _byte_of_symbol() -> dict[str, int]:
     return table | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTE_OF_SYMBOL = _byte_of_symbol()
+_BYTE_OF_SYMBOL = byte_of_symbol()
+
+
+class TextTokenizer(Protocol):
+    """What reading and writing text needs of a tokenizer: ours, or another model's. Ids run from 0."""
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The token that stands before every document; None if documents begin with their own first token."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` and of nothing else: what looks like a control token is text. Raises DataError."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, without control tokens."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes a token stands for, perhaps part of a character; none for control tokens."""
+
+    def token_text(self, token_id: int) -> str:
+        """A token as shown to people; control tokens by name."""
 
 
 class Tokenizer:
@@ -73,7 +101,7 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; several cores work at it."""
         for text in texts:
-            _check_encodable(text)
+            check_encodable(text)
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -89,7 +117,7 @@ class Tokenizer:
         """A token as shown to people: valid UTF-8 as is, lone bytes as \\xE2, end-of-text by name."""
         if token_id == self.end_of_text:
             return END_OF_TEXT
-        return _readable(self.token_bytes(token_id))
+        return readable(self.token_bytes(token_id))
 
     def vocabulary(self) -> list[str]:
         """`token_text` of every id, in order."""
@@ -128,7 +156,8 @@ def _bytes_of_tokens(backend: tokenizers.Tokenizer, end_of_text: int) -> list[by
     return bytes_V
 
 
-def _check_encodable(text: str) -> None:
+def check_encodable(text: str) -> None:
+    """Raise DataError for a lone surrogate, which no UTF-8 text can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -138,9 +167,10 @@ def _check_encodable(text: str) -> None:
         ) from None
 
 
-def _readable(data: bytes) -> str:
+def readable(data: bytes) -> str:
+    """Valid UTF-8 as is, other bytes as \\xE2."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         escaped = "".join(f"\\x{byte:02X}" for byte in data[error.start : error.end])
-        return data[: error.start].decode() + escaped + _readable(data[error.end :])
+        return data[: error.start].decode() + escaped + readable(data[error.end :])

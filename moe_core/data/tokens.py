@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_gen import Document
-from moe_core.data.tokenizer import Tokenizer
+from moe_core.data.tokenizer import TextTokenizer
 from moe_core.errors import DataError
 
 IGNORE = -1
@@ -24,7 +24,7 @@ ENCODED_TOGETHER = 256
 
 @dataclass(frozen=True)
 class TokenDataset:
-    """Documents one after the other, each as [end-of-text] + its tokens."""
+    """Documents one after the other, each as [end-of-text] + its tokens; without it for a model that has none."""
 
     token_ids: NDArray[np.int32]
     """[N]"""
@@ -35,7 +35,7 @@ class TokenDataset:
     domain_ids: NDArray[np.int16]
     """[N]: index into `domains`."""
     positions: NDArray[np.int32]
-    """[N]: place in the document; 0 is the end-of-text before its first token."""
+    """[N]: place in the document; 0 is the end-of-text before its first token, which nothing predicts."""
     domains: tuple[str, ...]
     domain_bytes: NDArray[np.int64]
     """[len(domains)]: UTF-8 bytes of the text in each domain."""
@@ -47,23 +47,24 @@ class TokenDataset:
         return len(self.token_ids)
 
     @classmethod
-    def build(cls, documents: Sequence[Document], tokenizer: Tokenizer, domains: Sequence[str]) -> TokenDataset:
+    def build(cls, documents: Sequence[Document], tokenizer: TextTokenizer, domains: Sequence[str]) -> TokenDataset:
         """Tokenise `documents`; every domain of theirs must be among `domains`, whose order gives the domain ids."""
         index_of = {domain: i for i, domain in enumerate(domains)}
         # In parts: the tokenizer's own results take some hundred bytes a token.
+        before = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
         encoded = [
-            np.array([tokenizer.end_of_text, *ids], dtype=np.int32)
+            np.array([*before, *ids], dtype=np.int32)
             for start in range(0, len(documents), ENCODED_TOGETHER)
             for ids in tokenizer.encode_batch([one.text for one in documents[start : start + ENCODED_TOGETHER]])
         ]
         lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-        bytes_V = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], dtype=np.int32)
         token_ids = np.concatenate([*encoded, np.zeros(0, dtype=np.int32)])
         domain_of = np.array([index_of[document.domain] for document in documents], dtype=np.int16)
         source_of = _number_sources(documents)
         starts = np.cumsum(lengths) - lengths
         domain_ids = np.repeat(domain_of, lengths)
-        token_bytes = bytes_V[token_ids]
+        occurring, of_token = np.unique(token_ids, return_inverse=True)
+        token_bytes = np.array([len(tokenizer.token_bytes(int(i))) for i in occurring], dtype=np.int32)[of_token]
         return cls(
             token_ids=token_ids,
             document_ids=np.repeat(np.arange(len(documents), dtype=np.int32), lengths),
@@ -181,22 +182,24 @@ def _epoch_starts(tokens: int, seq_len: int, seed: int, epoch: int) -> NDArray[n
 def document_batches(dataset: TokenDataset, *, seq_len: int, batch_size: int) -> Iterator[TokenBatch]:
     """Every document alone, cut into chunks of at most `seq_len` inputs; each of its tokens is a target exactly once.
 
-    Chunks of similar length share a batch. Padding repeats the chunk's last token with target -1; it stands behind all
-    that is scored, so causal attention never sees it.
+    The last chunk of a long document reaches back to be as long as the others; what it repeats is context with target
+    -1. These are the windows of lm-eval's rolling log-likelihood, so that its figures and ours agree. Chunks of similar
+    length share a batch. Padding repeats the chunk's last token with target -1; it stands behind all that is scored, so
+    causal attention never sees it.
     """
     chunks = [
-        (start, min(start + seq_len, last))
+        (max(int(first), min(start, last - seq_len)), start, min(start + seq_len, last))
         for first, end in zip(*dataset.document_bounds(), strict=True)
         for last in [int(end) - 1]
         for start in range(int(first), last, seq_len)
     ]
-    chunks.sort(key=lambda chunk: chunk[0] - chunk[1])
+    chunks.sort(key=lambda chunk: chunk[0] - chunk[2])
     for at in range(0, len(chunks), batch_size):
-        starts, ends = np.array(chunks[at : at + batch_size]).T
-        index = starts[:, None] + np.arange((ends - starts).max())
-        padding = index >= ends[:, None]
-        index = np.minimum(index, ends[:, None] - 1)
-        yield _batch(dataset, index, np.where(padding, IGNORE, dataset.token_ids[index + 1]).astype(np.int64))
+        starts, fresh, ends = np.array(chunks[at : at + batch_size]).T[:, :, None]
+        index = starts + np.arange((ends - starts).max())
+        unscored = (index < fresh) | (index >= ends)
+        index = np.minimum(index, ends - 1)
+        yield _batch(dataset, index, np.where(unscored, IGNORE, dataset.token_ids[index + 1]).astype(np.int64))
 
 
 def _batch(dataset: TokenDataset, index: NDArray[np.int64], targets: NDArray[np.int64]) -> TokenBatch:

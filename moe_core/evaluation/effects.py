@@ -13,7 +13,7 @@ from scipy import special
 
 from data_gen import Document
 from moe_core.data.tokens import TokenDataset
-from moe_core.inference.loaded import Loaded, context_window
+from moe_core.inference.loaded import LanguageModel, Loaded, language_model
 from moe_core.inference.tracing import logits_fit, trace_of_windows
 from moe_core.inference.windows import as_dataset, window_batches
 from moe_core.progress import Progress, silent
@@ -50,7 +50,7 @@ class TokenEffects:
 
 
 def token_effects(
-    loaded: Loaded,
+    loaded: Loaded | LanguageModel,
     documents: Sequence[Document] | TokenDataset,
     intervention: Intervention,
     progress: Progress | None = None,
@@ -59,22 +59,22 @@ def token_effects(
 
     Raises UsageError when the model cannot do it, or there is no token to score.
     """
-    report, model = progress or silent, loaded.model
-    intervention.check(model)
-    dataset = as_dataset(loaded, documents)
-    device, keep_logits = next(model.parameters()).device, logits_fit(loaded, len(dataset))
+    report, model = progress or silent, language_model(loaded)
+    intervention.check(model.model)
+    dataset = as_dataset(model, documents)
+    keep_logits = logits_fit(model, len(dataset))
     before, after, kl = (np.full(len(dataset), np.nan, dtype=np.float32) for _ in range(3))
     traces: list[RoutingTrace] = []
     with torch.inference_mode():
-        for batch in window_batches(dataset, context_window(loaded)):
-            ids_BS = torch.from_numpy(dataset.token_ids[batch.index].astype(np.int64)).to(device)
-            with capture(model, keep_logits=keep_logits) as recorder:
-                original_BSV = model(ids_BS).logits
-            with intervene(model, intervention):
-                changed_BSV = model(ids_BS).logits
-            traces.append(trace_of_windows(loaded, recorder, dataset, batch, original_BSV))
-            scored, at = torch.from_numpy(batch.scored).to(device), batch.targets
-            targets_N = ids_BS[:, 1:][scored]
+        for batch in window_batches(dataset, model.context_window):
+            ids_BS = torch.from_numpy(dataset.token_ids[batch.index].astype(np.int64)).to(model.device)
+            with capture(model.model, keep_logits=keep_logits) as recorder:
+                original_BSV = model.logits(ids_BS)
+            with intervene(model.model, intervention):
+                changed_BSV = model.logits(ids_BS)
+            traces.append(trace_of_windows(model, recorder, dataset, batch, original_BSV))
+            scored, at = torch.from_numpy(batch.scored).to(original_BSV.device), batch.targets
+            targets_N = ids_BS[:, 1:].to(original_BSV.device)[scored]
             compared = _compare(original_BSV[:, :-1][scored], changed_BSV[:, :-1][scored], targets_N)
             before[at], after[at], kl[at] = (values_N.cpu().numpy() for values_N in compared)
             report("reading twice", int(at.max(initial=0)) + 1, len(dataset))

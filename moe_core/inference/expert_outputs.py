@@ -16,7 +16,7 @@ from data_gen import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import UsageError
 from moe_core.inference.layerwise import block_of, moe_step, through
-from moe_core.inference.loaded import Loaded, context_window
+from moe_core.inference.loaded import LanguageModel, Loaded, OwnModel, own_model
 from moe_core.inference.windows import WindowBatch, as_dataset, window_batches
 from moe_core.progress import Progress, silent
 
@@ -32,7 +32,7 @@ SIMILARITY_TOKENS = 2048
 
 @torch.inference_mode()
 def expert_saliency(
-    loaded: Loaded, documents: Sequence[Document] | TokenDataset, progress: Progress | None = None
+    loaded: Loaded | LanguageModel, documents: Sequence[Document] | TokenDataset, progress: Progress | None = None
 ) -> pd.DataFrame:
     """How much each expert adds, over the tokens that chose it, X_e.
 
@@ -40,13 +40,14 @@ def expert_saliency(
     reap = mean over X_e of g_e(x) ||E_e(x)||, >= 0 (REAP, arXiv:2510.13999; g the combine weight), NaN without tokens;
     ean = sum over X_e of ||E_e(x)||, >= 0 (the expert activation norm, the same paper's baseline);
     gate_mass = sum over X_e of g_e(x), over all tokens, 0..1.
-    Read in the windows of trace_text. Raises UsageError with no token to read.
+    Read in the windows of trace_text. Raises UsageError with no token to read, or for a model that is not ours.
     """
-    report, model = progress or silent, loaded.model
-    dataset = as_dataset(loaded, documents)
+    own = own_model(loaded, "expert_saliency")
+    report, model = progress or silent, own.model
+    dataset = as_dataset(own, documents)
     E = model.config.num_experts
     sums = {layer: np.zeros((4, E)) for layer in model.config.moe_layers}
-    for batch, layer, normed_TD, routed in _moe_inputs(loaded, dataset):
+    for batch, layer, normed_TD, routed in _moe_inputs(own, dataset):
         keep_T = torch.from_numpy(batch.keep.ravel()).to(normed_TD.device)
         sums[layer] += _contributions(_experts(model, layer), normed_TD[keep_T], routed, keep_T)
         report("weighing experts", int(batch.index[-1, -1]) + 1, len(dataset))
@@ -67,7 +68,7 @@ def expert_saliency(
 
 @torch.inference_mode()
 def expert_similarity(
-    loaded: Loaded,
+    loaded: Loaded | LanguageModel,
     documents: Sequence[Document] | TokenDataset,
     tokens: int = SIMILARITY_TOKENS,
     progress: Progress | None = None,
@@ -81,16 +82,18 @@ def expert_similarity(
     output_cka, 0..1, linear centred kernel alignment (arXiv:1905.00414, eq. 4) of both experts' outputs on the same
     `tokens` tokens, whoever had chosen them: 1 = the same up to rotation and scale. Independent random outputs of n
     tokens reach about D / n, so it is not 0 by chance. NaN where an expert's output is constant.
-    `tokens` are drawn from all of the text, with a fixed seed. Raises UsageError for fewer than 2 of them.
+    `tokens` are drawn from all of the text, with a fixed seed. Raises UsageError for fewer than 2 of them, or for a
+    model that is not ours.
     """
-    report, model = progress or silent, loaded.model
+    own = own_model(loaded, "expert_similarity")
+    report, model = progress or silent, own.model
     if tokens < 2:
         raise UsageError(f"tokens = {tokens} is too few to compare outputs; expected 2 or more, e.g. 2048")
-    dataset = as_dataset(loaded, documents)
+    dataset = as_dataset(own, documents)
     order = np.random.default_rng(0).permutation(len(dataset))
     sampled_T = np.isin(np.arange(len(dataset)), order[:tokens])
     inputs: dict[int, list[Tensor]] = {layer: [] for layer in model.config.moe_layers}
-    for batch, layer, normed_TD, _ in _moe_inputs(loaded, dataset):
+    for batch, layer, normed_TD, _ in _moe_inputs(own, dataset):
         mine_T = torch.from_numpy((batch.keep & sampled_T[batch.index]).ravel()).to(normed_TD.device)
         inputs[layer].append(normed_TD[mine_T])
         report("reading for comparison", int(batch.index[-1, -1]) + 1, len(dataset))
@@ -155,12 +158,11 @@ def _contributions(experts: Experts, normed_AD: Tensor, routed: RouterOutput, ke
     return sums
 
 
-def _moe_inputs(loaded: Loaded, dataset: TokenDataset) -> Iterator[tuple[WindowBatch, int, Tensor, RouterOutput]]:
+def _moe_inputs(own: OwnModel, dataset: TokenDataset) -> Iterator[tuple[WindowBatch, int, Tensor, RouterOutput]]:
     """For each batch of windows and each MoE layer: what the layer's router and experts read [T, D], and the choice."""
-    model = loaded.model
-    device = next(model.parameters()).device
-    for batch in window_batches(dataset, context_window(loaded)):
-        x_BSD = model.embedding(torch.from_numpy(dataset.token_ids[batch.index].astype(np.int64)).to(device))
+    model = own.model
+    for batch in window_batches(dataset, own.context_window):
+        x_BSD = model.embedding(torch.from_numpy(dataset.token_ids[batch.index].astype(np.int64)).to(own.device))
         reached = 0
         for layer in model.config.moe_layers:
             step = moe_step(model, through(model, x_BSD, reached, layer), layer)

@@ -7,14 +7,14 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from moe_core.errors import RunError, UsageError
-from moe_core.inference.loaded import Loaded, context_window
-from moe_core.model.kv_cache import KVCache
+from moe_core.inference.loaded import LanguageModel, Loaded, ReadTokens, check_token_ids, language_model
 from moe_core.routing import Intervention, intervene
 
 
@@ -58,38 +58,52 @@ class GeneratedToken:
 
 
 def generate(
-    loaded: Loaded, prompt: str, sampling: SamplingConfig | None = None, intervention: Intervention | None = None
+    loaded: Loaded | LanguageModel,
+    prompt: str,
+    sampling: SamplingConfig | None = None,
+    intervention: Intervention | None = None,
 ) -> Iterator[GeneratedToken]:
-    """Continue `prompt`; stops at end-of-text, which is not given out, or after sampling.max_new_tokens tokens.
+    """Continue `prompt`; stops where the model ends the text, which is not given out, or at sampling.max_new_tokens.
 
     The model sees the last tokens only, from half a `context_window` up to a whole one: when the cache is full, the
     later half of it is read in anew and generation goes on. A longer prompt is read from its last whole window. An
     empty prompt starts a new text. Bytes of a character that the last token leaves unfinished are not given out.
     An `intervention` changes how the prompt is read, too; other users of the same model do not see it.
-    Raises at once: DataError when UTF-8 cannot hold the prompt, UsageError when the model cannot do the intervention.
+    Raises at once: DataError when UTF-8 cannot hold the prompt, UsageError when the model cannot do the intervention,
+    or cannot begin a text of its own.
     """
-    token_ids = [loaded.tokenizer.end_of_text, *loaded.tokenizer.encode(prompt)]
+    model = language_model(loaded)
+    begin = [] if model.tokenizer.end_of_text is None else [model.tokenizer.end_of_text]
+    token_ids = [*begin, *model.tokenizer.encode(prompt)]
+    if not token_ids:
+        raise UsageError(f"{model.name} has no token that begins a text; expected a prompt of at least one token")
+    check_token_ids(model, token_ids)
     if intervention is not None:
-        intervention.check(loaded.model)
-    return _generate(loaded, token_ids, sampling or SamplingConfig(), intervention)
+        intervention.check(model.model)
+    return _generate(model, token_ids, sampling or SamplingConfig(), intervention)
 
 
 def _generate(
-    loaded: Loaded, token_ids: list[int], sampling: SamplingConfig, intervention: Intervention | None
+    model: LanguageModel, token_ids: list[int], sampling: SamplingConfig, intervention: Intervention | None
 ) -> Iterator[GeneratedToken]:
-    reader = _Reader(loaded, intervention)
+    reader = _Reader(model, intervention)
     random = torch.Generator().manual_seed(sampling.seed)
     characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    logits_V = reader.read(token_ids).logits
+    logits_V = _precise(reader.read(token_ids))
     for _ in range(sampling.max_new_tokens):
         token_id = sample(logits_V, sampling, random)
-        if token_id == loaded.tokenizer.end_of_text:
+        if token_id in model.end_ids:
             return
         loss = float(torch.logsumexp(logits_V, 0) - logits_V[token_id])
         step = reader.read([token_id])
-        text = characters.decode(loaded.tokenizer.token_bytes(token_id))
+        text = characters.decode(model.tokenizer.token_bytes(token_id))
         yield GeneratedToken(token_id, text, step.experts, step.scores, loss)
-        logits_V = step.logits
+        logits_V = _precise(step)
+
+
+def _precise(found: ReadTokens) -> torch.Tensor:
+    """[V] float64 on the CPU."""
+    return found.logits.cpu().double()
 
 
 def sample(logits_V: torch.Tensor, sampling: SamplingConfig, random: torch.Generator) -> int:
@@ -111,47 +125,30 @@ def sample(logits_V: torch.Tensor, sampling: SamplingConfig, random: torch.Gener
     return int(descending.indices[torch.multinomial(probabilities, 1, generator=random)])
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    logits: torch.Tensor
-    """[V] float64 on the CPU, for the token after the last one read."""
-    experts: NDArray[np.int16]
-    scores: NDArray[np.float32]
-    """[L, K] of the last token read."""
-
-
 class _Reader:
-    """The model with its key/value cache: reads tokens in, tells what it expects next."""
+    """The model with its cache: reads tokens in, tells what it expects next."""
 
-    def __init__(self, loaded: Loaded, intervention: Intervention | None) -> None:
-        self._model = loaded.model
+    def __init__(self, model: LanguageModel, intervention: Intervention | None) -> None:
+        self._model = model
         self._intervention = intervention
-        self._window = context_window(loaded)
         self._recent: list[int] = []
         """Tokens in the cache."""
-        self._cache = self._new_cache()
+        self._cache: Any = None
 
     @torch.inference_mode()
-    def read(self, token_ids: list[int]) -> _Step:
+    def read(self, token_ids: list[int]) -> ReadTokens:
         """Append tokens. What does not fit the window makes the cache start anew from the later part of the text."""
-        new = token_ids[-self._window :]
-        if len(self._recent) + len(new) > self._window:
-            keep = max(self._window // 2, len(new))
+        window = self._model.context_window
+        new = token_ids[-window:]
+        if len(self._recent) + len(new) > window:
+            keep = max(window // 2, len(new))
             new = [*self._recent, *new][-keep:]
-            self._recent, self._cache = [], self._new_cache()
+            self._recent, self._cache = [], None
         self._recent += new
-        with nullcontext() if self._intervention is None else intervene(self._model, self._intervention):
-            output = self._model(torch.tensor([new], device=self._cache.keys.device), cache=self._cache)
-        routed = output.router_outputs
-        return _Step(
-            logits=output.logits[0, -1].cpu().double(),
-            experts=torch.stack([layer.router_indices[-1] for layer in routed]).to(torch.int16).cpu().numpy(),
-            scores=torch.stack([layer.router_scores[-1] for layer in routed]).float().cpu().numpy(),
-        )
-
-    def _new_cache(self) -> KVCache:
-        weight = next(self._model.parameters())
-        return KVCache(self._model.config, 1, self._window, weight.dtype, weight.device)
+        with nullcontext() if self._intervention is None else intervene(self._model.model, self._intervention):
+            found = self._model.read(new, self._cache)
+        self._cache = found.cache
+        return found
 
 
 def _require(name: str, value: float, fits: bool, expected: str) -> None:

@@ -5,9 +5,10 @@ Long texts go through in windows, see windows.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,36 +17,44 @@ from numpy.typing import NDArray
 from data_gen import Document
 from moe_core.data.tokens import TokenBatch, TokenDataset
 from moe_core.errors import UsageError
-from moe_core.inference.loaded import Loaded, context_window
+from moe_core.inference.loaded import LanguageModel, Loaded, check_token_ids, language_model
 from moe_core.inference.windows import WindowBatch, window_batches
-from moe_core.progress import Progress
-from moe_core.routing import Recorder, RoutingTrace, capture, concatenate
+from moe_core.progress import Progress, silent
+from moe_core.routing import Recorder, RoutingTrace, StoredTrace, capture, concatenate
+from moe_core.routing.parquet import TraceWriter
 
 # A trace that would hold more router logits than this goes without: E of them per token and layer, most of its size.
 MAX_LOGITS_BYTES = 2**28
+# Numbers of one matrix of logits that is made anew, so that a large vocabulary does not take the memory twice.
+_MAX_SCORED = 2**23
 
 
 @dataclass(frozen=True, eq=False)
 class TracedText:
-    """The routing of one text and how well the model foresaw each token. T counts the end-of-text before the text."""
+    """The routing of one text and how well the model foresaw each token.
+
+    T counts the end-of-text before the text, where the model has one; the first token is the one that nothing predicts.
+    """
 
     trace: RoutingTrace
     losses: NDArray[np.float32]
-    """[T] nats: -ln of the probability given to the token by those before it; NaN for the first, end-of-text."""
+    """[T] nats: -ln of the probability given to the token by those before it; NaN for the first."""
     ranks: NDArray[np.int32]
-    """[T] place of the token among the model's guesses, 1 = the likeliest; 0 for the first, which nothing predicts."""
+    """[T] place of the token among the model's guesses, 1 = the likeliest; 0 for the first."""
 
 
-def trace_text(loaded: Loaded, text: str, *, domain: str = "text", progress: Progress | None = None) -> TracedText:
+def trace_text(
+    loaded: Loaded | LanguageModel, text: str, *, domain: str = "text", progress: Progress | None = None
+) -> TracedText:
     """Trace one text. Raises UsageError when it is empty, DataError when UTF-8 cannot hold it."""
     if not text:
         raise UsageError("there is no text to trace; expected at least one character")
-    dataset = TokenDataset.build([Document(text, domain, "text", "")], loaded.tokenizer, [domain])
-    return trace_dataset(loaded, dataset, progress)
+    model = language_model(loaded)
+    return trace_dataset(model, _tokenised(model, [Document(text, domain, "text", "")]), progress)
 
 
 def trace_documents(
-    loaded: Loaded,
+    loaded: Loaded | LanguageModel,
     documents: Sequence[Document],
     *,
     progress: Progress | None = None,
@@ -62,13 +71,36 @@ def trace_documents(
             f"{len(documents)} documents with tokens_per_domain = {tokens_per_domain} leave nothing to trace; "
             "expected at least one document and two tokens"
         )
-    if progress is not None:
-        progress("tokenising", 0, len(documents))
-    domains = list(dict.fromkeys(document.domain for document in documents))
-    dataset = TokenDataset.build(documents, loaded.tokenizer, domains)
+    model = language_model(loaded)
+    (progress or silent)("tokenising", 0, len(documents))
+    dataset = _tokenised(model, documents)
     if tokens_per_domain is not None:
         dataset = dataset.select(tokens_per_domain, seed=0)
-    return trace_dataset(loaded, dataset, progress).trace
+    return trace_dataset(model, dataset, progress).trace
+
+
+def write_documents_trace(
+    loaded: Loaded | LanguageModel,
+    documents: Sequence[Document],
+    path: str | Path,
+    *,
+    tokens_per_batch: int | None = None,
+    progress: Progress | None = None,
+) -> StoredTrace:
+    """Trace documents into a file as they are read, and open it: the same as trace_documents(...).save(path).
+
+    In memory are the text, some 30 bytes a token of it, and the routing of one batch and one row group; not the trace.
+    `tokens_per_batch`: tokens that go through the model together and the longest window at once, see window_batches;
+    fewer take less memory, of which the logits are the most: 4 bytes for each token and entry of the vocabulary.
+    Raises UsageError for an empty text, TraceError when the disk refuses.
+    """
+    model = language_model(loaded)
+    (progress or silent)("tokenising", 0, len(documents))
+    dataset = _tokenised(model, documents)
+    with TraceWriter(path) as writer:
+        for batch in _read_batches(model, dataset, tokens_per_batch, progress):
+            writer.write(batch.trace)
+    return RoutingTrace.open(path)
 
 
 def trace_batches(
@@ -109,18 +141,23 @@ def likeliest(logits_BSV: torch.Tensor) -> NDArray[np.int32]:
     return ids
 
 
-def logits_fit(loaded: Loaded, tokens: int) -> bool:
+def logits_fit(model: LanguageModel, tokens: int) -> bool:
     """Whether the router logits of so many tokens stay within MAX_LOGITS_BYTES."""
-    model = loaded.model.config
-    return 2 * len(model.moe_layers) * model.num_experts * tokens <= MAX_LOGITS_BYTES
+    return logits_bytes(model, tokens) <= MAX_LOGITS_BYTES
+
+
+def logits_bytes(model: LanguageModel, tokens: int) -> int:
+    """What the router logits of so many tokens take."""
+    return 2 * len(model.moe_layers) * model.num_experts * tokens
 
 
 def trace_of_windows(
-    loaded: Loaded, recorder: Recorder, dataset: TokenDataset, batch: WindowBatch, logits_BSV: torch.Tensor
+    model: LanguageModel, recorder: Recorder, dataset: TokenDataset, batch: WindowBatch, logits_BSV: torch.Tensor
 ) -> RoutingTrace:
     """The trace of what `recorder` saw when the model read `batch` and answered with these logits."""
     index_BS = batch.index
-    token_ids_BS = dataset.token_ids[index_BS]
+    token_ids_BS, predicted_BS = dataset.token_ids[index_BS], likeliest(logits_BSV)
+    occurring = np.unique(np.concatenate([token_ids_BS, predicted_BS]))
     return recorder.trace(
         token_ids=token_ids_BS,
         document_ids=dataset.document_ids[index_BS],
@@ -128,47 +165,67 @@ def trace_of_windows(
         positions=dataset.positions[index_BS],
         domain_ids=dataset.domain_ids[index_BS],
         domains=dataset.domains,
-        predicted_ids=likeliest(logits_BSV),
-        source=_name(loaded),
-        vocabulary={int(i): loaded.tokenizer.token_text(int(i)) for i in np.unique(token_ids_BS)},
+        predicted_ids=predicted_BS,
+        source=model.name,
+        vocabulary={int(i): model.tokenizer.token_text(int(i)) for i in occurring},
         keep=batch.keep,
     )
 
 
-@torch.inference_mode()
-def trace_dataset(loaded: Loaded, dataset: TokenDataset, progress: Progress | None = None) -> TracedText:
+def trace_dataset(
+    loaded: Loaded | LanguageModel, dataset: TokenDataset, progress: Progress | None = None
+) -> TracedText:
     """Trace documents that are tokenised already; without router_logits where they would be too large."""
-    size = context_window(loaded)
-    device = next(loaded.model.parameters()).device
+    model = language_model(loaded)
     losses = np.full(len(dataset), np.nan, dtype=np.float32)
     ranks = np.zeros(len(dataset), dtype=np.int32)
     traces: list[RoutingTrace] = []
-    keep_logits = logits_fit(loaded, len(dataset))
-    for batch in window_batches(dataset, size):
-        index_BS = batch.index
-        token_ids_BS = torch.from_numpy(dataset.token_ids[index_BS].astype(np.int64)).to(device)
-        with capture(loaded.model, keep_logits=keep_logits) as recorder:
-            logits_BSV = loaded.model(token_ids_BS).logits
-        at, scored = batch.targets, batch.scored
-        losses[at], ranks[at] = _score(logits_BSV[:, :-1], token_ids_BS[:, 1:], torch.from_numpy(scored).to(device))
-        # Batch by batch: what windows read as context only is let go at once.
-        traces.append(trace_of_windows(loaded, recorder, dataset, batch, logits_BSV))
-        if progress is not None:
-            progress("tracing", int(index_BS[-1, -1]) + 1, len(dataset))
+    for batch in _read_batches(model, dataset, None, progress):
+        at, scored = batch.windows.targets, torch.from_numpy(batch.windows.scored).to(batch.logits.device)
+        targets = torch.from_numpy(dataset.token_ids[at].astype(np.int64)).to(batch.logits.device)
+        losses[at], ranks[at] = _score(batch.logits[:, :-1][scored], targets)
+        traces.append(batch.trace)
     return TracedText(concatenate(traces), losses, ranks)
 
 
-def _score(
-    logits_BSV: torch.Tensor, targets_BS: torch.Tensor, scored_BS: torch.Tensor
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Loss in nats and rank (1 = likeliest; ties count in the token's favour) of the scored targets, row by row."""
-    logits_TV, targets_T = logits_BSV[scored_BS].float(), targets_BS[scored_BS]
-    losses_T = torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="none")
-    ranks_T = 1 + (logits_TV > logits_TV.gather(1, targets_T[:, None])).sum(dim=1)
-    return losses_T.cpu().numpy(), ranks_T.to(torch.int32).cpu().numpy()
+class _Batch(NamedTuple):
+    windows: WindowBatch
+    trace: RoutingTrace
+    """Of the tokens that count; what windows read as context only is let go at once."""
+    logits: torch.Tensor
+    """[B, S, V]"""
 
 
-def _name(loaded: Loaded) -> str:
-    """What people read as the trace's origin; a model that is still in training has no run of its own yet."""
-    run = getattr(loaded, "run", None)
-    return f"run {run.name}, step {getattr(loaded, 'step', 0)}" if run is not None else "model in memory"
+def _read_batches(
+    model: LanguageModel, dataset: TokenDataset, tokens_per_batch: int | None, progress: Progress | None
+) -> Iterator[_Batch]:
+    keep_logits = logits_fit(model, len(dataset))
+    for windows in window_batches(dataset, model.context_window, tokens_per_batch):
+        ids_BS = torch.from_numpy(dataset.token_ids[windows.index].astype(np.int64)).to(model.device)
+        with torch.inference_mode():
+            with capture(model.model, keep_logits=keep_logits) as recorder:
+                logits_BSV = model.logits(ids_BS)
+            trace = trace_of_windows(model, recorder, dataset, windows, logits_BSV)
+        yield _Batch(windows, trace, logits_BSV)
+        (progress or silent)("tracing", int(windows.index[-1, -1]) + 1, len(dataset))
+
+
+def _tokenised(model: LanguageModel, documents: Sequence[Document]) -> TokenDataset:
+    """Domains numbered as they first occur. Raises UsageError with no token, or one that the model cannot read."""
+    domains = list(dict.fromkeys(document.domain for document in documents))
+    dataset = TokenDataset.build(documents, model.tokenizer, domains)
+    if not len(dataset):
+        raise UsageError("the text has no token to trace; expected at least one document that is not empty")
+    check_token_ids(model, dataset.token_ids)
+    return dataset
+
+
+def _score(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Loss in nats and rank (1 = likeliest; ties count in the token's favour) of each target."""
+    losses, ranks = [np.zeros(0, np.float32)], [np.zeros(0, np.int32)]
+    for start in range(0, len(targets_N), rows := max(1, _MAX_SCORED // logits_NV.shape[1])):
+        part_NV, targets = logits_NV[start : start + rows].float(), targets_N[start : start + rows]
+        losses.append(torch.nn.functional.cross_entropy(part_NV, targets, reduction="none").cpu().numpy())
+        larger_N = (part_NV > part_NV.gather(1, targets[:, None])).sum(dim=1)
+        ranks.append(1 + larger_N.to(torch.int32).cpu().numpy())
+    return np.concatenate(losses), np.concatenate(ranks)

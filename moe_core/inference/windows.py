@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from data_gen import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import UsageError
-from moe_core.inference.loaded import Loaded
+from moe_core.inference.loaded import LanguageModel, Loaded, check_token_ids, language_model
 
 TOKENS_PER_BATCH = 4096
+"""Tokens that go through the model together, at most; no window is longer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +41,18 @@ class WindowBatch:
         return self.index[:, 1:][self.scored]
 
 
-def as_dataset(loaded: Loaded, documents: Sequence[Document] | TokenDataset) -> TokenDataset:
-    """Documents tokenised, their domains numbered as they first occur. Raises UsageError with no token to score."""
+def as_dataset(loaded: Loaded | LanguageModel, documents: Sequence[Document] | TokenDataset) -> TokenDataset:
+    """Documents tokenised, their domains numbered as they first occur.
+
+    Raises UsageError with no token to score, or one that the model cannot read.
+    """
+    model = language_model(loaded)
     if isinstance(documents, TokenDataset):
         dataset = documents
     else:
         domains = list(dict.fromkeys(document.domain for document in documents))
-        dataset = TokenDataset.build(documents, loaded.tokenizer, domains)
+        dataset = TokenDataset.build(documents, model.tokenizer, domains)
+    check_token_ids(model, dataset.token_ids)
     if not (dataset.positions > 0).any():
         raise UsageError("the text has no token to score; expected at least one document that is not empty")
     return dataset
@@ -60,10 +66,17 @@ class _Window(NamedTuple):
     end: int
 
 
-def window_batches(dataset: TokenDataset, size: int) -> Iterator[WindowBatch]:
-    """All windows of `dataset` in its order, at most TOKENS_PER_BATCH tokens together; `size` tokens a window."""
+def window_batches(dataset: TokenDataset, size: int, tokens_per_batch: int | None = None) -> Iterator[WindowBatch]:
+    """All windows of `dataset` in its order; at most `size` tokens a window, and `tokens_per_batch` together.
+
+    None = TOKENS_PER_BATCH. Raises UsageError for fewer than two, which leave no token to be predicted.
+    """
+    limit = TOKENS_PER_BATCH if tokens_per_batch is None else tokens_per_batch
+    if limit < 2:
+        raise UsageError(f"tokens_per_batch = {limit} is too few; expected 2 or more, e.g. {TOKENS_PER_BATCH}")
+    size = min(size, limit)
     windows = _windows(dataset, size)
-    rows = max(1, TOKENS_PER_BATCH // size)
+    rows = limit // size
     for first in range(0, len(windows), rows):
         index, keep = _layout(windows[first : first + rows])
         yield WindowBatch(index, keep, keep[:, 1:] & (dataset.positions[index[:, 1:]] > 0))

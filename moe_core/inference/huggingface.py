@@ -1,0 +1,133 @@
+"""A causal language model of the transformers library behind our own face, see loaded.py."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from moe_core.data.tokenizer import TextTokenizer
+from moe_core.errors import UsageError
+from moe_core.inference.foreign_tokenizer import ForeignTokenizer, IdTokenizer
+from moe_core.inference.loaded import ReadTokens
+from moe_core.routing import capture
+
+UNLIMITED_WINDOW = 32_768
+"""Context of a model that names no limit, because its layers have none: what it is shown at once at most."""
+_LIMITS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length", "max_sequence_length")
+
+
+@dataclass(frozen=True)
+class HuggingFaceLanguageModel:
+    """Such a model; see LanguageModel. Make it with `of`."""
+
+    model: nn.Module
+    tokenizer: TextTokenizer
+    name: str
+    context_window: int
+    vocab_size: int
+    end_ids: frozenset[int]
+    moe_layers: tuple[int, ...]
+    num_experts: int
+    top_k: int
+
+    @classmethod
+    def of(cls, loaded: Any) -> HuggingFaceLanguageModel:
+        """Of a HuggingFaceModel, or anything with model, tokenizer (or None) and perhaps name.
+
+        One token goes through the model: what it really does says more than its configuration, whose names differ from
+        family to family. Raises UsageError, in one line, for a model that does not continue text or whose tokenizer is
+        not a fast one, TraceError for one that cannot be captured.
+        """
+        model: nn.Module = loaded.model
+        config: Any = model.config
+        name = f"model {getattr(loaded, 'name', '') or getattr(config, 'name_or_path', '') or type(model).__name__}"
+        if getattr(config, "is_encoder_decoder", False):
+            raise UsageError(f"{name} ({config.model_type}) reads one text and writes another; expected a causal model")
+        with torch.inference_mode(), capture(model, keep_logits=False) as recorder:
+            output = model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=_device(model)), use_cache=False)
+        logits = getattr(output, "logits", None)
+        if logits is None:
+            raise UsageError(f"{name} ({type(model).__name__}) predicts no tokens; load it as a causal language model")
+        vocab_size = int(logits.shape[-1])
+        trace = recorder.trace(token_ids=[0])
+        return cls(
+            model=model,
+            tokenizer=_tokenizer(loaded.tokenizer, name, vocab_size),
+            name=name,
+            context_window=_context_window(config),
+            vocab_size=vocab_size,
+            end_ids=_end_ids(model, loaded.tokenizer),
+            moe_layers=tuple(trace.layers),
+            num_experts=trace.num_experts,
+            top_k=trace.top_k,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return _device(self.model)
+
+    def logits(self, token_ids_BS: torch.Tensor) -> torch.Tensor:
+        """See LanguageModel."""
+        logits_BSV: torch.Tensor = self.model(input_ids=token_ids_BS, use_cache=False).logits
+        return logits_BSV
+
+    def read(self, token_ids: Sequence[int], cache: Any) -> ReadTokens:
+        """See LanguageModel. The cache is whatever the model itself makes: layers of some are no plain attention."""
+        extra = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
+        ids_BS = torch.tensor([token_ids], device=self.device)
+        with capture(self.model, keep_logits=False) as recorder:
+            output = self.model(input_ids=ids_BS, past_key_values=cache, use_cache=True, **extra)
+        if getattr(output, "past_key_values", None) is None:
+            raise UsageError(
+                f"{self.name} ({type(self.model).__name__}) keeps no cache of what it has read, so it cannot write "
+                "token by token; trace a text instead"
+            )
+        trace = recorder.trace(token_ids=token_ids)
+        return ReadTokens(
+            output.logits[0, -1], trace.router_indices[:, -1], trace.router_scores[:, -1], output.past_key_values
+        )
+
+
+def _device(model: Any) -> torch.device:
+    """Where the embedding is; where it is kept elsewhere until it is needed, its hooks fetch the ids."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _context_window(config: Any) -> int:
+    """Positions the model was made for.
+
+    A RoPE whose base grows with the length ("dynamic") gives keys in a cache other angles than a reading from the
+    start, once the text is longer than the original length: it is not read beyond that.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None)
+    limits = [getattr(text, name, None) for name in _LIMITS]
+    if isinstance(rope, dict) and rope.get("rope_type") == "dynamic":
+        limits.append(rope.get("original_max_position_embeddings"))
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=UNLIMITED_WINDOW)
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    found: set[int] = set()
+    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(holder, "eos_token_id", None)
+        found.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
+    return frozenset(found)
+
+
+def _tokenizer(tokenizer: Any, name: str, vocab_size: int) -> TextTokenizer:
+    if tokenizer is None:
+        return IdTokenizer(vocab_size)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UsageError(
+            f"the tokenizer of {name} ({type(tokenizer).__name__}) is not a fast one, whose tokens' bytes are known; "
+            "expected a tokenizer.json beside the weights"
+        )
+    return ForeignTokenizer(backend, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id)
