@@ -14,18 +14,20 @@ from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.experts import expert_domains_figure, expert_history_figure
 from moe_core.figures.run_figures import loads_over_time
 from moe_core.routing import baselines, metrics, verdicts
+from moe_core.runs import RunFolder
 
-run, layer = state.selected_run(), state.selected_layer()
+subject, layer = state.subject(), state.selected_layer()
 header("What does this expert do, and what is it worth?")
 place = st.container()
-measured, text = deep_or_probe(run)
+measured, text = deep_or_probe(subject)
 own = measured.part([layer])
 pairs = [(baselines.coactivation_pairs, ())] if measured.trace.top_k > 1 else []
 measure_all(own, pairs, "Choosing experts at random, to compare with")
 
 load, specialization = measured.get(metrics.expert_load), measured.get(metrics.domain_specialization)
-effects = loaders.ablation(run)
-formed = metrics.formed_at(loaders.over_time(run, metrics.formation)) if run.probe_steps() else None
+run = subject if isinstance(subject, RunFolder) else None  # what only a run of ours knows is left out for others
+effects = loaders.ablation(run) if run else None
+formed = metrics.formed_at(loaders.over_time(run, metrics.formation)) if run and run.probe_steps() else None
 table = expert_table(load, specialization, formed, effects)
 with place:
     said = st.empty()
@@ -49,14 +51,20 @@ with left:
     else:
         st.caption("All text is of one domain, so whether this expert prefers some kind of text cannot be told.")
 with right:
-    loads = loads_over_time(loaders.metrics(run, "load"))
+    loads = loads_over_time(loaders.metrics(run, "load")) if run else ()
     if len(loads):
-        figure = expert_history_figure(loads, layer, expert)
+        figure = measured.keep(
+            ("history", layer, expert, len(loads)), lambda: expert_history_figure(loads, layer, expert)
+        )
         show_figure(figure, key=figure.name, title="Its load on the probe text, while training", terms=["expert load"])
 tokens_and_contexts(measured, layer, expert)
 left, right = st.columns([5, 4])
 with left:
     neighbours(run, own, layer, expert)
 with right:
-    worth(run, effects, layer, expert)
+    if run:
+        worth(run, effects, layer, expert)
+    else:
+        st.markdown("#### What it is worth")
+        st.caption("A trace does not know it: what is lost without an expert is measured on a model.")
 text_caption(measured, text)

@@ -50,13 +50,14 @@ def film(run: RunFolder, steps: list[int], layer: int) -> None:
             what = st.segmented_control("Show", [TEXT, DOMAINS, LOAD], default=TEXT, required=True, key=SHOWN)
         snapshot = loaders.probe(run, step)
         if what == TEXT:
-            payload = snapshot_payload(snapshot.trace, series=f"{run.path}")
+            payload = snapshot_payload(snapshot.tokens, series=f"{run.path}")
             choice = token_view(payload, layer=layer, key=VIEW, on_layer=partial(state.follow_layer, VIEW))
             if choice.layer is not None and choice.layer != layer:
                 st.rerun()
         elif what == DOMAINS:
             specialization = snapshot.get(metrics.domain_specialization)
-            figure = domain_map_figure(specialization, snapshot.get(baselines.domain_nmi), layer)
+            nmi = snapshot.get(baselines.domain_nmi)
+            figure = snapshot.keep(("domains", layer), lambda: domain_map_figure(specialization, nmi, layer))
             answer(f"Step {step:,}, layer {layer}: {figure.verdict}")
             if len(snapshot.trace.domains) > 1:
                 show_figure(figure, key=figure.name, title="", terms=["domain", "lift", "interval"])
@@ -70,7 +71,8 @@ run, layer = state.selected_run(), state.selected_layer()
 loaders.probe_step(run)  # says what to do before the first
 steps = run.probe_steps()
 formation = loaders.over_time(run, metrics.formation)
-figure = formation_figure(formation, layer)
+latest = loaders.probe(run)  # keeps the figures until there is a newer snapshot
+figure = latest.keep(("formation", layer, *steps), lambda: formation_figure(formation, layer))
 header("When did each expert become what it is?", figure.verdict)
 if any(item.is_live and item.name == run.name for item in loaders.runs()):
     watch_snapshots(run.name, len(steps))
@@ -85,7 +87,8 @@ playing = st.session_state.get(PLAYING, False) and len(steps) > 1
 st.fragment(run_every=FRAME_SECONDS if playing else None)(film)(run, steps, layer)
 
 if len(steps) > 1:
-    settled = saturation_figure(loaders.over_time(run, metrics.saturation))
+    saturation = loaders.over_time(run, metrics.saturation)
+    settled = latest.keep(("saturation", *steps), lambda: saturation_figure(saturation))
     show_figure(settled, key=settled.name, title="Since when do all layers route as they do now?", terms=["saturation"])
     answer(settled.verdict)
 events = loaders.metrics(run, "event")
