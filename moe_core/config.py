@@ -40,9 +40,15 @@ class _Section(BaseModel):
 class RouterConfig(_Section):
     """How a token's router logits become chosen experts and their weights."""
 
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax: an expert's probability p_i is its share among all (Mixtral). sigmoid: p_i = sigmoid(logit), each expert
+    by itself, and a bias that only selection sees keeps the load even (DeepSeek-V3)."""
     normalize_scores: bool = True
     """Divide the chosen experts' probabilities by their sum (Mixtral). At top_k = 1 the weight stays p_i, else the
     router would get no gradient from the language-model loss."""
+    bias_update_speed: float = Field(0.001, ge=0.0, le=1.0)
+    """Only for sigmoid: after every step an expert's selection bias rises by this if it got fewer tokens than the mean,
+    and falls if it got more (0 = the bias stays as it is)."""
     noise_std: float = Field(0.0, ge=0.0, le=10.0)
     """Standard deviation of Gaussian noise added to the logits while training (0 = none)."""
     load_balancing_loss_coef: float = Field(0.01, ge=0.0, le=10.0)
@@ -172,6 +178,8 @@ class TrainingConfig(_Section):
     """Tokens per domain whose routing is kept at every evaluation, from eight documents where there are as many."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of weights, data order and router noise."""
+    init_from: str | None = Field(None, min_length=1)
+    """None = random weights. Else the run whose newest weights and tokenizer this one starts from (fine-tuning)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto = cuda if present, else cpu."""
     threads: int = Field(0, ge=0, le=1_024)

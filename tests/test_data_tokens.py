@@ -144,6 +144,15 @@ def test_a_data_set_smaller_than_a_window_is_refused() -> None:
         training_batch(plain(8), 0, batch_size=2, seq_len=8, seed=0)
 
 
+def test_the_last_chunk_of_a_long_document_reaches_back_to_be_whole(tokenizer: Tokenizer) -> None:
+    """End-of-text and "abcdef" in chunks of 4: the second predicts e and f, with b and c again as context."""
+    dataset = TokenDataset.build([Document("abcdef", "a", "1", "train")], tokenizer, ["a"])
+    batch = next(document_batches(dataset, seq_len=4, batch_size=2))
+    assert batch.positions.tolist() == [[0, 1, 2, 3], [2, 3, 4, 5]]
+    a, b, c, d, e, f = dataset.token_ids[1:].tolist()
+    assert batch.targets.tolist() == [[a, b, c, d], [-1, -1, e, f]]
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 17), st.integers(1, 5))
 def test_document_batches_score_every_text_token_once_and_never_across_documents(
@@ -155,8 +164,10 @@ def test_document_batches_score_every_text_token_once_and_never_across_documents
         rows, columns = batch.token_ids.shape
         assert rows <= batch_size
         assert columns <= seq_len
-        assert batch.mask[:, 0].all()
-        assert (np.diff(batch.mask.astype(int), axis=1) <= 0).all(), "padding stands behind the text"
+        edges = np.diff(np.pad(batch.mask.astype(int), ((0, 0), (1, 1))), axis=1)
+        assert (np.abs(edges).sum(axis=1) == 2).all(), "context, then what is scored, then padding"
+        begins_late = batch.positions[:, 0] > 0
+        assert not begins_late.any() or (columns == seq_len and batch.mask[begins_late, -1].all()), "a whole window"
         assert (batch.document_ids == batch.document_ids[:, :1]).all()
         for at in zip(*np.nonzero(batch.mask), strict=True):
             document, position = int(batch.document_ids[at]), int(batch.positions[at])

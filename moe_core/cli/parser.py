@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from moe_core.cli import analysis, commands, convert, reporting, training
+from moe_core.cli import analysis, commands, convert, exchange, reporting, training
 from moe_core.cli.output import JSON_TO_STDOUT
 from moe_core.errors import UsageError
 
@@ -30,6 +30,8 @@ commands (each has its own --help):
   ablate     switch experts off one by one and measure what is lost
   runs       list the runs with their state and key figures
   slim       make a run small enough to ship
+  export     write a run as a checkpoint that Hugging Face transformers loads
+  import     make a run of a checkpoint of Hugging Face transformers
 
 any configuration key can be given as --section.key VALUE, in a HOCON file (--config) or as an environment variable
 MOESCOPE_SECTION__KEY; the command line wins over the environment, that over the file.
@@ -39,6 +41,7 @@ examples:
   python main.py --quick --run mine --data texts.jsonl --seed 1
   python main.py --run wide --model.num_experts 32 --training.steps 5000
   python main.py --run wide --resume
+  python main.py --quick --run tuned --init-from wide --data texts.jsonl
   python main.py --evaluate --run wide --json figures.json"""
 
 
@@ -90,6 +93,7 @@ def _refuse_misplaced_command(argument: str, rest: Sequence[str]) -> None:
 def _refuse_training_options(parsed: argparse.Namespace) -> None:
     given = {
         "--resume": parsed.resume,
+        "--init-from": parsed.init_from is not None,
         "--data": parsed.data is not None,
         "--seed": parsed.seed is not None,
         "--config": parsed.config is not None,
@@ -116,6 +120,10 @@ def _train_parser() -> Parser:
     parser.add_argument(
         "--resume", action="store_true", help="continue a run that was stopped, with the configuration it has"
     )
+    parser.add_argument(
+        "--init-from", metavar="NAME", help="fine-tune: a new run that starts from the weights and the tokenizer of "
+        "run NAME; lower --training.learning_rate and --training.muon_learning_rate keep more of what it knows",
+    )  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="HOCON file with configuration keys")
     parser.add_argument("--evaluate", action="store_true", help="score a trained run instead of training one")
     _add_json(parser)
@@ -286,6 +294,37 @@ def _slim_parser() -> Parser:
     return _finish(parser, commands.slim)
 
 
+def _export_parser() -> Parser:
+    parser = _command(
+        "export",
+        "Write a run's newest checkpoint as one that Hugging Face transformers loads, of the architecture that\n"
+        "computes exactly the same: mixtral, qwen3_moe, qwen2_moe, granitemoeshared or glm4_moe.\n"
+        "transformers is not needed.",
+        "python main.py export --run demo --to out/demo-hf",
+    )
+    parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint is exported")
+    parser.add_argument("--to", metavar="DIR", required=True, help="folder to write; must be missing or empty")
+    parser.add_argument(
+        "--unseen", metavar="FILE.jsonl", help="also write the unseen text that --evaluate scores, for lm-eval "
+        "(docs/lm_eval)",
+    )  # fmt: skip
+    return _finish(parser, exchange.export)
+
+
+def _import_parser() -> Parser:
+    parser = _command(
+        "import",
+        "Make a run of a checkpoint of Hugging Face transformers whose architecture ours equals (see export), to look\n"
+        "at it, generate with it, or fine-tune it: python main.py --run tuned --init-from NAME --data texts.jsonl",
+        "python main.py import --from out/demo-hf --run demo-again",
+    )
+    parser.add_argument(
+        "--from", dest="source", metavar="DIR", required=True, help="folder with config.json, safetensors and tokenizer"
+    )
+    parser.add_argument("--run", metavar="NAME", required=True, help="name of the new run")
+    return _finish(parser, exchange.import_)
+
+
 COMMANDS: dict[str, Callable[[], Parser]] = {
     "data": _data_parser,
     "trace": _trace_parser,
@@ -296,6 +335,8 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
     "ablate": _ablate_parser,
     "runs": _runs_parser,
     "slim": _slim_parser,
+    "export": _export_parser,
+    "import": _import_parser,
 }
 
 

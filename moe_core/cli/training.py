@@ -57,6 +57,7 @@ def evaluate(arguments: argparse.Namespace, output: Output) -> int:
 def _config(run: RunFolder, preset: str, arguments: argparse.Namespace) -> Config:
     """Preset (or, to resume, what the run was started with) < --config < environment < command line."""
     from moe_core.config import load_config, parse_overrides
+    from moe_core.runs.folder import RunFolder
 
     overrides: dict[str, Any] = {}
     if arguments.data is not None:
@@ -64,7 +65,18 @@ def _config(run: RunFolder, preset: str, arguments: argparse.Namespace) -> Confi
     if arguments.seed is not None:
         overrides |= {"data.seed": arguments.seed, "training.seed": arguments.seed}
     overrides |= parse_overrides(arguments.overrides)
-    base = run.config() if arguments.resume else preset
+    if arguments.init_from is not None:
+        if arguments.resume:
+            raise UsageError("--resume continues a run with the weights it has and takes no --init-from; leave it out")
+        overrides["training.init_from"] = arguments.init_from
+    if arguments.resume:
+        return load_config(run.config(), file=arguments.config, overrides=overrides)
+    config = load_config(preset, file=arguments.config, overrides=overrides)
+    if config.training.init_from is None:
+        return config
+    # The model is that of the run it starts from; what the user says about it comes on top, and is checked there.
+    origin = RunFolder(config.training.init_from, run.root).config()
+    base = load_config(preset, environment={}).model_copy(update={"model": origin.model})
     return load_config(base, file=arguments.config, overrides=overrides)
 
 

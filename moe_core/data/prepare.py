@@ -35,18 +35,22 @@ class PreparedData:
     """SHA-256 of the training tokens and the held-out texts; a resumed run must meet the same."""
 
 
-def prepare_data(config: Config, *, progress: Progress | None = None) -> PreparedData:
+def prepare_data(
+    config: Config, *, progress: Progress | None = None, tokenizer: Tokenizer | None = None
+) -> PreparedData:
     """Read or generate the text, split it, train the tokenizer on the training split only, and tokenise that split.
 
-    Raises UsageError or DataError (one line) when the text is missing, unreadable, or smaller than one batch.
+    With a `tokenizer`, as to fine-tune, that one is used. Raises UsageError or DataError (one line) when the text is
+    missing, unreadable, or smaller than one batch.
     """
     report = progress or silent
     documents = _documents(config, report)
     by_split = {split: [d for d in documents if d.split == split] for split in ("train", "validation", "unseen")}
     train = by_split["train"]
     domains = DOMAINS if config.data.path is None else tuple(sorted({document.domain for document in train}))
-    report("training the tokenizer", 0, len(train))
-    tokenizer = Tokenizer.train((document.text for document in train), config.model.vocab_size)
+    if tokenizer is None:
+        report("training the tokenizer", 0, len(train))
+        tokenizer = Tokenizer.train((document.text for document in train), config.model.vocab_size)
     report("tokenising", 0, len(train))
     dataset = TokenDataset.build(train, tokenizer, domains)
     report("tokenising", len(train), len(train))

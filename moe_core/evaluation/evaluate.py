@@ -15,6 +15,7 @@ from moe_core.progress import Progress, silent
 from moe_core.routing import baselines, capture, metrics, verdicts
 
 if TYPE_CHECKING:
+    from data_gen import Document
     from moe_core.routing.trace import RoutingTrace
     from moe_core.runs.checkpoint import LoadedRun
 
@@ -76,6 +77,20 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
         "routing": routing,
         "verdicts": words,
     }
+
+
+def scored_documents(loaded: LoadedRun, split: str) -> list[Document]:
+    """The documents of "validation" or "unseen" as `evaluate_run` scores them: a large corpus in part, some cut.
+
+    A cut text is what its tokens decode to; where the cut parts a character, the rest of it is left out.
+    """
+    dataset, documents = _dataset(loaded, split), loaded.run.held_out(split)
+    scored = []
+    for start, end in zip(*dataset.document_bounds(), strict=True):
+        document, ids = documents[int(dataset.document_ids[start])], dataset.token_ids[start + 1 : end]
+        text = b"".join(loaded.tokenizer.token_bytes(int(token)) for token in ids).decode("utf-8", "ignore")
+        scored.append(replace(document, text=text))
+    return scored
 
 
 def _datasets(loaded: LoadedRun) -> dict[str, TokenDataset]:

@@ -36,6 +36,7 @@ class MoE(nn.Module):
             config.dim,
             config.num_experts,
             config.top_k,
+            kind=config.router.kind,
             normalize_scores=config.router.normalize_scores,
             noise_std=config.router.noise_std,
             capacity_factor=config.capacity_factor,

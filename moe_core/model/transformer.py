@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,6 +98,13 @@ class MoETransformer(nn.Module):
         if cache is not None:
             cache.advance(S)
         return ModelOutput(nn.functional.linear(self.norm(x_BSD), self.embedding.weight), tuple(router_outputs))
+
+    def update_expert_biases(self, router_outputs: Sequence[RouterOutput], speed: float) -> None:
+        """Move the selection bias of every router that has one, from what the routers chose in one training step."""
+        blocks = [block for block in self.layers if isinstance(block, Block) and block.moe is not None]
+        for block, routed in zip(blocks, router_outputs, strict=True):
+            assert block.moe is not None
+            block.moe.router.update_bias(routed.router_indices, speed)
 
     @property
     def total_parameters(self) -> int:

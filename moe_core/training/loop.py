@@ -18,6 +18,7 @@ from moe_core.data.prepare import prepare_data
 from moe_core.data.tokens import TokenBatch, training_batch
 from moe_core.errors import MoescopeError, RunError
 from moe_core.model.losses import load_balancing_loss, router_z_loss
+from moe_core.model.router import RouterOutput
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress, silent
 from moe_core.runs.checkpoint import checkpoint_steps
@@ -32,6 +33,7 @@ from moe_core.training.observe import (
     write_sample,
 )
 from moe_core.training.optimizers import set_learning_rates
+from moe_core.training.origin import origin_of, tokenizer_of
 from moe_core.training.schedule import learning_rate_multiplier
 from moe_core.training.state import TrainerState, begin, check_same_run, restore, save, with_vocabulary
 from moe_core.training.stopping import PreparationStopped, Stopper
@@ -129,9 +131,11 @@ def _train(
     """`before`: the status of the run to continue; None = a new one."""
     # Prepare: text to tokens, then the model as new or as it was left.
     run.write_status(_preparing(config, before))
-    data = prepare_data(config, progress=stopper.interrupting(progress))
+    origin = None if before else origin_of(run, config, device)
+    tokenizer = tokenizer_of(run, config, origin)
+    data = prepare_data(config, progress=stopper.interrupting(progress), tokenizer=tokenizer)
     config = with_vocabulary(config, data.tokenizer.vocab_size)
-    model, optimizers, state = restore(run, config, data, device) if before else begin(config, data, device)
+    model, optimizers, state = restore(run, config, data, device) if before else begin(config, data, device, origin)
     run.write_config(config)
     training = config.training
     held_out, probe = held_out_sets(data, training)
@@ -139,6 +143,8 @@ def _train(
     if not before:
         run.write_held_out(data.validation, data.unseen, data.token_counts, data.domains)
         log_baselines(run, data, held_out)
+        if origin is not None:
+            log_event(run, 0, f"starts from the weights and the tokenizer of run {origin.run.name}, step {origin.step}")
     log_interval = max(1, training.steps // LOGGED_STEPS)
     status_at = 0.0
     run.write_status(state.status("running", config))
@@ -174,7 +180,7 @@ def _train(
             data.train, state.step, batch_size=training.batch_size, seq_len=training.seq_len, seed=training.seed
         )
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=state.autocast):
-            losses = _losses(model, batch, config.model.router, device)
+            losses, router_outputs = _losses(model, batch, config.model.router, device)
         multiplier = learning_rate_multiplier(
             state.step,
             state.steps,
@@ -190,6 +196,7 @@ def _train(
             state.bad_steps = 0
             for optimizer in optimizers:
                 optimizer.step()
+            model.update_expert_biases(router_outputs, config.model.router.bias_update_speed)
         else:
             _skip_step(run, state, float(losses.total), norm)
         for optimizer in optimizers:
@@ -233,21 +240,25 @@ def _train(
     )
 
 
-def _losses(model: MoETransformer, batch: TokenBatch, router: RouterConfig, device: torch.device) -> StepLosses:
-    """Forward pass of one training batch."""
+def _losses(
+    model: MoETransformer, batch: TokenBatch, router: RouterConfig, device: torch.device
+) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
+    """Forward pass of one training batch: what is minimised, and what the routers chose."""
     logits_BSV, router_outputs = model(torch.from_numpy(batch.token_ids).to(device))
     targets_BS = torch.from_numpy(batch.targets).to(device)
     nats = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), ignore_index=-1)
     balancing = torch.stack(
         [
-            load_balancing_loss(routed.router_logits, routed.router_indices, routed.router_logits.shape[-1])
+            load_balancing_loss(
+                routed.router_logits, routed.router_indices, routed.router_logits.shape[-1], router.kind
+            )
             for routed in router_outputs
         ]
     ).mean()
     z = torch.stack([router_z_loss(routed.router_logits) for routed in router_outputs]).mean()
     dropped = torch.stack([(routed.router_indices < 0).float().mean() for routed in router_outputs]).mean()
     total = nats + router.load_balancing_loss_coef * balancing + router.router_z_loss_coef * z
-    return StepLosses(total, nats, balancing, z, dropped)
+    return StepLosses(total, nats, balancing, z, dropped), router_outputs
 
 
 def _skip_step(run: RunFolder, state: TrainerState, loss: float, norm: float) -> None:

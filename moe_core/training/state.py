@@ -16,7 +16,7 @@ from moe_core.config import Config
 from moe_core.data.prepare import PreparedData
 from moe_core.errors import RunError
 from moe_core.model.transformer import MoETransformer
-from moe_core.runs.checkpoint import load_run, load_trainer_state, save_checkpoint
+from moe_core.runs.checkpoint import LoadedRun, load_run, load_trainer_state, save_checkpoint
 from moe_core.runs.folder import RunFolder, RunStatus, State
 from moe_core.training.clock import Clock
 from moe_core.training.device import resolve_autocast
@@ -25,7 +25,9 @@ from moe_core.training.probe import DomainExpert
 
 # These decide which numbers the next step sees, or which tokens measure the run; with another value it would be another
 # run, or its curves would break at the step where it was resumed.
-FIXED_TRAINING_KEYS = ("optimizer", "batch_size", "seq_len", "seed", "autocast", "evaluation_tokens", "probe_tokens")
+FIXED_TRAINING_KEYS = (
+    "optimizer", "batch_size", "seq_len", "seed", "autocast", "evaluation_tokens", "probe_tokens", "init_from"
+)  # fmt: skip
 
 
 @dataclass
@@ -99,11 +101,13 @@ def with_vocabulary(config: Config, size: int) -> Config:
 
 
 def begin(
-    config: Config, data: PreparedData, device: torch.device
+    config: Config, data: PreparedData, device: torch.device, origin: LoadedRun | None = None
 ) -> tuple[MoETransformer, list[Optimizer], TrainerState]:
-    """A new model with seeded weights, its optimizers, and a state at step 0."""
+    """A new model with seeded weights, or those of `origin`, its optimizers, and a state at step 0."""
     torch.manual_seed(config.training.seed)
     model = MoETransformer(config.model).to(device)
+    if origin is not None:
+        model.load_state_dict(origin.model.state_dict())
     state = TrainerState(
         steps=config.training.steps,
         asked_steps=config.training.steps,
