@@ -387,6 +387,15 @@ def test_sglang_partitions_bring_their_own_shape(tmp_path: Path) -> None:
     assert np.array_equal(indices_TLK(late), x[4:][:, [0, 2, 3]])
 
 
+def test_a_format_that_was_named_wrongly_is_said(tmp_path: Path) -> None:
+    path = written(tmp_path / "s.json", sglang_answer(chosen(9), 5))
+    with pytest.raises(TraceError, match="holds answers of SGLang"):
+        imports.read(path, format="vllm", top_k=K)
+    assert imports.read(path, format="sglang", top_k=K).num_tokens == 9
+    outputs = {"prompt_token_ids": [1, 2], "outputs": [{"token_ids": [3], "routed_experts": chosen(2).tolist()}]}
+    assert imports.read(written(path, outputs)).source.startswith("vLLM routed_experts, s.json")
+
+
 def test_sglang_without_counts_or_routing_is_refused(tmp_path: Path) -> None:
     bare = {"meta_info": {"routed_experts": flat_base64(chosen(3))}}
     with pytest.raises(TraceError, match="has neither prompt_tokens and completion_tokens nor token ids"):
@@ -470,6 +479,14 @@ def test_small_blocks_and_pieces_change_nothing(tmp_path: Path, monkeypatch: pyt
     assert np.array_equal(indices_TLK(whole), x)
     for name in ("router_indices", "positions", "document_ids"):
         assert np.array_equal(getattr(whole, name), getattr(parts, name))
+
+
+def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path) -> None:
+    x = chosen(6)
+    for layout in ("positions", "ranked", "activations"):
+        text = moe_trace(x, [2, 1, 1, 1, 1], layout, True).replace("\n", "\r\n")
+        (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert np.array_equal(indices_TLK(imports.read(tmp_path / "t.csv", top_k=K)), x)
 
 
 def test_a_text_begins_where_places_start_anew(tmp_path: Path) -> None:

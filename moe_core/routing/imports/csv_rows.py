@@ -76,7 +76,7 @@ class TokenRows:
 def layout_of(path: Path, top_k: int | None) -> Layout:
     """Tell the layout by the first lines. Raises TraceError where it is none, or where top_k must be told."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             first = next(reader, [])
             start = [first, *(row for row, _ in zip(reader, range(4096), strict=False))]
@@ -184,7 +184,7 @@ def _check_activations(path: Path, numbers: dict[str, Integers], K: int, lines_N
 
 def _raise_first_fault(path: Path, layout: Layout) -> None:
     """Arrow says that a cell is no number, not where; a slower reading finds it."""
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         for number, row in enumerate(csv.reader(file), start=1):
             if (number == 1 and layout.has_header) or not row:
                 continue

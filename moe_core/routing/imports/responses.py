@@ -26,8 +26,11 @@ def open_responses(path: Path, options: Options, format: str) -> Recording:
     first = next(_records(path, silent), None)
     if first is None:
         raise TraceError(f"{str(path)!r} is empty; expected the answers of a server, see docs/trace-format.md")
+    if format == "vllm" and is_sglang(first[1]):
+        raise TraceError(f"{str(path)!r} holds answers of SGLang (meta_info or sglext); say --format sglang or auto")
     if format == "auto":
-        format = "sglang" if is_sglang(first[1]) else "vllm" if "choices" in first[1] else "array"
+        is_vllm = "choices" in first[1] or "outputs" in first[1]
+        format = "sglang" if is_sglang(first[1]) else "vllm" if is_vllm else "array"
     recording = Recording(path, format, NAMES[format])
     ids = read_token_ids(options.token_ids) if options.token_ids else None
 
