@@ -25,6 +25,7 @@ from moe_core.figures.changes import diff_figure, movers_figure, saturation_figu
 from moe_core.figures.domains import context_figure, domain_map_figure, domain_nmi_figure
 from moe_core.figures.experts import dropped_figure, expert_domains_figure, expert_history_figure
 from moe_core.figures.figure import Figure, figure_bytes, save_figure
+from moe_core.figures.formation import formation_figure
 from moe_core.figures.load import entropy_figure, load_map_figure, load_over_time_figure, loads_over_time
 from moe_core.figures.sankey import flow_sankey_figure
 from moe_core.figures.tokens import token_map_figure, token_path_figure
@@ -61,6 +62,7 @@ __all__ = [
     "flow_map_figure",
     "flow_sankey_figure",
     "flow_test_figure",
+    "formation_figure",
     "importance_figure",
     "load_map_figure",
     "load_over_time_figure",
@@ -222,9 +224,11 @@ def _history(run: RunFolder, steps: list[int]) -> Section:
     if len(steps) > 1:
         traces = {step: RoutingTrace.load(run.probe_path(step)) for step in steps}
         figures.append(saturation_figure(metrics.saturation(traces)))
+        formation = metrics.formation(traces)
+        figures += [formation_figure(formation, layer) for layer in spaced(sorted(set(formation["layer"])))]
     loads = loads_over_time(run.metrics("load"))
     figures += [load_over_time_figure(loads, int(layer)) for layer in spaced(sorted(set(loads["layer"])))]
-    return Section("When did the routing become what it is?", figures, ("saturation", "expert load"))
+    return Section("When did the routing become what it is?", figures, ("saturation", "formation", "expert load"))
 
 
 def _causes(run: RunFolder) -> Section:
