@@ -12,7 +12,7 @@ part to give.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moe_core.errors import TraceError
@@ -21,17 +21,19 @@ from moe_core.routing.huggingface_families import (
     FORMS,
     NOT_CAPTURED,
     NOT_ROUTERS,
+    SILENT,
+    WATCHED,
     ArgumentForm,
     TripleForm,
     score_function_of,
 )
-from moe_core.routing.routers import Form, Router, layer_of
+from moe_core.routing.routers import Router, layer_of
 
 if TYPE_CHECKING:
     import torch
 
 _BESIDE_EXPERTS = ("gate", "router")
-_NUM_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
+_NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 _TOP_K = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 
 
@@ -41,22 +43,24 @@ def transformers_routers(model: torch.nn.Module) -> list[Router]:
     Raises TraceError where they read different texts, or belong to a family that cannot be captured exactly.
     """
     modules = dict(model.named_modules())
-    named = {name: module for name, module in _recorded(modules) if type(module).__name__ not in NOT_ROUTERS}
-    towers = {layer_of(name)[0] for name in named}
-    served = {name.rpartition(".")[0] for name in named}
+    names = [watched for name in _recorded(modules) if (watched := _watched(modules, name))]
+    towers = {layer_of(name)[0] for name in names}
+    served = {_block(name) for name in names}
     for name, module in modules.items():
-        block = name.rpartition(".")[0]
-        if not _takes_choice(module) or block in served or (towers and layer_of(name)[0] not in towers):
+        block = _block(name)
+        if not _takes_choice(module) or block in served or (names and layer_of(name)[0] not in towers):
             continue
         served.add(block)
         beside = [f"{block}.{child}" for child in _BESIDE_EXPERTS if f"{block}.{child}" in modules]
-        named[beside[0] if beside else name] = modules[beside[0] if beside else name]
-    _refuse(type(model).__name__, named)
-    return [_router(modules, name) for name in named]
+        names.append(beside[0] if beside else name)
+    silent = {name for name in map(partial(_silent, modules), names) if name}
+    routers = [_router(modules, name) for name in names if name not in silent]
+    _refuse(type(model).__name__, routers)
+    return routers
 
 
-def _recorded(modules: dict[str, torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Name and module of everything that the library's own models record router logits of."""
+def _recorded(modules: dict[str, torch.nn.Module]) -> list[str]:
+    """Names of the modules that the library's own models record router logits of."""
     classes: set[type] = set()
     for module in modules.values():
         specs = (getattr(type(module), "_can_record_outputs", None) or {}).get("router_logits", [])
@@ -64,7 +68,20 @@ def _recorded(modules: dict[str, torch.nn.Module]) -> Iterator[tuple[str, torch.
             target = getattr(spec, "target_class", spec)
             if isinstance(target, type):
                 classes.add(target)
-    yield from ((name, module) for name, module in modules.items() if isinstance(module, tuple(classes)))
+    return [name for name, module in modules.items() if isinstance(module, tuple(classes))]
+
+
+def _watched(modules: dict[str, torch.nn.Module], name: str) -> str | None:
+    """The module to watch for a recorded one; None if it does not choose experts for tokens."""
+    kind = type(modules[name]).__name__
+    if kind in NOT_ROUTERS or type(modules.get(_block(name))).__name__ in NOT_ROUTERS:
+        return None
+    return WATCHED.get(kind, "{name}").format(name=name, block=_block(name))
+
+
+def _silent(modules: dict[str, torch.nn.Module], name: str) -> str | None:
+    other = SILENT.get(type(modules[name]).__name__, "").format(tower=_block(_block(name)))
+    return other if other in modules and other != name else None
 
 
 def _takes_choice(module: torch.nn.Module) -> bool:
@@ -72,36 +89,42 @@ def _takes_choice(module: torch.nn.Module) -> bool:
     return any(names.issuperset(pair) for pair in ARGUMENTS)
 
 
-def _refuse(model: str, named: dict[str, torch.nn.Module]) -> None:
-    for module in named.values():
-        if reason := NOT_CAPTURED.get(type(module).__name__):
+def _refuse(model: str, routers: list[Router]) -> None:
+    towers: dict[str, None] = {}
+    for router in routers:
+        if reason := NOT_CAPTURED.get(type(router.module).__name__):
             raise TraceError(f"{model} cannot be captured exactly: {reason}")
-    towers: dict[str, str] = {}
-    for name in named:
-        towers.setdefault(layer_of(name)[0].rpartition(".")[0], name)
+        towers.setdefault(layer_of(router.name)[0].rpartition(".")[0])
     if len(towers) > 1:
         parts = " or ".join(f"capture(model.get_submodule({tower!r}))" for tower in towers)
         raise TraceError(f"{model} has routers in {len(towers)} parts that read different tokens; capture one: {parts}")
 
 
 def _router(modules: dict[str, torch.nn.Module], name: str) -> Router:
-    module = modules[name]
-    form: Form = FORMS.get(type(module).__name__, ArgumentForm if _takes_choice(module) else TripleForm)()
-    block = modules[name.rpartition(".")[0]]
+    module, block = modules[name], modules[_block(name)]
+    form = FORMS.get(type(module).__name__, ArgumentForm if _takes_choice(module) else TripleForm)()
     config = _config_of(modules, name)
-    family = str(getattr(config, "model_type", type(module).__name__))
     experts = getattr(block, "experts", None)
+    separate = experts is not None and experts is not module and _takes_choice(experts)
+    silent = _silent(modules, name)
+    num_experts, top_k = form.sizes(module)
     return Router(
         layer=layer_of(name)[1],
         name=name,
         module=module,
-        num_experts=_first_number(_NUM_EXPERTS, module, experts, block, config),
-        top_k=_first_number(_TOP_K, module, block, getattr(module, "config", None), config),
+        num_experts=num_experts or _first_number(_NUM_EXPERTS, module, experts, block, config),
+        top_k=top_k or _first_number(_TOP_K, module, block, getattr(module, "config", None), config),
         score_function=score_function_of(module, config),
-        experts=experts if experts is not None and _takes_choice(experts) else None,
-        family=family,
+        experts=experts if separate else None,
+        block=block,
+        silent=(modules[silent],) if silent else (),
+        family=str(getattr(config, "model_type", type(module).__name__)),
         form=form,
     )
+
+
+def _block(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _config_of(modules: dict[str, torch.nn.Module], name: str) -> Any:

@@ -83,7 +83,10 @@ class Form:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG001
             return watch(Call(args, kwargs, output))
 
-        return [router.module.register_forward_hook(hook, prepend=first, with_kwargs=True)]
+        return [
+            router.module.register_forward_hook(hook, prepend=first, with_kwargs=True),
+            *(module.register_forward_hook(_refusal(router)) for module in router.silent),
+        ]
 
     def read(self, router: Router, call: Call) -> Choice:
         """What was chosen. Raises TraceError if the output is not what this kind of router returns."""
@@ -122,6 +125,10 @@ class Router:
     score_function: str = "softmax"
     experts: torch.nn.Module | None = None
     """Called with the tokens' states, scores and indices, each token on its own; None if there is no such module."""
+    block: torch.nn.Module | None = None
+    """The module around the watched one."""
+    silent: tuple[torch.nn.Module, ...] = ()
+    """Routers for what is not text, beside this one; a call of them is an error."""
     family: str = ""
     """model_type of a transformers model, empty for ours."""
     form: Form = field(default_factory=Form)
@@ -132,7 +139,8 @@ class Router:
 
     def read(self, call: Call) -> Choice:
         """See Form.read."""
-        return call.output.choice if isinstance(call.output, ChangedOutput) else self.form.read(self, call)
+        changed = next((item for item in (call.output, call.args) if isinstance(item, ChangedOutput)), None)
+        return self.form.read(self, call) if changed is None else changed.choice
 
     @property
     def described(self) -> str:
@@ -186,6 +194,15 @@ def contract_triple(router: Router, output: object) -> tuple[Tensor, Tensor, Ten
         )
     logits, scores, indices = output[:3]
     return logits, scores, indices
+
+
+def _refusal(router: Router) -> Callable[..., None]:
+    def hook(module: nn.Module, args: object, output: object) -> None:  # noqa: ARG001 - torch's signature
+        raise TraceError(
+            f"{router.described} shares its layer with another one for images; only text can be captured exactly"
+        )
+
+    return hook
 
 
 def _own(model: torch.nn.Module, name: str, module: torch.nn.Module) -> Router:
