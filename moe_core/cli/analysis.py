@@ -26,11 +26,12 @@ def ablate(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.expert is not None and arguments.layer is None:
         raise UsageError(f"--expert {arguments.expert} needs --layer: every layer has an expert of that number")
     run = existing_run(arguments.run)
+    from moe_core.inference.device import resolve_device
     from moe_core.routing import verdicts
     from moe_core.runs.checkpoint import load_run
 
     began = time.perf_counter()
-    loaded = load_run(run.name)
+    loaded = load_run(run.name, device=resolve_device(arguments.device))
     result = _whole_map(loaded, arguments) if arguments.layer is None else _part(loaded, arguments)
     effects: pd.DataFrame = result["effects"]
     said = {"ablation": verdicts.ablation_verdict(effects)}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.cli.exits import printable
-from moe_core.cli.output import Output, check_regular, progress_on_stderr, table, write_bytes
+from moe_core.cli.output import Output, progress_on_stderr, table, write_bytes
 from moe_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,49 +44,14 @@ def data(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def trace(arguments: argparse.Namespace, output: Output) -> int:
-    """Trace a text or documents through a run's newest checkpoint into a Parquet file."""
-    check_regular(arguments.out, "--out")
-    existing_run(arguments.run)
-    from moe_core.data.sources import read_documents
-    from moe_core.inference.tracing import trace_documents, trace_text
-    from moe_core.runs.checkpoint import load_run
-
-    loaded = load_run(arguments.run)
-    with progress_on_stderr() as progress:
-        if arguments.text is not None:
-            routing = trace_text(loaded, arguments.text, progress=progress).trace
-        else:
-            routing = trace_documents(loaded, read_documents(arguments.data), progress=progress)
-    routing.save(arguments.out)
-    documents = len(set(routing.document_ids.tolist()))
-    output.say(
-        f"{_count(routing.num_tokens, 'token')} of {_count(documents, 'document')} through "
-        f"{_count(routing.num_layers, 'MoE layer')} in {arguments.out}"
-    )
-    output.say(f"Look at it:  python main.py plots --trace {arguments.out} --out out/plots")
-    output.figures(
-        {
-            "run": arguments.run,
-            "out": arguments.out,
-            "tokens": routing.num_tokens,
-            "documents": documents,
-            "domains": list(routing.domains),
-            "layers": list(routing.layers),
-            "num_experts": routing.num_experts,
-            "top_k": routing.top_k,
-        }
-    )
-    return 0
-
-
 def generate(arguments: argparse.Namespace, output: Output) -> int:
     """Continue a prompt: text on stdout as it comes, speed on stderr."""
-    existing_run(arguments.run)
+    if arguments.run is not None:
+        existing_run(arguments.run)
     intervention = _intervention(arguments)
+    from moe_core.cli.models import load_language_model
     from moe_core.inference.generate import SamplingConfig
     from moe_core.inference.generate import generate as generate_tokens
-    from moe_core.runs.checkpoint import load_run
 
     sampling = SamplingConfig(
         max_new_tokens=arguments.max_new_tokens,
@@ -95,14 +60,14 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
         top_p=arguments.top_p,
         seed=arguments.seed,
     )
-    loaded = load_run(arguments.run)
+    model = load_language_model(arguments)
     tokens: list[dict[str, Any]] = []
     text = ""
     began = time.perf_counter()
     with progress_on_stderr() as progress:
-        for token in generate_tokens(loaded, arguments.prompt, sampling, intervention):
+        for token in generate_tokens(model, arguments.prompt, sampling, intervention):
             text += token.text
-            tokens.append({"text": loaded.tokenizer.token_text(token.token_id), "experts": token.experts.tolist()})
+            tokens.append({"text": model.tokenizer.token_text(token.token_id), "experts": token.experts.tolist()})
             if output.json_only:
                 progress("generating", len(tokens), sampling.max_new_tokens)
             else:

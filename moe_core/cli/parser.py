@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
-from moe_core.cli import analysis, commands, convert, exchange, reporting, training
-from moe_core.cli.output import JSON_TO_STDOUT
+from moe_core.cli import analysis, commands, convert, exchange, reporting, tracing, training
+from moe_core.cli.options import DEVICES, Parser, add_device, add_json, add_model, command, finish, whole
 from moe_core.errors import UsageError
 
 ABLATION_MODES = ("zero", "renormalise", "reroute")
@@ -45,22 +44,6 @@ examples:
   python main.py --evaluate --run wide --json figures.json"""
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong argument raises UsageError (one line) instead of printing the usage and exiting."""
-
-    def __init__(self, prog: str, description: str, epilog: str) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line. The result holds `handler(parsed, output) -> exit code`, `json` and the options.
 
@@ -75,6 +58,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parsed.handler = training.evaluate if parsed.evaluate else training.train
     if parsed.evaluate:
         _refuse_training_options(parsed)
+    elif parsed.device is not None:
+        raise UsageError(f"--device {parsed.device} goes with --evaluate; to train there, --training.device")
     return parsed
 
 
@@ -126,41 +111,51 @@ def _train_parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="HOCON file with configuration keys")
     parser.add_argument("--evaluate", action="store_true", help="score a trained run instead of training one")
-    _add_json(parser)
+    parser.add_argument(
+        "--device", choices=DEVICES, help="with --evaluate: where to compute (default cpu; auto = cuda where present); "
+        "to train: --training.device",
+    )  # fmt: skip
+    add_json(parser)
     return parser
 
 
 def _data_parser() -> Parser:
-    parser = _command(
+    parser = command(
         "data",
         "Write the synthetic documents as train.jsonl, validation.jsonl and unseen.jsonl, and measure their quality.",
         "python main.py data --out out/corpus --documents 200 --seed 3",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; made where missing")
     parser.add_argument(
-        "--documents", metavar="N", type=_whole(10, 1_000_000), default=1000, help="training documents per domain "
+        "--documents", metavar="N", type=whole(10, 1_000_000), default=1000, help="training documents per domain "
         "(default 1000); the held-out splits have a 25th each",
     )  # fmt: skip
-    parser.add_argument("--seed", metavar="S", type=_whole(0, 2**32 - 1), default=0, help="default 0")
-    return _finish(parser, commands.data)
+    parser.add_argument("--seed", metavar="S", type=whole(0, 2**32 - 1), default=0, help="default 0")
+    return finish(parser, commands.data)
 
 
 def _trace_parser() -> Parser:
-    parser = _command(
+    parser = command(
         "trace",
-        "Record which experts every token of a text goes to, as a Parquet file that pandas, DuckDB and Polars read.",
-        'python main.py trace --run demo --text "The tenant shall pay 4.5 percent." --out out/trace.parquet',
+        "Record which experts every token of a text goes to, as a Parquet file that pandas, DuckDB and Polars read.\n"
+        "The file is written as the text is read; the routing is never all in memory.",
+        'python main.py trace --run demo --text "The tenant shall pay 4.5 percent." --out out/trace.parquet\n'
+        "  python main.py trace --model ../some-moe --data texts.jsonl --out out/trace.parquet --dtype bfloat16",
     )
-    parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint reads the text")
+    add_model(parser, "reads the text")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--text", metavar="T", help="the text itself")
+    source.add_argument("--text", metavar="T", help="the text itself; token ids for a model without tokenizer")
     source.add_argument("--data", metavar="PATH", help="a file or folder of documents, as for training")
     parser.add_argument("--out", metavar="X.parquet", required=True, help="file to write")
-    return _finish(parser, commands.trace)
+    parser.add_argument(
+        "--tokens-per-batch", metavar="N", type=whole(2, 10_000_000), help="tokens that go through the model "
+        "together, and no window of a long text is longer (default 4096); fewer take less memory",
+    )  # fmt: skip
+    return finish(parser, tracing.trace)
 
 
 def _convert_parser() -> Parser:
-    parser = _command(
+    parser = command(
         "convert",
         "Make a trace of routing that was recorded elsewhere: routed_experts of vLLM or SGLang (.npy, .npz, .json,\n"
         ".jsonl), a moe-trace CSV of llama.cpp, or a Parquet table. docs/trace-format.md describes them all.",
@@ -173,17 +168,17 @@ def _convert_parser() -> Parser:
         "--token-ids", metavar="F", help="the tokens' ids where the recording has none: .npy, .json, .csv"
     )
     parser.add_argument("--tokenizer", metavar="F", help="tokenizer.json of the model, for the tokens' texts")
-    parser.add_argument("--num-experts", metavar="E", type=_whole(2, 32_767), help="experts in a layer, where the "
+    parser.add_argument("--num-experts", metavar="E", type=whole(2, 32_767), help="experts in a layer, where the "
         "recording does not say")  # fmt: skip
-    parser.add_argument("--top-k", metavar="K", type=_whole(1, 32_767), help="experts of a token in a layer, where the "
+    parser.add_argument("--top-k", metavar="K", type=whole(1, 32_767), help="experts of a token in a layer, where the "
         "recording does not say")  # fmt: skip
     parser.add_argument("--layers", metavar="L", type=convert.layer_numbers, help="numbers of the recorded layers, "
         "such as 3-47; fewer than were recorded: those to keep")  # fmt: skip
-    return _finish(parser, convert.convert)
+    return finish(parser, convert.convert)
 
 
 def _plots_parser() -> Parser:
-    parser = _command(
+    parser = command(
         "plots",
         "Write every figure of a run or of a trace to files, named after what they show.",
         "python main.py plots --run demo --out out/plots --format png --format csv",
@@ -197,11 +192,11 @@ def _plots_parser() -> Parser:
     parser.add_argument(
         "--format", choices=PLOT_FORMATS, action="append", help="repeatable (default png); csv holds the numbers"
     )
-    return _finish(parser, reporting.plots)
+    return finish(parser, reporting.plots)
 
 
 def _report_parser() -> Parser:
-    parser = _command(
+    parser = command(
         "report",
         "Write one HTML file with everything a run has: pictures, verdicts, numbers, what the model is. It needs\n"
         "neither network nor program to be read, and prints.",
@@ -209,34 +204,34 @@ def _report_parser() -> Parser:
     )
     parser.add_argument("--run", metavar="NAME", required=True, help="run to report on")
     parser.add_argument("--out", metavar="FILE", help="file to write (default out/report-NAME.html)")
-    return _finish(parser, reporting.report)
+    return finish(parser, reporting.report)
 
 
 def _generate_parser() -> Parser:
-    parser = _command(
+    parser = command(
         "generate",
         "Continue a text. It appears on stdout as it comes, the speed on stderr.",
         'python main.py generate --run demo --prompt "The tenant shall" --max-new-tokens 60 --temperature 0\n'
         '  python main.py generate --run demo --prompt "The tenant shall" --ablate 2:5 --ablate 3:1 --mode reroute\n'
         '  python main.py generate --run demo --prompt "The tenant shall" --force 2:5',
     )
-    parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint writes")
+    add_model(parser, "writes")
     parser.add_argument("--prompt", metavar="P", required=True, help="the text to continue")
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=_whole(1, 1_000_000), default=200, help="stop after so many (default 200)"
+        "--max-new-tokens", metavar="N", type=whole(1, 1_000_000), default=200, help="stop after so many (default 200)"
     )
     parser.add_argument(
         "--temperature", metavar="T", type=float, default=0.8, help="0 = always the likeliest token (default 0.8)"
     )
     parser.add_argument(
-        "--top-k", metavar="K", type=_whole(0, 1_000_000), default=50, help="among the K likeliest tokens; "
+        "--top-k", metavar="K", type=whole(0, 1_000_000), default=50, help="among the K likeliest tokens; "
         "0 = among all (default 50)",
     )  # fmt: skip
     parser.add_argument(
         "--top-p", metavar="P", type=float, default=0.95, help="among the likeliest tokens that hold this share "
         "of the probability (default 0.95)",
     )  # fmt: skip
-    parser.add_argument("--seed", metavar="S", type=_whole(0, 2**32 - 1), default=0, help="default 0")
+    parser.add_argument("--seed", metavar="S", type=whole(0, 2**32 - 1), default=0, help="default 0")
     parser.add_argument(
         "--ablate", metavar="L:E", action="append", default=[], help="switch off expert E of layer L, both counted "
         "from 0; repeatable",
@@ -249,11 +244,11 @@ def _generate_parser() -> Parser:
         "--mode", choices=ABLATION_MODES, help="what an ablated expert leaves behind: nothing (zero, the default), the "
         "same total weight on the token's other experts (renormalise), or another choice (reroute)",
     )  # fmt: skip
-    return _finish(parser, commands.generate)
+    return finish(parser, commands.generate)
 
 
 def _ablate_parser() -> Parser:
-    parser = _command(
+    parser = command(
         "ablate",
         "Switch experts off one by one and measure what the loss on each domain becomes; for the whole map, also "
         "whether\nanything observed predicts which experts matter. What is measured is kept in the run's folder: "
@@ -261,8 +256,9 @@ def _ablate_parser() -> Parser:
         "python main.py ablate --run demo\n  python main.py ablate --run demo --layer 2 --expert 5 --mode reroute",
     )
     parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint is examined")
-    parser.add_argument("--layer", metavar="L", type=_whole(0, 999_999), help="only this layer, counted from 0")
-    parser.add_argument("--expert", metavar="E", type=_whole(0, 999_999), help="only this expert of --layer")
+    add_device(parser)
+    parser.add_argument("--layer", metavar="L", type=whole(0, 999_999), help="only this layer, counted from 0")
+    parser.add_argument("--expert", metavar="E", type=whole(0, 999_999), help="only this expert of --layer")
     parser.add_argument(
         "--mode", choices=ABLATION_MODES, default="zero", help="what the expert leaves behind: nothing (zero, the "
         "default), the same total weight on the token's other experts (renormalise), or another choice (reroute)",
@@ -271,31 +267,31 @@ def _ablate_parser() -> Parser:
         "--data", metavar="PATH", help="read this text, a file or folder of documents as for training, instead of the "
         "run's held-out text; its first 2048 tokens a domain",
     )  # fmt: skip
-    return _finish(parser, analysis.ablate)
+    return finish(parser, analysis.ablate)
 
 
 def _runs_parser() -> Parser:
-    parser = _command("runs", "List the runs, the last updated first, with their state and key figures.",
+    parser = command("runs", "List the runs, the last updated first, with their state and key figures.",
                       "python main.py runs --json runs.json")  # fmt: skip
-    return _finish(parser, commands.runs)
+    return finish(parser, commands.runs)
 
 
 def _slim_parser() -> Parser:
-    parser = _command(
+    parser = command(
         "slim",
         "Make a run small enough to ship: bfloat16 weights, no optimizer state. It can then no longer be resumed.",
         "python main.py slim --run demo",
     )
     parser.add_argument("--run", metavar="NAME", required=True, help="run to change")
     parser.add_argument(
-        "--max-mib", metavar="M", type=_whole(1, 1_000_000), default=10, help="refuse, changing nothing, if the run "
+        "--max-mib", metavar="M", type=whole(1, 1_000_000), default=10, help="refuse, changing nothing, if the run "
         "would still take more (default 10)",
     )  # fmt: skip
-    return _finish(parser, commands.slim)
+    return finish(parser, commands.slim)
 
 
 def _export_parser() -> Parser:
-    parser = _command(
+    parser = command(
         "export",
         "Write a run's newest checkpoint as one that Hugging Face transformers loads, of the architecture that\n"
         "computes exactly the same: mixtral, qwen3_moe, qwen2_moe, granitemoeshared or glm4_moe.\n"
@@ -308,11 +304,11 @@ def _export_parser() -> Parser:
         "--unseen", metavar="FILE.jsonl", help="also write the unseen text that --evaluate scores, for lm-eval "
         "(docs/lm_eval)",
     )  # fmt: skip
-    return _finish(parser, exchange.export)
+    return finish(parser, exchange.export)
 
 
 def _import_parser() -> Parser:
-    parser = _command(
+    parser = command(
         "import",
         "Make a run of a checkpoint of Hugging Face transformers whose architecture ours equals (see export), to look\n"
         "at it, generate with it, or fine-tune it: python main.py --run tuned --init-from NAME --data texts.jsonl",
@@ -322,7 +318,7 @@ def _import_parser() -> Parser:
         "--from", dest="source", metavar="DIR", required=True, help="folder with config.json, safetensors and tokenizer"
     )
     parser.add_argument("--run", metavar="NAME", required=True, help="name of the new run")
-    return _finish(parser, exchange.import_)
+    return finish(parser, exchange.import_)
 
 
 COMMANDS: dict[str, Callable[[], Parser]] = {
@@ -338,38 +334,3 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
     "export": _export_parser,
     "import": _import_parser,
 }
-
-
-def _command(name: str, description: str, example: str) -> Parser:
-    return Parser(f"python main.py {name}", description, f"example:\n  {example}")
-
-
-def _finish(parser: Parser, handler: Callable[..., int]) -> Parser:
-    _add_json(parser)
-    parser.set_defaults(handler=handler)
-    return parser
-
-
-def _add_json(parser: Parser) -> None:
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const=JSON_TO_STDOUT,
-        metavar="FILE",
-        help="figures as JSON: to FILE, or alone on standard output",
-    )
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    """An argparse type: a whole number within bounds."""
-
-    def convert(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = low - 1
-        if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {low} to {high}")
-        return number
-
-    return convert

@@ -48,7 +48,7 @@ def evaluate(arguments: argparse.Namespace, output: Output) -> int:
     """Score a run on its held-out text; print the figures and write report.md."""
     name = _run_to_evaluate(arguments)
     with progress_on_stderr() as progress:
-        evaluation = _score(name, progress)
+        evaluation = _score(name, progress, arguments.device or "cpu")
     _say_figures(name, evaluation, output)
     output.figures(evaluation)
     return 0
@@ -93,12 +93,13 @@ def _run_to_evaluate(arguments: argparse.Namespace) -> str:
     return runs[0].name
 
 
-def _score(name: str, progress: Progress) -> dict[str, Any]:
+def _score(name: str, progress: Progress, device: str = "cpu") -> dict[str, Any]:
     from moe_core.evaluation.evaluate import evaluate_run
     from moe_core.evaluation.report import write_report
+    from moe_core.inference.device import resolve_device
     from moe_core.runs.checkpoint import load_run
 
-    loaded = load_run(name)
+    loaded = load_run(name, device=resolve_device(device))
     evaluation = evaluate_run(loaded, progress=progress)
     write_report(loaded.run, evaluation)
     return evaluation

@@ -20,7 +20,8 @@ import torch
 from data_gen import Document
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.data.tokens import TokenDataset
-from moe_core.errors import RunError
+from moe_core.errors import RunError, UsageError
+from moe_core.evaluation.ablation_passes import effects_by_passes
 from moe_core.evaluation.effects import (
     SourceBootstrap,
     TokenEffects,
@@ -28,7 +29,7 @@ from moe_core.evaluation.effects import (
     token_effects,
 )
 from moe_core.inference.layerwise import MoEStep, block_of, moe_step, through
-from moe_core.inference.loaded import context_window
+from moe_core.inference.loaded import LanguageModel, Loaded, OwnModel, language_model
 from moe_core.inference.windows import WindowBatch, as_dataset, window_batches
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, intervene
@@ -81,7 +82,7 @@ def held_out_text(loaded: LoadedRun, tokens_per_domain: int = TOKENS_PER_DOMAIN)
 
 
 def ablation_map(
-    loaded: LoadedRun,
+    loaded: Loaded | LanguageModel,
     documents: Sequence[Document] | TokenDataset | None = None,
     *,
     mode: Mode = "zero",
@@ -100,22 +101,23 @@ def ablation_map(
     interval, or there is none (each interval stands for itself: of 100 experts without effect about 5 look certain).
     `frame.attrs` says of what it is (the fields of AnalysisOf).
 
-    `documents` None = held_out_text(loaded); `text` names other text. With `run`, each finished expert is kept in the
-    run's folder and never computed again for the same weights, text and mode; a kill loses at most one expert.
+    `documents` None = held_out_text(loaded), which only a run has; `text` names other text. With `run`, each finished
+    expert is kept in the run's folder and never computed again for the same weights, text and mode; a kill loses at
+    most one expert. A model of the transformers library takes two forward passes an expert, a run of ours far less.
     Raises UsageError for a mode, layer or expert that the model does not have, RunError when its loss is not finite or
     the disk refuses.
     """
-    report, model = progress or silent, loaded.model
+    report, model = progress or silent, language_model(loaded)
     wanted = _wanted(model, mode, layers, experts)
     report("tokenising", 0, 1)
-    dataset = held_out_text(loaded) if documents is None else as_dataset(loaded, documents)
+    dataset = held_out_text(_with_run(loaded)) if documents is None else as_dataset(model, documents)
     of = analysis_of(loaded, dataset, HELD_OUT_TEXT if documents is None else text, mode)
     journal = AblationJournal(run, of) if run is not None else None
     known = journal.read() if journal is not None else {}
     done = {expert: known[expert] for expert in wanted if expert in known}
     if len(done) < len(wanted):
         report(STAGE, len(done), len(wanted))
-        for expert, rows in _effects(loaded, dataset, [one for one in wanted if one not in done], mode):
+        for expert, rows in _effects(model, dataset, [one for one in wanted if one not in done], mode):
             if journal is not None:
                 journal.append(rows)
             done[expert] = rows
@@ -123,25 +125,32 @@ def ablation_map(
     return effects_frame([row for expert in wanted for row in done[expert]], of)
 
 
-def analysis_of(loaded: LoadedRun, dataset: TokenDataset, text: str, mode: str = "") -> AnalysisOf:
+def _with_run(loaded: Any) -> LoadedRun:
+    if not hasattr(loaded, "run"):
+        raise UsageError(f"{language_model(loaded).name} has no held-out text; expected documents to read")
+    found: LoadedRun = loaded
+    return found
+
+
+def analysis_of(loaded: Loaded | LanguageModel, dataset: TokenDataset, text: str, mode: str = "") -> AnalysisOf:
     """What an analysis of this text through these weights is of."""
     weights, read = hashlib.sha256(), hashlib.sha256(json.dumps(list(dataset.domains)).encode())
     for tensor in loaded.model.state_dict().values():
         weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     for array in (dataset.token_ids, dataset.document_ids, dataset.source_ids, dataset.domain_ids):
         read.update(array.tobytes())
-    return AnalysisOf(weights.hexdigest(), loaded.step, text, read.hexdigest(), len(dataset), mode)
+    return AnalysisOf(weights.hexdigest(), getattr(loaded, "step", 0), text, read.hexdigest(), len(dataset), mode)
 
 
 def _wanted(
-    model: MoETransformer, mode: Mode, layers: Sequence[int] | None, experts: Sequence[int] | None
+    model: LanguageModel, mode: Mode, layers: Sequence[int] | None, experts: Sequence[int] | None
 ) -> list[tuple[int, int]]:
     """(layer, expert) in ascending order; UsageError for one that is not there."""
-    chosen_layers = list(model.config.moe_layers) if layers is None else sorted(set(layers))
-    chosen = list(range(model.config.num_experts)) if experts is None else sorted(set(experts))
+    chosen_layers = list(model.moe_layers) if layers is None else sorted(set(layers))
+    chosen = list(range(model.num_experts)) if experts is None else sorted(set(experts))
     for layer in chosen_layers:
         for expert in {chosen[0], chosen[-1]} if chosen else ():
-            Intervention(ablate=((layer, expert),), mode=mode).check(model)
+            Intervention(ablate=((layer, expert),), mode=mode).check(model.model)
     return [(layer, expert) for layer in chosen_layers for expert in chosen]
 
 
@@ -169,15 +178,25 @@ class _Reading:
 
 
 def _effects(
-    loaded: LoadedRun, dataset: TokenDataset, todo: Sequence[tuple[int, int]], mode: Mode
+    model: LanguageModel, dataset: TokenDataset, todo: Sequence[tuple[int, int]], mode: Mode
 ) -> Iterator[tuple[tuple[int, int], list[dict[str, Any]]]]:
     """((layer, expert), rows of EFFECT_COLUMNS) for each of `todo`, which is ascending."""
-    model = loaded.model
+    return (
+        _effects_by_layers(model, dataset, todo, mode)
+        if isinstance(model, OwnModel)
+        else effects_by_passes(model, dataset, todo, mode)
+    )
+
+
+def _effects_by_layers(
+    own: OwnModel, dataset: TokenDataset, todo: Sequence[tuple[int, int]], mode: Mode
+) -> Iterator[tuple[tuple[int, int], list[dict[str, Any]]]]:
+    model = own.model
     bootstrap = SourceBootstrap(dataset.source_ids, dataset.domain_ids, dataset.domains, dataset.positions > 0)
     with torch.inference_mode():
-        readings = [_read(model, dataset, batch) for batch in window_batches(dataset, context_window(loaded))]
+        readings = [_read(model, dataset, batch) for batch in window_batches(dataset, own.context_window)]
     if not all(bool(torch.isfinite(reading.losses).all()) for reading in readings):
-        raise RunError(f"the loss of run {loaded.run.name!r} is not finite: its weights are damaged; train it again")
+        raise RunError(f"the loss of {own.name} is not finite: its weights are damaged; train it again")
     reached = 0
     for layer in sorted({layer for layer, _ in todo}):
         with torch.inference_mode():

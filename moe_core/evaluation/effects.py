@@ -75,7 +75,7 @@ def token_effects(
             traces.append(trace_of_windows(model, recorder, dataset, batch, original_BSV))
             scored, at = torch.from_numpy(batch.scored).to(original_BSV.device), batch.targets
             targets_N = ids_BS[:, 1:].to(original_BSV.device)[scored]
-            compared = _compare(original_BSV[:, :-1][scored], changed_BSV[:, :-1][scored], targets_N)
+            compared = compare(original_BSV[:, :-1][scored], changed_BSV[:, :-1][scored], targets_N)
             before[at], after[at], kl[at] = (values_N.cpu().numpy() for values_N in compared)
             report("reading twice", int(at.max(initial=0)) + 1, len(dataset))
     return TokenEffects(concatenate(traces), before, after, kl)
@@ -163,10 +163,10 @@ class SourceBootstrap:
         return float(low), float(high)
 
 
-def _compare(
+def compare(
     original_NV: torch.Tensor, changed_NV: torch.Tensor, targets_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Losses of both, and KL(original || changed), each [N] in nats."""
+    """Losses of the targets [N] under both logits [N, V], and KL(original || changed), each [N] in nats."""
     rows = max(1, _MAX_LOGITS // original_NV.shape[1])
     parts = []
     for start in range(0, len(targets_N), rows):

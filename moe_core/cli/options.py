@@ -1,0 +1,94 @@
+"""What commands' options are made of. Only the standard library is imported, so that --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn
+
+from moe_core.cli.output import JSON_TO_STDOUT
+from moe_core.errors import UsageError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong argument raises UsageError (one line) instead of printing the usage and exiting."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def command(name: str, description: str, example: str) -> Parser:
+    """The parser of `python main.py NAME`."""
+    return Parser(f"python main.py {name}", description, f"example:\n  {example}")
+
+
+def finish(parser: Parser, handler: Callable[..., int]) -> Parser:
+    """Add --json, and say what answers the command."""
+    add_json(parser)
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def add_model(parser: Parser, does: str) -> None:
+    """--run or --model, and where it computes."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", metavar="NAME", help=f"run whose newest checkpoint {does}")
+    which.add_argument(
+        "--model", metavar="DIR_OR_NAME", help=f"model of the transformers library that {does}: a folder, or a name "
+        "that it finds in its cache or on the network (needs requirements-huggingface.txt)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the Python code that comes with --model; without it a "
+        "model that needs its own code is refused",
+    )  # fmt: skip
+    add_device(parser)
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="precision of the weights (default auto: as --model was saved; "
+        "float32 for a run)",
+    )  # fmt: skip
+
+
+def add_device(parser: Parser) -> None:
+    """--device"""
+    parser.add_argument(
+        "--device", choices=DEVICES, default="auto", help="where to compute (default auto: cuda where present, else "
+        "cpu)",
+    )  # fmt: skip
+
+
+def add_json(parser: Parser) -> None:
+    """--json"""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=JSON_TO_STDOUT,
+        metavar="FILE",
+        help="figures as JSON: to FILE, or alone on standard output",
+    )
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: a whole number within bounds."""
+
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {low} to {high}")
+        return number
+
+    return convert

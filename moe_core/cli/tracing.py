@@ -1,0 +1,65 @@
+"""`python main.py trace`: where every token of a text goes, as a file."""
+
+from __future__ import annotations
+
+import argparse
+
+from moe_core.cli.models import load_language_model, said_of
+from moe_core.cli.output import Output, check_regular, progress_on_stderr
+from moe_core.errors import UsageError
+
+
+def trace(arguments: argparse.Namespace, output: Output) -> int:
+    """Send a text or documents through a run or another model and write the routing as it comes."""
+    check_regular(arguments.out, "--out")
+    if arguments.text == "":
+        raise UsageError("there is no text to trace; expected at least one character")
+    from data_gen import Document
+    from moe_core.data.sources import read_documents
+
+    documents = (
+        [Document(arguments.text, "text", "text", "")] if arguments.text is not None else read_documents(arguments.data)
+    )
+    model = load_language_model(arguments)
+    from moe_core.inference.tracing import MAX_LOGITS_BYTES, logits_bytes, logits_fit, write_documents_trace
+    from moe_core.routing.parquet import read_documents as read_document_ids
+
+    with progress_on_stderr() as progress:
+        routing = write_documents_trace(
+            model, documents, arguments.out, tokens_per_batch=arguments.tokens_per_batch, progress=progress
+        )
+    kept = logits_fit(model, routing.num_tokens)
+    read = len(read_document_ids(routing.path)[0])
+    computed = said_of(model)
+    output.say(
+        f"{_count(routing.num_tokens, 'token')} of {_count(read, 'document')} through "
+        f"{_count(routing.num_layers, 'MoE layer')} of {model.name} in {arguments.out}"
+    )
+    output.say(f"Computed on {computed['device']} in {computed['dtype']}.")
+    if not kept:
+        size = logits_bytes(model, routing.num_tokens) / 2**20
+        output.say(
+            f"Without the routers' logits, which would take {size:,.0f} MiB (kept up to {MAX_LOGITS_BYTES // 2**20}): "
+            "experts and weights are all there."
+        )
+    output.say(f"Look at it:  python main.py plots --trace {arguments.out} --out out/plots")
+    output.figures(
+        {
+            "run": arguments.run,
+            "model": arguments.model,
+            "out": arguments.out,
+            "tokens": routing.num_tokens,
+            "documents": read,
+            "domains": list(routing.domains),
+            "layers": list(routing.layers),
+            "num_experts": routing.num_experts,
+            "top_k": routing.top_k,
+            "router_logits": kept,
+            **computed,
+        }
+    )
+    return 0
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

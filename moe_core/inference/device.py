@@ -1,0 +1,34 @@
+"""Where a model that is only read computes, and how precisely."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+from moe_core.errors import UsageError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DEVICES: tuple[Device, ...] = get_args(Device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" = cuda if present, else cpu. Raises UsageError for a device this machine lacks."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if present["cuda"] else "cpu")
+    if not present.get(name, False):
+        here = ", ".join(device for device, is_here in present.items() if is_here)
+        raise UsageError(f"device {name!r} is not present on this machine; expected auto or one of: {here}")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str) -> torch.dtype | None:
+    """None for "auto": as the weights were saved, float32 for a run of ours. Raises UsageError for another name."""
+    if name == "auto":
+        return None
+    if name not in get_args(Dtype):
+        raise UsageError(f"dtype {name!r} is unknown; expected one of {', '.join(get_args(Dtype))}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
