@@ -9,7 +9,6 @@ copied for each. All caches are bounded.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from app.measured import Measured
+from app.subjects import TraceFile
 from moe_core.config import Config
 from moe_core.errors import RunError
 from moe_core.progress import Progress
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 BEGINNING = 600
 DEEP_TOKENS_PER_DOMAIN = 4_096
 """Of held-out text for pages that look at single experts and pairs of them: some 20 documents of each domain."""
+MAX_TRACE_BYTES = 2**28
+"""Of one trace in memory; a larger one is counted part by part and sampled where single tokens are shown."""
 MAX_SNAPSHOTS = 64
 """Of one run, read at once: more would not fit a picture."""
 Stamp = tuple[int, int, int]
@@ -90,23 +92,6 @@ def _metric_records(root: str, name: str, changed: Stamp) -> list[dict[str, Any]
     return RunFolder(name, root).metric_records()
 
 
-@dataclass(frozen=True)
-class Routing:
-    """What the pages show of one trace. The tables are shared between sessions: read, never written."""
-
-    trace: RoutingTrace
-    load: pd.DataFrame
-    """metrics.expert_load"""
-    balance: pd.DataFrame
-    """metrics.load_balance"""
-    nmi: pd.DataFrame
-    """baselines.domain_nmi"""
-    specialization: pd.DataFrame
-    """metrics.domain_specialization"""
-    measured_at: float
-    """Seconds since 1970."""
-
-
 def probe_step(run: RunFolder) -> int:
     """Step of the latest probe. Raises RunError, with what to do, before the first."""
     steps = run.probe_steps()
@@ -118,19 +103,6 @@ def probe_step(run: RunFolder) -> int:
         )
         raise RunError(f"run {run.name!r} has no routing to show yet, {why}; see the Training page")
     return steps[-1]
-
-
-def probe_routing(run: RunFolder) -> Routing:
-    """Routing of the fixed probe set at the latest evaluation. Raises RunError before the first."""
-    path = run.probe_path(probe_step(run))
-    return _probe_routing(str(path), stamp(path))
-
-
-@st.cache_resource(max_entries=16, show_spinner=False)
-def _probe_routing(path: str, changed: Stamp) -> Routing:
-    from moe_core.routing.trace import RoutingTrace
-
-    return _measured(RoutingTrace.load(path))
 
 
 def probe(run: RunFolder, step: int | None = None) -> Measured:
@@ -146,9 +118,24 @@ def _probe(path: str, changed: Stamp) -> Measured:
     return Measured(RoutingTrace.load(path))
 
 
+def trace(file: TraceFile) -> Measured:
+    """The trace in the file: in memory or, beyond MAX_TRACE_BYTES there, on disk. Raises TraceError."""
+    return _trace(str(file.path), stamp(file.path))
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the trace ...")
+def _trace(path: str, changed: Stamp) -> Measured:
+    from moe_core.routing.trace import RoutingTrace
+
+    stored = RoutingTrace.open(path)
+    slots, logits = 6 * stored.top_k, 2 * stored.num_experts  # bytes of a token in a layer; there may be no logits
+    fits = stored.num_tokens * stored.num_layers * (slots + logits) <= MAX_TRACE_BYTES
+    return Measured(RoutingTrace.load(path) if fits else stored)
+
+
 def probe_trace(run: RunFolder, step: int) -> RoutingTrace:
     """The probe's trace at `step`. Raises TraceError when there is none."""
-    return probe(run, step).trace
+    return probe(run, step).tokens
 
 
 def over_time(run: RunFolder, measure: Callable[[Mapping[int, RoutingTrace]], pd.DataFrame]) -> pd.DataFrame:
@@ -167,17 +154,17 @@ def _over_time(
     snapshots: tuple[tuple[int, str, Stamp], ...],
     _measure: Callable[[Mapping[int, RoutingTrace]], pd.DataFrame],
 ) -> pd.DataFrame:
-    return _measure({step: _probe(path, changed).trace for step, path, changed in snapshots})
+    return _measure({step: _probe(path, changed).tokens for step, path, changed in snapshots})
 
 
-def held_out_routing(run: RunFolder, tokens_per_domain: int, progress: Progress | None = None) -> Routing:
+def held_out_routing(run: RunFolder, tokens_per_domain: int, progress: Progress | None = None) -> Measured:
     """Routing of the beginnings of held-out documents by the newest checkpoint; `progress` is called while it is made
-    the first time."""
-    return _held_out(run, tokens_per_domain, progress, run).get(_measured)
+    the first time. Nothing is measured yet: pages ask for what they show."""
+    return _held_out(run, tokens_per_domain, progress, run)
 
 
 def deep_routing(run: RunFolder, progress: Progress | None = None, through: RunFolder | None = None) -> Measured:
-    """Like held_out_routing, of DEEP_TOKENS_PER_DOMAIN tokens, with nothing measured yet: pages ask for what they show.
+    """Like held_out_routing, of DEEP_TOKENS_PER_DOMAIN tokens.
 
     `through` sends the text of `run` through another run's model. Raises RunError when a run has no checkpoint or no
     held-out text.
@@ -289,19 +276,6 @@ def _analysis(root: str, name: str, table: Table, changed: Stamp) -> pd.DataFram
     from moe_core.runs.analysis import read_table
 
     return read_table(RunFolder(name, root), table)
-
-
-def _measured(trace: RoutingTrace) -> Routing:
-    from moe_core.routing import baselines, metrics
-
-    return Routing(
-        trace=trace,
-        load=metrics.expert_load(trace),
-        balance=metrics.load_balance(trace),
-        nmi=baselines.domain_nmi(trace),
-        specialization=metrics.domain_specialization(trace),
-        measured_at=time.time(),
-    )
 
 
 def loaded_run(run: RunFolder) -> LoadedRun:

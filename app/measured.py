@@ -9,8 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
+    from moe_core.routing import AnyTrace
     from moe_core.routing.trace import RoutingTrace
 
+SAMPLE_TOKENS = 200_000
+"""Of a trace that stays on disk, in memory for what looks at single tokens: whole documents, drawn at random."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -19,17 +22,36 @@ R = TypeVar("R")
 class Measured:
     """One trace, shared between sessions (see loaders.py). What `get` returns is shared too: read, never written."""
 
-    trace: RoutingTrace
+    trace: AnyTrace
+    """In memory, or on disk where it is larger than that: then counted part by part."""
     made_at: float = field(default_factory=time.time)
     """Seconds since 1970: when the trace was made or read."""
     _results: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
-    def get(self, measure: Callable[Concatenate[RoutingTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+    @property
+    def is_sampled(self) -> bool:
+        """True where `tokens` are not all tokens of the trace."""
+        return self.tokens.num_tokens < self.trace.num_tokens
+
+    @property
+    def tokens(self) -> RoutingTrace:
+        """The trace itself or, of one on disk, SAMPLE_TOKENS of it."""
+        return self.keep(("sample",), lambda: self.trace.sample(max(SAMPLE_TOKENS, self._in_memory)))
+
+    @property
+    def _in_memory(self) -> int:
+        return self.trace.num_tokens if hasattr(self.trace, "router_indices") else 0
+
+    def get(self, measure: Callable[Concatenate[AnyTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """measure(trace, *args, **kwargs), computed at the first call. Arguments must be hashable."""
         return self.keep(_key(measure, args, kwargs), lambda: measure(self.trace, *args, **kwargs))
 
-    def has(self, measure: Callable[Concatenate[RoutingTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> bool:
+    def look(self, measure: Callable[Concatenate[RoutingTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """measure(tokens, *args, **kwargs), for what looks at single tokens; else as `get`."""
+        return self.keep(_key(measure, args, kwargs), lambda: measure(self.tokens, *args, **kwargs))
+
+    def has(self, measure: Callable[Concatenate[AnyTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> bool:
         """True once `get` has this result: nothing is left to wait for."""
         return _key(measure, args, kwargs) in self._results
 
@@ -41,8 +63,13 @@ class Measured:
             return self._results[key]  # type: ignore[no-any-return]
 
     def part(self, layers: Sequence[int]) -> Measured:
-        """Some layers only, measured apart: pairs of experts of every layer of a large model are too many."""
-        return self.get(_part, tuple(layers))
+        """Some layers only, measured apart: pairs of experts of every layer of a large model are too many.
+
+        Of a trace on disk some layers are a sample; all of them are the whole trace.
+        """
+        if list(layers) == self.trace.layers:
+            return self
+        return self.look(_part, tuple(layers))
 
 
 def _key(measure: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -50,8 +77,6 @@ def _key(measure: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _part(trace: RoutingTrace, layers: tuple[int, ...]) -> Measured:
-    if layers == tuple(trace.layers):
-        return Measured(trace)
     places = [trace.layer_position(layer) for layer in layers]
     chosen = {
         name: array[places]

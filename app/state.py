@@ -11,11 +11,12 @@ from typing import Any
 
 import streamlit as st
 
+from app.subjects import OPENED, Subject
 from moe_core.errors import RunError
 from moe_core.runs import RunFolder
 
 RUN = "run"
-"""str, in the URL: the chosen run."""
+"""str, in the URL: the chosen run, or the name of what was opened instead ("trace text.parquet")."""
 LAYER = "layer"
 """int, in the URL: the chosen MoE layer, counted from 0 over all layers."""
 COMPARE = "compare"
@@ -46,10 +47,18 @@ _MISSING_RUN = "missing_run"
 
 def selected_run() -> RunFolder:
     """The run chosen in the side bar. Raises RunError when there is none."""
+    chosen = subject()
+    if not isinstance(chosen, RunFolder):
+        raise RunError(f"{chosen.name} is no run; choose a run in the side bar")
+    return chosen
+
+
+def subject() -> Subject:
+    """The run, or what was opened, that is chosen in the side bar. Raises RunError when there is none."""
     name = st.session_state.get(RUN)
     if not name:
         raise RunError("no run is chosen; start one on the Training page, or with `python main.py --quick --run first`")
-    return RunFolder(name)
+    return OPENED.find(name) or RunFolder(name)
 
 
 def selected_layer() -> int:
@@ -64,7 +73,7 @@ def selected_layer() -> int:
 class Compared:
     """What the chosen run is held against."""
 
-    run: RunFolder
+    subject: Subject
     step: int | None
     """Step of a probe snapshot; None = the run's newest state."""
 
@@ -75,7 +84,9 @@ def compared() -> Compared | None:
     if not value:
         return None
     step = str(value).removeprefix(_STEP)
-    return Compared(RunFolder(value), None) if step == value else Compared(selected_run(), int(step))
+    if step == value:
+        return Compared(OPENED.find(value) or RunFolder(value), None)
+    return Compared(selected_run(), int(step))
 
 
 def step_option(step: int) -> str:

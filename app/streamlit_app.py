@@ -1,6 +1,7 @@
 """The frame: navigation, the choices that all pages share, and one place where errors become boxes.
 
-streamlit run app        from the root of the repository
+streamlit run app                          from the root of the repository
+streamlit run app -- --trace X.parquet     opened on a trace
 """
 
 # ruff: noqa: E402  (the path must be set before our packages are imported)
@@ -17,11 +18,12 @@ if str(ROOT) not in sys.path:
 
 import streamlit as st
 
-from app import loaders
+from app import loaders, subjects
 from app.components import pickers
-from app.components.no_run import explain_broken_run, explain_no_runs
-from app.components.page import errors_as_boxes
-from moe_core.runs import RunFolder
+from app.components.no_run import explain_broken_run, explain_need, explain_no_runs
+from app.components.open_other import open_field
+from app.components.page import errors_as_boxes, plain, sentence
+from moe_core.runs import RunFolder, RunSummary
 
 PAGES = {
     "Look": [
@@ -98,18 +100,27 @@ ICON = str(ROOT / "app" / "icon.svg")  # a file of ours: an icon by name would b
 st.set_page_config(page_title="Moescope", page_icon=ICON, layout="wide")
 st.logo(ICON, size="large")
 page = st.navigation(PAGES)
+first, errors = subjects.open_from_command_line()
 runs = loaders.runs()
 with st.sidebar:
-    run = pickers.pick_run(runs)
-    pickers.pick_layer(run)
-    pickers.pick_comparison(run, runs)
+    chosen = pickers.pick_subject(runs, first)
+    pickers.pick_layer(chosen)
+    pickers.pick_comparison(chosen, runs)
+    open_field()
+    for error in errors:
+        st.error(plain(sentence(error)), icon=":material/error:")
 
 with errors_as_boxes():
     if page.url_path == TRAINING.url_path:
         page.run()
-    elif run is None:
+    elif chosen is None:
         explain_no_runs()
-    elif run.error is not None or (run.state == "preparing" and not RunFolder(run.name).probe_steps()):
-        explain_broken_run(run)
+    elif isinstance(chosen, RunSummary):
+        if chosen.error is not None or (chosen.state == "preparing" and not RunFolder(chosen.name).probe_steps()):
+            explain_broken_run(chosen)
+        else:
+            page.run()
+    elif (reason := subjects.need(page.url_path)) is not None:
+        explain_need(f"What does {chosen.name} say about {page.title.lower()}?", reason)
     else:
         page.run()

@@ -1,4 +1,4 @@
-"""Follow: what is different between two runs, two steps of one run, or two texts?"""
+"""Follow: what is different between two runs or traces, two steps of one run, or two texts?"""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ from functools import partial
 
 import streamlit as st
 
-from app import loaders, state
+from app import state
 from app.components.comparison import (
     Comparison,
-    Side,
-    compare,
     domains_figure,
-    have_same_tokens,
     load_figure,
     relation,
     texts_of_both,
 )
+from app.components.comparison_sides import against_other, against_text
 from app.components.figure import show_figure
 from app.components.page import answer, header, plain
-from app.components.progress import progress_bar
-from app.components.text_picker import pick_text
 from app.components.token_view import token_view, view_payload
-from moe_core.errors import RunError, UsageError
+from moe_core.errors import UsageError
 from moe_core.routing import baselines, verdicts
+from moe_core.runs import RunFolder
 
-RUNS, TEXTS = "Runs or steps", "Two texts"
+RUNS, TEXTS = "Runs, steps or traces", "Two texts"
 MOVER_TERMS = ["expert", "domain", "interval"]
 DIFF_TERMS = ["token", "top-k", "interval"]
 MAP_TERMS = {"domains": ["domain", "lift", "interval"], "load": ["expert load", "lift"]}
@@ -37,37 +34,6 @@ MATCH_COLUMNS = {
 }
 # Keys of this page: what is compared, in the URL; the two token views.
 KIND, VIEW = "compare_kind", "compare_view_{}"
-
-
-def against_run() -> Comparison:
-    """The chosen run held against what the side bar names, or else against its first snapshot."""
-    other = state.compared()
-    steps = run.probe_steps()
-    if other is None:
-        loaders.probe_step(run)
-        if len(steps) < 2:
-            raise RunError(f"run {run.name!r} has one snapshot only; choose another run in the side bar")
-        other = state.Compared(run, steps[0])
-    step = loaders.probe_step(other.run) if other.step is None else other.step
-    first, second = loaders.probe(run), loaders.probe(other.run, step)
-    # The later one is the second: what changed is told in the order in which it happened.
-    names = [f"{run.name}, step {steps[-1]:,}", f"{other.run.name}, step {step:,}"]
-    if other.run.name == run.name:
-        return compare(Side(names[1], second), Side(names[0], first), one_model=True)
-    if not have_same_tokens(first.trace, second.trace):
-        with progress_bar("Sending the same text through both models") as bar:
-            first, second = loaders.deep_routing(run, bar), loaders.deep_routing(run, bar, through=other.run)
-        names = [f"{one.name}, newest checkpoint" for one in (run, other.run)]
-    return compare(Side(names[0], first), Side(names[1], second), one_model=False)
-
-
-def against_text() -> Comparison:
-    """Two texts through the chosen run, each the held-out text of a domain or what is typed."""
-    sides = []
-    for place, (letter, column) in enumerate(zip("AB", st.columns(2), strict=True)):
-        with column:
-            sides.append(pick_text(run, letter, place))
-    return compare(*sides, one_model=True)
 
 
 def show(comparison: Comparison) -> None:
@@ -101,7 +67,7 @@ def show_maps(comparison: Comparison) -> None:
     for (letter, side), column in zip(comparison.sides, st.columns(2), strict=True):
         with column:
             st.markdown(f"#### {letter}: {plain(side.name)}")
-            figures = {"domains": side.measured.get(domains_figure, layer), "load": side.measured.get(load_figure)}
+            figures = {"domains": side.measured.look(domains_figure, layer), "load": side.measured.get(load_figure)}
             for name, figure in figures.items():
                 if figure is not None:
                     st.caption(plain(figure.title))
@@ -123,13 +89,14 @@ def show_texts(comparison: Comparison) -> None:
                 st.rerun()
 
 
-run, layer = state.selected_run(), state.selected_layer()
+subject, layer = state.subject(), state.selected_layer()
 head = st.container()
 with head:
     header("What is different?")
-kind = st.segmented_control("Compare", [RUNS, TEXTS], required=True, default=RUNS, key=KIND, bind="query-params")
+at_first = RUNS if isinstance(subject, RunFolder) or state.compared() else TEXTS  # a trace has no other steps
+kind = st.segmented_control("Compare", [RUNS, TEXTS], required=True, default=at_first, key=KIND, bind="query-params")
 try:
-    comparison = against_text() if kind == TEXTS else against_run()
+    comparison = against_text(subject) if kind == TEXTS else against_other(subject)
 except UsageError as error:
     st.info(f"{str(error)[:1].upper()}{str(error)[1:]}.", icon=":material/edit:")
 else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import streamlit as st
 
 from app import loaders, state
@@ -51,11 +53,10 @@ with left:
     else:
         st.caption("All text is of one domain, so whether this expert prefers some kind of text cannot be told.")
 with right:
-    loads = loads_over_time(loaders.metrics(run, "load")) if run else ()
-    if len(loads):
-        figure = measured.keep(
-            ("history", layer, expert, len(loads)), lambda: expert_history_figure(loads, layer, expert)
-        )
+    loads = loads_over_time(loaders.metrics(run, "load")) if run else None
+    if loads is not None and len(loads):
+        history = partial(expert_history_figure, loads, layer, expert)
+        figure = measured.keep(("history", layer, expert, len(loads)), history)
         show_figure(figure, key=figure.name, title="Its load on the probe text, while training", terms=["expert load"])
 tokens_and_contexts(measured, layer, expert)
 left, right = st.columns([5, 4])

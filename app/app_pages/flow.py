@@ -88,11 +88,11 @@ def next_token(around: Measured) -> None:
     show_figure(figure, key=figure.name, title="", terms=["persistence", "null of persistence", "p-value", "interval"])
 
 
-run, layer = state.selected_run(), state.selected_layer()
+subject, layer = state.subject(), state.selected_layer()
 head = st.empty()
 with head:
     header("How do tokens travel through the layers?")
-measured, text = deep_or_probe(run)
+measured, text = deep_or_probe(subject)
 run_layers = measured.trace.layers
 around = measured.part(layers_around(run_layers, layer, measured.trace.num_experts))
 

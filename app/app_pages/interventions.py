@@ -19,6 +19,7 @@ from moe_core.figures.causes import ablation_map_figure
 from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.run_figures import load_map_figure
 from moe_core.inference.generate import SamplingConfig
+from moe_core.routing import metrics
 
 # Keys of this page, the first two in the URL: what is done, which two texts are shown; then the form of those.
 MODE, TEXTS = "mode", "texts"
@@ -52,8 +53,9 @@ def show_map(effects: pd.DataFrame | None) -> None:
         figure = with_outline(ablation_map_figure(effects), layer, expert)
         show_figure(figure, key="causal_map", on_cell=choose, terms=MAP_TERMS)
         return
-    routing = loaders.probe_routing(run)
-    figure = with_outline(load_map_figure(routing.load, routing.balance), layer, expert)
+    measured = loaders.probe(run)
+    figure = load_map_figure(measured.get(metrics.expert_load), measured.get(metrics.load_balance))
+    figure = with_outline(figure, layer, expert)
     show_figure(figure, key="load_map", on_cell=choose, terms=["expert load", "lift"])
     if mode != FORCE:
         experts = len(loaded.model.config.moe_layers) * loaded.model.config.num_experts

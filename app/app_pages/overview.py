@@ -1,6 +1,8 @@
-"""Look: what this run is, and whether its routing is healthy, in plain words. Nothing here loads the model."""
+"""Look: what this run or trace is, and whether its routing is healthy, in plain words. Nothing here loads a model."""
 
 from __future__ import annotations
+
+from pathlib import PurePosixPath
 
 import streamlit as st
 
@@ -17,41 +19,71 @@ from app.components.page import (
     TOKENS,
     TRAINING,
     header,
+    plain,
 )
+from app.components.routing_text import first_routing, text_caption
+from app.subjects import need
 from moe_core.figures.run_figures import load_map_figure
-from moe_core.routing import verdicts
+from moe_core.routing import baselines, metrics, verdicts
 from moe_core.routing.baselines import FEW_DOCUMENTS
-from moe_core.runs import RunSummary
+from moe_core.runs import RunFolder, RunSummary
 
-run = state.selected_run()
-model = loaders.config(run).model
-routing = loaders.probe_routing(run)
-summary = next((item for item in loaders.runs() if item.name == run.name), RunSummary(run.name, "broken"))
+LOOK = (
+    (TOKENS, "Where does each token of my text go?", "text_fields"),
+    (DOMAINS, "Which experts prefer which kind of text?", "category"),
+    (EXPERTS, "What does each expert do, and what is it worth?", "hub"),
+    (FLOW, "How do tokens travel through the layers?", "alt_route"),
+)
+CHANGE = (
+    (GENERATION, "Which experts write which words?", "edit_note"),
+    (INTERVENTIONS, "What changes without an expert?", "switch_access_shortcut"),
+    (TIME, "When did each expert become what it is?", "timeline"),
+    (COMPARE, "What changed between two runs, steps or texts?", "compare_arrows"),
+    (TRAINING, "How did it learn, and how do I train my own?", "model_training"),
+)
+
+subject = state.subject()
+measured, text = first_routing(subject)
+trace = measured.trace
+load, balance = measured.get(metrics.expert_load), measured.get(metrics.load_balance)
+nmi = measured.get(baselines.domain_nmi)
 
 # The answer: what it is, is it healthy, do experts know domains.
-made_of = verdicts.describe_model(layers=len(model.moe_layers), experts=model.num_experts, top_k=model.top_k)
-health = verdicts.routing_health(routing.balance)
-too_few = (routing.nmi["verdict"] == FEW_DOCUMENTS).any()
+made_of = verdicts.describe_model(layers=trace.num_layers, experts=trace.num_experts, top_k=trace.top_k)
+health = verdicts.routing_health(balance)
+too_few = (nmi["verdict"] == FEW_DOCUMENTS).any()
 domain = "Whether experts know domains takes more text to tell: see Domains."
 header(
-    f"What is {run.name}, and is its routing healthy?",
-    f"{made_of} {health} {domain if too_few else verdicts.domain_verdict(routing.nmi)}",
+    f"What is {subject.name}, and is its routing healthy?",
+    f"{made_of} {health} {domain if too_few else verdicts.domain_verdict(nmi)}",
 )
 
 # Four figures, each beside its chance or target.
 loss, busiest, dead, domains = st.columns(4)
-nats, unigram = summary.unseen_nats, summary.unigram_nats
-loss.metric(
-    "Loss on unseen text",
-    "–" if nats is None else f"{nats:.2f} nats",
-    None if nats is None or unigram is None else f"{nats - unigram:+.2f}",
-    delta_color="inverse",
-    delta_description=None if unigram is None else f"vs guessing, {unigram:.2f}",
-    help=term_help("loss"),
-    border=True,
-    height="stretch",
-)
-worst = routing.balance.iloc[int(routing.balance["load_imbalance"].argmax())]
+if isinstance(subject, RunFolder):
+    summary = next((item for item in loaders.runs() if item.name == subject.name), RunSummary(subject.name, "broken"))
+    nats, unigram = summary.unseen_nats, summary.unigram_nats
+    loss.metric(
+        "Loss on unseen text",
+        "–" if nats is None else f"{nats:.2f} nats",
+        None if nats is None or unigram is None else f"{nats - unigram:+.2f}",
+        delta_color="inverse",
+        delta_description=None if unigram is None else f"vs guessing, {unigram:.2f}",
+        help=term_help("loss"),
+        border=True,
+        height="stretch",
+    )
+else:
+    of = f"{'domain' if len(trace.domains) == 1 else 'domains'}: {', '.join(trace.domains[:3])}"
+    more = ", ..." if len(trace.domains) > 3 else ""
+    loss.metric(
+        "Tokens",
+        verdicts.short_count(trace.num_tokens),
+        delta_description=plain(f"{len(trace.domains)} {of}{more}"),
+        border=True,
+        height="stretch",
+    )
+worst = balance.iloc[int(balance["load_imbalance"].argmax())]
 busiest.metric(
     "Busiest expert",
     f"{worst['load_imbalance']:.2f} × mean",
@@ -62,13 +94,13 @@ busiest.metric(
 )
 dead.metric(
     "Dead experts",
-    f"{routing.balance['dead_experts'].sum():.0f} of {len(routing.load)}",
+    f"{balance['dead_experts'].sum():.0f} of {len(load)}",
     delta_description="0 is the target",
     help=term_help("dead expert"),
     border=True,
     height="stretch",
 )
-known = routing.nmi.dropna(subset=["p_value"])
+known = nmi.dropna(subset=["p_value"])
 best = known.iloc[int(known["effect"].argmax())] if len(known) else None
 domains.metric(
     "Experts know domains",
@@ -80,23 +112,15 @@ domains.metric(
 )
 
 show_figure(
-    load_map_figure(routing.load, routing.balance),
+    load_map_figure(load, balance),
     key="expert_load",
     terms=["expert load", "lift", "load imbalance", "dead expert"],
 )
-st.caption(
-    f"Measured on {routing.trace.num_tokens:,} tokens of held-out text that stay the same all through training, "
-    f"at step {loaders.probe_step(run):,}."
-)
+text_caption(measured, text)
 
 st.markdown("#### What to ask next")
 left, right = st.columns(2)
-left.page_link(TOKENS, label="Where does each token of my text go?", icon=":material/text_fields:")
-left.page_link(DOMAINS, label="Which experts prefer which kind of text?", icon=":material/category:")
-left.page_link(EXPERTS, label="What does each expert do, and what is it worth?", icon=":material/hub:")
-left.page_link(FLOW, label="How do tokens travel through the layers?", icon=":material/alt_route:")
-right.page_link(GENERATION, label="Which experts write which words?", icon=":material/edit_note:")
-right.page_link(INTERVENTIONS, label="What changes without an expert?", icon=":material/switch_access_shortcut:")
-right.page_link(TIME, label="When did each expert become what it is?", icon=":material/timeline:")
-right.page_link(COMPARE, label="What changed between two runs, steps or texts?", icon=":material/compare_arrows:")
-right.page_link(TRAINING, label="How did it learn, and how do I train my own?", icon=":material/model_training:")
+for column, questions in ((left, LOOK), (right, CHANGE)):
+    for page, question, icon in questions:
+        if isinstance(subject, RunFolder) or need(PurePosixPath(page).stem) is None:
+            column.page_link(page, label=question, icon=f":material/{icon}:")

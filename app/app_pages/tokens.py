@@ -10,9 +10,9 @@ from typing import Any
 import streamlit as st
 
 from app import loaders, state
-from app.components.figure import show_figure
-from app.components.page import errors_as_boxes, header
-from app.components.token_view import token_view, view_payload
+from app.components.page import header
+from app.components.token_explorer import explore
+from app.components.token_view import view_payload
 from app.components.token_view_passages import (
     TOKEN_LIMIT,
     Passage,
@@ -22,10 +22,11 @@ from app.components.token_view_passages import (
     layer_verdict,
     trace_passages,
 )
+from app.components.trace_text import show_trace_text
+from app.subjects import TraceFile
 from moe_core.errors import UsageError
 from moe_core.figures.export import csv_bytes
-from moe_core.figures.run_figures import token_map_figure, token_path_figure
-from moe_core.figures.tokens import WINDOW, token_choices
+from moe_core.figures.tokens import token_choices
 
 ALL, OWN = "One of each domain", "Your own text"
 OWN_TEXT = """The court ordered the bank to repay the loan of 12,500 euros by 31 March.
@@ -35,20 +36,14 @@ def total(prices):
 
 It rained all night, and in the morning the garden was green again.
 """
-# Session keys of this page: the view, the last traced text with its payload, which examples are shown.
-VIEW, TRACED, NUMBER, SOURCE = "tokens_view", "tokens_traced", "tokens_example", "tokens_source"
+# Session keys of this page: the last traced text with its payload, which examples are shown, of what.
+TRACED, NUMBER, SOURCE = "tokens_traced", "tokens_example", "tokens_source"
 DOCUMENTS_OF_ONE_DOMAIN = 3
 EXAMPLE_TOKENS = 600  # in all, so that they fit the view without scrolling far
 
 
 def next_examples() -> None:
     st.session_state[NUMBER] = st.session_state.get(NUMBER, 0) + 1
-
-
-def follow_layer() -> None:
-    """The scrubber was let go: the layer it shows becomes the layer of all pages."""
-    if (scrubbed := st.session_state[VIEW].layer) is not None:
-        st.session_state[state.LAYER] = scrubbed
 
 
 def traced_passages(source: str, own: str) -> tuple[TracedPassages, dict[str, Any], list[Passage]]:
@@ -74,22 +69,6 @@ def traced_passages(source: str, own: str) -> tuple[TracedPassages, dict[str, An
     return traced, payload, passages
 
 
-@st.fragment
-def explore(traced: TracedPassages, payload: dict[str, Any], layer: int) -> None:
-    """The view and the figures that follow the selected token; selecting one reruns only this."""
-    with errors_as_boxes():
-        choice = token_view(payload, layer=layer, key=VIEW, on_layer=follow_layer)
-        if choice.layer is not None and choice.layer != layer:
-            st.rerun()
-        trace = traced.trace
-        start = max(0, (choice.token or 0) - WINDOW // 2)
-        terms = ["token", "layer", "expert", "router score", "router entropy", "loss"]
-        show_figure(token_map_figure(trace, start), key="token_layer_map", terms=terms)
-        if choice.token is not None:
-            path = token_path_figure(trace, choice.token)
-            show_figure(path, key="token_path", title=path.verdict, terms=["expert", "router score", "top-k"])
-
-
 def trace_file(traced: TracedPassages) -> bytes:
     """The trace as Parquet, for `main.py plots --trace` and other tools."""
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +77,11 @@ def trace_file(traced: TracedPassages) -> bytes:
         return path.read_bytes()
 
 
-run, layer = state.selected_run(), state.selected_layer()
+subject, layer = state.subject(), state.selected_layer()
+if isinstance(subject, TraceFile):
+    show_trace_text(subject, layer)
+    st.stop()
+run = subject
 loaded = loaders.loaded_run(run)
 domains = run.domains()
 head = st.container()
@@ -134,7 +117,7 @@ else:
             f"characters) are shown, more than {TOKEN_LIMIT:,} are not. Shorten it, or paste another part of it.",
             icon=":material/content_cut:",
         )
-    explore(traced, payload, layer)
+    explore(traced.trace, payload, layer)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.download_button(
             "All tokens as CSV", lambda: csv_bytes(token_choices(traced.trace, 0, traced.trace.num_tokens)),

@@ -14,7 +14,8 @@ runs = loaders.runs()
 chosen = next((run for run in runs if run.name == st.session_state.get(state.RUN)), None)
 
 if chosen is None:
-    header("Train a model and watch its experts form", "There is no run yet; the quick size is done in three minutes.")
+    none = "There is no run yet" if not runs else "What is chosen in the side bar was not trained here"
+    header("Train a model and watch its experts form", f"{none}; the quick size is done in three minutes.")
     new_run_form()
 else:
     header(f"Is {chosen.name} learning, and are its experts forming?")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from moe_core.figures.figure import Figure
-    from moe_core.routing import RoutingTrace
+    from moe_core.routing import AnyTrace, RoutingTrace
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,25 +51,25 @@ class Comparison:
 
     def diff(self) -> Figure:
         """Which layers choose otherwise; only of the same tokens."""
-        return self.first.measured.get(_diff, self.second.measured.trace)
+        return self.first.measured.look(_diff, self.second.measured.tokens)
 
     def movers(self) -> Figure:
         """Which experts take more or fewer tokens; only where experts are comparable."""
-        return self.first.measured.get(_movers, self.second.measured.trace)
+        return self.first.measured.look(_movers, self.second.measured.tokens)
 
 
 def compare(first: Side, second: Side, *, one_model: bool) -> Comparison:
     """`one_model`: both are the same model, perhaps at different steps, so that an expert is told by its number."""
     from moe_core.routing import metrics
 
-    a, b = first.measured.trace, second.measured.trace
+    a, b = first.measured.tokens, second.measured.tokens
     same_tokens = have_same_tokens(a, b)
     if one_model:
         return Comparison(first, second, "same", same_tokens)
     if not same_tokens or not _have_same_shape(a, b):
         return Comparison(first, second, "unrelated", same_tokens)
-    renamed = replace(second, measured=second.measured.get(_matched, first.measured))
-    return Comparison(first, renamed, "matched", True, first.measured.get(metrics.match_experts, b))
+    renamed = replace(second, measured=second.measured.look(_matched, first.measured))
+    return Comparison(first, renamed, "matched", True, first.measured.look(metrics.match_experts, b))
 
 
 def have_same_tokens(a: RoutingTrace, b: RoutingTrace) -> bool:
@@ -81,7 +81,7 @@ def have_same_tokens(a: RoutingTrace, b: RoutingTrace) -> bool:
 
 def relation(comparison: Comparison) -> str:
     """What the numbers of the experts mean in this comparison, in one or two sentences; "" where it needs no word."""
-    a, b = comparison.first.measured.trace, comparison.second.measured.trace
+    a, b = comparison.first.measured.tokens, comparison.second.measured.tokens
     if comparison.experts == "same":
         return _too_few_sources(comparison)
     if comparison.matches is None:
@@ -104,7 +104,7 @@ def relation(comparison: Comparison) -> str:
 
 
 def _too_few_sources(comparison: Comparison) -> str:
-    single = [side.name for _, side in comparison.sides if len(np.unique(side.measured.trace.source_ids)) < 2]
+    single = [side.name for _, side in comparison.sides if len(np.unique(side.measured.tokens.source_ids)) < 2]
     if not single:
         return ""
     return (
@@ -113,7 +113,7 @@ def _too_few_sources(comparison: Comparison) -> str:
     )
 
 
-def load_figure(trace: RoutingTrace) -> Figure:
+def load_figure(trace: AnyTrace) -> Figure:
     """The load of all experts; for Measured.get, as drawing takes longer than measuring."""
     from moe_core.figures.run_figures import load_map_figure
     from moe_core.routing import metrics
@@ -141,7 +141,7 @@ def one_text(trace: RoutingTrace, name: str) -> RoutingTrace:
 def texts_of_both(comparison: Comparison) -> tuple[TokenArrays, TokenArrays]:
     """The beginning of one document of each domain as the token view takes it, from both sides; where the set of a
     token's experts differs, it is marked. For comparable experts and the same tokens."""
-    first, second = (snapshot_arrays(side.measured.trace) for side in (comparison.first, comparison.second))
+    first, second = (snapshot_arrays(side.measured.tokens) for side in (comparison.first, comparison.second))
     differ = (np.sort(first.indices, axis=2) != np.sort(second.indices, axis=2)).any(axis=2)
     label = "other experts than beside"
     return replace(first, marks=differ, mark_label=label), replace(second, marks=differ, mark_label=label)
@@ -155,7 +155,7 @@ def _matched(b: RoutingTrace, first: Measured) -> Measured:
     """`b` with its experts renumbered as those of the first routing that they match."""
     from moe_core.routing import metrics
 
-    matches = first.get(metrics.match_experts, b)
+    matches = first.look(metrics.match_experts, b)
     names = np.tile(np.arange(-1, b.num_experts, dtype=np.int16), (b.num_layers, 1))  # the first stands for -1, unused
     for layer, own, name in matches[["layer", "expert_b", "expert_a"]].to_numpy(int):
         names[b.layer_position(int(layer)), own + 1] = name

@@ -86,19 +86,19 @@ def tokens_and_contexts(measured: Measured, layer: int, expert: int) -> None:
             explain(["vocabulary specialization", "lift"], key="expert_tokens_terms")
     with right:
         st.markdown("#### Where it is chosen")
-        found = measured.get(contexts, layer, expert, limit=CONTEXTS, window=WINDOW)
+        found = measured.look(contexts, layer, expert, limit=CONTEXTS, window=WINDOW)
         if not found:
             st.caption("No token of this text chose it.")
         else:
             show_concordance(concordance(found), key="expert_contexts")
 
 
-def neighbours(run: RunFolder, measured: Measured, layer: int, expert: int) -> None:
+def neighbours(run: RunFolder | None, measured: Measured, layer: int, expert: int) -> None:
     """Which experts it works with, and which are like it. Selecting one opens it."""
     st.markdown("#### Its neighbours")
     table = neighbour_table(
         None if measured.trace.top_k == 1 else measured.get(baselines.coactivation_pairs),
-        loaders.analysis(run, "similarity"),
+        loaders.analysis(run, "similarity") if run else None,
         layer,
         expert,
     )

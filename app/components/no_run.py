@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import loaders
-from app.components.page import TRAINING, header, plain, sentence
+from app.components.page import OVERVIEW, TRAINING, header, plain, sentence
 from moe_core.runs import RunSummary
 
 WAIT_SECONDS = 2.0
@@ -21,6 +21,17 @@ def explain_no_runs() -> None:
     st.page_link(TRAINING, label="Train a first run", icon=":material/play_arrow:")
     st.caption("Or on the command line:")
     st.code("python main.py --quick --run first", language="bash")
+    st.markdown("Routing that was recorded elsewhere needs no run: open its trace in the side bar.")
+
+
+def explain_need(question: str, reason: str) -> None:
+    """What a page says that cannot show an opened trace: why, and where to go on."""
+    header(question, reason)
+    st.page_link(OVERVIEW, label="What the trace shows", icon=":material/dashboard:")
+    if any(run.error is None for run in loaders.runs()):
+        st.caption("Or choose a run in the side bar.")
+    else:
+        st.page_link(TRAINING, label="Train a run", icon=":material/play_arrow:")
 
 
 def explain_broken_run(run: RunSummary) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import streamlit as st
 
 from app import loaders, state
+from app.components.open_other import describe_opened
 from app.components.page import ago, plain
+from app.subjects import OPENED, Opened
 from moe_core.errors import MoescopeError
 from moe_core.runs import RunFolder, RunSummary
+from moe_core.runs.names import is_run_name
 
 REFRESH_SECONDS = 3.0
 # More layers than this do not fit side by side in the side bar.
@@ -26,22 +30,31 @@ _BADGES: dict[str, tuple[str, _Colour, str]] = {
 }
 
 
-def pick_run(runs: list[RunSummary]) -> RunSummary | None:
-    """Draw the run picker with the chosen run's state, age and key figure. None when there is no run at all."""
-    if not runs:
+def pick_subject(runs: list[RunSummary], first: str | None = None) -> RunSummary | Opened | None:
+    """Draw the picker of runs and opened traces, with what the chosen one is. None when there is nothing at all.
+
+    `first`: what is chosen where neither the session nor the URL says otherwise; None = the first sound run.
+    """
+    opened = OPENED.all()
+    names = [one.name for one in opened] + [run.name for run in runs]
+    if not names:
         st.caption("No runs yet.")
         return None
-    names = [run.name for run in runs]
-    first_sound = next((run.name for run in runs if run.error is None), names[0])
-    state.preset_run(names, first_sound)
-    st.markdown(":small[Run]")  # a label of its own: the box's would read "Run (required)"
+    sound = [run.name for run in runs if run.error is None] or names
+    state.preset_run(names, first if first in names else sound[0])
+    # A label of its own: the box's would read "Run (required)".
+    st.markdown(":small[Run or trace]" if opened else ":small[Run]")
     name = st.selectbox(
         "Run", names, index=None, required=True, key=state.RUN, bind="query-params", label_visibility="collapsed",
         on_change=state.forget_missing_run,
     )  # fmt: skip
-    run = next((run for run in runs if run.name == name), runs[0])
     if missing := state.missing_run():
-        st.warning(f"There is no run {plain(missing)} here. This is {plain(run.name)}.")
+        st.warning(_missing(missing, str(name)))
+    chosen = next((one for one in opened if one.name == name), None)
+    if chosen is not None:
+        describe_opened(chosen)
+        return chosen
+    run = next((run for run in runs if run.name == name), runs[0])
     st.fragment(run_every=REFRESH_SECONDS if run.is_live else None)(_describe)(run.name)
     for other in runs:
         if other.is_live and other.name != run.name:
@@ -55,6 +68,12 @@ def pick_run(runs: list[RunSummary]) -> RunSummary | None:
                 type="tertiary",
             )
     return run
+
+
+def _missing(asked: str, shown: str) -> str:
+    if is_run_name(asked) or " " not in asked:
+        return f"There is no run {plain(asked)} here. This is {plain(shown)}."
+    return f"{plain(asked[:1].upper() + asked[1:])} is not open any more: open it again. This is {plain(shown)}."
 
 
 def _describe(name: str) -> None:
@@ -76,12 +95,12 @@ def _describe(name: str) -> None:
         )
 
 
-def pick_layer(run: RunSummary | None) -> None:
-    """Draw the layer picker for the MoE layers of `run`; nothing when its configuration cannot be read."""
-    if run is None or run.error is not None:
+def pick_layer(chosen: RunSummary | Opened | None) -> None:
+    """Draw the layer picker for the MoE layers of what is chosen; nothing when they cannot be read."""
+    if chosen is None or (isinstance(chosen, RunSummary) and chosen.error is not None):
         return
     try:
-        layers = loaders.config(RunFolder(run.name)).model.moe_layers
+        layers = _layers(chosen)
     except MoescopeError:
         return  # a run that is being prepared has no configuration yet
     state.preset(state.LAYER, layers, layers[-1])
@@ -92,12 +111,21 @@ def pick_layer(run: RunSummary | None) -> None:
         st.selectbox("Layer", layers, index=None, required=True, key=state.LAYER, bind="query-params", help=about)
 
 
-def pick_comparison(run: RunSummary | None, runs: list[RunSummary]) -> None:
-    """Draw "compare with": the other sound runs, and the snapshots of `run`; nothing where there is neither."""
-    if run is None or run.error is not None:
+def _layers(chosen: RunSummary | Opened) -> Sequence[int]:
+    if isinstance(chosen, RunSummary):
+        return loaders.config(RunFolder(chosen.name)).model.moe_layers
+    return loaders.trace(chosen).trace.layers
+
+
+def pick_comparison(chosen: RunSummary | Opened | None, runs: list[RunSummary]) -> None:
+    """Draw "compare with": the other sound runs, what is open, and the snapshots of a chosen run; nothing where there
+    is none of them."""
+    if chosen is None or (isinstance(chosen, RunSummary) and chosen.error is not None):
         return
-    steps = [state.step_option(step) for step in RunFolder(run.name).probe_steps()[:-1]]
-    options = [other.name for other in runs if other.name != run.name and other.error is None] + steps
+    is_run = isinstance(chosen, RunSummary)
+    steps = [state.step_option(step) for step in RunFolder(chosen.name).probe_steps()[:-1]] if is_run else []
+    others = [run.name for run in runs if run.error is None] + [one.name for one in OPENED.all()]
+    options = [name for name in others if name != chosen.name] + steps
     if not options:
         return
     state.preset(state.COMPARE, options, None)
@@ -107,6 +135,6 @@ def pick_comparison(run: RunSummary | None, runs: list[RunSummary]) -> None:
         index=None,
         key=state.COMPARE,
         bind="query-params",
-        placeholder="first snapshot" if steps else "choose a run",
-        help="What the Compare page holds this run against: another run, or this one at an earlier step.",
+        placeholder="first snapshot" if steps else "choose one",
+        help="What the Compare page holds this against: another run or trace, or this run at an earlier step.",
     )

@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import streamlit as st
 
 from app import loaders
+from app.components.page import plain
 from app.components.progress import progress_bar
 from app.measured import Measured
+from app.subjects import Subject, TraceFile
 from moe_core.errors import MoescopeError
 from moe_core.runs import RunFolder
 
@@ -19,8 +22,26 @@ MAX_PAIRS = 100_000
 Step = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
-def deep_or_probe(run: RunFolder) -> tuple[Measured, str]:
-    """The routing to measure and, in words, of what text it is. Raises MoescopeError when the run has neither.
+def first_routing(subject: Subject) -> tuple[Measured, str]:
+    """The routing that is there without waiting and, in words, of what text it is. Raises MoescopeError."""
+    if isinstance(subject, TraceFile):
+        return loaders.trace(subject), _source(loaders.trace(subject))
+    step = loaders.probe_step(subject)
+    return loaders.probe(subject), f"held-out text that stays the same all through training, at step {step:,}"
+
+
+def deep_or_probe(subject: Subject) -> tuple[Measured, str]:
+    """The routing to measure and, in words, of what text it is. Raises MoescopeError when there is none."""
+    return first_routing(subject) if isinstance(subject, TraceFile) else _deep_or_probe(subject)
+
+
+def _source(measured: Measured) -> str:
+    source = measured.trace.source or "a model that the trace does not name"
+    return f"what the trace holds, of {source}"
+
+
+def _deep_or_probe(run: RunFolder) -> tuple[Measured, str]:
+    """More held-out text, or the probe.
 
     While a run trains, and where it has no checkpoint, that is the probe: small, but the processor is the trainer's.
     """
@@ -61,6 +82,16 @@ def measure_all(measured: Measured, wanted: Sequence[Step], label: str) -> None:
 
 def text_caption(measured: Measured, text: str) -> None:
     """How much text the figures of a page are of, and which."""
-    trace = measured.trace
-    documents = len(set(trace.document_ids.tolist()))
-    st.caption(f"{trace.num_tokens:,} tokens of {documents:,} documents: {text}.")
+    st.caption(plain(f"{amount(measured)}: {text}."))
+
+
+def amount(measured: Measured) -> str:
+    """ "2,000 tokens of 12 documents"; of a trace on disk, how much of it what looks at single tokens is of."""
+    tokens = measured.tokens
+    documents = len(np.unique(tokens.document_ids))
+    if not measured.is_sampled:
+        return f"{tokens.num_tokens:,} tokens of {documents:,} documents"
+    return (
+        f"{measured.trace.num_tokens:,} tokens, counted all; what looks at single tokens or pairs of experts is of "
+        f"{tokens.num_tokens:,} tokens of {documents:,} documents drawn from them"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import streamlit as st
 
 from app.components.token_view import TokenArrays, view_payload
@@ -33,16 +34,27 @@ def snapshot_payload(trace: RoutingTrace, series: str) -> dict[str, Any]:
 
 def snapshot_arrays(trace: RoutingTrace) -> TokenArrays:
     """The beginning of the first document of each domain, as the token view takes it."""
+    return arrays_of_trace(trace.select(first_documents(trace)))
+
+
+def first_documents(trace: RoutingTrace) -> npt.NDArray[np.bool_]:
+    """bool [T]: the beginning of the first document of each domain."""
+    mask = np.zeros(trace.num_tokens, dtype=np.bool_)
+    shown = 0
+    for domain in range(len(trace.domains)):
+        own = np.flatnonzero(trace.domain_ids == domain)
+        if own.size and shown < MOST_DOMAINS:
+            document = own[trace.document_ids[own] == trace.document_ids[own[0]]]
+            mask[document[:TOKENS_OF_EACH_DOMAIN]] = True
+            shown += 1
+    return mask
+
+
+def arrays_of_trace(shown: RoutingTrace) -> TokenArrays:
+    """All tokens of a trace as the token view takes them; their texts are what the trace's vocabulary says."""
     from moe_core.data.tokenizer import END_OF_TEXT
     from moe_core.routing.metrics import token_entropy
 
-    mask = np.zeros(trace.num_tokens, dtype=np.bool_)
-    for domain in range(min(len(trace.domains), MOST_DOMAINS)):
-        own = np.flatnonzero(trace.domain_ids == domain)
-        if own.size:
-            document = own[trace.document_ids[own] == trace.document_ids[own[0]]]
-            mask[document[:TOKENS_OF_EACH_DOMAIN]] = True
-    shown = trace.select(mask)
     texts = [shown.token_text(i) for i in range(shown.num_tokens)]
     first = np.flatnonzero(np.diff(shown.document_ids, prepend=shown.document_ids[0] - 1))
     has_entropy = shown.router_logits is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import numpy as np
 import streamlit as st
 
 from app import loaders, state
@@ -12,28 +13,36 @@ from app.components.comparison import Side, one_text
 from app.components.progress import progress_bar
 from app.components.token_view_passages import Passage, trace_passages
 from app.measured import Measured
+from app.subjects import Subject, TraceFile
 from moe_core.errors import UsageError
+from moe_core.runs import RunFolder
 
 if TYPE_CHECKING:
     from moe_core.routing import RoutingTrace
-    from moe_core.runs import RunFolder
 
 OWN = "Your own text"
 OWN_TEXT = "def total(prices):\n    return sum(prices)\n"
 
 
-def pick_text(run: RunFolder, letter: str, place: int) -> Side:
+def pick_text(subject: Subject, letter: str, place: int) -> Side:
     """Draw the picker of text `letter`; its choice stands in the URL as text_a, text_b. `place`: the domain that is
     chosen at first. Raises UsageError while there is no text."""
-    options = [*run.domains(), OWN]
+    if isinstance(subject, TraceFile):
+        measured = loaders.trace(subject)
+        options = [measured.tokens.domains[i] for i in np.unique(measured.tokens.domain_ids)]
+        if len(options) < 2:
+            raise UsageError(f"{subject.name} holds one kind of text only; choose what to hold it against beside it")
+    else:
+        options = [*subject.domains(), OWN]
     key = f"text_{letter.lower()}"
     state.preset(key, options, options[min(place, len(options) - 1)])
     name = str(st.segmented_control(f"Text {letter}", options, required=True, key=key, bind="query-params"))
-    if name == OWN:
-        return Side("your own text", _typed(run, f"{key}_typed"))
-    with progress_bar("Sending held-out text through the model") as bar:
-        routing = loaders.deep_routing(run, bar)
-    return Side(f"{name} text", routing.get(_of_domain, name))
+    if isinstance(subject, RunFolder):
+        if name == OWN:
+            return Side("your own text", _typed(subject, f"{key}_typed"))
+        with progress_bar("Sending held-out text through the model") as bar:
+            measured = loaders.deep_routing(subject, bar)
+    return Side(f"{name} text", measured.look(_of_domain, name))
 
 
 def _typed(run: RunFolder, key: str) -> Measured:

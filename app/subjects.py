@@ -1,0 +1,155 @@
+"""What the dashboard can be opened on besides a run: a trace in a file.
+
+Everything that was opened on this server is offered to every session under a short name. The name stands in the URL,
+the path does not: a link can only choose what somebody opened here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moe_core.errors import MoescopeError, TraceError, UsageError
+from moe_core.runs import RunFolder
+
+MAX_OPENED = 16
+"""More are not kept: what was opened longest ago goes first."""
+
+
+@dataclass(frozen=True)
+class TraceFile:
+    """A trace as written by RoutingTrace.save, TraceWriter or `main.py trace` and `main.py convert`."""
+
+    name: str
+    """As in the side bar and the URL: "trace text.parquet". No run has such a name, as those have no spaces."""
+    path: Path
+
+
+Opened = TraceFile
+Subject = RunFolder | Opened
+"""What a page shows."""
+
+_TRACES = "A trace keeps where tokens went and nothing else, so this page cannot show it: "
+NEEDS: dict[str, str] = {
+    "generation": f"{_TRACES}writing takes the model itself.",
+    "interventions": f"{_TRACES}switching experts off takes the model itself.",
+    "time": f"{_TRACES}the film of a training takes a run that was trained here.",
+}
+"""Why a page (by its URL) cannot show a trace."""
+
+
+def need(page: str) -> str | None:
+    """Why the page with this URL cannot show a trace, in one sentence; None where it can."""
+    return NEEDS.get(page)
+
+
+@dataclass
+class Registry:
+    """What was opened on this server, in the order of opening."""
+
+    _items: dict[str, Opened] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def all(self) -> list[Opened]:
+        """The last opened first."""
+        with self._lock:
+            return list(reversed(self._items.values()))
+
+    def find(self, name: str) -> Opened | None:
+        """What is open under this name."""
+        with self._lock:
+            return self._items.get(name)
+
+    def open_trace(self, path: str | Path, shown: str | None = None) -> TraceFile:
+        """Offer the trace at `path`, under the file's own name or `shown`. Raises TraceError when it is none."""
+        from moe_core.routing import RoutingTrace
+
+        place = Path(path).expanduser().resolve()
+        if place.is_dir():
+            raise TraceError(f"{str(path)!r} is a folder; expected a trace, a .parquet file")
+        RoutingTrace.open(place)
+        with self._lock:
+            known = next((one for one in self._items.values() if one.path == place), None)
+            found = known or TraceFile(self._free_name(f"trace {shown or place.name}"), place)
+            self._keep(found)
+        return found
+
+    def close(self, name: str) -> None:
+        """Offer it no longer; the file stays."""
+        with self._lock:
+            self._items.pop(name, None)
+
+    def _free_name(self, name: str) -> str:
+        """The name, with a number where another file has it already."""
+        number, free = 1, name
+        while free in self._items:
+            number += 1
+            free = f"{name} ({number})"
+        return free
+
+    def _keep(self, item: Opened) -> None:
+        self._items.pop(item.name, None)
+        self._items[item.name] = item
+        while len(self._items) > MAX_OPENED:
+            self._items.pop(next(iter(self._items)))
+
+
+OPENED = Registry()
+"""Of this server."""
+
+
+@dataclass
+class _CommandLine:
+    """Read once: what was closed in the side bar stays closed."""
+
+    read: tuple[str, ...] | None = None
+    first: str | None = None
+    errors: list[str] = field(default_factory=list)
+
+
+_command_line = _CommandLine()
+_lock = threading.Lock()
+
+
+def open_from_command_line(arguments: Sequence[str] | None = None) -> tuple[str | None, list[str]]:
+    """Open what `streamlit run app -- --trace X.parquet` names, once.
+
+    `arguments`: the program and its arguments, as in sys.argv. Returns the name of what was given first, or None, and
+    what could not be opened, one line each.
+    """
+    given = tuple(sys.argv if arguments is None else arguments)
+    if not given or Path(given[0]).name != "streamlit_app.py":
+        return None, []  # another program shows the dashboard: these are its own arguments
+    with _lock:
+        if _command_line.read != given:
+            _command_line.read, _command_line.first, _command_line.errors = given, None, []
+            try:
+                traces = _parsed(given[1:])
+            except UsageError as error:
+                _command_line.errors.append(str(error))
+                traces = []
+            for path in traces:
+                try:
+                    name = OPENED.open_trace(path).name
+                    _command_line.first = _command_line.first or name
+                except MoescopeError as error:
+                    _command_line.errors.append(str(error))
+        return _command_line.first, list(_command_line.errors)
+
+
+def _parsed(arguments: Sequence[str]) -> list[str]:
+    """Paths of traces. Raises UsageError."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--trace", action="append", default=[])
+    try:
+        known, unknown = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise UsageError(f"the dashboard cannot read its arguments: {error}; expected --trace FILE") from None
+    if unknown:
+        raise UsageError(f"argument {unknown[0]!r} is unknown to the dashboard; expected --trace FILE")
+    traces: list[str] = known.trace
+    return traces

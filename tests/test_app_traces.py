@@ -1,0 +1,256 @@
+"""The dashboard opened on a trace in a file, without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import subjects
+from app.components.open_other import open_path, open_upload
+from app.components.trace_text import document_titles
+from app.measured import Measured
+from app.subjects import OPENED, Registry, open_from_command_line
+from moe_core.errors import TraceError, UsageError
+from moe_core.routing import RoutingTrace
+
+ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
+PAGES = ("overview", "tokens", "domains", "experts", "flow", "compare")
+HOSTILE = "<img src=x onerror=alert(1)> :red[x] $x$"
+WORDS = ["the ", "court ", "return ", "x", "\n", HOSTILE]
+
+
+def small_trace(seed: int = 0, documents: int = 24, source: str = "model elsewhere") -> RoutingTrace:
+    """Layers 1 and 3 of 6 experts, 2 for each token; in layer 3 experts 0 to 2 take legal text, the others code."""
+    rng = np.random.default_rng(seed)
+    document_ids = np.repeat(np.arange(documents), 40)
+    domain_ids = document_ids % 2
+    first = np.stack([rng.integers(0, 3, document_ids.size), rng.integers(0, 3, document_ids.size) + 3 * domain_ids])
+    second = (first + 1 + rng.integers(0, 4, first.shape)) % 6
+    return RoutingTrace.from_arrays(
+        router_indices=np.stack([first, second], axis=2), router_scores=np.full((2, document_ids.size, 2), (0.6, 0.4)),
+        num_experts=6, token_ids=rng.integers(0, len(WORDS), document_ids.size), document_ids=document_ids,
+        domain_ids=domain_ids, domains=["legal", "code"], layers=[1, 3], source=source,
+        vocabulary=dict(enumerate(WORDS)),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trace_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("traces") / "recorded.parquet"
+    small_trace().save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _nothing_open() -> Iterator[None]:
+    yield
+    for one in OPENED.all():
+        OPENED.close(one.name)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., AppTest]:
+    """The dashboard started with `-- --trace ...`, without a run, at a page."""
+
+    def open_page(*arguments: str, page: str = "overview", root: Path | None = None, **query: str) -> AppTest:
+        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root or tmp_path))
+        monkeypatch.setattr("sys.argv", [str(ENTRY), *arguments])
+        monkeypatch.setattr(subjects, "_command_line", subjects._CommandLine())
+        at = AppTest.from_file(str(ENTRY), default_timeout=60)
+        for key, value in query.items():
+            at.query_params[key] = value
+        at.run()
+        if page != "overview":
+            at.switch_page(f"app_pages/{page}.py").run()
+        assert not at.exception, at.exception
+        return at
+
+    return open_page
+
+
+def shown(at: AppTest) -> str:
+    parts = [*at.main.title, *at.main.markdown, *at.main.caption, *at.main.error, *at.main.info]
+    return "\n".join(str(part.value) for part in parts).replace("\\", "")
+
+
+def test_a_trace_opens_without_a_run_and_is_described(trace_path: Path, opened: Callable[..., AppTest]) -> None:
+    at = opened("--trace", str(trace_path))
+    assert at.title[0].value.replace("\\", "") == "What is trace recorded.parquet, and is its routing healthy?"
+    text = shown(at)
+    assert "2 MoE layers of 6 experts, 2 for each token" in text
+    assert "960 tokens of 24 documents: what the trace holds, of model elsewhere" in text
+    assert at.metric[0].label == "Tokens"
+    assert at.session_state["layer"] == 3
+    links = [getattr(link, "label", "") for link in at.main.get("page_link")]
+    assert "Which experts write which words?" not in links
+    assert "Where does each token of my text go?" in links
+    assert not at.error
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_that_needs_no_model_shows_the_trace(
+    trace_path: Path, opened: Callable[..., AppTest], page: str
+) -> None:
+    at = opened("--trace", str(trace_path), page=page)
+    assert not at.error, [error.value for error in at.error]
+    assert len(at.main.get("vega_lite_chart")) + len(at.main.get("plotly_chart")) >= 1
+
+
+@pytest.mark.parametrize("page", ["generation", "interventions", "time"])
+def test_the_others_say_in_one_sentence_what_they_need(
+    trace_path: Path, opened: Callable[..., AppTest], page: str
+) -> None:
+    at = opened("--trace", str(trace_path), page=page)
+    assert "A trace keeps where tokens went and nothing else" in shown(at)
+    assert not at.error
+    assert len(at.main.get("page_link")) == 2
+
+
+def test_the_training_page_opens_as_ever(trace_path: Path, opened: Callable[..., AppTest]) -> None:
+    at = opened("--trace", str(trace_path), page="training")
+    assert at.button(key="start_training").label == "Start training"
+
+
+def test_domains_finds_what_is_planted_in_layer_3(trace_path: Path, opened: Callable[..., AppTest]) -> None:
+    at = opened("--trace", str(trace_path), page="domains")
+    table = at.dataframe[0].value
+    assert table["p_adjusted"].tolist()[1] < 0.05 < table["p_adjusted"].tolist()[0]
+
+
+def test_tokens_shows_a_chosen_document_as_text(trace_path: Path, opened: Callable[..., AppTest]) -> None:
+    from tests.test_app_tokens import payload_of, text_of
+
+    at = opened("--trace", str(trace_path), page="tokens")
+    assert payload_of(at)["count"] == 80  # one document of each domain
+    titles = document_titles(small_trace())
+    assert len(titles) == 24
+    title = next(title for title, document in titles.items() if document == 5)
+    at.selectbox(key="document").select(title).run()
+    payload = payload_of(at)
+    trace = small_trace().select(small_trace().document_ids == 5)
+    expected = "".join(trace.token_text(i) for i in range(40))
+    assert text_of(payload) == expected
+    assert payload["layers"] == [1, 3]
+
+
+def test_two_traces_are_compared_and_a_model_is_told_by_its_source(
+    tmp_path: Path, trace_path: Path, opened: Callable[..., AppTest]
+) -> None:
+    other = tmp_path / "later.parquet"
+    small_trace(seed=1, source="another model").save(other)
+    at = opened("--trace", str(trace_path), "--trace", str(other), page="compare")
+    assert at.segmented_control(key="compare_kind").value == "Two texts"
+    at.selectbox(key="compare").select("trace later.parquet").run()
+    at.segmented_control(key="compare_kind").select("Runs, steps or traces").run()
+    assert not at.exception
+    assert not at.error
+    assert "Experts of separately trained models have nothing in common" in at.info[0].value
+
+
+def test_a_trace_and_a_run_are_both_offered(
+    trace_path: Path, trained_root: Path, opened: Callable[..., AppTest]
+) -> None:
+    at = opened("--trace", str(trace_path), root=trained_root)
+    assert at.selectbox(key="run").options == ["trace recorded.parquet", "tiny"]
+    at.selectbox(key="run").select("tiny").run()
+    assert at.title[0].value == "What is tiny, and is its routing healthy?"
+    assert at.session_state["layer"] in (0, 1)
+    at.selectbox(key="run").select("trace recorded.parquet").run()
+    at.button(key="close_opened").click().run()
+    assert at.selectbox(key="run").options == ["tiny"]
+    assert at.title[0].value == "What is tiny, and is its routing healthy?"
+
+
+def test_a_link_to_a_trace_that_is_not_open_says_so(trained_root: Path, opened: Callable[..., AppTest]) -> None:
+    at = opened(root=trained_root, run="trace gone.parquet")
+    assert "is not open any more" in at.sidebar.warning[0].value
+    assert at.title[0].value == "What is tiny, and is its routing healthy?"
+
+
+def test_the_path_field_opens_a_trace_and_names_what_is_none(
+    trace_path: Path, tmp_path: Path, opened: Callable[..., AppTest]
+) -> None:
+    at = opened()
+    for wrong, said in (("", "No path is given"), (str(tmp_path), "folder"), (str(ENTRY), "streamlit_app.py")):
+        at.text_input(key="open_path").set_value(wrong)
+        at.button(key="open_button").click().run()
+        assert said in at.sidebar.error[0].value.replace("\\", "")
+        assert "\n" not in at.sidebar.error[0].value
+    at.text_input(key="open_path").set_value(str(trace_path))
+    at.button(key="open_button").click().run()
+    assert at.title[0].value.replace("\\", "").startswith("What is trace recorded.parquet")
+
+
+def test_an_upload_is_kept_under_its_content_and_shown_by_its_name(trace_path: Path) -> None:
+    content = trace_path.read_bytes()
+    opened = open_upload("../../etc/mine.parquet", content)
+    assert opened.name == "trace mine.parquet"
+    assert opened.path.parent.name.startswith("moescope-uploads-")
+    assert open_upload("mine.parquet", content) is opened
+    with pytest.raises(TraceError, match="damaged"):
+        open_upload("broken.parquet", content[:100])
+    with pytest.raises(UsageError, match="NUL"):
+        open_path("a\0b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--frace", "x"], "--frace"), (["--trace"], "--trace"), (["--trace", "/nowhere.parquet"], "/nowhere.parquet")],
+)
+def test_wrong_arguments_are_named_and_the_rest_still_works(
+    opened: Callable[..., AppTest], arguments: list[str], said: str
+) -> None:
+    at = opened(*arguments)
+    assert said in at.sidebar.error[0].value.replace("\\", "")
+    assert "There is no run yet" in shown(at)
+
+
+def test_arguments_of_another_program_are_left_alone() -> None:
+    assert open_from_command_line(["pytest", "--trace"]) == (None, [])
+
+
+def test_names_are_unique_and_the_oldest_goes(tmp_path: Path, trace_path: Path) -> None:
+    registry, content = Registry(), trace_path.read_bytes()
+    paths: list[Any] = []
+    for number in range(subjects.MAX_OPENED + 1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        paths.append(folder / "same.parquet")
+        paths[-1].write_bytes(content)
+        registry.open_trace(paths[-1])
+    names = [one.name for one in registry.all()]
+    assert len(set(names)) == subjects.MAX_OPENED
+    assert "trace same.parquet" not in names
+    assert names[0] == f"trace same.parquet ({subjects.MAX_OPENED + 1})"
+
+
+def test_a_trace_on_disk_gives_the_same_answers_as_in_memory(trace_path: Path) -> None:
+    from moe_core.routing import metrics
+
+    stored, whole = Measured(RoutingTrace.open(trace_path)), Measured(RoutingTrace.load(trace_path))
+    assert stored.get(metrics.expert_load).equals(whole.get(metrics.expert_load))
+    assert stored.part([1, 3]) is stored
+    assert stored.part([3]).trace.layers == [3]
+    assert not stored.is_sampled
+
+
+def test_a_trace_larger_than_memory_is_counted_on_disk(
+    opened: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from app import loaders, measured
+
+    large = tmp_path / "large.parquet"
+    small_trace(seed=2, documents=60).save(large)
+    monkeypatch.setattr(loaders, "MAX_TRACE_BYTES", 1000)
+    monkeypatch.setattr(measured, "SAMPLE_TOKENS", 1200)
+    for page in PAGES:
+        at = opened("--trace", str(large), page=page)
+        assert not at.error, (page, [error.value for error in at.error])
+        if page in ("overview", "domains", "experts", "flow"):
+            assert "2,400 tokens, counted all" in shown(at)
+            assert "1,200 tokens of 30 documents" in shown(at)
