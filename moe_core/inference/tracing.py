@@ -94,6 +94,8 @@ def write_documents_trace(
     fewer take less memory, of which the logits are the most: 4 bytes for each token and entry of the vocabulary.
     Raises UsageError for an empty text, TraceError when the disk refuses.
     """
+    if not any(document.text for document in documents):
+        raise UsageError("there is no text to trace; expected at least one document that is not empty")
     model = language_model(loaded)
     (progress or silent)("tokenising", 0, len(documents))
     dataset = _tokenised(model, documents)
