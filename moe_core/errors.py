@@ -31,3 +31,7 @@ class RunBusyError(RunError):
 
 class TraceError(MoescopeError):
     """A routing trace that is missing, damaged or inconsistent, or a router that could not be captured exactly."""
+
+
+class ModelError(MoescopeError):
+    """A Hugging Face model that is missing, damaged, of an unknown kind, or not safe to open."""

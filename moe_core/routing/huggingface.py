@@ -1,0 +1,221 @@
+"""Load a mixture-of-experts model of the transformers library, so that capture and intervene work on it.
+
+    loaded = load("path/to/model")
+    with capture(loaded.model) as recorder:
+        loaded.model(input_ids=token_ids)
+
+transformers is an optional install and imported only here. Nothing is run that the model's folder brings along, unless
+`trust_remote_code` says so, and weights are read from safetensors only: a pickle runs code when it is opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_core.errors import ModelError, TraceError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
+
+@dataclass(frozen=True)
+class HuggingFaceModel:
+    """A loaded model."""
+
+    model: torch.nn.Module
+    """In eval mode, where `device_map` says, else on the CPU."""
+    tokenizer: Any
+    """As the library makes it; None where the model brings none, so that texts must come as token ids."""
+    name: str
+    """Its folder's name, or its name on the hub."""
+
+
+def load(
+    path_or_name: str | Path,
+    *,
+    device_map: str | Mapping[str, Any] | None = None,
+    dtype: torch.dtype | str | None = None,
+    trust_remote_code: bool = False,
+    quantization_config: Any = None,
+) -> HuggingFaceModel:
+    """A model from a folder, or by its name from the library's cache or the hub.
+
+    `device_map` and `quantization_config` are passed on (they need the library's own extras, such as accelerate);
+    `dtype` None = as its weights are stored. Whether its routers can be captured is found out before weights are read.
+    Raises UsageError if transformers is missing, ModelError for a model that is not there, damaged, of an unknown kind
+    or with code or pickles of its own, TraceError for one without routers or that cannot be captured exactly.
+    """
+    transformers = _library()
+    folder = Path(path_or_name).expanduser()
+    local = folder.is_dir()
+    if not local and (folder.exists() or str(path_or_name)[:1] in "./~" or len(folder.parts) > 2):
+        raise ModelError(f"there is no model folder {str(path_or_name)!r}; expected one with config.json and weights")
+    place = str(folder) if local else str(path_or_name)
+    name = folder.resolve().name if local else place
+    if local:
+        _check_folder(folder)
+    with _quiet(transformers), _explained(name, local):
+        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        model_class = _model_class(transformers, config, trust_remote_code)
+        _check_routers(model_class, config, name, trust_remote_code)
+        extra = {"device_map": device_map, "quantization_config": quantization_config}
+        model, report = model_class.from_pretrained(
+            place,
+            config=config,
+            dtype="auto" if dtype is None else dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **{key: value for key, value in extra.items() if value is not None},
+        )
+        tokenizer = _tokenizer(transformers, place, local=local, trust_remote_code=trust_remote_code)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"the weights of {name} lack {len(missing)} of its parameters, such as {missing[0]!r}; they belong to "
+            "another architecture or were not copied completely"
+        )
+    _check_vocabulary(model, tokenizer, name)
+    return HuggingFaceModel(model.eval(), tokenizer, name)
+
+
+def _library() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UsageError(
+            "Hugging Face models need the transformers library; python -m pip install -r requirements-huggingface.txt"
+        ) from error
+    return transformers
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ModelError for a folder whose weights are missing, cut off, or kept in pickles."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder.name} has no config.json; expected the folder of a Hugging Face model")
+    shards = sorted(folder.glob("*.safetensors"))
+    pickles = sorted(path for pattern in _PICKLES for path in folder.glob(pattern))
+    if not shards and pickles:
+        raise ModelError(
+            f"the weights of {folder.name} are a pickle ({pickles[0].name}), which can run code when it is opened; if "
+            "you trust it, convert it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{folder.name}/{index.name} is damaged; copy it again") from error
+        if absent := sorted(listed - {path.name for path in shards}):
+            raise ModelError(f"{folder.name} lacks {len(absent)} of its files of weights, such as {absent[0]!r}")
+    if not shards:
+        raise ModelError(f"{folder.name} has no weights; expected *.safetensors beside config.json")
+    from safetensors import SafetensorError, safe_open
+
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{folder.name}/{shard.name} is damaged or cut off ({error}); copy it again") from error
+
+
+def _model_class(transformers: Any, config: Any, trust_remote_code: bool) -> Any:
+    """The library's class that continues text, else the nearest one it has for the configuration."""
+    kinds = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM", "AutoModel")
+    own_code = getattr(config, "auto_map", None) or {}
+    for kind in kinds:
+        known = type(config) in getattr(transformers, kind)._model_mapping
+        if known or (trust_remote_code and kind in own_code):
+            return getattr(transformers, kind)
+    return transformers.AutoModelForCausalLM
+
+
+def _check_routers(model_class: Any, config: Any, name: str, trust_remote_code: bool) -> None:
+    """Raise TraceError now, from the architecture alone, for a model that could not be captured once it is loaded."""
+    import torch
+
+    from moe_core.routing.routers import find_routers
+
+    with torch.device("meta"):
+        bare = model_class.from_config(config, trust_remote_code=trust_remote_code)
+    try:
+        find_routers(bare)
+    except TraceError as error:
+        if "has no router" not in str(error):
+            raise
+        raise TraceError(
+            f"{name} ({config.model_type}) has no router: it is a dense model, or its experts are of a kind that is "
+            "not known here (docs/families.md lists those that are)"
+        ) from error
+
+
+def _tokenizer(transformers: Any, place: str, *, local: bool, trust_remote_code: bool) -> Any:
+    """None where there is no tokenizer; one that is there but cannot be read is an error."""
+    if local and not any((Path(place) / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except OSError:
+        if local:
+            raise
+        return None
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    embedding = model.get_input_embeddings()
+    rows = getattr(embedding, "num_embeddings", None)
+    if tokenizer is not None and isinstance(rows, int) and len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens, its model reads {rows}; they belong to two models"
+        )
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No progress bars and warnings of the library: what matters is raised."""
+    before, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(name: str, local: bool) -> Iterator[None]:
+    """The library's errors, which are pages long, in one line that says what to do."""
+    try:
+        yield
+    except (ModelError, TraceError, UsageError):
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
+        text = " ".join(str(error).split())
+        raise ModelError(_explanation(name, local, text)) from error
+
+
+def _explanation(name: str, local: bool, text: str) -> str:
+    if "trust_remote_code" in text:
+        return (
+            f"{name} brings its own code, which was not run; read it, and if you trust it give --trust-remote-code "
+            "(trust_remote_code=True)"
+        )
+    if "does not recognize this architecture" in text or "Unrecognized model" in text:
+        return f"{name} is of a kind that this transformers does not know; update it (requirements-huggingface.txt)"
+    if "ccelerate" in text:
+        return "device_map needs the accelerate library; python -m pip install accelerate, or leave device_map out"
+    if not local and ("offline" in text.lower() or "connect" in text.lower() or "not a valid model" in text):
+        return f"there is no folder {name!r}, and no model of this name in the cache or on the hub"
+    if "size mismatch" in text or "mismatched" in text:
+        return f"the weights of {name} have other shapes than its config.json says: {text[:160]}"
+    return f"{name} could not be loaded: {text[:200]}"
