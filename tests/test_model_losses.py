@@ -62,3 +62,12 @@ def test_extreme_logits_give_finite_losses_and_gradients(extreme: float) -> None
     loss = load_balancing_loss(logits_TE, indices_TK, 3) + router_z_loss(logits_TE)
     assert loss.isfinite()
     assert torch.autograd.grad(loss, logits_TE)[0].isfinite().all()
+
+
+def test_sigmoid_balance_uses_shares_of_the_sum_of_sigmoids() -> None:
+    # sigmoid(0) = 1/2 and sigmoid(ln 3) = 3/4: shares 2/5 and 3/5; both tokens go to expert 1: 2 * (1 * 3/5) = 6/5.
+    logits = torch.tensor([[0.0, math.log(3.0)]]).expand(2, 2)
+    indices = torch.tensor([[1], [1]])
+    torch.testing.assert_close(load_balancing_loss(logits, indices, 2, "sigmoid"), torch.tensor(1.2))
+    even = load_balancing_loss(torch.full((4, 4), -200.0), torch.arange(4)[:, None], 4, "sigmoid")
+    torch.testing.assert_close(even, torch.tensor(1.0))

@@ -128,3 +128,85 @@ def test_no_expert_exceeds_its_capacity(tokens: int, num_experts: int, factor: f
     assert used.numel() > 0
     assert used.bincount().max() <= capacity
     assert torch.equal(routed.router_scores == 0, routed.router_indices < 0)
+
+
+def biased(logits_TE: Tensor, top_k: int, bias: list[float], **options: bool) -> RouterOutput:
+    """As `route`, through sigmoids and a selection bias."""
+    router = TopKRouter(logits_TE.shape[1], logits_TE.shape[1], top_k, kind="sigmoid", **options)
+    torch.nn.init.eye_(router.weight)
+    router.load_state_dict(router.state_dict() | {"expert_bias": torch.tensor(bias)})
+    out: RouterOutput = router.eval()(logits_TE)
+    return out
+
+
+def test_hand_computed_sigmoid_scores_and_a_bias_that_selects_but_does_not_weigh() -> None:
+    # sigmoid(ln 1, ln 3, ln 4, ln 1/4) = 1/2, 3/4, 4/5, 1/5
+    logits_TE = torch.log(torch.tensor([[1.0, 3.0, 4.0, 0.25]]))
+    plain = biased(logits_TE, 2, [0.0] * 4)
+    assert plain.router_indices.tolist() == [[2, 1]]
+    torch.testing.assert_close(plain.router_scores, torch.tensor([[0.8 / 1.55, 0.75 / 1.55]]))
+    # 1/5 + 0.7 = 0.9 is now the largest of all, yet it weighs 1/5 and comes second.
+    lifted = biased(logits_TE, 2, [0.0, 0.0, 0.0, 0.7], normalize_scores=False)
+    assert lifted.router_indices.tolist() == [[2, 3]]
+    torch.testing.assert_close(lifted.router_scores, torch.tensor([[0.8, 0.2]]))
+    torch.testing.assert_close(biased(logits_TE, 1, [0.0] * 4).router_scores, torch.tensor([[0.8]]))
+
+
+def test_the_bias_moves_against_the_load_by_its_speed() -> None:
+    router = TopKRouter(4, 4, 2, kind="sigmoid")
+    # Tokens per expert 3, 1, 2, 0 with one slot unused more: the mean is 1.5.
+    chosen = torch.tensor([[0, 1], [0, 2], [0, 2], [-1, -1]])
+    router.update_bias(chosen, 0.01)
+    router.update_bias(chosen, 0.01)
+    assert router.expert_bias is not None
+    torch.testing.assert_close(router.expert_bias, torch.tensor([-0.02, 0.02, -0.02, 0.02]))
+    router.update_bias(torch.tensor([[0, 1], [2, 3]]), 0.01)  # even: nothing to mend
+    torch.testing.assert_close(router.expert_bias, torch.tensor([-0.02, 0.02, -0.02, 0.02]))
+    TopKRouter(4, 4, 2).update_bias(chosen, 0.01)  # without a bias: nothing happens
+    assert set(TopKRouter(4, 4, 2).state_dict()) == {"weight"}
+
+
+def test_the_bias_evens_out_a_load_that_no_gradient_touches() -> None:
+    """Tokens that all prefer experts 0 and 1 (MaxVio = 1 of at most 1): after a while each expert gets its share."""
+    torch.manual_seed(0)
+    router = TopKRouter(4, 4, 2, kind="sigmoid").eval()
+    torch.nn.init.eye_(router.weight)
+    tokens = torch.randn(512, 4) * 0.3 + torch.tensor([1.0, 1.0, -0.5, -1.0])
+    counts = []
+    for _ in range(200):
+        indices = router(tokens).router_indices
+        counts.append(indices.flatten().bincount(minlength=4))
+        router.update_bias(indices, 0.005)
+    assert counts[0].max() > 1.9 * counts[0].float().mean()
+    assert counts[-1].max() < 1.1 * counts[-1].float().mean()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 8), st.integers(2, 8), st.data())
+def test_the_contract_holds_for_sigmoid_routers_too(tokens: int, num_experts: int, data: st.DataObject) -> None:
+    top_k = data.draw(st.integers(1, num_experts))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    scale = data.draw(st.sampled_from([1.0, 1e3]))  # at 1e3 sigmoids are 0 and 1: logits decide among equals
+    logits_TE, bias_E = scale * torch.randn(tokens, num_experts), torch.randn(num_experts)
+    routed = biased(logits_TE, top_k, bias_E.tolist())
+    assert all(len(set(row)) == top_k for row in routed.router_indices.tolist())
+    assert (routed.router_scores.diff(dim=1) <= 0).all()
+    assert routed.router_scores.isfinite().all()
+    if top_k > 1:
+        torch.testing.assert_close(routed.router_scores.sum(dim=1), torch.ones(tokens))
+    order = torch.randperm(num_experts)
+    permuted = biased(logits_TE[:, order], top_k, bias_E[order].tolist())
+    torch.testing.assert_close(order[permuted.router_indices], routed.router_indices)
+
+
+def test_absent_and_forced_experts_of_a_sigmoid_router_whatever_their_bias() -> None:
+    router = TopKRouter(3, 3, 2, kind="sigmoid")
+    router.load_state_dict(
+        router.state_dict() | {"weight": torch.eye(3), "expert_bias": torch.tensor([5.0, 0.0, -5.0])}
+    )
+    logits_TE = torch.tensor([[float("-inf"), 1.0, 2.0]])
+    scores, indices = router.choose(logits_TE, 2)
+    assert indices.tolist() == [[2, 1]]
+    assert scores.isfinite().all()
+    _, indices = router.choose(torch.tensor([[0.0, 1.0, 1.0]]), 1, forced=[2])
+    assert indices.tolist() == [[2]]

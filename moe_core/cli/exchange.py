@@ -26,7 +26,7 @@ def export(arguments: argparse.Namespace, output: Output) -> int:
 
     loaded = load_run(arguments.run)
     exported = export_run(loaded, target)
-    documents = _write_unseen(loaded, Path(arguments.unseen)) if arguments.unseen is not None else None
+    documents = write_unseen(loaded, Path(arguments.unseen)) if arguments.unseen is not None else None
     output.say(
         f"Run {arguments.run}, step {loaded.step:,}, as a {exported.family} checkpoint in {target}: "
         f"{exported.parameters:,} parameters in float32, contexts of {exported.context:,} tokens"
@@ -82,7 +82,7 @@ def _folder(path: str, option: str) -> Path:
     return Path(path)
 
 
-def _write_unseen(loaded: LoadedRun, path: Path) -> int:
+def write_unseen(loaded: LoadedRun, path: Path) -> int:
     """The unseen text that `--evaluate` scores, a document a line, for lm-eval (docs/lm_eval); how many there are."""
     from moe_core.evaluation.evaluate import scored_documents
 

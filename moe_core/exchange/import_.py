@@ -37,6 +37,8 @@ def import_checkpoint(source: Path, run: RunFolder) -> tuple[Config, Family]:
     """
     if not (source / "config.json").is_file():
         raise UsageError(f"--from {str(source)!r} has no config.json; expected the folder of a Hugging Face checkpoint")
+    if run.path.resolve() == source.resolve():
+        raise UsageError(f"--run {run.name!r} is the folder {str(source)!r} itself; choose another name for the run")
     tree = read_json_object(source / "config.json")
     model_config, family = from_huggingface(tree)
     check_fits_memory(model_config)

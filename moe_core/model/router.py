@@ -4,6 +4,7 @@ DeepSeek-V3, arXiv:2412.19437, sec. 2.1.2)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -71,17 +72,18 @@ class TopKRouter(nn.Module):
             indices_TK = indices_TK.masked_fill(~kept_TK, -1)
         return RouterOutput(logits_TE, scores_TK, indices_TK)
 
-    def choose(self, logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Steps 2 to 4 for given logits [T, E] and 1 <= top_k <= E: scores [T, top_k] and indices [T, top_k].
 
         Interventions choose again with it. Weights are divided by their sum if the router was built to do so, whatever
         `top_k` is asked for: the experts were trained at that scale. An expert of logit -inf comes after all others.
+        `forced` experts, at most top_k, have the largest logits; they are chosen whatever their bias.
         """
         normalized = self.normalize_scores and self.top_k > 1
         # Chosen by logits, not probabilities: these underflow to equal zeros when one logit towers above the rest.
         order_TE = logits_TE.detach().sort(dim=-1, descending=True, stable=True).indices
         if self.expert_bias is not None:
-            return self._choose_biased(logits_TE, order_TE, top_k, normalized)
+            return self._choose_biased(logits_TE, order_TE, top_k, forced, normalized)
         indices_TK = order_TE[:, :top_k]
         if normalized:
             # softmax over the chosen = softmax over all, divided by the chosen's sum, in half the steps.
@@ -97,12 +99,13 @@ class TopKRouter(nn.Module):
             self.expert_bias += speed * torch.sign(counts_E.mean() - counts_E)
 
     def _choose_biased(
-        self, logits_TE: Tensor, order_TE: Tensor, top_k: int, normalized: bool
+        self, logits_TE: Tensor, order_TE: Tensor, top_k: int, forced: Sequence[int], normalized: bool
     ) -> tuple[Tensor, Tensor]:
         """The same by sigmoid(logit) + expert_bias; `order_TE`, by logit, decides where sigmoids saturate to equals."""
         assert self.expert_bias is not None
         scores_TE = logits_TE.sigmoid()
         selection_TE = (scores_TE.detach() + self.expert_bias.float()).masked_fill(logits_TE == -math.inf, -math.inf)
+        selection_TE[:, list(forced)] = math.inf
         rank_TE = selection_TE.gather(-1, order_TE).sort(dim=-1, descending=True, stable=True).indices
         chosen_TE = torch.zeros_like(logits_TE, dtype=torch.bool)
         chosen_TE.scatter_(-1, order_TE.gather(-1, rank_TE[:, :top_k]), True)

@@ -103,10 +103,12 @@ class Form:
         call: Call,  # noqa: ARG002 - other forms run it again
         logits: Tensor,
         top_k: int,
-        forced: Sequence[int],  # noqa: ARG002 - their logits lead already
+        forced: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
         """Scores and indices [T, top_k] by the router's own rule, from other logits [T, E]; -inf = not to be chosen."""
-        scores, indices = router.module.choose(logits, top_k)  # type: ignore[operator]
+        # Their logits lead already; only a bias that selection adds could put others first.
+        biased = getattr(router.module, "expert_bias", None) is not None
+        scores, indices = router.module.choose(logits, top_k, *([forced] if biased else []))  # type: ignore[operator]
         return scores, indices
 
 

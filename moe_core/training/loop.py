@@ -159,7 +159,15 @@ def _train(
             evaluate_splits(
                 run, model, held_out, state, seq_len=training.seq_len, progress=progress if is_last else None
             )
-            observe_routing(run, model, probe, state, seq_len=training.seq_len, vocabulary=vocabulary)
+            observe_routing(
+                run,
+                model,
+                probe,
+                state,
+                seq_len=training.seq_len,
+                vocabulary=vocabulary,
+                fine_tuning=bool(training.init_from),
+            )
             write_sample(run, model, data, config, state)
             state.evaluated_step = state.step
             state.clock.add_evaluation(time.perf_counter() - began)

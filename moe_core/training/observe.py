@@ -86,8 +86,12 @@ def observe_routing(
     *,
     seq_len: int,
     vocabulary: Sequence[str],
+    fine_tuning: bool = False,
 ) -> None:
-    """Keep the probe set's routing, log the load of every MoE layer, and say which experts a domain has come to own."""
+    """Keep the probe set's routing, log the load of every MoE layer, and say which experts a domain has come to own.
+
+    `fine_tuning`: the weights were trained before; experts that a domain owns at step 0 are known, not news.
+    """
     trace = probe_routing(
         model,
         probe,
@@ -98,11 +102,13 @@ def observe_routing(
     compact(trace).save(run.probe_path(state.step))
     for record in load_records(trace, state.step):
         run.append_metrics(record)
-    if state.step == 0:
+    if state.step == 0 and not fine_tuning:
         return  # random weights: what they prefer was not learned
     for owner, lift in domain_experts(trace, state.owned_experts):
         layer, expert, domain = owner
         state.owned_experts.append(owner)
+        if state.step == 0:
+            continue
         log_event(
             run,
             state.step,

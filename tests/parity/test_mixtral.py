@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import MixtralForCausalLM
 
 from moe_core.config import ModelConfig
-from moe_core.model import MoETransformer
-from tests.parity.hugging_face_weights import load_into, router_indices
+from tests.parity.hugging_face_weights import as_transformers, random_model, router_indices
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
-def test_logits_and_experts_equal_mixtral(implementation: str, dtype: torch.dtype) -> None:
+def test_logits_and_experts_equal_mixtral(implementation: str, dtype: torch.dtype, tmp_path: Path) -> None:
     config = ModelConfig(
-        vocab_size=300,
+        vocab_size=290,
         dim=32,
         num_layers=3,
         num_heads=4,
@@ -27,34 +28,13 @@ def test_logits_and_experts_equal_mixtral(implementation: str, dtype: torch.dtyp
         qk_norm=False,
         rope_theta=5_000.0,
     )
-    torch.manual_seed(0)
-    model = MoETransformer(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    mixtral = MixtralForCausalLM(
-        MixtralConfig(
-            vocab_size=300,
-            hidden_size=32,
-            intermediate_size=24,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            max_position_embeddings=64,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": 5_000.0},
-            num_local_experts=4,
-            num_experts_per_tok=2,
-            tie_word_embeddings=True,
-            attn_implementation="sdpa",
-        )
-    ).eval()
+    model = random_model(config)
+    mixtral = as_transformers(model, tmp_path / "hf")
+    assert isinstance(mixtral, MixtralForCausalLM)
     mixtral.set_experts_implementation(implementation)
-    load_into(mixtral, model)
     model, mixtral = model.to(dtype), mixtral.to(dtype)
 
-    token_ids = torch.randint(0, 300, (2, 40))
+    token_ids = torch.randint(0, 290, (2, 40))
     with torch.no_grad():
         ours = model(token_ids)
     logits, chosen = router_indices(mixtral, token_ids)
