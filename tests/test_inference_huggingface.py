@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.inference.loaded import LanguageModel, context_window, language_model
 from moe_core.inference.tracing import trace_documents, trace_text, write_documents_trace
 from moe_core.inference.windows import as_dataset
-from moe_core.routing import Intervention, RoutingTrace, capture, intervene
+from moe_core.routing import Intervention, RoutingTrace, capture, intervene, parquet
 
 GREEDY = SamplingConfig(max_new_tokens=12, temperature=0)
 
@@ -175,6 +176,11 @@ def test_what_is_no_causal_language_model_with_experts_is_refused_by_name() -> N
     both = transformers.AutoModelForSeq2SeqLM.from_config(switch).eval()
     with pytest.raises(UsageError, match=r"\(switch_transformers\) reads one text and writes another"):
         language_model(Foreign(both, tokenizer, "m"))
+    doge = transformers.DogeConfig(
+        is_moe=True, num_experts=4, hidden_size=16, intermediate_size=16, num_hidden_layers=1
+    )
+    with pytest.raises(UsageError, match=r"\(doge\) routes a token otherwise when other texts are read beside it"):
+        language_model(Foreign(transformers.DogeForCausalLM(doge).eval(), tokenizer, "m"))
     dense = transformers.AutoModelForCausalLM.from_config(
         transformers.LlamaConfig(vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                                  num_attention_heads=2)
@@ -301,6 +307,28 @@ def test_logits_are_left_out_of_a_large_file(
     monkeypatch.setattr(tracing, "MAX_LOGITS_BYTES", tracing.logits_bytes(qwen, small.num_tokens) - 1)
     large = write_documents_trace(qwen, [TEXTS], tmp_path / "y.parquet")
     assert RoutingTrace.load(large.path).router_logits is None
+
+
+def test_memory_grows_with_the_text_and_not_with_its_routing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 layers of 4 slots are 384 bytes a token; the text itself, in all its arrays, stays far below."""
+    deep = tiny_model("olmoe", num_hidden_layers=16, num_experts_per_tok=4, hidden_size=16, intermediate_size=8)
+    model = language_model(Foreign(deep, trained_tokenizer("byte-level"), "deep"))
+    monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 1024)
+    monkeypatch.setattr("moe_core.inference.windows.TOKENS_PER_BATCH", 1024)
+    monkeypatch.setattr(tracing, "MAX_LOGITS_BYTES", 0)
+
+    def peak(documents: int) -> tuple[int, int]:
+        tracemalloc.start()
+        try:
+            stored = write_documents_trace(model, [TEXTS] * documents, tmp_path / "x.parquet")
+            return stored.num_tokens, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(20)
+    (few, before), (many, after) = peak(50), peak(250)
+    assert many == 5 * few > 14_000
+    assert after - before < 0.3 * (many - few) * 16 * 4 * 6
 
 
 def test_an_unreadable_id_or_an_interruption_leaves_no_file(qwen: LanguageModel, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from moe_core.routing import capture
 
 UNLIMITED_WINDOW = 32_768
 """Context of a model that names no limit, because its layers have none: what it is shown at once at most."""
+_MIXES_TOKENS = ("doge",)
+"""Families whose routers mix the logits of the tokens that are read together (see docs/families.md)."""
 _LIMITS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length", "max_sequence_length")
 
 
@@ -46,6 +48,11 @@ class HuggingFaceLanguageModel:
         model: nn.Module = loaded.model
         config: Any = model.config
         name = f"model {getattr(loaded, 'name', '') or getattr(config, 'name_or_path', '') or type(model).__name__}"
+        if config.model_type in _MIXES_TOKENS:
+            raise UsageError(
+                f"{name} ({config.model_type}) routes a token otherwise when other texts are read beside it, so traces "
+                "would depend on the batch; capture(model) records one reading of yours"
+            )
         if getattr(config, "is_encoder_decoder", False):
             raise UsageError(f"{name} ({config.model_type}) reads one text and writes another; expected a causal model")
         with torch.inference_mode(), capture(model, keep_logits=False) as recorder:
