@@ -30,7 +30,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 
 NOTES = {
     "dbrx": "The choice is read from the call of the experts.",
-    "deepseek_v4": "Layers that choose by a hash of the token are captured too; they cannot choose again.",
+    "deepseek_v4": "All but ablation is refused in the first layers, which look their experts up by the token.",
     "diffusion_gemma": "Encoder's text model; the decoder is captured as a part of its own.",
     "doge": "Product keys: an expert's logit is the sum of two. In a full forward the library mixes the logits of "
     "different tokens, so that it differs from generation token by token.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -45,21 +46,26 @@ class TripleForm(Form):
 
     def read(self, router: Router, call: Call) -> Choice:
         logits, scores, indices = contract_triple(router, call.output)
-        return checked(router, logits.log() if _are_probabilities(logits) else logits, scores, indices)
+        return checked(router, as_logits(logits), scores, indices)
 
     def choose(
         self, router: Router, call: Call, logits: Tensor, top_k: int, forced: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
+        import torch
+
         from moe_core.routing.huggingface_replay import chosen_again
 
         reported = call.output[self.logits_item]
-        probabilities = _are_probabilities(reported)
-        absent = (logits == -float("inf")).all(dim=0).nonzero().flatten().tolist()
+        replacement = logits.to(reported.dtype)
+        if _are_probabilities(reported):
+            # Back and forth would round, which matters where the logits are as they were.
+            replacement = reported if torch.equal(logits, as_logits(reported)) else logits.softmax(dim=-1)
+        absent = (logits == -math.inf).all(dim=0).nonzero().flatten().tolist()
         choice = chosen_again(
             router,
             call,
             reported,
-            logits.softmax(dim=-1) if probabilities else logits.to(reported.dtype),
+            replacement,
             top_k,
             absent,
             forced,
@@ -183,6 +189,13 @@ class ZayaForm(TripleForm):
         return "may choose no expert at all, which has no logit here"
 
 
+class HashForm(TripleForm):
+    """DeepSeek-V4's first layers: the token's id says which experts; the logits only weigh them."""
+
+    def choose_refused(self, router: Router) -> str | None:  # noqa: ARG002
+        return "looks its experts up by the token, so it does not choose"
+
+
 class InklingForm(TripleForm):
     """One item more: the weights of the shared experts, in one softmax with those of the chosen."""
 
@@ -251,6 +264,7 @@ class DogeForm(TripleForm):
 
 FORMS: dict[str, Callable[[], TripleForm]] = {
     "DbrxExperts": DbrxForm,
+    "DeepseekV4HashRouter": HashForm,
     "DogeCDMoE": DogeForm,
     "InklingTopkRouter": InklingForm,
     "JetMoeTopKGating": JetMoeForm,
@@ -287,6 +301,10 @@ def score_function_of(module: torch.nn.Module, config: Any) -> ScoreFunction:
     return "softmax"
 
 
+_SMALLEST = 1e-30
+"""Stands for a probability that underflowed to 0; smaller than any that decides something."""
+
+
 def checked(router: Router, logits: Tensor | None, scores: Tensor, indices: Tensor) -> Choice:
     """A Choice of the right shapes. Raises TraceError for any other."""
     T = len(scores)
@@ -299,6 +317,11 @@ def checked(router: Router, logits: Tensor | None, scores: Tensor, indices: Tens
             f"expected [T,{E}], [T,{K}] and whole numbers [T,{K}]; this family cannot be captured exactly"
         )
     return Choice(logits, scores, indices)
+
+
+def as_logits(values: Tensor) -> Tensor:
+    """[T,E]; of probabilities their logarithms, which are logits up to a constant, and finite."""
+    return values.clamp(min=_SMALLEST).log() if _are_probabilities(values) else values
 
 
 def _are_probabilities(values: Tensor) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from moe_core.errors import UsageError
+from moe_core.errors import TraceError, UsageError
 from moe_core.routing.routers import Call, Choice, Router
 
 _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
@@ -49,7 +49,10 @@ def chosen_again(
         raise UsageError(f"{router.described} cannot choose again with top_k = {top_k}: {reason}") from error
     if not edit.found:
         raise UsageError(f"{router.described} does not compute its logits in one step; use mode zero or renormalise")
-    choice = read(Call(call.args, call.kwargs, output))
+    try:
+        choice = read(Call(call.args, call.kwargs, output))
+    except TraceError as error:
+        raise UsageError(f"{router.described} does not choose {top_k} experts a token, although told to") from error
     _verify(router, choice, top_k, absent, forced)
     return choice
 
