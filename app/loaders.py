@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from app.measured import Measured
-from app.subjects import TraceFile
+from app.subjects import ForeignModel, Live, TraceFile
 from moe_core.config import Config
-from moe_core.errors import RunError
+from moe_core.errors import RunError, UsageError
 from moe_core.progress import Progress
 from moe_core.runs import RunFolder, RunSummary, list_runs
 from moe_core.runs.names import checkpoints_root
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from app.components.text_pair import TextPair
+    from data_gen import Document
+    from moe_core.inference.loaded import LanguageModel
     from moe_core.routing import Intervention
     from moe_core.routing.trace import RoutingTrace
     from moe_core.runs.analysis import Table
@@ -39,6 +41,8 @@ DEEP_TOKENS_PER_DOMAIN = 4_096
 """Of held-out text for pages that look at single experts and pairs of them: some 20 documents of each domain."""
 MAX_TRACE_BYTES = 2**28
 """Of one trace in memory; a larger one is counted part by part and sampled where single tokens are shown."""
+EXAMPLE_TOKENS_PER_DOMAIN = 1_024
+"""Of our own text for a model that brings none: some minutes for a large model on a processor."""
 MAX_SNAPSHOTS = 64
 """Of one run, read at once: more would not fit a picture."""
 Stamp = tuple[int, int, int]
@@ -133,6 +137,51 @@ def _trace(path: str, changed: Stamp) -> Measured:
     return Measured(RoutingTrace.load(path) if fits else stored)
 
 
+def model_routing(model: ForeignModel, progress: Progress | None = None) -> Measured:
+    """Routing of example_text by the model; `progress` is called while it is made the first time. Raises
+    MoescopeError."""
+    from moe_core.inference.tracing import trace_documents
+
+    place = _held_out_place(*_weights_key(model), EXAMPLE_TOKENS_PER_DOMAIN, "", (0, 0, 0))
+    with place.lock:
+        if place.measured is None:
+            language, tokens = language_model(model), EXAMPLE_TOKENS_PER_DOMAIN
+            routed = trace_documents(language, _beginnings(model), progress=progress, tokens_per_domain=tokens)
+            place.measured = Measured(routed)
+        return place.measured
+
+
+def _beginnings(model: ForeignModel) -> list[Document]:
+    documents = example_text(model)
+    if not documents:
+        raise UsageError(f"{model.name} came without a tokenizer, so no text can be sent through it; see Tokens")
+    return [replace(document, text=document.text[:BEGINNING]) for document in documents]
+
+
+def example_text(subject: Live) -> list[Document]:
+    """Text to look at: what the run was not trained on; for another model our own in four domains, or nothing where it
+    has no tokenizer to read text with. Raises MoescopeError."""
+    if isinstance(subject, RunFolder):
+        return subject.held_out("unseen") or subject.held_out("validation")
+    from moe_core.inference.foreign_tokenizer import IdTokenizer
+
+    return [] if isinstance(language_model(subject).tokenizer, IdTokenizer) else _our_text()
+
+
+@st.cache_resource(max_entries=1, show_spinner=False)
+def _our_text() -> list[Document]:
+    from data_gen import generate_corpus
+
+    return generate_corpus(500, splits=["unseen"])  # 20 documents of each domain
+
+
+def domains(subject: Live) -> list[str]:
+    """Names of the kinds of text in example_text."""
+    if isinstance(subject, RunFolder):
+        return list(subject.domains())
+    return list(dict.fromkeys(document.domain for document in example_text(subject)))
+
+
 def probe_trace(run: RunFolder, step: int) -> RoutingTrace:
     """The probe's trace at `step`. Raises TraceError when there is none."""
     return probe(run, step).tokens
@@ -174,7 +223,7 @@ def deep_routing(run: RunFolder, progress: Progress | None = None, through: RunF
 
 def _held_out(run: RunFolder, tokens_per_domain: int, progress: Progress | None, through: RunFolder) -> Measured:
     text = run.path / "held_out.parquet"
-    place = _held_out_place(*_checkpoint_key(through), tokens_per_domain, str(text), stamp(text))
+    place = _held_out_place(*_weights_key(through), tokens_per_domain, str(text), stamp(text))
     with place.lock:
         if place.measured is None:
             place.measured = Measured(_route_held_out(run, tokens_per_domain, progress, through))
@@ -227,16 +276,16 @@ def _ablation(root: str, name: str, mode: str, changed: tuple[Stamp, ...]) -> pd
     return read_ablation_map(RunFolder(name, root), mode)
 
 
-def expert_effect(run: RunFolder, intervention: Intervention, progress: Progress | None = None) -> pd.DataFrame:
-    """What one intervention changes on the run's held-out text, a row for "all" and one for each domain (see
+def expert_effect(subject: Live, intervention: Intervention, progress: Progress | None = None) -> pd.DataFrame:
+    """What one intervention changes on the run's held-out text, or on ours for another model (see
     evaluation.effects.domain_effects); `progress` is called while it is measured the first time.
 
-    An expert that is switched off is kept in the run's folder, as part of the map. Raises RunError.
+    An expert that is switched off is kept in the run's folder, as part of the map. Raises MoescopeError.
     """
-    place = _effect_place(*_checkpoint_key(run), f"{intervention.describe()} {intervention.mode}")
+    place = _effect_place(*_weights_key(subject), f"{intervention.describe()} {intervention.mode}")
     with place.lock:
         if place.effect is None:
-            place.effect = _measure_effect(run, intervention, progress)
+            place.effect = _measure_effect(subject, intervention, progress)
         return place.effect
 
 
@@ -253,14 +302,17 @@ def _effect_place(root: str, name: str, folder: str, changed: Stamp, what: str) 
     return _EffectPlace(threading.Lock())
 
 
-def _measure_effect(run: RunFolder, intervention: Intervention, progress: Progress | None) -> pd.DataFrame:
+def _measure_effect(subject: Live, intervention: Intervention, progress: Progress | None) -> pd.DataFrame:
     from moe_core.evaluation import ablation as measures
 
-    loaded = loaded_run(run)
+    if isinstance(subject, ForeignModel):
+        effects = measures.token_effects(language_model(subject), _beginnings(subject), intervention, progress)
+        return measures.domain_effects(effects)
+    loaded = loaded_run(subject)
     if len(intervention.ablate) == 1 and not intervention.force:
         ((layer, expert),) = intervention.ablate
         return measures.ablation_map(
-            loaded, mode=intervention.mode, layers=[layer], experts=[expert], run=run, progress=progress
+            loaded, mode=intervention.mode, layers=[layer], experts=[expert], run=subject, progress=progress
         )
     text = measures.held_out_text(loaded)
     return measures.domain_effects(measures.token_effects(loaded, text, intervention, progress))
@@ -283,14 +335,45 @@ def loaded_run(run: RunFolder) -> LoadedRun:
 
     Two models at most are kept. The key is the newest checkpoint's manifest: a run trained on, or anew, is read again.
     """
-    return _loaded_run(*_checkpoint_key(run))
+    return _loaded_run(*_weights_key(run))
 
 
-def _checkpoint_key(run: RunFolder) -> tuple[str, str, str, Stamp]:
+def language_model(subject: Live) -> LanguageModel:
+    """The model that reads and writes text, shared by all sessions; the same object until it is read anew. Raises
+    MoescopeError when it is missing, damaged or none that can be captured."""
+    if isinstance(subject, RunFolder):
+        return _language_model(*_weights_key(subject))
+    return _foreign_model(subject, stamp(Path(subject.where) / "config.json"))
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _language_model(root: str, name: str, folder: str, changed: Stamp) -> LanguageModel:
+    from moe_core.inference import loaded
+
+    return loaded.language_model(_loaded_run(root, name, folder, changed))
+
+
+# One only: the next one needs the memory.
+@st.cache_resource(max_entries=1, show_spinner="Loading the model ...")
+def _foreign_model(model: ForeignModel, changed: Stamp) -> LanguageModel:
+    from moe_core.inference import loaded
+    from moe_core.inference.device import resolve_device, resolve_dtype
+    from moe_core.routing import huggingface
+
+    device = resolve_device(model.device)
+    found = huggingface.load(model.where, dtype=resolve_dtype(model.dtype), trust_remote_code=model.trust_remote_code)
+    if device.type != "cpu":
+        found.model.to(device)
+    return loaded.language_model(found)
+
+
+def _weights_key(subject: Live) -> tuple[str, str, str, Stamp]:
     from moe_core.runs.checkpoint import find_checkpoint
 
-    folder = find_checkpoint(run)
-    return (str(run.root), run.name, str(folder), stamp(folder / "manifest.json"))
+    if isinstance(subject, ForeignModel):
+        return ("", repr(subject), subject.where, stamp(Path(subject.where) / "config.json"))
+    folder = find_checkpoint(subject)
+    return (str(subject.root), subject.name, str(folder), stamp(folder / "manifest.json"))
 
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the model ...")
@@ -312,12 +395,3 @@ def texts_place(key: str) -> TextsPlace:
     """The place with the key in a page's URL: a page that is loaded again, or another browser with the same address,
     finds the texts as they are."""
     return TextsPlace()
-
-
-def log_tail(run: RunFolder, lines: int = 15) -> str:
-    """The last lines the run's trainer printed; "" when it printed nothing."""
-    try:
-        text = run.log_path.read_bytes()[-20_000:].decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return "\n".join(text.replace("\r", "\n").strip().split("\n")[-lines:])

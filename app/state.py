@@ -11,7 +11,7 @@ from typing import Any
 
 import streamlit as st
 
-from app.subjects import OPENED, Subject
+from app.subjects import OPENED, Live, Subject, TraceFile
 from moe_core.errors import RunError
 from moe_core.runs import RunFolder
 
@@ -50,6 +50,14 @@ def selected_run() -> RunFolder:
     chosen = subject()
     if not isinstance(chosen, RunFolder):
         raise RunError(f"{chosen.name} is no run; choose a run in the side bar")
+    return chosen
+
+
+def live_subject() -> Live:
+    """The run or model that is chosen. Raises RunError when a trace is."""
+    chosen = subject()
+    if isinstance(chosen, TraceFile):
+        raise RunError(f"{chosen.name} cannot read or write text; choose a run or a model in the side bar")
     return chosen
 
 

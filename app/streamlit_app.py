@@ -2,6 +2,7 @@
 
 streamlit run app                          from the root of the repository
 streamlit run app -- --trace X.parquet     opened on a trace
+streamlit run app -- --model DIR           opened on a model of the transformers library
 """
 
 # ruff: noqa: E402  (the path must be set before our packages are imported)
@@ -120,7 +121,7 @@ with errors_as_boxes():
             explain_broken_run(chosen)
         else:
             page.run()
-    elif (reason := subjects.need(page.url_path)) is not None:
+    elif (reason := subjects.need(page.url_path, chosen)) is not None:
         explain_need(f"What does {chosen.name} say about {page.title.lower()}?", reason)
     else:
         page.run()

@@ -1,4 +1,4 @@
-"""What the dashboard can be opened on besides a run: a trace in a file.
+"""What the dashboard can be opened on besides a run: a trace in a file, or a model of the transformers library.
 
 Everything that was opened on this server is offered to every session under a short name. The name stands in the URL,
 the path does not: a link can only choose what somebody opened here.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from moe_core.errors import MoescopeError, TraceError, UsageError
@@ -29,22 +30,38 @@ class TraceFile:
     path: Path
 
 
-Opened = TraceFile
+@dataclass(frozen=True)
+class ForeignModel:
+    """A model that routing.huggingface can load."""
+
+    name: str
+    """As in the side bar and the URL: "model mixtral"."""
+    where: str
+    """Its folder, or the name under which the library finds it."""
+    device: str = "auto"
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    """Only from the command line: a page that anybody on this computer may open never starts foreign code."""
+
+
+Opened = TraceFile | ForeignModel
 Subject = RunFolder | Opened
 """What a page shows."""
+Live = RunFolder | ForeignModel
+"""What can read and write text."""
 
 _TRACES = "A trace keeps where tokens went and nothing else, so this page cannot show it: "
-NEEDS: dict[str, str] = {
+_TRACE_NEEDS = {
     "generation": f"{_TRACES}writing takes the model itself.",
     "interventions": f"{_TRACES}switching experts off takes the model itself.",
     "time": f"{_TRACES}the film of a training takes a run that was trained here.",
 }
-"""Why a page (by its URL) cannot show a trace."""
+_MODEL_NEEDS = {"time": "The film of a training takes snapshots, which only a run that was trained here has."}
 
 
-def need(page: str) -> str | None:
-    """Why the page with this URL cannot show a trace, in one sentence; None where it can."""
-    return NEEDS.get(page)
+def need(page: str, subject: Opened) -> str | None:
+    """Why the page with this URL cannot show the subject, in one sentence; None where it can."""
+    return (_TRACE_NEEDS if isinstance(subject, TraceFile) else _MODEL_NEEDS).get(page)
 
 
 @dataclass
@@ -73,8 +90,30 @@ class Registry:
             raise TraceError(f"{str(path)!r} is a folder; expected a trace, a .parquet file")
         RoutingTrace.open(place)
         with self._lock:
-            known = next((one for one in self._items.values() if one.path == place), None)
-            found = known or TraceFile(self._free_name(f"trace {shown or place.name}"), place)
+            known = next((one for one in self._items.values() if getattr(one, "path", None) == place), None)
+            found = (
+                known if isinstance(known, TraceFile) else TraceFile(self._free(f"trace {shown or place.name}"), place)
+            )
+            self._keep(found)
+        return found
+
+    def open_model(
+        self, where: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+    ) -> ForeignModel:
+        """Offer the model in this folder or of this name; it is loaded when a page needs it. Raises UsageError."""
+        folder = Path(where).expanduser()
+        if folder.exists() and not (folder / "config.json").is_file():
+            raise UsageError(f"{where!r} is no model: it has no config.json; expected a folder with one, or a trace")
+        place = str(folder.resolve()) if folder.exists() else where
+        with self._lock:
+            known = next((one for one in self._items.values() if getattr(one, "where", None) == place), None)
+            found = ForeignModel(
+                known.name if known else self._free(f"model {Path(place).name}"),
+                place,
+                device,
+                dtype,
+                trust_remote_code,
+            )
             self._keep(found)
         return found
 
@@ -83,7 +122,7 @@ class Registry:
         with self._lock:
             self._items.pop(name, None)
 
-    def _free_name(self, name: str) -> str:
+    def _free(self, name: str) -> str:
         """The name, with a number where another file has it already."""
         number, free = 1, name
         while free in self._items:
@@ -116,7 +155,7 @@ _lock = threading.Lock()
 
 
 def open_from_command_line(arguments: Sequence[str] | None = None) -> tuple[str | None, list[str]]:
-    """Open what `streamlit run app -- --trace X.parquet` names, once.
+    """Open what `streamlit run app -- --trace X.parquet --model DIR` names, once.
 
     `arguments`: the program and its arguments, as in sys.argv. Returns the name of what was given first, or None, and
     what could not be opened, one line each.
@@ -128,28 +167,37 @@ def open_from_command_line(arguments: Sequence[str] | None = None) -> tuple[str 
         if _command_line.read != given:
             _command_line.read, _command_line.first, _command_line.errors = given, None, []
             try:
-                traces = _parsed(given[1:])
+                _open_all(_parsed(given[1:]))
             except UsageError as error:
                 _command_line.errors.append(str(error))
-                traces = []
-            for path in traces:
-                try:
-                    name = OPENED.open_trace(path).name
-                    _command_line.first = _command_line.first or name
-                except MoescopeError as error:
-                    _command_line.errors.append(str(error))
         return _command_line.first, list(_command_line.errors)
 
 
-def _parsed(arguments: Sequence[str]) -> list[str]:
-    """Paths of traces. Raises UsageError."""
+def _open_all(wanted: argparse.Namespace) -> None:
+    how = {"device": wanted.device, "dtype": wanted.dtype, "trust_remote_code": wanted.trust_remote_code}
+    openers: list[Callable[[], Opened]] = [partial(OPENED.open_trace, path) for path in wanted.trace]
+    openers += [partial(OPENED.open_model, where, **how) for where in wanted.model]
+    for opener in openers:
+        try:
+            name = opener().name
+            _command_line.first = _command_line.first or name
+        except MoescopeError as error:
+            _command_line.errors.append(str(error))
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Raises UsageError."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--trace", action="append", default=[])
+    parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    parser.add_argument("--trust-remote-code", action="store_true")
+    expected = "expected --trace FILE, or --model DIR with --device, --dtype or --trust-remote-code"
     try:
         known, unknown = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
-        raise UsageError(f"the dashboard cannot read its arguments: {error}; expected --trace FILE") from None
+        raise UsageError(f"the dashboard cannot read its arguments: {error}; {expected}") from None
     if unknown:
-        raise UsageError(f"argument {unknown[0]!r} is unknown to the dashboard; expected --trace FILE")
-    traces: list[str] = known.trace
-    return traces
+        raise UsageError(f"argument {unknown[0]!r} is unknown to the dashboard; {expected}")
+    return known

@@ -10,8 +10,9 @@ from app import loaders, state
 from app.components.expert_card import neighbours, pick_expert, tokens_and_contexts, worth
 from app.components.expert_table import expert_table, most_telling, pick_from_table
 from app.components.figure import show_figure
-from app.components.page import answer, header
+from app.components.page import INTERVENTIONS, answer, header
 from app.components.routing_text import deep_or_probe, measure_all, text_caption
+from app.subjects import TraceFile
 from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.experts import expert_domains_figure, expert_history_figure
 from moe_core.figures.run_figures import loads_over_time
@@ -67,5 +68,8 @@ with right:
         worth(run, effects, layer, expert)
     else:
         st.markdown("#### What it is worth")
-        st.caption("A trace does not know it: what is lost without an expert is measured on a model.")
+        if isinstance(subject, TraceFile):
+            st.caption("A trace does not know it: what is lost without an expert is measured on a model.")
+        else:
+            st.page_link(INTERVENTIONS, label="Switch it off and see", icon=":material/switch_access_shortcut:")
 text_caption(measured, text)

@@ -26,7 +26,7 @@ REFRESH_SECONDS = 0.3
 
 def first_words() -> str:
     """The beginning of a held-out document, as a prompt that the model can make something of."""
-    documents = run.held_out("unseen") or run.held_out("validation")
+    documents = loaders.example_text(subject)
     return " ".join(documents[0].text.split(" ")[:8]) if documents else ""
 
 
@@ -123,8 +123,8 @@ def show_figures(job: GenerationJob, token: int | None) -> None:
                        icon=":material/download:", on_click="ignore")  # fmt: skip
 
 
-run, layer = state.selected_run(), state.selected_layer()
-loaded = loaders.loaded_run(run)
+subject, layer = state.live_subject(), state.selected_layer()
+loaded = loaders.language_model(subject)
 job: GenerationJob | None = st.session_state.get(JOB)
 if job is not None and (job.loaded is not loaded):
     job.stop()

@@ -14,12 +14,14 @@ from app.components.figure import show_figure
 from app.components.loss_view import show_loss
 from app.components.page import answer, errors_as_boxes, header, plain
 from app.components.progress import progress_bar
+from app.components.routing_text import first_routing
 from app.components.text_pair import PROMPT_TOKENS, TextPair, show_pair
 from moe_core.figures.causes import ablation_map_figure
 from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.run_figures import load_map_figure
 from moe_core.inference.generate import SamplingConfig
 from moe_core.routing import metrics
+from moe_core.runs import RunFolder
 
 # Keys of this page, the first two in the URL: what is done, which two texts are shown; then the form of those.
 MODE, TEXTS = "mode", "texts"
@@ -29,21 +31,22 @@ MAP_TERMS = ["expert", "nats", "interval"]
 
 def measured_map() -> pd.DataFrame | None:
     """The effects of switching off every expert, if all are known for the newest checkpoint."""
-    effects = None if mode == FORCE else loaders.ablation(run, mode)
-    if effects is None or effects.attrs["step"] != loaded.step:
+    effects = None if mode == FORCE or not isinstance(subject, RunFolder) else loaders.ablation(subject, mode)
+    if not isinstance(subject, RunFolder) or effects is None:
         return None
-    model = loaded.model.config
+    if effects.attrs["step"] != loaders.loaded_run(subject).step:
+        return None
     known = effects[["layer", "expert"]].drop_duplicates()
-    return effects if len(known) == len(model.moe_layers) * model.num_experts else None
+    return effects if len(known) == len(loaded.moe_layers) * loaded.num_experts else None
 
 
-def measure_map() -> None:
+def measure_map(run: RunFolder) -> None:
     """Switch off one expert after the other; those that are done are kept, whatever happens."""
     from moe_core.evaluation.ablation import ablation_map
 
     with errors_as_boxes("The experts could not be measured"):
         with progress_bar("Switching off one expert after the other") as bar:
-            ablation_map(loaded, mode=mode, run=run, progress=bar)  # type: ignore[arg-type]
+            ablation_map(loaders.loaded_run(run), mode=mode, run=run, progress=bar)  # type: ignore[arg-type]
         st.rerun()
 
 
@@ -53,15 +56,15 @@ def show_map(effects: pd.DataFrame | None) -> None:
         figure = with_outline(ablation_map_figure(effects), layer, expert)
         show_figure(figure, key="causal_map", on_cell=choose, terms=MAP_TERMS)
         return
-    measured = loaders.probe(run)
+    measured, _ = first_routing(subject)
     figure = load_map_figure(measured.get(metrics.expert_load), measured.get(metrics.load_balance))
     figure = with_outline(figure, layer, expert)
     show_figure(figure, key="load_map", on_cell=choose, terms=["expert load", "lift"])
-    if mode != FORCE:
-        experts = len(loaded.model.config.moe_layers) * loaded.model.config.num_experts
+    if mode != FORCE and isinstance(subject, RunFolder):
+        experts = len(loaded.moe_layers) * loaded.num_experts
         hint = "What is measured stays with the run; leaving this page only pauses it."
         if st.button(f"Switch off each of {experts} experts", icon=":material/science:", key="measure_map", help=hint):
-            measure_map()
+            measure_map(subject)
 
 
 def choose(cell: dict[str, Any]) -> None:
@@ -75,7 +78,7 @@ def effect(effects: pd.DataFrame | None) -> pd.DataFrame:
         own = effects[(effects["layer"] == layer) & (effects["expert"] == expert)]
         return own.reset_index(drop=True)
     with progress_bar("Reading held-out text with and without the change") as bar:
-        return loaders.expert_effect(run, change.intervention, bar)
+        return loaders.expert_effect(subject, change.intervention, bar)
 
 
 def write() -> None:
@@ -102,7 +105,7 @@ def kept_pair() -> TextPair | None:
 
 def first_words() -> str:
     """The beginning of a held-out document, as one that the model can make something of."""
-    documents = run.held_out("unseen") or run.held_out("validation")
+    documents = loaders.example_text(subject)
     return " ".join(documents[0].text.split(" ")[:8]) if documents else ""
 
 
@@ -126,13 +129,13 @@ def show_texts() -> None:
         show_pair(pair, layer, key="pair", series=st.session_state[TEXTS], on_layer=state.follow_layer)
 
 
-run, layer = state.selected_run(), state.selected_layer()
-loaded = loaders.loaded_run(run)
+subject, layer = state.live_subject(), state.selected_layer()
+loaded = loaders.language_model(subject)
 head = st.container()
 with head:
     header("What happens without an expert?")
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    experts = list(range(loaded.model.config.num_experts))
+    experts = list(range(loaded.num_experts))
     state.preset(state.EXPERT, experts, 0)
     state.preset(MODE, list(MODES), next(iter(MODES)))
     expert = int(st.selectbox(f"Expert of layer {layer}", experts, key=state.EXPERT, bind="query-params", width=160,
@@ -151,4 +154,4 @@ with errors_as_boxes("The effect could not be measured"):
         show_map(effects)
     show_figure(figure, key="domain_effects", terms=["loss", "nats", "interval", "domain"])
 show_texts()
-show_loss(run, loaded, change)
+show_loss(subject, loaded, change)

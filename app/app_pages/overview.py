@@ -122,5 +122,5 @@ st.markdown("#### What to ask next")
 left, right = st.columns(2)
 for column, questions in ((left, LOOK), (right, CHANGE)):
     for page, question, icon in questions:
-        if isinstance(subject, RunFolder) or need(PurePosixPath(page).stem) is None:
+        if isinstance(subject, RunFolder) or need(PurePosixPath(page).stem, subject) is None:
             column.page_link(page, label=question, icon=f":material/{icon}:")

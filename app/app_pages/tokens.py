@@ -23,7 +23,7 @@ from app.components.token_view_passages import (
     trace_passages,
 )
 from app.components.trace_text import show_trace_text
-from app.subjects import TraceFile
+from app.subjects import Live, TraceFile
 from moe_core.errors import UsageError
 from moe_core.figures.export import csv_bytes
 from moe_core.figures.tokens import token_choices
@@ -46,13 +46,13 @@ def next_examples() -> None:
     st.session_state[NUMBER] = st.session_state.get(NUMBER, 0) + 1
 
 
-def traced_passages(source: str, own: str) -> tuple[TracedPassages, dict[str, Any], list[Passage]]:
+def traced_passages(subject: Live, source: str, own: str) -> tuple[TracedPassages, dict[str, Any], list[Passage]]:
     """The chosen text through the chosen run's newest checkpoint; kept until another one is asked for."""
     number = st.session_state.get(NUMBER, 0)
     digest = hashlib.sha256(own.encode("utf-8", "surrogatepass")).hexdigest()
-    asked = (str(run.path), loaded.step, loaders.stamp(run.weights_path), source, number, digest)
+    asked = (subject.name, loaded.name, id(loaded), source, number, digest)
     if st.session_state.get(TRACED, (None,))[0] != asked:
-        held_out = [] if source == OWN else run.held_out("unseen") or run.held_out("validation")
+        held_out = [] if source == OWN else loaders.example_text(subject)
         if source == OWN:
             passages = [Passage("your text", own)]
         elif source == ALL:
@@ -60,7 +60,7 @@ def traced_passages(source: str, own: str) -> tuple[TracedPassages, dict[str, An
         else:
             passages = examples(held_out, [source], number, DOCUMENTS_OF_ONE_DOMAIN)
         if not passages:
-            raise UsageError(f"the run keeps no held-out text of {source!r}; choose another, or {OWN!r}")
+            raise UsageError(f"there is no held-out text of {source!r}; choose another, or {OWN!r}")
         with st.spinner("Sending the text through the model ...", show_time=True):
             traced = trace_passages(loaded, passages, TOKEN_LIMIT if source == OWN else EXAMPLE_TOKENS)
             payload = view_payload(arrays_of(traced), series=hashlib.sha256(repr(asked).encode()).hexdigest()[:16])
@@ -81,9 +81,8 @@ subject, layer = state.subject(), state.selected_layer()
 if isinstance(subject, TraceFile):
     show_trace_text(subject, layer)
     st.stop()
-run = subject
-loaded = loaders.loaded_run(run)
-domains = run.domains()
+loaded = loaders.language_model(subject)
+domains = loaders.domains(subject)
 head = st.container()
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -102,7 +101,7 @@ if source == OWN:
 try:
     if source == OWN and not own:
         raise UsageError("there is no text yet; type or paste some, then press Ctrl+Enter")
-    traced, payload, passages = traced_passages(str(source), own)
+    traced, payload, passages = traced_passages(subject, str(source), own)
 except UsageError as error:
     with head:
         header("Which expert does each token go to?")

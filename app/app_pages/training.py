@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import loaders, state
-from app.components.live_run import follow
+from app.components.live_run import follow, log_tail
 from app.components.new_run import new_run_form
 from app.components.page import header, plain, sentence
 from moe_core.runs import RunFolder
@@ -24,7 +24,7 @@ else:
             new_run_form()
     if chosen.error is not None:
         st.error(plain(sentence(chosen.error)), icon=":material/broken_image:")
-        log = loaders.log_tail(RunFolder(chosen.name))
+        log = log_tail(RunFolder(chosen.name))
         if log:
             st.caption("The last lines of its log")
             st.code(log, language=None, wrap_lines=True)

@@ -128,7 +128,7 @@ def resume(run: RunFolder) -> None:
             break
         if not is_alive:
             if status == before:  # a run that cannot be continued keeps its status; the reason is in the log
-                words = loaders.log_tail(run, lines=1) or "it printed nothing"
+                words = log_tail(run, lines=1) or "it printed nothing"
                 raise RunError(f"the trainer of {run.name!r} ended at once: {words}")
             break
         time.sleep(0.1)
@@ -222,3 +222,12 @@ def _words(run: RunFolder) -> None:
         st.markdown("#### What it writes by now")
         st.caption(f"Written by the model at step {samples['step'].iloc[-1]:,}, from nothing.")
         st.code(str(samples["text"].iloc[-1]), language=None, wrap_lines=True)
+
+
+def log_tail(run: RunFolder, lines: int = 15) -> str:
+    """The last lines the run's trainer printed; "" when it printed nothing."""
+    try:
+        text = run.log_path.read_bytes()[-20_000:].decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.replace("\r", "\n").strip().split("\n")[-lines:])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import loaders, state
 from app.components.change import FORCE, Change
 from app.components.figure import explain
 from app.components.page import errors_as_boxes, plain
@@ -20,9 +20,9 @@ from app.components.token_view_passages import TOKEN_LIMIT, Passage, examples, f
 from moe_core.figures.export import csv_bytes
 
 if TYPE_CHECKING:
+    from app.subjects import Live
     from moe_core.evaluation.effects import TokenEffects
-    from moe_core.runs import RunFolder
-    from moe_core.runs.checkpoint import LoadedRun
+    from moe_core.inference.loaded import LanguageModel, Loaded
 
 # Session keys: which text, what was typed, the view, the last text that was read with its effects.
 SOURCE, TYPED, VIEW, READ = "loss_source", "loss_typed", "loss_view", "loss_read"
@@ -36,10 +36,10 @@ EXAMPLE_TOKENS = 600
 DOCUMENTS_OF_ONE_DOMAIN = 3
 
 
-def show_loss(run: RunFolder, loaded: LoadedRun, change: Change) -> None:
+def show_loss(subject: Live, loaded: LanguageModel, change: Change) -> None:
     """Let a text be chosen, and show what the change does to each of its tokens."""
     st.markdown("#### Which words does it cost?")
-    domains = run.domains()
+    domains = loaders.domains(subject)
     options = [ALL, *domains, OWN] if len(domains) > 1 else [*domains, OWN]
     state.preset(SOURCE, options, options[0])
     source = str(st.segmented_control("Text", options, required=True, key=SOURCE, persist_state="session"))
@@ -51,13 +51,13 @@ def show_loss(run: RunFolder, loaded: LoadedRun, change: Change) -> None:
         if not own:
             st.info("There is no text yet: type or paste some, then press Ctrl+Enter.", icon=":material/edit:")
             return
-    _explore(run, loaded, change, source, own)
+    _explore(subject, loaded, change, source, own)
 
 
 @st.fragment
-def _explore(run: RunFolder, loaded: LoadedRun, change: Change, source: str, own: str) -> None:
+def _explore(subject: Live, loaded: LanguageModel, change: Change, source: str, own: str) -> None:
     with errors_as_boxes("The change of loss could not be measured"):
-        effects, payload = _read(run, loaded, change, source, own)
+        effects, payload = _read(subject, loaded, change, source, own)
         st.markdown(plain(loss_verdict(effects, change)))
         choice = token_view(payload, layer=change.layer, key=VIEW, on_layer=_follow)
         if choice.layer is not None and choice.layer != change.layer:
@@ -79,17 +79,17 @@ def _follow() -> None:
 
 
 def _read(
-    run: RunFolder, loaded: LoadedRun, change: Change, source: str, own: str
+    subject: Live, loaded: LanguageModel, change: Change, source: str, own: str
 ) -> tuple[TokenEffects, dict[str, Any]]:
     """The effects and the view's payload; kept until another text, change or checkpoint is asked for."""
     digest = hashlib.sha256(own.encode("utf-8", "surrogatepass")).hexdigest()
-    asked = (str(run.path), id(loaded), loaded.step, change, source, digest)
+    asked = (subject.name, id(loaded), loaded.name, change, source, digest)
     if st.session_state.get(READ, (None,))[0] != asked:
         if source == OWN:
             passages = [Passage("your text", own)]
         else:
-            held_out = run.held_out("unseen") or run.held_out("validation")
-            chosen_domains = run.domains() if source == ALL else [source]
+            held_out = loaders.example_text(subject)
+            chosen_domains = loaders.domains(subject) if source == ALL else [source]
             passages = examples(held_out, chosen_domains, 0, 1 if source == ALL else DOCUMENTS_OF_ONE_DOMAIN)
         with st.spinner("Reading the text with and without the change ...", show_time=True):
             effects = passage_effects(loaded, passages, change, TOKEN_LIMIT if source == OWN else EXAMPLE_TOKENS)
@@ -118,7 +118,7 @@ def table(effects: TokenEffects) -> pd.DataFrame:
 
 
 def passage_effects(
-    loaded: LoadedRun, passages: Sequence[Passage], change: Change, limit: int = TOKEN_LIMIT
+    loaded: Loaded | LanguageModel, passages: Sequence[Passage], change: Change, limit: int = TOKEN_LIMIT
 ) -> TokenEffects:
     """Read each passage alone, with and without the change; each is cut to its part of `limit` tokens."""
     from data_gen import Document
@@ -132,7 +132,7 @@ def passage_effects(
     return token_effects(loaded, documents, change.intervention)
 
 
-def arrays_of_effects(loaded: LoadedRun, effects: TokenEffects, change: Change) -> TokenArrays:
+def arrays_of_effects(loaded: Loaded | LanguageModel, effects: TokenEffects, change: Change) -> TokenArrays:
     """Text, routing before the change, and change of loss; tokens that had chosen the expert are marked."""
     from moe_core.routing.metrics import token_entropy
 
@@ -152,7 +152,7 @@ def arrays_of_effects(loaded: LoadedRun, effects: TokenEffects, change: Change) 
         mark_label=f"had chosen expert {change.expert} in layer {change.layer}",
         domain_ids=trace.domain_ids,
         domains=trace.domains,
-        starts=np.flatnonzero(trace.token_ids == tokenizer.end_of_text).tolist(),
+        starts=np.flatnonzero(np.diff(trace.document_ids, prepend=-1)).tolist(),
     )
 
 

@@ -1,8 +1,9 @@
-"""Open something else than a run: the field in the side bar for a trace in a file, and its upload."""
+"""Open something else than a run: the field in the side bar for a trace or a model, and the upload of a trace."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from pathlib import Path
 
@@ -10,25 +11,28 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.page import errors_as_boxes, plain
-from app.subjects import OPENED, Opened
-from moe_core.errors import UsageError
+from app.subjects import OPENED, Opened, TraceFile
+from moe_core.errors import MoescopeError, UsageError
+from moe_core.routing import verdicts
 
 # Session keys: the path field, the upload, what of it was opened last.
 PATH, UPLOAD, TAKEN = "open_path", "open_upload", "open_taken"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _FOLDER = tempfile.TemporaryDirectory(prefix="moescope-uploads-")  # goes with the server
 
 
 def open_field() -> None:
     """A button that unfolds the field; what is opened becomes the choice of the side bar."""
-    with st.popover("Open a trace", icon=":material/folder_open:", key="open_other", width="stretch"):
+    with st.popover("Open a trace or a model", icon=":material/folder_open:", key="open_other", width="stretch"):
         st.text_input(
-            "Path of a trace on this computer",
+            "Path on this computer",
             key=PATH,
             placeholder="/home/me/text.parquet",
-            help="Written by `python main.py trace --out` or `python main.py convert --to`.",
+            help="A trace (.parquet, from `python main.py trace --out` or `python main.py convert --to`), the folder "
+            "of a model of the transformers library, or the name of one.",
         )
         pressed = st.button("Open", key="open_button", type="primary", icon=":material/folder_open:")
-        upload = st.file_uploader("Or upload one", type=["parquet"], key=UPLOAD)
+        upload = st.file_uploader("Or upload a trace", type=["parquet"], key=UPLOAD)
         with errors_as_boxes("It was not opened"):
             if pressed:
                 choose(open_path(str(st.session_state.get(PATH) or "")))
@@ -44,13 +48,24 @@ def choose(opened: Opened) -> None:
 
 
 def open_path(given: str) -> Opened:
-    """Open what is at this path. Raises UsageError or TraceError, in one line."""
+    """Open the trace or the model at this path, or the model of this name. Raises MoescopeError, in one line."""
     path = given.strip()
     if not path:
-        raise UsageError("no path is given; expected a trace, a .parquet file")
+        raise UsageError("no path is given; expected a trace (.parquet) or the folder of a model")
     if "\0" in path:
-        raise UsageError(f"path {path!r} holds a NUL character; expected the path of a .parquet file")
-    return OPENED.open_trace(path)
+        raise UsageError(f"path {path!r} holds a NUL character; expected the path of a file or folder")
+    place = Path(path).expanduser()
+    if place.is_file() or place.suffix.lower() in (".parquet", ".pq"):
+        return OPENED.open_trace(path)
+    if not place.exists() and not _HUB_NAME.fullmatch(path):
+        raise UsageError(f"there is nothing at {path!r}; expected a trace (.parquet) or the folder of a model")
+    model = OPENED.open_model(path)
+    try:
+        loaders.language_model(model)
+    except MoescopeError:
+        OPENED.close(model.name)
+        raise
+    return model
 
 
 def open_upload(name: str, content: bytes) -> Opened:
@@ -63,10 +78,22 @@ def open_upload(name: str, content: bytes) -> Opened:
 
 def describe_opened(opened: Opened) -> None:
     """What it is and how much, and a button that takes it off the list."""
+    is_trace = isinstance(opened, TraceFile)
+    where = str(opened.path) if isinstance(opened, TraceFile) else opened.where
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.badge("trace", color="violet", icon=":material/draft:", help=plain(str(opened.path)))
+        st.badge("trace" if is_trace else "model", color="violet", help=plain(where),
+                 icon=":material/draft:" if is_trace else ":material/memory:")  # fmt: skip
         st.button("Close", key="close_opened", type="tertiary", icon=":material/close:", on_click=OPENED.close,
-                  args=(opened.name,), help="Take it off the list; the file stays.")  # fmt: skip
+                  args=(opened.name,), help="Take it off the list; the files stay.")  # fmt: skip
     with errors_as_boxes("It cannot be read"):
+        st.caption(plain(_facts(opened)))
+
+
+def _facts(opened: Opened) -> str:
+    if isinstance(opened, TraceFile):
         trace = loaders.trace(opened).trace
-        st.caption(plain(f"{trace.num_tokens:,} tokens of {trace.source or 'an unnamed model'}"))
+        return f"{trace.num_tokens:,} tokens of {trace.source or 'an unnamed model'}"
+    model = loaders.language_model(opened)
+    weights = next(model.model.parameters())
+    size = verdicts.short_count(sum(parameter.numel() for parameter in model.model.parameters()))
+    return f"{size} parameters, {str(weights.dtype).removeprefix('torch.')} on {weights.device.type}"

@@ -10,7 +10,7 @@ import streamlit as st
 from app import loaders, state
 from app.components.open_other import describe_opened
 from app.components.page import ago, plain
-from app.subjects import OPENED, Opened
+from app.subjects import OPENED, Opened, TraceFile
 from moe_core.errors import MoescopeError
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.runs.names import is_run_name
@@ -43,7 +43,7 @@ def pick_subject(runs: list[RunSummary], first: str | None = None) -> RunSummary
     sound = [run.name for run in runs if run.error is None] or names
     state.preset_run(names, first if first in names else sound[0])
     # A label of its own: the box's would read "Run (required)".
-    st.markdown(":small[Run or trace]" if opened else ":small[Run]")
+    st.markdown(":small[Run, trace or model]" if opened else ":small[Run]")
     name = st.selectbox(
         "Run", names, index=None, required=True, key=state.RUN, bind="query-params", label_visibility="collapsed",
         on_change=state.forget_missing_run,
@@ -114,7 +114,9 @@ def pick_layer(chosen: RunSummary | Opened | None) -> None:
 def _layers(chosen: RunSummary | Opened) -> Sequence[int]:
     if isinstance(chosen, RunSummary):
         return loaders.config(RunFolder(chosen.name)).model.moe_layers
-    return loaders.trace(chosen).trace.layers
+    if isinstance(chosen, TraceFile):
+        return loaders.trace(chosen).trace.layers
+    return loaders.language_model(chosen).moe_layers
 
 
 def pick_comparison(chosen: RunSummary | Opened | None, runs: list[RunSummary]) -> None:

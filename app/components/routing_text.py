@@ -13,7 +13,7 @@ from app import loaders
 from app.components.page import plain
 from app.components.progress import progress_bar
 from app.measured import Measured
-from app.subjects import Subject, TraceFile
+from app.subjects import ForeignModel, Subject, TraceFile
 from moe_core.errors import MoescopeError
 from moe_core.runs import RunFolder
 
@@ -23,16 +23,25 @@ Step = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def first_routing(subject: Subject) -> tuple[Measured, str]:
-    """The routing that is there without waiting and, in words, of what text it is. Raises MoescopeError."""
+    """The routing that is there without waiting and, in words, of what text it is; a model reads our text first.
+    Raises MoescopeError."""
     if isinstance(subject, TraceFile):
         return loaders.trace(subject), _source(loaders.trace(subject))
+    if isinstance(subject, ForeignModel):
+        return _model_routing(subject)
     step = loaders.probe_step(subject)
     return loaders.probe(subject), f"held-out text that stays the same all through training, at step {step:,}"
 
 
 def deep_or_probe(subject: Subject) -> tuple[Measured, str]:
     """The routing to measure and, in words, of what text it is. Raises MoescopeError when there is none."""
-    return first_routing(subject) if isinstance(subject, TraceFile) else _deep_or_probe(subject)
+    return _deep_or_probe(subject) if isinstance(subject, RunFolder) else first_routing(subject)
+
+
+def _model_routing(model: ForeignModel) -> tuple[Measured, str]:
+    with progress_bar("Sending text through the model") as bar:
+        measured = loaders.model_routing(model, bar)
+    return measured, "made-up text of four domains, which the model does not know; bring your own with main.py trace"
 
 
 def _source(measured: Measured) -> str:

@@ -19,8 +19,8 @@ from app.components.token_view_passages import fit
 
 if TYPE_CHECKING:
     from moe_core.inference.generate import SamplingConfig
+    from moe_core.inference.loaded import LanguageModel, Loaded
     from moe_core.routing import Intervention
-    from moe_core.runs.checkpoint import LoadedRun
 
 PROMPT_TOKENS = 200
 REFRESH_SECONDS = 0.4
@@ -39,7 +39,7 @@ class TextPair:
 
     @classmethod
     def write(
-        cls, loaded: LoadedRun, given: str, sampling: SamplingConfig, intervention: Intervention, what: str
+        cls, loaded: Loaded | LanguageModel, given: str, sampling: SamplingConfig, intervention: Intervention, what: str
     ) -> TextPair:
         """Start both. Raises DataError when UTF-8 cannot hold the beginning, UsageError when the model has no such
         expert."""
@@ -94,7 +94,7 @@ def pair_verdict(pair: TextPair) -> str:
 def arrays_of_pair(pair: TextPair) -> tuple[TokenArrays, TokenArrays]:
     """Both texts as the token view takes them; the tokens that the other text does not have are marked."""
     first, second = (arrays_of_job(job) for job in pair.jobs)
-    before = len(pair.original.loaded.tokenizer.encode(pair.original.prompt))
+    before = len(pair.original.language.tokenizer.encode(pair.original.prompt))
     marks = differences(first.tokens[before:], second.tokens[before:])
     marked = []
     for arrays, changed in zip((first, second), marks, strict=True):

@@ -13,7 +13,7 @@ from app.components.comparison import Side, one_text
 from app.components.progress import progress_bar
 from app.components.token_view_passages import Passage, trace_passages
 from app.measured import Measured
-from app.subjects import Subject, TraceFile
+from app.subjects import Live, Subject, TraceFile
 from moe_core.errors import UsageError
 from moe_core.runs import RunFolder
 
@@ -33,26 +33,29 @@ def pick_text(subject: Subject, letter: str, place: int) -> Side:
         if len(options) < 2:
             raise UsageError(f"{subject.name} holds one kind of text only; choose what to hold it against beside it")
     else:
-        options = [*subject.domains(), OWN]
+        options = [*loaders.domains(subject), OWN]
     key = f"text_{letter.lower()}"
     state.preset(key, options, options[min(place, len(options) - 1)])
     name = str(st.segmented_control(f"Text {letter}", options, required=True, key=key, bind="query-params"))
-    if isinstance(subject, RunFolder):
+    if not isinstance(subject, TraceFile):
         if name == OWN:
             return Side("your own text", _typed(subject, f"{key}_typed"))
-        with progress_bar("Sending held-out text through the model") as bar:
-            measured = loaders.deep_routing(subject, bar)
+        with progress_bar("Sending text through the model") as bar:
+            if isinstance(subject, RunFolder):
+                measured = loaders.deep_routing(subject, bar)
+            else:
+                measured = loaders.model_routing(subject, bar)
     return Side(f"{name} text", measured.look(_of_domain, name))
 
 
-def _typed(run: RunFolder, key: str) -> Measured:
+def _typed(subject: Live, key: str) -> Measured:
     """What is typed, traced once for each text and checkpoint."""
     typed = st.text_area("Text", OWN_TEXT, key=key, height=100, persist_state="session",
                          label_visibility="collapsed", placeholder="Type or paste text")  # fmt: skip
     if not typed:
         raise UsageError("there is no text yet; type or paste some, then press Ctrl+Enter")
     digest = hashlib.sha256(typed.encode("utf-8", "surrogatepass")).hexdigest()
-    loaded = loaders.loaded_run(run)
+    loaded = loaders.language_model(subject)
     kept = st.session_state.get(f"{key}_traced")
     if kept is None or kept[0] is not loaded or kept[1] != digest:
         traced = trace_passages(loaded, [Passage("text", typed)])

@@ -19,8 +19,8 @@ from moe_core.errors import MoescopeError
 
 if TYPE_CHECKING:
     from moe_core.inference.generate import GeneratedToken, SamplingConfig
+    from moe_core.inference.loaded import LanguageModel, Loaded
     from moe_core.routing import Intervention, RoutingTrace
-    from moe_core.runs.checkpoint import LoadedRun
 
 STOP_PATIENCE_SECONDS = 5.0
 
@@ -29,20 +29,26 @@ class GenerationJob:
     """One continuation of one prompt. Read `written` at any time; it only grows."""
 
     def __init__(
-        self, loaded: LoadedRun, prompt: str, sampling: SamplingConfig, intervention: Intervention | None = None
+        self,
+        loaded: Loaded | LanguageModel,
+        prompt: str,
+        sampling: SamplingConfig,
+        intervention: Intervention | None = None,
     ) -> None:
         """Start at once; `intervention` changes the model for this job's thread only.
 
         Raises DataError when UTF-8 cannot hold the prompt, UsageError when the model has no such expert.
         """
         from moe_core.inference.generate import generate
+        from moe_core.inference.loaded import language_model
 
         self.loaded, self.prompt, self.sampling = loaded, prompt, sampling
+        self.language = language_model(loaded)
         self.written: list[GeneratedToken] = []
         self.error: Exception | None = None
         """What ended the thread too early; the page shows it."""
         self.was_stopped = False
-        self._tokens = generate(loaded, prompt, sampling, intervention)
+        self._tokens = generate(self.language, prompt, sampling, intervention)
         self._began = time.perf_counter()
         self._first_at: float | None = None
         self._ended: float | None = None
@@ -104,16 +110,16 @@ class GenerationJob:
 def arrays_of_job(job: GenerationJob) -> TokenArrays:
     """Prompt and what was written so far as the token view takes them; prompt tokens have no expert (index -1)."""
     written = list(job.written)
-    tokenizer = job.loaded.tokenizer
+    tokenizer = job.language.tokenizer
     before = [tokenizer.token_bytes(i) for i in tokenizer.encode(job.prompt)]
-    layers, top_k = job.loaded.model.config.moe_layers, job.loaded.model.config.top_k
+    layers, top_k = job.language.moe_layers, job.language.top_k
     silent = np.full((len(layers), len(before), top_k), -1, np.int16)
     experts = np.stack([token.experts for token in written], axis=1) if written else silent[:, :0]
     scores = np.stack([token.scores for token in written], axis=1) if written else np.zeros(experts.shape, np.float32)
     return TokenArrays(
         tokens=[*before, *(tokenizer.token_bytes(token.token_id) for token in written)],
         layers=layers,
-        num_experts=job.loaded.model.config.num_experts,
+        num_experts=job.language.num_experts,
         indices=np.concatenate([silent, experts], axis=1),
         scores=np.concatenate([np.zeros(silent.shape, np.float32), scores], axis=1),
         losses=np.array([np.nan] * len(before) + [token.loss for token in written], np.float32),
@@ -131,13 +137,13 @@ def trace_of_job(job: GenerationJob) -> RoutingTrace | None:
     return RoutingTrace.from_arrays(
         router_indices=np.stack([token.experts for token in written], axis=1),
         router_scores=np.stack([token.scores for token in written], axis=1),
-        num_experts=job.loaded.model.config.num_experts,
+        num_experts=job.language.num_experts,
         token_ids=token_ids,
         document_ids=np.zeros(len(written), np.int32),
         domains=["written"],
-        layers=job.loaded.model.config.moe_layers,
-        source=f"written by run {job.loaded.run.name}",
-        vocabulary={i: job.loaded.tokenizer.token_text(i) for i in set(token_ids)},
+        layers=list(job.language.moe_layers),
+        source=f"written by {job.language.name}",
+        vocabulary={i: job.language.tokenizer.token_text(i) for i in set(token_ids)},
     )
 
 

@@ -13,9 +13,9 @@ from app.components.token_view import TokenArrays
 
 if TYPE_CHECKING:
     from data_gen import Document
-    from moe_core.data.tokenizer import Tokenizer
+    from moe_core.data.tokenizer import TextTokenizer
+    from moe_core.inference.loaded import LanguageModel, Loaded
     from moe_core.routing import RoutingTrace
-    from moe_core.runs.checkpoint import LoadedRun
 
 TOKEN_LIMIT = 2_000
 """Tokens shown at most: the browser keeps one element for each."""
@@ -32,7 +32,7 @@ class Passage:
 
 @dataclass(frozen=True, eq=False)
 class TracedPassages:
-    """The passages' routing, T tokens in all; every passage begins with an end-of-text token."""
+    """The passages' routing, T tokens in all; each begins with an end-of-text token, where the model has one."""
 
     trace: RoutingTrace
     losses: npt.NDArray[np.float32]
@@ -40,12 +40,12 @@ class TracedPassages:
     ranks: npt.NDArray[np.int32]
     """[T], 0 at the start of each passage."""
     tokens: tuple[bytes | None, ...]
-    """[T] UTF-8 bytes of each token; None at the start of each passage."""
+    """[T] UTF-8 bytes of each token; None for that end-of-text."""
     characters: int
     """Characters traced; less than were given where the text was cut."""
 
 
-def fit(text: str, tokenizer: Tokenizer, tokens: int = TOKEN_LIMIT) -> str:
+def fit(text: str, tokenizer: TextTokenizer, tokens: int = TOKEN_LIMIT) -> str:
     """The beginning of `text` that is at most `tokens` tokens long; all of it where it is short enough."""
     head = text[: tokens * _CHARACTERS_PER_TOKEN]
     token_ids = tokenizer.encode(head)
@@ -64,7 +64,9 @@ def examples(documents: Sequence[Document], domains: Sequence[str], number: int,
     return passages
 
 
-def trace_passages(loaded: LoadedRun, passages: Sequence[Passage], limit: int = TOKEN_LIMIT) -> TracedPassages:
+def trace_passages(
+    loaded: Loaded | LanguageModel, passages: Sequence[Passage], limit: int = TOKEN_LIMIT
+) -> TracedPassages:
     """Send each passage through the model alone; each is cut to its part of `limit` tokens."""
     from moe_core.inference.tracing import trace_text
     from moe_core.routing.trace import concatenate
@@ -106,7 +108,7 @@ def arrays_of(traced: TracedPassages) -> TokenArrays:
         ranks=traced.ranks,
         domain_ids=trace.domain_ids,
         domains=trace.domains,
-        starts=[i for i, token in enumerate(traced.tokens) if token is None],
+        starts=np.flatnonzero(np.diff(trace.document_ids, prepend=-1)).tolist(),
     )
 
 
