@@ -8,6 +8,7 @@ imported only once there is a model to look at, so that analysis of stored trace
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from moe_core.routing.types import BoolArray
 
 if TYPE_CHECKING:
     import torch
+
+
+_INPUTS = ("input_ids", "inputs_embeds", "decoder_input_ids", "token_ids")
 
 
 class _Call(NamedTuple):
@@ -42,6 +46,8 @@ class Recorder:
         self._keep_logits = keep_logits
         self._routers = dict(routers)
         self._calls: dict[int, list[_Call]] = {layer: [] for layer in routers}
+        self._read: list[tuple[int, ...]] = []
+        """Rows and columns of the token ids of each forward pass, as far as the model itself was called."""
         functions = {router.score_function for router in routers.values()}
         if len(functions) > 1:
             raise TraceError(f"routers use different score functions ({', '.join(sorted(functions))}); expected one")
@@ -70,32 +76,42 @@ class Recorder:
         source: str = "",
         vocabulary: Sequence[str] | Mapping[int, str] | None = None,
         keep: npt.ArrayLike | None = None,
+        attention_mask: npt.ArrayLike | None = None,
     ) -> RoutingTrace:
         """The trace of everything recorded so far, forward passes joined in their order along T.
 
         Per-token arguments cover all recorded tokens, padding included, as [T] or [B,S] (flattened row by row, as the
-        model does). `keep`: bool, False drops a token (padding). Without `document_ids` each row of [B,S] token ids is
-        one document. `vocabulary`: the printable text of each token id; only ids that occur are stored.
+        model does). `keep`: bool, False drops a token. `attention_mask`, as the model got it: 0 drops a token, and
+        positions count the others alone, whichever side is padded. Without `document_ids` each row of [B,S] token ids
+        is one document. `vocabulary`: the printable text of each token id; only ids that occur are stored.
+        Rows that were read piece by piece, as generate() does, are put together again if the ids come as [B,S]: without
+        the last token, which the model wrote but never read.
         Raises TraceError if a router stayed silent, routers fired unequally often, or lengths do not fit.
         """
         self._check_calls()
         ids = np.atleast_1d(_to_numpy(token_ids))
+        order = self._order(ids)
         documents = (
             np.repeat(np.arange(len(ids)) if ids.ndim > 1 else 0, ids[0].size if ids.ndim > 1 else ids.size)
             if document_ids is None
             else self._flat("document_ids", document_ids)
         )
         ids = self._flat("token_ids", ids)
-        places = positions_within(documents) if positions is None else self._flat("positions", positions)
-        kept: BoolArray = np.ones(len(ids), bool) if keep is None else self._flat("keep", keep)
-        if kept.dtype != np.bool_:
-            raise TraceError(f"keep is {kept.dtype}; expected bool, False for padding")
+        kept = self._kept(keep, attention_mask)
+        if positions is not None:
+            places = self._flat("positions", positions)
+        elif attention_mask is None:
+            places = positions_within(documents)
+        else:
+            places = np.zeros_like(documents)
+            places[kept] = positions_within(documents[kept])
         ids = ids[kept]
+        recorded = order[kept]
         guesses = None if predicted_ids is None else self._flat("predicted_ids", predicted_ids)[kept]
         return RoutingTrace.from_arrays(
-            router_indices=self._joined("indices")[:, kept],
-            router_scores=self._joined("scores")[:, kept],
-            router_logits=self._joined("logits")[:, kept] if self._keep_logits else None,
+            router_indices=self._joined("indices")[:, recorded],
+            router_scores=self._joined("scores")[:, recorded],
+            router_logits=self._joined("logits")[:, recorded] if self._has_logits() else None,
             num_experts=self._calls[self.layers[0]][0].num_experts,
             token_ids=ids,
             document_ids=documents[kept],
@@ -127,6 +143,42 @@ class Recorder:
                 router.num_experts if logits is None else logits.shape[1],
             )
         )
+
+    def _note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Remember the shape of what the model is about to read; called by its hook, in any thread."""
+        if threading.get_ident() == self._thread:
+            given = next((kwargs[name] for name in _INPUTS if kwargs.get(name) is not None), args[0] if args else None)
+            self._read.append(tuple(getattr(given, "shape", ()))[:2])
+
+    def _order(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """[T] where each token of the flattened ids stands among the recorded ones."""
+        calls = next(iter(self._calls.values()))
+        straight = np.arange(self.num_tokens)
+        pieces = (
+            self._read if [math.prod(shape) for shape in self._read] == [len(call.indices) for call in calls] else []
+        )
+        rows = len(ids)
+        if len(pieces) < 2 or ids.ndim != 2 or any(len(shape) != 2 or shape[0] != rows for shape in pieces):
+            return straight
+        if sum(shape[1] for shape in pieces) != ids.shape[1]:
+            return straight
+        ends = np.cumsum([math.prod(shape) for shape in pieces])[:-1]
+        return np.hstack([piece.reshape(rows, -1) for piece in np.split(straight, ends)]).reshape(-1)
+
+    def _kept(self, keep: npt.ArrayLike | None, attention_mask: npt.ArrayLike | None) -> BoolArray:
+        if keep is not None and attention_mask is not None:
+            raise TraceError("keep and attention_mask were both given; expected one of the two")
+        if attention_mask is not None:
+            mask: BoolArray = self._flat("attention_mask", attention_mask) != 0
+            return mask
+        kept: BoolArray = np.ones(self.num_tokens, bool) if keep is None else self._flat("keep", keep)
+        if kept.dtype != np.bool_:
+            raise TraceError(f"keep is {kept.dtype}; expected bool, False for padding")
+        return kept
+
+    def _has_logits(self) -> bool:
+        """Some models keep their logits to themselves."""
+        return self._keep_logits and all(call.logits is not None for calls in self._calls.values() for call in calls)
 
     def _check_calls(self) -> None:
         fired = {layer: len(calls) for layer, calls in self._calls.items()}
@@ -177,12 +229,20 @@ def capture(model: torch.nn.Module, *, keep_logits: bool = True) -> Iterator[Rec
     recorder = Recorder(routers, keep_logits=keep_logits)
     handles: list[Any] = []
     try:
+        handles.append(model.register_forward_pre_hook(_noting(recorder), with_kwargs=True))
         for router in routers.values():
             handles += router.attach(_watch(recorder, router))
         yield recorder
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _noting(recorder: Recorder) -> Callable[..., None]:
+    def note(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
+        recorder._note(args, kwargs)
+
+    return note
 
 
 def _watch(recorder: Recorder, router: Router) -> Callable[[Call], None]:

@@ -48,7 +48,7 @@ def transformers_routers(model: torch.nn.Module) -> list[Router]:
     served = {_block(name) for name in names}
     for name, module in modules.items():
         block = _block(name)
-        if not _takes_choice(module) or block in served or (names and layer_of(name)[0] not in towers):
+        if not _takes_choice(module) or block in served or (towers and layer_of(name)[0] not in towers):
             continue
         served.add(block)
         beside = [f"{block}.{child}" for child in _BESIDE_EXPERTS if f"{block}.{child}" in modules]
