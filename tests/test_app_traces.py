@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
+from test_app_tokens import payload_of, text_of
 
 from app import subjects
 from app.components.open_other import open_path, open_upload
@@ -123,8 +124,6 @@ def test_domains_finds_what_is_planted_in_layer_3(trace_path: Path, opened: Call
 
 
 def test_tokens_shows_a_chosen_document_as_text(trace_path: Path, opened: Callable[..., AppTest]) -> None:
-    from tests.test_app_tokens import payload_of, text_of
-
     at = opened("--trace", str(trace_path), page="tokens")
     assert payload_of(at)["count"] == 80  # one document of each domain
     titles = document_titles(small_trace())
@@ -248,8 +247,10 @@ def test_a_trace_larger_than_memory_is_counted_on_disk(
     small_trace(seed=2, documents=60).save(large)
     monkeypatch.setattr(loaders, "MAX_TRACE_BYTES", 1000)
     monkeypatch.setattr(measured, "SAMPLE_TOKENS", 1200)
+    at = opened("--trace", str(large))
     for page in PAGES:
-        at = opened("--trace", str(large), page=page)
+        at.switch_page(f"app_pages/{page}.py").run()
+        assert not at.exception
         assert not at.error, (page, [error.value for error in at.error])
         if page in ("overview", "domains", "experts", "flow"):
             assert "2,400 tokens, counted all" in shown(at)

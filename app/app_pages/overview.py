@@ -123,4 +123,6 @@ left, right = st.columns(2)
 for column, questions in ((left, LOOK), (right, CHANGE)):
     for page, question, icon in questions:
         if isinstance(subject, RunFolder) or need(PurePosixPath(page).stem, subject) is None:
+            if page == TRAINING and not isinstance(subject, RunFolder):
+                question = "How do I train a model of my own?"
             column.page_link(page, label=question, icon=f":material/{icon}:")

@@ -41,7 +41,7 @@ def deep_or_probe(subject: Subject) -> tuple[Measured, str]:
 def _model_routing(model: ForeignModel) -> tuple[Measured, str]:
     with progress_bar("Sending text through the model") as bar:
         measured = loaders.model_routing(model, bar)
-    return measured, "made-up text of four domains, which the model does not know; bring your own with main.py trace"
+    return measured, "made-up text of four domains; of your own, python main.py trace makes a trace to open here"
 
 
 def _source(measured: Measured) -> str:

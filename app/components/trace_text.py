@@ -77,7 +77,10 @@ def _pick(trace: RoutingTrace, titles: dict[str, int]) -> npt.NDArray[np.bool_]:
     several = len(np.unique(trace.domain_ids)) > 1
     options = [EACH, *titles] if several else list(titles)
     state.preset(DOCUMENT, options, options[0])
-    title = str(st.selectbox("Document", options, key=DOCUMENT, bind="query-params", index=None, required=True))
+    title = str(
+        st.selectbox("Document", options, key=DOCUMENT, bind="query-params", index=None, required=True,
+                     label_visibility="collapsed")
+    )  # fmt: skip
     if title not in titles:
         return first_documents(trace)
     own = np.flatnonzero(trace.document_ids == titles[title])
