@@ -15,7 +15,7 @@ from app import subjects
 from app.components.open_other import open_path, open_upload
 from app.components.trace_text import document_titles
 from app.measured import Measured
-from app.subjects import OPENED, Registry, open_from_command_line
+from app.subjects import OPENED, Registry, TraceFile, open_from_command_line
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace
 
@@ -188,6 +188,7 @@ def test_the_path_field_opens_a_trace_and_names_what_is_none(
 def test_an_upload_is_kept_under_its_content_and_shown_by_its_name(trace_path: Path) -> None:
     content = trace_path.read_bytes()
     opened = open_upload("../../etc/mine.parquet", content)
+    assert isinstance(opened, TraceFile)
     assert opened.name == "trace mine.parquet"
     assert opened.path.parent.name.startswith("moescope-uploads-")
     assert open_upload("mine.parquet", content) is opened

@@ -101,6 +101,7 @@ def amount(measured: Measured) -> str:
     if not measured.is_sampled:
         return f"{tokens.num_tokens:,} tokens of {documents:,} documents"
     return (
-        f"{measured.trace.num_tokens:,} tokens, counted all; what looks at single tokens or pairs of experts is of "
+        f"{measured.trace.num_tokens:,} tokens, counted all; what looks at single tokens, and in large models "
+        "at pairs of experts, is of "
         f"{tokens.num_tokens:,} tokens of {documents:,} documents drawn from them"
     )
