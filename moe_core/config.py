@@ -46,9 +46,10 @@ class RouterConfig(_Section):
     normalize_scores: bool = True
     """Divide the chosen experts' probabilities by their sum (Mixtral). At top_k = 1 the weight stays p_i, else the
     router would get no gradient from the language-model loss."""
-    bias_update_speed: float = Field(0.001, ge=0.0, le=1.0)
+    bias_update_speed: float = Field(0.01, ge=0.0, le=1.0)
     """Only for sigmoid: after every step an expert's selection bias rises by this if it got fewer tokens than the mean,
-    and falls if it got more (0 = the bias stays as it is)."""
+    and falls if it got more (0 = the bias stays as it is). The papers' 0.001 is for far more steps than ours: after 75
+    steps it left a load of 3.1 times the mean, 0.01 one of 1.2 times after 88, both without a load-balancing loss."""
     noise_std: float = Field(0.0, ge=0.0, le=10.0)
     """Standard deviation of Gaussian noise added to the logits while training (0 = none)."""
     load_balancing_loss_coef: float = Field(0.01, ge=0.0, le=10.0)

@@ -23,7 +23,7 @@ def runs(trained_root: Path, tmp_path: Path) -> Path:
 
 def test_export_import_fine_tune(cli: Run, runs: Path, tmp_path: Path) -> None:
     to, unseen = tmp_path / "hf", tmp_path / "out" / "unseen.jsonl"
-    figures = tmp_path / "figures.json"
+    figures, corpus = tmp_path / "figures.json", write_corpus(tmp_path / "new.jsonl")
     code, out, _ = cli(
         runs, "export", "--run", "tiny", "--to", str(to), "--unseen", str(unseen), "--json", str(figures)
     )
@@ -34,7 +34,9 @@ def test_export_import_fine_tune(cli: Run, runs: Path, tmp_path: Path) -> None:
     assert (said["model_type"], said["step"], said["context"]) == ("qwen3_moe", 40, 32)
     assert said["documents"] == len(unseen.read_text().splitlines()) == len(RunFolder("tiny", runs).held_out("unseen"))
 
-    code, out, _ = cli(runs, "import", "--from", str(to), "--run", "again", "--json", str(figures))
+    code, out, _ = cli(
+        runs, "import", "--from", str(to), "--run", "again", "--data", str(corpus), "--json", str(figures)
+    )
     assert code == 0
     assert "--init-from again" in out
     assert json.loads(figures.read_text())["model"]["num_experts"] == 4
@@ -44,7 +46,6 @@ def test_export_import_fine_tune(cli: Run, runs: Path, tmp_path: Path) -> None:
     code, out, _ = cli(runs, "generate", "--run", "again", "--prompt", "The ", "--max-new-tokens", "8")
     assert code == 0
 
-    corpus = write_corpus(tmp_path / "new.jsonl")
     training = [option for option in TINY if option.startswith("--training")]
     code, out, err = cli(runs, "--run", "tuned", "--init-from", "again", "--data", str(corpus), *training)
     assert code == 0, err

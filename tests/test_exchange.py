@@ -10,20 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_core.config import Config, ModelConfig
+from moe_core.config import ModelConfig
 from moe_core.errors import MoescopeError, RunError, UsageError
+from moe_core.evaluation.evaluate import evaluate_run
 from moe_core.exchange.configs import from_huggingface, to_huggingface
 from moe_core.exchange.export import export_run
 from moe_core.exchange.import_ import import_checkpoint
 from moe_core.exchange.layouts import from_checkpoint, to_checkpoint
 from moe_core.exchange.targets import fit_to_family, target_family
+from moe_core.inference.windows import as_dataset
 from moe_core.model import MoETransformer
+from moe_core.routing import RoutingTrace
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
+from moe_core.training.probe import probe_routing
+from tests.training_support import write_corpus
 
 SMALL: dict[str, Any] = {
     "vocab_size": 300,
@@ -42,6 +48,12 @@ def checkpoint(trained_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("export") / "tiny"
     export_run(load_run("tiny", trained_root), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text to score imported runs on."""
+    return write_corpus(tmp_path_factory.mktemp("text") / "corpus.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -135,8 +147,10 @@ def test_an_export_is_whole_or_not_there(trained_root: Path, tmp_path: Path, mon
     assert len(modes) == 1, "all files may be read by the same people"
 
 
-def test_a_round_trip_keeps_weights_and_tokenizer(checkpoint: Path, trained_root: Path, tmp_path: Path) -> None:
-    config, family = import_checkpoint(checkpoint, RunFolder("again", tmp_path))
+def test_a_round_trip_keeps_weights_and_tokenizer(
+    checkpoint: Path, corpus: Path, trained_root: Path, tmp_path: Path
+) -> None:
+    config, family = import_checkpoint(checkpoint, RunFolder("again", tmp_path), data=str(corpus))
     ours, again = load_run("tiny", trained_root), load_run("again", tmp_path)
     assert (family, again.step, config.training.seq_len) == ("qwen3_moe", 0, 32)
     assert again.tokenizer.vocabulary() == ours.tokenizer.vocabulary()
@@ -147,7 +161,7 @@ def test_a_round_trip_keeps_weights_and_tokenizer(checkpoint: Path, trained_root
     assert status.state == "finished"
     assert "qwen3_moe" in status.message
     with pytest.raises(UsageError, match="'again' exists already"):
-        import_checkpoint(checkpoint, RunFolder("again", tmp_path))
+        import_checkpoint(checkpoint, RunFolder("again", tmp_path), data=str(corpus))
     with pytest.raises(UsageError, match=r"is the folder .* itself"):
         import_checkpoint(checkpoint, RunFolder(checkpoint.name, checkpoint.parent))
 
@@ -270,11 +284,14 @@ def test_a_damaged_checkpoint_is_named(
     assert not (tmp_path / "run").exists()
 
 
-def test_neither_direction_imports_transformers(checkpoint: Path, trained_root: Path, tmp_path: Path) -> None:
+def test_neither_direction_imports_transformers(
+    checkpoint: Path, corpus: Path, trained_root: Path, tmp_path: Path
+) -> None:
     script = (
         "import sys, main\n"
         f"assert main.main(['export', '--run', 'tiny', '--to', {str(tmp_path / 'to')!r}]) == 0\n"
-        f"assert main.main(['import', '--from', {str(tmp_path / 'to')!r}, '--run', 'back']) == 0\n"
+        f"arguments = ['--from', {str(tmp_path / 'to')!r}, '--run', 'back', '--data', {str(corpus)!r}]\n"
+        "assert main.main(['import', *arguments]) == 0\n"
         "assert 'transformers' not in sys.modules\n"
     )
     shutil.copytree(trained_root, tmp_path / "checkpoints")
@@ -288,13 +305,34 @@ def test_neither_direction_imports_transformers(checkpoint: Path, trained_root: 
     assert (tmp_path / "to" / "config.json").read_text() == (checkpoint / "config.json").read_text()
 
 
-def test_an_imported_run_can_be_exported_again(checkpoint: Path, tmp_path: Path) -> None:
-    import_checkpoint(checkpoint, RunFolder("again", tmp_path))
+def test_an_imported_run_can_be_exported_again(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    import_checkpoint(checkpoint, RunFolder("again", tmp_path), data=str(corpus))
     export_run(load_run("again", tmp_path), tmp_path / "second")
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "second" / name).read_bytes() == (checkpoint / name).read_bytes(), name
 
 
-def test_imported_configurations_are_valid_configurations(checkpoint: Path, tmp_path: Path) -> None:
-    import_checkpoint(checkpoint, RunFolder("again", tmp_path))
-    assert isinstance(RunFolder("again", tmp_path).config(), Config)
+def test_an_imported_run_is_scored_and_shown_like_any_other(
+    checkpoint: Path, corpus: Path, trained_root: Path, tmp_path: Path
+) -> None:
+    run = RunFolder("again", tmp_path)
+    config, _ = import_checkpoint(checkpoint, run, data=str(corpus))
+    assert run.config() == config
+    assert run.domains() == ("code", "law", "news")
+    assert run.metric_records("event")[0]["message"] == "imported from tiny, a qwen3_moe checkpoint"
+    kept = RoutingTrace.load(run.probe_path(0))
+    loaded = load_run("tiny", trained_root)
+    probe = as_dataset(loaded, run.held_out("validation")).select(config.training.probe_tokens, 0)
+    vocabulary = loaded.tokenizer.vocabulary()
+    again = probe_routing(loaded.model, probe, seq_len=32, vocabulary=vocabulary, source="")
+    np.testing.assert_array_equal(kept.router_indices, again.router_indices)
+    evaluation = evaluate_run(load_run("again", tmp_path))
+    while_importing = [record for record in run.metric_records("evaluation") if record["split"] == "unseen"]
+    # Three documents of 90 words a split and domain: all of them were scored at once.
+    assert evaluation["unseen"]["nats_per_token"] == pytest.approx(while_importing[0]["nats_per_token"], rel=1e-6)
+
+
+def test_text_that_cannot_be_used_leaves_no_run(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(MoescopeError, match="nothing"):
+        import_checkpoint(checkpoint, RunFolder("run", tmp_path), data=str(tmp_path / "nothing.jsonl"))
+    assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_core.cli.commands import existing_run
-from moe_core.cli.output import Output, check_regular, write_bytes
+from moe_core.cli.output import Output, check_regular, progress_on_stderr, write_bytes
 from moe_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def import_(arguments: argparse.Namespace, output: Output) -> int:
     from moe_core.runs.folder import RunFolder
 
     run = RunFolder(arguments.run)
-    config, family = import_checkpoint(source, run)
+    with progress_on_stderr() as progress:
+        config, family = import_checkpoint(source, run, data=arguments.data, progress=progress)
     parameters = total_parameters(config.model)
     output.say(f"Run {run.name}: {parameters:,} parameters of a {family} checkpoint, with its tokenizer")
     output.say(f'Next:  python main.py generate --run {run.name} --prompt "The "')

@@ -318,6 +318,10 @@ def _import_parser() -> Parser:
         "--from", dest="source", metavar="DIR", required=True, help="folder with config.json, safetensors and tokenizer"
     )
     parser.add_argument("--run", metavar="NAME", required=True, help="name of the new run")
+    parser.add_argument(
+        "--data", metavar="PATH", help="your own text, as for training: the run is scored on its held-out parts and "
+        "shown with them (default: synthetic documents)",
+    )  # fmt: skip
     return finish(parser, exchange.import_)
 
 

@@ -14,26 +14,35 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moe_core.config import Config, ModelConfig, validate_config
+from moe_core.data.prepare import PreparedData, prepare_data
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.errors import RunError, UsageError
 from moe_core.exchange.configs import from_huggingface
 from moe_core.exchange.layouts import Family, from_checkpoint
 from moe_core.model.size import check_fits_memory
 from moe_core.model.transformer import MoETransformer
+from moe_core.progress import Progress
 from moe_core.runs.checkpoint import save_checkpoint
 from moe_core.runs.files import read_json_object
-from moe_core.runs.folder import RunFolder, RunStatus
+from moe_core.runs.folder import RunFolder
+from moe_core.training.observe import evaluate_splits, held_out_sets, log_baselines, log_event, observe_routing
+from moe_core.training.state import TrainerState
 
-LONGEST_CONTEXT = 4096
-"""A run's key/value cache is as long as its context: an imported model starts with this at most."""
+LONGEST_CONTEXT = 1024
+"""Caches and evaluations are as long as a run's context: an imported model starts with this at most."""
+SYNTHETIC_DOCUMENTS = 100
+"""Documents of each synthetic domain in the training split: only their tokens are counted, the others are read."""
 
 
-def import_checkpoint(source: Path, run: RunFolder) -> tuple[Config, Family]:
+def import_checkpoint(
+    source: Path, run: RunFolder, *, data: str | None = None, progress: Progress | None = None
+) -> tuple[Config, Family]:
     """Make `run`, which must be new, a run at step 0 with the weights and the tokenizer of the checkpoint in `source`.
 
-    It has no data of its own: generate with it, trace it, export it, or fine-tune it (training.init_from).
+    Its held-out text, its losses and its probe are of `data` (a path as for training; None = the synthetic documents),
+    so that pages and commands show it as they show a run that was trained here; fine-tune it with training.init_from.
     Raises UsageError for an architecture or option that our model does not have, for pickle, or a name that is taken;
-    RunError for a checkpoint that is damaged.
+    DataError for the text; RunError for a checkpoint that is damaged.
     """
     if not (source / "config.json").is_file():
         raise UsageError(f"--from {str(source)!r} has no config.json; expected the folder of a Hugging Face checkpoint")
@@ -55,18 +64,41 @@ def import_checkpoint(source: Path, run: RunFolder) -> tuple[Config, Family]:
             "embedding (tie_word_embeddings = true); restore the checkpoint from a copy"
         )
     model = _model(from_checkpoint(checkpoint, model_config, family), model_config, source)
-    seq_len = min(model_config.max_seq_len, LONGEST_CONTEXT)
-    config = validate_config({"model": model_config.model_dump(), "training": {"seq_len": seq_len}})
-    message = f"imported from {source.resolve().name}, a {family} checkpoint"
+    config = validate_config(
+        {
+            "model": model_config.model_dump(),
+            "data": {"path": data, "documents": SYNTHETIC_DOCUMENTS},
+            # Nothing is trained here: one sequence is text enough.
+            "training": {"seq_len": min(model_config.max_seq_len, LONGEST_CONTEXT), "batch_size": 1},
+        }
+    )
+    prepared = prepare_data(config, progress=progress, tokenizer=tokenizer)
     with run.lock():
         run.create(config)
         save_checkpoint(
             run, step=0, model=model, tokenizer=tokenizer, config=config, trainer_state=None, trainer_meta=None
         )
-        run.append_metrics({"kind": "event", "step": 0, "message": message})
-        now = time.time()
-        run.write_status(RunStatus("finished", started_at=now, updated_at=now, message=message))
+        _observe(
+            run, config, model, prepared, f"imported from {source.resolve().name}, a {family} checkpoint", progress
+        )
     return config, family
+
+
+def _observe(
+    run: RunFolder, config: Config, model: MoETransformer, data: PreparedData, message: str, progress: Progress | None
+) -> None:
+    """What a trainer writes down at an evaluation, of the weights as they came."""
+    state = TrainerState(
+        steps=0, asked_steps=0, fingerprint=data.fingerprint, autocast=False, started_at=time.time(), saved_step=0
+    )
+    seq_len, vocabulary = config.training.seq_len, data.tokenizer.vocabulary()
+    held_out, probe = held_out_sets(data, config.training)
+    run.write_held_out(data.validation, data.unseen, data.token_counts, data.domains)
+    log_event(run, 0, message)
+    log_baselines(run, data, held_out)
+    evaluate_splits(run, model, held_out, state, seq_len=seq_len, progress=progress)
+    observe_routing(run, model, probe, state, seq_len=seq_len, vocabulary=vocabulary, fine_tuning=True)
+    run.write_status(state.status("finished", config, message))
 
 
 def _model(state: dict[str, Tensor], config: ModelConfig, source: Path) -> MoETransformer:
@@ -79,7 +111,7 @@ def _model(state: dict[str, Tensor], config: ModelConfig, source: Path) -> MoETr
                 f"{list(state[name].shape)}, expected {list(expected.shape)}; restore it from a copy"
             )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    return model
+    return model.eval().requires_grad_(False)
 
 
 def _weights(source: Path) -> dict[str, Tensor]:

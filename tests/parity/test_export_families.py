@@ -18,6 +18,7 @@ from moe_core.routing import capture
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
 from tests.parity.hugging_face_weights import as_transformers, exported, loaded, random_model, router_indices
+from tests.training_support import write_corpus
 
 BASE: dict[str, Any] = {
     "vocab_size": 290,
@@ -87,7 +88,7 @@ def test_logits_and_experts_equal_and_importing_gives_the_model_back(case: str, 
 
     # The same weights and configuration, but for the zeros that a family asks for; the same function in every case.
     run = RunFolder("again", tmp_path / "checkpoints")
-    import_checkpoint(tmp_path / "hf", run)
+    import_checkpoint(tmp_path / "hf", run, data=str(write_corpus(tmp_path / "text.jsonl")))
     again = load_run("again", tmp_path / "checkpoints").model
     with torch.no_grad():
         torch.testing.assert_close(again(token_ids).logits, ours.logits, atol=1e-5, rtol=0)
@@ -106,7 +107,8 @@ def test_what_transformers_saves_is_imported_and_the_same(family: str, tmp_path:
     theirs.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
     assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 1
     (tmp_path / "saved" / "tokenizer.json").write_bytes((tmp_path / "hf" / "tokenizer.json").read_bytes())
-    import_checkpoint(tmp_path / "saved", RunFolder("imported", tmp_path))
+    data = str(write_corpus(tmp_path / "text.jsonl"))
+    import_checkpoint(tmp_path / "saved", RunFolder("imported", tmp_path), data=data)
     model = load_run("imported", tmp_path).model
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32).eval()
     token_ids = torch.randint(0, 290, (2, 60))
