@@ -46,7 +46,7 @@ class TripleForm(Form):
 
     def read(self, router: Router, call: Call) -> Choice:
         logits, scores, indices = contract_triple(router, call.output)
-        return checked(router, as_logits(logits), scores, indices)
+        return checked(router, self.as_logits(logits), scores, indices)
 
     def choose(
         self, router: Router, call: Call, logits: Tensor, top_k: int, forced: Sequence[int]
@@ -57,9 +57,9 @@ class TripleForm(Form):
 
         reported = call.output[self.logits_item]
         replacement = logits.to(reported.dtype)
-        if _are_probabilities(reported):
+        if self.are_probabilities(reported):
             # Back and forth would round, which matters where the logits are as they were.
-            replacement = reported if torch.equal(logits, as_logits(reported)) else logits.softmax(dim=-1)
+            replacement = reported if torch.equal(logits, self.as_logits(reported)) else logits.softmax(dim=-1)
         absent = (logits == -math.inf).all(dim=0).nonzero().flatten().tolist()
         choice = chosen_again(
             router,
@@ -76,6 +76,26 @@ class TripleForm(Form):
     def read_again(self, router: Router, call: Call, top_k: int) -> Choice:
         """`read`, of a call with another top_k and with logits of -inf."""
         return self.read(replace(router, top_k=top_k), call)
+
+    def as_logits(self, values: Tensor) -> Tensor:
+        """[T,E]; of probabilities their logarithms, which are logits up to a constant, and finite."""
+        return values.clamp(min=_SMALLEST).log() if self.are_probabilities(values) else values
+
+    def are_probabilities(self, values: Tensor) -> bool:
+        """Some releases of the library report probabilities as logits: rows that sum to 1, none below 0.
+
+        Of one token alone this could be chance.
+        """
+        if values.dim() != 2 or len(values) < 2 or not bool((values >= 0).all()):
+            return False
+        return bool(((values.detach().float().sum(dim=-1) - 1).abs() < 1e-2).all())
+
+
+class GemmaForm(TripleForm):
+    """Probabilities in the place of logits."""
+
+    def are_probabilities(self, values: Tensor) -> bool:  # noqa: ARG002
+        return True
 
 
 class ArgumentForm(TripleForm):
@@ -265,7 +285,9 @@ class DogeForm(TripleForm):
 FORMS: dict[str, Callable[[], TripleForm]] = {
     "DbrxExperts": DbrxForm,
     "DeepseekV4HashRouter": HashForm,
+    "DiffusionGemmaTextRouter": GemmaForm,
     "DogeCDMoE": DogeForm,
+    "Gemma4TextRouter": GemmaForm,
     "InklingTopkRouter": InklingForm,
     "JetMoeTopKGating": JetMoeForm,
     "Llama4Router": Llama4Form,
@@ -317,19 +339,6 @@ def checked(router: Router, logits: Tensor | None, scores: Tensor, indices: Tens
             f"expected [T,{E}], [T,{K}] and whole numbers [T,{K}]; this family cannot be captured exactly"
         )
     return Choice(logits, scores, indices)
-
-
-def as_logits(values: Tensor) -> Tensor:
-    """[T,E]; of probabilities their logarithms, which are logits up to a constant, and finite."""
-    return values.clamp(min=_SMALLEST).log() if _are_probabilities(values) else values
-
-
-def _are_probabilities(values: Tensor) -> bool:
-    """Some families give probabilities where the others give logits: rows that sum to 1."""
-    if values.dim() != 2 or not len(values):
-        return False
-    sums = values.detach().float().sum(dim=-1)
-    return bool((values >= 0).all()) and bool(((sums - 1).abs() < 1e-2).all())
 
 
 def _items(router: Router, output: Any, count: int) -> tuple[Any, ...]:

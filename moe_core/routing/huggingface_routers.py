@@ -11,8 +11,8 @@ part to give.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moe_core.errors import TraceError
@@ -37,12 +37,12 @@ _NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num
 _TOP_K = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 
 
-def transformers_routers(model: torch.nn.Module) -> list[Router]:
-    """The routers of a transformers model, or of a part of one; empty if it has none.
+def transformers_routers(model: str, modules: dict[str, torch.nn.Module]) -> list[Router]:
+    """The routers among the modules of a transformers model, or of a part of one; empty if it has none.
 
+    `model` is its name in messages.
     Raises TraceError where they read different texts, or belong to a family that cannot be captured exactly.
     """
-    modules = dict(model.named_modules())
     names = [watched for name in _recorded(modules) if (watched := _watched(modules, name))]
     towers = {layer_of(name)[0] for name in names}
     served = {_block(name) for name in names}
@@ -53,9 +53,9 @@ def transformers_routers(model: torch.nn.Module) -> list[Router]:
         served.add(block)
         beside = [f"{block}.{child}" for child in _BESIDE_EXPERTS if f"{block}.{child}" in modules]
         names.append(beside[0] if beside else name)
-    silent = {name for name in map(partial(_silent, modules), names) if name}
+    silent = {other for name in names if (other := _silent(modules, name))}
     routers = [_router(modules, name) for name in names if name not in silent]
-    _refuse(type(model).__name__, routers)
+    _refuse(model, routers)
     return routers
 
 
@@ -85,7 +85,14 @@ def _silent(modules: dict[str, torch.nn.Module], name: str) -> str | None:
 
 
 def _takes_choice(module: torch.nn.Module) -> bool:
-    names = set(inspect.signature(type(module).forward).parameters)
+    kind: Any = type(module)
+    return _class_takes_choice(kind)
+
+
+@functools.cache
+def _class_takes_choice(kind: Any) -> bool:
+    """By class, since a capture is opened for every token that is written."""
+    names = set(inspect.signature(kind.forward).parameters)
     return any(names.issuperset(pair) for pair in ARGUMENTS)
 
 

@@ -155,12 +155,14 @@ def find_routers(model: torch.nn.Module) -> dict[int, Router]:
 
     Any part of a model will do: of one that reads two texts, such as an encoder and a decoder, give the part.
     """
-    marked = [(name, part) for name, part in model.named_modules() if getattr(part, "is_moe_router", False) is True]
-    found = [_own(model, name, module) for name, module in marked]
+    modules = dict(model.named_modules())
+    # The class is asked: a module without the attribute would look for it long, and captures are opened often.
+    marked = [name for name, part in modules.items() if getattr(type(part), "is_moe_router", False) is True]
+    found = [_own(modules, name) for name in marked]
     if not found:
         from moe_core.routing.huggingface_routers import transformers_routers
 
-        found = transformers_routers(model)
+        found = transformers_routers(type(model).__name__, modules)
     routers: dict[int, Router] = {}
     for router in found:
         if router.layer in routers:
@@ -207,8 +209,9 @@ def _refusal(router: Router) -> Callable[..., None]:
     return hook
 
 
-def _own(model: torch.nn.Module, name: str, module: torch.nn.Module) -> Router:
-    experts = getattr(model.get_submodule(name.rpartition(".")[0]), "experts", None)
+def _own(modules: dict[str, torch.nn.Module], name: str) -> Router:
+    module = modules[name]
+    experts = getattr(modules[name.rpartition(".")[0]], "experts", None)
     return Router(
         layer=layer_of(name)[1],
         name=name,
