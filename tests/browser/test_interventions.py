@@ -71,7 +71,9 @@ def test_a_click_chooses_the_expert_and_both_texts_are_written(server: Any, page
     # A reload, as after a closed laptop: the same expert, the same texts.
     page.reload()
     page.get_by_text(re.compile("^(stopped|finished) ·")).wait_for()
+    # The view stands a moment before its tokens are drawn into it.
     page.locator(".text").nth(2).wait_for()
+    page.locator(".text").first.locator(".t").first.wait_for()
     assert page.locator(".text").first.inner_text() == before
     assert page.get_by_text(re.compile(f"^Without expert {clicked[1]} of layer 0")).count() > 0
     assert page.locator("[data-testid=stException]").count() == 0
