@@ -25,8 +25,8 @@ lint: $(VENV)/.dev ## ruff and the type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.runtime ## time the counting of routing against pandas
-	$(BIN)/python -m moe_core.benchmarks.aggregation
+bench: $(VENV)/.runtime ## time Moescope against its peers (python main.py bench)
+	$(BIN)/python main.py bench
 
 check: lint test ## lint, types and tests
 

@@ -6,7 +6,7 @@ import argparse
 import difflib
 from collections.abc import Callable, Sequence
 
-from moe_core.cli import analysis, commands, convert, exchange, reporting, tracing, training
+from moe_core.cli import analysis, bench, commands, convert, exchange, reporting, tracing, training
 from moe_core.cli.options import DEVICES, Parser, add_device, add_json, add_model, command, finish, whole
 from moe_core.errors import UsageError
 
@@ -31,6 +31,7 @@ commands (each has its own --help):
   slim       make a run small enough to ship
   export     write a run as a checkpoint that Hugging Face transformers loads
   import     make a run of a checkpoint of Hugging Face transformers
+  bench      time Moescope against its peers and the machine's limit
 
 any configuration key can be given as --section.key VALUE, in a HOCON file (--config) or as an environment variable
 MOESCOPE_SECTION__KEY; the command line wins over the environment, that over the file.
@@ -325,6 +326,28 @@ def _import_parser() -> Parser:
     return finish(parser, exchange.import_)
 
 
+def _bench_parser() -> Parser:
+    parser = command(
+        "bench",
+        "Time Moescope against other ways of doing the same work, both in turn. Results go to\n"
+        "docs/benchmarks/<date>.json, and the tables in docs/BENCHMARKS.md and README.md are written anew.\n"
+        "Leave the machine alone meanwhile.",
+        "python main.py bench --only aggregation --json out/bench.json",
+    )
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", default=[], help="only this benchmark; repeatable. An unknown name "
+        "lists those there are",
+    )  # fmt: skip
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny sizes, in seconds: does everything still run and agree? The figures "
+        "mean nothing and are not kept",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads", metavar="N", type=whole(1, 1_024), help="threads, on as many processors (default: torch's choice)"
+    )
+    return finish(parser, bench.bench)
+
+
 COMMANDS: dict[str, Callable[[], Parser]] = {
     "data": _data_parser,
     "trace": _trace_parser,
@@ -337,4 +360,5 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
     "slim": _slim_parser,
     "export": _export_parser,
     "import": _import_parser,
+    "bench": _bench_parser,
 }

@@ -1,0 +1,82 @@
+"""The benchmarks by name, and how they are run: `python main.py bench`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import import_module
+
+from moe_core.benchmarks.results import Record, Result, environment
+from moe_core.errors import UsageError
+from moe_core.progress import Progress, silent
+
+ROUNDS = 9
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How thoroughly a benchmark measures. A module of this package that has run(scale) -> list[Result] is one."""
+
+    smoke: bool = False
+    """True: sizes and rounds so small that it only shows whether everything still runs and agrees."""
+    rounds: int = ROUNDS
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where a benchmark lives and what it answers."""
+
+    module: str
+    answers: str
+    """One line."""
+    in_default: bool = True
+    """False: it takes so long that it is run only when named."""
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "aggregation": Benchmark("aggregation", "How fast is a trace counted, against pandas and pyarrow?"),
+}
+
+
+def select(only: Sequence[str], *, smoke: bool) -> list[str]:
+    """The benchmarks to run: those named, else every one that belongs to a plain run (with smoke: all).
+
+    Raises UsageError naming one that does not exist.
+    """
+    for name in only:
+        if name not in BENCHMARKS:
+            raise UsageError(f"unknown benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
+    return [name for name, found in BENCHMARKS.items() if (name in only if only else smoke or found.in_default)]
+
+
+def run_benchmark(name: str, scale: Scale, threads: int) -> Record:
+    """Run one with `threads` torch threads on as many processors, and say on what."""
+    run: Callable[[Scale], list[Result]] = import_module(f"moe_core.benchmarks.{BENCHMARKS[name].module}").run
+    with _pinned(threads):
+        where = environment(threads)
+        date, start = datetime.now().isoformat(timespec="minutes"), time.perf_counter()
+        results = run(scale)
+        return Record(name, date, round(time.perf_counter() - start, 1), where, tuple(results))
+
+
+@contextmanager
+def _pinned(threads: int) -> Iterator[None]:
+    """Torch computes in `threads` threads, which the system keeps on that many processors (where it can)."""
+    import torch
+
+    threads_before = torch.get_num_threads()
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    torch.set_num_threads(threads)
+    try:
+        if allowed:
+            os.sched_setaffinity(0, sorted(allowed)[:threads])
+        yield
+    finally:
+        if allowed:
+            os.sched_setaffinity(0, allowed)
+        torch.set_num_threads(threads_before)

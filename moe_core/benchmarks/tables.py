@@ -1,0 +1,99 @@
+"""Benchmark results as Markdown: the whole in docs/BENCHMARKS.md, the rows that have a goal in README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_core.benchmarks.results import Record, Result
+from moe_core.benchmarks.suite import BENCHMARKS
+from moe_core.errors import DataError
+from moe_core.files import replaced
+
+BEGIN = "<!-- benchmarks: written by `python main.py bench` -->"
+END = "<!-- end of benchmarks -->"
+STATUS_WORDS = {"stretch": "reached, stretch too", "floor": "reached", "short": "**missed**", "": ""}
+HEADER = "| what | ours | against | its time | times as fast (middle 80 %) | goal | |\n|---|---|---|---|---|---|---|\n"
+
+
+def document(records: Sequence[Record]) -> str:
+    """docs/BENCHMARKS.md."""
+    parts = [
+        "# Benchmarks\n\nWritten by `python main.py bench`; the figures, with everything measured, are in "
+        "docs/benchmarks/. Both sides of a comparison\ntake turns in one process and must agree before they are timed. "
+        "Ratios are medians of paired rounds; above 1, ours is the faster.\n"
+    ]
+    for record in records:
+        parts.append(f"## {record.benchmark}\n\n{BENCHMARKS[record.benchmark].answers}\n\n{_where(record)}\n")
+        parts.append(HEADER + "".join(_line(result) for result in record.results))
+    return "\n".join(parts)
+
+
+def summary(records: Sequence[Record]) -> str:
+    """The rows that have a goal, for README.md."""
+    rows = [result for record in records for result in record.results if result.goal is not None]
+    if not rows:
+        return ""
+    counts = {word: sum(row.status == word for row in rows) for word in ("stretch", "floor", "short")}
+    return (
+        f"{_where(records[0])}\n\n{HEADER}{''.join(_line(row) for row in rows)}\n"
+        f"Of {len(rows)} goals {counts['stretch'] + counts['floor']} are reached, {counts['stretch']} of them by the "
+        f"stretch; {counts['short']} {'is' if counts['short'] == 1 else 'are'} missed.\n"
+    )
+
+
+def insert(path: Path, text: str) -> None:
+    """Put `text` between the two markers of a Markdown file. Raises DataError when it lacks them."""
+    content = path.read_text(encoding="utf-8")
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise DataError(f"{path.name} has no place for the benchmarks; expected the lines {BEGIN!r} and {END!r}")
+    with replaced(path) as file:
+        file.write(f"{before}{BEGIN}\n{text}{END}{after}".encode())
+
+
+def figure(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value != value:
+        return "not measured"
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.6f}"
+
+
+def _where(record: Record) -> str:
+    found = record.environment
+    accelerator = "" if found["accelerator"] == "none" else f", {found['accelerator']}"
+    return (
+        f"{record.date[:10]}, {found['processor']}{accelerator}, {found['threads']} threads, {found['instructions']}, "
+        f"torch {found['versions']['torch']}, transformers {found['versions']['transformers']}; "
+        f"load average before {found['load_average_before']}, {record.seconds:.0f} s."
+    )
+
+
+def _line(result: Result) -> str:
+    spread = result.ratio
+    return (
+        "| "
+        + " | ".join(
+            [
+                result.case + (f" ({result.note})" if result.note else ""),
+                f"{figure(result.value)} {result.unit}" if result.value == result.value else "not measured",
+                result.against,
+                f"{figure(result.other)} {result.unit}" if result.other is not None else "",
+                f"{spread.median:.2f} ({spread.low:.2f} to {spread.high:.2f})" if spread is not None else "",
+                _goal(result),
+                STATUS_WORDS[result.status],
+            ]
+        )
+        + " |\n"
+    )
+
+
+def _goal(result: Result) -> str:
+    if result.goal is None:
+        return ""
+    sign = "at most " if result.goal.at_most else ""
+    stretch = "" if result.goal.stretch is None else f"; {figure(result.goal.stretch)}"
+    return f"{sign}{figure(result.goal.floor)}{stretch}"

@@ -1,0 +1,51 @@
+"""`python main.py bench`: how fast Moescope is, against its peers and the machine's limit."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from moe_core.cli.output import Output, duration, progress_on_stderr, table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(arguments: argparse.Namespace, output: Output) -> int:
+    """Run the benchmarks asked for, print their rows and, unless --smoke, write them into docs/ and README.md."""
+    import torch
+
+    from moe_core.benchmarks.results import Record, Result, as_json, newest_records, read_records, write_records
+    from moe_core.benchmarks.suite import BENCHMARKS, Scale, run_benchmark, select
+    from moe_core.benchmarks.tables import STATUS_WORDS, document, figure, insert, summary
+
+    names = select(arguments.only, smoke=arguments.smoke)
+    threads = arguments.threads or torch.get_num_threads()
+    folder = ROOT / "docs" / "benchmarks"
+
+    def ratio(row: Result) -> str:
+        return "" if row.ratio is None else f"{row.ratio.median:.2f} ({row.ratio.low:.2f}-{row.ratio.high:.2f})"
+
+    records: list[Record] = []
+    for name in names:
+        output.say(f"{name}: {BENCHMARKS[name].answers}")
+        with progress_on_stderr() as progress:
+            scale = Scale(smoke=True, rounds=2, progress=progress) if arguments.smoke else Scale(progress=progress)
+            record = run_benchmark(name, scale, threads)
+        records.append(record)
+        rows = [
+            (row.case, f"{figure(row.value)} {row.unit}", row.against, ratio(row), STATUS_WORDS[row.status], row.note)
+            for row in record.results
+        ]
+        output.say(table(("case", "ours", "against", "times as fast", "goal", ""), rows))
+        output.say(f"  {duration(record.seconds)}\n")
+        if not arguments.smoke:  # after each one: nothing is lost when a later one is interrupted
+            path = folder / f"{record.date[:10]}.json"
+            kept = [old for old in (read_records(path) if path.exists() else []) if old.benchmark != name]
+            write_records(path, [*kept, record])
+    if not arguments.smoke:
+        newest = newest_records(folder, list(BENCHMARKS))
+        (ROOT / "docs" / "BENCHMARKS.md").write_text(document(newest), encoding="utf-8")
+        insert(ROOT / "README.md", summary(newest))
+        output.say(f"written: {folder.relative_to(ROOT)}, docs/BENCHMARKS.md and the table in README.md")
+    output.figures([as_json(record) for record in records])
+    return 0
