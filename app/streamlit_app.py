@@ -119,6 +119,8 @@ with errors_as_boxes():
     elif isinstance(chosen, RunSummary):
         if chosen.error is not None or (chosen.state == "preparing" and not RunFolder(chosen.name).probe_steps()):
             explain_broken_run(chosen)
+        elif not loaders.config(RunFolder(chosen.name)).model.moe_layers:
+            explain_need(f"What does {chosen.name} say about {page.title.lower()}?", subjects.DENSE)
         else:
             page.run()
     elif (reason := subjects.need(page.url_path, chosen)) is not None:

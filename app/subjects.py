@@ -50,6 +50,9 @@ Subject = RunFolder | Opened
 Live = RunFolder | ForeignModel
 """What can read and write text."""
 
+DENSE = (
+    "This run is a dense model: it has no experts, so that there is no routing to look at. See Training for its loss."
+)
 _TRACES = "A trace keeps where tokens went and nothing else, so this page cannot show it: "
 _TRACE_NEEDS = {
     "generation": f"{_TRACES}writing takes the model itself.",

@@ -59,7 +59,8 @@ class RouterConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """A decoder-only Transformer whose feed-forward blocks are Mixtures of Experts."""
+    """A decoder-only Transformer whose feed-forward blocks are Mixtures of Experts, or dense where moe_every or
+    first_dense_layers say so; with first_dense_layers = num_layers it is an ordinary dense model."""
 
     vocab_size: int = Field(4096, ge=257, le=1_000_000)
     """Entries of the byte-level BPE vocabulary asked for (256 bytes + end-of-text at least). A run stores the number
@@ -98,7 +99,7 @@ class ModelConfig(_Section):
     moe_every: int = Field(1, ge=1)
     """Every n-th layer after the first dense ones is an MoE layer; the others have a dense feed-forward block."""
     first_dense_layers: int = Field(0, ge=0)
-    """This many layers at the bottom are dense."""
+    """This many layers at the bottom are dense; as many as num_layers = no experts at all."""
     dense_hidden_dim: int = Field(1024, ge=1, le=1_048_576)
     """Hidden width of the dense layers' SwiGLU block."""
     router: RouterConfig = RouterConfig()
@@ -122,11 +123,6 @@ class ModelConfig(_Section):
             )
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim = {self.head_dim} is odd; RoPE rotates pairs, choose an even number")
-        if not self.moe_layers:
-            raise ValueError(
-                f"no MoE layer is left with num_layers = {self.num_layers}, first_dense_layers = "
-                f"{self.first_dense_layers}, moe_every = {self.moe_every}; lower the last two"
-            )
         return self
 
 

@@ -184,7 +184,6 @@ def test_an_unknown_key_brings_its_nearest_neighbour() -> None:
         ("model", "5", "'model' has value '5'"),
         ("model.head_dim", "63", "model.head_dim = 63 is odd"),
         ("model.num_kv_heads", "3", "model.num_heads = 4 is not a multiple of model.num_kv_heads = 3"),
-        ("model.first_dense_layers", "4", "no MoE layer is left"),
         ("training.seq_len", "2048", "training.seq_len = 2048 is more than model.max_seq_len = 1024"),
     ],
 )

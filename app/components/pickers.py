@@ -103,6 +103,8 @@ def pick_layer(chosen: RunSummary | Opened | None) -> None:
         layers = _layers(chosen)
     except MoescopeError:
         return  # a run that is being prepared has no configuration yet
+    if not layers:
+        return  # a dense model
     state.preset(state.LAYER, layers, layers[-1])
     about = "Layers are counted from 0 at the bottom, where the text comes in."
     if len(layers) <= BUTTON_LAYERS:

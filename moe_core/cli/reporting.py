@@ -132,6 +132,8 @@ def _sections(run: RunFolder, progress: Progress) -> tuple[list[Section], str]:
     from moe_core.figures.run_figures import sections_of_run
 
     trace, note = None, ""
+    if not run.config().model.moe_layers:
+        return sections_of_run(run, None, progress), "nothing: the model is dense"
     try:
         trace = _held_out_trace(run, progress)
     except MoescopeError as error:

@@ -146,6 +146,8 @@ def _wanted(
     model: LanguageModel, mode: Mode, layers: Sequence[int] | None, experts: Sequence[int] | None
 ) -> list[tuple[int, int]]:
     """(layer, expert) in ascending order; UsageError for one that is not there."""
+    if not model.moe_layers:
+        raise UsageError(f"{model.name} is dense; expected a model with experts to switch off")
     chosen_layers = list(model.moe_layers) if layers is None else sorted(set(layers))
     chosen = list(range(model.num_experts)) if experts is None else sorted(set(experts))
     for layer in chosen_layers:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from moe_core.routing import baselines, capture, metrics, verdicts
 
 if TYPE_CHECKING:
     from data_gen import Document
+    from moe_core.routing.capture import Recorder
     from moe_core.routing.trace import RoutingTrace
     from moe_core.runs.checkpoint import LoadedRun
 
@@ -33,7 +36,7 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
     parameters {total, active}; flops_per_token (2 per multiply-add, forward, context training.seq_len);
     routing: per MoE layer, on the scored tokens of both splits, {layer, load_imbalance (1 = even), dead_experts,
     router_entropy (0..1), dropped_fraction (0..1), domain_nmi (0..1), domain_nmi_null_p99, p_value (label shuffle by
-    document)}; verdicts {routing, domains}: the same in words.
+    document)}, none for a dense model; verdicts {routing, domains}: the same in words.
 
     Raises RunError when the run's held-out documents are missing or do not fit its tokenizer.
     """
@@ -43,7 +46,7 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
     seq_len = config.training.seq_len
     total = sum(count_text_tokens(dataset) for dataset in datasets.values())
     losses: dict[str, LossReport] = {}
-    with capture(model) as recorder:
+    with capture(model) if config.model.moe_layers else nullcontext() as recorder:
         for split in HELD_OUT_SPLITS:
             before = sum(loss.tokens for loss in losses.values())
             losses[split] = evaluate_loss(
@@ -52,18 +55,7 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
                 seq_len=seq_len,
                 progress=lambda stage, done, _, before=before: report(stage, before + done, total),  # type: ignore[misc]
             )
-    trace = trace_batches(
-        recorder,
-        [
-            batch
-            for dataset in datasets.values()
-            for batch in document_batches(dataset, seq_len=seq_len, batch_size=EVALUATION_BATCH)
-        ],
-        domains=run.domains(),
-        source=f"run {run.name}, step {loaded.step}, held-out text",
-        vocabulary=loaded.tokenizer.vocabulary(),
-    )
-    routing, words = _routing(trace)
+    routing, words = _no_routing() if recorder is None else _routing(_trace(loaded, recorder, datasets))
     return {
         "run": run.name,
         "step": loaded.step,
@@ -91,6 +83,22 @@ def scored_documents(loaded: LoadedRun, split: str) -> list[Document]:
         text = b"".join(loaded.tokenizer.token_bytes(int(token)) for token in ids).decode("utf-8", "ignore")
         scored.append(replace(document, text=text))
     return scored
+
+
+def _trace(loaded: LoadedRun, recorder: Recorder, datasets: Mapping[str, TokenDataset]) -> RoutingTrace:
+    """Of what was scored, split by split."""
+    seq_len = loaded.config.training.seq_len
+    return trace_batches(
+        recorder,
+        [
+            batch
+            for dataset in datasets.values()
+            for batch in document_batches(dataset, seq_len=seq_len, batch_size=EVALUATION_BATCH)
+        ],
+        domains=loaded.run.domains(),
+        source=f"run {loaded.run.name}, step {loaded.step}, held-out text",
+        vocabulary=loaded.tokenizer.vocabulary(),
+    )
 
 
 def _datasets(loaded: LoadedRun) -> dict[str, TokenDataset]:
@@ -148,6 +156,11 @@ def _routing(trace: RoutingTrace) -> tuple[list[dict[str, Any]], dict[str, str]]
         "routing": verdicts.routing_health(balance, entropy),
         "domains": verdicts.domain_verdict(nmi),
     }
+
+
+def _no_routing() -> tuple[list[dict[str, Any]], dict[str, str]]:
+    nothing = "The model is dense: it has no routers."
+    return [], {"routing": nothing, "domains": nothing}
 
 
 def _number(value: float) -> float | None:

@@ -21,6 +21,8 @@ def target_family(config: ModelConfig) -> Family:
 
     Raises UsageError naming the options that no family has together. Router noise and capacity concern training only.
     """
+    if not config.moe_layers:
+        raise UsageError("the model is dense: it has no MoE layer to export; expected a Mixture of Experts")
     normalized, shared = _normalizes(config), config.shared_expert_hidden_dim
     if config.router.kind == "sigmoid":
         _check_glm4_moe(config)

@@ -163,10 +163,13 @@ class OwnModel:
         output = self.model(torch.tensor([token_ids], device=self.device), cache=cache)
         # The same that capture records, without its checks for each token.
         routed = output.router_outputs
+        none = torch.zeros(0, self.top_k)  # of a dense model
+        experts = torch.stack([layer.router_indices[-1] for layer in routed]) if routed else none
+        scores = torch.stack([layer.router_scores[-1] for layer in routed]) if routed else none
         return ReadTokens(
             logits=output.logits[0, -1],
-            experts=torch.stack([layer.router_indices[-1] for layer in routed]).to(torch.int16).cpu().numpy(),
-            scores=torch.stack([layer.router_scores[-1] for layer in routed]).float().cpu().numpy(),
+            experts=experts.to(torch.int16).cpu().numpy(),
+            scores=scores.float().cpu().numpy(),
             cache=cache,
         )
 

@@ -255,6 +255,9 @@ def _losses(
     logits_BSV, router_outputs = model(torch.from_numpy(batch.token_ids).to(device))
     targets_BS = torch.from_numpy(batch.targets).to(device)
     nats = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), ignore_index=-1)
+    if not router_outputs:  # a dense model has nothing to balance
+        nothing = nats.new_zeros(())
+        return StepLosses(nats, nats, nothing, nothing, nothing), ()
     balancing = torch.stack(
         [
             load_balancing_loss(

@@ -91,7 +91,10 @@ def observe_routing(
     """Keep the probe set's routing, log the load of every MoE layer, and say which experts a domain has come to own.
 
     `fine_tuning`: the weights were trained before; experts that a domain owns at step 0 are known, not news.
+    A dense model has no routing to observe.
     """
+    if not model.config.moe_layers:
+        return
     trace = probe_routing(
         model,
         probe,

@@ -19,6 +19,8 @@ def describe_model(
 ) -> str:
     """What the model is: "4 MoE layers of 8 experts, 2 for each token; 3.1M parameters, ..."."""
     text = f"{count_of(layers, 'MoE layer')} of {count_of(experts, 'expert')}, {top_k} for each token"
+    if not layers:
+        text = "Dense, without experts"
     if total_parameters is not None:
         text += f"; {short_count(total_parameters)} parameters"
         if active_parameters is not None:
