@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_core.config import Config, RouterConfig
-from moe_core.data.prepare import prepare_data
+from moe_core.data.prepare import PreparedData, prepare_data
 from moe_core.data.tokens import TokenBatch, training_batch
 from moe_core.errors import MoescopeError, RunError
 from moe_core.model.losses import load_balancing_loss, router_z_loss
@@ -83,11 +83,13 @@ def train(
     config: Config,
     *,
     resume: bool = False,
+    data: PreparedData | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> TrainingResult:
     """Train `run` until its steps are done or someone asks to stop; then it is saved and can be resumed to the bit.
 
+    `data`: what prepare_data(config) gives, at hand from a run with the same configuration of data and vocabulary.
     Asked to stop by: SIGINT, SIGTERM, run.request_stop() from anywhere, or `stop()` returning True. Raises UsageError
     for a name that is taken, RunBusyError when another process trains it, DataError for the text, RunError for a run
     that cannot continue, a full disk, or a loss that stays NaN; the reason is also in the run's status.
@@ -106,7 +108,7 @@ def train(
             run.create(config)
         run.clear_stop()
         try:
-            return _train(run, config, device, before, progress or silent, stopper)
+            return _train(run, config, device, before, data, progress or silent, stopper)
         except PreparationStopped:
             status = replace(before or _preparing(config, None), state="stopped", message="stopped while preparing")
             run.write_status(status)
@@ -125,6 +127,7 @@ def _train(
     config: Config,
     device: torch.device,
     before: RunStatus | None,
+    prepared: PreparedData | None,
     progress: Progress,
     stopper: Stopper,
 ) -> TrainingResult:
@@ -133,7 +136,7 @@ def _train(
     run.write_status(_preparing(config, before))
     origin = None if before else origin_of(run, config, device)
     tokenizer = tokenizer_of(run, config, origin)
-    data = prepare_data(config, progress=stopper.interrupting(progress), tokenizer=tokenizer)
+    data = prepared or prepare_data(config, progress=stopper.interrupting(progress), tokenizer=tokenizer)
     config = with_vocabulary(config, data.tokenizer.vocab_size)
     model, optimizers, state = restore(run, config, data, device) if before else begin(config, data, device, origin)
     run.write_config(config)
