@@ -15,50 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from moe_core.errors import UsageError
+from moe_core.router_config import RouterConfig
+from moe_core.section import Section
 
 ENVIRONMENT_PREFIX = "MOESCOPE_"
 # Variables with our prefix that are not configuration keys.
 ENVIRONMENT_OTHER = frozenset({"MOESCOPE_CHECKPOINTS", "MOESCOPE_DEBUG"})
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic reads True as 1; somebody who writes `top_k = true` meant something else."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise PydanticCustomError("boolean", "expected something other than a boolean")
-        return value
-
-
-class RouterConfig(_Section):
-    """How a token's router logits become chosen experts and their weights."""
-
-    kind: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax: an expert's probability p_i is its share among all (Mixtral). sigmoid: p_i = sigmoid(logit), each expert
-    by itself, and a bias that only selection sees keeps the load even (DeepSeek-V3)."""
-    normalize_scores: bool = True
-    """Divide the chosen experts' probabilities by their sum (Mixtral). At top_k = 1 the weight stays p_i, else the
-    router would get no gradient from the language-model loss."""
-    bias_update_speed: float = Field(0.01, ge=0.0, le=1.0)
-    """Only for sigmoid: after every step an expert's selection bias rises by this if it got fewer tokens than the mean,
-    and falls if it got more (0 = the bias stays as it is). The papers' 0.001 is for far more steps than ours: after 75
-    steps it left a load of 3.1 times the mean, 0.01 one of 1.2 times after 88, both without a load-balancing loss."""
-    noise_std: float = Field(0.0, ge=0.0, le=10.0)
-    """Standard deviation of Gaussian noise added to the logits while training (0 = none)."""
-    load_balancing_loss_coef: float = Field(0.01, ge=0.0, le=10.0)
-    """Weight of the load-balancing loss, averaged over layers."""
-    router_z_loss_coef: float = Field(0.001, ge=0.0, le=10.0)
-    """Weight of the router z-loss, averaged over layers."""
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """A decoder-only Transformer whose feed-forward blocks are Mixtures of Experts, or dense where moe_every or
     first_dense_layers say so; with first_dense_layers = num_layers it is an ordinary dense model."""
 
@@ -86,9 +54,12 @@ class ModelConfig(_Section):
     num_experts: int = Field(16, ge=1, le=4_096)
     """Experts E per MoE layer."""
     top_k: int = Field(2, ge=1, le=256)
-    """Experts K chosen for each token."""
+    """Experts K chosen for each token; the most a token can have where the router varies their number."""
     expert_hidden_dim: int = Field(512, ge=1, le=262_144)
     """Hidden width F of one SwiGLU expert."""
+    expert_hidden_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Probability that a hidden unit of an expert is zeroed for one token while training, the others divided by what is
+    left (Switch's expert dropout, arXiv:2101.03961, sec. 2.4, there 0.4 for fine-tuning). 0 = off."""
     capacity_factor: float | None = Field(None, gt=0.0)
     """None = dropless. Else an expert takes at most ceil(capacity_factor * T * K / E) of the T tokens of a training
     batch; later tokens lose that slot (index -1, score 0)."""
@@ -117,6 +88,17 @@ class ModelConfig(_Section):
                 f"model.top_k = {self.top_k} is more than model.num_experts = {self.num_experts}; "
                 "lower top_k or raise num_experts"
             )
+        if self.router.kind in ("expert_threshold", "expert_choice") and self.router.mean_experts > self.top_k:
+            raise ValueError(
+                f"model.router.mean_experts = {self.router.mean_experts:g} is more than model.top_k = {self.top_k}, the "
+                "most a token can have; raise top_k or lower mean_experts"
+            )
+        pool = self.router.pool_size
+        if self.router.kind == "document_pool" and pool is not None and not self.top_k <= pool <= self.num_experts:
+            raise ValueError(
+                f"model.router.pool_size = {pool} does not fit; expected model.top_k = {self.top_k} to "
+                f"model.num_experts = {self.num_experts}"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"model.num_heads = {self.num_heads} is not a multiple of model.num_kv_heads = {self.num_kv_heads}"
@@ -126,7 +108,7 @@ class ModelConfig(_Section):
         return self
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the text comes from: the four synthetic domains, or the user's own."""
 
     path: str | None = Field(None, min_length=1)
@@ -139,7 +121,7 @@ class DataConfig(_Section):
     """Seed of the synthetic documents and of the split of the user's own text."""
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """The training loop."""
 
     steps: int = Field(3000, ge=1, le=100_000_000)
@@ -183,7 +165,7 @@ class TrainingConfig(_Section):
     """CPU threads (0 = torch's own choice: OMP_NUM_THREADS, else the physical cores)."""
 
 
-class Config(_Section):
+class Config(Section):
     """The whole tree, saved as config.json in every run."""
 
     model: ModelConfig = ModelConfig()

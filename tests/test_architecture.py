@@ -23,6 +23,8 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "data_gen": ("moe_core", "app", "main", "torch", "streamlit"),
     "moe_core": ("app", "main", "streamlit"),
     "moe_core/config.py": ("moe_core.", "torch"),
+    "moe_core/router_config.py": ("moe_core.", "torch"),
+    "moe_core/section.py": ("moe_core.", "torch"),
     "moe_core/data": ("torch", "moe_core.model", "moe_core.training", "moe_core.inference", "moe_core.evaluation"),
     "moe_core/model": (
         "moe_core.training",
@@ -52,7 +54,10 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "moe_core/inference": ("moe_core.training", "moe_core.evaluation", "moe_core.figures"),
     "app": ("main", "moe_core.cli"),
 }
-ALLOWED: dict[str, tuple[str, ...]] = {"moe_core/config.py": ("moe_core.errors",)}
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "moe_core/config.py": ("moe_core.errors", "moe_core.router_config", "moe_core.section"),
+    "moe_core/router_config.py": ("moe_core.section",),
+}
 ONLY_MAIN_IMPORTS = "moe_core.cli"
 
 

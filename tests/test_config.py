@@ -264,7 +264,7 @@ def test_any_arguments_are_overrides_or_one_line(arguments: list[str]) -> None:
 
 def test_a_key_unlike_any_other_gets_the_keys_of_its_section() -> None:
     with pytest.raises(
-        UsageError, match=r"unknown config key 'model\.router\.foo'.*expected one of model\.router\.bias"
+        UsageError, match=r"unknown config key 'model\.router\.foo'.*expected one of model\.router\.balancing"
     ):
         load_config(environment={}, overrides={"model.router.foo": "1"})
     with pytest.raises(UsageError, match=r"did you mean 'model\.num_experts'"):
