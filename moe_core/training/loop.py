@@ -191,7 +191,7 @@ def _train(
             data.train, state.step, batch_size=training.batch_size, seq_len=training.seq_len, seed=training.seed
         )
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=state.autocast):
-            losses, router_outputs = _losses(model, batch, config.model.router, device)
+            losses, router_outputs = batch_losses(model, batch, config.model.router, device)
         multiplier = learning_rate_multiplier(
             state.step,
             state.steps,
@@ -251,7 +251,7 @@ def _train(
     )
 
 
-def _losses(
+def batch_losses(
     model: MoETransformer, batch: TokenBatch, router: RouterConfig, device: torch.device
 ) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
     """Forward pass of one training batch: what is minimised, and what the routers chose."""
