@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from moe_core.errors import UsageError
+from moe_core.presets import PRESETS
 from moe_core.router_config import RouterConfig
 from moe_core.section import Section
 
@@ -182,34 +183,6 @@ class Config(Section):
         return self
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {
-        # At this width the optimizer costs more than the gradient of 16 sequences (docs/LOG.md).
-        "training": {"steps": 1500, "batch_size": 32, "time_budget_seconds": 1700.0, "evaluation_interval": 100},
-    },
-    "quick": {
-        "model": {
-            "vocab_size": 2048,
-            "dim": 128,
-            "num_heads": 4,
-            "num_kv_heads": 2,
-            "head_dim": 32,
-            "num_experts": 8,
-            "expert_hidden_dim": 256,
-            "dense_hidden_dim": 512,
-            # At .01 and .02 a few hundred steps leave one layer with a load just above twice the mean (docs/LOG.md).
-            "router": {"load_balancing_loss_coef": 0.05},
-        },
-        "training": {
-            "steps": 350,
-            "time_budget_seconds": 145.0,
-            "evaluation_interval": 50,
-            "evaluation_tokens": 1024,
-        },
-    },
-}
-
-
 def load_config(
     base: str | Config = "default",
     *,
@@ -223,9 +196,9 @@ def load_config(
     keys: {"model.num_experts": "16"}. Raises UsageError naming the key, the value and what was expected.
     """
     if isinstance(base, str) and base not in PRESETS:
-        raise UsageError(f"unknown preset {base!r}; expected one of {', '.join(sorted(PRESETS))}")
+        raise UsageError(f"unknown preset {base!r}; expected one of {', '.join(PRESETS)}")
     tree: dict[str, Any] = {}
-    _merge(tree, PRESETS[base] if isinstance(base, str) else base.model_dump())
+    _merge(tree, PRESETS[base].tree if isinstance(base, str) else base.model_dump())
     if file is not None:
         _merge(tree, _read_hocon(Path(file)))
     for name, value in (os.environ if environment is None else environment).items():

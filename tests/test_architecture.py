@@ -25,6 +25,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "moe_core/config.py": ("moe_core.", "torch"),
     "moe_core/router_config.py": ("moe_core.", "torch"),
     "moe_core/section.py": ("moe_core.", "torch"),
+    "moe_core/presets.py": ("moe_core.", "torch", "pydantic"),
     "moe_core/data": ("torch", "moe_core.model", "moe_core.training", "moe_core.inference", "moe_core.evaluation"),
     "moe_core/model": (
         "moe_core.training",
@@ -55,7 +56,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "app": ("main", "moe_core.cli"),
 }
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "moe_core/config.py": ("moe_core.errors", "moe_core.router_config", "moe_core.section"),
+    "moe_core/config.py": ("moe_core.errors", "moe_core.presets", "moe_core.router_config", "moe_core.section"),
     "moe_core/router_config.py": ("moe_core.section",),
 }
 ONLY_MAIN_IMPORTS = "moe_core.cli"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from moe_core.cli import analysis, bench, commands, convert, exchange, reporting, tracing, training
 from moe_core.cli.options import DEVICES, Parser, add_device, add_json, add_model, command, finish, whole
 from moe_core.errors import UsageError
+from moe_core.presets import PRESETS
 
 ABLATION_MODES = ("zero", "renormalise", "reroute")
 IMPORT_FORMATS = ("auto", "vllm", "sglang", "llama.cpp", "parquet")
@@ -41,6 +42,7 @@ examples:
   python main.py --quick --run mine --data texts.jsonl --seed 1
   python main.py --run wide --model.num_experts 32 --training.steps 5000
   python main.py --run wide --resume
+  python main.py --preset blues --training.steps 200
   python main.py --quick --run tuned --init-from wide --data texts.jsonl
   python main.py --evaluate --run wide --json figures.json"""
 
@@ -92,10 +94,18 @@ def _refuse_training_options(parsed: argparse.Namespace) -> None:
 
 def _train_parser() -> Parser:
     parser = Parser("python main.py", TRAIN_DESCRIPTION, COMMANDS_TEXT)
-    parser.add_argument("--quick", action="store_true", help="a smaller model, trained in at most 3 minutes")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--preset", metavar="NAME", choices=PRESETS, help=f"which model and training: {', '.join(PRESETS)} (default: "
+        "default); `python main.py presets` shows what each one is and needs",
+    )  # fmt: skip
+    size.add_argument(
+        "--quick", dest="preset", action="store_const", const="quick", help="the same as --preset quick: a smaller "
+        "model, trained in at most 3 minutes",
+    )  # fmt: skip
     parser.add_argument(
-        "--run", metavar="NAME", help='name of the run (default: "default", with --quick "quick"; '
-        "with --evaluate the run updated last)",
+        "--run", metavar="NAME", help="name of the run (default: that of the preset; with --evaluate the run updated "
+        "last)",
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="PATH", help="your own text: .jsonl, .parquet, .csv, .txt, or a folder of one folder a domain"

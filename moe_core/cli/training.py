@@ -20,7 +20,7 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
     """Train or resume a run, then score it and write its report. Exit code 128 + signal when one stopped it."""
     from moe_core.runs.folder import RunFolder
 
-    preset = "quick" if arguments.quick else "default"
+    preset = arguments.preset or "default"
     run = RunFolder(preset if arguments.run is None else arguments.run)
     config = _config(run, preset, arguments)
     with progress_on_stderr() as progress:
@@ -85,8 +85,8 @@ def _run_to_evaluate(arguments: argparse.Namespace) -> str:
 
     if arguments.run is not None:
         return RunFolder(arguments.run).name
-    if arguments.quick:
-        return "quick"
+    if arguments.preset is not None:
+        return str(arguments.preset)
     runs = [run for run in list_runs() if run.error is None and run.step > 0]
     if not runs:
         raise UsageError("there is no trained run to evaluate; train one with `python main.py --quick`")

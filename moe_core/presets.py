@@ -1,0 +1,188 @@
+"""Named configurations: ours, and those that the documents this project grew from describe.
+
+A preset is a tree of configuration keys laid over the defaults of moe_core.config; only the standard library is
+imported. What a document leaves open is chosen here and said in `chosen`; what it names and this architecture has not
+is said in `differs`: no key imitates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A configuration with a name."""
+
+    about: str
+    """What it is, in a line."""
+    tree: Mapping[str, Any]
+    """Sections of the configuration, laid over the defaults."""
+    chosen: str = ""
+    """What its document leaves open and we filled in."""
+    differs: str = ""
+    """What its document names and our architecture has not, or has otherwise."""
+
+
+_QUICK_MODEL: dict[str, Any] = {
+    "vocab_size": 2048,
+    "dim": 128,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 32,
+    "num_experts": 8,
+    "expert_hidden_dim": 256,
+    "dense_hidden_dim": 512,
+    # At .01 and .02 a few hundred steps leave one layer with a load just above twice the mean (docs/LOG.md).
+    "router": {"load_balancing_loss_coef": 0.05},
+}
+_QUICK_TRAINING: dict[str, Any] = {
+    "steps": 350,
+    "time_budget_seconds": 145.0,
+    "evaluation_interval": 50,
+    "evaluation_tokens": 1024,
+}
+
+# Blues names its vocabulary, o200k_base; ours is learned from the text and ends with as many entries as that yields.
+_OWN_VOCABULARY = "the vocabulary is learned from the text, up to this size"
+_SILU = "experts are gated by SiLU instead of GeLU"
+
+# The sizes of the third document; it gives no shape. These are Mistral's at 7b, and at 40b the depth and width that
+# make 40e9 parameters at the same ratios. An expert is half as wide as the dense block it replaces, so that a token's
+# two experts cost what that block did.
+_7B: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "dim": 4096,
+    "num_layers": 32,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "max_seq_len": 2048,
+    "qk_norm": False,
+    "dense_hidden_dim": 14_336,
+    "expert_hidden_dim": 7168,
+    "num_experts": 8,
+    "top_k": 2,
+}
+_40B: dict[str, Any] = {
+    **_7B,
+    "dim": 8192,
+    "num_layers": 48,
+    "num_heads": 64,
+    "dense_hidden_dim": 27_648,
+    "expert_hidden_dim": 13_824,
+}
+_LARGE_TRAINING: dict[str, Any] = {"batch_size": 8, "seq_len": 2048, "optimizer": "adamw", "learning_rate": 3e-4}
+_LARGE_CHOSEN = "everything but the size, the context of 2,048 and the MoE switch; vocabulary and 7b shape as Mistral's"
+_LARGE_MOE = "; 8 experts, top-2, half as wide as the dense block: a token passes as much as in the dense model"
+
+PRESETS: dict[str, Preset] = {
+    "default": Preset(
+        "the default run: at most 30 minutes on two cores",
+        # At this width the optimizer costs more than the gradient of 16 sequences (docs/LOG.md).
+        {"training": {"steps": 1500, "batch_size": 32, "time_budget_seconds": 1700.0, "evaluation_interval": 100}},
+    ),
+    "quick": Preset("at most three minutes on two cores", {"model": _QUICK_MODEL, "training": _QUICK_TRAINING}),
+    "demo": Preset("what the shipped run was trained with", {"model": _QUICK_MODEL, "training": _QUICK_TRAINING}),
+    "router": Preset(
+        "the router document's: 4 experts, 2 layers",
+        {
+            "model": {
+                "vocab_size": 50_257,
+                "dim": 256,
+                "num_layers": 2,
+                "num_heads": 4,
+                "num_kv_heads": 4,
+                "head_dim": 64,
+                "qk_norm": False,
+                "num_experts": 4,
+                "top_k": 2,
+                "expert_hidden_dim": 1024,
+                "capacity_factor": 1.25,
+            },
+            "data": {"documents": 1000},
+            # Ten epochs: 1,594,540 tokens of the synthetic text in batches of 32 x 128.
+            "training": {
+                "steps": 3893,
+                "batch_size": 32,
+                "optimizer": "adamw",
+                "learning_rate": 1e-4,
+                "evaluation_interval": 200,
+            },
+        },
+        chosen="heads; the capacity limit (1.25, Switch's); 128 tokens a sequence, hence 3,893 steps for its 10 epochs",
+        differs=f"{_OWN_VOCABULARY}; experts are SwiGLU, three matrices each, without biases",
+    ),
+    "blues": Preset(
+        "Blues: 4 layers, 192 wide, top-1 of 4 experts",
+        {
+            "model": {
+                "vocab_size": 200_019,
+                "dim": 192,
+                "num_layers": 4,
+                "num_heads": 4,
+                "num_kv_heads": 2,
+                "head_dim": 48,
+                "max_seq_len": 256,
+                "qk_norm": False,
+                "num_experts": 4,
+                "top_k": 1,
+                "expert_hidden_dim": 768,
+                # V-MoE's (arXiv:2106.05974, sec. 2.1): 1 / E.
+                "router": {"noise_std": 0.25},
+            },
+            "training": {"batch_size": 32},
+        },
+        chosen="expert width (4 x 192); strength of the exploration noise (1/E); all of the training",
+        differs=f"{_OWN_VOCABULARY}; {_SILU}",
+    ),
+    "blues-01": Preset(
+        "Blues-01: 12 layers, 768 wide, every second one MoE, top-2 of 8 experts",
+        {
+            "model": {
+                "vocab_size": 200_019,
+                "dim": 768,
+                "num_layers": 12,
+                "num_heads": 12,
+                "num_kv_heads": 1,
+                "head_dim": 64,
+                "qk_norm": False,
+                "num_experts": 8,
+                "top_k": 2,
+                "expert_hidden_dim": 3072,
+                "moe_every": 2,
+                "dense_hidden_dim": 3072,
+                "router": {"noise_std": 0.125},
+            },
+            "training": {"batch_size": 16},
+        },
+        chosen="expert and dense width (4 x 768); one key/value head; context; noise (1/E); all of the training",
+        differs=f"{_OWN_VOCABULARY}; {_SILU}",
+    ),
+    "7b": Preset(
+        "the 7b size, dense",
+        {"model": {**_7B, "first_dense_layers": 32}, "training": _LARGE_TRAINING},
+        chosen=_LARGE_CHOSEN,
+        differs=_OWN_VOCABULARY,
+    ),
+    "7b-moe": Preset(
+        "the 7b size with every feed-forward block replaced by experts",
+        {"model": _7B, "training": _LARGE_TRAINING},
+        chosen=_LARGE_CHOSEN + _LARGE_MOE,
+        differs=_OWN_VOCABULARY,
+    ),
+    "40b": Preset(
+        "the 40b size, dense",
+        {"model": {**_40B, "first_dense_layers": 48}, "training": _LARGE_TRAINING},
+        chosen=_LARGE_CHOSEN,
+        differs=_OWN_VOCABULARY,
+    ),
+    "40b-moe": Preset(
+        "the 40b size with every feed-forward block replaced by experts",
+        {"model": _40B, "training": _LARGE_TRAINING},
+        chosen=_LARGE_CHOSEN + _LARGE_MOE,
+        differs=_OWN_VOCABULARY,
+    ),
+}
