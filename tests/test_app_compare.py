@@ -19,7 +19,7 @@ from streamlit.testing.v1 import AppTest
 from app.components.comparison import Side, compare, domains_figure, one_text, relation, texts_of_both
 from app.measured import Measured
 from moe_core.config import validate_config
-from moe_core.routing import RoutingTrace, metrics, verdicts
+from moe_core.routing import RoutingTrace, baselines, metrics, verdicts
 from moe_core.runs import RunFolder
 from moe_core.training.loop import train
 from tests.conftest import TINY_CONFIG
@@ -191,6 +191,7 @@ def test_one_domain_has_no_map_and_a_missing_layer_the_nearest() -> None:
     figure = domains_figure(routing, 9)
     assert figure is not None
     assert figure.name == "domain_map_layer_0"
+    assert figure.frame.equals(baselines.domain_cells(routing))
 
 
 def test_the_numbers_sent_are_the_probe_s(open_page: Callable[..., AppTest], root: Path) -> None:

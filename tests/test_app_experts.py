@@ -128,17 +128,19 @@ def test_a_selected_row_chooses_layer_and_expert_for_all_pages(monkeypatch: pyte
 
 def frames() -> tuple[pd.DataFrame, pd.DataFrame]:
     load = pd.DataFrame({"layer": 0, "expert": [0, 1], "tokens": [30, 10], "share": [0.75, 0.25]})
-    specialization = pd.DataFrame(
+    cells = pd.DataFrame(
         {
             "layer": 0,
             "expert": [0, 0, 1, 1],
             "domain": ["law", "code", "law", "code"],
+            "share": [0.8, 0.6, 0.1, 0.7],
+            "expected": [0.7, 0.7, 0.3, 0.3],
             "lift": [1.5, 1.2, 0.4, 3.0],
             "lift_low": [1.3, 1.1, 0.2, 0.9],
             "uncertain": [False, False, False, True],
         }
     )
-    return load, specialization
+    return load, cells
 
 
 def test_the_table_names_the_surest_domain_and_no_uncertain_one() -> None:
@@ -170,8 +172,8 @@ def test_the_table_leaves_uncertain_effects_out() -> None:
 
 
 def test_where_no_domain_is_preferred_the_busiest_expert_is_opened() -> None:
-    load, specialization = frames()
-    table = expert_table.expert_table(load, specialization.assign(uncertain=True))
+    load, cells = frames()
+    table = expert_table.expert_table(load, cells.assign(uncertain=True))
     assert most_telling(table, 0) == 0
 
 

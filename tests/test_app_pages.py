@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from moe_core.inference import tracing
+from moe_core.routing.baselines import SIGNIFICANCE
 from moe_core.runs import RunFolder
 
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
@@ -78,6 +80,20 @@ def test_domains_gives_map_null_and_verdict_of_every_layer(trained_root: Path, o
     table = at.dataframe[0].value
     assert list(table["layer"]) == [0, 1]
     assert table["verdict"].notna().all()
+
+
+@pytest.mark.parametrize("page", ["domains", "experts", "time"])
+def test_a_cell_is_certain_only_after_all_cells_were_adjusted_for(page: str, trained_root: Path, opened: Open) -> None:
+    at = opened(trained_root, page, layer="1")
+    if page == "time":
+        at.segmented_control(key="time_shown").set_value("Domains").run()
+    drawn = [
+        pa.ipc.open_stream(data.data.data).read_pandas()
+        for chart in at.get("vega_lite_chart")
+        for data in chart.proto.datasets
+    ]
+    cells = next(frame for frame in drawn if "lift_low" in frame)
+    assert (cells["uncertain"] == ~(cells["p_adjusted"] <= SIGNIFICANCE)).all()
 
 
 def test_domains_uses_more_text_on_request(trained_root: Path, opened: Open) -> None:

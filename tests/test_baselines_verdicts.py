@@ -176,14 +176,27 @@ def test_ablation_and_importance_in_words() -> None:
 
 def test_one_expert_in_words() -> None:
     load = pd.DataFrame({"layer": [2] * 8, "expert": range(8), "share": [0.18] * 8})
-    cells = pd.DataFrame({"layer": 2, "expert": 5, "domain": ["legal", "code"], "lift": [2.1, 0.5], "uncertain": False})
+    cells = pd.DataFrame(
+        {
+            "layer": 2,
+            "expert": 5,
+            "domain": ["legal", "code", "finance"],
+            "share": [0.53, 0.12, 0.3],
+            "expected": [0.3, 0.3, 0.4],
+            "lift": [2.1, 0.5, 1.2],
+            "lift_low": [1.9, 0.4, 1.1],
+            "uncertain": False,
+        }
+    )
     tokens = pd.DataFrame({"text": [" shall"], "share": [0.9], "lift": [4.5]})
-    assert verdicts.expert_sentence(2, 5, load=load, specialization=cells, tokens=tokens, effects=effects_frame()) == (
+    assert verdicts.expert_sentence(2, 5, load=load, cells=cells, tokens=tokens, effects=effects_frame()) == (
         "Expert 5 of layer 2 takes 18 % of the layer's choices (12 % when even); specialises in legal text (2.1 times "
         "its even share); takes 90 % of the token ' shall' (4.5 times its usual share); switching it off costs 0.12 "
         "nats per token (95 % interval 0.1 to 0.14)."
     )
-    assert "no domain distinguishably" in verdicts.expert_sentence(2, 5, specialization=cells.assign(uncertain=True))
+    assert "no domain distinguishably" in verdicts.expert_sentence(2, 5, cells=cells.assign(uncertain=True))
+    # Finance takes it more than evenly, but less than text of any domain does.
+    assert "no domain distinguishably" in verdicts.expert_sentence(2, 5, cells=cells[cells["domain"] == "finance"])
     assert verdicts.expert_sentence(0, 1, load=load) == "Expert 1 of layer 0 has not been measured yet."
 
 

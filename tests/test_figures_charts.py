@@ -95,7 +95,7 @@ def test_many_experts_are_ranked_and_grouped() -> None:
 
 
 def test_lift_maps_share_one_scale(trace: RoutingTrace) -> None:
-    frame = metrics.domain_specialization(trace)
+    frame = baselines.domain_cells(trace, permutations=20)
     scales = [
         json.dumps(chart.to_dict()["layer"][0]["encoding"]["color"]["scale"])
         for chart in (
@@ -108,7 +108,7 @@ def test_lift_maps_share_one_scale(trace: RoutingTrace) -> None:
 
 
 def test_domain_map_fades_uncertain_cells_and_says_the_interval(trace: RoutingTrace) -> None:
-    frame = metrics.domain_specialization(trace)
+    frame = baselines.domain_cells(trace, permutations=40)
     data = domains.domain_map(frame, 1).data
     expected = frame[frame["layer"] == 1]
     assert list(data["uncertain"]) == list(expected["uncertain"])

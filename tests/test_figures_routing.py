@@ -502,7 +502,6 @@ def test_every_figure_of_a_real_trace_is_drawn(trace: RoutingTrace) -> None:
         vocabulary_test_figure(words),
         context_figure(metrics.context_independence(trace)),
         dropped_figure(metrics.dropped_by_position(trace)),
-        expert_domains_figure(metrics.domain_specialization(trace), 1, 3),
         expert_domains_figure(baselines.domain_cells(trace, permutations=20), 1, 3),
         saturation_figure(metrics.saturation({0: trace, 10: trace})),
         diff_figure(metrics.routing_diff(trace, trace)),

@@ -188,12 +188,12 @@ def test_routing_health_in_words() -> None:
 def test_health_and_cells_of_real_frames() -> None:
     trace = make_trace(0, planted=3.0)
     assert verdicts.routing_health(metrics.load_balance(trace)).startswith("Healthy: no dead expert, worst load 1.")
-    frame = metrics.domain_specialization(trace)
+    frame = baselines.domain_cells(trace)
     assert verdicts.strongest_expert(frame).startswith("Strongest: in layer 0, expert ")
     assert " of d" in verdicts.strongest_expert(frame)
-    chance = metrics.domain_specialization(make_trace(0, documents=4))
-    assert verdicts.strongest_expert(chance).startswith("No expert takes any domain's tokens surely")
-    assert verdicts.domain_cell(chance.iloc[0]).endswith("; one document only, so uncertain")
+    chance = baselines.domain_cells(make_trace(0, documents=4))
+    assert verdicts.strongest_expert(chance) == "No single expert is surely preferred by any domain."
+    assert verdicts.domain_cell(chance.iloc[0]).endswith("; of one source only, so uncertain")
 
 
 def test_domain_cell_and_token_verdict_in_words() -> None:

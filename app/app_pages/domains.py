@@ -12,7 +12,7 @@ from app.components.page import answer, errors_as_boxes, header, plain
 from app.components.progress import progress_bar
 from app.components.routing_text import amount, first_routing
 from moe_core.figures.run_figures import domain_map_figure, domain_nmi_figure
-from moe_core.routing import baselines, metrics
+from moe_core.routing import baselines
 from moe_core.routing.baselines import FEW_DOCUMENTS
 from moe_core.runs import RunFolder
 
@@ -34,14 +34,14 @@ if more and isinstance(subject, RunFolder):
         clock = time.strftime("%H:%M", time.localtime(measured.made_at))
         text = f"beginnings of held-out documents, sent through the newest checkpoint at {clock}"
 
-nmi, specialization = measured.get(baselines.domain_nmi), measured.get(metrics.domain_specialization)
-figure = measured.keep(("domains", layer), lambda: domain_map_figure(specialization, nmi, layer))
+nmi, cells = measured.get(baselines.domain_nmi), measured.get(baselines.domain_cells)
+figure = measured.keep(("domains", layer), lambda: domain_map_figure(cells, nmi, layer))
 with place:
     answer(f"Layer {layer}: {figure.verdict}")
 if len(measured.trace.domains) > 1:
-    show_figure(figure, key=figure.name, terms=["domain", "lift", "interval", "domain specialization"])
+    show_figure(figure, key=figure.name, terms=["domain", "lift", "interval", "domain specialization", "Benjamini-Hochberg"])
 with st.container(horizontal=True, vertical_alignment="center"):
-    st.caption(plain(f"{amount(measured)}: {text}. Faded cells are uncertain."))
+    st.caption(plain(f"{amount(measured)}: {text}. Faded: not distinguishable from text of any domain."))
     if has_more and not more:
         st.button(
             "Use more text",

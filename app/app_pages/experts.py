@@ -27,11 +27,11 @@ own = measured.part([layer])
 pairs = [(baselines.coactivation_pairs, ())] if measured.trace.top_k > 1 else []
 measure_all(own, pairs, "Choosing experts at random, to compare with")
 
-load, specialization = measured.get(metrics.expert_load), measured.get(metrics.domain_specialization)
+load, cells = measured.get(metrics.expert_load), measured.get(baselines.domain_cells)
 run = subject if isinstance(subject, RunFolder) else None  # what only a run of ours knows is left out for others
 effects = loaders.ablation(run) if run else None
 formed = metrics.formed_at(loaders.over_time(run, metrics.formation)) if run and run.probe_steps() else None
-table = expert_table(load, specialization, formed, effects)
+table = expert_table(load, cells, formed, effects)
 with place:
     said = st.empty()
     with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute"):
@@ -43,13 +43,13 @@ tokens = measured.get(metrics.token_experts, layer, expert)
 words = tokens[tokens["text"] != END_OF_TEXT]  # every text begins with it, so it says little of an expert
 with said:
     answer(
-        verdicts.expert_sentence(layer, expert, load=load, specialization=specialization, tokens=words, effects=effects)
+        verdicts.expert_sentence(layer, expert, load=load, cells=cells, tokens=words, effects=effects)
     )
 
 left, right = st.columns(2)
 with left:
     if len(measured.trace.domains) > 1:
-        figure = measured.keep(("domains", layer, expert), lambda: expert_domains_figure(specialization, layer, expert))
+        figure = measured.keep(("domains", layer, expert), lambda: expert_domains_figure(cells, layer, expert))
         show_figure(figure, key=figure.name, title="The text it takes", terms=["domain", "lift", "interval"])
     else:
         st.caption("All text is of one domain, so whether this expert prefers some kind of text cannot be told.")

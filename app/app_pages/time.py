@@ -55,9 +55,8 @@ def film(run: RunFolder, steps: list[int], layer: int) -> None:
             if choice.layer is not None and choice.layer != layer:
                 st.rerun()
         elif what == DOMAINS:
-            specialization = snapshot.get(metrics.domain_specialization)
-            nmi = snapshot.get(baselines.domain_nmi)
-            figure = snapshot.keep(("domains", layer), lambda: domain_map_figure(specialization, nmi, layer))
+            cells, nmi = snapshot.get(baselines.domain_cells), snapshot.get(baselines.domain_nmi)
+            figure = snapshot.keep(("domains", layer), lambda: domain_map_figure(cells, nmi, layer))
             answer(f"Step {step:,}, layer {layer}: {figure.verdict}")
             if len(snapshot.trace.domains) > 1:
                 show_figure(figure, key=figure.name, title="", terms=["domain", "lift", "interval"])

@@ -125,12 +125,12 @@ def domains_figure(trace: RoutingTrace, layer: int) -> Figure | None:
     """The domains of one layer's experts, of the nearest one where the model has no such layer; None where there is
     one domain only."""
     from moe_core.figures.run_figures import domain_map_figure
-    from moe_core.routing import baselines, metrics
+    from moe_core.routing import baselines
 
     if len(np.unique(trace.domain_ids)) < 2:
         return None
     shown = min(trace.layers, key=lambda own: abs(own - layer))
-    return domain_map_figure(metrics.domain_specialization(trace), baselines.domain_nmi(trace), shown)
+    return domain_map_figure(baselines.domain_cells(trace), baselines.domain_nmi(trace), shown)
 
 
 def one_text(trace: RoutingTrace, name: str) -> RoutingTrace:

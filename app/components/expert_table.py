@@ -10,6 +10,7 @@ import streamlit as st
 
 from app import state
 from app.components.figure import term_help
+from moe_core.routing import verdicts
 
 KEY = "experts_table"
 ROWS_SHOWN = 12
@@ -18,7 +19,7 @@ COLUMNS = ["layer", "expert", "share", "lift", "domain", "domain_lift", "formed_
 
 def expert_table(
     load: pd.DataFrame,
-    specialization: pd.DataFrame,
+    cells: pd.DataFrame,
     formed: pd.DataFrame | None = None,
     effects: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
@@ -26,12 +27,11 @@ def expert_table(
     surely prefers; "" and NaN where it prefers none), formed_at (step) and delta_nats (what it is worth; both NaN where
     unknown, and delta_nats where uncertain).
 
-    Frames of metrics.expert_load, metrics.domain_specialization, metrics.formed_at and evaluation's ablation_map.
+    Frames of metrics.expert_load, baselines.domain_cells, metrics.formed_at and evaluation's ablation_map.
     """
     even = 1 / load.groupby("layer")["expert"].transform("size")
     table = load.assign(lift=load["share"] / even)[["layer", "expert", "tokens", "share", "lift"]]
-    certain = specialization[~specialization["uncertain"].astype(bool) & (specialization["lift"] > 1)]
-    best = certain.sort_values("lift_low", ascending=False, kind="stable").drop_duplicates(["layer", "expert"])
+    best = verdicts.preferred(cells).drop_duplicates(["layer", "expert"])
     best = best[["layer", "expert", "domain", "lift"]].rename(columns={"lift": "domain_lift"})
     table = table.merge(best, on=["layer", "expert"], how="left")
     table["domain"] = table["domain"].fillna("")

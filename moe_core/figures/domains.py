@@ -26,16 +26,16 @@ _EXPLAINED: dict[str, tuple[str, str, str]] = {
 """What context_figure draws: name, column, column of its chance, colour."""
 
 
-def domain_map(specialization: pd.DataFrame, layer: int) -> alt.LayerChart:
+def domain_map(cells: pd.DataFrame, layer: int) -> alt.LayerChart:
     """Domains x experts of one layer: how often a domain's tokens choose an expert, in multiples of its even share.
 
-    `specialization` has the columns of metrics.domain_specialization. The scale is that of all lift maps, so layers can
-    be compared; a cell whose interval holds 1 is faded. Of more than MAX_COLUMNS experts, those with the clearest
+    `cells` has the columns of baselines.domain_cells. The scale is that of all lift maps, so layers can be compared; a
+    cell that cannot be told from text of any domain is faded. Of more than MAX_COLUMNS experts, those with the clearest
     preference are drawn, in their order.
     """
-    frame = specialization[specialization["layer"] == layer]
+    frame = cells[cells["layer"] == layer]
     if frame.empty:
-        raise UsageError(f"layer {layer} has no domains; expected one of {sorted(set(specialization['layer']))}")
+        raise UsageError(f"layer {layer} has no domains; expected one of {sorted(set(cells['layer']))}")
     note = ""
     if frame["expert"].nunique() > MAX_COLUMNS:
         note = f", the {MAX_COLUMNS} with the clearest preference of {frame['expert'].nunique()}"
@@ -44,7 +44,7 @@ def domain_map(specialization: pd.DataFrame, layer: int) -> alt.LayerChart:
     return lift_map(
         frame,
         x=alt.X("expert:O", title=f"expert of layer {layer}{note}", axis=COLUMN_AXIS),
-        y=alt.Y("domain:N", title="domain", sort=list(dict.fromkeys(specialization["domain"]))),
+        y=alt.Y("domain:N", title="domain", sort=list(dict.fromkeys(cells["domain"]))),
     )
 
 
@@ -66,19 +66,19 @@ def domain_nmi_figure(nmi: pd.DataFrame) -> Figure:
     )  # fmt: skip
 
 
-def domain_map_figure(specialization: pd.DataFrame, nmi: pd.DataFrame, layer: int) -> Figure:
-    """Which experts prefer which domain in one layer? Frames of metrics.domain_specialization and baselines.domain_nmi.
+def domain_map_figure(cells: pd.DataFrame, nmi: pd.DataFrame, layer: int) -> Figure:
+    """Which experts prefer which domain in one layer? Frames of baselines.domain_cells and baselines.domain_nmi.
 
     Where the layer as a whole is not distinguishable from chance, no cell of it is called a preference.
     """
-    frame = specialization[specialization["layer"] == layer].reset_index(drop=True)
+    frame = cells[cells["layer"] == layer].reset_index(drop=True)
     row = nmi[nmi["layer"] == layer]
     verdict = verdicts.domain_verdict(row)
     if row["verdict"].isin([CLEARLY, SLIGHTLY]).all():
         verdict = f"{verdict} {verdicts.strongest_expert(frame)}"
     return Figure(
         f"domain_map_layer_{layer}", f"Experts and domains in layer {layer}",
-        "Which experts prefer which kind of text?", verdict, domain_map(specialization, layer), frame,
+        "Which experts prefer which kind of text?", verdict, domain_map(cells, layer), frame,
     )  # fmt: skip
 
 

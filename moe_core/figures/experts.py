@@ -16,10 +16,10 @@ from moe_core.routing import verdicts
 from moe_core.routing.verdicts import domain_cell, number, percent
 
 
-def expert_domains_figure(specialization: pd.DataFrame, layer: int, expert: int) -> Figure:
-    """Which kind of text does one expert prefer? Frame of metrics.domain_specialization or baselines.domain_cells."""
-    domains = list(dict.fromkeys(specialization["domain"]))
-    frame = _own(specialization, layer, expert, "domains")
+def expert_domains_figure(cells: pd.DataFrame, layer: int, expert: int) -> Figure:
+    """Which kind of text does one expert prefer? Frame of baselines.domain_cells."""
+    domains = list(dict.fromkeys(cells["domain"]))
+    frame = _own(cells, layer, expert, "domains")
     data = frame.assign(
         colour=[domain_colour(name, domains) for name in frame["domain"]],
         label=[f"{number(lift)}×" for lift in frame["lift"]],
@@ -49,7 +49,7 @@ def expert_domains_figure(specialization: pd.DataFrame, layer: int, expert: int)
     return Figure(
         f"expert_domains_layer_{layer}_expert_{expert}", f"Text of expert {expert} in layer {layer}",
         "Which kind of text does this expert prefer?",
-        verdicts.expert_sentence(layer, expert, specialization=specialization),
+        verdicts.expert_sentence(layer, expert, cells=cells),
         layered(layers, data, bars_height(len(data))), frame,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from moe_core.routing.verdicts.domains import (
     NOTHING_THERE,
     domain_cell,
     domain_verdict,
+    preferred,
     strongest_expert,
     token_verdict,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "percent",
     "persistence_verdict",
     "points",
+    "preferred",
     "routing_health",
     "saturation_verdict",
     "short_count",

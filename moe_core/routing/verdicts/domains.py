@@ -38,7 +38,7 @@ def domain_verdict(nmi: pd.DataFrame) -> str:
 
 
 def domain_cell(cell: Mapping[str, Any] | pd.Series[Any]) -> str:
-    """One row of metrics.domain_specialization as a sentence without a full stop, for tooltips and captions."""
+    """One row of baselines.domain_cells as a sentence without a full stop, for tooltips and captions."""
     if pd.isna(cell["share"]):
         return f"no {cell['domain']} tokens in this trace"
     text = (
@@ -46,17 +46,28 @@ def domain_cell(cell: Mapping[str, Any] | pd.Series[Any]) -> str:
         f"{number(cell['lift'])} times its even share"
     )
     if pd.isna(cell["lift_low"]):
-        return f"{text}; one document only, so uncertain"
+        return f"{text}; of one source only, so uncertain" if cell["uncertain"] else text
     text += f", 95 % interval {number(cell['lift_low'])} to {number(cell['lift_high'])}"
     return f"{text}: uncertain" if cell["uncertain"] else text
 
 
-def strongest_expert(specialization: pd.DataFrame) -> str:
-    """The domain's expert that is most surely above its even share, from metrics.domain_specialization."""
-    certain = specialization[~specialization["uncertain"] & (specialization["lift"] > 1)]
+def preferred(cells: pd.DataFrame) -> pd.DataFrame:
+    """The rows of baselines.domain_cells that are preferences, the surest first.
+
+    A preference is certain and goes beyond both the even share and what text of any domain gives the expert: a busy
+    expert is above its even share everywhere, and may still be avoided by a domain.
+    """
+    beyond = (cells["lift"] > 1) & (cells["share"] > cells["expected"])
+    found = cells[beyond & ~cells["uncertain"].astype(bool)]
+    return found.sort_values("lift_low", ascending=False, kind="stable")
+
+
+def strongest_expert(cells: pd.DataFrame) -> str:
+    """The expert that a domain most surely prefers, from baselines.domain_cells."""
+    certain = preferred(cells)
     if certain.empty:
-        return "No expert takes any domain's tokens surely more often than its even share."
-    best = certain.iloc[int(certain["lift_low"].argmax())]
+        return "No single expert is surely preferred by any domain."
+    best = certain.iloc[0]
     return f"Strongest: in layer {best['layer']}, {domain_cell(best)}."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from moe_core.routing.verdicts.domains import preferred
 from moe_core.routing.verdicts.words import number, percent
 
 
@@ -12,25 +13,24 @@ def expert_sentence(
     expert: int,
     *,
     load: pd.DataFrame | None = None,
-    specialization: pd.DataFrame | None = None,
+    cells: pd.DataFrame | None = None,
     tokens: pd.DataFrame | None = None,
     effects: pd.DataFrame | None = None,
 ) -> str:
     """What this expert does, from whatever is known of it.
 
-    `load`: metrics.expert_load; `specialization`: metrics.domain_specialization or baselines.domain_cells;
-    `tokens`: metrics.token_experts of this expert; `effects`: evaluation's ablation_map. Frames may hold other
-    experts' rows too. Example: "Expert 3 of layer 1 takes 18 % of the tokens' slots (13 % when even); prefers legal
+    `load`: metrics.expert_load; `cells`: baselines.domain_cells; `tokens`: metrics.token_experts of this expert;
+    `effects`: evaluation's ablation_map. Frames may hold other experts' rows too. Example: "Expert 3 of layer 1 takes 18 % of the tokens' slots (13 % when even); prefers legal
     (2.1 times its even share); ..."
     """
     parts = []
     if load is not None and len(own := _of(load, layer, expert)):
         even = 1 / max(int((load["layer"] == layer).sum()), 1)
         parts.append(f"takes {percent(float(own['share'].iloc[0]))} of the layer's choices ({percent(even)} when even)")
-    if specialization is not None and len(own := _of(specialization, layer, expert)):
-        certain = own[~own["uncertain"].astype(bool) & (own["lift"] > 1)]
+    if cells is not None and len(own := _of(cells, layer, expert)):
+        certain = preferred(own)
         if len(certain):
-            best = certain.iloc[int(certain["lift"].argmax())]
+            best = certain.iloc[0]
             parts.append(f"specialises in {best['domain']} text ({number(best['lift'])} times its even share)")
         else:
             parts.append("prefers no domain distinguishably from chance")
