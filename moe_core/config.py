@@ -129,6 +129,9 @@ class TrainingConfig(Section):
     """Optimizer steps."""
     batch_size: int = Field(16, ge=1, le=65_536)
     """Sequences per step."""
+    gradient_accumulation: int = Field(1, ge=1, le=65_536)
+    """The batch passes in this many equal parts, whose gradients add up to the batch's: less memory, same step. The
+    load-balancing loss and capacity_factor then hold for each part instead of the whole batch."""
     seq_len: int = Field(128, ge=8, le=1_000_000)
     """Tokens per sequence."""
     time_budget_seconds: float | None = Field(None, gt=0.0)
@@ -138,6 +141,8 @@ class TrainingConfig(Section):
     """muon: Muon on attention and expert matrices, AdamW on the rest. adamw: fused AdamW on all."""
     learning_rate: float = Field(3e-3, gt=0.0, le=10.0)
     """Peak learning rate of AdamW."""
+    embedding_learning_rate: float | None = Field(None, gt=0.0, le=10.0)
+    """Peak learning rate of the embedding, which is the output head too, always by AdamW. None = learning_rate."""
     muon_learning_rate: float = Field(0.02, gt=0.0, le=10.0)
     """Peak learning rate of Muon."""
     weight_decay: float = Field(0.0, ge=0.0, le=10.0)
@@ -164,6 +169,15 @@ class TrainingConfig(Section):
     """auto = cuda if present, else cpu."""
     threads: int = Field(0, ge=0, le=1_024)
     """CPU threads (0 = torch's own choice: OMP_NUM_THREADS, else the physical cores)."""
+
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> TrainingConfig:
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"training.batch_size = {self.batch_size} is not a multiple of training.gradient_accumulation = "
+                f"{self.gradient_accumulation}; change either"
+            )
+        return self
 
 
 class Config(Section):

@@ -13,6 +13,7 @@ from moe_core.config import ModelConfig, TrainingConfig
 from moe_core.model.transformer import MoETransformer
 from moe_core.training.optimizers import (
     NEWTON_SCHULZ_ITERATIONS,
+    QUINTIC,
     Muon,
     build_optimizers,
     optimizer_tensors,
@@ -125,6 +126,31 @@ def test_every_parameter_has_exactly_one_optimizer(name: str) -> None:
         assert group["weight_decay"] == (0.1 if group["params"][0].ndim > 1 else 0.0)
     set_learning_rates(optimizers, 0.5)
     assert {group["lr"] for group in groups} == ({0.0015, 0.01} if name == "muon" else {0.0015})
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_the_embedding_has_its_own_learning_rate(name: str) -> None:
+    model = MoETransformer(SMALL)
+    training = TrainingConfig(optimizer=name, learning_rate=0.003, embedding_learning_rate=0.05)  # type: ignore[arg-type]
+    first, *others = build_optimizers(model, training)[0].param_groups
+    assert (first["params"], first["lr"]) == ([model.embedding.weight], 0.05)
+    assert {group["lr"] for group in others} == {0.003}
+    dense = MoETransformer(SMALL.model_copy(update={"first_dense_layers": 2}))
+    groups = [group for optimizer in build_optimizers(dense, training) for group in optimizer.param_groups]
+    owned = sorted(id(parameter) for group in groups for parameter in group["params"])
+    assert owned == sorted(id(parameter) for parameter in dense.parameters()), "also without any router"
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (3, 16, 16)])
+@pytest.mark.parametrize("iterations", [0, 1, 3, 5])
+def test_iterating_the_gram_matrix_equals_iterating_the_matrix(shape: tuple[int, ...], iterations: int) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    a, b, c = QUINTIC
+    x = matrices / matrices.norm(dim=(-2, -1), keepdim=True)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalise(matrices, iterations), x, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -141,6 +141,13 @@ class TokenBatch:
     def mask(self) -> NDArray[np.bool_]:
         """[B, S]: True where a target is scored."""
         return self.targets >= 0
+
+    def split(self, parts: int) -> list[TokenBatch]:
+        """Its sequences in `parts` equal batches, in order; `parts` must divide B."""
+        if parts == 1:
+            return [self]
+        columns = [np.split(getattr(self, field.name), parts) for field in fields(self)]
+        return [TokenBatch(*part) for part in zip(*columns, strict=True)]
 
 
 def training_batch(dataset: TokenDataset, step: int, *, batch_size: int, seq_len: int, seed: int) -> TokenBatch:

@@ -37,10 +37,18 @@ def orthogonalise(matrices: Tensor, iterations: int = NEWTON_SCHULZ_ITERATIONS) 
     rows, columns = matrices.shape[-2:]
     x = matrices.float().reshape(-1, rows, columns)
     x = x.mT if rows > columns else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)  # Frobenius >= spectral norm, so singular values <= 1
-    for _ in range(iterations):
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    length = x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)  # Frobenius >= spectral norm: singular values <= 1
+    # An iteration multiplies x by a polynomial P of its Gram matrix. All these commute, so the small square matrices
+    # can be iterated alone, G <- P G P, and the large one is multiplied once, by the product Q of all P.
+    gram = torch.bmm(x, x.mT).div_(length.square())
+    product: Tensor | None = None
+    for iteration in range(iterations):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = polynomial if product is None else torch.bmm(polynomial, product)
+        if iteration < iterations - 1:
+            gram = torch.bmm(polynomial, torch.bmm(polynomial, gram))
+    x = x / length if product is None else torch.bmm(product.div_(length), x)
     x = x.mT if rows > columns else x
     return x.reshape(matrices.shape)
 
@@ -70,23 +78,33 @@ class Muon(Optimizer):
                 momentum = state["momentum"].lerp_(parameter.grad, 1.0 - group["momentum"])
                 update = orthogonalise(parameter.grad.lerp(momentum, group["momentum"]))
                 scale = math.sqrt(max(1.0, parameter.shape[-2] / parameter.shape[-1]))
-                parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                if group["weight_decay"]:
+                    parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * scale)
 
 
 def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer]:
     """The optimizers that share the model's parameters: Muon + AdamW, or AdamW alone. Only matrices decay."""
     muon: list[nn.Parameter] = []
+    embedding: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         by_adamw = config.optimizer == "adamw" or any(part in name for part in ADAMW_MATRICES)
-        (vectors if parameter.ndim < 2 else matrices if by_adamw else muon).append(parameter)
+        if parameter.ndim < 2:
+            vectors.append(parameter)
+        elif name == "embedding.weight":
+            embedding.append(parameter)
+        else:
+            (matrices if by_adamw else muon).append(parameter)
+    embedding_lr = config.embedding_learning_rate or config.learning_rate
     groups = [
+        {"params": embedding, "weight_decay": config.weight_decay, "lr": embedding_lr},
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    optimizers: list[Optimizer] = [AdamW(groups, lr=config.learning_rate, betas=ADAMW_BETAS, fused=True)]
+    used = [group for group in groups if group["params"]]
+    optimizers: list[Optimizer] = [AdamW(used, lr=config.learning_rate, betas=ADAMW_BETAS, fused=True)]
     if muon:
         optimizers.append(Muon(muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
     for optimizer in optimizers:

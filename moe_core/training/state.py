@@ -26,7 +26,8 @@ from moe_core.training.probe import DomainExpert
 # These decide which numbers the next step sees, or which tokens measure the run; with another value it would be another
 # run, or its curves would break at the step where it was resumed.
 FIXED_TRAINING_KEYS = (
-    "optimizer", "batch_size", "seq_len", "seed", "autocast", "evaluation_tokens", "probe_tokens", "init_from"
+    "optimizer", "batch_size", "gradient_accumulation", "seq_len", "seed", "autocast", "evaluation_tokens",
+    "probe_tokens", "init_from",
 )  # fmt: skip
 
 
@@ -106,6 +107,7 @@ def begin(
     """A new model with seeded weights, or those of `origin`, its optimizers, and a state at step 0."""
     torch.manual_seed(config.training.seed)
     model = MoETransformer(config.model).to(device)
+    model.prepare_routers(torch.from_numpy(data.token_counts), data.tokenizer.end_of_text)
     if origin is not None:
         model.load_state_dict(origin.model.state_dict())
     state = TrainerState(
