@@ -6,7 +6,7 @@ import argparse
 import difflib
 from collections.abc import Callable, Sequence
 
-from moe_core.cli import analysis, bench, commands, convert, exchange, reporting, tracing, training
+from moe_core.cli import analysis, bench, commands, convert, exchange, reporting, suite, tracing, training
 from moe_core.cli.options import DEVICES, Parser, add_device, add_json, add_model, command, finish, whole
 from moe_core.errors import UsageError
 from moe_core.presets import PRESETS
@@ -44,7 +44,8 @@ examples:
   python main.py --run wide --resume
   python main.py --preset blues --training.steps 200
   python main.py --quick --run tuned --init-from wide --data texts.jsonl
-  python main.py --evaluate --run wide --json figures.json"""
+  python main.py --evaluate --run wide --json figures.json
+  python main.py --evaluate --suite --run wide"""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -58,8 +59,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for argument in rest:
         _refuse_misplaced_command(argument, rest)
     parsed.overrides = rest
-    parsed.handler = training.evaluate if parsed.evaluate else training.train
+    suite.refuse_without_suite(parsed)
+    parsed.handler = training.train
     if parsed.evaluate:
+        parsed.handler = suite.evaluate_suite if parsed.suite else training.evaluate
         _refuse_training_options(parsed)
     elif parsed.device is not None:
         raise UsageError(f"--device {parsed.device} goes with --evaluate; to train there, --training.device")
@@ -83,7 +86,7 @@ def _refuse_training_options(parsed: argparse.Namespace) -> None:
         "--resume": parsed.resume,
         "--init-from": parsed.init_from is not None,
         "--data": parsed.data is not None,
-        "--seed": parsed.seed is not None,
+        "--seed": parsed.seed is not None and not parsed.suite,
         "--config": parsed.config is not None,
         "--section.key": bool(parsed.overrides),
     }
@@ -127,6 +130,7 @@ def _train_parser() -> Parser:
         "to train: --training.device",
     )  # fmt: skip
     add_json(parser)
+    suite.add_suite(parser)
     return parser
 
 

@@ -46,7 +46,7 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
 
 def evaluate(arguments: argparse.Namespace, output: Output) -> int:
     """Score a run on its held-out text; print the figures and write report.md."""
-    name = _run_to_evaluate(arguments)
+    name = run_to_evaluate(arguments)
     with progress_on_stderr() as progress:
         evaluation = _score(name, progress, arguments.device or "cpu")
     _say_figures(name, evaluation, output)
@@ -80,7 +80,8 @@ def _config(run: RunFolder, preset: str, arguments: argparse.Namespace) -> Confi
     return load_config(base, file=arguments.config, overrides=overrides)
 
 
-def _run_to_evaluate(arguments: argparse.Namespace) -> str:
+def run_to_evaluate(arguments: argparse.Namespace) -> str:
+    """The run that --run or a preset names, else the one updated last. Raises UsageError when there is none."""
     from moe_core.runs import RunFolder, list_runs
 
     if arguments.run is not None:

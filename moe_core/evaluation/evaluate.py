@@ -76,7 +76,7 @@ def scored_documents(loaded: LoadedRun, split: str) -> list[Document]:
 
     A cut text is what its tokens decode to; where the cut parts a character, the rest of it is left out.
     """
-    dataset, documents = _dataset(loaded, split), loaded.run.held_out(split)
+    dataset, documents = held_out_dataset(loaded, split), loaded.run.held_out(split)
     scored = []
     for start, end in zip(*dataset.document_bounds(), strict=True):
         document, ids = documents[int(dataset.document_ids[start])], dataset.token_ids[start + 1 : end]
@@ -103,13 +103,14 @@ def _trace(loaded: LoadedRun, recorder: Recorder, datasets: Mapping[str, TokenDa
 
 def _datasets(loaded: LoadedRun) -> dict[str, TokenDataset]:
     """What is scored of each split; no two documents or sources, of whichever split, have the same id."""
-    validation, unseen = (_dataset(loaded, split) for split in HELD_OUT_SPLITS)
+    validation, unseen = (held_out_dataset(loaded, split) for split in HELD_OUT_SPLITS)
     document_ids = unseen.document_ids + int(validation.document_ids.max()) + 1
     source_ids = unseen.source_ids + int(validation.source_ids.max()) + 1
     return {"validation": validation, "unseen": replace(unseen, document_ids=document_ids, source_ids=source_ids)}
 
 
-def _dataset(loaded: LoadedRun, split: str) -> TokenDataset:
+def held_out_dataset(loaded: LoadedRun, split: str) -> TokenDataset:
+    """The tokens of "validation" or "unseen" that `evaluate_run` scores. Raises RunError as it does."""
     run, vocabulary = loaded.run, loaded.tokenizer.vocab_size
     known, documents = run.domains(), run.held_out(split)
     strange = sorted({document.domain for document in documents} - set(known))

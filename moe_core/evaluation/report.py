@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.evaluation.evaluate import SCORED_TOKENS_PER_DOMAIN
+from moe_core.evaluation.markdown import escape, table
 from moe_core.routing import verdicts
 from moe_core.runs.files import write_atomic
 from moe_core.runs.folder import RunFolder
@@ -110,12 +111,12 @@ def _loss_table(evaluation: Mapping[str, Any]) -> list[str]:
     blank = ["", "", *("" for _ in domains)]
     rows.append(["unseen, guessing by token frequency", _cell(baselines["unigram_nats"], 3), *blank])
     rows.append(["guessing uniformly", _cell(baselines["uniform_nats"], 3), *blank])
-    names = (f"{_escape(domain)} (nats)" for domain in domains)
-    return _table(["split", "nats per token", "perplexity", "bits per byte", *names], rows)
+    names = (f"{escape(domain)} (nats)" for domain in domains)
+    return table(["split", "nats per token", "perplexity", "bits per byte", *names], rows)
 
 
 def _routing_table(routing: Sequence[Mapping[str, Any]]) -> list[str]:
-    return _table(
+    return table(
         ["layer", "load (max / mean)", "dead experts", "router entropy", "dropped"],
         [
             [
@@ -131,7 +132,7 @@ def _routing_table(routing: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _domain_table(routing: Sequence[Mapping[str, Any]]) -> list[str]:
-    return _table(
+    return table(
         ["layer", "domain NMI", "99 % of shuffles below", "p"],
         [
             [
@@ -145,15 +146,5 @@ def _domain_table(routing: Sequence[Mapping[str, Any]]) -> list[str]:
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---", *("---:" for _ in header[1:])]
-    return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
-
-
 def _cell(value: float | None, digits: int) -> str:
     return "unknown" if value is None else f"{value:,.{digits}f}"
-
-
-def _escape(text: str) -> str:
-    """A name from the user's data, so that it stays one cell of a Markdown table."""
-    return " ".join(text.split()).translate({ord(c): f"\\{c}" for c in "\\|<>*_`[]&"})

@@ -1,0 +1,31 @@
+"""The evaluation suite: benchmarks of a run, each score beside its chance level. A custom one is a registered function.
+
+docs/evaluation.md has an example.
+"""
+
+from moe_core.evaluation.suite.context import Context, Inputs, Outcome, Sample
+from moe_core.evaluation.suite.likelihood import Continuation, Likelihood, encode_pair, likelihoods
+from moe_core.evaluation.suite.registry import benchmark, load_plugin, registered, select
+from moe_core.evaluation.suite.run import run_suite
+from moe_core.evaluation.suite.scores import Score, of_paired_shares, of_pairs, of_questions, of_sources
+
+__all__ = [
+    "Context",
+    "Continuation",
+    "Inputs",
+    "Likelihood",
+    "Outcome",
+    "Sample",
+    "Score",
+    "benchmark",
+    "encode_pair",
+    "likelihoods",
+    "load_plugin",
+    "of_paired_shares",
+    "of_pairs",
+    "of_questions",
+    "of_sources",
+    "registered",
+    "run_suite",
+    "select",
+]

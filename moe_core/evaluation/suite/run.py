@@ -1,0 +1,93 @@
+"""Run benchmarks on a run, and put what they find into one result of plain JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moe_core.errors import MoescopeError
+from moe_core.evaluation.suite.context import Context, Inputs, Outcome
+from moe_core.evaluation.suite.registry import Benchmark, describe
+from moe_core.evaluation.suite.scores import verdict
+from moe_core.json_values import json_safe
+from moe_core.progress import Progress, silent
+from moe_core.routing.baselines.significance import adjust
+
+if TYPE_CHECKING:
+    from moe_core.runs.checkpoint import LoadedRun
+
+
+def run_suite(
+    loaded: LoadedRun,
+    benchmarks: Sequence[Benchmark],
+    *,
+    inputs: Inputs | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run `benchmarks` one after the other; the same seed gives the same result.
+
+    Keys: run; step; seed; parameters {total, active}; tasks, a list of {name, asks, plugin, not_run ("" when it was
+    run), failed, note, samples [{title, prompt, text}], scores [Score's fields, p_adjusted, verdict]}. p_adjusted:
+    Benjamini-Hochberg over all scores of the result. NaN and infinity are None. A plugin that raises an error has
+    failed = True and the error in not_run; the others go on. Raises RunError when the run's held-out text is missing.
+    """
+    context = Context(loaded, seed, inputs or Inputs())
+    report = progress or silent
+    outcomes = []
+    for number, one in enumerate(benchmarks, start=1):
+        place = f"{one.name} ({number} of {len(benchmarks)})"
+        context.progress = _named(report, place)
+        outcomes.append(_outcome(one, context))
+    scores = [score for outcome, _ in outcomes for score in outcome.scores]
+    adjusted = iter(adjust(np.array([score.p_value for score in scores], dtype=np.float64)))
+    tasks = []
+    for one, (outcome, failed) in zip(benchmarks, outcomes, strict=True):
+        rows = []
+        for score in outcome.scores:
+            p = float(next(adjusted))
+            rows.append({**asdict(score), "p_adjusted": p, "verdict": verdict(score, p)})
+        tasks.append(
+            {
+                "name": one.name,
+                "asks": one.asks,
+                "plugin": one.plugin,
+                "not_run": outcome.not_run,
+                "failed": failed,
+                "note": outcome.note,
+                "samples": [asdict(sample) for sample in outcome.samples],
+                "scores": rows,
+            }
+        )
+    result: dict[str, Any] = json_safe(
+        {
+            "run": loaded.run.name,
+            "step": loaded.step,
+            "seed": seed,
+            "parameters": {"total": loaded.model.total_parameters, "active": loaded.model.active_parameters},
+            "tasks": tasks,
+        }
+    )
+    return result
+
+
+def _outcome(one: Benchmark, context: Context) -> tuple[Outcome, bool]:
+    """(what it found, whether it failed); an error of our own benchmarks is ours and goes through."""
+    if one.plugin is None:
+        return one.function(context), False
+    try:
+        outcome = one.function(context)
+        if not isinstance(outcome, Outcome):
+            raise TypeError(f"it gave back {type(outcome).__name__}, expected an Outcome")
+    except MoescopeError as error:
+        return Outcome(not_run=f"it failed: {error}"), True
+    except Exception as error:
+        return Outcome(not_run=f"it failed: {describe(error, one.plugin)}"), True
+    return outcome, False
+
+
+def _named(progress: Progress, place: str) -> Progress:
+    return lambda stage, done, total: progress(f"{place}: {stage}", done, total)

@@ -1,0 +1,190 @@
+"""What the model writes: how varied it is, and whether its code is code. Written text is read, never executed."""
+
+from __future__ import annotations
+
+import ast
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_gen import Document
+from moe_core.evaluation.suite.context import Context, Outcome, Sample
+from moe_core.evaluation.suite.registry import benchmark
+from moe_core.evaluation.suite.scores import of_paired_shares, of_pairs
+from moe_core.inference.generate import SamplingConfig, generate
+
+PROMPT_TOKENS = 32
+"""Tokens of a held-out document that the model goes on from."""
+DOCUMENTS_PER_DOMAIN = 4
+NEW_TOKENS = 64
+CODE_DOMAIN = "code"
+CODE_DOCUMENTS = 20
+CODE_TOKENS = 96
+LEAST_TOKENS = 16
+"""A document must go on for so many tokens after its prompt."""
+DISTINCT = (1, 2, 4)
+REPETITION_SPAN = 32
+_ALLOW_INCOMPLETE = 0x4000
+"""CPython's PyCF_ALLOW_INCOMPLETE_INPUT, as codeop uses it: text that merely stops is told apart from an error."""
+
+
+@dataclass(frozen=True)
+class Continued:
+    """A document's beginning, and two ways in which it goes on for as many tokens: the model's and its own."""
+
+    domain: str
+    prompt: str
+    text: str
+    token_ids: list[int]
+    ended: bool
+    """The model ended the text before it had written all tokens."""
+    own_text: str
+    own_ids: list[int]
+    own_ended: bool
+    """The document ends where the model's text does, or before."""
+
+
+@benchmark("generation", "Is what it writes as varied as real text?")
+def generation(context: Context) -> Outcome:
+    """Distinct-n and repetition of sampled text against the documents' own text of the same length."""
+    domains = context.loaded.run.domains()
+    documents = [one for domain in domains for one in _documents(context, domain, DOCUMENTS_PER_DOMAIN)]
+    if not documents:
+        return _too_short(context)
+    written = go_on(context, documents, NEW_TOKENS)
+    scores = [
+        of_pairs(
+            f"distinct-{n}",
+            [distinct(one.token_ids, n) for one in written],
+            [distinct(one.own_ids, n) for one in written],
+            "the documents themselves",
+        )
+        for n in DISTINCT
+    ]
+    repeated = of_pairs(
+        "repetition",
+        [repetition(one.token_ids) for one in written],
+        [repetition(one.own_ids) for one in written],
+        "the documents themselves",
+    )
+    sampling = SamplingConfig()
+    note = (
+        f"Unseen documents, going on from their first {PROMPT_TOKENS} tokens for up to {NEW_TOKENS}, at temperature "
+        f"{sampling.temperature}, top-k {sampling.top_k}, top-p {sampling.top_p}. distinct-n: different n-grams over "
+        f"all n-grams of a text's tokens (1510.03055). repetition: tokens that stand among the {REPETITION_SPAN} "
+        "before them (1908.04319)."
+    )
+    return Outcome((*scores, repeated), _first_of_each_domain(written), note)
+
+
+@benchmark("code_syntax", "Is the code it writes valid Python?")
+def code_syntax(context: Context) -> Outcome:
+    """The share of continued code that parses, against the documents themselves cut at the same length."""
+    if CODE_DOMAIN not in context.loaded.run.domains():
+        return Outcome(not_run=f"the run's text has no domain {CODE_DOMAIN!r} to go on from")
+    documents = _documents(context, CODE_DOMAIN, CODE_DOCUMENTS)
+    if not documents:
+        return _too_short(context)
+    written = go_on(context, documents, CODE_TOKENS)
+    models = [whole_lines(one.prompt + one.text, one.ended) for one in written]
+    own = [whole_lines(one.prompt + one.own_text, one.own_ended) for one in written]
+    level_is = "the documents, cut at the same length"
+    note = (
+        f"Unseen code, going on from its first {PROMPT_TOKENS} tokens for up to {CODE_TOKENS}; an unfinished last line "
+        "is dropped. Correct so far: whole lines that some valid program could begin with. Parses: ast.parse takes "
+        "them as they stand, so no block or bracket is open. Nothing is executed."
+    )
+    return Outcome(
+        (
+            of_paired_shares("correct so far", [*map(correct_so_far, models)], [*map(correct_so_far, own)], level_is),
+            of_paired_shares("parses", [*map(parses, models)], [*map(parses, own)], level_is),
+        ),
+        _first_of_each_domain(written),
+        note,
+    )
+
+
+def go_on(context: Context, documents: Sequence[Document], new_tokens: int) -> list[Continued]:
+    """Let the model go on from the beginning of each document for as many tokens as the document has, at most."""
+    tokenizer, written = context.model.tokenizer, []
+    for number, document in enumerate(documents):
+        ids = tokenizer.encode(document.text)
+        begun = b"".join(tokenizer.token_bytes(token_id) for token_id in ids[:PROMPT_TOKENS]).decode("utf-8", "ignore")
+        most = min(new_tokens, len(ids) - PROMPT_TOKENS)
+        tokens = []
+        # The seed differs by document: prompts that are alike are not to be continued alike.
+        for token in generate(context.model, begun, SamplingConfig(max_new_tokens=most, seed=context.seed + number)):
+            tokens.append(token)
+            context.progress("writing", number * new_tokens + len(tokens), len(documents) * new_tokens)
+        end = PROMPT_TOKENS + len(tokens)
+        written.append(
+            Continued(
+                domain=document.domain,
+                prompt=begun,
+                text="".join(token.text for token in tokens),
+                token_ids=[token.token_id for token in tokens],
+                ended=len(tokens) < most,
+                own_text=document.text[len(begun) : len(tokenizer.decode(ids[:end]))],
+                own_ids=ids[PROMPT_TOKENS:end],
+                own_ended=end >= len(ids),
+            )
+        )
+    return written
+
+
+def distinct(token_ids: Sequence[int], n: int) -> float:
+    """Different n-grams over all n-grams, 0..1 (Li et al. 2016, arXiv:1510.03055); NaN with fewer than n tokens."""
+    grams = [tuple(token_ids[at : at + n]) for at in range(len(token_ids) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def repetition(token_ids: Sequence[int], span: int = REPETITION_SPAN) -> float:
+    """Share of tokens that occur among the `span` tokens before them, 0..1; the first one never does.
+
+    rep/l of Welleck et al. 2020 (arXiv:1908.04319), section 6. NaN without tokens.
+    """
+    repeated = [token in token_ids[max(0, at - span) : at] for at, token in enumerate(token_ids)]
+    return sum(repeated) / len(repeated) if repeated else math.nan
+
+
+def whole_lines(text: str, ended: bool) -> str:
+    """Without the unfinished last line, unless the text has ended there."""
+    return text if ended else text[: text.rfind("\n") + 1]
+
+
+def parses(code: str) -> bool:
+    """True if ast.parse takes it. Text without a single line is no code."""
+    return bool(code.strip()) and _syntax_error(code, 0) is None
+
+
+def correct_so_far(code: str) -> bool:
+    """True if it is valid, or would be if it went on: what is open may still be closed."""
+    return bool(code.strip()) and _syntax_error(code, _ALLOW_INCOMPLETE) in (None, "incomplete input")
+
+
+def _syntax_error(code: str, flags: int) -> str | None:
+    """What Python's parser says; None if nothing. The flag ONLY_AST stops before anything could be executed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes and the like are no errors
+            compile(code, "<generated>", "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # NUL, or too deeply nested
+        return getattr(error, "msg", None) or str(error)
+    return None
+
+
+def _documents(context: Context, domain: str, most: int) -> Sequence[Document]:
+    return context.documents(most, domain, PROMPT_TOKENS + LEAST_TOKENS)
+
+
+def _too_short(context: Context) -> Outcome:
+    least = PROMPT_TOKENS + LEAST_TOKENS
+    return Outcome(not_run=f"no unseen document of run {context.loaded.run.name!r} has {least} tokens or more")
+
+
+def _first_of_each_domain(written: Sequence[Continued]) -> tuple[Sample, ...]:
+    first: dict[str, Continued] = {}
+    for one in written:
+        first.setdefault(one.domain, one)
+    return tuple(Sample(domain, one.prompt, one.text) for domain, one in first.items())
