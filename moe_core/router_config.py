@@ -105,12 +105,22 @@ class RouterConfig(Section):
         """Does a token's choice depend on later tokens? Such a model cannot write text."""
         return self.kind == "expert_choice"
 
+    @property
+    def by_state_alone(self) -> bool:
+        """Does a token's choice follow from its own state, whatever the other tokens are and the token itself is?"""
+        return self.kind not in ("hash", "expert_choice", "document_pool")
+
     @model_validator(mode="after")
     def _fits_together(self) -> RouterConfig:
         if self.balancing == "bias" and self.kind not in BIASED_KINDS:
             raise ValueError(
                 f"model.router.balancing = bias needs a router that selects by a bias; expected model.router.kind = "
                 f"{', '.join(BIASED_KINDS)}, not {self.kind}"
+            )
+        if self.expert_dropout > 0 and self.kind in ("hash", "expert_choice"):
+            raise ValueError(
+                f"model.router.expert_dropout = {self.expert_dropout:g} has no meaning for model.router.kind = "
+                f"{self.kind}, where tokens cannot choose another expert; expected 0"
             )
         if self.balancing not in (None, "none") and self.kind in UNLEARNED_LOAD:
             raise ValueError(

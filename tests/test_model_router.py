@@ -8,13 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_core.model.router import RouterOutput, TopKRouter
+from moe_core.model.routers import ROUTERS, Router, RouterOutput, RouterShape, SigmoidRouter, TopKRouter
+from moe_core.router_config import RouterConfig
 
 
-def route(logits_TE: Tensor, top_k: int, *, training: bool = False, **options: float | bool | None) -> RouterOutput:
-    """Give the router the identity as weight, so that the tokens themselves are the logits."""
-    router = TopKRouter(logits_TE.shape[1], logits_TE.shape[1], top_k, **options)  # type: ignore[arg-type]
+def identity_router(num_experts: int, top_k: int, *, capacity_factor: float | None = None, **config: object) -> Router:
+    """A router whose tokens are the logits."""
+    settings = RouterConfig.model_validate(config)
+    router = ROUTERS[settings.kind](RouterShape(num_experts, num_experts, top_k, capacity_factor), settings)
+    assert router.weight is not None
     torch.nn.init.eye_(router.weight)
+    return router
+
+
+def route(
+    logits_TE: Tensor, top_k: int, *, training: bool = False, capacity_factor: float | None = None, **config: object
+) -> RouterOutput:
+    router = identity_router(logits_TE.shape[1], top_k, capacity_factor=capacity_factor, **config)
     out: RouterOutput = router.train(training)(logits_TE)
     return out
 
@@ -74,8 +84,7 @@ def test_extreme_logits_stay_finite_and_are_ordered_by_logit() -> None:
 
 
 def test_bfloat16_tokens_are_scored_in_float32() -> None:
-    router = TopKRouter(4, 4, 2).to(torch.bfloat16)
-    torch.nn.init.eye_(router.weight)
+    router = identity_router(4, 2).to(torch.bfloat16)
     routed = router(torch.randn(3, 4, dtype=torch.bfloat16))
     assert routed.router_logits.dtype == routed.router_scores.dtype == torch.float32
 
@@ -132,8 +141,7 @@ def test_no_expert_exceeds_its_capacity(tokens: int, num_experts: int, factor: f
 
 def biased(logits_TE: Tensor, top_k: int, bias: list[float], **options: bool) -> RouterOutput:
     """As `route`, through sigmoids and a selection bias."""
-    router = TopKRouter(logits_TE.shape[1], logits_TE.shape[1], top_k, kind="sigmoid", **options)
-    torch.nn.init.eye_(router.weight)
+    router = identity_router(logits_TE.shape[1], top_k, kind="sigmoid", **options)
     router.load_state_dict(router.state_dict() | {"expert_bias": torch.tensor(bias)})
     out: RouterOutput = router.eval()(logits_TE)
     return out
@@ -152,33 +160,44 @@ def test_hand_computed_sigmoid_scores_and_a_bias_that_selects_but_does_not_weigh
     torch.testing.assert_close(biased(logits_TE, 1, [0.0] * 4).router_scores, torch.tensor([[0.8]]))
 
 
+def decided(indices: list[list[int]]) -> RouterOutput:
+    """What a router of four experts would say that chose these."""
+    chosen = torch.tensor(indices)
+    return RouterOutput(torch.zeros(len(indices), 4), (chosen >= 0).float(), chosen)
+
+
 def test_the_bias_moves_against_the_load_by_its_speed() -> None:
-    router = TopKRouter(4, 4, 2, kind="sigmoid")
+    router = SigmoidRouter(RouterShape(4, 4, 2), RouterConfig(kind="sigmoid"))
     # Tokens per expert 3, 1, 2, 0 with one slot unused more: the mean is 1.5.
-    chosen = torch.tensor([[0, 1], [0, 2], [0, 2], [-1, -1]])
-    router.update_bias(chosen, 0.01)
-    router.update_bias(chosen, 0.01)
+    chosen = decided([[0, 1], [0, 2], [0, 2], [-1, -1]])
+    router.after_step(chosen)
+    router.after_step(chosen)
     assert router.expert_bias is not None
     torch.testing.assert_close(router.expert_bias, torch.tensor([-0.02, 0.02, -0.02, 0.02]))
-    router.update_bias(torch.tensor([[0, 1], [2, 3]]), 0.01)  # even: nothing to mend
+    router.after_step(decided([[0, 1], [2, 3]]))  # even: nothing to mend
     torch.testing.assert_close(router.expert_bias, torch.tensor([-0.02, 0.02, -0.02, 0.02]))
-    TopKRouter(4, 4, 2).update_bias(chosen, 0.01)  # without a bias: nothing happens
-    assert set(TopKRouter(4, 4, 2).state_dict()) == {"weight"}
+    unmoved = SigmoidRouter(RouterShape(4, 4, 2), RouterConfig(kind="sigmoid", balancing="layer"))
+    unmoved.after_step(chosen)
+    assert unmoved.expert_bias is not None
+    assert unmoved.expert_bias.tolist() == [0.0] * 4
+    without = TopKRouter(RouterShape(4, 4, 2))
+    without.after_step(chosen)  # without a bias: nothing happens
+    assert set(without.state_dict()) == {"weight"}
 
 
-def test_the_bias_evens_out_a_load_that_no_gradient_touches() -> None:
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+def test_the_bias_evens_out_a_load_that_no_gradient_touches(kind: str) -> None:
     """Tokens that all prefer experts 0 and 1 (MaxVio = 1 of at most 1): after a while each expert gets its share."""
     torch.manual_seed(0)
-    router = TopKRouter(4, 4, 2, kind="sigmoid").eval()
-    torch.nn.init.eye_(router.weight)
+    router = identity_router(4, 2, kind=kind, balancing="bias", bias_update_speed=0.005).eval()
     tokens = torch.randn(512, 4) * 0.3 + torch.tensor([1.0, 1.0, -0.5, -1.0])
     counts = []
     for _ in range(200):
-        indices = router(tokens).router_indices
-        counts.append(indices.flatten().bincount(minlength=4))
-        router.update_bias(indices, 0.005)
+        routed = router(tokens)
+        counts.append(routed.router_indices.flatten().bincount(minlength=4))
+        router.after_step(routed)
     assert counts[0].max() > 1.9 * counts[0].float().mean()
-    assert counts[-1].max() < 1.1 * counts[-1].float().mean()
+    assert counts[-1].max() < 1.15 * counts[-1].float().mean()
 
 
 @settings(max_examples=50, deadline=None)
@@ -200,7 +219,7 @@ def test_the_contract_holds_for_sigmoid_routers_too(tokens: int, num_experts: in
 
 
 def test_absent_and_forced_experts_of_a_sigmoid_router_whatever_their_bias() -> None:
-    router = TopKRouter(3, 3, 2, kind="sigmoid")
+    router = identity_router(3, 2, kind="sigmoid")
     router.load_state_dict(
         router.state_dict() | {"weight": torch.eye(3), "expert_bias": torch.tensor([5.0, 0.0, -5.0])}
     )

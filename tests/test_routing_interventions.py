@@ -22,6 +22,8 @@ from moe_core.config import ModelConfig
 from moe_core.errors import MoescopeError, TraceError, UsageError
 from moe_core.model import KVCache, MoETransformer, TopKRouter
 from moe_core.model.feed_forward import MoE
+from moe_core.model.routers import RouterShape
+from moe_core.router_config import RouterConfig
 from moe_core.routing import Intervention, capture, intervene
 from moe_core.routing.interventions import MODES, Mode
 
@@ -193,7 +195,9 @@ def test_without_the_experts_help_other_tokens_would_round_differently(monkeypat
 def route(logits: Sequence[Sequence[float]], slots: int, normalize: bool = True, **change: Any) -> list[Choice]:
     """Choices of a lone router whose weight is the identity, so that the tokens are the logits."""
     logits_TE = torch.tensor(logits)
-    router = TopKRouter(logits_TE.shape[1], logits_TE.shape[1], slots, normalize_scores=normalize).eval()
+    router = TopKRouter(
+        RouterShape(logits_TE.shape[1], logits_TE.shape[1], slots), RouterConfig(normalize_scores=normalize)
+    ).eval()
     torch.nn.init.eye_(router.weight)
     model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.ModuleDict({"router": router})])})
     with torch.no_grad(), intervene(model, **change):

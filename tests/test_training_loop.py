@@ -17,11 +17,11 @@ import torch
 from training_support import make_config, tensor_hashes, timeless_metrics, write_corpus
 
 from moe_core.errors import DataError, RunBusyError, RunError, UsageError
+from moe_core.model import losses
 from moe_core.model.transformer import MoETransformer
 from moe_core.routing import RoutingTrace
 from moe_core.runs import RunFolder, list_runs
 from moe_core.runs.checkpoint import checkpoint_steps, load_run, load_trainer_state
-from moe_core.training import loop
 from moe_core.training.device import repeatable, resolve_autocast, resolve_device
 from moe_core.training.loop import train
 from moe_core.training.probe import domain_experts, probe_routing
@@ -95,6 +95,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model__top_k": 3,
     },
     "bfloat16": {"training__autocast": "bfloat16"},
+    "accumulated, biased router": {"training__gradient_accumulation": 2, "model__router": {"kind": "sigmoid"}},
 }
 
 
@@ -264,14 +265,14 @@ def test_the_dashboard_may_train_in_a_thread(corpus: Path, tmp_path: Path) -> No
 
 def break_loss(monkeypatch: pytest.MonkeyPatch, bad: set[int], value: float) -> None:
     """Multiply the loss of these steps (counted from 1) by `value`."""
-    real, calls = loop.router_z_loss, [0]
+    real, calls = losses.router_z_loss, [0]
 
     def broken(router_logits: torch.Tensor) -> torch.Tensor:
         calls[0] += 1
         step = (calls[0] + 1) // 2  # two MoE layers
         return real(router_logits) * (value if step in bad else 1.0)
 
-    monkeypatch.setattr(loop, "router_z_loss", broken)
+    monkeypatch.setattr(losses, "router_z_loss", broken)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from moe_core.model.experts import Experts
-    from moe_core.model.router import RouterOutput
+    from moe_core.model.routers import RouterOutput
     from moe_core.model.transformer import MoETransformer
 
 SIMILARITY_TOKENS = 2048
@@ -76,7 +76,7 @@ def expert_similarity(
     """How alike two experts of a layer are, by three views; every ordered pair of different experts.
 
     Columns: layer, expert_i, expert_j;
-    gate_cosine, -1..1, between their rows of the router: are they wanted for the same tokens?
+    gate_cosine, -1..1, between their rows of the router: are they wanted for the same tokens? NaN for a hash router;
     weight_cosine, -1..1, between all their weights as one vector; two networks with the same units in another order
     count as different, so only copies and near copies stand out (random weights: 0 +- 1 / sqrt(3 D F));
     output_cka, 0..1, linear centred kernel alignment (arXiv:1905.00414, eq. 4) of both experts' outputs on the same
@@ -116,7 +116,7 @@ def _similarity_of_layer(model: MoETransformer, layer: int, x_ND: Tensor) -> pd.
             "layer": np.full(len(i), layer),
             "expert_i": i,
             "expert_j": j,
-            "gate_cosine": _cosines(moe.router.weight)[i, j],
+            "gate_cosine": np.nan if moe.router.weight is None else _cosines(moe.router.weight)[i, j],
             "weight_cosine": _cosines(weights_EW)[i, j],
             "output_cka": cka_EE[i, j],
         }
@@ -162,10 +162,11 @@ def _moe_inputs(own: OwnModel, dataset: TokenDataset) -> Iterator[tuple[WindowBa
     """For each batch of windows and each MoE layer: what the layer's router and experts read [T, D], and the choice."""
     model = own.model
     for batch in window_batches(dataset, own.context_window):
-        x_BSD = model.embedding(torch.from_numpy(dataset.token_ids[batch.index].astype(np.int64)).to(own.device))
+        ids_BS = torch.from_numpy(dataset.token_ids[batch.index].astype(np.int64)).to(own.device)
+        x_BSD = model.embedding(ids_BS)
         reached = 0
         for layer in model.config.moe_layers:
-            step = moe_step(model, through(model, x_BSD, reached, layer), layer)
+            step = moe_step(model, through(model, x_BSD, reached, layer, ids_BS), layer, ids_BS)
             x_BSD, reached = step.after, layer + 1
             yield batch, layer, step.normed, step.routed
 

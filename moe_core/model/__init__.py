@@ -2,7 +2,7 @@
 
 from moe_core.model.kv_cache import KVCache
 from moe_core.model.losses import load_balancing_loss, router_z_loss
-from moe_core.model.router import RouterOutput, TopKRouter
+from moe_core.model.routers import RouterOutput, TopKRouter
 from moe_core.model.transformer import ModelOutput, MoETransformer
 
 __all__ = [

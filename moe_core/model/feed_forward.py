@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from moe_core.config import ModelConfig
 from moe_core.model.experts import Experts
-from moe_core.model.router import RouterOutput, TopKRouter
+from moe_core.model.routers import RouterContext, RouterOutput, build_router
 
 
 class SwiGLU(nn.Module):
@@ -32,24 +32,17 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.router = TopKRouter(
-            config.dim,
-            config.num_experts,
-            config.top_k,
-            kind=config.router.kind,
-            normalize_scores=config.router.normalize_scores,
-            noise_std=config.router.noise_std,
-            capacity_factor=config.capacity_factor,
-        )
+        self.router = build_router(config)
         self.experts = Experts(config.dim, config.expert_hidden_dim, config.num_experts)
         shared = config.shared_expert_hidden_dim
         self.shared_expert = SwiGLU(config.dim, shared) if shared else None
         self.shared_expert_gate = nn.Linear(config.dim, 1, bias=False) if shared and config.shared_expert_gate else None
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, RouterOutput]:
-        """[T, D] -> ([T, D], what the router chose)."""
-        # A hook may have replaced the router's output by a plain tuple.
-        routed = RouterOutput(*self.router(x_TD))
+    def forward(self, x_TD: Tensor, context: RouterContext | None = None) -> tuple[Tensor, RouterOutput]:
+        """[T, D] -> ([T, D], what the router chose); only a router with reads_context needs the context."""
+        routed = self.router(x_TD, context) if self.router.reads_context else self.router(x_TD)
+        if not isinstance(routed, RouterOutput):  # a hook has replaced the output by a plain tuple
+            routed = RouterOutput(*routed)
         out_TD: Tensor = self.experts(x_TD, routed.router_scores, routed.router_indices)
         if self.shared_expert is not None:
             shared_TD = self.shared_expert(x_TD)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_core.config import ModelConfig
 from moe_core.errors import UsageError
@@ -13,7 +13,7 @@ class KVCache:
     """Room for `max_len` tokens of `batch_size` sequences, all of the same length so far.
 
     keys, values: [layers, B, num_kv_heads, max_len, head_dim]; positions at and after `length` hold nothing of meaning.
-    Keys are stored after RoPE.
+    Keys are stored after RoPE. A router that has to remember the tokens before keeps its notes here, too.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
+        self._memories: dict[nn.Module, Tensor] = {}
 
     @property
     def max_len(self) -> int:
@@ -57,6 +58,13 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = keys_BHSd
         self.values[layer, :, :, self.length : end] = values_BHSd
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def router_memory(self, router: nn.Module, width: int) -> Tensor:
+        """float64 [B, max_len, width], what a router notes of each token seen; its to read and write, zero at first."""
+        if router not in self._memories:
+            shape = (self.keys.shape[1], self.max_len, width)
+            self._memories[router] = torch.zeros(shape, dtype=torch.float64, device=self.keys.device)
+        return self._memories[router]
 
     def advance(self, new_tokens: int) -> None:
         """Count `new_tokens` as seen; the model calls it once every layer has written."""

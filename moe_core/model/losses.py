@@ -1,22 +1,84 @@
-"""The unscaled auxiliary losses of one MoE layer, pure functions."""
+"""The auxiliary losses of the routers: pure functions of one layer, and their weighted sum over all layers."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from moe_core.model.routers import ROUTERS, RouterOutput
+from moe_core.router_config import RouterConfig
+
+
+class RoutingLosses(NamedTuple):
+    """Scalars, means over the MoE layers."""
+
+    total: Tensor
+    """What is added to the language-model loss: everything the configuration asks for, weighted."""
+    load_balancing: Tensor
+    """load_balancing_loss, whichever balancing is minimised, so that runs can be compared; 1 = perfect balance."""
+    router_z: Tensor
+
+
+class StepLoad:
+    """Tokens per expert and layer, summed over the micro-batches of one step (global-batch balancing).
+
+    As each micro-batch ends with its own backward pass, its loss sees the load of the step up to and including itself
+    (arXiv:2501.11873, sec. 3, the buffer for gradient accumulation). A new step starts with a new object; with one
+    micro-batch a step it changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._counts: list[Tensor] = []
+
+    def add(self, router_outputs: Sequence[RouterOutput]) -> list[Tensor]:
+        """[E] of each layer, this micro-batch included."""
+        counts = [tokens_per_expert(one.router_indices, one.router_logits.shape[-1]) for one in router_outputs]
+        self._counts = [old + new for old, new in zip(self._counts, counts, strict=True)] if self._counts else counts
+        return self._counts
+
+
+def routing_losses(
+    router_outputs: Sequence[RouterOutput], config: RouterConfig, load: StepLoad | None = None
+) -> RoutingLosses:
+    """The losses of one micro-batch. `load`: of its step, for balancing global_batch; None = it is alone."""
+    function = ROUTERS[config.kind].score_function
+    by = config.balances_by
+    counts = load.add(router_outputs) if load is not None and by == "global_batch" else [None] * len(router_outputs)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and by in ("layer", "global_batch")):
+        balancing = _mean(
+            load_balancing_loss(one.router_logits, one.router_indices, one.router_logits.shape[-1], function, counts_E)
+            for one, counts_E in zip(router_outputs, counts, strict=True)
+        )
+    z = _mean(router_z_loss(one.router_logits) for one in router_outputs)
+    total = config.router_z_loss_coef * z
+    if by in ("layer", "global_batch"):
+        total = total + config.load_balancing_loss_coef * balancing
+    elif by == "cv_squared":
+        total = total + config.load_balancing_loss_coef * _mean(variation_loss(one) for one in router_outputs)
+    if config.kind == "top_p":
+        total = total + config.entropy_loss_coef * _mean(entropy_loss(one.router_logits) for one in router_outputs)
+    return RoutingLosses(total, balancing, z)
+
 
 def load_balancing_loss(
-    router_logits: Tensor, router_indices: Tensor, num_experts: int, score_function: str = "softmax"
+    router_logits: Tensor,
+    router_indices: Tensor,
+    num_experts: int,
+    score_function: str = "softmax",
+    counts_E: Tensor | None = None,
 ) -> Tensor:
     """E * sum_e f_e * P_e (Switch, arXiv:2101.03961, eq. 4-6): 1 at perfectly even routing, E when all is one expert's.
 
-    f_e is expert e's share of the used slots of `router_indices` [T, K] (-1 = unused), P_e the mean of its probability
-    over the T tokens of `router_logits` [T, E]: the softmax, or the sigmoid divided by the token's sum of sigmoids
-    (DeepSeek-V3, arXiv:2412.19437, eq. 18-20). The gradient flows through P alone. Float32 scalar.
+    f_e is expert e's share of the used slots of `router_indices` [T, K] (-1 = unused), or of `counts_E`, the tokens per
+    expert of more text than this; P_e the mean of its probability over the T tokens of `router_logits` [T, E]: the
+    softmax, or the sigmoid divided by the token's sum of sigmoids (DeepSeek-V3, arXiv:2412.19437, eq. 18-20). The
+    gradient flows through P alone. Float32 scalar; 0 when no slot is used.
     """
-    counts_E = torch.bincount(router_indices.flatten() + 1, minlength=num_experts + 1)[1:]
-    share_E = counts_E.float() / counts_E.sum()
+    counts_E = tokens_per_expert(router_indices, num_experts) if counts_E is None else counts_E
+    share_E = counts_E.float() / counts_E.sum().clamp(min=1)
     probability_E = _probabilities(router_logits.float(), score_function).mean(dim=0)
     return num_experts * torch.dot(share_E, probability_E)
 
@@ -24,6 +86,41 @@ def load_balancing_loss(
 def router_z_loss(router_logits: Tensor) -> Tensor:
     """Mean over tokens of logsumexp(logits)^2 (ST-MoE, arXiv:2202.08906, eq. 5): keeps logits small. Float32 scalar."""
     return router_logits.float().logsumexp(dim=-1).square().mean()
+
+
+def variation_loss(routed: RouterOutput) -> Tensor:
+    """CV(importance)^2 + CV(load)^2 (Shazeer et al., arXiv:1701.06538, eq. 6, 7 and 11). Float32 scalar; 0 = even.
+
+    Importance: an expert's sum of weights over the tokens. Load: the tokens it can expect, through which a gradient
+    flows only where the router drew noise of its own; elsewhere it is left out.
+    """
+    importance_E = torch.zeros(routed.router_logits.shape[-1], device=routed.router_scores.device)
+    # Unused slots weigh 0, whoever gets that.
+    importance_E = importance_E.index_add(
+        0, routed.router_indices.clamp(min=0).flatten(), routed.router_scores.flatten().float()
+    )
+    loss = squared_variation(importance_E)
+    return loss if routed.load_probability is None else loss + squared_variation(routed.load_probability.sum(dim=0))
+
+
+def squared_variation(values_E: Tensor) -> Tensor:
+    """Variance / mean^2 of non-negative values, the variance with divisor E; 0 for zeros."""
+    return values_E.var(correction=0) / (values_E.mean().square() + 1e-10)
+
+
+def entropy_loss(router_logits: Tensor) -> Tensor:
+    """Mean over tokens of -sum_e p_e ln p_e, in nats (arXiv:2403.07652, eq. 6). Float32 scalar."""
+    log_p_TE = router_logits.float().log_softmax(dim=-1)
+    return -(log_p_TE.exp() * log_p_TE).sum(dim=-1).mean()
+
+
+def tokens_per_expert(router_indices: Tensor, num_experts: int) -> Tensor:
+    """int64 [E] from indices [T, K]; unused slots count for nobody."""
+    return torch.bincount(router_indices.flatten() + 1, minlength=num_experts + 1)[1:]
+
+
+def _mean(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()
 
 
 def _probabilities(logits_TE: Tensor, score_function: str) -> Tensor:

@@ -17,7 +17,7 @@ from moe_core.model.feed_forward import MoE, SwiGLU
 from moe_core.model.kv_cache import KVCache
 from moe_core.model.norm import RMSNorm
 from moe_core.model.rope import rope_angles
-from moe_core.model.router import RouterOutput
+from moe_core.model.routers import Router, RouterContext, RouterOutput
 
 INIT_STD = 0.02
 
@@ -44,15 +44,15 @@ class Block(nn.Module):
         self.mlp = None if is_moe else SwiGLU(config.dim, config.dense_hidden_dim)
 
     def forward(
-        self, x_BSD: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None
+        self, x_BSD: Tensor, cos: Tensor, sin: Tensor, context: RouterContext | None
     ) -> tuple[Tensor, RouterOutput | None]:
         """[B, S, D] -> ([B, S, D], what the router chose; None in a dense layer)."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), cos, sin, cache)
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), cos, sin, context.cache if context else None)
         normed_BSD = self.feed_forward_norm(x_BSD)
         if self.moe is None:
             assert self.mlp is not None
             return x_BSD + self.mlp(normed_BSD), None
-        out_TD, routed = self.moe(normed_BSD.flatten(0, 1))
+        out_TD, routed = self.moe(normed_BSD.flatten(0, 1), context)
         return x_BSD + out_TD.view_as(x_BSD), routed
 
 
@@ -77,7 +77,8 @@ class MoETransformer(nn.Module):
         """token_ids int64 [B, S] -> ModelOutput.
 
         With a cache, the tokens continue the cached ones: S may be 1 or more, and the cache advances by S.
-        Raises UsageError when more than config.max_seq_len tokens, or more than the cache holds, come together.
+        Raises UsageError when more than config.max_seq_len tokens, or more than the cache holds, come together, and for
+        a cache where routers see the future.
         """
         B, S = token_ids.shape
         start = cache.length if cache is not None else 0
@@ -87,24 +88,48 @@ class MoETransformer(nn.Module):
                 "shorten the text"
             )
         if cache is not None:
+            self.check_writes()
             cache.check_room(B, S)
         x_BSD = self.embedding(token_ids)
         cos, sin = rope_angles(start, S, self.config.head_dim, self.config.rope_theta, x_BSD.device)
+        context = RouterContext(token_ids, cache)
         router_outputs: list[RouterOutput] = []
         for block in self.layers:
-            x_BSD, routed = block(x_BSD, cos, sin, cache)
+            x_BSD, routed = block(x_BSD, cos, sin, context)
             if routed is not None:
                 router_outputs.append(routed)
         if cache is not None:
             cache.advance(S)
         return ModelOutput(nn.functional.linear(self.norm(x_BSD), self.embedding.weight), tuple(router_outputs))
 
-    def update_expert_biases(self, router_outputs: Sequence[RouterOutput], speed: float) -> None:
-        """Move the selection bias of every router that has one, from what the routers chose in one training step."""
-        blocks = [block for block in self.layers if isinstance(block, Block) and block.moe is not None]
-        for block, routed in zip(blocks, router_outputs, strict=True):
-            assert block.moe is not None
-            block.moe.router.update_bias(routed.router_indices, speed)
+    @property
+    def routers(self) -> list[Router]:
+        """Of the MoE layers, bottom first."""
+        return [block.moe.router for block in self.layers if isinstance(block, Block) and block.moe is not None]
+
+    @property
+    def can_write(self) -> bool:
+        """False where routers look at tokens still to come."""
+        return not (self.config.moe_layers and self.config.router.sees_future)
+
+    def check_writes(self) -> None:
+        """Raise UsageError for a model that cannot write text."""
+        if not self.can_write:
+            raise UsageError(
+                f"model.router.kind = {self.config.router.kind} sees the future: its experts choose among tokens that "
+                "are not written yet, so this model cannot generate or decode; train one with another kind of router"
+            )
+
+    def prepare_routers(self, token_counts: Tensor, document_start: int) -> None:
+        """Tell the routers of the training text, once, before training: occurrences of each token id, [vocab_size], and
+        the id that begins a document."""
+        for router in self.routers:
+            router.prepare(token_counts, document_start)
+
+    def after_step(self, router_outputs: Sequence[RouterOutput]) -> None:
+        """Tell the routers what they decided in one training step: biases and thresholds move."""
+        for router, routed in zip(self.routers, router_outputs, strict=True):
+            router.after_step(routed)
 
     @property
     def total_parameters(self) -> int:

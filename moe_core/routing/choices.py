@@ -112,7 +112,7 @@ def _without(
     """Tokens that chose one of the `absent` choose again; where too few experts are left, slots stay empty."""
     left = logits.index_fill(1, torch.tensor(absent, device=logits.device), -math.inf)
     new_scores, new_indices = again(left, indices.shape[1], forced)
-    empty = left.gather(1, new_indices) == -math.inf
+    empty = (new_indices < 0) | (left.gather(1, new_indices.clamp(min=0)) == -math.inf)
     concerned = _is_one_of(absent, indices, logits.shape[1]).any(dim=1, keepdim=True)
     return (
         torch.where(concerned, new_scores.masked_fill(empty, 0.0), scores),

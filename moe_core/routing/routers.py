@@ -7,6 +7,7 @@ by `huggingface_routers`; this module never imports transformers: whoever has su
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,9 @@ class Form:
     """Can the experts not take index -1?"""
 
     def choose_refused(self, router: Router) -> str | None:
-        """Why the router cannot be made to choose again, after its name; None if it can."""
+        """Why the router cannot be made to choose again, after its name; None if it can. Ours say so themselves."""
+        if reason := getattr(router.module, "cannot_choose", ""):
+            return str(reason)
         if callable(getattr(router.module, "choose", None)):
             return None
         return f"({type(router.module).__name__}) has no method choose(logits_TE, top_k) to choose again"
@@ -100,15 +103,20 @@ class Form:
     def choose(
         self,
         router: Router,
-        call: Call,  # noqa: ARG002 - other forms run it again
+        call: Call,
         logits: Tensor,
         top_k: int,
         forced: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
         """Scores and indices [T, top_k] by the router's own rule, from other logits [T, E]; -inf = not to be chosen."""
-        # Their logits lead already; only a bias that selection adds could put others first.
-        biased = getattr(router.module, "expert_bias", None) is not None
-        scores, indices = router.module.choose(logits, top_k, *([forced] if biased else []))  # type: ignore[operator]
+        import torch
+
+        if (eligible := getattr(call.output, "eligible", None)) is not None:
+            allowed = eligible.index_fill(1, torch.tensor(forced, dtype=torch.int64, device=logits.device), True)
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        # Forced experts' logits lead already; a rule that looks at more than their order takes them as third argument.
+        takes_forced = "forced" in inspect.signature(router.module.choose).parameters  # type: ignore[arg-type]
+        scores, indices = router.module.choose(logits, top_k, *([forced] if takes_forced else []))  # type: ignore[operator]
         return scores, indices
 
 

@@ -232,7 +232,10 @@ def _load(run: RunFolder, folder: Path, device: str | torch.device, dtype: torch
     path = folder / "model.safetensors"
     _compare_shapes(path, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     # A copy: safetensors hands out views of the mapped file, which a trainer may remove.
-    tensors = {name: tensor.to(device, dtype, copy=True) for name, tensor in _read_tensors(path).items()}
+    tensors = {
+        name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for name, tensor in _read_tensors(path).items()
+    }
     model.load_state_dict(tensors, assign=True)
     model.eval().requires_grad_(False)
     match = _FOLDER.fullmatch(folder.name)

@@ -13,14 +13,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from moe_core.config import Config, RouterConfig
+from moe_core.config import Config
 from moe_core.data.prepare import PreparedData, prepare_data
 from moe_core.data.tokens import TokenBatch, training_batch
 from moe_core.errors import MoescopeError, RunError
-from moe_core.model.losses import load_balancing_loss, router_z_loss
-from moe_core.model.router import RouterOutput
+from moe_core.model.losses import StepLoad, routing_losses
+from moe_core.model.routers import RouterOutput
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress, silent
+from moe_core.router_config import RouterConfig
 from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.runs.folder import RunFolder, RunStatus
 from moe_core.training.device import repeatable, resolve_device
@@ -67,7 +68,7 @@ class StepLosses(NamedTuple):
     """Scalars of one training batch."""
 
     total: Tensor
-    """What is minimised: the three below, weighted."""
+    """What is minimised: the loss below and the auxiliary ones that model.router asks for, weighted."""
     language_model: Tensor
     """Nats per token."""
     load_balancing: Tensor
@@ -75,7 +76,7 @@ class StepLosses(NamedTuple):
     router_z: Tensor
     """Mean over MoE layers."""
     dropped_fraction: Tensor
-    """Slots that found their expert full."""
+    """Slots without an expert: it was full, or the router wanted fewer."""
 
 
 def train(
@@ -190,8 +191,7 @@ def _train(
         batch = training_batch(
             data.train, state.step, batch_size=training.batch_size, seq_len=training.seq_len, seed=training.seed
         )
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=state.autocast):
-            losses, router_outputs = batch_losses(model, batch, config.model.router, device)
+        losses, router_outputs = accumulate_gradient(model, batch, config, device, autocast=state.autocast)
         multiplier = learning_rate_multiplier(
             state.step,
             state.steps,
@@ -199,15 +199,13 @@ def _train(
             final_lr_fraction=training.final_lr_fraction,
         )
         set_learning_rates(optimizers, multiplier)
-        losses.total.backward()  # type: ignore[no-untyped-call]
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip))
-        losses = StepLosses(*(loss.detach() for loss in losses))
         state.step += 1
         if math.isfinite(float(losses.total)) and math.isfinite(norm):
             state.bad_steps = 0
             for optimizer in optimizers:
                 optimizer.step()
-            model.update_expert_biases(router_outputs, config.model.router.bias_update_speed)
+            model.after_step(router_outputs)
         else:
             _skip_step(run, state, float(losses.total), norm)
         for optimizer in optimizers:
@@ -251,28 +249,52 @@ def _train(
     )
 
 
-def batch_losses(
-    model: MoETransformer, batch: TokenBatch, router: RouterConfig, device: torch.device
+def accumulate_gradient(
+    model: MoETransformer, batch: TokenBatch, config: Config, device: torch.device, *, autocast: bool
 ) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
-    """Forward pass of one training batch: what is minimised, and what the routers chose."""
+    """Add the gradient of one step to the parameters', in training.gradient_accumulation equal parts of its batch.
+
+    Returns the losses, means over the parts, and what the routers chose for the tokens of all parts, both detached.
+    Parts are as good as the whole but for what a router does with a whole batch: the load-balancing loss asks for
+    balance within each part (E * sum f_e * P_e of a part), unless model.router.balancing = global_batch, and an
+    expert's capacity is that of a part.
+    """
+    parts = config.training.gradient_accumulation
+    load = StepLoad()
+    losses: list[StepLosses] = []
+    routed: list[tuple[RouterOutput, ...]] = []
+    for part in batch.split(parts):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+            part_losses, router_outputs = batch_losses(model, part, config.model.router, device, load)
+        (part_losses.total / parts).backward()  # type: ignore[no-untyped-call]
+        losses.append(StepLosses(*(loss.detach() for loss in part_losses)))
+        routed.append(tuple(RouterOutput(*(tensor.detach() for tensor in output)) for output in router_outputs))
+    if parts == 1:
+        return losses[0], routed[0]
+    return (
+        StepLosses(*(torch.stack(values).mean() for values in zip(*losses, strict=True))),
+        tuple(RouterOutput(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*routed, strict=True)),
+    )
+
+
+def batch_losses(
+    model: MoETransformer,
+    batch: TokenBatch,
+    router: RouterConfig,
+    device: torch.device,
+    load: StepLoad | None = None,
+) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
+    """Forward pass of one training batch: what is minimised, and what the routers chose. `load`: see routing_losses."""
     logits_BSV, router_outputs = model(torch.from_numpy(batch.token_ids).to(device))
     targets_BS = torch.from_numpy(batch.targets).to(device)
     nats = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), ignore_index=-1)
     if not router_outputs:  # a dense model has nothing to balance
         nothing = nats.new_zeros(())
         return StepLosses(nats, nats, nothing, nothing, nothing), ()
-    balancing = torch.stack(
-        [
-            load_balancing_loss(
-                routed.router_logits, routed.router_indices, routed.router_logits.shape[-1], router.kind
-            )
-            for routed in router_outputs
-        ]
-    ).mean()
-    z = torch.stack([router_z_loss(routed.router_logits) for routed in router_outputs]).mean()
+    routing = routing_losses(router_outputs, router, load)
     dropped = torch.stack([(routed.router_indices < 0).float().mean() for routed in router_outputs]).mean()
-    total = nats + router.load_balancing_loss_coef * balancing + router.router_z_loss_coef * z
-    return StepLosses(total, nats, balancing, z, dropped), router_outputs
+    losses = StepLosses(nats + routing.total, nats, routing.load_balancing, routing.router_z, dropped)
+    return losses, router_outputs
 
 
 def _skip_step(run: RunFolder, state: TrainerState, loss: float, norm: float) -> None:

@@ -123,7 +123,9 @@ def observe_routing(
 def write_sample(
     run: RunFolder, model: MoETransformer, data: PreparedData, config: Config, state: TrainerState
 ) -> None:
-    """Let the model write a text from nothing; each evaluation draws anew."""
+    """Let the model write a text from nothing, if it can; each evaluation draws anew."""
+    if not model.can_write:
+        return
     was_training = model.training
     loaded = LoadedRun(run, config, model.eval(), data.tokenizer, state.step)
     sampling = SamplingConfig(max_new_tokens=SAMPLE_TOKENS, seed=config.training.seed + state.step)

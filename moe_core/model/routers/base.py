@@ -1,0 +1,179 @@
+"""What all routers share: the contract, their logits, and what is dropped while training.
+
+Axes: B sequences of S tokens, T = B * S, D model width, E experts, K slots, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moe_core.errors import UsageError
+from moe_core.model.kv_cache import KVCache
+from moe_core.router_config import RouterConfig
+
+
+class _Decided(NamedTuple):
+    router_logits: Tensor
+    """float32 [T, E], before the softmax or sigmoid, noise included."""
+    router_scores: Tensor
+    """float32 [T, K], weights of the chosen experts, largest first; 0 in an unused slot."""
+    router_indices: Tensor
+    """int64 [T, K], chosen experts, different within a token; -1 = unused slot."""
+
+
+class RouterOutput(_Decided):
+    """What a router decided: the three tensors that capture and interventions rely on, in this order.
+
+    Two routers note more beside them, for the losses and for choosing again.
+    """
+
+    eligible: Tensor | None = None
+    """bool [T, E], experts the token could choose from; None = all."""
+    load_probability: Tensor | None = None
+    """float32 [T, E], probability that the token visits the expert when its noise is drawn again; None = no noise."""
+
+    def noting(self, *, eligible: Tensor | None = None, load_probability: Tensor | None = None) -> RouterOutput:
+        """The same decision with these notes."""
+        noted = RouterOutput(*self)
+        noted.eligible, noted.load_probability = eligible, load_probability
+        return noted
+
+
+class RouterContext(NamedTuple):
+    """What a router with `reads_context` is told beside the tokens' states."""
+
+    token_ids: Tensor
+    """int64 [B, S], in the order of the states, sequence after sequence."""
+    cache: KVCache | None
+    """Of the tokens before these; None = each sequence starts here."""
+
+
+class RouterShape(NamedTuple):
+    """Sizes a router is built for."""
+
+    dim: int
+    num_experts: int
+    top_k: int
+    capacity_factor: float | None = None
+    """See ModelConfig.capacity_factor."""
+    vocab_size: int = 0
+    """V; only a router that knows token ids asks."""
+
+
+class Router(nn.Module):
+    """logits = W x (+ noise while training), then `choose`, in float32; then, while training, drops.
+
+    A subclass has a rule of its own: `choose` if logits are all it looks at, else `route`.
+    """
+
+    is_moe_router = True
+    score_function = "softmax"
+    """How logits become probabilities."""
+    reads_context = False
+    """Is forward to be given a RouterContext?"""
+    cannot_choose = ""
+    """Why interventions cannot make it choose again; empty = they can."""
+    weight: nn.Parameter | None
+
+    def __init__(self, shape: RouterShape, config: RouterConfig | None = None) -> None:
+        super().__init__()
+        self.num_experts = shape.num_experts
+        self.top_k = shape.top_k
+        self.capacity_factor = shape.capacity_factor
+        self.config = config or RouterConfig()
+        self.normalize_scores = self.config.normalize_scores
+        self.weight = nn.Parameter(torch.empty(shape.num_experts, shape.dim))
+
+    def forward(self, x_TD: Tensor, context: RouterContext | None = None) -> RouterOutput:
+        """Route T tokens: x_TD [T, D] -> RouterOutput. Raises UsageError if it needs a context and has none."""
+        if context is None and self.reads_context:
+            raise UsageError(f"a {self.config.kind} router was called with no token ids; call the whole model")
+        # Autocast would round the logits to bfloat16, where a tie between experts is common.
+        with torch.autocast(x_TD.device.type, enabled=False):
+            routed = self.route(x_TD, context)
+        return self._dropped(routed) if self.training else routed
+
+    def route(self, x_TD: Tensor, context: RouterContext | None) -> RouterOutput:  # noqa: ARG002 - some read it
+        """Every step before the drops."""
+        logits_TE = self.logits(x_TD)
+        return RouterOutput(logits_TE, *self.choose(self.present(logits_TE), self.top_k))
+
+    def logits(self, x_TD: Tensor) -> Tensor:
+        """float32 [T, E]"""
+        assert self.weight is not None
+        logits_TE = nn.functional.linear(x_TD.to(self.weight.dtype), self.weight).float()
+        if self.training and self.config.noise_std > 0:
+            logits_TE = logits_TE + self.config.noise_std * torch.randn_like(logits_TE)
+        return logits_TE
+
+    def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """The rule for given logits [T, E] and 1 <= top_k <= E: scores [T, top_k] and indices [T, top_k].
+
+        Interventions choose again with it. Weights are divided by their sum if the router was built to do so, whatever
+        `top_k` is asked for: the experts were trained at that scale. An expert of logit -inf comes after all others.
+        `forced` experts, at most top_k, have the largest logits; they are chosen whatever else the rule says.
+        """
+        raise NotImplementedError
+
+    def prepare(self, token_counts_V: Tensor, document_start: int) -> None:
+        """Told once, before training: how often each token id occurs in the training text, and the id that begins a
+        document. What is kept of it is a buffer, so that checkpoints have it."""
+
+    def after_step(self, routed: RouterOutput) -> None:
+        """Told after every training step what was decided in it."""
+
+    def present(self, logits_TE: Tensor) -> Tensor:
+        """The logits of experts that expert dropout leaves out of this step, while training, are -inf."""
+        if not self.training or self.config.expert_dropout == 0:
+            return logits_TE
+        drawn_E = torch.rand(self.num_experts, device=logits_TE.device)
+        absent_E = drawn_E < self.config.expert_dropout
+        absent_E[drawn_E.topk(self.top_k).indices] = False
+        return logits_TE.masked_fill(absent_E, -math.inf)
+
+    def _dropped(self, routed: RouterOutput) -> RouterOutput:
+        """Slots beyond an expert's capacity, and of dropped outputs, become -1 with score 0."""
+        scores_TK, indices_TK = routed.router_scores, routed.router_indices
+        gone_TK = None
+        if self.capacity_factor is not None:
+            gone_TK = self._beyond_capacity(indices_TK, self.capacity_factor)
+        if self.config.expert_output_dropout > 0:
+            masked_TK = torch.rand_like(scores_TK) < self.config.expert_output_dropout
+            gone_TK = masked_TK if gone_TK is None else gone_TK | masked_TK
+        if gone_TK is None:
+            return routed
+        left = (routed.router_logits, scores_TK.masked_fill(gone_TK, 0.0), indices_TK.masked_fill(gone_TK, -1))
+        return RouterOutput(*left).noting(eligible=routed.eligible, load_probability=routed.load_probability)
+
+    def _beyond_capacity(self, indices_TK: Tensor, factor: float) -> Tensor:
+        """bool [T, K]: is this token not among the first ceil(factor * T * K / E) that chose this expert?"""
+        T, K = indices_TK.shape
+        # Column 0 counts unused slots.
+        chosen_TE = torch.zeros(T, self.num_experts + 1, dtype=torch.int64, device=indices_TK.device)
+        rank_TE = chosen_TE.scatter_(1, indices_TK + 1, 1).cumsum(dim=0)
+        return rank_TE.gather(1, indices_TK + 1) > math.ceil(factor * T * K / self.num_experts)
+
+
+def by_logit(logits_TE: Tensor) -> Tensor:
+    """int64 [T, E], experts by descending logit; among equals the smaller index comes first.
+
+    By logits, not probabilities: these underflow to equal zeros when one logit towers above the rest.
+    """
+    return logits_TE.detach().sort(dim=-1, descending=True, stable=True).indices
+
+
+def fill_slots(wanted_TE: Tensor, values_TE: Tensor, top_k: int) -> Tensor:
+    """int64 [T, top_k]: the wanted experts by descending value, then -1; the smaller index first among equals."""
+    ranked = values_TE.detach().masked_fill(~wanted_TE, -math.inf).sort(dim=-1, descending=True, stable=True)
+    wanted_TK = wanted_TE.gather(-1, ranked.indices[:, :top_k])
+    return ranked.indices[:, :top_k].masked_fill(~wanted_TK, -1)
+
+
+def read_slots(values_TE: Tensor, indices_TK: Tensor) -> Tensor:
+    """[T, K] the chosen experts' values; 0 in unused slots."""
+    return values_TE.gather(-1, indices_TK.clamp(min=0)).masked_fill(indices_TK < 0, 0.0)
