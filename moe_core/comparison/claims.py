@@ -1,0 +1,83 @@
+"""What a mixture can save by arithmetic alone, and which published claims that leaves standing.
+
+The claims are those of a small MoE project's documentation (4 experts, 2 layers, top-2): 2.3 times as fast as dense,
+78 % fewer FLOPs, 12M of 100M parameters active, perplexity 12.3 against 13.1. The dense model is the one of equal total
+size: each expert's block is k / E of it, so neither the operations nor the parameters a token needs can fall below
+k / E of the feed-forward blocks, and attention, embedding and head, which have no experts, are saved nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe_core.config import ModelConfig
+from moe_core.model import size
+
+CLAIMED_SPEEDUP = 98 / 43
+CLAIMED_FLOPS_SAVED = 0.78
+CLAIMED_ACTIVE = 12 / 100
+CLAIMED_PERPLEXITY, CLAIMED_DENSE_PERPLEXITY = 12.3, 13.1
+EXPERTS = (2, 4, 8, 10, 12, 16, 17, 32, 64)
+"""Numbers of experts in the table; 10 and 17 are where a claim first becomes possible for top-2."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The most that E experts of which k are chosen can save, against the dense model of equal total size."""
+
+    experts: int
+    top_k: int
+    flops_saved: float
+    """Part of the feed-forward operations that is not done: 1 - k / E, the router being free."""
+    speedup: float
+    """E / k: how many times as fast, if operations took equally long on both sides and nothing else took any time."""
+    active: float
+    """k / E: the smallest part of all parameters that a token needs."""
+    model_flops_saved: float | None = None
+    """The same for a whole model with its attention, router and head."""
+    model_speedup: float | None = None
+
+    @property
+    def possible(self) -> dict[str, bool]:
+        """Which claims arithmetic does not rule out, by name."""
+        return {
+            "2.3 times as fast": self.speedup >= CLAIMED_SPEEDUP,
+            "78 % fewer FLOPs": self.flops_saved >= CLAIMED_FLOPS_SAVED,
+            "12 of 100 parameters active": self.active <= CLAIMED_ACTIVE,
+        }
+
+
+def bound(experts: int, top_k: int, model: ModelConfig | None = None) -> Bound:
+    """The bound for so many experts; with `model`, also that of its shape with its experts as wide as they are.
+
+    The dense counterpart of the whole model has as many parameters; both read model.max_seq_len or 128 tokens of
+    context, whichever is fewer.
+    """
+    saved, speedup = None, None
+    if model is not None:
+        context = min(128, model.max_seq_len)
+        mixture = model.model_copy(update={"num_experts": experts, "top_k": top_k})
+        dense = mixture.model_copy(
+            update={
+                "first_dense_layers": mixture.num_layers,
+                "moe_every": 1,
+                "dense_hidden_dim": experts * mixture.expert_hidden_dim,
+            }
+        )
+        part = size.flops_per_token(mixture, context) / size.flops_per_token(dense, context)
+        saved, speedup = 1 - part, 1 / part
+    return Bound(experts, top_k, 1 - top_k / experts, experts / top_k, top_k / experts, saved, speedup)
+
+
+def bounds(top_k: int, model: ModelConfig | None = None) -> list[Bound]:
+    """For every number of experts in EXPERTS that is at least top_k."""
+    return [bound(experts, top_k, model) for experts in EXPERTS if experts >= top_k]
+
+
+def fewest_experts(top_k: int) -> dict[str, int]:
+    """For each claim, the fewest experts with which arithmetic does not rule it out."""
+    names = bound(top_k, top_k).possible
+    return {
+        name: next(experts for experts in range(top_k, 1000 * top_k) if bound(experts, top_k).possible[name])
+        for name in names
+    }

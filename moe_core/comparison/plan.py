@@ -1,0 +1,176 @@
+"""What a comparison will do, written down before it does anything: arms, seeds, learning rates, what will decide."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from moe_core.comparison.arms import Arm, dense_arms
+from moe_core.comparison.routers import router_arms
+from moe_core.config import Config, load_config, validate_config
+from moe_core.errors import UsageError
+from moe_core.model import size
+
+Kind = Literal["dense", "routers"]
+PRIMARY = "nats per token on the unseen split"
+"""Decides; everything else that is reported describes."""
+FACTORS = (0.5, 1.0, 2.0)
+"""Every arm is trained with its learning rates times each of these, on seeds that are not scored."""
+FIRST_TUNING_SEED = 1000
+EVALUATIONS = 12
+"""Points of each loss curve after step 0."""
+STEPS = {"dense": 300, "routers": 200}
+SMOKE: dict[str, Any] = {
+    "model": {
+        "vocab_size": 300, "dim": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16,
+        "num_experts": 4, "top_k": 2, "expert_hidden_dim": 32, "dense_hidden_dim": 64, "max_seq_len": 64,
+    },
+    "data": {"documents": 12},
+    "training": {"steps": 8, "batch_size": 4, "seq_len": 16, "evaluation_tokens": 64, "probe_tokens": 64},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training."""
+
+    arm: str
+    seed: int
+    factor: float
+    """Of the learning rates."""
+
+    @property
+    def name(self) -> str:
+        """Of its run and of the file with its outcome."""
+        return f"{self.arm}-s{self.seed}-x{self.factor:g}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The first arm is the one that the others are held against."""
+
+    kind: Kind
+    name: str
+    """Of the result's file."""
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    """Scored; each seed's weights, order of the text and router noise are the same for all arms as far as they can."""
+    tuning_seeds: tuple[int, ...]
+    """Used to choose the learning rate, never scored."""
+    factors: tuple[float, ...]
+
+    @property
+    def config(self) -> Config:
+        """Of the first arm."""
+        return self.arms[0].config
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def tuning_trials(self) -> list[Trial]:
+        """Those that choose each arm's learning rate; none where there is nothing to choose."""
+        if len(self.factors) < 2:
+            return []
+        return [
+            Trial(arm.name, seed, factor) for seed in self.tuning_seeds for factor in self.factors for arm in self.arms
+        ]
+
+    def scored_trials(self, chosen: Mapping[str, float]) -> list[Trial]:
+        """Those that decide, seed by seed, with the factor chosen for each arm."""
+        return [Trial(arm.name, seed, chosen[arm.name]) for seed in self.seeds for arm in self.arms]
+
+    def trial_config(self, trial: Trial) -> Config:
+        """What the trial is trained with."""
+        config = self.arm(trial.arm).config
+        training = config.training.model_dump() | {
+            "seed": trial.seed,
+            "learning_rate": config.training.learning_rate * trial.factor,
+            "muon_learning_rate": config.training.muon_learning_rate * trial.factor,
+        }
+        return validate_config({**config.model_dump(), "training": training})
+
+    def work(self, trial: Trial) -> float:
+        """About what the trial costs: forward operations of all its tokens."""
+        config = self.arm(trial.arm).config
+        training = config.training
+        tokens = training.steps * training.batch_size * training.seq_len
+        return float(tokens * size.flops_per_token(config.model, training.seq_len))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of everything above, without where the text lies."""
+        return hashlib.sha256(json.dumps(public(self.as_json()), sort_keys=True).encode()).hexdigest()
+
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "primary": PRIMARY,
+            "arms": [
+                {"name": arm.name, "label": arm.label, "config": arm.config.model_dump(mode="json")}
+                for arm in self.arms
+            ],
+            "seeds": list(self.seeds),
+            "tuning_seeds": list(self.tuning_seeds),
+            "factors": list(self.factors),
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Plan:
+        """Raises KeyError, TypeError or UsageError for something else."""
+        arms = tuple(Arm(arm["name"], arm["label"], validate_config(arm["config"])) for arm in tree["arms"])
+        lists = (tuple(tree[key]) for key in ("seeds", "tuning_seeds", "factors"))
+        return cls(tree["kind"], tree["name"], arms, *lists)
+
+
+def make_plan(
+    kind: Kind, *, file: str | None = None, data: str | None = None, seeds: int = 5, smoke: bool = False
+) -> Plan:
+    """The plan from the house's size, a HOCON file over it, and the user's text. Raises UsageError."""
+    config = _config(kind, file, data, smoke)
+    text = "synthetic" if config.data.path is None else Path(config.data.path).stem
+    plain = "".join(c if c.isalnum() else "-" for c in text.lower())
+    return Plan(
+        kind=kind,
+        name=f"{kind}-{plain}{'-smoke' if smoke else ''}",
+        arms=tuple(dense_arms(config) if kind == "dense" else router_arms(config)),
+        seeds=tuple(range(seeds)),
+        tuning_seeds=(FIRST_TUNING_SEED,) if kind == "dense" else (),
+        factors=(1.0,) if kind == "routers" else FACTORS[1:] if smoke else FACTORS,
+    )
+
+
+def public(tree: Any) -> Any:
+    """JSON values with the path of the user's text cut to its name."""
+    if isinstance(tree, Mapping):
+        return {
+            key: Path(value).name if key == "path" and isinstance(value, str) else public(value)
+            for key, value in tree.items()
+        }
+    return [public(value) for value in tree] if isinstance(tree, Sequence) and not isinstance(tree, str) else tree
+
+
+def _config(kind: Kind, file: str | None, data: str | None, smoke: bool) -> Config:
+    quick = load_config("quick", environment={}).model_dump()
+    tree: dict[str, Any] = {**quick, "training": {**quick["training"], "steps": STEPS[kind]}}
+    if smoke:
+        tree = {section: {**tree[section], **SMOKE[section]} for section in tree}
+    # One thread: the same sums in the same order however many trainings run side by side.
+    tree["training"] |= {"time_budget_seconds": None, "threads": 1, "device": "cpu"}
+    config = load_config(validate_config(tree), file=file, environment={})
+    if config.training.time_budget_seconds is not None or config.training.init_from is not None:
+        raise UsageError(
+            "a comparison trains every arm from random weights on equally many tokens; "
+            "leave out training.time_budget_seconds and training.init_from"
+        )
+    tree = config.model_dump()
+    tree["training"]["evaluation_interval"] = max(1, config.training.steps // EVALUATIONS)
+    if data is not None:
+        tree["data"]["path"] = data
+    return validate_config(tree)

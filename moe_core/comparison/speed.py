@@ -1,0 +1,157 @@
+"""How long each arm takes, on this machine, in turns: reading a text, writing a token, one training step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_core.benchmarks.results import environment
+from moe_core.benchmarks.timing import Timings, interleave
+from moe_core.comparison.plan import Plan, Trial
+from moe_core.comparison.trial import run_folder
+from moe_core.data.tokens import TokenDataset, training_batch
+from moe_core.json_values import json_safe
+from moe_core.model.kv_cache import KVCache
+from moe_core.model.transformer import MoETransformer
+from moe_core.progress import Progress, silent
+from moe_core.runs.checkpoint import LoadedRun, load_run
+from moe_core.runs.files import read_json_object, write_atomic
+from moe_core.training.device import resolve_autocast
+from moe_core.training.loop import batch_losses
+from moe_core.training.optimizers import build_optimizers, set_learning_rates
+
+ROUNDS = 30
+TRAINING_ROUNDS = 15
+"""A training step takes longer than the others, and varies less."""
+PREFILL_BATCH, PREFILL_TOKENS = 8, 256
+DECODE_BATCHES = (1, 32)
+DECODE_CONTEXT = 128
+"""Tokens in the cache when one more is read."""
+
+
+def read_speed(work: Path) -> dict[str, Any] | None:
+    """What measure_speed kept; None before."""
+    try:
+        return read_json_object(work / "speed.json")
+    except FileNotFoundError:
+        return None
+
+
+def measure_speed(
+    work: Path,
+    plan: Plan,
+    chosen: Mapping[str, float],
+    *,
+    threads: int,
+    smoke: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Time the trained models of the first scored seed against each other and keep what was found.
+
+    {date, threads, environment, tasks: {task: {tokens: of one call, arms: {arm: {seconds, low, high, times: as fast as
+    the first arm, times_low, times_high}}}}}: medians and 10th to 90th percentiles over rounds in which all arms take
+    turns. Routers that see the future do not decode.
+    """
+    loaded = {
+        arm.name: load_run(run_folder(work, Trial(arm.name, plan.seeds[0], chosen[arm.name])).name, work / "runs")
+        for arm in plan.arms
+    }
+    rounds = (2, 2) if smoke else (ROUNDS, TRAINING_ROUNDS)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        where = environment(threads)
+        with torch.inference_mode():
+            tasks = _reading(plan, loaded, rounds[0], progress)
+        tasks["training step"] = _training(plan, loaded, rounds[1], progress)
+    finally:
+        torch.set_num_threads(before)
+    found = {
+        "date": datetime.now().isoformat(timespec="minutes"), "threads": threads, "environment": where, "tasks": tasks
+    }  # fmt: skip
+    write_atomic(work / "speed.json", (json.dumps(json_safe(found), indent=1) + "\n").encode())
+    return found
+
+
+def _reading(plan: Plan, loaded: Mapping[str, LoadedRun], rounds: int, progress: Progress) -> dict[str, Any]:
+    model = plan.config.model
+    length = min(PREFILL_TOKENS, model.max_seq_len)
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(
+        next(iter(loaded.values())).config.model.vocab_size, (PREFILL_BATCH, length), generator=generator
+    )
+    sides: dict[str, Callable[[], object]] = {name: _call(run.model, prompt) for name, run in loaded.items()}
+    tasks = {f"prefill {PREFILL_BATCH} x {length}": _timed(sides, prompt.numel(), rounds, progress)}
+    context = min(DECODE_CONTEXT, model.max_seq_len - 1)
+    writing = {name: run for name, run in loaded.items() if not run.config.model.router.sees_future}
+    for batch in DECODE_BATCHES:
+        text = prompt[:1, :context].expand(batch, -1)
+        sides = {name: _decoding(run.model, text) for name, run in writing.items()}
+        tasks[f"decode, batch {batch}"] = _timed(sides, batch, rounds, progress)
+    return tasks
+
+
+def _call(model: MoETransformer, ids: torch.Tensor) -> Callable[[], object]:
+    return lambda: model(ids)
+
+
+def _decoding(model: MoETransformer, text_BS: torch.Tensor) -> Callable[[], object]:
+    """One more token for every sequence; the cache is put back, so that every call does the same."""
+    batch, context = text_BS.shape
+    cache = KVCache(model.config, batch, context + 1)
+    model(text_BS, cache=cache)
+    # Different tokens: they would share experts otherwise.
+    last = (text_BS[:, -1:] + torch.arange(batch)[:, None]) % model.config.vocab_size
+
+    def step() -> object:
+        cache.length = context
+        return model(last, cache=cache)
+
+    return step
+
+
+def _training(plan: Plan, loaded: Mapping[str, LoadedRun], rounds: int, progress: Progress) -> dict[str, Any]:
+    training = plan.config.training
+    some = next(iter(loaded.values()))
+    text = TokenDataset.build(some.run.held_out("validation"), some.tokenizer, some.run.domains())
+    sides = {name: _training_step(run, text) for name, run in loaded.items()}
+    return _timed(sides, training.batch_size * training.seq_len, rounds, progress)
+
+
+def _training_step(run: LoadedRun, text: TokenDataset) -> Callable[[], object]:
+    """Forward, backward and optimizer on one batch, again and again, from the trained weights."""
+    device, training = torch.device("cpu"), run.config.training
+    model = run.model.train().requires_grad_(True)
+    optimizers = build_optimizers(model, training)
+    set_learning_rates(optimizers, training.final_lr_fraction)  # as much work, and the weights stay sound
+    batch = training_batch(text, 0, batch_size=training.batch_size, seq_len=training.seq_len, seed=0)
+    autocast = resolve_autocast(run.config, device)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+            losses, _ = batch_losses(model, batch, run.config.model.router, device)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _timed(sides: Mapping[str, Callable[[], object]], tokens: int, rounds: int, progress: Progress) -> dict[str, Any]:
+    timings = interleave(sides, rounds=rounds, on_round=lambda done: progress("timing", done, rounds))
+    return {"tokens": tokens, "arms": {name: _figures(timings, name, next(iter(sides))) for name in sides}}
+
+
+def _figures(timings: Timings, name: str, reference: str) -> dict[str, float]:
+    seconds, times = timings.spread(name), timings.times_faster(name, reference)
+    return {
+        "seconds": seconds.median, "low": seconds.low, "high": seconds.high,
+        "times": times.median, "times_low": times.low, "times_high": times.high,
+    }  # fmt: skip

@@ -1,0 +1,196 @@
+"""A result as Markdown: made of the JSON alone, so that no figure in it was typed by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moe_core.comparison.claims import (
+    CLAIMED_DENSE_PERPLEXITY,
+    CLAIMED_PERPLEXITY,
+    fewest_experts,
+)
+from moe_core.comparison.words import difference_words, losses_verdict, signed, where_measured
+
+DOMAINS_SHOWN = 6
+
+
+def result_table(result: Mapping[str, Any]) -> str:
+    """The whole page: verdict, losses, cost, speed, and for "dense" what arithmetic leaves of published claims."""
+    parts = [
+        losses_verdict(result),
+        _losses(result),
+        _notes(result),
+        _routing(result) if result["kind"] == "routers" else _cost(result),
+        _speed(result),
+        _claims(result) if result["kind"] == "dense" else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _losses(result: Mapping[str, Any]) -> str:
+    first = result["arms"][0]["label"]
+    domains = list(result["arms"][0]["by_domain"])[:DOMAINS_SHOWN] if result["kind"] == "dense" else []
+    header = ["arm", "nats per token, unseen", f"against {first}", "bits per byte", "validation", *domains]
+    rows = [
+        [
+            str(arm["label"]),
+            f"{arm['scores']['unseen_nats']['mean']:.4f}",
+            difference_words(arm["scores"]["unseen_nats"]["difference"]),
+            f"{arm['scores']['unseen_bits_per_byte']['mean']:.4f}",
+            f"{arm['scores']['validation_nats']['mean']:.4f}",
+            *(_with_difference(arm["by_domain"][domain]) for domain in domains),
+        ]
+        for arm in result["arms"]
+    ]
+    return _table(header, rows)
+
+
+def _with_difference(score: Mapping[str, Any]) -> str:
+    """0.512 (+0.020): a mean and, after the first arm, its difference; ~ where that is not distinguishable from 0."""
+    difference = score["difference"]
+    if difference is None:
+        return f"{score['mean']:.3f}"
+    mark = "~" if difference["verdict"] == "not distinguishable" else ""
+    return f"{score['mean']:.3f} ({signed(difference['mean'])}{mark})"
+
+
+def _notes(result: Mapping[str, Any]) -> str:
+    seeds, edges = len(result["seeds"]), [arm["label"] for arm in result["arms"] if arm["edge"]]
+    text = (
+        f"Means of {seeds} seeds, {result['tokens']:,} training tokens each, on {_data(result)}; guessing by token "
+        f"frequency costs {result['unigram_nats']:.3f} nats. In brackets the 95 % t-interval of the difference over "
+        "pairs of equal seeds: what other weights and another order of the text would change, not another corpus."
+    )
+    if result["tuning_seeds"]:
+        text += " Each arm has the best of the same learning rates on a seed that is not scored."
+    if edges:
+        text += f" The best one tried was the lowest or the highest for: {', '.join(edges)}; a wider search might help."
+    if any(arm["sees_future"] for arm in result["arms"]):
+        text += " Expert choice lets later tokens decide about earlier ones: its loss is not one of a language model."
+    return text
+
+
+def _cost(result: Mapping[str, Any]) -> str:
+    header = [
+        "arm", "parameters", "active", "without embedding", "active of these", "MFLOPs per token", "by torch's counter",
+        "without the head", "learning rate",
+    ]  # fmt: skip
+    rows = []
+    for arm in result["arms"]:
+        parameters, flops = arm["parameters"], arm["flops_per_token"]
+        rows.append(
+            [
+                str(arm["label"]),
+                *(
+                    f"{parameters[key]:,}"
+                    for key in ("total", "active", "total_without_embedding", "active_without_embedding")
+                ),
+                *(f"{flops[key] / 1e6:.3f}" for key in ("computed", "measured", "without_head")),
+                f"x {arm['factor']:g}",
+            ]
+        )
+    return _table(header, rows)
+
+
+def _routing(result: Mapping[str, Any]) -> str:
+    header = ["arm", "MaxVio, mean", "worst", "dead experts", "unused slots", "domain NMI", "99 % of shuffles below"]
+    rows = [
+        [
+            str(arm["label"]),
+            f"{arm['routing']['max_violation']['mean']:.2f}",
+            f"{arm['routing']['max_violation']['worst']:.2f}",
+            f"{arm['routing']['dead_experts']:.1f}",
+            f"{arm['routing']['unused_slots']:.0%}",
+            f"{arm['routing']['domain_nmi']:.3f}",
+            f"{arm['routing']['domain_nmi_null_p99']:.3f}",
+        ]
+        for arm in result["arms"]
+    ]
+    about = (
+        "MaxVio: the busiest expert's load over the mean, less 1 (0 = even), on held-out text; dead experts are those "
+        "of all layers together, a mean over seeds."
+    )
+    return f"{_table(header, rows)}\n\n{about}"
+
+
+def _speed(result: Mapping[str, Any]) -> str:
+    speed = result["speed"]
+    if speed is None:
+        return "Times are not measured yet."
+    rows = []
+    for task, found in speed["tasks"].items():
+        for arm in result["arms"]:
+            times = found["arms"].get(arm["name"])
+            if times is None:
+                continue
+            rows.append(
+                [
+                    task,
+                    str(arm["label"]),
+                    f"{1000 * times['seconds']:.2f} ms ({1000 * times['low']:.2f} to {1000 * times['high']:.2f})",
+                    f"{found['tokens'] / times['seconds']:,.0f}",
+                    f"{times['times']:.2f} ({times['times_low']:.2f} to {times['times_high']:.2f})",
+                ]
+            )
+    first = result["arms"][0]["label"]
+    table = _table(["task", "arm", "time (middle 80 %)", "tokens/s", f"times as fast as {first}"], rows)
+    return f"{where_measured(speed)}\n\n{table}"
+
+
+def _claims(result: Mapping[str, Any]) -> str:
+    top_k, experts = result["config"]["model"]["top_k"], result["config"]["model"]["num_experts"]
+    names = list(result["bounds"][0]["possible"])
+    header = [
+        "experts", "FLOPs saved at most", "times as fast at most", "active parameters at least", "this shape: saved",
+        "times as fast", *names,
+    ]  # fmt: skip
+    rows = [
+        [
+            f"**{row['experts']}**" if row["experts"] == experts else str(row["experts"]),
+            f"{row['flops_saved']:.0%}",
+            f"{row['speedup']:.2f}",
+            f"{row['active']:.0%}",
+            f"{row['model_flops_saved']:.0%}",
+            f"{row['model_speedup']:.2f}",
+            *("possible" if row["possible"][name] else "no" for name in names),
+        ]
+        for row in result["bounds"]
+    ]
+    least = "; ".join(f"{name}: from {count} experts on" for name, count in fewest_experts(top_k).items())
+    about = (
+        f"What {top_k} of E experts can save at most against a dense model of equal total size, by arithmetic. "
+        f"{least}. "
+        "For 4 experts, top-2, none of them can hold: half of the feed-forward work and half of its parameters remain. "
+        "The middle columns count this shape's attention, router and head too."
+    )
+    return f"{about}\n\n{_table(header, rows)}\n\n{_perplexity_claim(result)}"
+
+
+def _perplexity_claim(result: Mapping[str, Any]) -> str:
+    claimed = 1 - CLAIMED_PERPLEXITY / CLAIMED_DENSE_PERPLEXITY
+    parts = [
+        f"Perplexity {CLAIMED_PERPLEXITY} against {CLAIMED_DENSE_PERPLEXITY} would be {claimed:.1%} lower; no "
+        "arithmetic decides that."
+    ]
+    for arm in result["arms"][1:]:
+        difference = arm["scores"]["unseen_nats"]["difference"]
+        if difference is not None:
+            parts.append(f"Here the mixture's is {_percent_change(difference)} that of {arm['label']}.")
+    return " ".join(parts)
+
+
+def _percent_change(difference: Mapping[str, Any]) -> str:
+    """Perplexity of the first arm against this one, from the difference the other way round."""
+    change = math.exp(-difference["mean"]) - 1
+    return f"{abs(change):.1%} {'below' if change < 0 else 'above'}"
+
+
+def _data(result: Mapping[str, Any]) -> str:
+    return "synthetic text" if result["data"] == "synthetic" else f"`{result['data']}`"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,85 @@
+"""One training of a comparison: trained, scored, its outcome kept, its weights let go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moe_core.comparison.plan import Plan, Trial
+from moe_core.data.prepare import PreparedData
+from moe_core.errors import RunError
+from moe_core.evaluation.evaluate import evaluate_run
+from moe_core.json_values import json_safe
+from moe_core.progress import Progress
+from moe_core.runs.checkpoint import load_run
+from moe_core.runs.files import read_json_object, remove_folder, write_atomic
+from moe_core.runs.folder import RunFolder
+from moe_core.training.loop import TrainingResult, train
+
+
+class TrialStopped(Exception):  # noqa: N818 - a request, not an error
+    """Somebody asked to stop; what was learned is saved."""
+
+    def __init__(self, signal: int | None = None) -> None:
+        super().__init__(signal)
+        self.signal = signal
+        """The signal that asked, if one did."""
+
+
+def run_folder(work: Path, trial: Trial) -> RunFolder:
+    """Where the trial is trained."""
+    return RunFolder(trial.name, work / "runs")
+
+
+def read_outcome(work: Path, trial: Trial) -> dict[str, Any] | None:
+    """What the trial came to, see run_trial; None while it is to be done. Raises RunError where it is damaged."""
+    try:
+        return read_json_object(work / "trials" / f"{trial.name}.json")
+    except FileNotFoundError:
+        return None
+
+
+def run_trial(
+    work: Path,
+    plan: Plan,
+    trial: Trial,
+    data: PreparedData,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Train and score one trial, or go on where it was left, and keep its outcome.
+
+    {arm, seed, factor, failed: why it has no figures or None, evaluation: see evaluate_run, curve: {split: [nats per
+    token]} with step, fingerprint of the data}. The checkpoint of the first scored seed stays, to be timed; others go.
+    Raises TrialStopped.
+    """
+    run, config = run_folder(work, trial), plan.trial_config(trial)
+    outcome: dict[str, Any] = {"arm": trial.arm, "seed": trial.seed, "factor": trial.factor, "failed": None}
+    outcome["fingerprint"] = data.fingerprint
+    try:
+        result: TrainingResult = train(run, config, resume=run.exists(), data=data, progress=progress, stop=stop)
+        if result.state == "stopped":
+            raise TrialStopped(result.signal)
+        evaluation = evaluate_run(load_run(run.name, run.root))
+        outcome |= {"evaluation": evaluation, "curve": _curve(run)}
+    except RunError as error:
+        if "not finite" not in str(error):
+            raise
+        outcome["failed"] = str(error)
+    path = work / "trials" / f"{trial.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(json_safe(outcome)) + "\n").encode())
+    if trial.seed != plan.seeds[0] or outcome["failed"]:
+        remove_folder(run.path)
+    return outcome
+
+
+def _curve(run: RunFolder) -> dict[str, list[float]]:
+    curve: dict[str, list[float]] = {"step": []}
+    for record in run.metric_records("evaluation"):
+        if record["step"] not in curve["step"]:
+            curve["step"].append(record["step"])
+        curve.setdefault(record["split"], []).append(record["nats_per_token"])
+    return curve

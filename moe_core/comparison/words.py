@@ -1,0 +1,54 @@
+"""What a result says, in sentences that tables, figures and the command line share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """+0.012 or −0.012."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def difference_words(difference: Mapping[str, Any] | None) -> str:
+    """+0.020 (+0.011 to +0.029), +2.0 % perplexity; empty for the arm that others are held against."""
+    if difference is None:
+        return ""
+    text = signed(difference["mean"], 4)
+    if difference["low"] is not None:
+        text += f" ({signed(difference['low'], 4)} to {signed(difference['high'], 4)})"
+    return f"{text}, {signed(100 * math.expm1(difference['mean']), 1)} % perplexity"
+
+
+def losses_verdict(result: Mapping[str, Any]) -> str:
+    """Which arms lose less than the first one on unseen text, which more, and which cannot be told apart."""
+    first, *others = result["arms"]
+    groups: dict[str, list[str]] = {"lower": [], "higher": [], "not distinguishable": []}
+    for arm in others:
+        difference = arm["scores"]["unseen_nats"]["difference"]
+        if difference is not None:
+            groups[difference["verdict"]].append(f"{arm['label']} ({signed(difference['mean'])})")
+    endings = {
+        "higher": "a higher loss on unseen text, nats per token",
+        "lower": "a lower one",
+        "not distinguishable": "one that is not distinguishable",
+    }
+    said = [f"{endings[kind]}: {', '.join(groups[kind])}" for kind in endings if groups[kind]]
+    seeds = len(result["seeds"])
+    if not said:
+        return f"{first['label']} alone; nothing to hold it against."
+    return (
+        f"Against {first['label']} with {first['scores']['unseen_nats']['mean']:.3f}, over {seeds} "
+        f"seed{'' if seeds == 1 else 's'}: {'; '.join(said)}."
+    )
+
+
+def where_measured(speed: Mapping[str, Any]) -> str:
+    """The machine that timed, in one line."""
+    found = speed["environment"]
+    return (
+        f"Timed {speed['date'][:10]} on {found['processor']}, {speed['threads']} threads, torch "
+        f"{found['versions']['torch']}; all arms in turn within every round."
+    )
