@@ -101,6 +101,11 @@ class RouterConfig(Section):
         return self.balancing or USUAL_BALANCING[self.kind]
 
     @property
+    def has_bias(self) -> bool:
+        """Do checkpoints hold a selection bias? Of sigmoid always: families that route so have one, which is kept."""
+        return self.kind == "sigmoid" or self.balances_by == "bias"
+
+    @property
     def sees_future(self) -> bool:
         """Does a token's choice depend on later tokens? Such a model cannot write text."""
         return self.kind == "expert_choice"

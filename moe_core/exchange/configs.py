@@ -48,6 +48,7 @@ def to_huggingface(config: ModelConfig, family: Family, *, context: int, end_of_
     `context`: tokens the model has learned to see at once. `end_of_text`: id of the token that begins and ends texts.
     """
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    by_switch_loss = config.router.balances_by in ("layer", "global_batch")
     tree: dict[str, Any] = {
         "architectures": [CLASSES[family]],
         "model_type": family,
@@ -68,7 +69,7 @@ def to_huggingface(config: ModelConfig, family: Family, *, context: int, end_of_
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "num_experts_per_tok": config.top_k,
-        "router_aux_loss_coef": config.router.load_balancing_loss_coef,
+        "router_aux_loss_coef": config.router.load_balancing_loss_coef if by_switch_loss else 0.0,
     }
     normalized = config.router.normalize_scores and config.top_k > 1
     dense = [layer for layer in range(config.num_layers) if layer not in config.moe_layers]

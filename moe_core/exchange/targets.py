@@ -14,15 +14,18 @@ from torch import Tensor
 from moe_core.config import ModelConfig
 from moe_core.errors import UsageError
 from moe_core.exchange.layouts import Family
+from moe_core.router_config import RouterConfig
 
 
 def target_family(config: ModelConfig) -> Family:
     """The family whose forward pass is that of our model in evaluation mode.
 
-    Raises UsageError naming the options that no family has together. Router noise and capacity concern training only.
+    Raises UsageError naming the options that no family has together. Noise, dropout and capacity concern training only:
+    a noisy router leaves as the softmax router that it is without noise.
     """
     if not config.moe_layers:
         raise UsageError("the model is dense: it has no MoE layer to export; expected a Mixture of Experts")
+    _check_router(config.router)
     normalized, shared = _normalizes(config), config.shared_expert_hidden_dim
     if config.router.kind == "sigmoid":
         _check_glm4_moe(config)
@@ -57,6 +60,19 @@ def _normalizes(config: ModelConfig) -> bool:
 
 def _no_target(what: str, remedy: str) -> UsageError:
     return UsageError(f"no architecture of transformers has {what}, so an export would not be exact; {remedy}")
+
+
+def _check_router(router: RouterConfig) -> None:
+    if router.kind not in ("softmax", "noisy", "sigmoid"):
+        raise _no_target(
+            f"the rule of model.router.kind = {router.kind} in our layout",
+            "expected softmax, noisy or sigmoid",
+        )
+    if router.kind != "sigmoid" and router.balances_by == "bias":
+        raise _no_target(
+            f"model.router.balancing = bias with model.router.kind = {router.kind} in our layout",
+            "expected kind = sigmoid, or a balancing by loss",
+        )
 
 
 def _check_glm4_moe(config: ModelConfig) -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from moe_core.errors import RunError, UsageError
-from moe_core.inference.loaded import LanguageModel, Loaded, ReadTokens, check_token_ids, language_model
+from moe_core.inference.loaded import LanguageModel, Loaded, OwnModel, ReadTokens, check_token_ids, language_model
 from moe_core.routing import Intervention, intervene
 
 
@@ -70,9 +70,11 @@ def generate(
     empty prompt starts a new text. Bytes of a character that the last token leaves unfinished are not given out.
     An `intervention` changes how the prompt is read, too; other users of the same model do not see it.
     Raises at once: DataError when UTF-8 cannot hold the prompt, UsageError when the model cannot do the intervention,
-    or cannot begin a text of its own.
+    cannot begin a text of its own, or cannot write at all because its routers see the future.
     """
     model = language_model(loaded)
+    if isinstance(model, OwnModel):
+        model.model.check_writes()
     begin = [] if model.tokenizer.end_of_text is None else [model.tokenizer.end_of_text]
     token_ids = [*begin, *model.tokenizer.encode(prompt)]
     if not token_ids:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from moe_core.config import Config
@@ -11,8 +13,11 @@ from moe_core.runs.checkpoint import LoadedRun, find_checkpoint, load_run
 from moe_core.runs.folder import RunFolder
 
 # How the model trains, or how long its RoPE tables are: the weights are the same without them.
-FREE_MODEL_KEYS = ("capacity_factor", "max_seq_len", "router")
-FREE_ROUTER_KEYS = ("noise_std", "bias_update_speed", "load_balancing_loss_coef", "router_z_loss_coef")
+FREE_MODEL_KEYS = ("capacity_factor", "max_seq_len", "expert_hidden_dropout", "router")
+FREE_ROUTER_KEYS = (
+    "noise_std", "bias_update_speed", "load_balancing_loss_coef", "router_z_loss_coef", "entropy_loss_coef",
+    "threshold_decay", "expert_dropout", "expert_output_dropout", "balancing",
+)  # fmt: skip
 
 
 def origin_of(run: RunFolder, config: Config, device: torch.device) -> LoadedRun | None:
@@ -25,13 +30,15 @@ def origin_of(run: RunFolder, config: Config, device: torch.device) -> LoadedRun
         return None
     origin = load_run(name, run.root, device=device)
     model, theirs = config.model, origin.config.model
-    pairs = {
+    pairs: dict[str, tuple[Any, Any]] = {
         **{f"model.{key}": (getattr(model, key), getattr(theirs, key)) for key in _bound(model, FREE_MODEL_KEYS)},
         **{
             f"model.router.{key}": (getattr(model.router, key), getattr(theirs.router, key))
             for key in _bound(model.router, FREE_ROUTER_KEYS)
         },
     }
+    if model.router.has_bias != theirs.router.has_bias:
+        pairs["model.router.balancing"] = (model.router.balances_by, theirs.router.balances_by)
     for key, (asked, given) in pairs.items():
         if asked != given:
             raise UsageError(

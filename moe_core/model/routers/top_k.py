@@ -27,12 +27,7 @@ class TopKRouter(Router):
 
     def __init__(self, shape: RouterShape, config: RouterConfig | None = None) -> None:
         super().__init__(shape, config)
-        self.register_buffer("expert_bias", torch.zeros(shape.num_experts) if self.has_bias(self.config) else None)
-
-    @classmethod
-    def has_bias(cls, config: RouterConfig) -> bool:
-        """Does a checkpoint of this configuration hold a selection bias?"""
-        return config.balances_by == "bias"
+        self.register_buffer("expert_bias", torch.zeros(shape.num_experts) if self.config.has_bias else None)
 
     def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """See Router.choose."""
@@ -81,11 +76,6 @@ class SigmoidRouter(TopKRouter):
     """
 
     score_function = "sigmoid"
-
-    @classmethod
-    def has_bias(cls, config: RouterConfig) -> bool:  # noqa: ARG003
-        """Always: families that route so have one, and an imported one is kept."""
-        return True
 
     def weigh(self, logits_TE: Tensor, indices_TK: Tensor) -> Tensor:
         """[T, top_k] step 3, all slots used."""
