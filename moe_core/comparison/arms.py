@@ -38,11 +38,11 @@ def dense_arms(config: Config) -> list[Arm]:
     context = config.training.seq_len
     active = _matched(model, "FLOPs", lambda one: size.flops_per_token(one, context))
     total = _matched(model, "parameters", size.total_parameters)
-    kind = f"MoE, {model.num_experts} experts, top-{model.top_k}"
+    kind = f"MoE ({model.num_experts} experts, top-{model.top_k})"
     return [
         Arm(MOE, kind, config),
-        Arm(DENSE_ACTIVE, "dense, equal active FLOPs", _with_model(config, active)),
-        Arm(DENSE_TOTAL, "dense, equal parameters", _with_model(config, total)),
+        Arm(DENSE_ACTIVE, "dense of equal active FLOPs", _with_model(config, active)),
+        Arm(DENSE_TOTAL, "dense of equal size", _with_model(config, total)),
     ]
 
 

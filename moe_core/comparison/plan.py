@@ -20,10 +20,13 @@ PRIMARY = "nats per token on the unseen split"
 """Decides; everything else that is reported describes."""
 FACTORS = (0.5, 1.0, 2.0)
 """Every arm is trained with its learning rates times each of these, on seeds that are not scored."""
+LEARNING_RATES = ("learning_rate", "embedding_learning_rate", "muon_learning_rate")
 FIRST_TUNING_SEED = 1000
 EVALUATIONS = 12
 """Points of each loss curve after step 0."""
 STEPS = {"dense": 300, "routers": 200}
+PARTS = {"dense": 1, "routers": 4}
+"""Of each batch: a loss per layer that sees a part and one that sees the batch are the same thing otherwise."""
 SMOKE: dict[str, Any] = {
     "model": {
         "vocab_size": 300, "dim": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16,
@@ -87,11 +90,9 @@ class Plan:
     def trial_config(self, trial: Trial) -> Config:
         """What the trial is trained with."""
         config = self.arm(trial.arm).config
-        training = config.training.model_dump() | {
-            "seed": trial.seed,
-            "learning_rate": config.training.learning_rate * trial.factor,
-            "muon_learning_rate": config.training.muon_learning_rate * trial.factor,
-        }
+        training = config.training.model_dump() | {"seed": trial.seed}
+        for key in LEARNING_RATES:
+            training[key] = None if training[key] is None else training[key] * trial.factor
         return validate_config({**config.model_dump(), "training": training})
 
     def work(self, trial: Trial) -> float:
@@ -159,6 +160,7 @@ def public(tree: Any) -> Any:
 def _config(kind: Kind, file: str | None, data: str | None, smoke: bool) -> Config:
     quick = load_config("quick", environment={}).model_dump()
     tree: dict[str, Any] = {**quick, "training": {**quick["training"], "steps": STEPS[kind]}}
+    tree["training"]["gradient_accumulation"] = PARTS[kind]
     if smoke:
         tree = {section: {**tree[section], **SMOKE[section]} for section in tree}
     # One thread: the same sums in the same order however many trainings run side by side.

@@ -10,16 +10,16 @@ from moe_core.errors import UsageError
 
 # The first one is what the others are held against. Labels name the router, then what keeps its load even.
 ROUTERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "softmax-layer": ("softmax, loss per layer", {"kind": "softmax", "balancing": "layer"}),
-    "softmax-global": ("softmax, loss over the batch", {"kind": "softmax", "balancing": "global_batch"}),
-    "softmax-bias": ("softmax, selection bias", {"kind": "softmax", "balancing": "bias"}),
-    "softmax-none": ("softmax, not balanced", {"kind": "softmax", "balancing": "none"}),
-    "noisy": ("noisy, CV² losses", {"kind": "noisy"}),
-    "sigmoid": ("sigmoid, selection bias", {"kind": "sigmoid"}),
-    "hash": ("hash, by its table", {"kind": "hash"}),
-    "top-p": ("top-p, loss per layer", {"kind": "top_p"}),
-    "expert-threshold": ("expert threshold, by its rule", {"kind": "expert_threshold"}),
-    "document-pool": ("document pool, loss over the batch", {"kind": "document_pool"}),
+    "softmax-layer": ("softmax (loss per layer)", {"kind": "softmax", "balancing": "layer"}),
+    "softmax-global": ("softmax (loss over the batch)", {"kind": "softmax", "balancing": "global_batch"}),
+    "softmax-bias": ("softmax (selection bias)", {"kind": "softmax", "balancing": "bias"}),
+    "softmax-none": ("softmax (not balanced)", {"kind": "softmax", "balancing": "none"}),
+    "noisy": ("noisy (CV² losses)", {"kind": "noisy"}),
+    "sigmoid": ("sigmoid (selection bias)", {"kind": "sigmoid"}),
+    "hash": ("hash (by its table)", {"kind": "hash"}),
+    "top-p": ("top-p (loss per layer)", {"kind": "top_p"}),
+    "expert-threshold": ("expert threshold (by its rule)", {"kind": "expert_threshold"}),
+    "document-pool": ("document pool (loss over the batch)", {"kind": "document_pool"}),
     "expert-choice": ("expert choice (sees the future)", {"kind": "expert_choice"}),
 }
 

@@ -22,7 +22,7 @@ from moe_core.progress import Progress, silent
 from moe_core.runs.checkpoint import LoadedRun, load_run
 from moe_core.runs.files import read_json_object, write_atomic
 from moe_core.training.device import resolve_autocast
-from moe_core.training.loop import batch_losses
+from moe_core.training.loop import accumulate_gradient
 from moe_core.training.optimizers import build_optimizers, set_learning_rates
 
 ROUNDS = 30
@@ -133,9 +133,7 @@ def _training_step(run: LoadedRun, text: TokenDataset) -> Callable[[], object]:
     autocast = resolve_autocast(run.config, device)
 
     def step() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-            losses, _ = batch_losses(model, batch, run.config.model.router, device)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        accumulate_gradient(model, batch, run.config, device, autocast=autocast)
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
         for optimizer in optimizers:
             optimizer.step()
