@@ -1,11 +1,30 @@
-"""How large and how costly a configured model is, before one is built. Tests hold these against real tensors."""
+"""How large and how costly a configured model is, before one is built: parameters, operations, bytes.
+
+Everything follows from the configuration by arithmetic, without torch; tests hold it against real tensors.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from moe_core.config import ModelConfig
+from moe_core.config import Config, ModelConfig
 from moe_core.errors import UsageError
+
+Precision = Literal["float32", "bfloat16", "int8", "int4"]
+SERVING_PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8", "int4")
+"""float16 takes what bfloat16 takes. This program computes in these three; int8 and int4 are for engines that do."""
+MATRIX_BYTES: dict[Precision, float] = {"float32": 4, "bfloat16": 2, "int8": 1 + 2 / 128, "int4": 0.5 + 2 / 128}
+"""Per weight of attention and feed-forward matrices; the integers come with a 16-bit scale for every 128 weights."""
+OTHER_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "int8": 2, "int4": 2}
+"""Per weight of embedding, router and norms, and per number in the key/value cache."""
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+SMALLEST_VOCABULARY = 257
+
+
+# ---- parameters and operations ----
 
 
 def total_parameters(config: ModelConfig) -> int:
@@ -18,6 +37,11 @@ def active_parameters(config: ModelConfig) -> int:
     return _parameters(config, config.top_k)
 
 
+def embedding_parameters(config: ModelConfig) -> int:
+    """Weights of the embedding, which is the output head too."""
+    return config.vocab_size * config.dim
+
+
 def flops_per_token(config: ModelConfig, context_len: int) -> int:
     """Floating-point operations (2 per multiply-add) of the forward pass of one token that attends to `context_len`.
 
@@ -26,28 +50,163 @@ def flops_per_token(config: ModelConfig, context_len: int) -> int:
     dense, moe = _layer_kinds(config)
     multiply_adds = config.num_layers * (_attention_matrices(config) + 2 * context_len * _query_dim(config))
     multiply_adds += dense * 3 * config.dim * config.dense_hidden_dim
-    multiply_adds += moe * (_router_and_shared(config) + config.top_k * _expert(config))
-    return 2 * (multiply_adds + config.vocab_size * config.dim)
+    # A noisy router's second matrix is for training alone.
+    router = _router(config) // (2 if config.router.kind == "noisy" else 1)
+    multiply_adds += moe * (router + _shared(config) + config.top_k * _expert(config))
+    return 2 * (multiply_adds + embedding_parameters(config))
+
+
+# ---- memory ----
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes that hold at once in the step's worst moment, the beginning or the end of the backward pass."""
+
+    weights: int
+    """float32; with autocast the bfloat16 copies that the forward pass makes, too."""
+    gradients: int
+    optimizer: int
+    """Two numbers a weight for AdamW, one for Muon, all float32."""
+    activations: int
+    """Of one part of the batch (training.gradient_accumulation parts)."""
+
+    @property
+    def total(self) -> int:
+        """All four."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class ServingMemory:
+    """Bytes needed to write text."""
+
+    weights: int
+    kv_cache: int
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.weights + self.kv_cache
+
+
+def training_memory(config: Config, *, autocast: bool = False) -> TrainingMemory:
+    """Estimate for one optimizer step; `autocast` = bfloat16 mixed precision.
+
+    Activations are what the backward pass needs, nothing is recomputed: with T tokens in a part of the batch, for each
+
+        layer      T * (4D + 3Q + 3C)   norms, queries Q = num_heads * head_dim, keys and values C, attention's output
+        dense one  T * 4F               SwiGLU: gate, silu(gate), up and their product
+        MoE one    T * K (4F + 2D)      the same for K experts, with their gathered input and their output
+        model      T * (2D + 3V)        the last norm; logits, log-softmax and the gradient of the two
+
+    numbers of 4 bytes; with autocast of 2, but norms (half of 4D, all of 2D; Q and C once with qk_norm) and V keep 4.
+    Left out: fragmentation, the process itself (about 0.5 GiB with torch) and what evaluation keeps.
+    """
+    model, training = config.model, config.training
+    total, matrices = total_parameters(model), _matrices(model, model.num_experts)
+    by_muon = matrices if training.optimizer == "muon" else 0
+    copies = 2 * (matrices + embedding_parameters(model)) if autocast else 0
+    tokens = training.batch_size // training.gradient_accumulation * training.seq_len
+    return TrainingMemory(
+        weights=4 * total + copies,
+        gradients=4 * total,
+        optimizer=8 * (total - by_muon) + 4 * by_muon,
+        activations=tokens * _activation_bytes(model, autocast),
+    )
+
+
+def serving_memory(config: ModelConfig, precision: Precision, batch_size: int = 1) -> ServingMemory:
+    """Weights and a key/value cache of max_seq_len tokens for each of `batch_size` sequences."""
+    matrices = _matrices(config, config.num_experts)
+    others = total_parameters(config) - matrices
+    cached = 2 * config.num_layers * config.num_kv_heads * config.head_dim * config.max_seq_len * batch_size
+    return ServingMemory(
+        weights=round(MATRIX_BYTES[precision] * matrices) + OTHER_BYTES[precision] * others,
+        kv_cache=OTHER_BYTES[precision] * cached,
+    )
+
+
+def memory_present(device: str = "cpu") -> int:
+    """Bytes of this machine's memory, or of what its container may use; for "cuda" those of the GPU."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in CGROUP_LIMITS:
+        if path.exists() and (limit := path.read_text().strip()).isdigit():
+            present = min(present, int(limit))
+    return present
 
 
 def check_fits_memory(config: ModelConfig) -> None:
     """Raise UsageError if the float32 weights alone exceed this machine's memory."""
-    needed = 4 * total_parameters(config)
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed, present = 4 * total_parameters(config), memory_present()
     if needed > present:
         raise UsageError(
-            f"a model of {total_parameters(config):,} parameters needs {needed / 2**30:,.1f} GiB for its weights, this "
-            f"machine has {present / 2**30:,.1f} GiB; lower model.num_experts, model.dim or model.vocab_size"
+            f"a model of {total_parameters(config):,} parameters needs {gib(needed)} for its weights, this machine has "
+            f"{gib(present)}; lower model.num_experts, model.dim or model.vocab_size"
         )
 
 
-def _parameters(config: ModelConfig, experts: int) -> int:
+def check_fits_training(config: Config, device: str, *, autocast: bool = False) -> None:
+    """Raise UsageError if a training step needs more than the memory of `device` (cpu, cuda; others are not known).
+
+    model.vocab_size is what is asked for and may end far smaller: before the text has been read, check with
+    SMALLEST_VOCABULARY.
+    """
+    if device not in ("cpu", "cuda"):
+        return
+    need, present = training_memory(config, autocast=autocast), memory_present(device)
+    if need.total > present:
+        training = config.training
+        remedy = "choose a smaller preset (python main.py presets), or lower model.dim or model.num_experts"
+        if need.total - need.activations < present:
+            remedy = "lower training.batch_size, or raise training.gradient_accumulation to pass it in smaller parts"
+        part = f"{training.batch_size // training.gradient_accumulation} x {training.seq_len}"
+        raise UsageError(
+            f"training a model of {total_parameters(config.model):,} parameters needs about {gib(need.total)} "
+            f"(weights {gib(need.weights)}, gradients {gib(need.gradients)}, {training.optimizer} "
+            f"{gib(need.optimizer)}, activations of {part} tokens {gib(need.activations)}), "
+            f"{'the GPU' if device == 'cuda' else 'this machine'} has {gib(present)}; {remedy}"
+        )
+
+
+def gib(size: float) -> str:
+    """Bytes as 3.7 GiB."""
+    return f"{size / 2**30:,.1f} GiB"
+
+
+# ---- what they are made of ----
+
+
+def _activation_bytes(config: ModelConfig, autocast: bool) -> int:
+    """Per token of the batch; see training_memory."""
     dense, moe = _layer_kinds(config)
+    width, queries, keys = config.dim, _query_dim(config), config.num_kv_heads * config.head_dim
+    in_float32 = config.num_layers * (2 * width + (queries + keys if config.qk_norm else 0)) + 2 * width
+    either = config.num_layers * (4 * width + 3 * (queries + keys)) + 2 * width
+    either += dense * 4 * config.dense_hidden_dim
+    either += moe * (config.top_k * (4 * config.expert_hidden_dim + 2 * width) + 4 * config.shared_expert_hidden_dim)
+    body = 2 * (either + in_float32) if autocast else 4 * either
+    return body + 4 * 3 * config.vocab_size
+
+
+def _parameters(config: ModelConfig, experts: int) -> int:
+    _, moe = _layer_kinds(config)
     norms = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)
-    total = config.num_layers * (_attention_matrices(config) + norms)
+    gate = config.dim if config.shared_expert_hidden_dim and config.shared_expert_gate else 0
+    others = config.num_layers * norms + moe * (_router(config) + gate) + config.dim
+    return _matrices(config, experts) + others + embedding_parameters(config)
+
+
+def _matrices(config: ModelConfig, experts: int) -> int:
+    """Weights of the attention's and the feed-forward blocks' matrices, with so many experts."""
+    dense, moe = _layer_kinds(config)
+    total = config.num_layers * _attention_matrices(config)
     total += dense * 3 * config.dim * config.dense_hidden_dim
-    total += moe * (_router_and_shared(config) + experts * _expert(config))
-    return total + config.vocab_size * config.dim + config.dim
+    return total + moe * (3 * config.dim * config.shared_expert_hidden_dim + experts * _expert(config))
 
 
 def _layer_kinds(config: ModelConfig) -> tuple[int, int]:
@@ -67,7 +226,13 @@ def _expert(config: ModelConfig) -> int:
     return 3 * config.dim * config.expert_hidden_dim
 
 
-def _router_and_shared(config: ModelConfig) -> int:
-    shared = 3 * config.dim * config.shared_expert_hidden_dim
-    gate = config.dim if config.shared_expert_hidden_dim and config.shared_expert_gate else 0
-    return config.num_experts * config.dim + shared + gate
+def _router(config: ModelConfig) -> int:
+    router = config.router
+    matrices = 2 if router.kind == "noisy" else 0 if router.kind == "hash" and router.hash_weights == "equal" else 1
+    return matrices * config.num_experts * config.dim
+
+
+def _shared(config: ModelConfig) -> int:
+    """Multiply-adds of the shared expert and its gate."""
+    hidden = config.shared_expert_hidden_dim
+    return 3 * config.dim * hidden + (config.dim if hidden and config.shared_expert_gate else 0)

@@ -19,12 +19,13 @@ from moe_core.data.tokens import TokenBatch, training_batch
 from moe_core.errors import MoescopeError, RunError
 from moe_core.model.losses import StepLoad, routing_losses
 from moe_core.model.routers import RouterOutput
+from moe_core.model.size import SMALLEST_VOCABULARY, check_fits_training
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress, silent
 from moe_core.router_config import RouterConfig
 from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.runs.folder import RunFolder, RunStatus
-from moe_core.training.device import repeatable, resolve_device
+from moe_core.training.device import repeatable, resolve_autocast, resolve_device
 from moe_core.training.observe import (
     evaluate_splits,
     held_out_sets,
@@ -92,13 +93,16 @@ def train(
 
     `data`: what prepare_data(config) gives, at hand from a run with the same configuration of data and vocabulary.
     Asked to stop by: SIGINT, SIGTERM, run.request_stop() from anywhere, or `stop()` returning True. Raises UsageError
-    for a name that is taken, RunBusyError when another process trains it, DataError for the text, RunError for a run
-    that cannot continue, a full disk, or a loss that stays NaN; the reason is also in the run's status.
+    for a name that is taken or a step that does not fit into memory, RunBusyError when another process trains it,
+    DataError for the text, RunError for a run that cannot continue, a full disk, or a loss that stays NaN; the reason
+    is also in the run's status.
     """
     stopper = Stopper(run, stop)
     if resume and not run.exists():
         run.config()  # raises "no run ..."
     device = resolve_device(config.training.device)
+    # Before a file is written or the text is read, which decides how large the vocabulary will be.
+    _check_memory(with_vocabulary(config, SMALLEST_VOCABULARY), device)
     with run.lock(), stopper.catching_signals(), repeatable(config.training.threads, device):
         # A run that died before its first checkpoint has nothing to continue: it starts anew.
         resuming = resume and bool(checkpoint_steps(run))
@@ -139,6 +143,7 @@ def _train(
     tokenizer = tokenizer_of(run, config, origin)
     data = prepared or prepare_data(config, progress=stopper.interrupting(progress), tokenizer=tokenizer)
     config = with_vocabulary(config, data.tokenizer.vocab_size)
+    _check_memory(config, device)
     model, optimizers, state = restore(run, config, data, device) if before else begin(config, data, device, origin)
     run.write_config(config)
     training = config.training
@@ -295,6 +300,10 @@ def batch_losses(
     dropped = torch.stack([(routed.router_indices < 0).float().mean() for routed in router_outputs]).mean()
     losses = StepLosses(nats + routing.total, nats, routing.load_balancing, routing.router_z, dropped)
     return losses, router_outputs
+
+
+def _check_memory(config: Config, device: torch.device) -> None:
+    check_fits_training(config, device.type, autocast=resolve_autocast(config, device))
 
 
 def _skip_step(run: RunFolder, state: TrainerState, loss: float, norm: float) -> None:
