@@ -45,9 +45,7 @@ _QUICK_TRAINING: dict[str, Any] = {
     "evaluation_tokens": 1024,
 }
 
-# Blues names its vocabulary, o200k_base; ours is learned from the text and ends with as many entries as that yields.
-_OWN_VOCABULARY = "the vocabulary is learned from the text, up to this size"
-_SILU = "experts are gated by SiLU instead of GeLU"
+_BLUES_DIFFERS = "experts are gated by SiLU instead of GeLU; the vocabulary is learned instead of o200k_base"
 
 # The sizes of the third document; it gives no shape. These are Mistral's at 7b, and at 40b the depth and width that
 # make 40e9 parameters at the same ratios. An expert is half as wide as the dense block it replaces, so that a token's
@@ -75,8 +73,10 @@ _40B: dict[str, Any] = {
     "expert_hidden_dim": 13_824,
 }
 _LARGE_TRAINING: dict[str, Any] = {"batch_size": 8, "seq_len": 2048, "optimizer": "adamw", "learning_rate": 3e-4}
-_LARGE_CHOSEN = "everything but the size, the context of 2,048 and the MoE switch; vocabulary and 7b shape as Mistral's"
-_LARGE_MOE = "; 8 experts, top-2, half as wide as the dense block: a token passes as much as in the dense model"
+_LARGE_CHOSEN = (
+    "everything but the size, the context of 2,048 and the MoE switch. Vocabulary and 7b shape are Mistral's; of the 8 "
+    "experts each is half as wide as the dense block, so that at top-2 a token costs the same with and without them"
+)
 
 PRESETS: dict[str, Preset] = {
     "default": Preset(
@@ -113,7 +113,7 @@ PRESETS: dict[str, Preset] = {
             },
         },
         chosen="heads; the capacity limit (1.25, Switch's); 128 tokens a sequence, hence 3,893 steps for its 10 epochs",
-        differs=f"{_OWN_VOCABULARY}; experts are SwiGLU, three matrices each, without biases",
+        differs="experts are SwiGLU, three matrices without biases instead of two",
     ),
     "blues": Preset(
         "Blues: 4 layers, 192 wide, top-1 of 4 experts",
@@ -136,7 +136,7 @@ PRESETS: dict[str, Preset] = {
             "training": {"batch_size": 32},
         },
         chosen="expert width (4 x 192); strength of the exploration noise (1/E); all of the training",
-        differs=f"{_OWN_VOCABULARY}; {_SILU}",
+        differs=_BLUES_DIFFERS,
     ),
     "blues-01": Preset(
         "Blues-01: 12 layers, 768 wide, every second one MoE, top-2 of 8 experts",
@@ -159,30 +159,26 @@ PRESETS: dict[str, Preset] = {
             "training": {"batch_size": 16},
         },
         chosen="expert and dense width (4 x 768); one key/value head; context; noise (1/E); all of the training",
-        differs=f"{_OWN_VOCABULARY}; {_SILU}",
+        differs=_BLUES_DIFFERS,
     ),
     "7b": Preset(
         "the 7b size, dense",
         {"model": {**_7B, "first_dense_layers": 32}, "training": _LARGE_TRAINING},
         chosen=_LARGE_CHOSEN,
-        differs=_OWN_VOCABULARY,
     ),
     "7b-moe": Preset(
         "the 7b size with every feed-forward block replaced by experts",
         {"model": _7B, "training": _LARGE_TRAINING},
-        chosen=_LARGE_CHOSEN + _LARGE_MOE,
-        differs=_OWN_VOCABULARY,
+        chosen=_LARGE_CHOSEN,
     ),
     "40b": Preset(
         "the 40b size, dense",
         {"model": {**_40B, "first_dense_layers": 48}, "training": _LARGE_TRAINING},
         chosen=_LARGE_CHOSEN,
-        differs=_OWN_VOCABULARY,
     ),
     "40b-moe": Preset(
         "the 40b size with every feed-forward block replaced by experts",
         {"model": _40B, "training": _LARGE_TRAINING},
-        chosen=_LARGE_CHOSEN + _LARGE_MOE,
-        differs=_OWN_VOCABULARY,
+        chosen=_LARGE_CHOSEN,
     ),
 }

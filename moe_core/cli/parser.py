@@ -6,7 +6,7 @@ import argparse
 import difflib
 from collections.abc import Callable, Sequence
 
-from moe_core.cli import analysis, bench, commands, comparison, convert, exchange, reporting, suite, tracing, training
+from moe_core.cli import analysis, commands, convert, exchange, measuring, reporting, suite, tracing, training
 from moe_core.cli.options import DEVICES, Parser, add_device, add_json, add_model, command, finish, whole
 from moe_core.errors import UsageError
 from moe_core.presets import PRESETS
@@ -32,6 +32,7 @@ commands (each has its own --help):
   slim       make a run small enough to ship
   export     write a run as a checkpoint that Hugging Face transformers loads
   import     make a run of a checkpoint of Hugging Face transformers
+  presets    list the named configurations with their size, cost and memory
   bench      time Moescope against its peers and the machine's limit
   compare-dense    the mixture against dense models of equal cost and of equal size, over several seeds
   compare-routers  routers and ways of balancing against each other under one budget
@@ -342,77 +343,6 @@ def _import_parser() -> Parser:
     return finish(parser, exchange.import_)
 
 
-def _bench_parser() -> Parser:
-    parser = command(
-        "bench",
-        "Time Moescope against other ways of doing the same work, both in turn. Results go to\n"
-        "docs/benchmarks/<date>.json, and the tables in docs/BENCHMARKS.md and README.md are written anew.\n"
-        "Leave the machine alone meanwhile.",
-        "python main.py bench --only aggregation --json out/bench.json",
-    )
-    parser.add_argument(
-        "--only", metavar="NAME", action="append", default=[], help="only this benchmark; repeatable. An unknown name "
-        "lists those there are",
-    )  # fmt: skip
-    parser.add_argument(
-        "--smoke", action="store_true", help="tiny sizes, in seconds: does everything still run and agree? The figures "
-        "mean nothing and are not kept",
-    )  # fmt: skip
-    parser.add_argument(
-        "--threads", metavar="N", type=whole(1, 1_024), help="threads, on as many processors (default: torch's choice)"
-    )
-    return finish(parser, bench.bench)
-
-
-def _compare_dense_parser() -> Parser:
-    parser = command(
-        "compare-dense",
-        "Is the mixture better than a dense model? Trains the mixture, a dense model of equal active FLOPs and one of\n"
-        "equal size on the same tokens, each with the best of three learning rates, scores them on unseen text over\n"
-        "several seeds, and times them. About 45 minutes on two quiet cores; may be stopped or killed at any time.",
-        "python main.py compare-dense --workers 2\n  python main.py compare-dense --data texts.jsonl --resume",
-    )
-    _add_comparison(parser, seeds=5)
-    return finish(parser, comparison.dense)
-
-
-def _compare_routers_parser() -> Parser:
-    parser = command(
-        "compare-routers",
-        "Which router? Trains the same model with every kind of router and way of balancing on the same tokens: loss,\n"
-        "load, dead experts, domains and speed, seed by seed. May be stopped or killed at any time.",
-        "python main.py compare-routers --workers 2",
-    )
-    _add_comparison(parser, seeds=3)
-    return finish(parser, comparison.routers)
-
-
-def _add_comparison(parser: Parser, *, seeds: int) -> None:
-    parser.add_argument("--config", metavar="FILE", help="HOCON file with configuration keys over the house's size")
-    parser.add_argument("--data", metavar="PATH", help="your own text, as for training (default: synthetic documents)")
-    parser.add_argument(
-        "--seeds", metavar="N", type=whole(2, 1_000), default=seeds, help=f"seeds that are scored (default {seeds})"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on where it was left; whatever was finished is not trained again"
-    )
-    parser.add_argument(
-        "--time-again", action="store_true", help="measure the times of a finished comparison anew, as on a machine "
-        "that is quiet now",
-    )  # fmt: skip
-    parser.add_argument(
-        "--workers", metavar="W", type=whole(1, 256), default=1, help="trainings side by side, a thread each; they do "
-        "not change the losses (default 1)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", metavar="DIR", default="out/comparisons", help="folder of the results, and of the trainings they come "
-        "from (default out/comparisons, which the dashboard's Compare page shows)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--smoke", action="store_true", help="seconds only, a tiny model: shows whether everything still runs"
-    )
-
-
 COMMANDS: dict[str, Callable[[], Parser]] = {
     "data": _data_parser,
     "trace": _trace_parser,
@@ -425,7 +355,8 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
     "slim": _slim_parser,
     "export": _export_parser,
     "import": _import_parser,
-    "bench": _bench_parser,
-    "compare-dense": _compare_dense_parser,
-    "compare-routers": _compare_routers_parser,
+    "presets": measuring.presets_parser,
+    "bench": measuring.bench_parser,
+    "compare-dense": measuring.compare_dense_parser,
+    "compare-routers": measuring.compare_routers_parser,
 }
