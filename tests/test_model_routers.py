@@ -72,7 +72,7 @@ TIES = {
         [0, 1, 2],
         [3, 4, 5],
         [0, 1, 2],
-    ],  # all tokens are equally frequent: 0 takes 0 1 2, 1 takes 3 4 5
+    ],  # equally frequent tokens: 0 has 0 1 2
     "top_p": [[0, 1, 2]] * 4,  # of six equal experts three reach one half
     "expert_threshold": [[-1, -1, -1]] * 4,  # nobody is above 0
     "expert_choice": [[0, 1, 2], [0, 1, 2], [-1] * 3, [-1] * 3],  # each expert takes the first two tokens
