@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from moe_core.evaluation.suite.context import Context, Outcome
@@ -117,27 +117,34 @@ def gsm8k(context: Context) -> Outcome:
     return _asked(context, "gsm8k", scores)
 
 
-def _asked(context: Context, name: str, scores: Any) -> Outcome:
+Scorer = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]]], tuple[Score, ...]]
+"""(questions, lm-eval's records) -> scores"""
+
+
+def _asked(context: Context, name: str, scores: Scorer) -> Outcome:
     questions = context.inputs.questions.get(name)
     if questions is None:
         return Outcome(not_run=f"no questions were given; --{name} FILE.jsonl gives them")
     if importlib.util.find_spec("lm_eval") is None:
         return Outcome(not_run="lm_eval is not installed; `pip install lm_eval` in the same environment")
+    # A library's advice on its own use would stand between our lines.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    from moe_core.evaluation.suite.lm_eval_model import MoescopeLM
+
     rows = questions.drawn(MOST_QUESTIONS[name], context.seed)
-    samples = ask(context, name, rows)
+    samples = ask(MoescopeLM(context.model, context.progress), name, rows, seed=context.seed)
     return Outcome(scores(rows, samples), note=_note(questions, rows))
 
 
-def ask(context: Context, name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """lm-eval's record of each answer, with its metrics; one for each filter of the task. Needs lm-eval."""
-    # A library's advice on its own use would stand between our lines.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+def ask(model: Any, name: str, rows: Sequence[dict[str, Any]], *, seed: int = 0) -> list[dict[str, Any]]:
+    """lm-eval's record of each answer, with its metrics, in the order of `rows`; one for each filter of the task.
+
+    `model`: any of lm-eval's models. Needs lm-eval; nothing is fetched.
+    """
     import datasets
     import lm_eval
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
-
-    from moe_core.evaluation.suite.lm_eval_model import MoescopeLM
 
     def dataset(**_: Any) -> dict[str, Any]:
         return {"test": datasets.Dataset.from_list(list(rows))}
@@ -146,16 +153,16 @@ def ask(context: Context, name: str, rows: Sequence[dict[str, Any]]) -> list[dic
         config={"task": name, "test_split": "test", "custom_dataset": dataset, "num_fewshot": 0, **TASKS[name]}
     )
     results = lm_eval.simple_evaluate(
-        MoescopeLM(context.model, context.progress),
+        model,
         tasks=[task],
         task_manager=TaskManager(include_defaults=False),
         bootstrap_iters=0,
-        random_seed=context.seed,
-        numpy_random_seed=context.seed,
-        torch_random_seed=context.seed,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
     )
     samples: list[dict[str, Any]] = results["samples"][name]
-    return sorted(samples, key=lambda sample: sample["doc_id"])
+    return sorted(samples, key=lambda sample: int(sample["doc_id"]))
 
 
 def _note(questions: Questions, rows: Sequence[dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moe_core.errors import MoescopeError
+from moe_core.errors import UsageError
 from moe_core.evaluation.suite.context import Context, Inputs, Outcome
 from moe_core.evaluation.suite.registry import Benchmark, describe
 from moe_core.evaluation.suite.scores import verdict
@@ -75,16 +75,18 @@ def run_suite(
 
 
 def _outcome(one: Benchmark, context: Context) -> tuple[Outcome, bool]:
-    """(what it found, whether it failed); an error of our own benchmarks is ours and goes through."""
-    if one.plugin is None:
-        return one.function(context), False
+    """(what it found, whether it failed). An unforeseen error of our own benchmarks is a bug and goes through."""
     try:
+        if one.plugin is None:
+            return one.function(context), False
         outcome = one.function(context)
         if not isinstance(outcome, Outcome):
             raise TypeError(f"it gave back {type(outcome).__name__}, expected an Outcome")
-    except MoescopeError as error:
-        return Outcome(not_run=f"it failed: {error}"), True
+    except UsageError as error:  # this model cannot do it
+        return Outcome(not_run=str(error)), one.plugin is not None
     except Exception as error:
+        if one.plugin is None:
+            raise
         return Outcome(not_run=f"it failed: {describe(error, one.plugin)}"), True
     return outcome, False
 

@@ -1,3 +1,17 @@
-"""Every benchmark of ours; importing this registers them, in the order of the report."""
+"""Every benchmark of ours; importing this registers them."""
 
-from moe_core.evaluation.suite import predicting, written, choices, known_benchmarks  # noqa: F401, I001 - the order counts
+from moe_core.evaluation.suite import choices, known_benchmarks, predicting, written  # noqa: F401
+
+ORDER = (
+    "perplexity",
+    "token_accuracy",
+    "text",
+    "generation",
+    "code_syntax",
+    "letter_counting",
+    "arithmetic",
+    "arc",
+    "mmlu",
+    "gsm8k",
+)
+"""In which they are run and reported."""

@@ -84,16 +84,20 @@ def code_syntax(context: Context) -> Outcome:
     if CODE_DOMAIN not in context.loaded.run.domains():
         return Outcome(not_run=f"the run's text has no domain {CODE_DOMAIN!r} to go on from")
     documents = _documents(context, CODE_DOMAIN, CODE_DOCUMENTS)
-    if not documents:
-        return _too_short(context)
     written = go_on(context, documents, CODE_TOKENS)
-    models = [whole_lines(one.prompt + one.text, one.ended) for one in written]
-    own = [whole_lines(one.prompt + one.own_text, one.own_ended) for one in written]
+    pairs = [
+        (whole_lines(one.prompt + one.text, one.ended), whole_lines(one.prompt + one.own_text, one.own_ended))
+        for one in written
+    ]
+    pairs = [(model, own) for model, own in pairs if own.strip()]
+    if not pairs:
+        return _too_short(context)
+    models, own = ([*side] for side in zip(*pairs, strict=True))
     level_is = "the documents, cut at the same length"
     note = (
         f"Unseen code, going on from its first {PROMPT_TOKENS} tokens for up to {CODE_TOKENS}; an unfinished last line "
-        "is dropped. Correct so far: whole lines that some valid program could begin with. Parses: ast.parse takes "
-        "them as they stand, so no block or bracket is open. Nothing is executed."
+        "is dropped, and so are documents that have no other by then. Correct so far: some valid program could begin "
+        "with these lines. Parses: ast.parse takes them as they stand, nothing is left open. Nothing is executed."
     )
     return Outcome(
         (
@@ -154,7 +158,7 @@ def whole_lines(text: str, ended: bool) -> str:
 
 
 def parses(code: str) -> bool:
-    """True if ast.parse takes it. Text without a single line is no code."""
+    """True if ast.parse takes it. Blank text is no code."""
     return bool(code.strip()) and _syntax_error(code, 0) is None
 
 
