@@ -120,10 +120,10 @@ with errors_as_boxes():
         if chosen.error is not None or (chosen.state == "preparing" and not RunFolder(chosen.name).probe_steps()):
             explain_broken_run(chosen)
         elif not loaders.config(RunFolder(chosen.name)).model.moe_layers:
-            explain_need(f"What does {chosen.name} say about {page.title.lower()}?", subjects.DENSE)
+            explain_need(chosen, page.title.lower(), subjects.DENSE)
         else:
             page.run()
     elif (reason := subjects.need(page.url_path, chosen)) is not None:
-        explain_need(f"What does {chosen.name} say about {page.title.lower()}?", reason)
+        explain_need(chosen, page.title.lower(), reason)
     else:
         page.run()

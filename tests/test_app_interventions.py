@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
 from app.components.change import FORCE, MODES, Change
-from app.components.loss_view import arrays_of_effects, chosen, loss_verdict, passage_effects, table
+from app.components.loss_view import arrays_of_effects, chosen, passage_effects, table
 from app.components.text_pair import TextPair, arrays_of_pair, differences, pair_verdict
 from app.components.token_view_job import GenerationJob
 from app.components.token_view_passages import Passage
 from moe_core.errors import UsageError
 from moe_core.evaluation.ablation import ablation_map
-from moe_core.figures.effects import domain_effects_figure, effects_verdict, with_outline
+from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.run_figures import load_map_figure
 from moe_core.inference.generate import SamplingConfig, generate
-from moe_core.routing import RoutingTrace, metrics
+from moe_core.routing import RoutingTrace, metrics, verdicts
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
 
@@ -90,7 +90,7 @@ def test_the_page_answers_before_the_first_click(open_page: Callable[..., AppTes
     assert at.title[0].value == "What happens without an expert?"
     answer = at.main.markdown[0].value.replace("\\", "")
     known = ablation_map(loaded, layers=[1], experts=[2])
-    assert answer == effects_verdict(known, "without expert 2 of layer 1")
+    assert answer == verdicts.effects_verdict(known, "without expert 2 of layer 1")
     assert at.selectbox(key="expert").value == 2
     (view,) = payloads(at)
     assert view["mode"] == "change"
@@ -268,9 +268,9 @@ def test_the_change_of_loss_is_that_of_the_text(loaded: LoadedRun) -> None:
     assert np.abs(arrays.changes[np.isfinite(arrays.changes)]).max() > 1e-4
     met = np.flatnonzero(own[:-1]) + 1
     met = met[np.isfinite(arrays.changes[met])]
-    verdict = loss_verdict(effects, change)
+    verdict = verdicts.text_loss_verdict(effects.delta, own)
     assert f"for the {len(met)} tokens after one that had chosen it, 0 for the other {len(untouched)}." in verdict
-    assert "tokens after one that had not chosen it" in loss_verdict(effects, Change(1, 2, FORCE))
+    assert "tokens after one that had not chosen it" in verdicts.text_loss_verdict(effects.delta, own, forced=True)
     assert len(table(effects)) == len(arrays.tokens)
 
 
@@ -296,7 +296,7 @@ def effects_frame(delta: float, low: float, high: float) -> pd.DataFrame:
 )  # fmt: skip
 def test_the_verdict_says_size_and_certainty(delta: float, low: float, high: float, expected: str) -> None:
     frame = effects_frame(delta, low, high)
-    assert effects_verdict(frame, "without it") == expected
+    assert verdicts.effects_verdict(frame, "without it") == expected
     figure = domain_effects_figure(frame, "without it")
     assert figure.verdict == expected
     assert figure.chart.to_dict()

@@ -77,6 +77,7 @@ def test_a_model_opens_without_a_run_on_every_page_that_needs_no_training(
         assert not at.error, (page, [error.value for error in at.error])
     at.switch_page("app_pages/time.py").run()
     assert "which only a run that was trained here has" in shown(at)
+    assert "What the model shows" in [link.label for link in at.main.get("page_link")]
 
 
 def test_typed_text_goes_through_the_model(model_dir: Path, opened: Callable[..., AppTest]) -> None:

@@ -23,7 +23,6 @@ from app.components.token_view_passages import (
     arrays_of,
     examples,
     fit,
-    layer_verdict,
     trace_passages,
 )
 from data_gen import Document
@@ -36,7 +35,7 @@ from moe_core.figures.palette import (
     blend,
     contrast_ratio,
 )
-from moe_core.routing import metrics
+from moe_core.routing import metrics, verdicts
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
 
@@ -280,7 +279,7 @@ def test_the_answer_counts_first_choices(loaded: LoadedRun) -> None:
         int(row[scores.argmax()]) for row, scores in zip(trace.router_indices[at], trace.router_scores[at], strict=True)
     ]
     leader = max(range(4), key=best.count)
-    answer = layer_verdict(trace, 1)
+    answer = verdicts.layer_verdict(trace, 1)
     assert answer.startswith(f"Layer 1: expert {leader} is the first choice of ")
     assert f"{len(set(best))} of 4 experts" in answer
 

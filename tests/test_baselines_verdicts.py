@@ -145,15 +145,21 @@ def effects_frame() -> pd.DataFrame:
 def test_ablation_and_importance_in_words() -> None:
     effects = effects_frame()
     one = (
-        "Without expert 5 of layer 2 the loss rises by 0.12 nats per token (95 % interval 0.1 to 0.14), "
-        "most on legal text (+0.3)."
+        "Without expert 5 of layer 2 the loss rises by 0.12 nats per token (95 % interval +0.1 to +0.14); "
+        "most on legal text, +0.3."
     )
     assert verdicts.ablation_verdict(effects[effects["layer"] == 2]) == one
     assert verdicts.ablation_verdict(effects) == (
-        f"1 of 2 experts surely cost 0.01 nats or more when switched off. {one}"
+        f"1 of 2 experts surely cost something when switched off, 0.01 nats or more by estimate. {one}"
     )
     nothing = verdicts.ablation_verdict(effects[effects["layer"] == 3])
-    assert nothing.startswith("Not distinguishable from chance: without expert 0")
+    assert nothing == (
+        "Without expert 0 of layer 3 the loss on all text is not distinguishable from what it was (95 % interval −0.01 "
+        "to +0.01)."
+    )
+    assert verdicts.ablation_verdict(effects.assign(uncertain=True)) == (
+        "Not distinguishable from chance: whether the loss changes without any one of 2 experts cannot be told."
+    )
     assert "too little to matter" in verdicts.ablation_verdict(effects.iloc[:1].assign(delta_nats=0.001))
     correlations = pd.DataFrame(
         {

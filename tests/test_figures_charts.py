@@ -160,7 +160,7 @@ def test_loss_curves_average_the_training_loss_and_draw_the_baseline() -> None:
     assert figure is not None
     assert (
         figure.verdict
-        == "Loss on unseen text is 3.75 nats per token, 2.50 under the unigram baseline; lower is better."
+        == "Loss on unseen text is 3.75 nats per token, 2.50 below guessing by token frequency; lower is better."
     )
     points = figure.chart.data
     curve = points[points["series"] == "train"]
@@ -168,7 +168,7 @@ def test_loss_curves_average_the_training_loss_and_draw_the_baseline() -> None:
     assert (curve["steps"] == 5).all()
     assert curve["nats"].mean() == pytest.approx(train["loss"].mean())
     svg = drawn(figure.chart)
-    assert "guessing by frequency (unigram) 6.25" in svg
+    assert "guessing by token frequency 6.25" in svg
     assert "unseen 3.75" in svg
     assert loss_figure(pd.DataFrame(), pd.DataFrame(), pd.DataFrame()) is None
 

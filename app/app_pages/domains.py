@@ -39,7 +39,9 @@ figure = measured.keep(("domains", layer), lambda: domain_map_figure(cells, nmi,
 with place:
     answer(f"Layer {layer}: {figure.verdict}")
 if len(measured.trace.domains) > 1:
-    show_figure(figure, key=figure.name, terms=["domain", "lift", "interval", "domain specialization", "Benjamini-Hochberg"])
+    show_figure(
+        figure, key=figure.name, terms=["domain", "lift", "interval", "domain specialization", "Benjamini-Hochberg"]
+    )
 with st.container(horizontal=True, vertical_alignment="center"):
     st.caption(plain(f"{amount(measured)}: {text}. Faded: not distinguishable from text of any domain."))
     if has_more and not more:

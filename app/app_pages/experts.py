@@ -42,9 +42,7 @@ with place:
 tokens = measured.get(metrics.token_experts, layer, expert)
 words = tokens[tokens["text"] != END_OF_TEXT]  # every text begins with it, so it says little of an expert
 with said:
-    answer(
-        verdicts.expert_sentence(layer, expert, load=load, cells=cells, tokens=words, effects=effects)
-    )
+    answer(verdicts.expert_sentence(layer, expert, load=load, cells=cells, tokens=words, effects=effects))
 
 left, right = st.columns(2)
 with left:

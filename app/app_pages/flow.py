@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
 
 from app import state
@@ -13,7 +12,6 @@ from app.measured import Measured
 from moe_core.figures.associations import coactivation_figure, flow_map_figure, flow_test_figure, persistence_figure
 from moe_core.figures.sankey import MAX_SANKEY_LAYERS, flow_sankey_figure
 from moe_core.routing import baselines, metrics, verdicts
-from moe_core.routing.verdicts import number, percent
 
 NEXT_LAYER, TOGETHER, NEXT_TOKEN = "Layer to layer", "Chosen together", "Token to token"
 SHOWN = "flow_shown"
@@ -39,25 +37,12 @@ def next_layer(around: Measured) -> None:
     flow, test = around.get(metrics.layer_flow), around.get(baselines.layer_flow)
     figure = around.keep(("flow map", start), lambda: flow_map_figure(flow, test, start))
     note = "" if start == layer else f"Layer {layer} is the last: this is how tokens come into it. "
-    answer(f"{note}{strongest_flow(figure.frame)}")
+    answer(f"{note}{verdicts.strongest_flow(figure.frame)}")
     show_figure(figure, key=figure.name, title="", terms=["cross-layer flow", "lift"])
     show_figure(
         around.keep(("flow test",), lambda: flow_test_figure(test)),
         key="flow",
         terms=["NMI", "null of vocabulary and flow", "p-value", "effect", "interval"],
-    )
-
-
-def strongest_flow(flow: pd.DataFrame) -> str:
-    """Where the largest stream beyond chance goes: rows of metrics.layer_flow from one layer."""
-    beyond = flow["tokens"] * (1 - 1 / flow["lift"].where(flow["lift"] > 0))
-    if not (beyond > 0).any():
-        return "No expert's tokens go to any expert of the next layer more often than by chance."
-    row = flow.iloc[int(beyond.argmax())]
-    one, other = f"expert {row['expert']:.0f} of layer {row['layer']:.0f}", f"expert {row['next_expert']:.0f}"
-    return (
-        f"Most beyond chance goes from {one} to {other} of layer {row['next_layer']:.0f}: "
-        f"{percent(row['probability'])} of its tokens, {number(row['lift'])} times that expert's share."
     )
 
 

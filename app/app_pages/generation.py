@@ -9,10 +9,11 @@ from app.components.figure import show_figure
 from app.components.page import errors_as_boxes, header
 from app.components.token_view import token_view, view_payload
 from app.components.token_view_job import GenerationJob, arrays_of_job, trace_of_job
-from app.components.token_view_passages import fit, layer_verdict
+from app.components.token_view_passages import fit
 from moe_core.figures.run_figures import token_map_figure, token_path_figure
 from moe_core.figures.tokens import WINDOW
 from moe_core.inference.generate import SamplingConfig
+from moe_core.routing import verdicts
 
 # Session keys of this page: the running or last job, the prompt it was given, how many jobs there were, the view, the
 # prompt being typed, the sampling settings.
@@ -74,7 +75,7 @@ def answer(job: GenerationJob | None) -> str:
     if job.is_running:
         return "The model is writing; every new token takes the colour of its expert."
     trace = trace_of_job(job)
-    return layer_verdict(trace, layer) if trace is not None else "The model ended the text at once."
+    return verdicts.layer_verdict(trace, layer) if trace is not None else "The model ended the text at once."
 
 
 def progress_line(job: GenerationJob, live: bool) -> str:

@@ -19,7 +19,6 @@ from app.components.token_view_passages import (
     TracedPassages,
     arrays_of,
     examples,
-    layer_verdict,
     trace_passages,
 )
 from app.components.trace_text import show_trace_text
@@ -27,6 +26,7 @@ from app.subjects import Live, TraceFile
 from moe_core.errors import UsageError
 from moe_core.figures.export import csv_bytes
 from moe_core.figures.tokens import token_choices
+from moe_core.routing import verdicts
 
 ALL, OWN = "One of each domain", "Your own text"
 OWN_TEXT = """The court ordered the bank to repay the loan of 12,500 euros by 31 March.
@@ -108,7 +108,7 @@ except UsageError as error:
     st.info(f"{str(error)[:1].upper()}{str(error)[1:]}.", icon=":material/edit:")
 else:
     with head:
-        header("Which expert does each token go to?", layer_verdict(traced.trace, layer))
+        header("Which expert does each token go to?", verdicts.layer_verdict(traced.trace, layer))
     given = sum(len(passage.text) for passage in passages)
     if source == OWN and traced.characters < given:
         st.warning(

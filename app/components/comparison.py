@@ -61,22 +61,17 @@ class Comparison:
 def compare(first: Side, second: Side, *, one_model: bool) -> Comparison:
     """`one_model`: both are the same model, perhaps at different steps, so that an expert is told by its number."""
     from moe_core.routing import metrics
+    from moe_core.routing.metrics.comparison import token_difference
 
     a, b = first.measured.tokens, second.measured.tokens
-    same_tokens = have_same_tokens(a, b)
+    same_tokens = not token_difference(a, b)
     if one_model:
         return Comparison(first, second, "same", same_tokens)
     if not same_tokens or not _have_same_shape(a, b):
         return Comparison(first, second, "unrelated", same_tokens)
-    renamed = replace(second, measured=second.measured.look(_matched, first.measured))
-    return Comparison(first, renamed, "matched", True, first.measured.look(metrics.match_experts, b))
-
-
-def have_same_tokens(a: RoutingTrace, b: RoutingTrace) -> bool:
-    """Are they routings of the same tokens in the same order?"""
-    return a.num_tokens == b.num_tokens and all(
-        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("token_ids", "document_ids", "positions")
-    )
+    matches = first.measured.look(metrics.match_experts, b)
+    renamed = second.measured.keep(("matched", first.measured), lambda: Measured(metrics.rename_experts(b, matches)))
+    return Comparison(first, replace(second, measured=renamed), "matched", True, matches)
 
 
 def relation(comparison: Comparison) -> str:
@@ -149,21 +144,6 @@ def texts_of_both(comparison: Comparison) -> tuple[TokenArrays, TokenArrays]:
 
 def _have_same_shape(a: RoutingTrace, b: RoutingTrace) -> bool:
     return a.layers == b.layers and a.num_experts == b.num_experts
-
-
-def _matched(b: RoutingTrace, first: Measured) -> Measured:
-    """`b` with its experts renumbered as those of the first routing that they match."""
-    from moe_core.routing import metrics
-
-    matches = first.look(metrics.match_experts, b)
-    names = np.tile(np.arange(-1, b.num_experts, dtype=np.int16), (b.num_layers, 1))  # the first stands for -1, unused
-    for layer, own, name in matches[["layer", "expert_b", "expert_a"]].to_numpy(int):
-        names[b.layer_position(int(layer)), own + 1] = name
-    indices = np.stack([names[at][b.router_indices[at] + 1] for at in range(b.num_layers)])
-    logits = b.router_logits
-    if logits is not None:
-        logits = np.stack([logits[at][:, np.argsort(names[at][1:])] for at in range(b.num_layers)])
-    return Measured(replace(b, router_indices=indices, router_logits=logits))
 
 
 def _diff(a: RoutingTrace, b: RoutingTrace) -> Figure:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import streamlit as st
 
 from app import loaders, state
-from app.components.comparison import Comparison, Side, compare, have_same_tokens
+from app.components.comparison import Comparison, Side, compare
 from app.components.progress import progress_bar
 from app.components.routing_text import deep_or_probe
 from app.components.text_picker import pick_text
 from app.measured import Measured
 from app.subjects import Subject
 from moe_core.errors import RunError, UsageError
+from moe_core.routing.metrics.comparison import token_difference
 from moe_core.runs import RunFolder
 
 
@@ -53,7 +54,7 @@ def _against_run(run: RunFolder, other: state.Compared | None) -> Comparison:
     names = [f"{run.name}, step {steps[-1]:,}", f"{against.name}, step {step:,}"]
     if against.name == run.name:
         return compare(Side(names[1], second), Side(names[0], first), one_model=True)
-    if not have_same_tokens(first.tokens, second.tokens):
+    if token_difference(first.tokens, second.tokens):
         with progress_bar("Sending the same text through both models") as bar:
             first, second = loaders.deep_routing(run, bar), loaders.deep_routing(run, bar, through=against)
         names = [f"{one.name}, newest checkpoint" for one in (run, against)]

@@ -15,6 +15,7 @@ from app import loaders, state
 from app.components.figure import show_figure, term_help
 from app.components.page import answer, duration, errors_as_boxes, plain, sentence
 from moe_core.errors import RunError
+from moe_core.routing import verdicts
 from moe_core.runs import RunFolder, RunStatus, RunSummary
 from moe_core.runs.listing import LAUNCH_PATIENCE_SECONDS
 
@@ -160,7 +161,7 @@ def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary) -> Non
     balance.metric(
         "Busiest expert",
         "–" if last.empty else f"{last['load_imbalance'].max():.2f} × mean",
-        delta_description="1 is even, 2 still fine",
+        delta_description=f"1 is even, {verdicts.IMBALANCE_LIMIT:.0f} still fine",
         help=term_help("load imbalance"),
     )
     speed.metric(
@@ -192,7 +193,7 @@ def _charts(run: RunFolder) -> None:
     train, evaluations, baselines = (loaders.metrics(run, kind) for kind in ("train", "evaluation", "baseline"))
     losses = loss_figure(train, evaluations, baselines)
     if losses is not None:
-        show_figure(losses, key="loss", terms=["loss", "unseen", "validation", "unigram baseline"])
+        show_figure(losses, key="loss", terms=["loss", "unseen", "validation", "guessing by token frequency"])
         st.caption(
             "The curves score the same part of the held-out text at every step; once a run has finished, the figures "
             "above are of all of it."

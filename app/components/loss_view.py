@@ -18,6 +18,7 @@ from app.components.page import errors_as_boxes, plain
 from app.components.token_view import TokenArrays, token_view, view_payload
 from app.components.token_view_passages import TOKEN_LIMIT, Passage, examples, fit
 from moe_core.figures.export import csv_bytes
+from moe_core.routing import verdicts
 
 if TYPE_CHECKING:
     from app.subjects import Live
@@ -58,7 +59,8 @@ def show_loss(subject: Live, loaded: LanguageModel, change: Change) -> None:
 def _explore(subject: Live, loaded: LanguageModel, change: Change, source: str, own: str) -> None:
     with errors_as_boxes("The change of loss could not be measured"):
         effects, payload = _read(subject, loaded, change, source, own)
-        st.markdown(plain(loss_verdict(effects, change)))
+        forced = change.mode == FORCE
+        st.markdown(plain(verdicts.text_loss_verdict(effects.delta, chosen(effects, change), forced=forced)))
         choice = token_view(payload, layer=change.layer, key=VIEW, on_layer=_follow)
         if choice.layer is not None and choice.layer != change.layer:
             st.rerun()
@@ -161,24 +163,3 @@ def chosen(effects: TokenEffects, change: Change) -> npt.NDArray[np.bool_]:
     trace = effects.trace
     own: npt.NDArray[np.bool_] = trace.router_indices[trace.layer_position(change.layer)] == change.expert
     return np.asarray(own.any(axis=1))
-
-
-def loss_verdict(effects: TokenEffects, change: Change) -> str:
-    """What this text loses: where the change meets the prediction itself, and where only attention carries it.
-
-    A token is foreseen by the one before it, so its loss goes with that one's experts.
-    """
-    from moe_core.figures.maps import signed
-
-    delta, own = effects.delta, chosen(effects, change)
-    scored = np.isfinite(delta)
-    before = np.concatenate([[False], own[:-1]])
-    met = scored & (~before if change.mode == FORCE else before)
-    others = scored & ~met
-    who = "had not chosen it" if change.mode == FORCE else "had chosen it"
-    parts = []
-    if met.any():
-        parts.append(f"{signed(float(delta[met].mean()))} for the {int(met.sum()):,} tokens after one that {who}")
-    if others.any():
-        parts.append(f"{signed(float(delta[others].mean()))} for the other {int(others.sum()):,}")
-    return f"This text's loss changes by {signed(float(delta[scored].mean()))} nats per token: {', '.join(parts)}."

@@ -6,6 +6,7 @@ import streamlit as st
 
 from app import loaders
 from app.components.page import OVERVIEW, TRAINING, header, plain, sentence
+from app.subjects import Opened, TraceFile
 from moe_core.runs import RunSummary
 
 WAIT_SECONDS = 2.0
@@ -24,10 +25,14 @@ def explain_no_runs() -> None:
     st.markdown("Routing that was recorded elsewhere needs no run: open its trace in the side bar.")
 
 
-def explain_need(question: str, reason: str) -> None:
-    """What a page says that cannot show an opened trace: why, and where to go on."""
-    header(question, reason)
-    st.page_link(OVERVIEW, label="What the trace shows", icon=":material/dashboard:")
+def explain_need(chosen: RunSummary | Opened, subject: str, reason: str) -> None:
+    """What a page about `subject` says that cannot show what is chosen: why, and where to go on."""
+    header(f"What does {chosen.name} say about {subject}?", reason)
+    if isinstance(chosen, RunSummary):
+        st.page_link(TRAINING, label="How it learned", icon=":material/model_training:")
+    else:
+        what = "trace" if isinstance(chosen, TraceFile) else "model"
+        st.page_link(OVERVIEW, label=f"What the {what} shows", icon=":material/dashboard:")
     if any(run.error is None for run in loaders.runs()):
         st.caption("Or choose a run in the side bar.")
     else:

@@ -110,20 +110,3 @@ def arrays_of(traced: TracedPassages) -> TokenArrays:
         domains=trace.domains,
         starts=np.flatnonzero(np.diff(trace.document_ids, prepend=-1)).tolist(),
     )
-
-
-def layer_verdict(trace: RoutingTrace, layer: int) -> str:
-    """Which expert leads in a layer, beside its even share: from the first choices of all tokens."""
-    from moe_core.routing.verdicts import percent
-
-    at = trace.layer_position(layer)
-    best = np.take_along_axis(trace.router_indices[at], trace.router_scores[at].argmax(axis=1)[:, None], axis=1)[:, 0]
-    counts = np.bincount(best[best >= 0], minlength=trace.num_experts)
-    if not counts.sum():
-        return f"Layer {layer}: no token is routed."
-    share, used = counts.max() / counts.sum(), int((counts > 0).sum())
-    return (
-        f"Layer {layer}: expert {int(counts.argmax())} is the first choice of {percent(share)} of {trace.num_tokens:,} "
-        f"tokens (even share {percent(1 / trace.num_experts)}); {used} of {trace.num_experts} experts are somebody's "
-        "first choice."
-    )

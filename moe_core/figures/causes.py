@@ -11,11 +11,11 @@ import pandas as pd
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, layered
-from moe_core.figures.maps import CELL, nats_limit, nats_map, share_map, signed
+from moe_core.figures.maps import CELL, nats_limit, nats_map, share_map
 from moe_core.figures.palette import BAR, HEAT, LAYER_SHADES, NEUTRAL
 from moe_core.figures.words import rows
 from moe_core.routing import verdicts
-from moe_core.routing.verdicts import number, p_value, percent
+from moe_core.routing.verdicts import number, p_value, percent, signed
 
 MAX_POINTS = 2000
 """More experts than this are counted in a grid instead of drawn as dots."""
@@ -37,21 +37,20 @@ _SIMILARITIES = {
 }
 
 
-def ablation_map_figure(effects: pd.DataFrame, domain: str = "all") -> Figure:
-    """What does the model lose without each expert? Frame of evaluation's ablation_map, one domain or "all" text.
+def ablation_map_figure(effects: pd.DataFrame) -> Figure:
+    """What does the model lose without each expert? Frame of evaluation's ablation_map, of which all text is drawn.
 
-    The scale is maps.nats_limit of all effects in the frame, so that domains and layers can be compared; a cell whose
-    interval holds 0 is faded. Of more than MAX_COLUMNS experts a column is a group of them, ranked by effect within the
-    layer, and a click chooses the group's first.
+    The scale is maps.nats_limit of all effects in the frame, so that it is that of ablation_domains_figure; a cell
+    whose interval holds 0 is faded. Of more than MAX_COLUMNS experts a column is a group of them, ranked by effect
+    within the layer, and a click chooses the group's first.
     """
-    frame = effects[effects["domain"] == domain].reset_index(drop=True)
+    frame = effects[effects["domain"] == "all"].reset_index(drop=True)
     if frame.empty:
-        raise UsageError(f"no effect on {domain!r} text is known; expected one of {sorted(set(effects['domain']))}")
-    whose = "" if domain == "all" else f" {domain}"
+        raise UsageError(f"no effect on all text is known, of {sorted(set(effects['domain']))} only; measure it again")
     data = frame.assign(
         nats=frame["delta_nats"],
         column=frame["expert"],
-        sentence=[_effect(row.layer, row.expert, whose, row) for row in rows(frame)],
+        sentence=[_effect(row.layer, row.expert, "", row) for row in rows(frame)],
     )
     axis = "expert"
     if frame["expert"].max() >= MAX_COLUMNS:
@@ -65,13 +64,11 @@ def ablation_map_figure(effects: pd.DataFrame, domain: str = "all") -> Figure:
         title=_NATS,
     )
     mode = str(effects.attrs.get("mode", "zero")).removeprefix("zero")
-    of_what = "all text" if domain == "all" else f"{domain} text"
-    parts = ["ablation_map", "" if domain == "all" else _slug(domain), mode]
     return Figure(
-        "_".join(part for part in parts if part),
-        f"Without each expert: {of_what}" + (f" ({mode})" if mode else ""),
-        f"What does the model lose on {of_what} when an expert is switched off?",
-        verdicts.ablation_verdict(effects) if domain == "all" else _domain_verdict(frame, domain), chart, frame,
+        f"ablation_map_{mode}" if mode else "ablation_map",
+        "Without each expert: all text" + (f" ({mode})" if mode else ""),
+        "What does the model lose on all text when an expert is switched off?",
+        verdicts.ablation_verdict(effects), chart, frame,
     )  # fmt: skip
 
 
@@ -215,15 +212,6 @@ def _effect(layer: int, expert: int, whose: str, row: object) -> str:
     if low == low:
         text += f", 95 % interval {signed(low)} to {signed(high)}"
     return text + (": uncertain." if getattr(row, "uncertain", False) else ".")
-
-
-def _domain_verdict(frame: pd.DataFrame, domain: str) -> str:
-    certain = frame[~frame["uncertain"].astype(bool)]
-    if certain.empty:
-        return f"Not distinguishable from chance: without any one expert the loss on {domain} text stays what it was."
-    best = certain.iloc[int(certain["delta_nats"].abs().argmax())]
-    text = _effect(int(best["layer"]), int(best["expert"]), f" {domain}", best)
-    return f"{len(certain)} of {len(frame)} experts surely change the loss on {domain} text. {text}"
 
 
 def _ranked_groups(frame: pd.DataFrame) -> pd.DataFrame:

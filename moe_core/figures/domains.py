@@ -13,10 +13,10 @@ from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_hei
 from moe_core.figures.maps import lift_map
 from moe_core.figures.measures import chance_bars
 from moe_core.figures.palette import BAR, HEAT, NEUTRAL
-from moe_core.figures.words import rows, sentence
+from moe_core.figures.words import rows
 from moe_core.routing import verdicts
 from moe_core.routing.baselines import CLEARLY, SLIGHTLY
-from moe_core.routing.verdicts import domain_cell, p_value, percent
+from moe_core.routing.verdicts import domain_cell, p_value, percent, sentence
 
 _EXPLAINED: dict[str, tuple[str, str, str]] = {
     "the token alone": ("token_share", "token_chance", BAR),

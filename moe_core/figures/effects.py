@@ -9,11 +9,9 @@ import pandas as pd
 
 from moe_core.figures.figure import Figure
 from moe_core.figures.layout import MAX_COLUMNS, bars_height, layered
-from moe_core.figures.maps import signed
 from moe_core.figures.palette import HEAT, LIFT_COLOURS, NEUTRAL, expert_colour
-from moe_core.figures.words import rows, sentence
-from moe_core.routing.verdicts import number
-from moe_core.routing.verdicts.causes import SMALL_NATS
+from moe_core.figures.words import rows
+from moe_core.routing.verdicts import effects_verdict, signed
 
 
 def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:
@@ -55,26 +53,6 @@ def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:
         "domain_effects", "Change of loss by kind of text", "On which text does the loss change, and how surely?",
         effects_verdict(effects, what), layered(layers, data, bars_height(len(data))), effects,
     )  # fmt: skip
-
-
-def effects_verdict(effects: pd.DataFrame, what: str) -> str:
-    """One sentence on the same frame: how much, how surely, where most."""
-    total = effects[effects["domain"] == "all"].iloc[0]
-    domains = effects[(effects["domain"] != "all") & ~effects["uncertain"].astype(bool)]
-    most = domains.iloc[int(domains["delta_nats"].abs().argmax())] if len(domains) else None
-    where = "" if most is None else f"most on {most['domain']} text, {signed(float(most['delta_nats']))}"
-    delta, low, high = (float(total[name]) for name in ("delta_nats", "low", "high"))
-    if low != low:
-        return sentence(f"{what} the loss changes by {signed(delta)} nats per token; of one source only, so uncertain")
-    interval = f"95 % interval {signed(low)} to {signed(high)}"
-    if bool(total["uncertain"]):
-        nothing = f"{what} the loss on all text is not distinguishable from what it was ({interval})"
-        return sentence(f"{nothing}; {where}" if where else nothing)
-    change = "rises" if delta > 0 else "falls"
-    size = f"{what} the loss {change} by {number(abs(delta))} nats per token ({interval})"
-    if abs(delta) < SMALL_NATS:
-        size += ", too little to matter"
-    return sentence(f"{size}; {where}" if where else size)
 
 
 def with_outline(figure: Figure, layer: int, expert: int) -> Figure:

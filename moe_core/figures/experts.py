@@ -11,9 +11,9 @@ from moe_core.figures.layout import COLUMN_AXIS, ROW_AXIS, bars_height, layered
 from moe_core.figures.load import expert_load_over_time
 from moe_core.figures.maps import share_map
 from moe_core.figures.palette import HEAT, domain_colour
-from moe_core.figures.words import rows, sentence
+from moe_core.figures.words import rows
 from moe_core.routing import verdicts
-from moe_core.routing.verdicts import domain_cell, number, percent
+from moe_core.routing.verdicts import domain_cell, number, percent, sentence
 
 
 def expert_domains_figure(cells: pd.DataFrame, layer: int, expert: int) -> Figure:

@@ -23,7 +23,7 @@ from moe_core.figures.palette import (
     LIFT_WHITE_BELOW,
     NEUTRAL,
 )
-from moe_core.routing.verdicts import number
+from moe_core.routing.verdicts import number, signed
 
 CELL = "cell"
 """Name of the selection of clickable maps."""
@@ -95,14 +95,6 @@ def nats_limit(effects: pd.Series[float]) -> float:
             if most <= limit:
                 return limit
     return limit
-
-
-def signed(nats: float) -> str:
-    """A change with its sign: "+0.12", "−0.03", "0"."""
-    if nats != nats:
-        return ""
-    text = number(abs(nats))
-    return text if text == "0" else f"{'+' if nats > 0 else '−'}{text}"
 
 
 def _heat_map(

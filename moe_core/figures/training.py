@@ -92,13 +92,13 @@ def loss_figure(
     verdict = "The first evaluation on held-out text is still to come."
     if len(unseen):
         last = float(unseen.sort_values("step", kind="stable")["nats"].iloc[-1])
-        gain = f", {nats(unigram - last)} under the unigram baseline" if unigram == unigram else ""
+        gain = f", {nats(unigram - last)} below guessing by token frequency" if unigram == unigram else ""
         verdict = f"Loss on unseen text is {nats(last)} nats per token{gain}; lower is better."
     if scored is not None and scored["unseen"]["nats_per_token"] is not None:
         whole, guess = scored["unseen"]["nats_per_token"], scored["baselines"]["unigram_nats"]
         verdict = (
-            f"Loss on all unseen text is {nats(whole)} nats per token, {nats(guess - whole)} under the unigram "
-            "baseline; lower is better. The curves are of a part of that text."
+            f"Loss on all unseen text is {nats(whole)} nats per token, {nats(guess - whole)} below guessing "
+            "by token frequency; lower is better. The curves are of a part of that text."
         )
     chart = loss_curves(curves, unigram if unigram == unigram else None)
     return Figure(
@@ -134,9 +134,7 @@ def _end_labels(data: pd.DataFrame, series: list[str], unigram_nats: float | Non
 
 
 def _baseline(step: float, unigram: float) -> list[alt.Chart]:
-    note = pd.DataFrame(
-        {"step": [step], "nats": [unigram], "name": [f"guessing by frequency (unigram) {nats(unigram)}"]}
-    )
+    note = pd.DataFrame({"step": [step], "nats": [unigram], "name": [f"guessing by token frequency {nats(unigram)}"]})
     base = alt.Chart(note)
     rule = base.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y="nats:Q")
     text = base.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, fontSize=11, color=NEUTRAL)

@@ -8,11 +8,6 @@ from typing import Any, cast
 import pandas as pd
 
 
-def sentence(text: str) -> str:
-    """`text` with a capital first letter and a full stop."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
-
-
 def spread(values: Sequence[float], gap: float) -> list[float]:
     """Label heights nearest to `values` (least squares), in the same order of size, at least `gap` between neighbours.
 

@@ -80,8 +80,8 @@ CERTAINTY = (
         "8 for random bytes",
     ),
     Term(
-        "unigram baseline",
-        "The loss of a guess by word frequency alone, without any context; a model must be well below it.",
+        "guessing by token frequency",
+        "The loss of a guess by how often tokens occur, without any context (unigram); a model must be well below it.",
         "-mean ln((count + 1) / (total + V))",
     ),
     Term("uniform baseline", "The loss of a blind guess among all tokens.", "ln V"),

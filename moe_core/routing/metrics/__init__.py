@@ -5,7 +5,7 @@ Whether a value differs from chance is answered in baselines. Where a value is u
 """
 
 from moe_core.routing.metrics.coactivation import coactivation
-from moe_core.routing.metrics.comparison import match_experts, routing_diff
+from moe_core.routing.metrics.comparison import match_experts, rename_experts, routing_diff
 from moe_core.routing.metrics.context import context_independence
 from moe_core.routing.metrics.decisions import router_entropy, token_entropy
 from moe_core.routing.metrics.domains import domain_divergence, domain_nmi, domain_specialization
@@ -31,6 +31,7 @@ __all__ = [
     "load_balance",
     "match_experts",
     "persistence",
+    "rename_experts",
     "router_entropy",
     "routing_diff",
     "routing_movers",

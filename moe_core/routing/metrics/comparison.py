@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -77,6 +79,19 @@ def match_experts(a: RoutingTrace, b: RoutingTrace) -> pd.DataFrame:
             pd.DataFrame({"layer": layer, "expert_a": chosen[0], "expert_b": chosen[1], "overlap": overlap_EF[chosen]})
         )
     return pd.concat(frames, ignore_index=True)
+
+
+def rename_experts(b: RoutingTrace, matches: pd.DataFrame) -> RoutingTrace:
+    """`b` with its experts numbered as those of `a` that they match. Frame of match_experts(a, b), as many experts in
+    both."""
+    names_LE = np.tile(np.arange(-1, b.num_experts, dtype=np.int16), (b.num_layers, 1))  # the first is -1, unused
+    for layer, own, name in matches[["layer", "expert_b", "expert_a"]].to_numpy(int):
+        names_LE[b.layer_position(int(layer)), own + 1] = name
+    indices = np.stack([names_LE[row][b.router_indices[row] + 1] for row in range(b.num_layers)])
+    logits = b.router_logits
+    if logits is not None:
+        logits = np.stack([logits[row][:, np.argsort(names_LE[row, 1:])] for row in range(b.num_layers)])
+    return replace(b, router_indices=indices, router_logits=logits)
 
 
 def token_difference(a: RoutingTrace, b: RoutingTrace) -> str:

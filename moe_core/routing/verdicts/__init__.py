@@ -7,9 +7,10 @@ from moe_core.routing.verdicts.associations import (
     coactivation_verdict,
     flow_verdict,
     persistence_verdict,
+    strongest_flow,
     vocabulary_verdict,
 )
-from moe_core.routing.verdicts.causes import ablation_verdict, importance_verdict
+from moe_core.routing.verdicts.causes import ablation_verdict, effects_verdict, importance_verdict, text_loss_verdict
 from moe_core.routing.verdicts.changes import diff_verdict, movers_verdict, saturation_verdict
 from moe_core.routing.verdicts.domains import (
     NOTHING_THERE,
@@ -19,7 +20,7 @@ from moe_core.routing.verdicts.domains import (
     strongest_expert,
     token_verdict,
 )
-from moe_core.routing.verdicts.experts import expert_sentence
+from moe_core.routing.verdicts.experts import expert_sentence, layer_verdict
 from moe_core.routing.verdicts.health import (
     DROPPED_LIMIT,
     IMBALANCE_LIMIT,
@@ -27,7 +28,7 @@ from moe_core.routing.verdicts.health import (
     describe_model,
     routing_health,
 )
-from moe_core.routing.verdicts.words import number, p_value, percent, points, short_count
+from moe_core.routing.verdicts.words import number, p_value, percent, points, sentence, short_count, signed
 
 __all__ = [
     "DROPPED_LIMIT",
@@ -40,9 +41,11 @@ __all__ = [
     "diff_verdict",
     "domain_cell",
     "domain_verdict",
+    "effects_verdict",
     "expert_sentence",
     "flow_verdict",
     "importance_verdict",
+    "layer_verdict",
     "movers_verdict",
     "number",
     "p_value",
@@ -52,8 +55,12 @@ __all__ = [
     "preferred",
     "routing_health",
     "saturation_verdict",
+    "sentence",
     "short_count",
+    "signed",
     "strongest_expert",
+    "strongest_flow",
+    "text_loss_verdict",
     "token_verdict",
     "vocabulary_verdict",
 ]

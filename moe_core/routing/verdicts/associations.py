@@ -95,6 +95,19 @@ def flow_verdict(test: pd.DataFrame) -> str:
     )
 
 
+def strongest_flow(flow: pd.DataFrame) -> str:
+    """Where the largest stream beyond chance goes. Rows of metrics.layer_flow, of one layer or of several."""
+    beyond = flow["tokens"] * (1 - 1 / flow["lift"].where(flow["lift"] > 0))
+    if not (beyond > 0).any():
+        return "No expert's tokens go to any expert of the next layer more often than by chance."
+    row = flow.iloc[int(beyond.argmax())]
+    return (
+        f"Most beyond chance goes from expert {int(row['expert'])} of layer {int(row['layer'])} to expert "
+        f"{int(row['next_expert'])} of layer {int(row['next_layer'])}: "
+        f"{percent(row['probability'])} of its tokens, {number(row['lift'])} times that expert's share."
+    )
+
+
 def _verdict(
     test: pd.DataFrame,
     finding: Finding,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from moe_core.routing.baselines import SIGNIFICANCE
-from moe_core.routing.verdicts.words import count_of, number
+from moe_core.routing.types import BoolArray, Float32Array
+from moe_core.routing.verdicts.words import count_of, number, sentence, signed
 
 SMALL_NATS = 0.01
 """Change of loss below which it is of no use to anyone: 1 % of perplexity."""
@@ -22,34 +24,61 @@ def ablation_verdict(effects: pd.DataFrame) -> str:
     if total.empty:
         return "No expert has been switched off yet."
     certain = total[~total["uncertain"].astype(bool)]
-    if certain.empty:
-        who = (
-            f"expert {int(total['expert'].iloc[0])}" if len(total) == 1 else f"any of {count_of(len(total), 'expert')}"
-        )
-        return f"Not distinguishable from chance: without {who} the loss is surely neither higher nor lower."
-    best = certain.iloc[int(certain["delta_nats"].abs().argmax())]
-    change = "rises" if best["delta_nats"] > 0 else "falls"
-    interval = f"95 % interval {number(best['low'])} to {number(best['high'])}"
-    text = (
-        f"Without expert {int(best['expert'])} of layer {int(best['layer'])} the loss {change} by "
-        f"{number(abs(best['delta_nats']))} nats per token ({interval})"
-    )
-    if abs(best["delta_nats"]) < SMALL_NATS:
-        text += ", too little to matter"
-    own = effects[
-        (effects["layer"] == best["layer"])
-        & (effects["expert"] == best["expert"])
-        & (effects["domain"] != "all")
-        & ~effects["uncertain"].astype(bool)
-    ]
-    if len(own):
-        most = own.iloc[int(own["delta_nats"].abs().argmax())]
-        text += f", most on {most['domain']} text ({most['delta_nats']:+.2g})"
+    if len(total) > 1 and certain.empty:
+        experts = count_of(len(total), "expert")
+        return f"Not distinguishable from chance: whether the loss changes without any one of {experts} cannot be told."
+    best = total.iloc[0] if certain.empty else certain.iloc[int(certain["delta_nats"].abs().argmax())]
+    layer, expert = int(best["layer"]), int(best["expert"])
+    own = effects[(effects["layer"] == layer) & (effects["expert"] == expert)]
+    text = effects_verdict(own, f"without expert {expert} of layer {layer}")
     if len(total) == 1:
-        return f"{text}."
+        return text
     matter = int((certain["delta_nats"] >= SMALL_NATS).sum())
-    experts = count_of(len(total), "expert")
-    return f"{matter} of {experts} surely cost {number(SMALL_NATS)} nats or more when switched off. {text}."
+    return (
+        f"{matter} of {count_of(len(total), 'expert')} surely cost something when switched off, {number(SMALL_NATS)} "
+        f"nats or more by estimate. {text}"
+    )
+
+
+def effects_verdict(effects: pd.DataFrame, what: str) -> str:
+    """What one change does to the loss: how much, how surely, where most.
+
+    From evaluation's domain_effects, or one expert's rows of ablation_map; `what` says what was done, such as "without
+    expert 5 of layer 2".
+    """
+    total = effects[effects["domain"] == "all"].iloc[0]
+    domains = effects[(effects["domain"] != "all") & ~effects["uncertain"].astype(bool)]
+    most = domains.iloc[int(domains["delta_nats"].abs().argmax())] if len(domains) else None
+    where = "" if most is None else f"; most on {most['domain']} text, {signed(float(most['delta_nats']))}"
+    delta, low, high = (float(total[name]) for name in ("delta_nats", "low", "high"))
+    if np.isnan(low):
+        return sentence(f"{what} the loss changes by {signed(delta)} nats per token; of one source only, so uncertain")
+    interval = f"95 % interval {signed(low)} to {signed(high)}"
+    if bool(total["uncertain"]):
+        return sentence(f"{what} the loss on all text is not distinguishable from what it was ({interval}){where}")
+    small = ", too little to matter" if abs(delta) < SMALL_NATS else ""
+    change = "rises" if delta > 0 else "falls"
+    return sentence(f"{what} the loss {change} by {number(abs(delta))} nats per token ({interval}){small}{where}")
+
+
+def text_loss_verdict(delta: Float32Array, chosen: BoolArray, *, forced: bool = False) -> str:
+    """What one text loses by a change of one expert, where it meets the prediction itself and where only attention
+    carries it.
+
+    `delta` [T] change of each token's loss in nats, NaN where it has none; `chosen` [T] tokens that had chosen the
+    expert before; `forced`: it was chosen for all tokens, else it was switched off. A token is foreseen by the one
+    before it, so its loss goes with that one's experts.
+    """
+    scored = np.isfinite(delta)
+    before = np.concatenate([[False], chosen[:-1]])
+    met = scored & (~before if forced else before)
+    parts = []
+    if met.any():
+        who = "had not chosen it" if forced else "had chosen it"
+        parts.append(f"{signed(float(delta[met].mean()))} for the {int(met.sum()):,} tokens after one that {who}")
+    if (others := scored & ~met).any():
+        parts.append(f"{signed(float(delta[others].mean()))} for the other {int(others.sum()):,}")
+    return f"This text's loss changes by {signed(float(delta[scored].mean()))} nats per token: {', '.join(parts)}."
 
 
 def importance_verdict(correlations: pd.DataFrame) -> str:

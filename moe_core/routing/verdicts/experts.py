@@ -1,9 +1,12 @@
-"""One expert in one sentence."""
+"""One expert in one sentence, and the one that leads in a layer."""
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
+from moe_core.routing.metrics.persistence import first_choice
+from moe_core.routing.trace import RoutingTrace
 from moe_core.routing.verdicts.domains import preferred
 from moe_core.routing.verdicts.words import number, percent
 
@@ -20,8 +23,8 @@ def expert_sentence(
     """What this expert does, from whatever is known of it.
 
     `load`: metrics.expert_load; `cells`: baselines.domain_cells; `tokens`: metrics.token_experts of this expert;
-    `effects`: evaluation's ablation_map. Frames may hold other experts' rows too. Example: "Expert 3 of layer 1 takes 18 % of the tokens' slots (13 % when even); prefers legal
-    (2.1 times its even share); ..."
+    `effects`: evaluation's ablation_map. Frames may hold other experts' rows too. Example: "Expert 3 of layer 1 takes
+    18 % of the layer's choices (13 % when even); specialises in legal text (2.1 times its even share); ..."
     """
     parts = []
     if load is not None and len(own := _of(load, layer, expert)):
@@ -51,6 +54,20 @@ def expert_sentence(
                 f"(95 % interval {number(row['low'])} to {number(row['high'])})"
             )
     return f"Expert {expert} of layer {layer} {'; '.join(parts) if parts else 'has not been measured yet'}."
+
+
+def layer_verdict(trace: RoutingTrace, layer: int) -> str:
+    """Which expert leads in a layer, beside its even share: from the first choices of all tokens that have one."""
+    first = first_choice(trace, trace.layer_position(layer))
+    counts = np.bincount(first[first >= 0], minlength=trace.num_experts)
+    tokens = int(counts.sum())
+    if not tokens:
+        return f"Layer {layer}: no token is routed."
+    return (
+        f"Layer {layer}: expert {int(counts.argmax())} is the first choice of {percent(counts.max() / tokens)} of "
+        f"{tokens:,} tokens (even share {percent(1 / trace.num_experts)}); {int((counts > 0).sum())} of "
+        f"{trace.num_experts} experts are somebody's first choice."
+    )
 
 
 def _of(frame: pd.DataFrame, layer: int, expert: int) -> pd.DataFrame:

@@ -28,6 +28,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if 0 < share < 0.0095 else f"{100 * share:.0f} %"
 
 
+def signed(change: float) -> str:
+    """A change with its sign: "+0.12", "−0.03", "0"; "" where it is unknown."""
+    if math.isnan(change):
+        return ""
+    text = number(abs(change))
+    return text if text == "0" else f"{'+' if change > 0 else '−'}{text}"
+
+
 def p_value(p: float) -> str:
     """0.004975 -> "p < 0.005"; 0.3 -> "p = 0.30"."""
     for limit in (0.001, 0.005, 0.01, 0.05):
@@ -56,6 +64,11 @@ def points(share: float) -> str:
 def count_of(count: int, noun: str) -> str:
     """2, "layer" -> "2 layers"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital first letter and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def layers_of(frame: pd.DataFrame, most: int = 4) -> str:
