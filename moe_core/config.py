@@ -24,7 +24,7 @@ from moe_core.section import Section
 
 ENVIRONMENT_PREFIX = "MOESCOPE_"
 # Variables with our prefix that are not configuration keys.
-ENVIRONMENT_OTHER = frozenset({"MOESCOPE_CHECKPOINTS", "MOESCOPE_DEBUG"})
+ENVIRONMENT_OTHER = frozenset({"MOESCOPE_CHECKPOINTS", "MOESCOPE_DEBUG", "MOESCOPE_SPEEDRUN_TEXT"})
 
 
 class ModelConfig(Section):
@@ -148,9 +148,9 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.0, ge=0.0, le=10.0)
     """Decoupled weight decay on matrices."""
     warmup_fraction: float = Field(0.03, ge=0.0, le=1.0)
-    """Part of the steps over which the learning rate rises linearly; then it falls by a cosine."""
-    final_lr_fraction: float = Field(0.02, ge=0.0, le=1.0)
-    """Learning rate at the last step, as a part of the peak."""
+    """Part of the steps over which the learning rate rises linearly; then it falls in a straight line."""
+    final_lr_fraction: float = Field(0.0, ge=0.0, le=1.0)
+    """Learning rate that the fall leads to, one step after the last, as a part of the peak."""
     gradient_clip: float = Field(1.0, gt=0.0)
     """Largest global gradient norm."""
     autocast: Literal["auto", "bfloat16", "none"] = "auto"

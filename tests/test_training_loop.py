@@ -57,9 +57,7 @@ def test_a_run_learns_and_writes_everything_down(corpus: Path, tmp_path: Path) -
     assert train_lines["step"].tolist() == list(range(1, 61))
     assert train_lines["tokens"].iloc[-1] == 60 * 4 * 16
     assert train_lines["learning_rate"].max() == pytest.approx(config.training.learning_rate)
-    assert train_lines["learning_rate"].iloc[-1] == pytest.approx(
-        config.training.learning_rate * config.training.final_lr_fraction
-    )
+    assert train_lines["learning_rate"].iloc[-1] == pytest.approx(config.training.learning_rate / (60 - 2))
     assert (train_lines["dropped_fraction"] == 0).all()
     load = run.metrics("load")
     assert load[["step", "layer"]].values.tolist() == [[step, layer] for step in (0, 25, 50, 60) for layer in (0, 1)]
@@ -315,7 +313,8 @@ def test_the_time_budget_lowers_the_steps(corpus: Path, tmp_path: Path) -> None:
     last = run.metrics("train").iloc[-1]
     assert last["step"] == result.steps
     peak = config.training.learning_rate
-    assert last["learning_rate"] == pytest.approx(peak * config.training.final_lr_fraction), "the schedule follows"
+    falling = result.steps - round(config.training.warmup_fraction * result.steps)
+    assert last["learning_rate"] == pytest.approx(peak / falling), "the schedule follows"
     assert load_trainer_state(run)[1]["steps"] == result.steps
     assert run.metrics("evaluation")["step"].iloc[-1] == result.steps
     assert train(run, config, resume=True).steps == result.steps, "lowered once, lowered for good"

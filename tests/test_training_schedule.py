@@ -13,13 +13,12 @@ from moe_core.training.clock import Clock
 from moe_core.training.schedule import evaluations_left, learning_rate_multiplier, steps_within_budget
 
 
-def test_warm_up_then_cosine_by_hand() -> None:
-    # 9 steps, 2 of warm-up: 1/2, 1, then cos from 1 to 0.2 over steps 2..8 with the middle (0.6) at step 5.
-    values = [learning_rate_multiplier(step, 9, warmup_fraction=2 / 9, final_lr_fraction=0.2) for step in range(9)]
-    quarter = 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 6))
-    assert values[:4] == pytest.approx([0.5, 1.0, 1.0, quarter])
-    assert values[5] == pytest.approx(0.6)
-    assert values[8] == pytest.approx(0.2)
+def test_warm_up_then_a_straight_line_by_hand() -> None:
+    # 10 steps, 2 of warm-up: 1/2, 1, then 8 steps from 1 towards 0.2, which the step after the last would reach.
+    values = [learning_rate_multiplier(step, 10, warmup_fraction=0.2, final_lr_fraction=0.2) for step in range(10)]
+    assert values == pytest.approx([0.5, 1.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+    to_zero = [learning_rate_multiplier(step, 4, warmup_fraction=0.0, final_lr_fraction=0.0) for step in range(4)]
+    assert to_zero == [1.0, 0.75, 0.5, 0.25]
 
 
 @given(st.integers(1, 500), st.floats(0, 1), st.floats(0, 1))
@@ -33,7 +32,8 @@ def test_the_schedule_stays_between_its_ends(steps: int, warmup: float, final: f
     assert values[:rising] == sorted(values[:rising])
     assert values[rising:] == sorted(values[rising:], reverse=True)
     if rising < steps:
-        assert values[-1] == pytest.approx(final)
+        assert values[rising] == pytest.approx(1.0)
+        assert values[-1] == pytest.approx(final + (1 - final) / (steps - rising))
 
 
 def test_evaluations_left_by_hand() -> None:

@@ -40,6 +40,7 @@ class Benchmark:
 
 BENCHMARKS: dict[str, Benchmark] = {
     "aggregation": Benchmark("aggregation", "How fast is a trace counted, against pandas and pyarrow?"),
+    "speedrun": Benchmark("speedrun", "What loss do three minutes on two cores buy?", in_default=False),
 }
 
 

@@ -61,18 +61,18 @@ def repeatable(threads: int, device: torch.device) -> Iterator[None]:
     Both are settings of the whole process; they are put back at the end. Seeds and RNG are the caller's.
     """
     threads_before = torch.get_num_threads()
-    deterministic_before = torch.are_deterministic_algorithms_enabled()
-    warn_before = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic_before = torch.get_deterministic_debug_mode()
     fill_before = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if threads:
         torch.set_num_threads(threads)
     # Without it, gradients of gathered rows are added by several threads as they come. Accelerators lack
-    # some of these kernels and would refuse; a run there repeats up to rounding.
-    torch.use_deterministic_algorithms(device.type == "cpu")
+    # some of these kernels and would refuse; a run there repeats up to rounding. use_deterministic_algorithms does the
+    # same, but loads torch's compiler first, seconds of a short run.
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.set_num_threads(threads_before)
-        torch.use_deterministic_algorithms(deterministic_before, warn_only=warn_before)
+        torch.set_deterministic_debug_mode(deterministic_before)
         deterministic.fill_uninitialized_memory = fill_before  # type: ignore[attr-defined]

@@ -21,7 +21,8 @@ from moe_core.config import TrainingConfig
 NEWTON_SCHULZ_ITERATIONS = 3
 # The quintic of the post: its slope at 0 is as steep as it can be while [0, 1] still lands in about [0.7, 1.2].
 QUINTIC = (3.4445, -4.7750, 2.0315)
-MUON_MOMENTUM = 0.95
+# The post's 0.95 is for longer runs: over a few hundred steps it lags behind (docs/LOG.md).
+MUON_MOMENTUM = 0.9
 ADAMW_BETAS = (0.9, 0.95)
 # Read or written row by row (embedding = head) or too thin for "all singular values 1" to mean much: left to AdamW.
 ADAMW_MATRICES = ("embedding", "router", "shared_expert_gate")

@@ -9,15 +9,15 @@ import math
 def learning_rate_multiplier(step: int, steps: int, *, warmup_fraction: float, final_lr_fraction: float) -> float:
     """Part of the peak learning rate for step `step` of `steps` (counted from 0).
 
-    Rises linearly over the first round(warmup_fraction * steps) steps, reaching 1 at their last; then falls by half a
-    cosine (SGDR, arXiv:1608.03983, eq. 5) to `final_lr_fraction` at the last step.
+    Rises linearly over the first round(warmup_fraction * steps) steps, reaching 1 at their last; then falls in a
+    straight line that would meet `final_lr_fraction` one step after the last, so that no step is wasted at 0 (linear
+    decay to zero: arXiv:2502.15938).
     """
     warmup = round(warmup_fraction * steps)
     if step < warmup:
         return (step + 1) / warmup
-    falling = steps - 1 - warmup
-    done = min((step - warmup) / falling, 1.0) if falling > 0 else 1.0
-    return final_lr_fraction + (1.0 - final_lr_fraction) * 0.5 * (1.0 + math.cos(math.pi * done))
+    left = max(0, steps - step) / (steps - warmup) if steps > warmup else 0.0
+    return final_lr_fraction + (1.0 - final_lr_fraction) * left
 
 
 def evaluations_left(step: int, steps: int, interval: int) -> int:
