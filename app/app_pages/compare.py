@@ -15,6 +15,7 @@ from app.components.comparison import (
     texts_of_both,
 )
 from app.components.comparison_sides import against_other, against_text
+from app.components.experiments import show_experiments
 from app.components.figure import show_figure
 from app.components.page import answer, header, plain
 from app.components.token_view import token_view, view_payload
@@ -22,7 +23,7 @@ from moe_core.errors import UsageError
 from moe_core.routing import baselines, verdicts
 from moe_core.runs import RunFolder
 
-RUNS, TEXTS = "Runs, steps or traces", "Two texts"
+RUNS, TEXTS, EXPERIMENTS = "Runs, steps or traces", "Two texts", "Dense models and routers"
 MOVER_TERMS = ["expert", "domain", "interval"]
 DIFF_TERMS = ["token", "top-k", "interval"]
 MAP_TERMS = {"domains": ["domain", "lift", "interval"], "load": ["expert load", "lift"]}
@@ -94,7 +95,12 @@ head = st.container()
 with head:
     header("What is different?")
 at_first = RUNS if isinstance(subject, RunFolder) or state.compared() else TEXTS  # a trace has no other steps
-kind = st.segmented_control("Compare", [RUNS, TEXTS], required=True, default=at_first, key=KIND, bind="query-params")
+kind = st.segmented_control(
+    "Compare", [RUNS, TEXTS, EXPERIMENTS], required=True, default=at_first, key=KIND, bind="query-params"
+)
+if kind == EXPERIMENTS:
+    show_experiments()
+    st.stop()
 try:
     comparison = against_text(subject) if kind == TEXTS else against_other(subject)
 except UsageError as error:

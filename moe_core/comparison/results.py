@@ -13,6 +13,7 @@ import numpy as np
 
 from moe_core.comparison.arms import embedding_parameters, measured_flops_per_token
 from moe_core.comparison.claims import bounds
+from moe_core.comparison.library import FORMAT
 from moe_core.comparison.plan import PRIMARY, Plan, public
 from moe_core.comparison.runner import Outcomes
 from moe_core.comparison.statistics import paired_difference
@@ -22,7 +23,6 @@ from moe_core.model import size
 from moe_core.runs.files import write_atomic
 
 METRICS = ("unseen_nats", "unseen_bits_per_byte", "validation_nats")
-FORMAT = 1
 
 
 def build_result(

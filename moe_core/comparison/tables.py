@@ -21,9 +21,9 @@ def result_table(result: Mapping[str, Any]) -> str:
     parts = [
         losses_verdict(result),
         _losses(result),
-        _notes(result),
+        notes(result),
         _routing(result) if result["kind"] == "routers" else _cost(result),
-        _speed(result),
+        _speed(result) if result["kind"] == "dense" else _where(result),
         _claims(result) if result["kind"] == "dense" else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -32,7 +32,7 @@ def result_table(result: Mapping[str, Any]) -> str:
 def _losses(result: Mapping[str, Any]) -> str:
     first = result["arms"][0]["label"]
     domains = list(result["arms"][0]["by_domain"])[:DOMAINS_SHOWN] if result["kind"] == "dense" else []
-    header = ["arm", "nats per token, unseen", f"against {first}", "bits per byte", "validation", *domains]
+    header = ["arm", "nats per token, unseen", f"against {first}", "bits per byte", "validation", *map(_cell, domains)]
     rows = [
         [
             str(arm["label"]),
@@ -56,7 +56,8 @@ def _with_difference(score: Mapping[str, Any]) -> str:
     return f"{score['mean']:.3f} ({signed(difference['mean'])}{mark})"
 
 
-def _notes(result: Mapping[str, Any]) -> str:
+def notes(result: Mapping[str, Any]) -> str:
+    """How the losses were found, and what they do not say."""
     seeds, edges = len(result["seeds"]), [arm["label"] for arm in result["arms"] if arm["edge"]]
     text = (
         f"Means of {seeds} seeds, {result['tokens']:,} training tokens each, on {_data(result)}; guessing by token "
@@ -95,7 +96,10 @@ def _cost(result: Mapping[str, Any]) -> str:
 
 
 def _routing(result: Mapping[str, Any]) -> str:
-    header = ["arm", "MaxVio, mean", "worst", "dead experts", "unused slots", "domain NMI", "99 % of shuffles below"]
+    header = [
+        "arm", "MaxVio, mean", "worst", "dead experts", "unused slots", "domain NMI", "99 % of shuffles below",
+        "tokens/s, training", "tokens/s, reading",
+    ]  # fmt: skip
     rows = [
         [
             str(arm["label"]),
@@ -105,6 +109,7 @@ def _routing(result: Mapping[str, Any]) -> str:
             f"{arm['routing']['unused_slots']:.0%}",
             f"{arm['routing']['domain_nmi']:.3f}",
             f"{arm['routing']['domain_nmi_null_p99']:.3f}",
+            *_tokens_per_second(result, arm["name"]),
         ]
         for arm in result["arms"]
     ]
@@ -115,10 +120,23 @@ def _routing(result: Mapping[str, Any]) -> str:
     return f"{_table(header, rows)}\n\n{about}"
 
 
+def _tokens_per_second(result: Mapping[str, Any], arm: str) -> list[str]:
+    """Training and reading."""
+    if result["speed"] is None:
+        return ["", ""]
+    tasks = result["speed"]["tasks"]
+    chosen = [tasks["training step"], next(task for name, task in tasks.items() if name.startswith("prefill"))]
+    return [f"{task['tokens'] / task['arms'][arm]['seconds']:,.0f}" for task in chosen]
+
+
+def _where(result: Mapping[str, Any]) -> str:
+    return "Times are not measured yet." if result["speed"] is None else where_measured(result["speed"])
+
+
 def _speed(result: Mapping[str, Any]) -> str:
     speed = result["speed"]
     if speed is None:
-        return "Times are not measured yet."
+        return _where(result)
     rows = []
     for task, found in speed["tasks"].items():
         for arm in result["arms"]:
@@ -136,7 +154,7 @@ def _speed(result: Mapping[str, Any]) -> str:
             )
     first = result["arms"][0]["label"]
     table = _table(["task", "arm", "time (middle 80 %)", "tokens/s", f"times as fast as {first}"], rows)
-    return f"{where_measured(speed)}\n\n{table}"
+    return f"{_where(result)}\n\n{table}"
 
 
 def _claims(result: Mapping[str, Any]) -> str:
@@ -189,6 +207,11 @@ def _percent_change(difference: Mapping[str, Any]) -> str:
 
 def _data(result: Mapping[str, Any]) -> str:
     return "synthetic text" if result["data"] == "synthetic" else f"`{result['data']}`"
+
+
+def _cell(text: str) -> str:
+    """A name from the user's data, so that it stays one cell of a Markdown table."""
+    return " ".join(text.split()).translate({ord(c): f"\\{c}" for c in "\\|<>*_`[]&"})
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+MAX_NAMED = 4
+"""Arms of one kind that a sentence names; more are counted."""
+
 
 def signed(value: float, digits: int = 3) -> str:
     """+0.012 or −0.012."""
@@ -25,24 +28,33 @@ def difference_words(difference: Mapping[str, Any] | None) -> str:
 def losses_verdict(result: Mapping[str, Any]) -> str:
     """Which arms lose less than the first one on unseen text, which more, and which cannot be told apart."""
     first, *others = result["arms"]
-    groups: dict[str, list[str]] = {"lower": [], "higher": [], "not distinguishable": []}
+    groups: dict[str, list[str]] = {"higher": [], "lower": [], "not distinguishable": []}
     for arm in others:
         difference = arm["scores"]["unseen_nats"]["difference"]
         if difference is not None:
             groups[difference["verdict"]].append(f"{arm['label']} ({signed(difference['mean'])})")
-    endings = {
-        "higher": "a higher loss on unseen text, nats per token",
-        "lower": "a lower one",
-        "not distinguishable": "one that is not distinguishable",
-    }
-    said = [f"{endings[kind]}: {', '.join(groups[kind])}" for kind in endings if groups[kind]]
+    said = [f"{kind}: {_listed(names)}" for kind, names in groups.items() if names]
     seeds = len(result["seeds"])
     if not said:
         return f"{first['label']} alone; nothing to hold it against."
     return (
-        f"Against {first['label']} with {first['scores']['unseen_nats']['mean']:.3f}, over {seeds} "
-        f"seed{'' if seeds == 1 else 's'}: {'; '.join(said)}."
+        f"Loss on unseen text over {seeds} seed{'' if seeds == 1 else 's'}, against {first['label']} with "
+        f"{first['scores']['unseen_nats']['mean']:.3f} nats per token: {'; '.join(said)}."
     )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names)} others"
+
+
+def speed_verdict(result: Mapping[str, Any], task: str) -> str:
+    """How many times as fast as the first arm the others are at `task`."""
+    if result["speed"] is None:
+        return "Times are not measured yet."
+    first, *others = result["arms"]
+    arms = result["speed"]["tasks"][task]["arms"]
+    said = [f"{arm['label']} {arms[arm['name']]['times']:.2f} times" for arm in others if arm["name"] in arms]
+    return f"{task[:1].upper()}{task[1:]}, as fast as {first['label']}: {', '.join(said)}."
 
 
 def where_measured(speed: Mapping[str, Any]) -> str:

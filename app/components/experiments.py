@@ -1,0 +1,53 @@
+"""What `compare-dense` and `compare-routers` found: the mixture against dense models, routers against each other."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import state
+from app.components.figure import show_figure
+from app.components.page import answer, plain
+from moe_core.comparison.library import Found, find_results
+from moe_core.comparison.tables import notes, result_table
+from moe_core.comparison.words import losses_verdict
+from moe_core.figures.quality import result_figures
+
+CHOSEN = "experiment"
+"""Key of the picker, in the URL: the name of the result that is shown."""
+TERMS = {"moe_against_dense": ["loss", "unseen", "interval"], "routers": ["loss", "unseen", "interval", "dead expert"]}
+EMPTY = (
+    "No comparison was run yet. `python main.py compare-dense` trains a mixture and two dense models and holds them "
+    "against each other; `python main.py compare-routers` does it with the routers."
+)
+
+
+def show_experiments() -> None:
+    """Choose a result; its answer, its figures, its tables."""
+    found = find_results()
+    if not found:
+        st.info(EMPTY, icon=":material/science:")
+        return
+    names = list(found)
+    state.preset(CHOSEN, names, names[0])
+    chosen = st.selectbox(
+        "Experiment", names, index=None, required=True, key=CHOSEN, bind="query-params",
+        format_func=lambda name: found[name].title,
+    )  # fmt: skip
+    show_result(found[chosen])
+
+
+def show_result(found: Found) -> None:
+    """One result."""
+    result = found.result
+    answer(losses_verdict(result))
+    figures = result_figures(result)
+    show_figure(figures[0], key=figures[0].name, terms=TERMS[figures[0].name])
+    if len(figures) > 1:
+        sides = {figure.title: figure for figure in figures[1:]}
+        chosen = st.segmented_control("Curves", list(sides), default=next(iter(sides)), required=True, key="curves")
+        show_figure(sides[chosen], key=sides[chosen].name, title="", terms=["loss", "unseen", "FLOPs per token"])
+        st.caption(plain(sides[chosen].verdict))
+    st.caption(plain(notes(result)))
+    with st.expander("All numbers"):
+        st.markdown(result_table(result))
+    st.caption(plain(f"From {found.path.name}, plan {result['plan_hash'][:12]}."))

@@ -1,0 +1,320 @@
+"""compare-dense and compare-routers: arms that match, differences by hand, what arithmetic allows, kill and resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from main import main
+from moe_core.comparison import library
+from moe_core.comparison.arms import MAX_MISMATCH, dense_arms, measured_flops_per_token
+from moe_core.comparison.claims import bound, fewest_experts
+from moe_core.comparison.plan import Plan, make_plan, public
+from moe_core.comparison.results import build_result, write_result
+from moe_core.comparison.routers import ROUTERS, router_arms
+from moe_core.comparison.runner import choose_factors, run_trials, stored_plan
+from moe_core.comparison.speed import measure_speed
+from moe_core.comparison.statistics import paired_difference
+from moe_core.comparison.tables import result_table
+from moe_core.comparison.trial import TrialStopped, run_trial
+from moe_core.config import load_config
+from moe_core.data.prepare import prepare_data
+from moe_core.errors import RunError, UsageError
+from moe_core.figures.figure import figure_bytes
+from moe_core.figures.quality import result_figures
+from moe_core.model import size
+from moe_core.router_config import BALANCINGS, ROUTER_KINDS
+from tests.training_support import make_config, write_corpus
+
+ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Two arms, two scored seeds, two learning rates tried on a third: 8 trainings of three steps."""
+    corpus = write_corpus(tmp_path_factory.mktemp("text") / "texts.jsonl")
+    config = make_config(corpus, training__steps=3, training__evaluation_interval=3)
+    return Plan("dense", "dense-tiny", tuple(dense_arms(config)[:2]), (0, 1), (1000,), (1.0, 4.0))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> Path:
+    """Where the plan is carried out."""
+    return tmp_path_factory.mktemp("work") / plan.name
+
+
+@pytest.fixture(scope="module")
+def result(work: Path, plan: Plan) -> dict[str, Any]:
+    """The plan carried out."""
+    chosen, outcomes = run_trials(work, plan)
+    speed = measure_speed(work, plan, chosen, threads=1, smoke=True)
+    return build_result(plan, chosen, outcomes, speed, {"processor": "of this test"})
+
+
+# ---- arms ----
+
+
+@pytest.mark.parametrize("model", ["quick", "shared", "alternating"])
+def test_dense_arms_match_in_flops_and_in_parameters(model: str) -> None:
+    keys: dict[str, dict[str, Any]] = {
+        "quick": {},
+        "shared": {"model.shared_expert_hidden_dim": 96, "model.shared_expert_gate": True},
+        "alternating": {"model.moe_every": 2},
+    }
+    config = load_config("quick", environment={}, overrides=keys[model])
+    moe, active, total = (arm.config.model for arm in dense_arms(config))
+    context = config.training.seq_len
+    assert moe == config.model
+    assert active.moe_layers == total.moe_layers == ()
+    assert math.isclose(size.flops_per_token(active, context), size.flops_per_token(moe, context), rel_tol=MAX_MISMATCH)
+    assert math.isclose(size.total_parameters(total), size.total_parameters(moe), rel_tol=MAX_MISMATCH)
+    measured = [measured_flops_per_token(one, context) for one in (moe, active)]
+    assert measured == [size.flops_per_token(one, context) for one in (moe, active)]
+    assert math.isclose(*measured, rel_tol=MAX_MISMATCH)
+
+
+def test_the_active_match_counts_the_router_by_hand() -> None:
+    """D 128, E 8, K 2, F 256: 2 experts of 3 x 128 x 256 and a router of 128 x 8 = 3 x 128 x 514 2/3."""
+    config = load_config("quick", environment={})
+    _, active, total = dense_arms(config)
+    assert active.config.model.dense_hidden_dim == 515
+    assert total.config.model.dense_hidden_dim == 2051  # 8 x 256 + 2 2/3
+
+
+def test_nothing_but_the_feed_forward_differs_between_arms() -> None:
+    config = load_config("quick", environment={})
+    differing = {"first_dense_layers", "dense_hidden_dim"}
+    for arm in dense_arms(config):
+        assert (arm.config.data, arm.config.training) == (config.data, config.training)
+        changed = {key for key, value in arm.config.model if value != getattr(config.model, key)}
+        assert changed <= differing
+
+
+def test_models_that_cannot_be_compared_are_refused() -> None:
+    dense = load_config("quick", environment={}, overrides={"model.first_dense_layers": 4})
+    with pytest.raises(UsageError, match="no MoE layer"):
+        dense_arms(dense)
+    few = load_config("quick", environment={}, overrides={"model.num_experts": 3})
+    with pytest.raises(UsageError, match="at least twice as many experts"):
+        router_arms(few)
+    narrow = {
+        "model.dim": 8, "model.num_heads": 1, "model.num_kv_heads": 1, "model.head_dim": 2, "model.vocab_size": 257,
+        "model.num_layers": 40, "model.expert_hidden_dim": 1, "model.top_k": 1, "training.seq_len": 8,
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="no dense model has as many"):
+        dense_arms(load_config("quick", environment={}, overrides=narrow))
+
+
+def test_every_router_and_way_of_balancing_takes_part() -> None:
+    arms = router_arms(load_config("quick", environment={}))
+    assert [arm.name for arm in arms] == list(ROUTERS)
+    assert {arm.config.model.router.kind for arm in arms} == set(ROUTER_KINDS)
+    assert {arm.config.model.router.balances_by for arm in arms} == set(BALANCINGS)
+
+
+# ---- statistics ----
+
+
+def test_the_paired_interval_is_students_by_hand() -> None:
+    """Differences 1, 2, 3, 4, 5: mean 3, s = 1.5811, half-width 2.776 x 1.5811 / sqrt 5 = 1.963."""
+    found = paired_difference([11, 12, 13, 14, 15], [10, 10, 10, 10, 10])
+    assert found.mean == 3
+    assert (found.low, found.high) == pytest.approx((1.0368, 4.9632), abs=1e-4)
+    assert found.p_value == pytest.approx(0.01324, abs=1e-4)
+    assert found.verdict == "higher"
+    assert paired_difference([10] * 5, [11, 12, 13, 14, 15]).verdict == "lower"
+
+
+def test_pairs_matter_and_few_of_them_say_little() -> None:
+    assert paired_difference([1.0, 5.0], [0.9, 4.9]).verdict == "higher"  # the same difference twice
+    assert paired_difference([1.0, 5.0], [4.9, 0.9]).verdict == "not distinguishable"
+    single = paired_difference([2.0], [1.0])
+    assert (single.mean, single.verdict) == (1.0, "not distinguishable")
+    assert math.isnan(single.low)
+    same = paired_difference([1.0, 2.0], [1.0, 2.0])
+    assert (same.p_value, same.verdict) == (1.0, "not distinguishable")
+
+
+# ---- what arithmetic allows ----
+
+
+def test_none_of_the_claims_can_hold_for_4_experts_top_2() -> None:
+    found = bound(4, 2)
+    assert (found.flops_saved, found.speedup, found.active) == (0.5, 2.0, 0.5)
+    assert not any(found.possible.values())
+
+
+def test_each_claim_becomes_possible_with_enough_experts() -> None:
+    assert fewest_experts(2) == {"2.3 times as fast": 5, "78 % fewer FLOPs": 10, "12 of 100 parameters active": 17}
+    for name, experts in fewest_experts(2).items():
+        assert bound(experts, 2).possible[name]
+        assert not bound(experts - 1, 2).possible[name]
+
+
+@pytest.mark.parametrize(("experts", "saved"), [(4, 0.44), (8, 0.70), (16, 0.85), (32, 0.92)])
+def test_a_whole_model_saves_less_than_its_experts_alone(experts: int, saved: float) -> None:
+    """4 layers, width 256, expert width 1024, vocabulary 4096; the head and attention are not saved."""
+    shape = {"model.expert_hidden_dim": 1024, "model.num_experts": experts}
+    found = bound(experts, 2, load_config("default", environment={}, overrides=shape).model)
+    assert found.model_flops_saved is not None
+    assert found.model_flops_saved < found.flops_saved
+    assert found.model_flops_saved == pytest.approx(saved, abs=0.015)
+
+
+# ---- plan and runner ----
+
+
+def test_the_plan_is_paired_and_tunes_on_other_seeds() -> None:
+    plan = make_plan("dense")
+    assert len(plan.seeds) >= 5
+    assert not set(plan.seeds) & set(plan.tuning_seeds)
+    tried = {arm.name: {trial.factor for trial in plan.tuning_trials() if trial.arm == arm.name} for arm in plan.arms}
+    assert set(map(frozenset, tried.values())) == {frozenset(plan.factors)}
+    scored = plan.scored_trials({arm.name: 2.0 for arm in plan.arms})
+    by_seed = [[plan.trial_config(trial) for trial in scored if trial.seed == seed] for seed in plan.seeds]
+    for configs in by_seed:
+        assert len({config.training.model_dump_json() for config in configs}) == 1  # order, tokens and schedule
+        assert configs[0].training.learning_rate == 2 * plan.config.training.learning_rate
+        assert configs[0].training.muon_learning_rate == 2 * plan.config.training.muon_learning_rate
+    assert Plan.from_json(json.loads(json.dumps(plan.as_json()))) == plan
+
+
+def test_a_budget_of_time_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.conf").write_text("training { time_budget_seconds = 10 }")
+    with pytest.raises(UsageError, match="equally many tokens"):
+        make_plan("dense", file=str(tmp_path / "x.conf"))
+
+
+def test_the_learning_rate_is_each_arms_own_best(plan: Plan) -> None:
+    losses = {"moe": (3.0, 2.0), "dense-active": (1.0, None)}
+
+    def outcome(nats: float | None) -> dict[str, Any]:
+        failed = "not finite" if nats is None else None
+        return {"failed": failed, "evaluation": {"unseen": {"nats_per_token": nats}}}
+
+    places = {factor: place for place, factor in enumerate(plan.factors)}
+    outcomes = {trial: outcome(losses[trial.arm][places[trial.factor]]) for trial in plan.tuning_trials()}
+    assert choose_factors(plan, outcomes) == {"moe": 4.0, "dense-active": 1.0}
+    with pytest.raises(RunError, match="no learning rate"):
+        choose_factors(plan, {trial: outcome(None) for trial in outcomes})
+
+
+def test_a_comparison_stopped_anywhere_ends_as_if_it_had_not_been(
+    tmp_path: Path, plan: Plan, work: Path, result: dict[str, Any]
+) -> None:
+    """One training was stopped after its second step, another never begun; two processes do what is missing."""
+    run_trials_of = tmp_path / plan.name
+    shutil.copytree(work, run_trials_of)
+    halfway, missing = plan.scored_trials({arm["name"]: arm["factor"] for arm in result["arms"]})[-2:]
+    for trial in (halfway, missing):
+        (run_trials_of / "trials" / f"{trial.name}.json").unlink()
+    seen: list[int] = []
+    with pytest.raises(TrialStopped):
+        run_trial(
+            run_trials_of,
+            plan,
+            halfway,
+            prepare_data(plan.config),
+            lambda _, done, __: seen.append(done),
+            lambda: 2 in seen,
+        )
+    chosen, outcomes = run_trials(run_trials_of, plan, resume=True, workers=2)
+    again = build_result(plan, chosen, outcomes, None, {})
+    assert [arm["scores"] for arm in again["arms"]] == [arm["scores"] for arm in result["arms"]]
+    assert [arm["curve"] for arm in again["arms"]] == [arm["curve"] for arm in result["arms"]]
+    assert again["tuning"] == result["tuning"]
+    kept = {path.name for path in (run_trials_of / "runs").iterdir()}
+    assert kept == {f"{arm.name}-s0-x{chosen[arm.name]:g}" for arm in plan.arms}  # to be timed
+    assert stored_plan(run_trials_of) == plan
+    with pytest.raises(UsageError, match="continue it with --resume"):
+        run_trials(run_trials_of, plan)
+    with pytest.raises(RunError, match="begun with other seeds"):
+        run_trials(run_trials_of, replace(plan, seeds=(0, 1, 2)), resume=True)
+
+
+# ---- result ----
+
+
+def test_the_result_holds_what_was_asked(result: dict[str, Any], plan: Plan) -> None:
+    moe, active = result["arms"]
+    assert result["primary"] == "nats per token on the unseen split"
+    assert result["tokens"] == 3 * 4 * 16
+    assert moe["scores"]["unseen_nats"]["difference"] is None
+    score, of_moe = active["scores"]["unseen_nats"], moe["scores"]["unseen_nats"]
+    expected = [a - b for a, b in zip(score["values"], of_moe["values"], strict=True)]
+    assert score["difference"]["mean"] == pytest.approx(sum(expected) / 2)
+    assert score["difference"]["pairs"] == 2
+    assert active["routing"] is None
+    assert set(active["by_domain"]) == {"code", "law", "news"}
+    assert moe["curve"]["step"] == [0, 3]
+    assert moe["routing"]["max_violation"]["worst"] >= moe["routing"]["max_violation"]["mean"] >= 0
+    model = plan.config.model
+    assert moe["parameters"]["total"] - moe["parameters"]["total_without_embedding"] == model.vocab_size * model.dim
+    assert set(result["speed"]["tasks"]) == {"prefill 8 x 64", "decode, batch 1", "decode, batch 32", "training step"}
+    assert str(ENTRY.parent) not in json.dumps(result)
+    assert result["data"] == result["config"]["data"]["path"] == "texts.jsonl"
+    assert public({"path": "/a/b.jsonl", "x": [1]}) == {"path": "b.jsonl", "x": [1]}
+
+
+def test_the_table_is_made_of_the_result(result: dict[str, Any]) -> None:
+    text = result_table(result)
+    for arm in result["arms"]:
+        assert f"{arm['scores']['unseen_nats']['mean']:.4f}" in text
+        assert f"{arm['parameters']['total']:,}" in text
+    assert "Times are not measured yet." not in text
+    hostile = json.loads(json.dumps(result).replace('"law"', '"la|w<b>"'))
+    assert "la\\|w\\<b\\>" in result_table(hostile)
+    assert "Times are not measured yet." in result_table({**result, "speed": None})
+
+
+def test_every_figure_can_be_drawn_and_says_its_numbers(result: dict[str, Any]) -> None:
+    figures = {figure.name: figure for figure in result_figures(result)}
+    assert list(figures) == ["moe_against_dense", "loss_against_tokens", "loss_against_flops", "loss_against_seconds"]
+    assert set(figures["moe_against_dense"].frame["text"]) == {"all text", "code", "law", "news"}
+    last = figures["loss_against_tokens"].frame.groupby("arm")["tokens"].max()
+    assert set(last) == {result["tokens"]}
+    for figure in figures.values():
+        assert figure_bytes(figure, "svg").startswith(b"<svg")
+    assert len(result_figures({**result, "speed": None})) == 3
+
+
+def test_the_compare_page_shows_results(
+    result: dict[str, Any], tmp_path: Path, trained_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(trained_root))
+    monkeypatch.setattr(library, "SHIPPED", tmp_path)
+    monkeypatch.setattr(library, "OWN", tmp_path / "none")
+    at = AppTest.from_file(str(ENTRY), default_timeout=60)
+    at.query_params["compare_kind"] = "Dense models and routers"
+    at.run()
+    at.switch_page("app_pages/compare.py").run()
+    assert "compare-dense" in at.info[0].value
+    write_result(tmp_path / "dense-tiny.json", result)
+    (tmp_path / "other.json").write_text("{}")
+    at.run()
+    assert not at.exception
+    assert not at.error
+    shown = "\n".join(str(part.value) for part in at.main.markdown).replace("\\", "")
+    assert "Loss on unseen text over 2 seeds, against MoE (4 experts, top-2)" in shown
+    assert at.selectbox(key="experiment").options == ["MoE against dense, texts.jsonl text, 2 seeds"]
+    assert len(at.get("vega_lite_chart")) == 2
+    at.segmented_control(key="curves").set_value("Loss against seconds").run()
+    assert not at.exception
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["compare-dense", "--seeds", "1"], "'1' is not a whole number from 2 to"),
+        (["compare-routers", "--data", str(tmp_path / "none.jsonl"), "--out", str(tmp_path)], "none.jsonl"),
+        (["compare-dense", "--config", str(tmp_path / "none.conf")], "no config file"),
+    ):
+        assert main(arguments) in (1, 2)
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert words in lines[-1]
