@@ -33,7 +33,7 @@ def show_experiments() -> None:
         "Experiment", names, index=None, required=True, key=CHOSEN, bind="query-params",
         format_func=lambda name: found[name].title,
     )  # fmt: skip
-    show_result(found[chosen])
+    show_result(found[str(chosen)])
 
 
 def show_result(found: Found) -> None:

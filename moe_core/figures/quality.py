@@ -203,8 +203,9 @@ def _sentence(arm: Mapping[str, Any], text: str, score: Mapping[str, Any]) -> st
 
 
 def _zero() -> alt.Chart:
-    nothing = alt.Chart(pd.DataFrame({"difference": [0.0]}))
-    return nothing.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(x="difference:Q")
+    nothing = alt.Chart(pd.DataFrame({"difference": [0.0]})).mark_rule(strokeDash=[5, 4], color=NEUTRAL)
+    rule: alt.Chart = nothing.encode(x="difference:Q")
+    return rule
 
 
 def _points(base: alt.Chart, title: str, scale: alt.Scale | None = None, colour: str | None = None) -> list[alt.Chart]:
