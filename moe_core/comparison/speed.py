@@ -25,9 +25,8 @@ from moe_core.training.device import resolve_autocast
 from moe_core.training.loop import accumulate_gradient
 from moe_core.training.optimizers import build_optimizers, set_learning_rates
 
-ROUNDS = 30
-TRAINING_ROUNDS = 15
-"""A training step takes longer than the others, and varies less."""
+ROUNDS = {"dense": (30, 15), "routers": (12, 8)}
+"""Of reading and writing, and of training steps, which take longer and vary less. Routers are many and much alike."""
 PREFILL_BATCH, PREFILL_TOKENS = 8, 256
 DECODE_BATCHES = (1, 32)
 DECODE_CONTEXT = 128
@@ -61,7 +60,7 @@ def measure_speed(
         arm.name: load_run(run_folder(work, Trial(arm.name, plan.seeds[0], chosen[arm.name])).name, work / "runs")
         for arm in plan.arms
     }
-    rounds = (2, 2) if smoke else (ROUNDS, TRAINING_ROUNDS)
+    rounds = (2, 2) if smoke else ROUNDS[plan.kind]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

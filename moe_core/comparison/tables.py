@@ -12,6 +12,7 @@ from moe_core.comparison.claims import (
     fewest_experts,
 )
 from moe_core.comparison.words import difference_words, losses_verdict, signed, where_measured
+from moe_core.routing.verdicts import short_count
 
 DOMAINS_SHOWN = 6
 
@@ -20,6 +21,7 @@ def result_table(result: Mapping[str, Any]) -> str:
     """The whole page: verdict, losses, cost, speed, and for "dense" what arithmetic leaves of published claims."""
     parts = [
         losses_verdict(result),
+        summary_table(result),
         _losses(result),
         notes(result),
         _routing(result) if result["kind"] == "routers" else _cost(result),
@@ -27,6 +29,29 @@ def result_table(result: Mapping[str, Any]) -> str:
         _claims(result) if result["kind"] == "dense" else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summary_table(result: Mapping[str, Any]) -> str:
+    """A line an arm: size, loss with its interval, and how fast it is; for README.md."""
+    first, tasks = result["arms"][0]["label"], result["speed"]["tasks"] if result["speed"] else {}
+    header = ["arm", "parameters (active)", "MFLOPs/token", "nats/token, unseen", f"against {first}", "bits/byte"]
+    rows = [
+        [
+            str(arm["label"]),
+            f"{short_count(arm['parameters']['total'])} ({short_count(arm['parameters']['active'])})",
+            f"{arm['flops_per_token']['computed'] / 1e6:.2f}",
+            f"{arm['scores']['unseen_nats']['mean']:.3f}",
+            difference_words(arm["scores"]["unseen_nats"]["difference"]),
+            f"{arm['scores']['unseen_bits_per_byte']['mean']:.3f}",
+            *(_times(found["arms"].get(arm["name"])) for found in tasks.values()),
+        ]
+        for arm in result["arms"]
+    ]
+    return _table([*header, *(f"{task}: times as fast" for task in tasks)], rows)
+
+
+def _times(found: Mapping[str, float] | None) -> str:
+    return "cannot" if found is None else f"{found['times']:.2f}"
 
 
 def _losses(result: Mapping[str, Any]) -> str:
