@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_core.config import ModelConfig
-from moe_core.model.experts import Experts
+from moe_core.model.experts import Experts, way
+from moe_core.model.experts.grouped import grouped_product
+from moe_core.model.experts.one_token import one_token
+from moe_core.model.experts.slices import COLUMNS_BELOW, PIECE_ROWS, sorted_slices
 from moe_core.model.feed_forward import MoE
 
-DIM, HIDDEN = 6, 5
+DIM, HIDDEN = 8, 4  # grouped_mm wants multiples of 16 bytes
 
 
 def naive_experts(
@@ -38,17 +41,26 @@ def random_experts(num_experts: int, dtype: torch.dtype = torch.float32) -> Expe
 
 
 def check_against_naive(experts: Experts, x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor) -> None:
+    """Every way that can compute this must: outputs, with gradients kept and without, and all gradients."""
     inputs = [x_TD.requires_grad_(), scores_TK.requires_grad_(), *experts.parameters()]
-    fast = experts(x_TD, scores_TK, indices_TK)
-    slow = naive_experts(x_TD, scores_TK, indices_TK, experts.gate_proj, experts.up_proj, experts.down_proj)
-    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
+    weights = (experts.gate_proj, experts.up_proj, experts.down_proj)
+    slow = naive_experts(x_TD, scores_TK, indices_TK, *weights)
     seed = torch.randn_like(slow)
-    fast_gradients = torch.autograd.grad(fast, inputs, seed)
     slow_gradients = torch.autograd.grad(slow, inputs, seed, materialize_grads=True)
-    for fast_gradient, slow_gradient in zip(fast_gradients, slow_gradients, strict=True):
-        torch.testing.assert_close(fast_gradient, slow_gradient, atol=1e-5, rtol=1e-4)
+    for compute in (sorted_slices, grouped_product, experts):
+        given = (x_TD, scores_TK, indices_TK, *(() if compute is experts else weights))
+        fast = compute(*given)
+        torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
+        fast_gradients = torch.autograd.grad(fast, inputs, seed)
+        for fast_gradient, slow_gradient in zip(fast_gradients, slow_gradients, strict=True):
+            torch.testing.assert_close(fast_gradient, slow_gradient, atol=1e-5, rtol=1e-4)
+        with torch.no_grad():
+            torch.testing.assert_close(compute(*given), slow, atol=1e-5, rtol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(experts(x_TD, scores_TK, indices_TK), slow, atol=1e-5, rtol=1e-4)
+        each = [
+            one_token(x_TD[t : t + 1], scores_TK[t : t + 1], indices_TK[t : t + 1], *weights) for t in range(len(x_TD))
+        ]
+    torch.testing.assert_close(torch.cat(each), slow, atol=1e-5, rtol=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -64,6 +76,36 @@ def test_output_and_gradients_equal_the_naive_loops(data: st.DataObject) -> None
     check_against_naive(
         random_experts(num_experts), torch.randn(tokens, DIM), scores_TK, indices_TK.masked_fill(unused_TK, -1)
     )
+
+
+def test_experts_with_many_tokens_are_computed_piece_by_piece() -> None:
+    """700 tokens: one whole piece, row by row, and the rest, column by column, for one expert; 12 for the other."""
+    torch.manual_seed(0)
+    assert PIECE_ROWS < 700 < PIECE_ROWS + COLUMNS_BELOW
+    indices_TK = torch.full((700, 2), -1)
+    indices_TK[:, 0], indices_TK[:12, 1] = 1, 0
+    check_against_naive(random_experts(3), torch.randn(700, DIM) / 4, torch.rand(700, 2), indices_TK)
+
+
+def test_the_way_is_chosen_by_tokens_and_gradients() -> None:
+    weights = torch.empty(2, HIDDEN, DIM)
+    assert way(torch.empty(2, DIM), weights) is sorted_slices
+    assert way(torch.empty(1, DIM), weights) is sorted_slices
+    with torch.no_grad():
+        assert way(torch.empty(1, DIM), weights) is one_token
+        assert way(torch.empty(2, DIM), weights) is sorted_slices
+
+
+def test_two_passes_give_the_same_bits() -> None:
+    torch.manual_seed(0)
+    experts, x_TD = random_experts(4), torch.randn(300, DIM)
+    scores_TK, indices_TK = torch.rand(300, 2), torch.rand(300, 4).argsort(dim=1)[:, :2]
+    for compute in (sorted_slices, grouped_product):
+        passes = []
+        for _ in range(2):
+            out = compute(x_TD, scores_TK, indices_TK, experts.gate_proj, experts.up_proj, experts.down_proj)
+            passes.append((out, *torch.autograd.grad(out.square().sum(), list(experts.parameters()))))
+        assert all(torch.equal(one, other) for one, other in zip(*passes, strict=True))
 
 
 def test_gradients_are_exact_in_double_precision() -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.config import ModelConfig
+from moe_core.model import one_row
 from moe_core.model.experts import Experts
 from moe_core.model.routers import RouterContext, RouterOutput, build_router
 
@@ -21,6 +22,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
+        if one_row.alone(x):
+            weights = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+            return one_row.swiglu(one_row.twin(x), *weights).view_as(x)
         out: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
@@ -33,7 +37,7 @@ class MoE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.router = build_router(config)
-        self.experts = Experts(config.dim, config.expert_hidden_dim, config.num_experts)
+        self.experts = Experts(config.dim, config.expert_hidden_dim, config.num_experts, config.expert_hidden_dropout)
         shared = config.shared_expert_hidden_dim
         self.shared_expert = SwiGLU(config.dim, shared) if shared else None
         self.shared_expert_gate = nn.Linear(config.dim, 1, bias=False) if shared and config.shared_expert_gate else None

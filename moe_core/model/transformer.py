@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moe_core.config import ModelConfig
 from moe_core.errors import UsageError
-from moe_core.model import size
+from moe_core.model import one_row, size
 from moe_core.model.attention import Attention
 from moe_core.model.feed_forward import MoE, SwiGLU
 from moe_core.model.kv_cache import KVCache
@@ -100,7 +100,14 @@ class MoETransformer(nn.Module):
                 router_outputs.append(routed)
         if cache is not None:
             cache.advance(S)
-        return ModelOutput(nn.functional.linear(self.norm(x_BSD), self.embedding.weight), tuple(router_outputs))
+        return ModelOutput(self._head(self.norm(x_BSD)), tuple(router_outputs))
+
+    def _head(self, x_BSD: Tensor) -> Tensor:
+        """[B, S, D] -> logits [B, S, V]."""
+        weight = self.embedding.weight
+        if one_row.alone(x_BSD):
+            return one_row.product(weight, one_row.twin(x_BSD)).view(1, 1, -1)
+        return nn.functional.linear(x_BSD, weight)
 
     @property
     def routers(self) -> list[Router]:

@@ -1,0 +1,56 @@
+"""The stacked SwiGLU experts (arXiv:2002.05202) of one MoE layer, and the one place that chooses how they are visited.
+
+Measured in docs/BENCHMARKS.md (layer): each way is the fastest of those known in its regime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from moe_core.model.experts.dropout import with_dropout
+from moe_core.model.experts.grouped import grouped_product
+from moe_core.model.experts.one_token import one_token
+from moe_core.model.experts.slices import sorted_slices
+
+Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(x [T, D], scores [T, K], indices [T, K], gate, up [E, F, D], down [E, D, F]) -> [T, D]."""
+
+
+class Experts(nn.Module):
+    """E networks down(silu(gate x) * up x); gate_proj and up_proj [E, F, D], down_proj [E, D, F].
+
+    `is_moe_experts` promises interventions: forward(x_TD, scores_TK, indices_TK), each token on its own, -1 = unused.
+    """
+
+    is_moe_experts = True
+
+    def __init__(self, dim: int, hidden_dim: int, num_experts: int, hidden_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.hidden_dropout = hidden_dropout
+        self.gate_proj = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
+        self.up_proj = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
+
+    def forward(self, x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor) -> Tensor:
+        """sum_k scores[t, k] * expert[indices[t, k]](x[t]) -> [T, D]; slots with index -1 add nothing."""
+        weights: tuple[Tensor, ...] = (self.gate_proj, self.up_proj, self.down_proj)
+        device = x_TD.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x_TD, weights = x_TD.to(dtype), tuple(weight.to(dtype) for weight in weights)
+        gate, up, down = weights
+        if self.training and self.hidden_dropout > 0:
+            return with_dropout(x_TD, scores_TK.to(x_TD.dtype), indices_TK, gate, up, down, self.hidden_dropout)
+        return way(x_TD, gate)(x_TD, scores_TK.to(x_TD.dtype), indices_TK, gate, up, down)
+
+
+def way(x_TD: Tensor, gate: Tensor) -> Way:
+    """How tokens come to their experts: few or many of them is told apart expert by expert, in sorted_slices."""
+    if x_TD.is_cuda and all(width * x_TD.element_size() % 16 == 0 for width in gate.shape[1:]):
+        return grouped_product  # its rows must start at multiples of 16 bytes
+    if len(x_TD) == 1 and not torch.is_grad_enabled():
+        return one_token
+    return sorted_slices
