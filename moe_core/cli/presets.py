@@ -66,10 +66,12 @@ def describe(name: str) -> dict[str, Any]:
         "batch": [training.batch_size, training.seq_len],
         "optimizer": training.optimizer,
         "training_bytes": {
-            precision: _parts(size.training_memory(config, autocast=precision != "float32")) for precision in TRAINING
+            precision: vars(size.training_memory(config, autocast=precision != "float32")) for precision in TRAINING
         },
         "serving_bytes": {
-            precision: _parts(size.serving_memory(model, precision)) for precision in size.SERVING_PRECISIONS
+            precision: vars(memory) | {"total": memory.total}
+            for precision in size.SERVING_PRECISIONS
+            for memory in (size.serving_memory(model, precision),)
         },
     }
 
@@ -77,10 +79,6 @@ def describe(name: str) -> dict[str, Any]:
 def _notes(preset: Preset) -> list[str]:
     notes = {"its document leaves open, chosen here": preset.chosen, "different here": preset.differs}
     return [f"{what}: {text}." for what, text in notes.items() if text]
-
-
-def _parts(memory: Any) -> dict[str, int]:
-    return {**vars(memory), "total": memory.total}
 
 
 SIZE_HEADER = (

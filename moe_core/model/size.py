@@ -61,7 +61,7 @@ def flops_per_token(config: ModelConfig, context_len: int) -> int:
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes that hold at once in the step's worst moment, the beginning or the end of the backward pass."""
+    """Bytes of a training step."""
 
     weights: int
     """float32; with autocast the bfloat16 copies that the forward pass makes, too."""
@@ -70,11 +70,9 @@ class TrainingMemory:
     """Two numbers a weight for AdamW, one for Muon, all float32."""
     activations: int
     """Of one part of the batch (training.gradient_accumulation parts)."""
-
-    @property
-    def total(self) -> int:
-        """All four."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+    total: int
+    """At the worst moment. Gradients come as activations go, so the larger of the two counts; both where the earlier
+    parts of a batch have left gradients."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +88,15 @@ class ServingMemory:
         return self.weights + self.kv_cache
 
 
-def training_memory(config: Config, *, autocast: bool = False) -> TrainingMemory:
+def training_memory(config: Config, device: str = "cpu", *, autocast: bool = False) -> TrainingMemory:
     """Estimate for one optimizer step; `autocast` = bfloat16 mixed precision.
 
-    Activations are what the backward pass needs, nothing is recomputed: with T tokens in a part of the batch, for each
+    Activations are what the backward pass needs: with T tokens in a part of the batch, for each
 
         layer      T * (4D + 3Q + 3C)   norms, queries Q = num_heads * head_dim, keys and values C, attention's output
         dense one  T * 4F               SwiGLU: gate, silu(gate), up and their product
-        MoE one    T * K (4F + 2D)      the same for K experts, with their gathered input and their output
+        MoE one    T * K * 2F           gate and up of K experts, the rest is computed again; on an accelerator
+                   T * K * (4F + 2D)    everything, with the gathered input and the output
         model      T * (2D + 3V)        the last norm; logits, log-softmax and the gradient of the two
 
     numbers of 4 bytes; with autocast of 2, but norms (half of 4D, all of 2D; Q and C once with qk_norm) and V keep 4.
@@ -108,12 +107,10 @@ def training_memory(config: Config, *, autocast: bool = False) -> TrainingMemory
     by_muon = matrices if training.optimizer == "muon" else 0
     copies = 2 * (matrices + embedding_parameters(model)) if autocast else 0
     tokens = training.batch_size // training.gradient_accumulation * training.seq_len
-    return TrainingMemory(
-        weights=4 * total + copies,
-        gradients=4 * total,
-        optimizer=8 * (total - by_muon) + 4 * by_muon,
-        activations=tokens * _activation_bytes(model, autocast),
-    )
+    weights, gradients, optimizer = 4 * total + copies, 4 * total, 8 * (total - by_muon) + 4 * by_muon
+    activations = tokens * _activation_bytes(model, device, autocast)
+    together = gradients + activations if training.gradient_accumulation > 1 else max(gradients, activations)
+    return TrainingMemory(weights, gradients, optimizer, activations, total=weights + optimizer + together)
 
 
 def serving_memory(config: ModelConfig, precision: Precision, batch_size: int = 1) -> ServingMemory:
@@ -158,11 +155,11 @@ def check_fits_training(config: Config, device: str, *, autocast: bool = False) 
     """
     if device not in ("cpu", "cuda"):
         return
-    need, present = training_memory(config, autocast=autocast), memory_present(device)
+    need, present = training_memory(config, device, autocast=autocast), memory_present(device)
     if need.total > present:
         training = config.training
         remedy = "choose a smaller preset (python main.py presets), or lower model.dim or model.num_experts"
-        if need.total - need.activations < present:
+        if need.weights + need.gradients + need.optimizer < present:
             remedy = "lower training.batch_size, or raise training.gradient_accumulation to pass it in smaller parts"
         part = f"{training.batch_size // training.gradient_accumulation} x {training.seq_len}"
         raise UsageError(
@@ -181,14 +178,15 @@ def gib(size: float) -> str:
 # ---- what they are made of ----
 
 
-def _activation_bytes(config: ModelConfig, autocast: bool) -> int:
+def _activation_bytes(config: ModelConfig, device: str, autocast: bool) -> int:
     """Per token of the batch; see training_memory."""
     dense, moe = _layer_kinds(config)
     width, queries, keys = config.dim, _query_dim(config), config.num_kv_heads * config.head_dim
     in_float32 = config.num_layers * (2 * width + (queries + keys if config.qk_norm else 0)) + 2 * width
     either = config.num_layers * (4 * width + 3 * (queries + keys)) + 2 * width
     either += dense * 4 * config.dense_hidden_dim
-    either += moe * (config.top_k * (4 * config.expert_hidden_dim + 2 * width) + 4 * config.shared_expert_hidden_dim)
+    slot = 2 * config.expert_hidden_dim + (0 if device == "cpu" else 2 * config.expert_hidden_dim + 2 * width)
+    either += moe * (config.top_k * slot + 4 * config.shared_expert_hidden_dim)
     body = 2 * (either + in_float32) if autocast else 4 * either
     return body + 4 * 3 * config.vocab_size
 
