@@ -178,7 +178,7 @@ def test_an_unfinished_line_is_dropped_unless_the_text_ended() -> None:
 
 def test_both_ways_to_go_on_are_equally_long(context: Context) -> None:
     documents = context.documents(2, "code", 48)
-    first, second = go_on(context, documents, 6)
+    first, second = go_on(context, documents, 32, 6)
     for one, document in zip((first, second), documents, strict=True):
         assert document.text.startswith(one.prompt + one.own_text[:1])
         assert len(one.token_ids) == len(one.own_ids) == 6

@@ -21,6 +21,8 @@ NEW_TOKENS = 64
 CODE_DOMAIN = "code"
 CODE_DOCUMENTS = 20
 CODE_TOKENS = 96
+CODE_PROMPT_TOKENS = 64
+"""More than of other text: code may begin with prose in a docstring, and what to write has to be seen."""
 LEAST_TOKENS = 16
 """A document must go on for so many tokens after its prompt."""
 DISTINCT = (1, 2, 4)
@@ -49,10 +51,10 @@ class Continued:
 def generation(context: Context) -> Outcome:
     """Distinct-n and repetition of sampled text against the documents' own text of the same length."""
     domains = context.loaded.run.domains()
-    documents = [one for domain in domains for one in _documents(context, domain, DOCUMENTS_PER_DOMAIN)]
+    documents = [one for domain in domains for one in _documents(context, domain, DOCUMENTS_PER_DOMAIN, PROMPT_TOKENS)]
     if not documents:
-        return _too_short(context)
-    written = go_on(context, documents, NEW_TOKENS)
+        return _too_short(context, PROMPT_TOKENS)
+    written = go_on(context, documents, PROMPT_TOKENS, NEW_TOKENS)
     scores = [
         of_pairs(
             f"distinct-{n}",
@@ -83,21 +85,21 @@ def code_syntax(context: Context) -> Outcome:
     """The share of continued code that parses, against the documents themselves cut at the same length."""
     if CODE_DOMAIN not in context.loaded.run.domains():
         return Outcome(not_run=f"the run's text has no domain {CODE_DOMAIN!r} to go on from")
-    documents = _documents(context, CODE_DOMAIN, CODE_DOCUMENTS)
-    written = go_on(context, documents, CODE_TOKENS)
+    documents = _documents(context, CODE_DOMAIN, CODE_DOCUMENTS, CODE_PROMPT_TOKENS)
+    written = go_on(context, documents, CODE_PROMPT_TOKENS, CODE_TOKENS)
     pairs = [
         (whole_lines(one.prompt + one.text, one.ended), whole_lines(one.prompt + one.own_text, one.own_ended))
         for one in written
     ]
     pairs = [(model, own) for model, own in pairs if own.strip()]
     if not pairs:
-        return _too_short(context)
+        return _too_short(context, CODE_PROMPT_TOKENS)
     models, own = ([*side] for side in zip(*pairs, strict=True))
     level_is = "the documents, cut at the same length"
     note = (
-        f"Unseen code, going on from its first {PROMPT_TOKENS} tokens for up to {CODE_TOKENS}; an unfinished last line "
-        "is dropped, and so are documents that have no other by then. Correct so far: some valid program could begin "
-        "with these lines. Parses: ast.parse takes them as they stand, nothing is left open. Nothing is executed."
+        f"Unseen code, going on from its first {CODE_PROMPT_TOKENS} tokens for up to {CODE_TOKENS}. An unfinished last "
+        "line is dropped, and so are documents that have no other by then. Correct so far: some valid program could "
+        "begin with these lines. Parses: ast.parse takes them as they stand, nothing is left open. Nothing is executed."
     )
     return Outcome(
         (
@@ -109,19 +111,19 @@ def code_syntax(context: Context) -> Outcome:
     )
 
 
-def go_on(context: Context, documents: Sequence[Document], new_tokens: int) -> list[Continued]:
-    """Let the model go on from the beginning of each document for as many tokens as the document has, at most."""
+def go_on(context: Context, documents: Sequence[Document], prompt_tokens: int, new_tokens: int) -> list[Continued]:
+    """Let the model go on from the first tokens of each document, for as many more as it has or `new_tokens`."""
     tokenizer, written = context.model.tokenizer, []
     for number, document in enumerate(documents):
         ids = tokenizer.encode(document.text)
-        begun = b"".join(tokenizer.token_bytes(token_id) for token_id in ids[:PROMPT_TOKENS]).decode("utf-8", "ignore")
-        most = min(new_tokens, len(ids) - PROMPT_TOKENS)
+        begun = b"".join(tokenizer.token_bytes(token_id) for token_id in ids[:prompt_tokens]).decode("utf-8", "ignore")
+        most = min(new_tokens, len(ids) - prompt_tokens)
         tokens = []
         # The seed differs by document: prompts that are alike are not to be continued alike.
         for token in generate(context.model, begun, SamplingConfig(max_new_tokens=most, seed=context.seed + number)):
             tokens.append(token)
             context.progress("writing", number * new_tokens + len(tokens), len(documents) * new_tokens)
-        end = PROMPT_TOKENS + len(tokens)
+        end = prompt_tokens + len(tokens)
         written.append(
             Continued(
                 domain=document.domain,
@@ -130,7 +132,7 @@ def go_on(context: Context, documents: Sequence[Document], new_tokens: int) -> l
                 token_ids=[token.token_id for token in tokens],
                 ended=len(tokens) < most,
                 own_text=document.text[len(begun) : len(tokenizer.decode(ids[:end]))],
-                own_ids=ids[PROMPT_TOKENS:end],
+                own_ids=ids[prompt_tokens:end],
                 own_ended=end >= len(ids),
             )
         )
@@ -178,12 +180,12 @@ def _syntax_error(code: str, flags: int) -> str | None:
     return None
 
 
-def _documents(context: Context, domain: str, most: int) -> Sequence[Document]:
-    return context.documents(most, domain, PROMPT_TOKENS + LEAST_TOKENS)
+def _documents(context: Context, domain: str, most: int, prompt_tokens: int) -> Sequence[Document]:
+    return context.documents(most, domain, prompt_tokens + LEAST_TOKENS)
 
 
-def _too_short(context: Context) -> Outcome:
-    least = PROMPT_TOKENS + LEAST_TOKENS
+def _too_short(context: Context, prompt_tokens: int) -> Outcome:
+    least = prompt_tokens + LEAST_TOKENS
     return Outcome(not_run=f"no unseen document of run {context.loaded.run.name!r} has {least} tokens or more")
 
 
