@@ -98,6 +98,46 @@ def test_every_measure_made_of_counts_has_the_same_answer(tmp_path_factory: pyte
         pd.testing.assert_frame_equal(measure(on_disk), measure(trace), rtol=1e-9, obj=str(measure))
 
 
+def test_parts_of_a_trace_with_many_logits_have_fewer_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "PART_BYTES", 40 * (22 + 6 + 2 * 16))
+    sizes = {}
+    for name, logits in (("with", np.zeros((1, 200, 16))), ("without", None)):
+        trace = RoutingTrace.from_arrays(
+            router_indices=np.zeros((200, 1), dtype=int),
+            router_scores=np.ones((200, 1)),
+            router_logits=logits,
+            num_experts=16,
+            token_ids=np.zeros(200, dtype=int),
+        )
+        trace.save(tmp_path / name)
+        sizes[name] = [part.num_tokens for part in RoutingTrace.open(tmp_path / name).parts()]
+    assert max(sizes["with"]) == 40
+    assert max(sizes["without"]) == 40 * 60 // 28
+    assert sum(sizes["with"]) == sum(sizes["without"]) == 200
+
+
+def test_scores_are_stored_byte_by_byte_and_everything_else_by_dictionary(tmp_path: Path) -> None:
+    T, rng = 20_000, np.random.default_rng(0)
+    trace = RoutingTrace.from_arrays(
+        router_indices=rng.integers(0, 4, (2, T, 1)),
+        router_scores=rng.random((2, T, 1)),
+        router_logits=rng.integers(0, 9, (2, T, 4)) / 2,
+        num_experts=4,
+        token_ids=rng.integers(0, 50, T),
+        document_ids=np.arange(T) // 100,
+    )
+    trace.save(tmp_path / "t.parquet")
+    group = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    for name, column in columns.items():
+        expected = "BYTE_STREAM_SPLIT" if "score" in name else "RLE_DICTIONARY"
+        assert expected in column.encodings, name
+    # 23 random bits of mantissa a score cannot be pressed; the exponent and what repeats can.
+    assert columns["layer_0_score_0"].total_compressed_size < 3.6 * T
+    assert columns["layer_0_expert_0"].total_compressed_size < 0.3 * T
+    np.testing.assert_array_equal(RoutingTrace.load(tmp_path / "t.parquet").router_scores, trace.router_scores)
+
+
 def test_only_a_part_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """160,000 tokens would take 12 MB as arrays, about as much again in Arrow; in parts of 4,000 it is far less."""
     monkeypatch.setattr(stored, "PART_TOKENS", 4_000)

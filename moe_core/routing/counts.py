@@ -229,6 +229,6 @@ def ratio(numerator: _Numbers, denominator: _Numbers) -> Float64Array:
 
 def normalised(weights: npt.NDArray[np.number[Any]], empty: float = np.nan) -> Float64Array:
     """Divide by the sum along the last axis; `empty` where that is 0."""
-    total = np.broadcast_to(weights.sum(axis=-1, keepdims=True, dtype=np.float64), weights.shape)
+    total = np.broadcast_to(np.einsum("...e->...", weights, dtype=np.float64)[..., None], weights.shape)
     result: Float64Array = np.divide(weights, total, out=np.full(weights.shape, empty), where=total > 0)
     return result

@@ -10,8 +10,12 @@ from moe_core.errors import TraceError
 from moe_core.routing.trace import RoutingTrace, sample_parts
 from moe_core.routing.types import ScoreFunction
 
-PART_TOKENS = 65_536
+PART_TOKENS = 262_144
 """Tokens read at a time; a part ends at the last document border before this many."""
+PART_BYTES = 2**26
+"""Fewer tokens are read at a time where their arrays would take more than this: with logits of many experts."""
+MAX_IN_MEMORY_BYTES = 2**28
+"""Of the routing of one trace; a larger one is read part by part, and sampled where single tokens are looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +59,13 @@ class StoredTrace:
     def parts(self) -> Iterator[RoutingTrace]:
         """The trace in parts of whole documents, in order, each checked like any RoutingTrace.
 
-        About PART_TOKENS tokens a part, two parts in memory at a time; a document longer than that is one part.
+        About PART_TOKENS tokens or PART_BYTES a part, two parts in memory at a time; a document longer than that is
+        one part.
         Raises TraceError at a damaged part.
         """
         from moe_core.routing.parquet import read_parts
 
-        return read_parts(self.path, PART_TOKENS)
+        return read_parts(self.path, PART_TOKENS, PART_BYTES)
 
     def sample(self, max_tokens: int, seed: int = 0) -> RoutingTrace:
         """As RoutingTrace.sample: whole documents in a seeded order, as many as fit into `max_tokens`."""
@@ -73,3 +78,11 @@ class StoredTrace:
 
 AnyTrace = RoutingTrace | StoredTrace
 """What every measure that is made of counts takes."""
+
+
+def open_or_load(path: str | Path) -> AnyTrace:
+    """The trace in the file: in memory, or on disk where it is too large for that. Raises TraceError."""
+    stored = StoredTrace.open(path)
+    slots, logits = 6 * stored.top_k, 2 * stored.num_experts  # bytes of a token in a layer; there may be no logits
+    fits = stored.num_tokens * stored.num_layers * (slots + logits) <= MAX_IN_MEMORY_BYTES
+    return RoutingTrace.load(path) if fits else stored

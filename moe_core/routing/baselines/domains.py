@@ -10,11 +10,10 @@ import pandas as pd
 
 from moe_core.routing.baselines.findings import DOMAIN
 from moe_core.routing.baselines.pooling import MIN_EXPECTED, Pool
-from moe_core.routing.baselines.resampling import RESAMPLES, count_interval
+from moe_core.routing.baselines.resampling import RESAMPLES, by_domain, count_interval
 from moe_core.routing.baselines.significance import FEW_DOCUMENTS, SIGNIFICANCE, adjust, check_permutations, tested
 from moe_core.routing.counts import BlockCounts, block_counts, ratio
-from moe_core.routing.metrics.domains import domain_nmi as measured
-from moe_core.routing.metrics.domains import domain_specialization, nmi_of_counts
+from moe_core.routing.metrics.domains import nmi_of_counts, specialization_of
 from moe_core.routing.stored import AnyTrace
 from moe_core.routing.types import Int64Array
 
@@ -41,7 +40,7 @@ def domain_nmi(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.Da
     """
     check_permutations(permutations)
     parts, M = block_counts(trace), len(trace.domains)
-    nmi_L = measured(trace)["nmi"].to_numpy()
+    nmi_L = nmi_of_counts(by_domain(parts.counts, parts.domain_ids, M))
     untestable = _untestable(parts.domain_ids)
     null_PL = np.full((permutations, trace.num_layers), np.nan)
     if not untestable:
@@ -68,7 +67,8 @@ def domain_cells(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.
     whether one cell's lift differs from 1 and of hundreds of cells of chance names one in twenty.
     """
     check_permutations(permutations)
-    frame, parts = domain_specialization(trace), block_counts(trace)
+    parts = block_counts(trace)
+    frame = specialization_of(trace, parts)
     E, M = trace.num_experts, len(trace.domains)
     if _untestable(parts.domain_ids):
         return frame.assign(expected=np.nan, p_value=np.nan, p_adjusted=np.nan, uncertain=True)

@@ -97,7 +97,7 @@ def bootstrap(
     if resamples < 2:
         raise UsageError(f"resamples is {resamples}; expected 2 or more, e.g. 200")
     parts = block_counts(trace)
-    value_L = np.array([float(c) for c in statistic(_by_domain(parts.counts, parts.domain_ids, len(trace.domains)))])
+    value_L = np.array([float(c) for c in statistic(by_domain(parts.counts, parts.domain_ids, len(trace.domains)))])
     low, high = count_interval(parts, len(trace.domains), value_L, statistic, resamples, seed, limits)
     return pd.DataFrame(
         {"layer": trace.layers, "value": value_L, "low": low, "high": high, "sources": len(parts.tokens)}
@@ -134,7 +134,7 @@ def summed(values_N: Int64Array | Float64Array, groups_N: Int64Array, size: int)
     return total
 
 
-def _by_domain(counts_LNE: Int64Array, domain_ids_N: Int64Array, domains: int) -> Float64Array:
+def by_domain(counts_LNE: Int64Array, domain_ids_N: Int64Array, domains: int) -> Float64Array:
     """[L,M,E]"""
     return np.stack([summed(counts_NE, domain_ids_N, domains) for counts_NE in counts_LNE])
 

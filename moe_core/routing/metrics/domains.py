@@ -33,7 +33,12 @@ def domain_specialization(trace: AnyTrace) -> pd.DataFrame:
     Tokens of a source are alike, so the interval is Wilson's with the tokens divided by the design effect: the
     variance of the share over sources against that of independent tokens (Korn and Graubard, 1998).
     """
-    parts, M = block_counts(trace), len(trace.domains)
+    return specialization_of(trace, block_counts(trace))
+
+
+def specialization_of(trace: AnyTrace, parts: BlockCounts) -> pd.DataFrame:
+    """domain_specialization of a trace whose blocks are counted already."""
+    M = len(trace.domains)
     of_domain_MN = parts.domain_ids == np.arange(M)[:, None]
     counts_LME = np.stack([parts.counts[:, own].sum(axis=1) for own in of_domain_MN], axis=1)
     tokens_M = of_domain_MN @ parts.tokens

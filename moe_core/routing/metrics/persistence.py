@@ -92,7 +92,10 @@ class _Counts:
         shared_P = shared_experts(indices_TK[earlier_P], indices_TK[later_P]) > 0
         self.pairs += [routed_P.sum(), (same_P & routed_P).sum(), shared_P.sum()]
         E, K = len(self.chosen), trace.top_k
-        self.sizes += np.bincount((indices_TK >= 0).sum(axis=1), minlength=K + 1)
+        used_T = np.zeros(len(indices_TK), dtype=np.intp)
+        for k in range(K):  # slot by slot: numpy is slow along a short axis
+            used_T += indices_TK[:, k] >= 0
+        self.sizes += np.bincount(used_T, minlength=K + 1)
         self.chosen += np.bincount((indices_TK + 1).reshape(-1), minlength=E + 1)[1:]
         self.first_choices += np.bincount(first_T + 1, minlength=E + 1)[1:]
 
