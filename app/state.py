@@ -25,8 +25,10 @@ EXPERT = "expert"
 """int, in the URL: the chosen expert of the chosen layer."""
 STEP = "step"
 """int, in the URL: the snapshot of training that the Time page shows."""
-NEW_PRESET, NEW_SOURCE, NEW_UPLOAD, NEW_PATH, NEW_NAME, NEW_SEED = (
+NEW_PRESET, NEW_ROUTER, NEW_BALANCING, NEW_SOURCE, NEW_UPLOAD, NEW_PATH, NEW_NAME, NEW_SEED = (
     "new_preset",
+    "new_router",
+    "new_balancing",
     "new_source",
     "new_upload",
     "new_path",

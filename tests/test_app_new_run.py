@@ -13,7 +13,10 @@ from streamlit.testing.v1 import AppTest
 
 from app.components.new_run import PATH, UPLOAD, keep_upload
 from app.components.page import duration, plain
+from app.components.router_choice import balancings
+from moe_core.config import load_config
 from moe_core.errors import UsageError
+from moe_core.router_config import BALANCING_MEANINGS, BALANCINGS, ROUTER_KINDS, ROUTER_MEANINGS, RouterKind
 from moe_core.runs import RunFolder, list_runs
 
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
@@ -91,11 +94,43 @@ def test_uploads_are_kept_once_and_never_elsewhere(tmp_path: Path, monkeypatch: 
         keep_upload("virus.exe", b"")
 
 
+@pytest.mark.parametrize("kind", ROUTER_KINDS)
+def test_balancing_is_offered_exactly_where_the_configuration_takes_it(kind: RouterKind) -> None:
+    offered = balancings(kind)
+    for balancing in BALANCINGS:
+        overrides = {"model.router.kind": kind, "model.router.balancing": balancing}
+        if balancing in offered:
+            load_config("quick", environment={}, overrides=overrides)
+        else:
+            with pytest.raises(UsageError, match="balancing"):
+                load_config("quick", environment={}, overrides=overrides)
+    usual = load_config("quick", environment={}, overrides={"model.router.kind": kind})
+    assert usual.model.router.balances_by == offered[0]
+
+
+def test_each_choice_of_router_and_balancing_is_explained_in_a_line(form: AppTest) -> None:
+    def captions() -> str:
+        return "\n".join(str(caption.value) for caption in form.caption).replace("\\", "")
+
+    router = form.selectbox(key="new_router")
+    assert len(router.options) == len(ROUTER_KINDS)
+    assert ROUTER_MEANINGS["softmax"] in captions()
+    assert BALANCING_MEANINGS["layer"] in captions()
+    form.selectbox(key="new_balancing").select("none").run()
+    assert BALANCING_MEANINGS["none"] in captions()
+    form.selectbox(key="new_router").select("hash").run()
+    assert ROUTER_MEANINGS["hash"] in captions()
+    assert form.selectbox(key="new_balancing").options == ["none"]
+    assert not form.exception
+
+
 def test_a_training_starts_shows_itself_as_live_stops_and_can_be_resumed(
     form: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, value in TINY.items():
         monkeypatch.setenv(f"MOESCOPE_{key}", str(value))
+    form.selectbox(key="new_router").select("sigmoid").run()
+    form.selectbox(key="new_balancing").select("layer").run()
     form.text_input(key="new_name").set_value("mine")
     form.button(key="start_training").click().run()
     assert not form.error, form.error[0].value
@@ -103,6 +138,8 @@ def test_a_training_starts_shows_itself_as_live_stops_and_can_be_resumed(
     run = RunFolder("mine")
     try:
         _wait(lambda: _state(run) == "running" and bool(run.probe_steps()))
+        router = run.config().model.router
+        assert (router.kind, router.balancing) == ("sigmoid", "layer")
         time.sleep(1.1)  # the list of runs is up to a second old
         form.run()
         assert "Now at step" in "".join(str(part.value) for part in form.markdown)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import streamlit as st
 
 from app import loaders, state
 from app.components.page import duration, errors_as_boxes
+from app.components.router_choice import router_choice
 from moe_core.config import load_config
 from moe_core.errors import DataError, UsageError
 from moe_core.runs import RunFolder
@@ -33,6 +35,7 @@ def new_run_form() -> None:
         horizontal=True,
         key=state.NEW_PRESET,
     )
+    router = router_choice()
     source = st.segmented_control(
         "Text to learn", [SYNTHETIC, UPLOAD, PATH], required=True, default=SYNTHETIC, key=state.NEW_SOURCE
     )
@@ -63,13 +66,16 @@ def new_run_form() -> None:
         clicked = st.button("Start training", type="primary", icon=":material/play_arrow:", key="start_training")
     if clicked:
         with errors_as_boxes("Training was not started"), st.spinner("Checking the text and starting the trainer ..."):
-            start(preset, source, st.session_state[state.NEW_NAME], int(st.session_state[state.NEW_SEED]))
+            start(preset, router, source, st.session_state[state.NEW_NAME], int(st.session_state[state.NEW_SEED]))
             del st.session_state[state.NEW_NAME]
             st.rerun()
 
 
-def start(preset: str, source: str | None, name: str, seed: int) -> None:
-    """Check everything that can be checked, start the trainer, choose its run. Raises UsageError or DataError."""
+def start(preset: str, router: Sequence[str], source: str | None, name: str, seed: int) -> None:
+    """Check everything that can be checked, start the trainer, choose its run. Raises UsageError or DataError.
+
+    `router`: configuration keys as on the command line.
+    """
     from moe_core.training.launch import start_training
 
     if preset not in SIZES:
@@ -77,7 +83,7 @@ def start(preset: str, source: str | None, name: str, seed: int) -> None:
     run = RunFolder(name.strip())
     if run.exists():
         raise UsageError(f"run {run.name!r} exists already; choose another name, or resume it")
-    arguments = ["--preset", preset, "--run", run.name, "--seed", str(seed)]
+    arguments = ["--preset", preset, "--run", run.name, "--seed", str(seed), *router]
     path = _text_path(source)
     if path is not None:
         _check_text(path)

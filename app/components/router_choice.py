@@ -1,0 +1,51 @@
+"""Which router a new run gets and what keeps its load even: two boxes, each with one line on what is chosen."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import state
+from app.components.page import plain
+from moe_core.router_config import (
+    BALANCING_MEANINGS,
+    BIASED_KINDS,
+    ROUTER_MEANINGS,
+    UNLEARNED_LOAD,
+    USUAL_BALANCING,
+    Balancing,
+    RouterKind,
+)
+
+
+def router_choice() -> list[str]:
+    """Draw the boxes; return what the choice adds to the trainer's command line, nothing where it is the usual one."""
+    left, right = st.columns(2)
+    with left:
+        kind: RouterKind = st.selectbox(
+            "Router", list(ROUTER_MEANINGS), format_func=_words, key=state.NEW_ROUTER,
+            help="How a token's experts are chosen.",
+        )  # fmt: skip
+        st.caption(plain(f"{ROUTER_MEANINGS[kind]}."))
+    with right:
+        options = balancings(kind)
+        state.preset(state.NEW_BALANCING, options, options[0])
+        balancing: Balancing = st.selectbox(
+            "Balancing", options, format_func=_words, key=state.NEW_BALANCING,
+            help="What keeps some experts from getting all tokens. The first is usual for this router.",
+        )  # fmt: skip
+        st.caption(plain(f"{BALANCING_MEANINGS[balancing]}."))
+    chosen = [] if kind == "softmax" else [f"--model.router.kind={kind}"]
+    return chosen if balancing == options[0] else [*chosen, f"--model.router.balancing={balancing}"]
+
+
+def balancings(kind: RouterKind) -> list[Balancing]:
+    """What goes with a router, the usual one first; the configuration refuses the rest."""
+    usual = USUAL_BALANCING[kind]
+    if kind in UNLEARNED_LOAD:
+        return [usual]
+    others = [one for one in BALANCING_MEANINGS if one != usual and (one != "bias" or kind in BIASED_KINDS)]
+    return [usual, *others]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
