@@ -62,7 +62,7 @@ def _sums(p_TE: Float64Array, top_k: int) -> list[float]:
     """Sums over tokens of entropy, largest, lead of the largest, and lead of the K-th largest over the next."""
     E = p_TE.shape[1]
     if E == 2:  # pairs of scores: a partition takes ten times as long
-        ordered = np.stack([p_TE.min(axis=1), p_TE.max(axis=1)], axis=1)
+        ordered = np.stack([np.minimum(p_TE[:, 0], p_TE[:, 1]), np.maximum(p_TE[:, 0], p_TE[:, 1])], axis=1)
     else:
         ordered = np.partition(p_TE, sorted({E - 1, max(E - 2, 0), E - top_k, max(E - top_k - 1, 0)}), axis=1)
     first, second = ordered[:, -1], ordered[:, -2] if E > 1 else np.zeros(len(p_TE))
