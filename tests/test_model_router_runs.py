@@ -29,6 +29,8 @@ from moe_core.exchange.targets import target_family
 from moe_core.inference.expert_outputs import expert_saliency
 from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.inference.tracing import trace_text
+from moe_core.model.experts import Experts
+from moe_core.model.experts.dropout import with_dropout
 from moe_core.model.routers.hashing import balanced_table
 from moe_core.router_config import ROUTER_KINDS
 from moe_core.routing import capture, intervene
@@ -262,3 +264,30 @@ def test_settings_that_do_not_fit_are_refused(router: dict[str, Any], message: s
     with pytest.raises(UsageError, match=message) as caught:
         validate_config({"model": {"router": router}})
     assert "\n" not in str(caught.value)
+
+
+def test_dropout_of_hidden_units_keeps_the_mean_and_stops_in_evaluation() -> None:
+    torch.manual_seed(0)
+    experts = Experts(8, 400, 3, hidden_dropout=0.4)
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x_TD, scores_TK, indices_TK = (
+        torch.randn(5, 8),
+        torch.rand(5, 2),
+        torch.tensor([[0, 1], [2, -1], [1, 0], [2, 0], [-1, 1]]),
+    )
+    exact = experts.eval()(x_TD, scores_TK, indices_TK)
+    drawn = torch.stack([experts.train()(x_TD, scores_TK, indices_TK) for _ in range(600)]).detach()
+    assert (drawn[0] - drawn[1]).abs().max() > 0.1
+    torch.testing.assert_close(drawn.mean(dim=0), exact, atol=5 * drawn.std(dim=0).max().item() / 600**0.5, rtol=0)
+    none = Experts(8, 400, 3, hidden_dropout=0.0).train()
+    none.load_state_dict(experts.state_dict())
+    tiny = with_dropout(x_TD, scores_TK, indices_TK, *experts.parameters(), probability=0.0)
+    gradients = [
+        torch.autograd.grad(out.square().sum(), owner)
+        for out, owner in (
+            (none(x_TD, scores_TK, indices_TK), list(none.parameters())),
+            (tiny, list(experts.parameters())),
+        )
+    ]
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-3, rtol=1e-4)

@@ -86,7 +86,10 @@ class Router(nn.Module):
         self.top_k = shape.top_k
         self.capacity_factor = shape.capacity_factor
         self.config = config or RouterConfig()
+        # Plain attributes: a single token's routing takes microseconds, and a look into the section is one of them.
         self.normalize_scores = self.config.normalize_scores
+        self.noise_std = self.config.noise_std
+        self.expert_dropout = self.config.expert_dropout
         self.weight = nn.Parameter(torch.empty(shape.num_experts, shape.dim))
 
     def forward(self, x_TD: Tensor, context: RouterContext | None = None) -> RouterOutput:
@@ -105,10 +108,11 @@ class Router(nn.Module):
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """float32 [T, E]"""
-        assert self.weight is not None
-        logits_TE = nn.functional.linear(x_TD.to(self.weight.dtype), self.weight).float()
-        if self.training and self.config.noise_std > 0:
-            logits_TE = logits_TE + self.config.noise_std * torch.randn_like(logits_TE)
+        weight = self.weight
+        assert weight is not None
+        logits_TE = nn.functional.linear(x_TD.to(weight.dtype), weight).float()
+        if self.noise_std > 0 and self.training:
+            logits_TE = logits_TE + self.noise_std * torch.randn_like(logits_TE)
         return logits_TE
 
     def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
@@ -129,10 +133,10 @@ class Router(nn.Module):
 
     def present(self, logits_TE: Tensor) -> Tensor:
         """The logits of experts that expert dropout leaves out of this step, while training, are -inf."""
-        if not self.training or self.config.expert_dropout == 0:
+        if self.expert_dropout == 0 or not self.training:
             return logits_TE
         drawn_E = torch.rand(self.num_experts, device=logits_TE.device)
-        absent_E = drawn_E < self.config.expert_dropout
+        absent_E = drawn_E < self.expert_dropout
         absent_E[drawn_E.topk(self.top_k).indices] = False
         return logits_TE.masked_fill(absent_E, -math.inf)
 
