@@ -56,7 +56,7 @@ class RouterConfig(Section):
     """Which router, see ROUTER_MEANINGS; formula and source of each are in moe_core/model/routers."""
     normalize_scores: bool = True
     """Divide the chosen experts' probabilities by their sum (Mixtral). At top_k = 1 the weight stays p_i, else the
-    router would get no gradient from the language-model loss."""
+    router would get no gradient from the language-model loss. No matter to hash, expert_threshold and expert_choice."""
     balancing: Balancing | None = None
     """What keeps the load even, see BALANCING_MEANINGS. None = what is usual for the kind: bias for sigmoid, cv_squared
     for noisy, global_batch for document_pool, none for hash, expert_threshold and expert_choice, else layer."""

@@ -119,13 +119,12 @@ def test_the_other_sequences_of_a_batch_matter_to_expert_choice_alone(variant: s
     assert (same, close) == ((False, False) if variant == "expert_choice" else (True, True))
 
 
-@pytest.mark.parametrize("chunks", [[1] * 16, [7, 1, 1, 7]], ids=str)
 @pytest.mark.parametrize("variant", CAUSAL)
 @torch.no_grad()
-def test_cached_decoding_chooses_as_the_whole_sequence(variant: str, chunks: list[int]) -> None:
+def test_cached_decoding_chooses_as_the_whole_sequence(variant: str) -> None:
     model, ids = model_with(variant), tokens()
     whole = model(ids)
-    logits, scores, indices = cached(model, ids, chunks)
+    logits, scores, indices = cached(model, ids, [5, 1, 1, 8, 1])
     torch.testing.assert_close(logits, whole.logits, atol=1e-4, rtol=0)
     for layer, routed in enumerate(whole.router_outputs):
         assert torch.equal(indices[layer].flatten(0, 1), routed.router_indices)
