@@ -44,7 +44,7 @@ def model_with(variant: str, **changes: Any) -> MoETransformer:
     model.prepare_routers(torch.arange(300) % 17, START)
     with torch.no_grad():
         for _ in range(3):
-            # Other text than the tests read: a threshold is the logit of a token, which would be neither above nor below.
+            # Other text than the tests read: a threshold is the logit of one token, which would be a tie.
             model.after_step(model(tokens(4, 24, seed=2)).router_outputs)
     return model.eval()
 
