@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from routing_support import random_trace, trace_of
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing import RoutingTrace, StoredTrace, concatenate, metrics, parquet, stored
+from moe_core.routing import RoutingTrace, StoredTrace, baselines, concatenate, counts, metrics, parquet, stored
 
 PER_TOKEN = ("token_ids", "document_ids", "source_ids", "positions", "domain_ids", "predicted_ids")
 
@@ -136,6 +136,60 @@ def test_scores_are_stored_byte_by_byte_and_everything_else_by_dictionary(tmp_pa
     assert columns["layer_0_score_0"].total_compressed_size < 3.6 * T
     assert columns["layer_0_expert_0"].total_compressed_size < 0.3 * T
     np.testing.assert_array_equal(RoutingTrace.load(tmp_path / "t.parquet").router_scores, trace.router_scores)
+
+
+def test_many_sources_are_counted_in_random_groups_of_one_domain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counts, "MAX_BLOCKS", 64)
+    monkeypatch.setattr(counts, "_MIN_BLOCKS", 64)
+    T, rng = 6_000, np.random.default_rng(0)
+    trace = trace_of(
+        rng.integers(0, 4, (2, T, 1)),
+        num_experts=4,
+        token_ids=np.zeros(T, dtype=int),
+        document_ids=np.arange(T),  # every token is a document of its own
+        domain_ids=np.arange(T) % 2,
+        domains=["a", "b"],
+    )
+    for one in (trace, saved(trace, tmp_path)):
+        found = counts.block_counts(one)
+        assert len(found.tokens) == 64
+        assert np.bincount(found.domain_ids).tolist() == [32, 32]
+        assert found.tokens.sum() == T
+        assert found.tokens.std() < 2 * np.sqrt(T / 64)  # about as uneven as throwing a die
+        np.testing.assert_array_equal(found.counts.sum(axis=2), np.tile(found.tokens, (2, 1)))
+        np.testing.assert_array_equal(counts.domain_counts(one), counts.domain_counts(trace))
+        np.testing.assert_array_equal(counts.domain_tokens(one), [T // 2, T // 2])
+        assert set(baselines.domain_nmi(one)["verdict"]) == {baselines.CHANCE}
+    # Few sources stay themselves.
+    few = counts.block_counts(trace.select(np.arange(T) < 60))
+    assert few.tokens.tolist() == [1] * 60
+
+
+def test_what_several_measures_are_made_of_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = random_trace(0, T=300)
+    on_disk, readings = saved(trace, tmp_path), []
+    parts = StoredTrace.parts
+    monkeypatch.setattr(StoredTrace, "parts", lambda self: readings.append(1) or parts(self))
+    for measure in (metrics.expert_load, metrics.load_balance, metrics.domain_nmi, metrics.domain_specialization):
+        pd.testing.assert_frame_equal(measure(on_disk), measure(trace), rtol=1e-9)
+    assert len(readings) == 1
+    for layer in trace.layers:
+        for expert in range(trace.num_experts):
+            told = metrics.token_experts(on_disk, layer, expert, min_count=2)
+            pd.testing.assert_frame_equal(told, metrics.token_experts(trace, layer, expert, min_count=2))
+    assert len(readings) == 3  # the types, and their counts
+
+
+def test_ids_are_counted_over_all_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "_ID_BATCH", 7)
+    documents = np.array([5, 5, 2, 2, 2, 9] * 10)
+    trace = trace_of(np.zeros((1, 60, 1), int), num_experts=1, token_ids=np.zeros(60, int), document_ids=documents)
+    on_disk = saved(trace, tmp_path)
+    ids, tokens = parquet.count_ids(on_disk.path, "document_id")
+    assert (ids.tolist(), tokens.tolist()) == ([2, 5, 9], [30, 20, 10])
+    assert on_disk.count_sources() == 3
 
 
 def test_only_a_part_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,7 +203,7 @@ def test_a_trace_on_disk_gives_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     trace = random_trace(3)
     trace.save(tmp_path / "t.parquet")
     monkeypatch.setattr(stored, "PART_TOKENS", 20)
-    monkeypatch.setattr(tokens, "_TOGETHER", 1)  # one layer at a time
+    monkeypatch.setattr(tokens, "TOGETHER", 1)  # one layer at a time
     opened = RoutingTrace.open(tmp_path / "t.parquet")
     assert len(list(opened.parts())) > 2
     for which in ("input", "predicted", "next"):

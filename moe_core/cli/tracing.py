@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from moe_core.cli.models import load_language_model, said_of
-from moe_core.cli.output import Output, check_regular, progress_on_stderr
+from moe_core.cli.output import Output, check_regular, count_of, progress_on_stderr
 from moe_core.errors import UsageError
 
 
@@ -22,18 +22,18 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
     )
     model = load_language_model(arguments)
     from moe_core.inference.tracing import MAX_LOGITS_BYTES, logits_bytes, logits_fit, write_documents_trace
-    from moe_core.routing.parquet import read_documents as read_document_ids
+    from moe_core.routing.parquet import count_ids
 
     with progress_on_stderr() as progress:
         routing = write_documents_trace(
             model, documents, arguments.out, tokens_per_batch=arguments.tokens_per_batch, progress=progress
         )
     kept = logits_fit(model, routing.num_tokens)
-    read = len(read_document_ids(routing.path)[0])
+    read = len(count_ids(routing.path, "document_id")[0])
     computed = said_of(model)
     output.say(
-        f"{_count(routing.num_tokens, 'token')} of {_count(read, 'document')} through "
-        f"{_count(routing.num_layers, 'MoE layer')} of {model.name} in {arguments.out}"
+        f"{count_of(routing.num_tokens, 'token')} of {count_of(read, 'document')} through "
+        f"{count_of(routing.num_layers, 'MoE layer')} of {model.name} in {arguments.out}"
     )
     output.say(f"Computed on {computed['device']} in {computed['dtype']}.")
     if not kept:
@@ -59,7 +59,3 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
         }
     )
     return 0
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -17,11 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.routing.stored import AnyTrace
+from moe_core.routing.stored import AnyTrace, StoredTrace
 from moe_core.routing.trace import RoutingTrace
 from moe_core.routing.types import Float64Array, Int16Array, Int64Array
 
 _CHUNK_TOKENS = 65_536
+MAX_BLOCKS, MAX_BLOCK_COUNTS = 2**15, 2**24
+"""More sources than this, or so many that each one's counts would be more numbers than this (128 MiB), are counted in
+random groups, see block_counts."""
+_MIN_BLOCKS = 256
 
 _Numbers = npt.NDArray[np.number[Any]] | float
 
@@ -59,6 +63,8 @@ def label_counts(
 
 def expert_counts(trace: AnyTrace) -> Int64Array:
     """tokens_per_expert [L,E]: assignments to each expert."""
+    if isinstance(trace, StoredTrace):
+        return block_counts(trace).counts.sum(axis=1)
     E = trace.num_experts
     counts_LE = np.zeros((trace.num_layers, E), dtype=np.int64)
     for indices_LTK in _chunks(trace):
@@ -69,11 +75,17 @@ def expert_counts(trace: AnyTrace) -> Int64Array:
 
 def domain_counts(trace: AnyTrace) -> Int64Array:
     """[L,M,E] assignments of each of the M domains' tokens to each expert."""
+    if isinstance(trace, StoredTrace):
+        parts, M = block_counts(trace), len(trace.domains)
+        return np.stack([parts.counts[:, parts.domain_ids == m].sum(axis=1) for m in range(M)], axis=1)
     return label_counts(trace, lambda part: part.domain_ids, len(trace.domains))
 
 
 def domain_tokens(trace: AnyTrace) -> Int64Array:
     """[M] tokens of each domain."""
+    if isinstance(trace, StoredTrace):
+        own = block_counts(trace)
+        return np.bincount(own.domain_ids, own.tokens, minlength=len(trace.domains)).astype(np.int64)
     tokens_M = np.zeros(len(trace.domains), dtype=np.int64)
     for part in trace.parts():
         tokens_M += np.bincount(part.domain_ids, minlength=len(tokens_M))
@@ -151,10 +163,13 @@ class Blocks:
     tokens: Int64Array
 
 
-def blocks(trace: RoutingTrace) -> Blocks:
-    """Cut a trace into blocks. Domains are labels of blocks, which is what a permutation may shuffle."""
+def blocks(trace: RoutingTrace, groups: int | None = None) -> Blocks:
+    """Cut a trace into blocks. Domains are labels of blocks, which is what a permutation may shuffle. With `groups`,
+    a source is one of that many random groups of sources.
+    """
     M = len(trace.domains)
-    keys_T = trace.source_ids.astype(np.int64) * M + trace.domain_ids
+    sources_T = trace.source_ids.astype(np.int64) if groups is None else _random_groups(trace.source_ids, groups)
+    keys_T = sources_T * M + trace.domain_ids
     # Tokens of a source mostly stand together: sorting their runs is much less than sorting them.
     starts = np.flatnonzero(np.diff(keys_T, prepend=keys_T[0] - 1))
     lengths = np.diff(starts, append=len(keys_T))
@@ -168,7 +183,8 @@ def blocks(trace: RoutingTrace) -> Blocks:
 class BlockCounts:
     """What a resampling of blocks needs: `source_ids`, `domain_ids`, `tokens` [N] and `counts` [L,N,E] of each block.
 
-    In the order of `Blocks`, whatever the parts the trace came in.
+    In the order of `Blocks`, whatever the parts the trace came in. Where there are too many sources, a block is a
+    random group of them that are of one domain, and `source_ids` are numbers of groups.
     """
 
     source_ids: Int64Array
@@ -178,14 +194,44 @@ class BlockCounts:
 
 
 def block_counts(trace: AnyTrace) -> BlockCounts:
-    """Assignments of each block to each expert; a source that several parts have tokens of is one block."""
-    found = []
+    """Assignments of each block to each expert; a source that several parts have tokens of is one block.
+
+    Of more than MAX_BLOCKS blocks (fewer where layers and experts are many) those of a domain are put together at
+    random, by a hash of the source's number. Groups of independent sources are independent too, so a resampling or
+    shuffle of groups is as valid; and how much sources differ shows in thousands of groups as it does in millions.
+    """
+    if isinstance(trace, StoredTrace):
+        return trace.once(("block_counts", MAX_BLOCKS, MAX_BLOCK_COUNTS), lambda: _block_counts(trace))
+    return _block_counts(trace)
+
+
+def _block_counts(trace: AnyTrace) -> BlockCounts:
+    most = max(_MIN_BLOCKS, min(MAX_BLOCKS, MAX_BLOCK_COUNTS // (trace.num_layers * trace.num_experts)))
+    groups = most // len(trace.domains) or 1 if _count_sources(trace) > most else None
+    found: list[BlockCounts] = []
     for part in trace.parts():
-        own = blocks(part)
+        own = blocks(part, groups)
         shape = (len(own.tokens), trace.num_experts)
         counts_LNE = np.stack([grouped_counts(layer_TK, own.of_token, shape) for layer_TK in part.router_indices])
         found.append(BlockCounts(own.source_ids, own.domain_ids, own.tokens, counts_LNE))
+        if len(found) > 1 and sum(len(one.tokens) for one in found) > 2 * most:
+            found = [_merged(found)]  # sources that come again in every part would be held as often
     return found[0] if len(found) == 1 else _merged(found)
+
+
+def _count_sources(trace: AnyTrace) -> int:
+    if isinstance(trace, StoredTrace):
+        return trace.count_sources()
+    sources_T = trace.source_ids
+    return len(np.unique(sources_T[np.flatnonzero(np.diff(sources_T, prepend=sources_T[0] - 1))]))
+
+
+def _random_groups(source_ids_T: npt.NDArray[np.integer[Any]], groups: int) -> Int64Array:
+    """[T] a group, 0..groups-1, that a source's number has nothing to do with, but always the same (splitmix64)."""
+    mixed = source_ids_T.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(groups)).astype(np.int64)
 
 
 def _merged(found: list[BlockCounts]) -> BlockCounts:

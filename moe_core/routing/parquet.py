@@ -3,7 +3,7 @@
 One row per token. Columns: token_id, document_id, source_id, position, domain_id and, where kept, predicted_id; for
 every layer number l and slot s layer_{l}_expert_{s} (int16, -1 = unused) and layer_{l}_score_{s} (float32); where
 logits were kept layer_{l}_logits, a list of E float32 (each exactly a float16: not every reader knows half precision).
-Scores hardly ever repeat, so they are stored byte by byte (BYTE_STREAM_SPLIT), not by way of a dictionary: a third less.
+Scores hardly ever repeat, so they are stored byte by byte (BYTE_STREAM_SPLIT), not through a dictionary: a third less.
 What is not per token is JSON under the key "moescope" of the file's metadata, which stands at its end: so a trace that
 is still being recorded can be written as it comes, see TraceWriter. Row groups are small enough to stream a trace
 larger than memory. A file without source_id, as written at first, takes each document as its own source.
@@ -31,6 +31,7 @@ from moe_core.routing.types import Int64Array
 METADATA_KEY = b"moescope"
 FORMAT = 1
 ROW_GROUP_TOKENS = 65_536
+_ID_BATCH = 2**20
 ROW_GROUP_BYTES = 2**26
 """A row group has fewer tokens than that where they would take more than this, before compression."""
 
@@ -212,16 +213,22 @@ def read_parts(path: Path, part_tokens: int, part_bytes: int) -> Iterator[Routin
             yield _from_table(pa.Table.from_batches(held), metadata)
 
 
-def read_documents(path: Path) -> tuple[npt.NDArray[Any], Int64Array]:
-    """[N] the document ids that occur, ascending, and [N] their tokens, without reading anything else."""
-    found: dict[int, int] = {}
+def count_ids(path: Path, column: str) -> tuple[npt.NDArray[Any], Int64Array]:
+    """[N] the ids that occur in `column` ("document_id" or "source_id"), ascending, and [N] their tokens.
+
+    Nothing else is read. A file without source_id takes each document as its own source.
+    """
+    ids, tokens = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
     with _opened(path) as (file, _):
-        for batch in file.iter_batches(batch_size=ROW_GROUP_TOKENS, columns=["document_id"]):
-            documents_N, tokens_N = np.unique(_column(batch, "document_id"), return_counts=True)
-            for document, tokens in zip(documents_N.tolist(), tokens_N.tolist(), strict=True):
-                found[document] = found.get(document, 0) + tokens
-    ids = sorted(found)
-    return np.array(ids, dtype=np.int32), np.array([found[i] for i in ids], dtype=np.int64)
+        name = column if column in file.schema_arrow.names else "document_id"
+        for batch in file.iter_batches(batch_size=_ID_BATCH, columns=[name]):
+            own_ids, own_tokens = np.unique(_column(batch, name), return_counts=True)
+            both = np.concatenate([ids, own_ids])
+            order = np.argsort(both, kind="stable")
+            both, counts = both[order], np.concatenate([tokens, own_tokens])[order]
+            starts = np.flatnonzero(np.diff(both, prepend=both[0] - 1))
+            ids, tokens = both[starts], np.add.reduceat(counts, starts)
+    return ids, tokens
 
 
 @contextmanager

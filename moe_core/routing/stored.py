@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from moe_core.errors import TraceError
 from moe_core.routing.trace import RoutingTrace, sample_parts
@@ -16,6 +17,8 @@ PART_BYTES = 2**26
 """Fewer tokens are read at a time where their arrays would take more than this: with logits of many experts."""
 MAX_IN_MEMORY_BYTES = 2**28
 """Of the routing of one trace; a larger one is read part by part, and sampled where single tokens are looked at."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,7 @@ class StoredTrace:
     score_function: ScoreFunction
     source: str
     vocabulary: Mapping[int, str] = field(repr=False)
+    _counted: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> StoredTrace:
@@ -67,13 +71,27 @@ class StoredTrace:
 
         return read_parts(self.path, PART_TOKENS, PART_BYTES)
 
+    def once(self, key: tuple[Any, ...], count: Callable[[], T]) -> T:
+        """What `count` returned when it was first called with this key: reading the file takes seconds, and several
+        measures are made of the same counts. For tables of bounded size, never for tokens; they are only read."""
+        if key not in self._counted:
+            self._counted[key] = count()
+        found: T = self._counted[key]
+        return found
+
+    def count_sources(self) -> int:
+        """How many different source_ids there are; only that column is read."""
+        from moe_core.routing.parquet import count_ids
+
+        return self.once(("sources",), lambda: len(count_ids(self.path, "source_id")[0]))
+
     def sample(self, max_tokens: int, seed: int = 0) -> RoutingTrace:
         """As RoutingTrace.sample: whole documents in a seeded order, as many as fit into `max_tokens`."""
-        from moe_core.routing.parquet import read_documents
+        from moe_core.routing.parquet import count_ids
 
         if self.num_tokens <= max_tokens:
             return RoutingTrace.load(self.path)
-        return sample_parts(self.parts(), *read_documents(self.path), max_tokens, seed)
+        return sample_parts(self.parts(), *count_ids(self.path, "document_id"), max_tokens, seed)
 
 
 AnyTrace = RoutingTrace | StoredTrace

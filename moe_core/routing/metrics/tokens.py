@@ -10,14 +10,15 @@ import numpy.typing as npt
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing.counts import grouped_counts
-from moe_core.routing.stored import AnyTrace
+from moe_core.routing.stored import AnyTrace, StoredTrace
 from moe_core.routing.trace import RoutingTrace
 from moe_core.routing.types import Int64Array
 
 TokenKind = Literal["input", "predicted", "next"]
 """Which token a choice is held against: the one routed, the one the model predicts after it, the one that follows."""
 
-_TOGETHER = 2**24  # counts that are collected in one reading of the trace (128 MiB)
+TOGETHER = 2**24
+"""Counts that are collected in one reading of the trace (128 MiB)."""
 _TABLE = 2**22  # ids below this are looked up in a table; larger ones are searched
 
 
@@ -72,7 +73,11 @@ def token_types(trace: AnyTrace, which: TokenKind, min_count: int) -> TokenTypes
         raise UsageError(f"which is {which!r}; expected one of {', '.join(get_args(TokenKind))}")
     if min_count < 1:
         raise UsageError(f"min_count is {min_count}; expected 1 or more")
-    ids, tokens = tally(token_ids_of(part, which) for part in trace.parts())
+
+    def tallied() -> tuple[Int64Array, Int64Array]:
+        return tally(token_ids_of(part, which) for part in trace.parts())
+
+    ids, tokens = trace.once(("token_types", which), tallied) if isinstance(trace, StoredTrace) else tallied()
     often = tokens >= min_count
     return TokenTypes(ids[often], tokens[often], int(tokens.sum()))
 
@@ -112,10 +117,10 @@ def layer_counts(trace: AnyTrace, labels: Callable[[RoutingTrace], Int64Array], 
     """Layer by layer [G,E]: assignments of tokens with each of G = `size` labels to each expert.
 
     As counts.label_counts, but where labels are many only few layers are counted in one reading, so that neither trace
-    nor counts (at most _TOGETHER of them) need to fit into memory as a whole.
+    nor counts (at most TOGETHER of them) need to fit into memory as a whole.
     """
     shape = (size, trace.num_experts)
-    together = max(1, _TOGETHER // (size * trace.num_experts))
+    together = max(1, TOGETHER // (size * trace.num_experts))
     for start in range(0, trace.num_layers, together):
         rows = range(start, min(start + together, trace.num_layers))
         counts_RGE = np.zeros((len(rows), *shape), dtype=np.int64)

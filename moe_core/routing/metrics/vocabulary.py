@@ -7,8 +7,17 @@ import pandas as pd
 
 from moe_core.errors import TraceError
 from moe_core.routing.counts import ratio
-from moe_core.routing.metrics.tokens import TokenKind, layer_counts, texts_of, token_ids_of, token_types
-from moe_core.routing.stored import AnyTrace
+from moe_core.routing.metrics.tokens import (
+    TOGETHER,
+    TokenKind,
+    TokenTypes,
+    layer_counts,
+    texts_of,
+    token_ids_of,
+    token_types,
+)
+from moe_core.routing.stored import AnyTrace, StoredTrace
+from moe_core.routing.types import Int64Array
 
 
 def vocabulary_specialization(trace: AnyTrace, which: TokenKind = "input", min_count: int = 10) -> pd.DataFrame:
@@ -58,10 +67,7 @@ def token_experts(trace: AnyTrace, layer: int, expert: int, min_count: int = 5) 
     row = layer_row(trace, layer)
     check_expert(trace, expert)
     types = token_types(trace, "input", min_count)
-    V, counts_V = len(types.ids), np.zeros(len(types.ids) + 1, dtype=np.int64)
-    for part in trace.parts():
-        chose_T = (part.router_indices[row] == expert).any(axis=1)
-        counts_V += np.bincount(types.label(part.token_ids[chose_T]), minlength=V + 1)
+    V, counts_V = len(types.ids), _type_counts(trace, types, row, expert)
     share_V = ratio(counts_V[:V], types.tokens)
     frame = pd.DataFrame(
         {
@@ -73,6 +79,23 @@ def token_experts(trace: AnyTrace, layer: int, expert: int, min_count: int = 5) 
         }
     )
     return frame[share_V > 0].sort_values(["lift", "tokens"], ascending=False, kind="stable", ignore_index=True)
+
+
+def _type_counts(trace: AnyTrace, types: TokenTypes, row: int, expert: int) -> Int64Array:
+    """[V+1] tokens of each type, and of the rare ones together, that chose the expert of layer `row` of the L axis."""
+    size = len(types.ids) + 1
+    if isinstance(trace, StoredTrace) and trace.num_layers * size * trace.num_experts <= TOGETHER:
+        # The next expert is looked at soon: all are counted in the time that one takes.
+        counts_LVE: Int64Array = trace.once(
+            ("type_counts", size),
+            lambda: np.stack(list(layer_counts(trace, lambda part: types.label(part.token_ids), size))),
+        )
+        return counts_LVE[row, :, expert]
+    counts_V = np.zeros(size, dtype=np.int64)
+    for part in trace.parts():
+        chose_T = (part.router_indices[row] == expert).any(axis=1)
+        counts_V += np.bincount(types.label(part.token_ids[chose_T]), minlength=size)
+    return counts_V
 
 
 def layer_row(trace: AnyTrace, layer: int) -> int:
