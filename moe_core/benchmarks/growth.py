@@ -1,15 +1,16 @@
 """How cost grows with tokens, experts, layers and documents; and a trace of ten million tokens, analysed and looked at.
 
-Cost is the processor time of every measure (`MEASURES`) of a trace on disk, read part by part as the dashboard and
-`main.py plots` do with large ones. The exponent b of cost ~ size^b is fitted by least squares on the logarithms of the
-larger half of the sizes, where what every analysis costs at least no longer hides the growth; 1 = linear.
+Cost is the processor time of all measures (`MEASURES`) of a trace on disk, read part by part as the dashboard and
+`main.py plots` do with large ones: of the counts, which look at every token, and of the nulls. The exponent b of
+cost ~ size^b is fitted by least squares on the logarithms of the larger half of the sizes, where what every analysis
+costs at least no longer hides the growth; 1 = linear.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ import numpy as np
 import pandas as pd
 
 from moe_core.benchmarks.dashboard import browsing, rows_of, serving, visit_all, what_is_missing
-from moe_core.benchmarks.processes import Took, run_python
+from moe_core.benchmarks.processes import ROOT, Took, run_python
 from moe_core.benchmarks.results import Goal, Result
 from moe_core.benchmarks.suite import Scale
+from moe_core.figures.figure import figure_bytes
+from moe_core.figures.growth import growth_figure
+from moe_core.files import replaced
 from moe_core.routing import baselines, metrics
 from moe_core.routing.parquet import TraceWriter
 from moe_core.routing.stored import AnyTrace
@@ -30,23 +34,29 @@ LARGE_TOKENS, LARGE_MEMORY_MIB = 10_000_000, 4096.0
 PAGES = ("overview", "tokens", "domains", "experts", "flow")
 NEARLY_LINEAR = 1.15
 """An exponent up to which cost counts as linear: caches alone account for some of it."""
-MEASURES: tuple[Callable[[AnyTrace], object], ...] = (
-    metrics.expert_load,
-    metrics.load_balance,
-    metrics.router_entropy,
-    metrics.dropped_by_position,
-    metrics.vocabulary_specialization,
-    metrics.context_independence,
-    metrics.coactivation,
-    metrics.layer_flow,
-    metrics.persistence,
-    baselines.domain_nmi,
-    baselines.domain_cells,
-    baselines.vocabulary,
-    baselines.coactivation,
-    baselines.layer_flow,
-    baselines.persistence,
-)
+MEASURES: dict[str, tuple[Callable[[AnyTrace], object], ...]] = {
+    "counts": (
+        metrics.expert_load,
+        metrics.router_entropy,
+        metrics.dropped_by_position,
+        metrics.domain_specialization,
+        metrics.vocabulary_specialization,
+        metrics.coactivation,
+        metrics.layer_flow,
+        metrics.persistence,
+    ),
+    "nulls": (
+        metrics.context_independence,
+        baselines.domain_nmi,
+        baselines.domain_cells,
+        baselines.vocabulary,
+        baselines.coactivation,
+        baselines.layer_flow,
+        baselines.persistence,
+    ),
+}
+"""In the order they are timed: what the nulls have in common with the counts is not counted again."""
+PICTURE = ROOT / "docs" / "benchmarks" / "growth.svg"
 _CHUNK = 2**17
 
 
@@ -62,10 +72,10 @@ class Size:
 
 
 AXES: dict[str, Sequence[int]] = {
-    "tokens": (125_000, 250_000, 500_000, 1_000_000, 2_000_000),
-    "experts": (8, 16, 32, 64, 128),
-    "layers": (2, 4, 8, 16, 32),
-    "documents": (250, 1_000, 4_000, 16_000, 64_000),
+    "tokens": (250_000, 500_000, 1_000_000, 2_000_000),
+    "experts": (8, 32, 128),
+    "layers": (2, 4, 8, 16),
+    "documents": (250, 4_000, 64_000),
 }
 MEMORY_TOKENS = (500_000, 1_000_000, 2_000_000)
 
@@ -75,18 +85,17 @@ def run(scale: Scale) -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         if scale.smoke:
-            base = Size(tokens=4_000, documents=20)
-            points = measure(place, {"tokens": (4_000, 8_000)}, base, 1, scale)
-            return growth_rows(points)
-        points = measure(place, AXES, Size(), min(scale.rounds, 2), scale)
+            axes = {"tokens": (4_000, 8_000)}
+            return growth_rows(measure(place, axes, Size(tokens=4_000, documents=20), scale))
+        points = measure(place, AXES, Size(), scale)
+        PICTURE.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(PICTURE) as file:
+            file.write(figure_bytes(growth_figure(points, exponents(points)), "svg"))
         return [*growth_rows(points), *_memory_rows(place, scale), *_large_rows(place, scale)]
 
 
-def measure(place: Path, axes: dict[str, Sequence[int]], base: Size, rounds: int, scale: Scale) -> pd.DataFrame:
-    """Processor seconds of all measures at each size, the least of `rounds`.
-
-    Columns: axis, size, seconds, kib (of the file).
-    """
+def measure(place: Path, axes: Mapping[str, Sequence[int]], base: Size, scale: Scale) -> pd.DataFrame:
+    """Processor seconds at each size. Columns: axis, kind ("counts", "nulls"), size, seconds."""
     rows: list[dict[str, Any]] = []
     for axis, sizes in axes.items():
         for number, size in enumerate(sizes):
@@ -94,9 +103,20 @@ def measure(place: Path, axes: dict[str, Sequence[int]], base: Size, rounds: int
             path = place / "growing.parquet"
             write_trace(path, Size(**{**asdict(base), axis: size}))
             trace = RoutingTrace.open(path)
-            seconds = min(_analyse(trace) for _ in range(rounds))
-            rows.append({"axis": axis, "size": size, "seconds": seconds, "kib": path.stat().st_size / 1024})
+            for kind, functions in MEASURES.items():
+                start = time.process_time()
+                for function in functions:
+                    function(trace)
+                rows.append({"axis": axis, "kind": kind, "size": size, "seconds": time.process_time() - start})
     return pd.DataFrame(rows)
+
+
+def exponents(points: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """By axis and kind, see exponent."""
+    return {
+        (str(axis), str(kind)): exponent(own["size"].tolist(), own["seconds"].tolist())
+        for (axis, kind), own in points.groupby(["axis", "kind"], sort=False)
+    }
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
@@ -108,19 +128,12 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def growth_rows(points: pd.DataFrame) -> list[Result]:
-    """The exponent of each axis, with the points it was fitted to."""
-    rows = []
-    for axis, own in points.groupby("axis", sort=False):
+    """The exponent of each axis and kind, with the points it was fitted to."""
+    goal, rows = Goal(NEARLY_LINEAR, at_most=True), []
+    for (axis, kind), found in exponents(points).items():
+        own = points[(points["axis"] == axis) & (points["kind"] == kind)]
         said = ", ".join(f"{size:,}: {cost:.2f} s" for size, cost in zip(own["size"], own["seconds"], strict=True))
-        rows.append(
-            Result(
-                f"cost against {axis}, exponent",
-                exponent(own["size"].tolist(), own["seconds"].tolist()),
-                "",
-                goal=Goal(NEARLY_LINEAR, at_most=True),
-                note=said,
-            )
-        )
+        rows.append(Result(f"{kind} against {axis}, exponent", found, "", goal=goal, note=said))
     return rows
 
 
@@ -164,16 +177,10 @@ def _parts(size: Size, rng: np.random.Generator) -> Iterator[RoutingTrace]:
         )
 
 
-def _analyse(trace: AnyTrace) -> float:
-    start = time.process_time()
-    for function in MEASURES:
-        function(trace)
-    return time.process_time() - start
-
-
-def _plots(path: Path, place: Path) -> Took:
+def _plots(path: Path, place: Path, file_format: str) -> Took:
     """What a user runs on a trace: every measure, every null, every figure."""
-    return run_python(["main.py", "plots", "--trace", str(path), "--out", str(place / "out")])
+    out = str(place / "out")
+    return run_python(["main.py", "plots", "--trace", str(path), "--out", out, "--format", file_format])
 
 
 def _memory_rows(place: Path, scale: Scale) -> list[Result]:
@@ -181,7 +188,7 @@ def _memory_rows(place: Path, scale: Scale) -> list[Result]:
     for number, tokens in enumerate(MEMORY_TOKENS):
         scale.progress("weighing", number, len(MEMORY_TOKENS))
         write_trace(path, Size(tokens=tokens, documents=tokens // 500))
-        peaks.append(_plots(path, place).peak_mib)
+        peaks.append(_plots(path, place, "csv").peak_mib)
     said = ", ".join(f"{tokens:,}: {peak:,.0f} MiB" for tokens, peak in zip(MEMORY_TOKENS, peaks, strict=True))
     goal = Goal(NEARLY_LINEAR, at_most=True)
     return [Result("peak memory against tokens, exponent", exponent(MEMORY_TOKENS, peaks), "", goal=goal, note=said)]
@@ -192,7 +199,7 @@ def _large_rows(place: Path, scale: Scale) -> list[Result]:
     scale.progress("writing a large trace", 0, 3)
     write_trace(path, Size(tokens=LARGE_TOKENS, documents=LARGE_TOKENS // 500))
     scale.progress("analysing a large trace", 1, 3)
-    took = _plots(path, place)
+    took = _plots(path, place, "png")
     what = f"{LARGE_TOKENS:,} tokens"
     rows = [
         Result(f"{what}: `main.py plots --trace`, all figures", took.seconds, "s"),

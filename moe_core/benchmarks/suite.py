@@ -40,6 +40,10 @@ class Benchmark:
 
 BENCHMARKS: dict[str, Benchmark] = {
     "aggregation": Benchmark("aggregation", "How fast is a trace counted, against pandas and pyarrow?"),
+    "traces": Benchmark("traces", "How long does a million tokens take, from text to every table, and how much room?"),
+    "growth": Benchmark("growth", "How does cost grow, and what does a trace of ten million tokens take?"),
+    "dashboard": Benchmark("dashboard", "How long does the dashboard let one wait, and what does it send?"),
+    "startup": Benchmark("startup", "How soon does the command line answer?"),
     "speedrun": Benchmark("speedrun", "What loss do three minutes on two cores buy?", in_default=False),
 }
 

@@ -64,7 +64,8 @@ def label_counts(
 def expert_counts(trace: AnyTrace) -> Int64Array:
     """tokens_per_expert [L,E]: assignments to each expert."""
     if isinstance(trace, StoredTrace):
-        return block_counts(trace).counts.sum(axis=1)
+        counts: Int64Array = block_counts(trace).counts.sum(axis=1)
+        return counts
     E = trace.num_experts
     counts_LE = np.zeros((trace.num_layers, E), dtype=np.int64)
     for indices_LTK in _chunks(trace):

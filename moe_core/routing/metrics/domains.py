@@ -101,7 +101,7 @@ def domain_divergence(trace: AnyTrace) -> pd.DataFrame:
     return frame.assign(jsd=frame["jsd"].astype(float).clip(lower=0.0))
 
 
-def nmi_of_counts(counts_ME: Int64Array) -> Float64Array:
+def nmi_of_counts(counts_ME: Int64Array | Float64Array) -> Float64Array:
     """I(domain; expert) / H(domain) of joint counts [...,M,E]; NaN where only one domain has tokens."""
     return ratio(mutual_information(counts_ME), entropy(counts_ME.sum(axis=-1)))
 
