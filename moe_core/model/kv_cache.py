@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from moe_core.config import ModelConfig
 from moe_core.errors import UsageError
+from moe_core.model.rope import rope_angles
 
 
 class KVCache:
@@ -33,6 +34,7 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
+        self._angles = rope_angles(0, max_len, config.head_dim, config.rope_theta, self.keys.device)
         self._memories: dict[nn.Module, Tensor] = {}
 
     @property
@@ -54,10 +56,16 @@ class KVCache:
 
     def write(self, layer: int, keys_BHSd: Tensor, values_BHSd: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's new keys and values behind the old ones; return views of all, [B, Hkv, length + S, d]."""
-        end = self.length + keys_BHSd.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys_BHSd
-        self.values[layer, :, :, self.length : end] = values_BHSd
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        new = keys_BHSd.shape[2]
+        keys, values = self.keys[layer], self.values[layer]
+        keys.narrow(2, self.length, new).copy_(keys_BHSd)
+        values.narrow(2, self.length, new).copy_(values_BHSd)
+        return keys.narrow(2, 0, self.length + new), values.narrow(2, 0, self.length + new)
+
+    def angles(self, new_tokens: int) -> tuple[Tensor, Tensor]:
+        """rope_angles of the next `new_tokens` positions, as views."""
+        cos, sin = (table[self.length : self.length + new_tokens] for table in self._angles)
+        return cos, sin
 
     def router_memory(self, router: nn.Module, width: int) -> Tensor:
         """float64 [B, max_len, width], what a router notes of each token seen; its to read and write, zero at first."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from moe_core.model import one_row
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) over the last axis, in float32, cast back, then times `weight` [dim].
@@ -22,6 +24,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any [..., dim] -> the same shape and dtype."""
+        if one_row.alone(x):
+            return one_row.rms_norm(x, self.weight, self.eps)
         if torch.is_grad_enabled() and x.dtype == self.weight.dtype == torch.float32:
             normed: Tensor = _FusedRMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
             return normed

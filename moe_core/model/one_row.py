@@ -1,4 +1,4 @@
-"""Products of a single row with a matrix, where no gradient is wanted: decoding a text.
+"""What a single row goes through where no gradient is wanted: decoding a text, where every call counts.
 
 MKL multiplies a matrix by one vector at half the speed at which memory could deliver the matrix, by two of them at full
 speed (docs/LOG.md, 2026-11-23). So a row goes together with its twin, and one of the two results is dropped.
@@ -33,3 +33,10 @@ def swiglu(twin_D2: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> 
     """down(silu(gate x) * up x): [D]."""
     hidden_F2 = nn.functional.silu(torch.mm(gate_FD, twin_D2), inplace=True).mul_(torch.mm(up_FD, twin_D2))
     return torch.mv(down_DF, hidden_F2[:, 0])
+
+
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """RMSNorm of a single row [..., D]."""
+    row_D = x.reshape(-1)
+    mean_square = torch.dot(row_D, row_D).item() / len(row_D)
+    return (x * weight_D).mul_((mean_square + eps) ** -0.5)

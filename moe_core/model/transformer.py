@@ -91,7 +91,10 @@ class MoETransformer(nn.Module):
             self.check_writes()
             cache.check_room(B, S)
         x_BSD = self.embedding(token_ids)
-        cos, sin = rope_angles(start, S, self.config.head_dim, self.config.rope_theta, x_BSD.device)
+        if cache is not None:
+            cos, sin = cache.angles(S)
+        else:
+            cos, sin = rope_angles(0, S, self.config.head_dim, self.config.rope_theta, x_BSD.device)
         context = RouterContext(token_ids, cache)
         router_outputs: list[RouterOutput] = []
         for block in self.layers:
