@@ -83,10 +83,12 @@ _LARGE_CHOSEN = (
 PRESETS: dict[str, Preset] = {
     "default": Preset(
         "the default run: at most 30 minutes on two cores",
-        # At this width the optimizer costs more than the gradient of 16 sequences (docs/LOG.md).
         {
+            # At .01 the busiest of 16 experts ended with 3.4 times the mean load (docs/LOG.md).
+            "model": {"router": {"load_balancing_loss_coef": 0.1}},
             "training": {
                 "steps": 1500,
+                # At this width the optimizer costs more than the gradient of 16 sequences (docs/LOG.md).
                 "batch_size": 32,
                 "embedding_learning_rate": 0.02,
                 # Preparing and scoring take a minute or two more.
