@@ -94,7 +94,7 @@ PRESETS: dict[str, Preset] = {
                 # Preparing and scoring take a minute or two more.
                 "time_budget_seconds": 1600.0,
                 "evaluation_interval": 100,
-            }
+            },
         },
     ),
     "quick": Preset("at most three minutes on two cores", {"model": _QUICK_MODEL, "training": _QUICK_TRAINING}),
