@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import streamlit as st
 
@@ -35,16 +35,11 @@ if TYPE_CHECKING:
     from moe_core.runs.analysis import Table
     from moe_core.runs.checkpoint import LoadedRun
 
-# Certainty is counted in documents, so of each only its first characters are taken, and of more documents.
-BEGINNING = 600
-DEEP_TOKENS_PER_DOMAIN = 4_096
-"""Of held-out text for pages that look at single experts and pairs of them: some 20 documents of each domain."""
-MAX_TRACE_BYTES = 2**28
-"""Of one trace in memory; a larger one is counted part by part and sampled where single tokens are shown."""
 EXAMPLE_TOKENS_PER_DOMAIN = 1_024
 """Of our own text for a model that brings none: some minutes for a large model on a processor."""
 MAX_SNAPSHOTS = 64
 """Of one run, read at once: more would not fit a picture."""
+T = TypeVar("T")
 Stamp = tuple[int, int, int]
 """Modification time in ns, size in bytes and inode: another file, or a changed one, has another stamp."""
 
@@ -123,18 +118,15 @@ def _probe(path: str, changed: Stamp) -> Measured:
 
 
 def trace(file: TraceFile) -> Measured:
-    """The trace in the file: in memory or, beyond MAX_TRACE_BYTES there, on disk. Raises TraceError."""
+    """The trace in the file, see routing.stored.open_or_load. Raises TraceError."""
     return _trace(str(file.path), stamp(file.path))
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the trace ...")
 def _trace(path: str, changed: Stamp) -> Measured:
-    from moe_core.routing.trace import RoutingTrace
+    from moe_core.routing.stored import open_or_load
 
-    stored = RoutingTrace.open(path)
-    slots, logits = 6 * stored.top_k, 2 * stored.num_experts  # bytes of a token in a layer; there may be no logits
-    fits = stored.num_tokens * stored.num_layers * (slots + logits) <= MAX_TRACE_BYTES
-    return Measured(RoutingTrace.load(path) if fits else stored)
+    return Measured(open_or_load(path))
 
 
 def model_routing(model: ForeignModel, progress: Progress | None = None) -> Measured:
@@ -142,20 +134,21 @@ def model_routing(model: ForeignModel, progress: Progress | None = None) -> Meas
     MoescopeError."""
     from moe_core.inference.tracing import trace_documents
 
-    place = _held_out_place(*_weights_key(model), EXAMPLE_TOKENS_PER_DOMAIN, "", (0, 0, 0))
-    with place.lock:
-        if place.measured is None:
-            language, tokens = language_model(model), EXAMPLE_TOKENS_PER_DOMAIN
-            routed = trace_documents(language, _beginnings(model), progress=progress, tokens_per_domain=tokens)
-            place.measured = Measured(routed)
-        return place.measured
+    def route() -> Measured:
+        language, documents = language_model(model), _beginnings(model)
+        limit = EXAMPLE_TOKENS_PER_DOMAIN
+        return Measured(trace_documents(language, documents, progress=progress, tokens_per_domain=limit))
+
+    return _routing_place(*_weights_key(model), "", (0, 0, 0)).once(route)
 
 
 def _beginnings(model: ForeignModel) -> list[Document]:
+    from moe_core.inference.held_out import beginnings
+
     documents = example_text(model)
     if not documents:
         raise UsageError(f"{model.name} came without a tokenizer, so no text can be sent through it; see Tokens")
-    return [replace(document, text=document.text[:BEGINNING]) for document in documents]
+    return beginnings(documents)
 
 
 def example_text(subject: Live) -> list[Document]:
@@ -182,11 +175,6 @@ def domains(subject: Live) -> list[str]:
     return list(dict.fromkeys(document.domain for document in example_text(subject)))
 
 
-def probe_trace(run: RunFolder, step: int) -> RoutingTrace:
-    """The probe's trace at `step`. Raises TraceError when there is none."""
-    return probe(run, step).tokens
-
-
 def over_time(run: RunFolder, measure: Callable[[Mapping[int, RoutingTrace]], pd.DataFrame]) -> pd.DataFrame:
     """`measure` of the probe's traces by step; of more than MAX_SNAPSHOTS, of evenly spaced ones. Raises RunError."""
     probe_step(run)
@@ -206,57 +194,40 @@ def _over_time(
     return _measure({step: _probe(path, changed).tokens for step, path, changed in snapshots})
 
 
-def held_out_routing(run: RunFolder, tokens_per_domain: int, progress: Progress | None = None) -> Measured:
-    """Routing of the beginnings of held-out documents by the newest checkpoint; `progress` is called while it is made
-    the first time. Nothing is measured yet: pages ask for what they show."""
-    return _held_out(run, tokens_per_domain, progress, run)
-
-
 def deep_routing(run: RunFolder, progress: Progress | None = None, through: RunFolder | None = None) -> Measured:
-    """Like held_out_routing, of DEEP_TOKENS_PER_DOMAIN tokens.
+    """Routing of the beginnings of held-out documents by the newest checkpoint; `progress` is called while it is made
+    the first time. Nothing is measured yet: pages ask for what they show.
 
-    `through` sends the text of `run` through another run's model. Raises RunError when a run has no checkpoint or no
-    held-out text.
+    `through` sends the text of `run` through another run's model. Raises MoescopeError when a run has no checkpoint or
+    no held-out text.
     """
-    return _held_out(run, DEEP_TOKENS_PER_DOMAIN, progress, through or run)
+    from moe_core.inference.held_out import trace_held_out
 
-
-def _held_out(run: RunFolder, tokens_per_domain: int, progress: Progress | None, through: RunFolder) -> Measured:
-    text = run.path / "held_out.parquet"
-    place = _held_out_place(*_weights_key(through), tokens_per_domain, str(text), stamp(text))
-    with place.lock:
-        if place.measured is None:
-            place.measured = Measured(_route_held_out(run, tokens_per_domain, progress, through))
-        return place.measured
+    model, text = through or run, run.path / "held_out.parquet"
+    place = _routing_place(*_weights_key(model), str(text), stamp(text))
+    return place.once(lambda: Measured(trace_held_out(loaded_run(model), run, progress)))
 
 
 @dataclass
-class _Place:
-    """Where a routing goes once it is made: made outside the cached function, which may not draw a progress bar."""
+class _Place(Generic[T]):
+    """Where something goes once it is made: outside the cached function, which may not draw a progress bar."""
 
-    lock: threading.Lock
-    measured: Measured | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    made: T | None = None
+
+    def once(self, make: Callable[[], T]) -> T:
+        """What `make` returned at the first call; another session that asks meanwhile waits for it."""
+        with self.lock:
+            if self.made is None:
+                self.made = make()
+            return self.made
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _held_out_place(
-    root: str, name: str, folder: str, changed: Stamp, tokens_per_domain: int, text: str, text_changed: Stamp
-) -> _Place:
-    return _Place(threading.Lock())
-
-
-def _route_held_out(
-    run: RunFolder, tokens_per_domain: int, progress: Progress | None, through: RunFolder
-) -> RoutingTrace:
-    from moe_core.inference.tracing import trace_documents
-
-    loaded = loaded_run(through)
-    documents = [
-        replace(document, text=document.text[:BEGINNING])
-        for split in ("validation", "unseen")
-        for document in run.held_out(split)
-    ]
-    return trace_documents(loaded, documents, progress=progress, tokens_per_domain=tokens_per_domain)
+def _routing_place(
+    root: str, name: str, folder: str, changed: Stamp, text: str, text_changed: Stamp
+) -> _Place[Measured]:
+    return _Place()
 
 
 def ablation(run: RunFolder, mode: str = "zero") -> pd.DataFrame | None:
@@ -283,23 +254,12 @@ def expert_effect(subject: Live, intervention: Intervention, progress: Progress 
     An expert that is switched off is kept in the run's folder, as part of the map. Raises MoescopeError.
     """
     place = _effect_place(*_weights_key(subject), f"{intervention.describe()} {intervention.mode}")
-    with place.lock:
-        if place.effect is None:
-            place.effect = _measure_effect(subject, intervention, progress)
-        return place.effect
-
-
-@dataclass
-class _EffectPlace:
-    """Where an effect goes once it is measured: outside the cached function, as in _Place."""
-
-    lock: threading.Lock
-    effect: pd.DataFrame | None = None
+    return place.once(lambda: _measure_effect(subject, intervention, progress))
 
 
 @st.cache_resource(max_entries=512, show_spinner=False)
-def _effect_place(root: str, name: str, folder: str, changed: Stamp, what: str) -> _EffectPlace:
-    return _EffectPlace(threading.Lock())
+def _effect_place(root: str, name: str, folder: str, changed: Stamp, what: str) -> _Place[pd.DataFrame]:
+    return _Place()
 
 
 def _measure_effect(subject: Live, intervention: Intervention, progress: Progress | None) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from moe_core.errors import MoescopeError, TraceError, UsageError
+from moe_core.inference.device import DEVICES, DTYPES
 from moe_core.runs import RunFolder
 
 MAX_OPENED = 16
@@ -193,8 +194,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--trace", action="append", default=[])
     parser.add_argument("--model", action="append", default=[])
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--trust-remote-code", action="store_true")
     expected = "expected --trace FILE, or --model DIR with --device, --dtype or --trust-remote-code"
     try:

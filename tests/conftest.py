@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -85,3 +87,34 @@ def _no_network() -> Iterator[None]:
     patch.setattr(socket.socket, "connect", guarded)
     yield
     patch.undo()
+
+
+@pytest.fixture
+def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Open the dashboard: see app_support.opening."""
+    from tests.app_support import opening
+
+    with opening(monkeypatch) as opened:
+        yield opened
+
+
+@pytest.fixture
+def own_root(trained_root: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run that a test may change."""
+    copy = tmp_path / "checkpoints"
+    shutil.copytree(trained_root, copy)
+    return copy
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process, on a checkpoints folder: (exit code, stdout, stderr)."""
+    import main
+
+    def run(root: Path, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
+        code = main.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

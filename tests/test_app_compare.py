@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import copy
-import json
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from moe_core.config import validate_config
 from moe_core.routing import RoutingTrace, baselines, metrics, verdicts
 from moe_core.runs import RunFolder
 from moe_core.training.loop import train
+from tests.app_support import Open, payloads
 from tests.conftest import TINY_CONFIG
-
-ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 
 
 @pytest.fixture(scope="module")
@@ -45,27 +43,12 @@ def root(tmp_path_factory: pytest.TempPathFactory, trained_root: Path) -> Path:
 
 
 @pytest.fixture
-def open_page(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[..., AppTest]:
-    def opened(**query: str) -> AppTest:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
-        at = AppTest.from_file(str(ENTRY), default_timeout=60)
-        for key, value in {"run": "tiny", **query}.items():
-            at.query_params[key] = value
-        at.run()
-        at.switch_page("app_pages/compare.py").run()
-        assert not at.exception, at.exception
-        return at
-
-    return opened
+def open_page(dashboard: Open, root: Path) -> Open:
+    return partial(dashboard, root, "compare", run="tiny")
 
 
 def answer_of(at: AppTest) -> str:
     return str(at.main.markdown[0].value).replace("\\", "")
-
-
-def views(at: AppTest) -> list[dict[str, Any]]:
-    found = (element for element in at.main if element.proto.__class__.__name__ == "BidiComponent")
-    return [json.loads(view.proto.json) for view in found]
 
 
 def probe(root: Path, run: str, step: int) -> RoutingTrace:
@@ -76,15 +59,13 @@ def charts(at: AppTest) -> int:
     return len(at.get("vega_lite_chart"))
 
 
-def test_without_a_choice_the_first_snapshot_is_held_against_the_last(
-    open_page: Callable[..., AppTest], root: Path
-) -> None:
+def test_without_a_choice_the_first_snapshot_is_held_against_the_last(open_page: Open, root: Path) -> None:
     at = open_page()
     assert at.title[0].value == "What is different?"
     diff = metrics.routing_diff(probe(root, "tiny", 0), probe(root, "tiny", 40))
     assert answer_of(at) == f"A is tiny, step 0, B is tiny, step 40. {verdicts.diff_verdict(diff)}"
     assert charts(at) == 6  # movers, two maps of each side, flips
-    first, second = views(at)
+    first, second = payloads(at)
     assert first["tokens"] == second["tokens"]
     assert first["marks"] == second["marks"]
     assert not at.info
@@ -96,31 +77,31 @@ def test_without_a_choice_the_first_snapshot_is_held_against_the_last(
     assert min(times) < 2.0, times
 
 
-def test_another_step_is_chosen_in_the_side_bar(open_page: Callable[..., AppTest]) -> None:
+def test_another_step_is_chosen_in_the_side_bar(open_page: Open) -> None:
     at = open_page(compare="step 20")
     assert answer_of(at).startswith("A is tiny, step 20, B is tiny, step 40. Different")
 
 
-def test_experts_of_a_run_with_another_seed_are_matched(open_page: Callable[..., AppTest]) -> None:
+def test_experts_of_a_run_with_another_seed_are_matched(open_page: Open) -> None:
     at = open_page(compare="reseeded")
     (remark,) = at.info
     assert "the number of an expert means nothing" in remark.value
     assert "Matched experts share" in remark.value
     assert len(at.dataframe) == 1
     assert len(at.dataframe[0].value) == 2 * 4
-    assert len(views(at)) == 2
+    assert len(payloads(at)) == 2
 
 
-def test_models_of_another_shape_are_only_shown_side_by_side(open_page: Callable[..., AppTest]) -> None:
+def test_models_of_another_shape_are_only_shown_side_by_side(open_page: Open) -> None:
     at = open_page(compare="wider")
     assert "never expert 3 with expert 3" in at.info[0].value
     assert "A has 2 layers of 4 experts, B 2 of 6" in at.info[0].value
     assert charts(at) == 4
-    assert not views(at)
+    assert not payloads(at)
     assert not at.dataframe
 
 
-def test_two_texts(open_page: Callable[..., AppTest]) -> None:
+def test_two_texts(open_page: Open) -> None:
     at = open_page(compare_kind="Two texts", text_b="code")
     assert answer_of(at).startswith("A is finance text, B is code text. ")
     assert charts(at) == 3
@@ -194,8 +175,8 @@ def test_one_domain_has_no_map_and_a_missing_layer_the_nearest() -> None:
     assert figure.frame.equals(baselines.domain_cells(routing))
 
 
-def test_the_numbers_sent_are_the_probe_s(open_page: Callable[..., AppTest], root: Path) -> None:
-    sent = views(open_page())[1]
+def test_the_numbers_sent_are_the_probe_s(open_page: Open, root: Path) -> None:
+    sent = payloads(open_page())[1]
     L, K = len(sent["layers"]), sent["top_k"]
     indices = np.frombuffer(base64.b64decode(sent["indices"]), "<i2").reshape(L, -1, K)
     routing = probe(root, "tiny", 40)

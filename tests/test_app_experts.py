@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,38 +20,14 @@ from app.components.expert_table import most_telling
 from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.routing.contexts import Context
 from moe_core.runs import RunFolder
+from tests.app_support import Open, shown
 
-ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 HOSTILE = "<img src=x onerror=alert(1)>"
-Open = Callable[..., AppTest]
 
 
 @pytest.fixture
-def root(trained_root: Path, tmp_path: Path) -> Path:
-    """A copy of the trained run that a test may change."""
-    copy = tmp_path / "checkpoints"
-    shutil.copytree(trained_root, copy)
-    return copy
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
-    def open_page(root: Path, **query: str) -> AppTest:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
-        at = AppTest.from_file(str(ENTRY), default_timeout=120)
-        for key, value in query.items():
-            at.query_params[key] = value
-        at.run()
-        at.switch_page("app_pages/experts.py").run()
-        assert not at.exception, at.exception
-        return at
-
-    return open_page
-
-
-def shown(at: AppTest) -> str:
-    parts = [*at.main.title, *at.main.markdown, *at.main.caption, *at.main.error, *at.main.code]
-    return "\n".join(str(part.value) for part in parts).replace("\\", "")
+def opened(dashboard: Open) -> Open:
+    return partial(dashboard, page="experts")
 
 
 def tables(at: AppTest) -> list[pd.DataFrame]:
@@ -81,14 +57,14 @@ def test_without_a_link_the_most_telling_expert_is_open_and_another_can_be_picke
     assert "Expert 3 of layer 0" in shown(at)
 
 
-def test_what_an_expert_is_worth_is_asked_for_until_it_was_measured(root: Path, opened: Open) -> None:
+def test_what_an_expert_is_worth_is_asked_for_until_it_was_measured(own_root: Path, opened: Open) -> None:
     from moe_core.evaluation.ablation import ablation_map
     from moe_core.runs.checkpoint import load_run
 
-    assert "python main.py ablate --run tiny" in shown(opened(root))
-    loaded = load_run("tiny", root)
-    effects = ablation_map(loaded, layers=[1], experts=[0], run=RunFolder("tiny", root))
-    at = opened(root, layer="1", expert="0")
+    assert "python main.py ablate --run tiny" in shown(opened(own_root))
+    loaded = load_run("tiny", own_root)
+    effects = ablation_map(loaded, layers=[1], experts=[0], run=RunFolder("tiny", own_root))
+    at = opened(own_root, layer="1", expert="0")
     assert "python main.py ablate" not in shown(at)
     worth = tables(at)[-1].set_index("domain")
     total = effects[effects["domain"] == "all"].iloc[0]
@@ -104,15 +80,15 @@ def test_the_table_of_all_experts_opens_on_demand(trained_root: Path, opened: Op
     assert list(table.columns[:4]) == ["layer", "expert", "share", "lift"]
 
 
-def test_a_run_without_a_checkpoint_shows_the_probe_and_says_so(root: Path, opened: Open) -> None:
-    shutil.rmtree(root / "tiny" / "weights")
-    text = shown(opened(root))
+def test_a_run_without_a_checkpoint_shows_the_probe_and_says_so(own_root: Path, opened: Open) -> None:
+    shutil.rmtree(own_root / "tiny" / "weights")
+    text = shown(opened(own_root))
     assert "the probe text at step 40 (more text could not be used" in text
 
 
-def test_a_run_that_trains_shows_the_probe(root: Path, opened: Open) -> None:
-    with RunFolder("tiny", root).lock():
-        assert "the run is being trained, more text follows when it is done" in shown(opened(root))
+def test_a_run_that_trains_shows_the_probe(own_root: Path, opened: Open) -> None:
+    with RunFolder("tiny", own_root).lock():
+        assert "the run is being trained, more text follows when it is done" in shown(opened(own_root))
 
 
 def test_a_selected_row_chooses_layer_and_expert_for_all_pages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from app import loaders
 from moe_core.routing import metrics
 from moe_core.runs import RunFolder
-
-ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
-Open = Callable[..., AppTest]
+from tests.app_support import Open, shown
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
-    def open_page(root: Path, **query: str) -> AppTest:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
-        at = AppTest.from_file(str(ENTRY), default_timeout=120)
-        for key, value in query.items():
-            at.query_params[key] = value
-        at.run()
-        at.switch_page("app_pages/flow.py").run()
-        assert not at.exception, at.exception
-        return at
-
-    return open_page
-
-
-def shown(at: AppTest) -> str:
-    parts = [*at.main.title, *at.main.markdown, *at.main.caption, *at.main.error]
-    return "\n".join(str(part.value) for part in parts).replace("\\", "")
+def opened(dashboard: Open) -> Open:
+    return partial(dashboard, page="flow")
 
 
 def test_bands_between_all_layers_stand_below_a_computed_answer(trained_root: Path, opened: Open) -> None:

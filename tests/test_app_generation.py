@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +12,9 @@ from app.components.token_view_job import GenerationJob, arrays_of_job, trace_of
 from moe_core.errors import RunError
 from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.runs.checkpoint import LoadedRun, load_run
+from tests.app_support import SOON, Open, shown, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
-SOON = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -25,24 +23,8 @@ def loaded(trained_root: Path) -> LoadedRun:
 
 
 @pytest.fixture
-def page(monkeypatch: pytest.MonkeyPatch, trained_root: Path) -> AppTest:
-    monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(trained_root))
-    at = AppTest.from_file(str(ROOT / "app" / "streamlit_app.py"), default_timeout=60)
-    at.run()
-    at.switch_page("app_pages/generation.py").run()
-    assert not at.exception, at.exception
-    return at
-
-
-def text_of(at: AppTest) -> str:
-    return "\n".join(str(part.value) for part in [*at.main.markdown, *at.main.error]).replace("\\", "")
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not true():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.02)
+def page(dashboard: Open, trained_root: Path) -> AppTest:
+    return dashboard(trained_root, "generation")
 
 
 def test_the_page_offers_a_prompt_from_text_the_run_never_saw(page: AppTest) -> None:
@@ -59,7 +41,7 @@ def test_writing_shows_tokens_speed_and_the_routing(page: AppTest) -> None:
     wait_until(lambda: not job.is_running)
     page.run()
     assert not page.exception
-    text = text_of(page)
+    text = shown(page)
     assert "finished · 40 of at most 40 tokens" in text
     assert "tokens/s" in text
     assert "is the first choice of" in text
@@ -75,7 +57,7 @@ def test_stop_ends_writing(page: AppTest) -> None:
     wait_until(lambda: not job.is_running)
     assert len(job.written) < 1000
     page.run()
-    assert "stopped ·" in text_of(page)
+    assert "stopped ·" in shown(page)
     assert not page.exception
 
 

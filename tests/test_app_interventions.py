@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,14 +23,12 @@ from app.components.token_view_passages import Passage
 from moe_core.errors import UsageError
 from moe_core.evaluation.ablation import ablation_map
 from moe_core.figures.effects import domain_effects_figure, with_outline
-from moe_core.figures.run_figures import load_map_figure
+from moe_core.figures.load import load_map_figure
 from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.routing import RoutingTrace, metrics, verdicts
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
-
-ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
-SOON = 60.0
+from tests.app_support import SOON, Open, payloads, shown, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -49,43 +45,11 @@ def loaded(root: Path) -> LoadedRun:
 
 
 @pytest.fixture
-def open_page(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[..., AppTest]:
-    def opened(**query: str) -> AppTest:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
-        at = AppTest.from_file(str(ENTRY), default_timeout=60)
-        for key, value in query.items():
-            at.query_params[key] = value
-        at.run()
-        at.switch_page("app_pages/interventions.py").run()
-        assert not at.exception, at.exception
-        return at
-
-    return opened
+def open_page(dashboard: Open, root: Path) -> Open:
+    return partial(dashboard, root, "interventions")
 
 
-def text_of(at: AppTest) -> str:
-    shown = [*at.main.markdown, *at.main.caption, *at.main.error]
-    return "\n".join(str(part.value) for part in shown).replace("\\", "")
-
-
-def payloads(at: AppTest) -> list[dict[str, Any]]:
-    """What the page sent to its token views."""
-    views = (element for element in at.main if element.proto.__class__.__name__ == "BidiComponent")
-    return [json.loads(view.proto.json) for view in views]
-
-
-def numbers(packed: str, dtype: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(packed), dtype)
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not true():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.02)
-
-
-def test_the_page_answers_before_the_first_click(open_page: Callable[..., AppTest], loaded: LoadedRun) -> None:
+def test_the_page_answers_before_the_first_click(open_page: Open, loaded: LoadedRun) -> None:
     at = open_page(layer="1", expert="2")
     assert at.title[0].value == "What happens without an expert?"
     answer = at.main.markdown[0].value.replace("\\", "")
@@ -98,7 +62,7 @@ def test_the_page_answers_before_the_first_click(open_page: Callable[..., AppTes
     assert "Switch off each of 8 experts" in [button.label for button in at.main.button]
 
 
-def test_the_map_is_measured_once_and_then_chosen_from(open_page: Callable[..., AppTest], root: Path) -> None:
+def test_the_map_is_measured_once_and_then_chosen_from(open_page: Open, root: Path) -> None:
     at = open_page(layer="0")
     at.button(key="measure_map").click().run()
     assert not at.exception
@@ -112,7 +76,7 @@ def test_the_map_is_measured_once_and_then_chosen_from(open_page: Callable[..., 
     assert "measure_map" not in [button.key for button in again.main.button]
 
 
-def test_every_change_is_in_the_url_and_answered(open_page: Callable[..., AppTest]) -> None:
+def test_every_change_is_in_the_url_and_answered(open_page: Open) -> None:
     at = open_page(layer="0", expert="1", mode=list(MODES)[-1])
     for label in reversed(MODES):
         at.segmented_control(key="mode").select(label).run()
@@ -122,7 +86,7 @@ def test_every_change_is_in_the_url_and_answered(open_page: Callable[..., AppTes
         assert not at.exception
 
 
-def test_two_texts_are_written_side_by_side_and_found_again(open_page: Callable[..., AppTest]) -> None:
+def test_two_texts_are_written_side_by_side_and_found_again(open_page: Open) -> None:
     at = open_page(layer="0", expert="1")
     at.slider(key="pair_tokens").set_value(30)
     at.button(key="pair_write").click().run()
@@ -131,9 +95,9 @@ def test_two_texts_are_written_side_by_side_and_found_again(open_page: Callable[
     wait_until(lambda: not running(at))
     at.run()
     assert not at.exception
-    assert "finished ·" in text_of(at)
-    assert "As the model is" in text_of(at)
-    assert "Without expert 1 of layer 0" in text_of(at)
+    assert "finished ·" in shown(at)
+    assert "As the model is" in shown(at)
+    assert "Without expert 1 of layer 0" in shown(at)
     first, second, _ = payloads(at)
     assert first["mark_label"] == second["mark_label"] == "not in the other text"
     # The same address in another session, as after a reload.
@@ -143,7 +107,7 @@ def test_two_texts_are_written_side_by_side_and_found_again(open_page: Callable[
     assert again.text_area(key="pair_prompt").value == at.text_area(key="pair_prompt").value
     # Another change is chosen: the texts stay, and say what they are of.
     again.selectbox(key="expert").set_value(2).run()
-    assert "These were written without expert 1 of layer 0" in text_of(again)
+    assert "These were written without expert 1 of layer 0" in shown(again)
 
 
 def running(at: AppTest) -> bool:
@@ -153,25 +117,25 @@ def running(at: AppTest) -> bool:
     return pair is not None and pair.is_running
 
 
-def test_stop_ends_both_texts(open_page: Callable[..., AppTest]) -> None:
+def test_stop_ends_both_texts(open_page: Open) -> None:
     at = open_page(layer="0", expert="1")
     at.slider(key="pair_tokens").set_value(400)
     at.button(key="pair_write").click().run()
     at.button(key="pair_stop").click().run()
     wait_until(lambda: not running(at))
     at.run()
-    assert "stopped ·" in text_of(at)
+    assert "stopped ·" in shown(at)
     assert not at.exception
 
 
-def test_an_address_whose_texts_are_gone_offers_to_write(open_page: Callable[..., AppTest]) -> None:
+def test_an_address_whose_texts_are_gone_offers_to_write(open_page: Open) -> None:
     at = open_page(texts="never-written")
     assert not at.exception
     assert len(payloads(at)) == 1
     assert "Write both" in [button.label for button in at.main.button]
 
 
-def test_an_empty_text_says_what_to_do(open_page: Callable[..., AppTest]) -> None:
+def test_an_empty_text_says_what_to_do(open_page: Open) -> None:
     at = open_page()
     at.segmented_control(key="loss_source").select("Your own text").run()
     assert payloads(at)[0]["domains"] == ["your text"]
@@ -180,7 +144,7 @@ def test_an_empty_text_says_what_to_do(open_page: Callable[..., AppTest]) -> Non
     assert not at.exception
 
 
-def test_a_warm_page_is_drawn_within_a_second(open_page: Callable[..., AppTest]) -> None:
+def test_a_warm_page_is_drawn_within_a_second(open_page: Open) -> None:
     at = open_page()
     times = []
     for _ in range(3):

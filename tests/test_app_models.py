@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,12 @@ pytest.importorskip("transformers", reason="transformers is missing: pip install
 
 from huggingface_support import saved_model, tiny_model
 from streamlit.testing.v1 import AppTest
-from test_app_tokens import payload_of, text_of
 
-from app import subjects
 from app.components.open_other import open_path
 from app.subjects import OPENED
 from moe_core.errors import MoescopeError, UsageError
+from tests.app_support import Open, payload_of, shown, text_of
 
-ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 NAME = "model some-moe"
 
 
@@ -30,41 +27,17 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved_model(tmp_path_factory.mktemp("models") / "some-moe", "qwen3_moe")
 
 
-@pytest.fixture(autouse=True)
-def _nothing_open() -> Iterator[None]:
-    yield
-    for one in OPENED.all():
-        OPENED.close(one.name)
-
-
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., AppTest]:
+def opened(dashboard: Open, tmp_path: Path) -> Open:
     """The dashboard started with `-- --model ...`, without a run, at a page."""
 
     def open_page(*arguments: str, page: str = "overview", **query: str) -> AppTest:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(tmp_path / "none"))
-        monkeypatch.setattr("sys.argv", [str(ENTRY), *arguments])
-        monkeypatch.setattr(subjects, "_command_line", subjects._CommandLine())
-        at = AppTest.from_file(str(ENTRY), default_timeout=120)
-        for key, value in query.items():
-            at.query_params[key] = value
-        at.run()
-        if page != "overview":
-            at.switch_page(f"app_pages/{page}.py").run()
-        assert not at.exception, at.exception
-        return at
+        return dashboard(tmp_path / "none", page, arguments, **query)
 
     return open_page
 
 
-def shown(at: AppTest) -> str:
-    parts = [*at.main.title, *at.main.markdown, *at.main.caption, *at.main.error, *at.main.info]
-    return "\n".join(str(part.value) for part in parts).replace("\\", "")
-
-
-def test_a_model_opens_without_a_run_on_every_page_that_needs_no_training(
-    model_dir: Path, opened: Callable[..., AppTest]
-) -> None:
+def test_a_model_opens_without_a_run_on_every_page_that_needs_no_training(model_dir: Path, opened: Open) -> None:
     at = opened("--model", str(model_dir))
     assert at.title[0].value.replace("\\", "") == f"What is {NAME}, and is its routing healthy?"
     assert "2 MoE layers of 4 experts, 2 for each token" in shown(at)
@@ -80,7 +53,7 @@ def test_a_model_opens_without_a_run_on_every_page_that_needs_no_training(
     assert "What the model shows" in [link.label for link in at.main.get("page_link")]
 
 
-def test_typed_text_goes_through_the_model(model_dir: Path, opened: Callable[..., AppTest]) -> None:
+def test_typed_text_goes_through_the_model(model_dir: Path, opened: Open) -> None:
     at = opened("--model", str(model_dir), page="tokens")
     assert payload_of(at)["domains"] == ["finance", "legal", "code", "general"]
     at.segmented_control(key="tokens_source").select("Your own text").run()
@@ -92,7 +65,7 @@ def test_typed_text_goes_through_the_model(model_dir: Path, opened: Callable[...
     assert payload["experts"] == 4
 
 
-def test_the_model_writes(model_dir: Path, opened: Callable[..., AppTest]) -> None:
+def test_the_model_writes(model_dir: Path, opened: Open) -> None:
     at = opened("--model", str(model_dir), page="generation")
     at.slider(key="generation_tokens").set_value(10)
     at.button(key="generation_write").click().run()
@@ -106,7 +79,7 @@ def test_the_model_writes(model_dir: Path, opened: Callable[..., AppTest]) -> No
     assert "finished" in shown(at)
 
 
-def test_switching_an_expert_off_is_measured_live(model_dir: Path, opened: Callable[..., AppTest]) -> None:
+def test_switching_an_expert_off_is_measured_live(model_dir: Path, opened: Open) -> None:
     at = opened("--model", str(model_dir), page="interventions", layer="1", expert="3")
     assert not at.error, [error.value for error in at.error]
     assert "without expert 3 of layer 1" in shown(at).lower()
@@ -114,7 +87,7 @@ def test_switching_an_expert_off_is_measured_live(model_dir: Path, opened: Calla
     assert not [button for button in at.main.button if button.key == "measure_map"]
 
 
-def test_a_model_without_tokenizer_is_read_in_token_ids(tmp_path: Path, opened: Callable[..., AppTest]) -> None:
+def test_a_model_without_tokenizer_is_read_in_token_ids(tmp_path: Path, opened: Open) -> None:
     tiny_model("mixtral").save_pretrained(tmp_path / "mute")
     at = opened("--model", str(tmp_path / "mute"), page="tokens")
     assert at.segmented_control(key="tokens_source").options == ["Your own text"]
@@ -127,9 +100,7 @@ def test_a_model_without_tokenizer_is_read_in_token_ids(tmp_path: Path, opened: 
     assert "came without a tokenizer" in shown(at)
 
 
-def test_the_path_field_opens_a_model_or_says_what_is_wrong(
-    model_dir: Path, tmp_path: Path, opened: Callable[..., AppTest]
-) -> None:
+def test_the_path_field_opens_a_model_or_says_what_is_wrong(model_dir: Path, tmp_path: Path, opened: Open) -> None:
     at = opened()
     at.text_input(key="open_path").set_value(str(model_dir))
     at.button(key="open_button").click().run()
@@ -145,7 +116,7 @@ def test_the_path_field_opens_a_model_or_says_what_is_wrong(
     assert [one.name for one in OPENED.all()] == [NAME]
 
 
-def test_a_model_that_cannot_be_loaded_is_one_line_on_its_pages(tmp_path: Path, opened: Callable[..., AppTest]) -> None:
+def test_a_model_that_cannot_be_loaded_is_one_line_on_its_pages(tmp_path: Path, opened: Open) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{")
@@ -154,7 +125,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_on_its_pages(tmp_path: Path, 
     assert "\n" not in at.main.error[0].value
 
 
-def test_warm_pages_are_drawn_within_a_second(model_dir: Path, opened: Callable[..., AppTest]) -> None:
+def test_warm_pages_are_drawn_within_a_second(model_dir: Path, opened: Open) -> None:
     at = opened("--model", str(model_dir))
     times = []
     for _ in range(3):

@@ -4,7 +4,6 @@ and few documents; and more experts than a page can draw."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from streamlit.testing.v1 import AppTest
 from moe_core.config import validate_config
 from moe_core.runs import RunFolder
 from moe_core.training.loop import train
+from tests.app_support import Open, shown
 
-ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 TINY = {"vocab_size": 300, "dim": 16, "num_heads": 1, "num_kv_heads": 1, "head_dim": 16, "max_seq_len": 64}
 TRAINING = {"batch_size": 4, "seq_len": 32, "evaluation_tokens": 64, "probe_tokens": 128, "threads": 1}
-Open = Callable[..., AppTest]
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +44,13 @@ def odd_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch, odd_root: Path) -> Open:
+def opened(dashboard: Open, odd_root: Path) -> Open:
     def open_page(page: str, **query: str) -> AppTest:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(odd_root))
-        at = AppTest.from_file(str(ENTRY), default_timeout=120)
-        for key, value in query.items():
-            at.query_params[key] = value
-        at.run()
-        at.switch_page(f"app_pages/{page}.py").run()
-        assert not at.exception, at.exception
+        at = dashboard(odd_root, page, **query)
         assert not at.error, at.error[0].value
         return at
 
     return open_page
-
-
-def shown(at: AppTest) -> str:
-    parts = [*at.main.title, *at.main.markdown, *at.main.caption, *at.main.info]
-    return "\n".join(str(part.value) for part in parts).replace("\\", "")
 
 
 def charts(at: AppTest) -> int:

@@ -4,59 +4,24 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from moe_core.inference import tracing
 from moe_core.routing.baselines import SIGNIFICANCE
 from moe_core.runs import RunFolder
+from tests.app_support import Open, shown
 
-ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 PAGES = ("overview", "domains", "experts", "flow", "time", "training")
-Open = Callable[..., AppTest]
-
-
-def shown(at: AppTest) -> str:
-    """All text of the page but the side bar's, Markdown escapes taken out."""
-    parts = [*at.main.title, *at.main.markdown, *at.main.caption, *at.main.error]
-    return "\n".join(str(part.value) for part in parts).replace("\\", "")
-
-
-@pytest.fixture
-def root(trained_root: Path, tmp_path: Path) -> Path:
-    """A copy of the trained runs that a test may change."""
-    copy = tmp_path / "checkpoints"
-    shutil.copytree(trained_root, copy)
-    return copy
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
-    """Open the dashboard on a checkpoints folder, at a page."""
-
-    def open_page(root: Path, page: str = "overview", **query: str) -> AppTest:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
-        at = AppTest.from_file(str(ENTRY), default_timeout=60)
-        for key, value in query.items():
-            at.query_params[key] = value
-        at.run()
-        if page != "overview":
-            at.switch_page(f"app_pages/{page}.py").run()
-        assert not at.exception, at.exception
-        return at
-
-    return open_page
 
 
 def test_overview_says_in_plain_words_what_the_run_is_and_whether_it_is_healthy(
-    trained_root: Path, opened: Open
+    trained_root: Path, dashboard: Open
 ) -> None:
-    at = opened(trained_root)
+    at = dashboard(trained_root)
     assert at.title[0].value == "What is tiny, and is its routing healthy?"
     text = shown(at)
     assert "2 MoE layers of 4 experts, 2 for each token" in text
@@ -72,8 +37,8 @@ def test_overview_says_in_plain_words_what_the_run_is_and_whether_it_is_healthy(
     assert [link.label for link in at.main.get("page_link")][1] == "Which experts prefer which kind of text?"
 
 
-def test_domains_gives_map_null_and_verdict_of_every_layer(trained_root: Path, opened: Open) -> None:
-    at = opened(trained_root, "domains", layer="1")
+def test_domains_gives_map_null_and_verdict_of_every_layer(trained_root: Path, dashboard: Open) -> None:
+    at = dashboard(trained_root, "domains", layer="1")
     assert at.title[0].value == "Which experts prefer which kind of text?"
     assert "Layer 1:" in shown(at)
     assert len(at.get("vega_lite_chart")) == 2
@@ -83,8 +48,8 @@ def test_domains_gives_map_null_and_verdict_of_every_layer(trained_root: Path, o
 
 
 @pytest.mark.parametrize("page", ["domains", "experts", "time"])
-def test_a_cell_is_certain_only_after_all_cells_were_adjusted_for(page: str, trained_root: Path, opened: Open) -> None:
-    at = opened(trained_root, page, layer="1")
+def test_a_cell_is_certain_after_all_cells_were_adjusted_for(page: str, trained_root: Path, dashboard: Open) -> None:
+    at = dashboard(trained_root, page, layer="1")
     if page == "time":
         at.segmented_control(key="time_shown").set_value("Domains").run()
     drawn = [
@@ -96,16 +61,16 @@ def test_a_cell_is_certain_only_after_all_cells_were_adjusted_for(page: str, tra
     assert (cells["uncertain"] == ~(cells["p_adjusted"] <= SIGNIFICANCE)).all()
 
 
-def test_domains_uses_more_text_on_request(trained_root: Path, opened: Open) -> None:
-    at = opened(trained_root, "domains")
+def test_domains_uses_more_text_on_request(trained_root: Path, dashboard: Open) -> None:
+    at = dashboard(trained_root, "domains")
     if at.main.button:  # else the probe was too small and more text is used already
         at.button(key="use_more_text").click().run()
     assert not at.exception
     assert "sent through the newest checkpoint at" in shown(at)
 
 
-def test_training_shows_loss_load_and_a_way_to_start_another(trained_root: Path, opened: Open) -> None:
-    at = opened(trained_root, "training")
+def test_training_shows_loss_load_and_a_way_to_start_another(trained_root: Path, dashboard: Open) -> None:
+    at = dashboard(trained_root, "training")
     assert at.title[0].value == "Is tiny learning, and are its experts forming?"
     assert "Finished 40 steps" in shown(at)
     assert "guessing by token frequency" in shown(at)
@@ -115,10 +80,10 @@ def test_training_shows_loss_load_and_a_way_to_start_another(trained_root: Path,
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_rerun_shows_the_same_from_what_was_kept(
-    trained_root: Path, opened: Open, page: str, monkeypatch: pytest.MonkeyPatch
+    trained_root: Path, dashboard: Open, page: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Speed itself is measured elsewhere; here, that a warm page sends no text through the model again."""
-    at = opened(trained_root, page)
+    at = dashboard(trained_root, page)
     before = shown(at)
 
     def refuse(*_: object, **__: object) -> None:
@@ -130,9 +95,9 @@ def test_a_rerun_shows_the_same_from_what_was_kept(
     assert shown(at) == before
 
 
-def test_run_and_layer_stay_chosen_from_page_to_page(root: Path, opened: Open) -> None:
-    shutil.copytree(root / "tiny", root / "other")
-    at = opened(root, run="tiny", layer="0")
+def test_run_and_layer_stay_chosen_from_page_to_page(own_root: Path, dashboard: Open) -> None:
+    shutil.copytree(own_root / "tiny", own_root / "other")
+    at = dashboard(own_root, run="tiny", layer="0")
     assert at.title[0].value == "What is tiny, and is its routing healthy?"
     for page in ("domains", "training", "overview"):
         at.switch_page(f"app_pages/{page}.py").run()
@@ -144,37 +109,37 @@ def test_run_and_layer_stay_chosen_from_page_to_page(root: Path, opened: Open) -
     assert at.session_state["run"] == "other"
 
 
-def test_a_link_to_a_run_that_is_gone_says_so_until_another_is_chosen(root: Path, opened: Open) -> None:
-    shutil.copytree(root / "tiny", root / "other")
-    at = opened(root, run="n*pe")
+def test_a_link_to_a_run_that_is_gone_says_so_until_another_is_chosen(own_root: Path, dashboard: Open) -> None:
+    shutil.copytree(own_root / "tiny", own_root / "other")
+    at = dashboard(own_root, run="n*pe")
     shown_run = at.selectbox(key="run").value
     assert [warning.value for warning in at.sidebar.warning] == [f"There is no run n\\*pe here. This is {shown_run}."]
     at.run()
     assert at.sidebar.warning
     at.selectbox(key="run").select("tiny" if shown_run == "other" else "other").run()
     assert not at.sidebar.warning
-    assert not opened(root, run="other").sidebar.warning
+    assert not dashboard(own_root, run="other").sidebar.warning
 
 
-def test_a_url_with_values_that_do_not_exist_shows_the_defaults(trained_root: Path, opened: Open) -> None:
-    at = opened(trained_root, run="../secret", layer="99")
+def test_a_url_with_values_that_do_not_exist_shows_the_defaults(trained_root: Path, dashboard: Open) -> None:
+    at = dashboard(trained_root, run="../secret", layer="99")
     assert at.session_state["run"] == "tiny"
     assert at.session_state["layer"] in (0, 1)
 
 
-def test_without_runs_every_page_says_how_to_make_one(tmp_path: Path, opened: Open) -> None:
+def test_without_runs_every_page_says_how_to_make_one(tmp_path: Path, dashboard: Open) -> None:
     for page in ("overview", "domains"):
-        at = opened(tmp_path, page)
+        at = dashboard(tmp_path, page)
         assert "There is no run yet" in shown(at)
         assert at.main.get("page_link")[0].label == "Train a first run"
-    at = opened(tmp_path, "training")
+    at = dashboard(tmp_path, "training")
     assert at.button(key="start_training").label == "Start training"
 
 
-def test_a_broken_run_is_named_with_its_fault_and_the_others_still_work(root: Path, opened: Open) -> None:
-    shutil.copytree(root / "tiny", root / "cut")
-    (root / "cut" / "config.json").write_text("{")
-    at = opened(root, run="cut")
+def test_a_broken_run_is_named_with_its_fault_and_the_others_still_work(own_root: Path, dashboard: Open) -> None:
+    shutil.copytree(own_root / "tiny", own_root / "cut")
+    (own_root / "cut" / "config.json").write_text("{")
+    at = dashboard(own_root, run="cut")
     assert at.title[0].value == "What is wrong with cut?"
     assert "config.json" in shown(at)
     assert "Choose another run" in shown(at)
@@ -183,83 +148,83 @@ def test_a_broken_run_is_named_with_its_fault_and_the_others_still_work(root: Pa
 
 
 @pytest.mark.parametrize("page", ["overview", "domains"])
-def test_a_damaged_probe_is_one_line_and_no_traceback(root: Path, opened: Open, page: str) -> None:
-    for probe in (root / "tiny" / "probes").iterdir():
+def test_a_damaged_probe_is_one_line_and_no_traceback(own_root: Path, dashboard: Open, page: str) -> None:
+    for probe in (own_root / "tiny" / "probes").iterdir():
         probe.write_bytes(probe.read_bytes()[:100])
-    at = opened(root, page)
+    at = dashboard(own_root, page)
     assert len(at.error) == 1
     assert "step_000040.parquet" in shown(at)
     assert "\n" not in at.error[0].value
 
 
-def test_a_run_before_its_first_evaluation_says_so(root: Path, opened: Open) -> None:
-    shutil.rmtree(root / "tiny" / "probes")
-    at = opened(root)
+def test_a_run_before_its_first_evaluation_says_so(own_root: Path, dashboard: Open) -> None:
+    shutil.rmtree(own_root / "tiny" / "probes")
+    at = dashboard(own_root)
     assert "has no routing to show yet" in shown(at)
 
 
-def with_status(root: Path, **changes: object) -> None:
-    run = RunFolder("tiny", root)
+def with_status(own_root: Path, **changes: object) -> None:
+    run = RunFolder("tiny", own_root)
     status = run.status()
     assert status is not None
     run.write_status(replace(status, **changes))  # type: ignore[arg-type]
 
 
-def test_an_interrupted_run_says_what_happened_and_can_be_resumed(root: Path, opened: Open) -> None:
-    with_status(root, state="running", step=25)
-    at = opened(root, "training")
+def test_an_interrupted_run_says_what_happened_and_can_be_resumed(own_root: Path, dashboard: Open) -> None:
+    with_status(own_root, state="running", step=25)
+    at = dashboard(own_root, "training")
     assert "ended at step 25 of 40 without a word" in shown(at)
     assert at.button(key="resume_training").label == "Resume"
 
 
-def test_a_failed_run_shows_the_reason_as_text(root: Path, opened: Open) -> None:
-    with_status(root, state="failed", step=25, message="the disk is full :red[x] $x$ <img src=x onerror=alert(1)>")
-    at = opened(root, "training")
+def test_a_failed_run_shows_the_reason_as_text(own_root: Path, dashboard: Open) -> None:
+    with_status(own_root, state="failed", step=25, message="the disk is full :red[x] $x$ <img src=x onerror=alert(1)>")
+    at = dashboard(own_root, "training")
     assert "Failed at step 25 of 40: The disk is full :red[x] $x$ <img src=x onerror=alert(1)>" in shown(at)
     assert r"\:red\[x\]" in "".join(part.value for part in at.markdown)
 
 
-def test_metrics_of_a_run_trained_on_are_not_stale(root: Path, opened: Open) -> None:
-    at = opened(root)
+def test_metrics_of_a_run_trained_on_are_not_stale(own_root: Path, dashboard: Open) -> None:
+    at = dashboard(own_root)
     record = {"kind": "evaluation", "step": 60, "split": "unseen", "nats_per_token": 1.25, "bits_per_byte": 1.0}
-    RunFolder("tiny", root).append_metrics(record)
+    RunFolder("tiny", own_root).append_metrics(record)
     time.sleep(1.1)  # the list of runs, and with it their key figures, may be a second old
     at.run()
     assert at.metric[0].value == "1.25 nats"
 
 
-def test_a_run_whose_lock_is_held_is_live_and_can_be_asked_to_stop(root: Path, opened: Open) -> None:
-    with_status(root, state="running", step=10, seconds_left=30.0)
-    run = RunFolder("tiny", root)
+def test_a_run_whose_lock_is_held_is_live_and_can_be_asked_to_stop(own_root: Path, dashboard: Open) -> None:
+    with_status(own_root, state="running", step=10, seconds_left=30.0)
+    run = RunFolder("tiny", own_root)
     with run.lock():
-        at = opened(root, "training")
+        at = dashboard(own_root, "training")
         assert "Now at step 10 of 40, 30 s left." in shown(at)
         at.button(key="stop_training").click().run()
         assert run.stop_requested()
         assert at.button(key="stop_training").disabled
 
 
-def test_two_sessions_do_not_share_their_choice(root: Path, opened: Open) -> None:
-    shutil.copytree(root / "tiny", root / "other")
-    first, second = opened(root, run="tiny"), opened(root, run="other")
+def test_two_sessions_do_not_share_their_choice(own_root: Path, dashboard: Open) -> None:
+    shutil.copytree(own_root / "tiny", own_root / "other")
+    first, second = dashboard(own_root, run="tiny"), dashboard(own_root, run="other")
     first.run()
     assert first.title[0].value == "What is tiny, and is its routing healthy?"
     assert second.title[0].value == "What is other, and is its routing healthy?"
 
 
-def test_events_are_shown_newest_first_and_as_text(root: Path, opened: Open) -> None:
-    run = RunFolder("tiny", root)
+def test_events_are_shown_newest_first_and_as_text(own_root: Path, dashboard: Open) -> None:
+    run = RunFolder("tiny", own_root)
     for step, message in ((10, "first"), (20, "expert 3 in layer 1 has become a *bold* expert")):
         run.append_metrics({"kind": "event", "step": step, "message": message})
-    text = shown(opened(root, "training"))
+    text = shown(dashboard(own_root, "training"))
     assert text.index("Step 20: expert 3 in layer 1 has become a *bold* expert") < text.index("Step 10: first")
 
 
-def test_a_run_that_cannot_be_resumed_says_why(root: Path, opened: Open) -> None:
-    with_status(root, state="stopped", step=25)
-    for checkpoint in (root / "tiny" / "weights").iterdir():
+def test_a_run_that_cannot_be_resumed_says_why(own_root: Path, dashboard: Open) -> None:
+    with_status(own_root, state="stopped", step=25)
+    for checkpoint in (own_root / "tiny" / "weights").iterdir():
         (checkpoint / "model.safetensors").write_bytes(b"damaged")
-    at = opened(root, "training")
+    at = dashboard(own_root, "training")
     at.button(key="resume_training").click().run()
     assert not at.exception
     assert "The run was not resumed" in at.error[0].value

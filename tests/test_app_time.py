@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from app.components.snapshots import TOKENS_OF_EACH_DOMAIN, snapshot_arrays, snapshot_payload
 from moe_core.figures.formation import formation_figure, formation_verdict
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.runs import RunFolder
-
-ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
-Open = Callable[..., AppTest]
+from tests.app_support import Open, payload_of, shown
 
 
 @pytest.fixture
-def root(trained_root: Path, tmp_path: Path) -> Path:
-    """A copy of the trained run that a test may change."""
-    copy = tmp_path / "checkpoints"
-    shutil.copytree(trained_root, copy)
-    return copy
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
-    def open_page(root: Path, **query: str) -> AppTest:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
-        at = AppTest.from_file(str(ENTRY), default_timeout=60)
-        for key, value in query.items():
-            at.query_params[key] = value
-        at.run()
-        at.switch_page("app_pages/time.py").run()
-        assert not at.exception, at.exception
-        return at
-
-    return open_page
-
-
-def shown(at: AppTest) -> str:
-    parts = [*at.main.title, *at.main.markdown, *at.main.caption, *at.main.error]
-    return "\n".join(str(part.value) for part in parts).replace("\\", "")
-
-
-def payload_of(at: AppTest) -> dict[str, Any]:
-    (view,) = (element for element in at.main if element.proto.__class__.__name__ == "BidiComponent")
-    payload: dict[str, Any] = json.loads(view.proto.json)
-    return payload
+def opened(dashboard: Open) -> Open:
+    return partial(dashboard, page="time")
 
 
 def test_the_answer_says_when_the_layers_experts_were_formed(trained_root: Path, opened: Open) -> None:
@@ -88,32 +54,32 @@ def test_the_maps_of_a_step_come_with_their_verdict(trained_root: Path, opened: 
     assert title in shown(at)
 
 
-def test_one_snapshot_has_no_slider_and_says_so(root: Path, opened: Open) -> None:
+def test_one_snapshot_has_no_slider_and_says_so(own_root: Path, opened: Open) -> None:
     for step in (0, 20):
-        RunFolder("tiny", root).probe_path(step).unlink()
-    at = opened(root)
+        RunFolder("tiny", own_root).probe_path(step).unlink()
+    at = opened(own_root)
     assert not at.select_slider
     assert "There is one snapshot only" in shown(at)
 
 
-def test_before_the_first_snapshot_one_line_says_so(root: Path, opened: Open) -> None:
-    shutil.rmtree(root / "tiny" / "probes")
-    at = opened(root)
+def test_before_the_first_snapshot_one_line_says_so(own_root: Path, opened: Open) -> None:
+    shutil.rmtree(own_root / "tiny" / "probes")
+    at = opened(own_root)
     assert "has no routing to show yet" in shown(at)
     assert len(at.error) == 1
 
 
-def test_a_damaged_snapshot_is_one_line(root: Path, opened: Open) -> None:
-    probe = RunFolder("tiny", root).probe_path(20)
+def test_a_damaged_snapshot_is_one_line(own_root: Path, opened: Open) -> None:
+    probe = RunFolder("tiny", own_root).probe_path(20)
     probe.write_bytes(probe.read_bytes()[:100])
-    at = opened(root)
+    at = opened(own_root)
     assert len(at.error) == 1
     assert "step_000020.parquet" in at.error[0].value.replace("\\", "")
 
 
-def test_a_run_that_trains_says_that_more_is_to_come(root: Path, opened: Open) -> None:
-    with RunFolder("tiny", root).lock():
-        assert "New snapshots appear by themselves" in shown(opened(root))
+def test_a_run_that_trains_says_that_more_is_to_come(own_root: Path, opened: Open) -> None:
+    with RunFolder("tiny", own_root).lock():
+        assert "New snapshots appear by themselves" in shown(opened(own_root))
 
 
 def test_a_step_that_is_not_there_shows_the_last(trained_root: Path, opened: Open) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from streamlit.testing.v1 import AppTest
 
 from app.components.token_view import EASIER, HARDER, TokenArrays, display, view_payload
 from app.components.token_view_passages import (
@@ -32,14 +29,14 @@ from moe_core.figures.palette import (
     LIGHT_PAGE,
     LIGHT_TEXT,
     TOKEN_STRENGTH,
-    blend,
     contrast_ratio,
 )
 from moe_core.routing import metrics, verdicts
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
+from tests.app_support import Open, numbers, payload_of, text_of
+from tests.colour_support import blend
 
-ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 HOSTILE = "<img src=x onerror=alert(1)> :red[x] $x$ </style></script> ![](http://example.com/a.png)"
 OWN = "Your own text"
 
@@ -50,38 +47,11 @@ def loaded(trained_root: Path) -> LoadedRun:
 
 
 @pytest.fixture
-def tokens_page(monkeypatch: pytest.MonkeyPatch, trained_root: Path) -> Callable[..., AppTest]:
-    def open_page(**query: str) -> AppTest:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(trained_root))
-        at = AppTest.from_file(str(ENTRY), default_timeout=60)
-        for key, value in query.items():
-            at.query_params[key] = value
-        at.run()
-        at.switch_page("app_pages/tokens.py").run()
-        assert not at.exception, at.exception
-        return at
-
-    return open_page
+def tokens_page(dashboard: Open, trained_root: Path) -> Open:
+    return partial(dashboard, trained_root, "tokens")
 
 
-def payload_of(at: AppTest) -> dict[str, Any]:
-    """What the page sent to the token view."""
-    (view,) = (element for element in at.main if element.proto.__class__.__name__ == "BidiComponent")
-    data: dict[str, Any] = json.loads(view.proto.json)
-    return data
-
-
-def numbers(packed: str, dtype: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(packed), dtype)
-
-
-def text_of(payload: dict[str, Any]) -> str:
-    """The text as the reader sees it, without the signs before line breaks and the start marks."""
-    shown = [payload["pieces"][i] for i in numbers(payload["tokens"], "<i4")]
-    return "".join(piece[0] for piece in shown if piece[2] != "start of text").replace("↵\n", "\n")
-
-
-def test_the_page_is_right_before_the_first_click(tokens_page: Callable[..., AppTest]) -> None:
+def test_the_page_is_right_before_the_first_click(tokens_page: Open) -> None:
     at = tokens_page(layer="0")
     assert at.title[0].value == "Which expert does each token go to?"
     answer = at.main.markdown[0].value.replace("\\", "")
@@ -94,7 +64,7 @@ def test_the_page_is_right_before_the_first_click(tokens_page: Callable[..., App
     assert len(at.get("vega_lite_chart")) == 1
 
 
-def test_a_warm_page_is_drawn_within_a_second(tokens_page: Callable[..., AppTest]) -> None:
+def test_a_warm_page_is_drawn_within_a_second(tokens_page: Open) -> None:
     at = tokens_page()
     times = []
     for _ in range(3):
@@ -104,7 +74,7 @@ def test_a_warm_page_is_drawn_within_a_second(tokens_page: Callable[..., AppTest
     assert min(times) < 1.0, times
 
 
-def test_typed_text_reaches_the_view_as_text(tokens_page: Callable[..., AppTest]) -> None:
+def test_typed_text_reaches_the_view_as_text(tokens_page: Open) -> None:
     at = tokens_page()
     at.segmented_control(key="tokens_source").select(OWN).run()
     at.text_area(key="tokens_text").set_value(HOSTILE + "\n\tsecond line").run()
@@ -115,7 +85,7 @@ def test_typed_text_reaches_the_view_as_text(tokens_page: Callable[..., AppTest]
     assert not at.warning
 
 
-def test_a_pasted_megabyte_is_cut_and_the_limit_is_said(tokens_page: Callable[..., AppTest]) -> None:
+def test_a_pasted_megabyte_is_cut_and_the_limit_is_said(tokens_page: Open) -> None:
     at = tokens_page()
     at.segmented_control(key="tokens_source").select(OWN).run()
     text = "The quick brown fox. " * 50_000
@@ -129,7 +99,7 @@ def test_a_pasted_megabyte_is_cut_and_the_limit_is_said(tokens_page: Callable[..
     assert text.startswith(text_of(payload))
 
 
-def test_no_text_is_answered_with_what_to_do(tokens_page: Callable[..., AppTest]) -> None:
+def test_no_text_is_answered_with_what_to_do(tokens_page: Open) -> None:
     at = tokens_page()
     at.segmented_control(key="tokens_source").select(OWN).run()
     at.text_area(key="tokens_text").set_value("").run()
@@ -137,7 +107,7 @@ def test_no_text_is_answered_with_what_to_do(tokens_page: Callable[..., AppTest]
     assert "type or paste some" in at.info[0].value
 
 
-def test_other_examples_are_other_documents(tokens_page: Callable[..., AppTest]) -> None:
+def test_other_examples_are_other_documents(tokens_page: Open) -> None:
     at = tokens_page()
     first = text_of(payload_of(at))
     at.button(key="tokens_other").click().run()
@@ -147,7 +117,7 @@ def test_other_examples_are_other_documents(tokens_page: Callable[..., AppTest])
     assert len(payload_of(at)["starts"]) == 3
 
 
-def test_a_choice_that_another_run_does_not_have_falls_back(tokens_page: Callable[..., AppTest]) -> None:
+def test_a_choice_that_another_run_does_not_have_falls_back(tokens_page: Open) -> None:
     at = tokens_page()
     at.session_state["tokens_source"] = "a domain of another run"
     at.run()

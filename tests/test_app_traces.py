@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
-from test_app_tokens import payload_of, text_of
 
 from app import subjects
 from app.components.open_other import open_path, open_upload
 from app.components.trace_text import document_titles
 from app.measured import Measured
-from app.subjects import OPENED, Registry, TraceFile, open_from_command_line
+from app.subjects import Registry, TraceFile, open_from_command_line
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace
+from tests.app_support import ENTRY, Open, payload_of, shown, text_of
 
-ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 PAGES = ("overview", "tokens", "domains", "experts", "flow", "compare")
 HOSTILE = "<img src=x onerror=alert(1)> :red[x] $x$"
 WORDS = ["the ", "court ", "return ", "x", "\n", HOSTILE]
@@ -47,39 +45,17 @@ def trace_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _nothing_open() -> Iterator[None]:
-    yield
-    for one in OPENED.all():
-        OPENED.close(one.name)
-
-
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., AppTest]:
+def opened(dashboard: Open, tmp_path: Path) -> Open:
     """The dashboard started with `-- --trace ...`, without a run, at a page."""
 
     def open_page(*arguments: str, page: str = "overview", root: Path | None = None, **query: str) -> AppTest:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root or tmp_path))
-        monkeypatch.setattr("sys.argv", [str(ENTRY), *arguments])
-        monkeypatch.setattr(subjects, "_command_line", subjects._CommandLine())
-        at = AppTest.from_file(str(ENTRY), default_timeout=60)
-        for key, value in query.items():
-            at.query_params[key] = value
-        at.run()
-        if page != "overview":
-            at.switch_page(f"app_pages/{page}.py").run()
-        assert not at.exception, at.exception
-        return at
+        return dashboard(root or tmp_path, page, arguments, **query)
 
     return open_page
 
 
-def shown(at: AppTest) -> str:
-    parts = [*at.main.title, *at.main.markdown, *at.main.caption, *at.main.error, *at.main.info]
-    return "\n".join(str(part.value) for part in parts).replace("\\", "")
-
-
-def test_a_trace_opens_without_a_run_and_is_described(trace_path: Path, opened: Callable[..., AppTest]) -> None:
+def test_a_trace_opens_without_a_run_and_is_described(trace_path: Path, opened: Open) -> None:
     at = opened("--trace", str(trace_path))
     assert at.title[0].value.replace("\\", "") == "What is trace recorded.parquet, and is its routing healthy?"
     text = shown(at)
@@ -94,36 +70,32 @@ def test_a_trace_opens_without_a_run_and_is_described(trace_path: Path, opened: 
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_page_that_needs_no_model_shows_the_trace(
-    trace_path: Path, opened: Callable[..., AppTest], page: str
-) -> None:
+def test_every_page_that_needs_no_model_shows_the_trace(trace_path: Path, opened: Open, page: str) -> None:
     at = opened("--trace", str(trace_path), page=page)
     assert not at.error, [error.value for error in at.error]
     assert len(at.main.get("vega_lite_chart")) + len(at.main.get("plotly_chart")) >= 1
 
 
 @pytest.mark.parametrize("page", ["generation", "interventions", "time"])
-def test_the_others_say_in_one_sentence_what_they_need(
-    trace_path: Path, opened: Callable[..., AppTest], page: str
-) -> None:
+def test_the_others_say_in_one_sentence_what_they_need(trace_path: Path, opened: Open, page: str) -> None:
     at = opened("--trace", str(trace_path), page=page)
     assert "A trace keeps where tokens went and nothing else" in shown(at)
     assert not at.error
     assert len(at.main.get("page_link")) == 2
 
 
-def test_the_training_page_opens_as_ever(trace_path: Path, opened: Callable[..., AppTest]) -> None:
+def test_the_training_page_opens_as_ever(trace_path: Path, opened: Open) -> None:
     at = opened("--trace", str(trace_path), page="training")
     assert at.button(key="start_training").label == "Start training"
 
 
-def test_domains_finds_what_is_planted_in_layer_3(trace_path: Path, opened: Callable[..., AppTest]) -> None:
+def test_domains_finds_what_is_planted_in_layer_3(trace_path: Path, opened: Open) -> None:
     at = opened("--trace", str(trace_path), page="domains")
     table = at.dataframe[0].value
     assert table["p_adjusted"].tolist()[1] < 0.05 < table["p_adjusted"].tolist()[0]
 
 
-def test_tokens_shows_a_chosen_document_as_text(trace_path: Path, opened: Callable[..., AppTest]) -> None:
+def test_tokens_shows_a_chosen_document_as_text(trace_path: Path, opened: Open) -> None:
     at = opened("--trace", str(trace_path), page="tokens")
     assert payload_of(at)["count"] == 80  # one document of each domain
     titles = document_titles(small_trace())
@@ -138,7 +110,7 @@ def test_tokens_shows_a_chosen_document_as_text(trace_path: Path, opened: Callab
 
 
 def test_two_traces_are_compared_and_a_model_is_told_by_its_source(
-    tmp_path: Path, trace_path: Path, opened: Callable[..., AppTest]
+    tmp_path: Path, trace_path: Path, opened: Open
 ) -> None:
     other = tmp_path / "later.parquet"
     small_trace(seed=1, source="another model").save(other)
@@ -151,9 +123,7 @@ def test_two_traces_are_compared_and_a_model_is_told_by_its_source(
     assert "Experts of separately trained models have nothing in common" in at.info[0].value
 
 
-def test_a_trace_and_a_run_are_both_offered(
-    trace_path: Path, trained_root: Path, opened: Callable[..., AppTest]
-) -> None:
+def test_a_trace_and_a_run_are_both_offered(trace_path: Path, trained_root: Path, opened: Open) -> None:
     at = opened("--trace", str(trace_path), root=trained_root)
     assert at.selectbox(key="run").options == ["trace recorded.parquet", "tiny"]
     at.selectbox(key="run").select("tiny").run()
@@ -165,15 +135,13 @@ def test_a_trace_and_a_run_are_both_offered(
     assert at.title[0].value == "What is tiny, and is its routing healthy?"
 
 
-def test_a_link_to_a_trace_that_is_not_open_says_so(trained_root: Path, opened: Callable[..., AppTest]) -> None:
+def test_a_link_to_a_trace_that_is_not_open_says_so(trained_root: Path, opened: Open) -> None:
     at = opened(root=trained_root, run="trace gone.parquet")
     assert "is not open any more" in at.sidebar.warning[0].value
     assert at.title[0].value == "What is tiny, and is its routing healthy?"
 
 
-def test_the_path_field_opens_a_trace_and_names_what_is_none(
-    trace_path: Path, tmp_path: Path, opened: Callable[..., AppTest]
-) -> None:
+def test_the_path_field_opens_a_trace_and_names_what_is_none(trace_path: Path, tmp_path: Path, opened: Open) -> None:
     at = opened()
     for wrong, said in (("", "No path is given"), (str(tmp_path), "folder"), (str(ENTRY), "streamlit_app.py")):
         at.text_input(key="open_path").set_value(wrong)
@@ -202,9 +170,7 @@ def test_an_upload_is_kept_under_its_content_and_shown_by_its_name(trace_path: P
     ("arguments", "said"),
     [(["--frace", "x"], "--frace"), (["--trace"], "--trace"), (["--trace", "/nowhere.parquet"], "/nowhere.parquet")],
 )
-def test_wrong_arguments_are_named_and_the_rest_still_works(
-    opened: Callable[..., AppTest], arguments: list[str], said: str
-) -> None:
+def test_wrong_arguments_are_named_and_the_rest_still_works(opened: Open, arguments: list[str], said: str) -> None:
     at = opened(*arguments)
     assert said in at.sidebar.error[0].value.replace("\\", "")
     assert "There is no run yet" in shown(at)
@@ -240,13 +206,14 @@ def test_a_trace_on_disk_gives_the_same_answers_as_in_memory(trace_path: Path) -
 
 
 def test_a_trace_larger_than_memory_is_counted_on_disk(
-    opened: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    opened: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from app import loaders, measured
+    from app import measured
+    from moe_core.routing import stored
 
     large = tmp_path / "large.parquet"
     small_trace(seed=2, documents=60).save(large)
-    monkeypatch.setattr(loaders, "MAX_TRACE_BYTES", 1000)
+    monkeypatch.setattr(stored, "MAX_IN_MEMORY_BYTES", 1000)
     monkeypatch.setattr(measured, "SAMPLE_TOKENS", 1200)
     at = opened("--trace", str(large))
     for page in PAGES:

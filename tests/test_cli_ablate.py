@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import pandas as pd
 import pytest
 from training_support import make_config, write_corpus
 
-import main as command_line
 from moe_core.evaluation.ablation import STAGE, ablation_map, held_out_text
 from moe_core.runs.analysis import read_ablation_map, read_table
 from moe_core.runs.checkpoint import load_run
@@ -34,28 +34,14 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "main.py"), "ablate", *arguments]
 
 
-def environment(root: Path) -> dict[str, str]:
-    return {**os.environ, "MOESCOPE_CHECKPOINTS": str(root), "OMP_NUM_THREADS": "1"}
+def environment(own_root: Path) -> dict[str, str]:
+    return {**os.environ, "MOESCOPE_CHECKPOINTS": str(own_root), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
-def ablate(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ablate:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
-        code = command_line.main(["ablate", *arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def root(trained_root: Path, tmp_path: Path) -> Path:
-    """A checkpoints folder of one's own with the run "tiny"."""
-    shutil.copytree(trained_root / "tiny", tmp_path / "tiny")
-    return tmp_path
+def ablate(own_root: Path, cli: Callable[..., tuple[int, str, str]]) -> Ablate:
+    """`python main.py ablate` with more arguments."""
+    return partial(cli, own_root, "ablate")
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +59,15 @@ def undisturbed(wide_root: Path) -> pd.DataFrame:
     return ablation_map(load_run("wide", wide_root))
 
 
-def test_the_whole_map_in_words_and_numbers_and_at_once_the_second_time(root: Path, ablate: Ablate) -> None:
-    code, out, err = ablate("--run", "tiny", "--json", str(root / "figures.json"))
+def test_the_whole_map_in_words_and_numbers_and_at_once_the_second_time(own_root: Path, ablate: Ablate) -> None:
+    code, out, err = ablate("--run", "tiny", "--json", str(own_root / "figures.json"))
     assert code == 0, err
     for words in ("layer  expert", "measure", "rho", "nats per token", "experts"):
         assert words in out
-    figures: dict[str, Any] = json.loads((root / "figures.json").read_text())
+    figures: dict[str, Any] = json.loads((own_root / "figures.json").read_text())
     assert (figures["run"], figures["mode"], figures["text"]) == ("tiny", "zero", "held-out text")
-    run = RunFolder("tiny", root)
-    loaded = load_run("tiny", root)
+    run = RunFolder("tiny", own_root)
+    loaded = load_run("tiny", own_root)
     assert figures["tokens"] == len(held_out_text(loaded))
     assert figures["step"] == loaded.step
     effects = pd.DataFrame(figures["effects"])
@@ -94,15 +80,15 @@ def test_the_whole_map_in_words_and_numbers_and_at_once_the_second_time(root: Pa
 
     files = {path: path.stat().st_mtime_ns for path in (run.path / "analysis").iterdir()}
     arguments = command("--run", "tiny", "--json")
-    again = subprocess.run(arguments, env=environment(root), capture_output=True, text=True, check=True)
+    again = subprocess.run(arguments, env=environment(own_root), capture_output=True, text=True, check=True)
     repeated = json.loads(again.stdout)  # JSON alone, words on stderr
     assert figures["verdicts"]["importance"] in again.stderr
     assert {**repeated, "seconds": 0} == {**figures, "seconds": 0}
     assert files == {path: path.stat().st_mtime_ns for path in (run.path / "analysis").iterdir()}
 
 
-def test_one_expert_in_another_mode_and_on_other_text(root: Path, ablate: Ablate) -> None:
-    text = root / "mine.jsonl"
+def test_one_expert_in_another_mode_and_on_other_text(own_root: Path, ablate: Ablate) -> None:
+    text = own_root / "mine.jsonl"
     lines = [
         {"text": f"The {word} shall be {word} again.", "domain": word} for word in ("tax", "law") for _ in range(3)
     ]
@@ -115,13 +101,13 @@ def test_one_expert_in_another_mode_and_on_other_text(root: Path, ablate: Ablate
     assert {row["domain"] for row in figures["effects"]} == {"all", "tax", "law"}
     assert (figures["mode"], figures["text"]) == ("reroute", str(text))
     assert "correlations" not in figures
-    run = RunFolder("tiny", root)
+    run = RunFolder("tiny", own_root)
     assert read_ablation_map(run, "reroute", text=str(text)) is not None
     assert read_ablation_map(run, "reroute") is None
 
 
-def test_what_cannot_be_done_is_one_line(root: Path, ablate: Ablate) -> None:
-    empty = root / "empty.txt"
+def test_what_cannot_be_done_is_one_line(own_root: Path, ablate: Ablate) -> None:
+    empty = own_root / "empty.txt"
     empty.write_text("")
     for arguments, code, words in (
         (["--run", "nope"], 1, "no run 'nope'"),
@@ -138,7 +124,7 @@ def test_what_cannot_be_done_is_one_line(root: Path, ablate: Ablate) -> None:
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         assert words in err
-    assert not (root / "tiny" / "analysis").exists()
+    assert not (own_root / "tiny" / "analysis").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")

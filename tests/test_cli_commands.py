@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-import main as command_line
 from moe_core.routing import RoutingTrace
 from moe_core.runs.folder import RunFolder
 
@@ -31,32 +30,12 @@ TINY = [
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-
-    def run(root: Path, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
-        code = command_line.main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 def assert_one_line(err: str, *words: str) -> None:
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert "unexpected" not in err
     for word in words:
         assert word in err
-
-
-@pytest.fixture
-def copied(trained_root: Path, tmp_path: Path) -> Path:
-    """A checkpoints folder of one's own with the run "tiny"."""
-    shutil.copytree(trained_root / "tiny", tmp_path / "runs" / "tiny")
-    return tmp_path / "runs"
 
 
 # ---- training ----
@@ -103,9 +82,9 @@ def test_own_text_of_one_domain_has_no_nmi_and_says_so(cli: Run, tmp_path: Path)
     assert "one domain" in evaluation["verdicts"]["domains"]
 
 
-def test_a_second_trainer_is_refused(cli: Run, copied: Path) -> None:
-    with RunFolder("tiny", copied).lock():
-        code, _, err = cli(copied, "--run", "tiny", "--resume")
+def test_a_second_trainer_is_refused(cli: Run, own_root: Path) -> None:
+    with RunFolder("tiny", own_root).lock():
+        code, _, err = cli(own_root, "--run", "tiny", "--resume")
     assert code == 1
     assert_one_line(err, "'tiny' is being trained")
 
@@ -199,17 +178,17 @@ def limited(root: Path, most_bytes: int, *arguments: str) -> subprocess.Complete
 # ---- evaluate ----
 
 
-def test_evaluate_prints_words_and_writes_the_report(cli: Run, copied: Path) -> None:
-    code, out, _ = cli(copied, "--evaluate")  # the only run there is
+def test_evaluate_prints_words_and_writes_the_report(cli: Run, own_root: Path) -> None:
+    code, out, _ = cli(own_root, "--evaluate")  # the only run there is
     assert code == 0
     assert "Unseen:" in out
-    assert (copied / "tiny" / "report.md").is_file()
+    assert (own_root / "tiny" / "report.md").is_file()
 
 
-def test_evaluate_json_is_alone_on_stdout_with_warnings_around(copied: Path) -> None:
+def test_evaluate_json_is_alone_on_stdout_with_warnings_around(own_root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "always", str(ROOT / "main.py"), "--evaluate", "--run", "tiny", "--json"],
-        env={**os.environ, "MOESCOPE_CHECKPOINTS": str(copied), "PYTHONIOENCODING": "ascii"},
+        env={**os.environ, "MOESCOPE_CHECKPOINTS": str(own_root), "PYTHONIOENCODING": "ascii"},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -255,9 +234,9 @@ def damage_no_manifest(weights: Path) -> None:
     ],
 )
 def test_a_damaged_checkpoint_is_one_line_everywhere(
-    damage: Callable[[Path], None], words: str, cli: Run, copied: Path, tmp_path: Path
+    damage: Callable[[Path], None], words: str, cli: Run, own_root: Path, tmp_path: Path
 ) -> None:
-    damage(copied / "tiny" / "weights")
+    damage(own_root / "tiny" / "weights")
     out_file = tmp_path / "x.parquet"
     for arguments in (
         ("--evaluate", "--run", "tiny"),
@@ -265,7 +244,7 @@ def test_a_damaged_checkpoint_is_one_line_everywhere(
         ("generate", "--run", "tiny", "--prompt", "a"),
         ("slim", "--run", "tiny"),
     ):
-        code, out, err = cli(copied, *arguments)
+        code, out, err = cli(own_root, *arguments)
         assert code == 1
         assert out == ""
         assert_one_line(err, words)
@@ -400,17 +379,17 @@ def test_sampling_options_out_of_range(option: str, value: str, cli: Run, traine
     assert_one_line(err, value)
 
 
-def test_runs_lists_whole_and_broken_runs(cli: Run, copied: Path) -> None:
-    (copied / "broken").mkdir()
-    (copied / "broken" / "config.json").write_text('{"model": {"top_k": 99}}')
-    code, out, _ = cli(copied, "runs")
+def test_runs_lists_whole_and_broken_runs(cli: Run, own_root: Path) -> None:
+    (own_root / "broken").mkdir()
+    (own_root / "broken" / "config.json").write_text('{"model": {"top_k": 99}}')
+    code, out, _ = cli(own_root, "runs")
     assert code == 0
     lines = out.splitlines()
     assert lines[0].split()[:3] == ["run", "state", "steps"]
     assert lines[1].split()[:3] == ["tiny", "finished", "40/40"]
     assert lines[2].split()[:2] == ["broken", "broken"]
     assert "model.top_k = 99" in lines[2]
-    code, out, _ = cli(copied, "runs", "--json")
+    code, out, _ = cli(own_root, "runs", "--json")
     listed: list[dict[str, Any]] = json.loads(out)
     assert [(run["name"], run["state"]) for run in listed] == [("tiny", "finished"), ("broken", "broken")]
     assert listed[0]["unseen_nats"] > 0
@@ -422,15 +401,15 @@ def test_runs_in_an_empty_place_says_how_to_begin(cli: Run, tmp_path: Path) -> N
     assert "python main.py --quick" in out
 
 
-def test_slim_keeps_the_figures_and_loses_the_optimizer(cli: Run, copied: Path) -> None:
-    before = json.loads(cli(copied, "--evaluate", "--run", "tiny", "--json")[1])
-    size = sum(path.stat().st_size for path in (copied / "tiny").rglob("*") if path.is_file())
-    code, out, _ = cli(copied, "slim", "--run", "tiny", "--json")
+def test_slim_keeps_the_figures_and_loses_the_optimizer(cli: Run, own_root: Path) -> None:
+    before = json.loads(cli(own_root, "--evaluate", "--run", "tiny", "--json")[1])
+    size = sum(path.stat().st_size for path in (own_root / "tiny").rglob("*") if path.is_file())
+    code, out, _ = cli(own_root, "slim", "--run", "tiny", "--json")
     assert code == 0
     assert json.loads(out)["bytes"] < size
-    after = json.loads(cli(copied, "--evaluate", "--run", "tiny", "--json")[1])
+    after = json.loads(cli(own_root, "--evaluate", "--run", "tiny", "--json")[1])
     assert after["unseen"]["nats_per_token"] == pytest.approx(before["unseen"]["nats_per_token"], abs=0.02)
-    code, _, err = cli(copied, "--run", "tiny", "--resume", "--training.steps", "50")
+    code, _, err = cli(own_root, "--run", "tiny", "--resume", "--training.steps", "50")
     assert code == 1
     assert_one_line(err, "slimmed")
 

@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import main as command_line
 from moe_core.cli.parser import ABLATION_MODES
 from moe_core.routing.interventions import MODES
 
@@ -23,16 +23,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained_root: Path) -> Run:
-    """`python main.py generate` with more arguments, in this process: (exit code, stdout, stderr)."""
-
-    def in_process(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(trained_root))
-        code = command_line.main(["generate", "--run", "tiny", "--prompt", "The ", *arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return in_process
+def run(cli: Callable[..., tuple[int, str, str]], trained_root: Path) -> Run:
+    """`python main.py generate` with more arguments."""
+    return partial(cli, trained_root, "generate", "--run", "tiny", "--prompt", "The ")
 
 
 def generated(run: Run, *arguments: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import main as command_line
 from moe_core.evaluation.evaluate import evaluate_run
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
@@ -17,33 +16,13 @@ from moe_core.runs.folder import RunFolder
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-
-    def run(root: Path, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(root))
-        code = command_line.main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def copied(trained_root: Path, tmp_path: Path) -> Path:
-    """A checkpoints folder of one's own with the run "tiny"."""
-    shutil.copytree(trained_root / "tiny", tmp_path / "runs" / "tiny")
-    return tmp_path / "runs"
-
-
-def test_a_report_holds_training_routing_and_what_ablate_found(cli: Run, copied: Path, tmp_path: Path) -> None:
-    run = RunFolder("tiny", copied)
-    run.write_evaluation(evaluate_run(load_run("tiny", copied)))
-    assert cli(copied, "ablate", "--run", "tiny")[0] == 0
+def test_a_report_holds_training_routing_and_what_ablate_found(cli: Run, own_root: Path, tmp_path: Path) -> None:
+    run = RunFolder("tiny", own_root)
+    run.write_evaluation(evaluate_run(load_run("tiny", own_root)))
+    assert cli(own_root, "ablate", "--run", "tiny")[0] == 0
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     target = tmp_path / "new" / "report.html"
-    code, out, err = cli(copied, "report", "--run", "tiny", "--out", str(target), "--json", str(tmp_path / "r.json"))
+    code, out, err = cli(own_root, "report", "--run", "tiny", "--out", str(target), "--json", str(tmp_path / "r.json"))
     assert (code, "error" in err) == (0, False)
     figures = json.loads((tmp_path / "r.json").read_text())
     page = target.read_text(encoding="utf-8")
@@ -59,11 +38,11 @@ def test_a_report_holds_training_routing_and_what_ablate_found(cli: Run, copied:
 
 
 def test_without_a_checkpoint_or_a_score_it_says_so_and_shows_the_probe(
-    cli: Run, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Run, own_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.rmtree(copied / "tiny" / "weights")
+    shutil.rmtree(own_root / "tiny" / "weights")
     monkeypatch.chdir(tmp_path)
-    code, out, _ = cli(copied, "report", "--run", "tiny", "--json", "r.json")
+    code, out, _ = cli(own_root, "report", "--run", "tiny", "--json", "r.json")
     assert code == 0
     assert "out/report-tiny.html: open it in any browser" in out
     routing_of = json.loads((tmp_path / "r.json").read_text())["routing_of"]
@@ -71,8 +50,8 @@ def test_without_a_checkpoint_or_a_score_it_says_so_and_shows_the_probe(
     page = (tmp_path / "out" / "report-tiny.html").read_text(encoding="utf-8")
     assert page.startswith("<!DOCTYPE html>")
     assert "not scored yet" in page
-    shutil.rmtree(copied / "tiny" / "probes")
-    code, _, err = cli(copied, "report", "--run", "tiny")
+    shutil.rmtree(own_root / "tiny" / "probes")
+    code, _, err = cli(own_root, "report", "--run", "tiny")
     assert code == 1
     assert err.startswith("error: ")
     assert err.count("\n") == 1

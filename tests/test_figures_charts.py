@@ -15,16 +15,11 @@ from hypothesis import strategies as st
 
 from moe_core.errors import UsageError
 from moe_core.figures import domains, load, tokens, training
+from moe_core.figures.load import entropy_figure, loads_over_time
 from moe_core.figures.palette import EXPERT_COLOURS, expert_colour
-from moe_core.figures.run_figures import (
-    entropy_figure,
-    figures_of_trace,
-    loads_over_time,
-    loss_figure,
-    spaced,
-    token_map_figure,
-    token_path_figure,
-)
+from moe_core.figures.run_figures import sections_of_trace, spaced
+from moe_core.figures.tokens import token_map_figure, token_path_figure
+from moe_core.figures.training import loss_figure
 from moe_core.figures.words import spread
 from moe_core.routing import RoutingTrace, baselines, metrics
 
@@ -242,15 +237,14 @@ def test_spread_labels_keep_their_order_and_distance(values: list[float], gap: f
 
 
 def test_figures_of_a_trace_have_names_titles_and_verdicts(trace: RoutingTrace) -> None:
-    figures = figures_of_trace(trace)
+    figures = {figure.name: figure for section in sections_of_trace(trace) for figure in section.figures}
     assert set(figures) == {
         *("expert_load_map", "router_entropy", "domain_nmi", "domain_map_layer_0", "domain_map_layer_1"),
         *("vocabulary", "context_independence", "vocabulary_layer_0", "vocabulary_layer_1"),
         *("coactivation", "coactivation_layer_0", "coactivation_layer_1"),
         *("persistence", "flow", "flow_sankey", "flow_map_layer_0"),
     }
-    for name, figure in figures.items():
-        assert figure.name == name
+    for figure in figures.values():
         assert figure.title
         assert figure.question.endswith("?")
         assert figure.verdict.endswith(".")
@@ -261,8 +255,9 @@ def test_figures_of_a_trace_have_names_titles_and_verdicts(trace: RoutingTrace) 
 
 def test_a_trace_of_one_text_shows_its_tokens_instead_of_domains(trace: RoutingTrace) -> None:
     one = trace.select(trace.document_ids == 0)
-    assert "token_layer_map" in figures_of_trace(one)
-    assert "domain_nmi" not in figures_of_trace(one)
+    names = {figure.name for section in sections_of_trace(one) for figure in section.figures}
+    assert "token_layer_map" in names
+    assert "domain_nmi" not in names
     assert "Tokens 0 to 29 of 30" in token_map_figure(one).verdict
     assert token_path_figure(one, 0).verdict.startswith("Token 0 “<img src=x")
     with pytest.raises(UsageError, match="expected 0 to 29"):

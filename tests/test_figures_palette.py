@@ -24,12 +24,12 @@ from moe_core.figures.palette import (
     NEUTRAL,
     SPLIT_COLOURS,
     TOKEN_STRENGTH,
-    blend,
     contrast_ratio,
     domain_colour,
     expert_colour,
     ink_on,
 )
+from tests.colour_support import blend
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, for linear RGB.
 VISION = {

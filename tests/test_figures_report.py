@@ -20,15 +20,10 @@ import pytest
 from moe_core.config import Config
 from moe_core.figures.figure import Figure
 from moe_core.figures.inline_svg import inline_svg
+from moe_core.figures.load import load_map_figure
 from moe_core.figures.report_page import MAX_CSV_BYTES, MAX_TABLE_ROWS, ModelCard, report_page
-from moe_core.figures.run_figures import (
-    Section,
-    _causes,
-    flow_sankey_figure,
-    load_map_figure,
-    sections_of_run,
-    sections_of_trace,
-)
+from moe_core.figures.run_figures import Section, _causes, sections_of_run, sections_of_trace
+from moe_core.figures.sankey import flow_sankey_figure
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.glossary import GLOSSARY
 from moe_core.routing.verdicts import number

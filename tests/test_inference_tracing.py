@@ -15,12 +15,13 @@ from moe_core.config import Config, validate_config
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.data.tokens import TokenDataset, training_batch
 from moe_core.errors import DataError, UsageError
-from moe_core.inference import tracing
+from moe_core.inference import held_out, tracing
 from moe_core.inference.loaded import context_window
 from moe_core.inference.tracing import trace_documents, trace_text
 from moe_core.model.transformer import MoETransformer
 from moe_core.routing import RoutingTrace
 from moe_core.runs.checkpoint import load_run
+from moe_core.runs.folder import RunFolder
 from moe_core.training.probe import probe_routing
 
 TEXT = "The café opened at nine. Der Rest ist Schweigen; 日本 waits.\n" * 3
@@ -169,6 +170,20 @@ def test_a_checkpoint_on_disk_can_be_traced_and_names_itself(trained_root: Path)
     assert trace.source == f"run tiny, step {run.step}"
     assert trace.domains == list(dict.fromkeys(document.domain for document in documents))
     assert np.bincount(trace.domain_ids).tolist() == [100] * 4
+
+
+def test_of_held_out_documents_the_beginnings_are_traced_in_both_splits(trained_root: Path) -> None:
+    run, loaded = RunFolder("tiny", trained_root), load_run("tiny", trained_root)
+    documents = run.held_out("validation") + run.held_out("unseen")
+    trace = held_out.trace_held_out(loaded, run)
+    assert set(trace.domains) == set(run.domains())
+    assert np.bincount(trace.domain_ids).max() <= held_out.TOKENS_PER_DOMAIN
+    first = int(trace.document_ids[0])
+    text = "".join(trace.token_text(i) for i in np.flatnonzero(trace.document_ids == first)[1:])
+    assert held_out.beginnings(documents)[first].text.startswith(text)
+    assert all(len(document.text) <= 600 for document in held_out.beginnings(documents))
+    # More than the validation documents: those of the other split are read too.
+    assert trace.document_ids.max() >= len(run.held_out("validation"))
 
 
 def test_a_probe_keeps_sources_and_what_the_model_predicted(trained_root: Path) -> None:

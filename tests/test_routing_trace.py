@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_core.errors import TraceError
-from moe_core.routing import RoutingTrace, concatenate
+from moe_core.routing import RoutingTrace, StoredTrace, concatenate, stored
 
 LAYERED = ("router_indices", "router_scores", "router_logits")
 ARRAYS = (*LAYERED, "token_ids", "document_ids", "source_ids", "positions", "domain_ids", "predicted_ids")
@@ -204,6 +204,14 @@ def test_the_file_is_plain_parquet_for_others(tmp_path: Path) -> None:
     assert frame["source_id"].tolist() == [7, 7, 9]
     assert frame["predicted_id"].tolist() == [6, 5, 8]
     assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["x.parquet"]
+
+
+def test_a_trace_is_in_memory_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.parquet"
+    small().save(path)
+    assert isinstance(stored.open_or_load(path), RoutingTrace)
+    monkeypatch.setattr(stored, "MAX_IN_MEMORY_BYTES", 10)
+    assert isinstance(stored.open_or_load(path), StoredTrace)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,10 @@ from app.components.figure import show_figure
 from app.components.page import answer, errors_as_boxes, header, plain
 from app.components.progress import progress_bar
 from app.components.routing_text import amount, first_routing
-from moe_core.figures.run_figures import domain_map_figure, domain_nmi_figure
+from moe_core.figures.domains import domain_map_figure, domain_nmi_figure
 from moe_core.routing import baselines
 from moe_core.routing.baselines import FEW_DOCUMENTS
 from moe_core.runs import RunFolder
-
-# Some 25 documents of each domain, and some seconds of a small model's time.
-MORE_TOKENS_PER_DOMAIN = 4_096
 
 subject, layer = state.subject(), state.selected_layer()
 header("Which experts prefer which kind of text?")
@@ -30,7 +27,7 @@ has_more = isinstance(subject, RunFolder)
 more = has_more and (too_few or st.session_state.get(state.MORE_TEXT) == subject.name)
 if more and isinstance(subject, RunFolder):
     with errors_as_boxes("More text could not be used"), progress_bar("Sending held-out text through the model") as bar:
-        measured = loaders.held_out_routing(subject, MORE_TOKENS_PER_DOMAIN, bar)
+        measured = loaders.deep_routing(subject, bar)
         clock = time.strftime("%H:%M", time.localtime(measured.made_at))
         text = f"beginnings of held-out documents, sent through the newest checkpoint at {clock}"
 
@@ -49,8 +46,7 @@ with st.container(horizontal=True, vertical_alignment="center"):
             "Use more text",
             icon=":material/add_circle:",
             key="use_more_text",
-            help=f"Sends up to {MORE_TOKENS_PER_DOMAIN:,} held-out tokens of each domain through the model: "
-            "narrower intervals, a surer verdict.",
+            help="Sends more held-out text of each domain through the model: narrower intervals, a surer verdict.",
             on_click=st.session_state.__setitem__,
             args=(state.MORE_TEXT, subject.name),
         )

@@ -15,7 +15,7 @@ from app.components.routing_text import deep_or_probe, measure_all, text_caption
 from app.subjects import TraceFile
 from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.experts import expert_domains_figure, expert_history_figure
-from moe_core.figures.run_figures import loads_over_time
+from moe_core.figures.load import loads_over_time
 from moe_core.routing import baselines, metrics, verdicts
 from moe_core.runs import RunFolder
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import streamlit as st
 
 from app import loaders, state
@@ -9,9 +11,8 @@ from app.components.figure import show_figure
 from app.components.page import errors_as_boxes, header
 from app.components.token_view import token_view, view_payload
 from app.components.token_view_job import GenerationJob, arrays_of_job, trace_of_job
-from app.components.token_view_passages import fit
-from moe_core.figures.run_figures import token_map_figure, token_path_figure
-from moe_core.figures.tokens import WINDOW
+from app.components.token_view_passages import fit, opening_words
+from moe_core.figures.tokens import WINDOW, token_map_figure, token_path_figure
 from moe_core.inference.generate import SamplingConfig
 from moe_core.routing import verdicts
 
@@ -23,12 +24,6 @@ PROMPT, SETTINGS = "generation_prompt", (
 )  # fmt: skip
 PROMPT_TOKENS = 500
 REFRESH_SECONDS = 0.3
-
-
-def first_words() -> str:
-    """The beginning of a held-out document, as a prompt that the model can make something of."""
-    documents = loaders.example_text(subject)
-    return " ".join(documents[0].text.split(" ")[:8]) if documents else ""
 
 
 def write() -> None:
@@ -45,12 +40,6 @@ def write() -> None:
 def stop() -> None:
     if JOB in st.session_state:
         st.session_state[JOB].stop()
-
-
-def follow_layer() -> None:
-    """The scrubber was let go: the layer it shows becomes the layer of all pages."""
-    if (scrubbed := st.session_state[VIEW].layer) is not None:
-        st.session_state[state.LAYER] = scrubbed
 
 
 def settings() -> None:
@@ -100,7 +89,7 @@ def show(job: GenerationJob, layer: int, live: bool) -> None:
             st.caption(f"Only the first {PROMPT_TOKENS} tokens of the beginning are used.")
         series = f"{id(job)}-{st.session_state[COUNT]}"
         payload = view_payload(arrays_of_job(job), series=series, live=live)
-        choice = token_view(payload, layer=layer, key=VIEW, on_layer=follow_layer)
+        choice = token_view(payload, layer=layer, key=VIEW, on_layer=partial(state.follow_layer, VIEW))
         if choice.layer is not None and choice.layer != layer:
             st.rerun()
         if not live:
@@ -131,7 +120,7 @@ if job is not None and (job.loaded is not loaded):
     job.stop()
     job = None  # of another run, or of an older checkpoint
 header("Which experts write which words?", answer(job))
-st.text_area("Beginning", first_words(), key=PROMPT, height=80, persist_state="session",
+st.text_area("Beginning", opening_words(loaders.example_text(subject)), key=PROMPT, height=80, persist_state="session",
              help=f"Up to {PROMPT_TOKENS} tokens of it are read; empty starts a new text.")  # fmt: skip
 with st.container(horizontal=True, vertical_alignment="center"):
     label = "Write" if job is None else "Write again"

@@ -16,9 +16,10 @@ from app.components.page import answer, errors_as_boxes, header, plain
 from app.components.progress import progress_bar
 from app.components.routing_text import first_routing
 from app.components.text_pair import PROMPT_TOKENS, TextPair, show_pair
+from app.components.token_view_passages import opening_words
 from moe_core.figures.causes import ablation_map_figure
 from moe_core.figures.effects import domain_effects_figure, with_outline
-from moe_core.figures.run_figures import load_map_figure
+from moe_core.figures.load import load_map_figure
 from moe_core.inference.generate import SamplingConfig
 from moe_core.routing import metrics
 from moe_core.runs import RunFolder
@@ -103,17 +104,11 @@ def kept_pair() -> TextPair | None:
     return found if found is not None and found.original.loaded is loaded else None
 
 
-def first_words() -> str:
-    """The beginning of a held-out document, as one that the model can make something of."""
-    documents = loaders.example_text(subject)
-    return " ".join(documents[0].text.split(" ")[:8]) if documents else ""
-
-
 def show_texts() -> None:
     """The form and, once written or while being written, both texts."""
     st.markdown("#### What does the model write?")
     if PROMPT not in st.session_state:
-        st.session_state[PROMPT] = pair.given if pair is not None else first_words()
+        st.session_state[PROMPT] = pair.given if pair is not None else opening_words(loaders.example_text(subject))
     st.text_area("Beginning", key=PROMPT, height=80, persist_state="session",
                  help=f"Up to {PROMPT_TOKENS} tokens of it are read; empty starts a new text.")  # fmt: skip
     with st.container(horizontal=True, vertical_alignment="center"):

@@ -23,7 +23,7 @@ from app.components.page import (
 )
 from app.components.routing_text import first_routing, text_caption
 from app.subjects import need
-from moe_core.figures.run_figures import load_map_figure
+from moe_core.figures.load import load_map_figure
 from moe_core.routing import baselines, metrics, verdicts
 from moe_core.routing.baselines import FEW_DOCUMENTS
 from moe_core.runs import RunFolder, RunSummary

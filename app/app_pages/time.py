@@ -12,8 +12,9 @@ from app.components.page import answer, errors_as_boxes, header
 from app.components.snapshots import snapshot_payload, watch_snapshots
 from app.components.token_view import token_view
 from moe_core.figures.changes import saturation_figure
+from moe_core.figures.domains import domain_map_figure
 from moe_core.figures.formation import formation_figure
-from moe_core.figures.run_figures import domain_map_figure, load_map_figure
+from moe_core.figures.load import load_map_figure
 from moe_core.routing import baselines, metrics
 from moe_core.runs import RunFolder
 

@@ -11,6 +11,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.page import header
+from app.components.text_choice import OWN, TextChoice, pick_source, type_text
 from app.components.token_explorer import explore
 from app.components.token_view import view_payload
 from app.components.token_view_passages import (
@@ -18,7 +19,6 @@ from app.components.token_view_passages import (
     Passage,
     TracedPassages,
     arrays_of,
-    examples,
     trace_passages,
 )
 from app.components.trace_text import show_trace_text
@@ -28,41 +28,22 @@ from moe_core.figures.export import csv_bytes
 from moe_core.figures.tokens import token_choices
 from moe_core.routing import verdicts
 
-ALL, OWN = "One of each domain", "Your own text"
-OWN_TEXT = """The court ordered the bank to repay the loan of 12,500 euros by 31 March.
-
-def total(prices):
-    return sum(prices)
-
-It rained all night, and in the morning the garden was green again.
-"""
 # Session keys of this page: the last traced text with its payload, which examples are shown, of what.
 TRACED, NUMBER, SOURCE = "tokens_traced", "tokens_example", "tokens_source"
-DOCUMENTS_OF_ONE_DOMAIN = 3
-EXAMPLE_TOKENS = 600  # in all, so that they fit the view without scrolling far
 
 
 def next_examples() -> None:
     st.session_state[NUMBER] = st.session_state.get(NUMBER, 0) + 1
 
 
-def traced_passages(subject: Live, source: str, own: str) -> tuple[TracedPassages, dict[str, Any], list[Passage]]:
+def traced_passages(subject: Live, text: TextChoice) -> tuple[TracedPassages, dict[str, Any], list[Passage]]:
     """The chosen text through the chosen run's newest checkpoint; kept until another one is asked for."""
     number = st.session_state.get(NUMBER, 0)
-    digest = hashlib.sha256(own.encode("utf-8", "surrogatepass")).hexdigest()
-    asked = (subject.name, loaded.name, id(loaded), source, number, digest)
+    asked = (subject.name, loaded.name, id(loaded), text.digest, number)
     if st.session_state.get(TRACED, (None,))[0] != asked:
-        held_out = [] if source == OWN else loaders.example_text(subject)
-        if source == OWN:
-            passages = [Passage("your text", own)]
-        elif source == ALL:
-            passages = examples(held_out, domains, number)
-        else:
-            passages = examples(held_out, [source], number, DOCUMENTS_OF_ONE_DOMAIN)
-        if not passages:
-            raise UsageError(f"there is no held-out text of {source!r}; choose another, or {OWN!r}")
+        passages = text.passages(subject, number)
         with st.spinner("Sending the text through the model ...", show_time=True):
-            traced = trace_passages(loaded, passages, TOKEN_LIMIT if source == OWN else EXAMPLE_TOKENS)
+            traced = trace_passages(loaded, passages, text.limit)
             payload = view_payload(arrays_of(traced), series=hashlib.sha256(repr(asked).encode()).hexdigest()[:16])
         st.session_state[TRACED] = (asked, traced, payload, passages)
     _, traced, payload, passages = st.session_state[TRACED]
@@ -82,26 +63,17 @@ if isinstance(subject, TraceFile):
     show_trace_text(subject, layer)
     st.stop()
 loaded = loaders.language_model(subject)
-domains = loaders.domains(subject)
 head = st.container()
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    options = [ALL, *domains, OWN] if len(domains) > 1 else [*domains, OWN]
-    state.preset(SOURCE, options, options[0])  # another run may have other domains
-    source = st.segmented_control("Text", options, required=True, key=SOURCE, persist_state="session")
+    source = pick_source(loaders.domains(subject), SOURCE)
     if source != OWN:
         hint = "Other documents that the run was not trained on"
         st.button("Other examples", icon=":material/refresh:", key="tokens_other", on_click=next_examples, help=hint)
-own = ""
-if source == OWN:
-    about = f"The first {TOKEN_LIMIT:,} tokens are shown. The text stays on this computer."
-    own = st.text_area("Text", OWN_TEXT, key="tokens_text", height=140, persist_state="session", help=about,
-                       label_visibility="collapsed", placeholder="Type or paste text")  # fmt: skip
+text = TextChoice(source, type_text("tokens_text", height=140) if source == OWN else "")
 
 try:
-    if source == OWN and not own:
-        raise UsageError("there is no text yet; type or paste some, then press Ctrl+Enter")
-    traced, payload, passages = traced_passages(subject, str(source), own)
+    traced, payload, passages = traced_passages(subject, text)
 except UsageError as error:
     with head:
         header("Which expert does each token go to?")

@@ -110,7 +110,7 @@ def _too_few_sources(comparison: Comparison) -> str:
 
 def load_figure(trace: AnyTrace) -> Figure:
     """The load of all experts; for Measured.get, as drawing takes longer than measuring."""
-    from moe_core.figures.run_figures import load_map_figure
+    from moe_core.figures.load import load_map_figure
     from moe_core.routing import metrics
 
     return load_map_figure(metrics.expert_load(trace), metrics.load_balance(trace))
@@ -119,7 +119,7 @@ def load_figure(trace: AnyTrace) -> Figure:
 def domains_figure(trace: RoutingTrace, layer: int) -> Figure | None:
     """The domains of one layer's experts, of the nearest one where the model has no such layer; None where there is
     one domain only."""
-    from moe_core.figures.run_figures import domain_map_figure
+    from moe_core.figures.domains import domain_map_figure
     from moe_core.routing import baselines
 
     if len(np.unique(trace.domain_ids)) < 2:

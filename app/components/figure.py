@@ -75,9 +75,9 @@ def show_figure(
             )
 
 
-def explain(terms: Sequence[str], *, key: str, label: str = "How to read this") -> None:
+def explain(terms: Sequence[str], *, key: str) -> None:
     """A popover with each term in one line, its formula, what to compare with, and the source."""
-    with st.popover(label, icon=":material/help:", type="tertiary", key=key):
+    with st.popover("How to read this", icon=":material/help:", type="tertiary", key=key):
         for name in terms:
             term = GLOSSARY[name]
             st.markdown(f"**{plain(term.name[:1].upper() + term.name[1:])}.** {plain(term.one_line)}")

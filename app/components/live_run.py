@@ -188,7 +188,8 @@ def _pictures(name: str) -> None:
 
 def _charts(run: RunFolder) -> None:
     """The loss of each split, and the load of the chosen layer's experts, by step."""
-    from moe_core.figures.run_figures import load_over_time_figure, loads_over_time, loss_figure
+    from moe_core.figures.load import load_over_time_figure, loads_over_time
+    from moe_core.figures.training import loss_figure
 
     train, evaluations, baselines = (loaders.metrics(run, kind) for kind in ("train", "evaluation", "baseline"))
     losses = loss_figure(train, evaluations, baselines)

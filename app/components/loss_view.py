@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +15,11 @@ import streamlit as st
 from app import loaders, state
 from app.components.change import FORCE, Change
 from app.components.figure import explain
-from app.components.page import errors_as_boxes, plain
+from app.components.page import errors_as_boxes, plain, sentence
+from app.components.text_choice import OWN, TextChoice, pick_source, type_text
 from app.components.token_view import TokenArrays, token_view, view_payload
-from app.components.token_view_passages import TOKEN_LIMIT, Passage, examples, fit
+from app.components.token_view_passages import TOKEN_LIMIT, Passage, fit
+from moe_core.errors import UsageError
 from moe_core.figures.export import csv_bytes
 from moe_core.routing import verdicts
 
@@ -27,41 +30,26 @@ if TYPE_CHECKING:
 
 # Session keys: which text, what was typed, the view, the last text that was read with its effects.
 SOURCE, TYPED, VIEW, READ = "loss_source", "loss_typed", "loss_view", "loss_read"
-ALL, OWN = "One of each domain", "Your own text"
-OWN_TEXT = """The court ordered the bank to repay the loan of 12,500 euros by 31 March.
-
-def total(prices):
-    return sum(prices)
-"""
-EXAMPLE_TOKENS = 600
-DOCUMENTS_OF_ONE_DOMAIN = 3
 
 
 def show_loss(subject: Live, loaded: LanguageModel, change: Change) -> None:
     """Let a text be chosen, and show what the change does to each of its tokens."""
     st.markdown("#### Which words does it cost?")
-    domains = loaders.domains(subject)
-    options = [ALL, *domains, OWN] if len(domains) > 1 else [*domains, OWN]
-    state.preset(SOURCE, options, options[0])
-    source = str(st.segmented_control("Text", options, required=True, key=SOURCE, persist_state="session"))
-    own = ""
-    if source == OWN:
-        about = f"The first {TOKEN_LIMIT:,} tokens are read. The text stays on this computer."
-        own = st.text_area("Text", OWN_TEXT, key=TYPED, height=120, persist_state="session", help=about,
-                           label_visibility="collapsed", placeholder="Type or paste text")  # fmt: skip
-        if not own:
-            st.info("There is no text yet: type or paste some, then press Ctrl+Enter.", icon=":material/edit:")
-            return
-    _explore(subject, loaded, change, source, own)
+    source = pick_source(loaders.domains(subject), SOURCE)
+    _explore(subject, loaded, change, TextChoice(source, type_text(TYPED, height=120) if source == OWN else ""))
 
 
 @st.fragment
-def _explore(subject: Live, loaded: LanguageModel, change: Change, source: str, own: str) -> None:
+def _explore(subject: Live, loaded: LanguageModel, change: Change, text: TextChoice) -> None:
     with errors_as_boxes("The change of loss could not be measured"):
-        effects, payload = _read(subject, loaded, change, source, own)
+        try:
+            effects, payload = _read(subject, loaded, change, text)
+        except UsageError as error:
+            st.info(plain(sentence(str(error))), icon=":material/edit:")
+            return
         forced = change.mode == FORCE
         st.markdown(plain(verdicts.text_loss_verdict(effects.delta, chosen(effects, change), forced=forced)))
-        choice = token_view(payload, layer=change.layer, key=VIEW, on_layer=_follow)
+        choice = token_view(payload, layer=change.layer, key=VIEW, on_layer=partial(state.follow_layer, VIEW))
         if choice.layer is not None and choice.layer != change.layer:
             st.rerun()
         st.caption(
@@ -76,26 +64,15 @@ def _explore(subject: Live, loaded: LanguageModel, change: Change, source: str, 
             )  # fmt: skip
 
 
-def _follow() -> None:
-    state.follow_layer(VIEW)
-
-
 def _read(
-    subject: Live, loaded: LanguageModel, change: Change, source: str, own: str
+    subject: Live, loaded: LanguageModel, change: Change, text: TextChoice
 ) -> tuple[TokenEffects, dict[str, Any]]:
     """The effects and the view's payload; kept until another text, change or checkpoint is asked for."""
-    digest = hashlib.sha256(own.encode("utf-8", "surrogatepass")).hexdigest()
-    asked = (subject.name, id(loaded), loaded.name, change, source, digest)
+    asked = (subject.name, id(loaded), loaded.name, change, text.digest)
     if st.session_state.get(READ, (None,))[0] != asked:
-        if source == OWN:
-            passages = [Passage("your text", own)]
-        else:
-            held_out = loaders.example_text(subject)
-            chosen_domains = loaders.domains(subject) if source == ALL else [source]
-            passages = examples(held_out, chosen_domains, 0, 1 if source == ALL else DOCUMENTS_OF_ONE_DOMAIN)
         with st.spinner("Reading the text with and without the change ...", show_time=True):
-            effects = passage_effects(loaded, passages, change, TOKEN_LIMIT if source == OWN else EXAMPLE_TOKENS)
-            series = hashlib.sha256(repr((asked[0], asked[2], source, digest)).encode()).hexdigest()[:16]
+            effects = passage_effects(loaded, text.passages(subject), change, text.limit)
+            series = hashlib.sha256(repr((loaded.name, text.digest)).encode()).hexdigest()[:16]
             payload = view_payload(arrays_of_effects(loaded, effects, change), series=series, mode="change")
         st.session_state[READ] = (asked, effects, payload)
     _, effects, payload = st.session_state[READ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +10,8 @@ import streamlit as st
 from app import loaders, state
 from app.components.comparison import Side, one_text
 from app.components.progress import progress_bar
-from app.components.token_view_passages import Passage, trace_passages
+from app.components.text_choice import OWN, TextChoice, type_text
+from app.components.token_view_passages import trace_passages
 from app.measured import Measured
 from app.subjects import Live, Subject, TraceFile
 from moe_core.errors import UsageError
@@ -20,8 +20,7 @@ from moe_core.runs import RunFolder
 if TYPE_CHECKING:
     from moe_core.routing import RoutingTrace
 
-OWN = "Your own text"
-OWN_TEXT = "def total(prices):\n    return sum(prices)\n"
+TYPED_TEXT = "def total(prices):\n    return sum(prices)\n"
 
 
 def pick_text(subject: Subject, letter: str, place: int) -> Side:
@@ -50,16 +49,13 @@ def pick_text(subject: Subject, letter: str, place: int) -> Side:
 
 def _typed(subject: Live, key: str) -> Measured:
     """What is typed, traced once for each text and checkpoint."""
-    typed = st.text_area("Text", OWN_TEXT, key=key, height=100, persist_state="session",
-                         label_visibility="collapsed", placeholder="Type or paste text")  # fmt: skip
-    if not typed:
-        raise UsageError("there is no text yet; type or paste some, then press Ctrl+Enter")
-    digest = hashlib.sha256(typed.encode("utf-8", "surrogatepass")).hexdigest()
+    text = TextChoice(OWN, type_text(key, height=100, text=TYPED_TEXT))
+    passages = text.passages(subject)
     loaded = loaders.language_model(subject)
     kept = st.session_state.get(f"{key}_traced")
-    if kept is None or kept[0] is not loaded or kept[1] != digest:
-        traced = trace_passages(loaded, [Passage("text", typed)])
-        kept = st.session_state[f"{key}_traced"] = (loaded, digest, Measured(traced.trace))
+    if kept is None or kept[0] is not loaded or kept[1] != text.digest:
+        traced = trace_passages(loaded, passages)
+        kept = st.session_state[f"{key}_traced"] = (loaded, text.digest, Measured(one_text(traced.trace, "text")))
     measured: Measured = kept[2]
     return measured
 

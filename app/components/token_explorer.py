@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -10,8 +11,7 @@ from app import state
 from app.components.figure import show_figure
 from app.components.page import errors_as_boxes
 from app.components.token_view import token_view
-from moe_core.figures.run_figures import token_map_figure, token_path_figure
-from moe_core.figures.tokens import WINDOW
+from moe_core.figures.tokens import WINDOW, token_map_figure, token_path_figure
 
 if TYPE_CHECKING:
     from moe_core.routing import RoutingTrace
@@ -24,7 +24,7 @@ _TERMS = ["token", "layer", "expert", "router score", "router entropy", "loss"]
 def explore(trace: RoutingTrace, payload: dict[str, Any], layer: int) -> None:
     """The tokens of `trace` as `payload` shows them; selecting one reruns only this."""
     with errors_as_boxes():
-        choice = token_view(payload, layer=layer, key=VIEW, on_layer=_follow)
+        choice = token_view(payload, layer=layer, key=VIEW, on_layer=partial(state.follow_layer, VIEW))
         if choice.layer is not None and choice.layer != layer:
             st.rerun()
         start = max(0, (choice.token or 0) - WINDOW // 2)
@@ -32,7 +32,3 @@ def explore(trace: RoutingTrace, payload: dict[str, Any], layer: int) -> None:
         if choice.token is not None:
             path = token_path_figure(trace, choice.token)
             show_figure(path, key="token_path", title=path.verdict, terms=["expert", "router score", "top-k"])
-
-
-def _follow() -> None:
-    state.follow_layer(VIEW)

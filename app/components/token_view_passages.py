@@ -55,6 +55,11 @@ def fit(text: str, tokenizer: TextTokenizer, tokens: int = TOKEN_LIMIT) -> str:
     return b"".join(tokenizer.token_bytes(i) for i in token_ids[:tokens]).decode("utf-8", "ignore")
 
 
+def opening_words(documents: Sequence[Document]) -> str:
+    """The beginning of the first document, as a prompt that the model can make something of; "" without one."""
+    return " ".join(documents[0].text.split(" ")[:8]) if documents else ""
+
+
 def examples(documents: Sequence[Document], domains: Sequence[str], number: int, each: int = 1) -> list[Passage]:
     """`each` held-out documents of every domain in `domains`, in that order; the next ones with the next `number`."""
     passages = []

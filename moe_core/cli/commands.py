@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.cli.exits import printable
-from moe_core.cli.output import Output, progress_on_stderr, table, write_bytes
+from moe_core.cli.output import Output, count_of, progress_on_stderr, table, write_bytes
 from moe_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
     if not output.json_only:
         print(flush=True)
     speed = len(tokens) / seconds
-    notes = [f"{_count(len(tokens), 'token')} in {seconds:.1f} s, {speed:.0f} tokens/s", intervention.describe()]
+    notes = [f"{count_of(len(tokens), 'token')} in {seconds:.1f} s, {speed:.0f} tokens/s", intervention.describe()]
     print("; ".join(filter(None, notes)), file=sys.stderr)
     output.figures(
         {
@@ -146,10 +146,6 @@ def output_folder(path: str) -> Path:
     if not path or "\0" in path or (Path(path).exists() and not Path(path).is_dir()):
         raise UsageError(f"--out {path!r} is not a folder; expected one to write to, e.g. out/figures")
     return Path(path)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _listed(counts: dict[str, int]) -> str:

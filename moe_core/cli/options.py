@@ -1,4 +1,4 @@
-"""What commands' options are made of. Only the standard library is imported, so that --help answers at once."""
+"""What commands' options are made of. Nothing heavy is imported, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import NoReturn
 
 from moe_core.cli.output import JSON_TO_STDOUT
 from moe_core.errors import UsageError
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from moe_core.inference.device import DEVICES, DTYPES
 
 
 class Parser(argparse.ArgumentParser):

@@ -98,6 +98,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_atomic(path, content)
 
 
+def count_of(count: int, noun: str) -> str:
+    """2000, "token" -> "2,000 tokens"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned with spaces; the last one is not padded."""
     lines = [tuple(printable(cell).replace("\n", " ") for cell in row) for row in (header, *rows)]

@@ -1,4 +1,4 @@
-"""The options of every command. Only the standard library is imported, so that --help answers at once."""
+"""The options of every command. Nothing heavy is imported, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import difflib
 from collections.abc import Callable, Sequence
 
 from moe_core.cli import analysis, commands, convert, exchange, measuring, reporting, suite, tracing, training
-from moe_core.cli.options import DEVICES, Parser, add_device, add_json, add_model, command, finish, whole
+from moe_core.cli.options import Parser, add_device, add_json, add_model, command, finish, whole
 from moe_core.errors import UsageError
+from moe_core.inference.device import DEVICES
 from moe_core.presets import PRESETS
 
 ABLATION_MODES = ("zero", "renormalise", "reroute")
@@ -283,7 +284,7 @@ def _ablate_parser() -> Parser:
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="PATH", help="read this text, a file or folder of documents as for training, instead of the "
-        "run's held-out text; its first 2048 tokens a domain",
+        "run's held-out text: at most 2048 tokens of each domain, of documents that are always the same ones",
     )  # fmt: skip
     return finish(parser, analysis.ablate)
 

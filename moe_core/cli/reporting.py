@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_core.cli.commands import existing_run, output_folder
-from moe_core.cli.output import Output, check_regular, progress_on_stderr, write_bytes
+from moe_core.cli.output import Output, check_regular, count_of, progress_on_stderr, write_bytes
 from moe_core.errors import MoescopeError
 from moe_core.progress import Progress
 
 if TYPE_CHECKING:
     from moe_core.figures.run_figures import Section
-    from moe_core.routing.stored import AnyTrace
-    from moe_core.routing.trace import RoutingTrace
     from moe_core.runs.folder import RunFolder
-
-TOKENS_PER_DOMAIN = 4096
-"""Held-out tokens whose routing is shown, of each domain: enough for a verdict, seconds to record."""
-BEGINNING_CHARACTERS = 600
-"""Only the beginning of each held-out document is read: certainty grows with documents, not with their length."""
-IN_MEMORY_TOKENS = 1_000_000
-"""A trace with more tokens is read from disk part by part."""
 
 
 def plots(arguments: argparse.Namespace, output: Output) -> int:
@@ -32,13 +22,15 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
     folder = output_folder(arguments.out)
     run = existing_run(arguments.run) if arguments.run is not None else None
     formats = list(dict.fromkeys(arguments.format or ["png"]))
-    from moe_core.figures.run_figures import figure_bytes, sections_of_trace
+    from moe_core.figures.figure import figure_bytes
+    from moe_core.figures.run_figures import sections_of_trace
+    from moe_core.routing.stored import open_or_load
 
     with progress_on_stderr() as progress:
         if run is not None:
             sections, _ = _sections(run, progress)
         else:
-            sections = sections_of_trace(_trace(arguments.trace), progress)
+            sections = sections_of_trace(open_or_load(arguments.trace), progress)
         figures = [figure for section in sections for figure in section.figures]
         folder.mkdir(parents=True, exist_ok=True)
         written: dict[str, list[str]] = {}
@@ -54,7 +46,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
         missing = [suffix for suffix in formats if suffix not in figure.formats]
         if missing:
             output.say(f"  (no {' or '.join(missing)} of this one: {', '.join(written[figure.name])})")
-    output.say(f"{len(figures):,} figure{'' if len(figures) == 1 else 's'} as {', '.join(formats)} in {folder}")
+    output.say(f"{count_of(len(figures), 'figure')} as {', '.join(formats)} in {folder}")
     output.figures(
         {
             "out": str(folder),
@@ -135,7 +127,10 @@ def _sections(run: RunFolder, progress: Progress) -> tuple[list[Section], str]:
     if not run.config().model.moe_layers:
         return sections_of_run(run, None, progress), "nothing: the model is dense"
     try:
-        trace = _held_out_trace(run, progress)
+        from moe_core.inference.held_out import trace_held_out
+        from moe_core.runs.checkpoint import load_run
+
+        trace = trace_held_out(load_run(run.name), run, progress)
     except MoescopeError as error:
         steps = run.probe_steps()
         if not steps:
@@ -146,25 +141,3 @@ def _sections(run: RunFolder, progress: Progress) -> tuple[list[Section], str]:
         documents = len(set(trace.document_ids.tolist()))
         note = f"{trace.num_tokens:,} tokens of {documents:,} held-out documents ({trace.source})"
     return sections, note
-
-
-def _held_out_trace(run: RunFolder, progress: Progress) -> RoutingTrace:
-    """Routing of the beginnings of the run's held-out documents by its newest checkpoint."""
-    from moe_core.data.splits import HELD_OUT_SPLITS
-    from moe_core.inference.tracing import trace_documents
-    from moe_core.runs.checkpoint import load_run
-
-    loaded = load_run(run.name)
-    documents = [
-        replace(document, text=document.text[:BEGINNING_CHARACTERS])
-        for split in HELD_OUT_SPLITS
-        for document in run.held_out(split)
-    ]
-    return trace_documents(loaded, documents, progress=progress, tokens_per_domain=TOKENS_PER_DOMAIN)
-
-
-def _trace(path: str) -> AnyTrace:
-    from moe_core.routing.trace import RoutingTrace
-
-    stored = RoutingTrace.open(path)
-    return stored if stored.num_tokens > IN_MEMORY_TOKENS else RoutingTrace.load(path)

@@ -23,19 +23,15 @@ MAX_UNSORTED = 20
 """Up to so many experts stand in the order of their numbers; more are ordered by who goes with whom."""
 
 
-def coactivation_figure(
-    coactivation: pd.DataFrame, test: pd.DataFrame, layer: int, pairs: pd.DataFrame | None = None
-) -> Figure:
-    """Which experts of a layer are chosen together? Frames of metrics.coactivation, baselines.coactivation and, where
-    there is one, baselines.coactivation_pairs.
+def coactivation_figure(coactivation: pd.DataFrame, test: pd.DataFrame, layer: int, pairs: pd.DataFrame) -> Figure:
+    """Which experts of a layer are chosen together? Frames of metrics.coactivation, baselines.coactivation and
+    baselines.coactivation_pairs.
 
-    A cell is the pair's tokens over those that chance expects. With `pairs` that is the mean of load-matched random
-    choices, and a pair that does not differ surely (Benjamini-Hochberg over all pairs) is faded. Without, chance is
-    the product of the two experts' loads, scaled to the layer's number of pairs, and pairs of which fewer than
-    FEW_EXPECTED are expected are faded.
+    A cell is the pair's tokens over the mean of load-matched random choices; a pair that does not differ surely
+    (Benjamini-Hochberg over all pairs) is faded.
     """
     frame = _of_layer(coactivation, layer, "pairs of experts")
-    data = _pairs_by_load(frame) if pairs is None else _pairs_by_null(frame, pairs)
+    data = _held_against(frame, pairs)
     data["expert"] = data["expert_i"]
     data, note = _strongest(data, "expert_i", "expert_j", square=True)
     order = _by_company(data)
@@ -149,15 +145,7 @@ def _of_layer(frame: pd.DataFrame, layer: int, what: str) -> pd.DataFrame:
     return own
 
 
-def _pairs_by_load(frame: pd.DataFrame) -> pd.DataFrame:
-    """Lift of each pair over what the two loads alone suggest."""
-    tokens = (frame["tokens"] / frame["probability"]).groupby(frame["expert_i"]).max().fillna(0.0)
-    product = frame["expert_i"].map(tokens) * frame["expert_j"].map(tokens)
-    expected = product * (frame["tokens"].sum() / max(float(product.sum()), 1e-9))
-    return frame.assign(lift=frame["tokens"] / expected.where(expected > 0), uncertain=~(expected >= FEW_EXPECTED))
-
-
-def _pairs_by_null(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+def _held_against(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     columns = ["layer", "expert_i", "expert_j", "lift_over_chance", "uncertain"]
     both = pd.concat([pairs[columns], pairs[columns].rename(columns={"expert_i": "expert_j", "expert_j": "expert_i"})])
     joined = frame.drop(columns="lift").merge(both, on=columns[:3], how="left")
@@ -165,18 +153,16 @@ def _pairs_by_null(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     return joined.rename(columns={"lift_over_chance": "lift"})
 
 
-def _strongest(
-    data: pd.DataFrame, row: str, column: str, *, square: bool, most: int = MAX_COLUMNS
-) -> tuple[pd.DataFrame, str]:
-    """Of more than `most` experts those with the strongest certain lift (either way), and a note that says so."""
+def _strongest(data: pd.DataFrame, row: str, column: str, *, square: bool) -> tuple[pd.DataFrame, str]:
+    """Of more than MAX_COLUMNS experts those with the strongest certain lift (either way), and a note that says so."""
     experts = data[column].nunique()
-    if max(experts, data[row].nunique()) <= most:
+    if max(experts, data[row].nunique()) <= MAX_COLUMNS:
         return data.copy(), ""
     weight = np.log2(data["lift"].clip(1 / 16, 16)).abs().where(~data["uncertain"], 0.0).fillna(0.0)
     strength = [weight.groupby(data[name]).max().sort_values(ascending=False, kind="stable") for name in (row, column)]
-    kept_rows, kept_columns = (set(values.index[:most]) for values in strength)
+    kept_rows, kept_columns = (set(values.index[:MAX_COLUMNS]) for values in strength)
     kept = data[data[row].isin(kept_rows) & data[column].isin(kept_rows if square else kept_columns)]
-    return kept.copy(), f", the {most} with the strongest ties of {experts}"
+    return kept.copy(), f", the {MAX_COLUMNS} with the strongest ties of {experts}"
 
 
 def _by_company(data: pd.DataFrame) -> list[int]:

@@ -30,11 +30,7 @@ _MEASURES = {
     "reap": "REAP (mean of weight times output size)",
     "ean": "EAN (summed output size)",
 }
-_SIMILARITIES = {
-    "gate_cosine": "cosine of the router's rows",
-    "weight_cosine": "cosine of the weights",
-    "output_cka": "similarity of outputs (linear CKA)",
-}
+_SIMILARITY = "similarity of outputs (linear CKA)"
 
 
 def ablation_map_figure(effects: pd.DataFrame) -> Figure:
@@ -157,13 +153,11 @@ def correlations_figure(correlations: pd.DataFrame) -> Figure:
     )  # fmt: skip
 
 
-def similarity_figure(similarity: pd.DataFrame, layer: int, measure: str) -> Figure:
-    """Which experts of a layer are alike? Frame of evaluation's expert_similarity; `measure` is one of its columns.
+def similarity_figure(similarity: pd.DataFrame, layer: int) -> Figure:
+    """Which experts of a layer do the same work? Frame of evaluation's expert_similarity, its output_cka.
 
     Of more than MAX_COLUMNS experts those that are most like another are drawn.
     """
-    if measure not in _SIMILARITIES:
-        raise UsageError(f"unknown measure {measure!r}; expected one of {', '.join(_SIMILARITIES)}")
     own = similarity[similarity["layer"] == layer]
     if own.empty:
         raise UsageError(
@@ -173,32 +167,31 @@ def similarity_figure(similarity: pd.DataFrame, layer: int, measure: str) -> Fig
     both = both[both["expert_i"] != both["expert_j"]].drop_duplicates(["expert_i", "expert_j"])
     note, experts = "", both["expert_i"].nunique()
     if experts > MAX_COLUMNS:
-        kept = both.groupby("expert_i")[measure].max().nlargest(MAX_COLUMNS).index
+        kept = both.groupby("expert_i")["output_cka"].max().nlargest(MAX_COLUMNS).index
         both = both[both["expert_i"].isin(kept) & both["expert_j"].isin(kept)]
         note = f", the {MAX_COLUMNS} most alike of {experts}"
     data = both.assign(
-        value=both[measure],
+        value=both["output_cka"],
         expert=both["expert_i"],
         sentence=[
-            f"Layer {layer}, experts {row.expert_i} and {row.expert_j}: {_SIMILARITIES[measure]} {number(row.value)}."
-            for row in rows(both.assign(value=both[measure]))
+            f"Layer {layer}, experts {row.expert_i} and {row.expert_j}: {_SIMILARITY} {number(row.value)}."
+            for row in rows(both.assign(value=both["output_cka"]))
         ],
     )[["layer", "expert", "expert_i", "expert_j", "value", "sentence"]].reset_index(drop=True)
     chart = share_map(
         data,
         x=alt.X("expert_j:O", title=f"expert of layer {layer}{note}", axis=COLUMN_AXIS),
         y=alt.Y("expert_i:O", title="expert", axis=ROW_AXIS),
-        title=_SIMILARITIES[measure],
-        negative=measure != "output_cka",
+        title=_SIMILARITY,
     )
-    best = own.iloc[int(own[measure].argmax())]
+    best = own.iloc[int(own["output_cka"].argmax())]
     verdict = (
         f"Most alike in layer {layer}: experts {int(best['expert_i'])} and {int(best['expert_j'])}, "
-        f"{_SIMILARITIES[measure]} {number(float(best[measure]))}; the middle pair has "
-        f"{number(float(own[measure].median()))}."
+        f"{_SIMILARITY} {number(float(best['output_cka']))}; the middle pair has "
+        f"{number(float(own['output_cka'].median()))}."
     )
     return Figure(
-        f"similarity_{measure}_layer_{layer}", f"Experts that are alike in layer {layer}",
+        f"similarity_output_cka_layer_{layer}", f"Experts that are alike in layer {layer}",
         "Which experts do the same work?", verdict, chart, own.reset_index(drop=True),
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from moe_core.routing.verdicts import percent, points
 
 MAX_MOVERS = 20
 MAX_LAYER_LINES = 8
+_NAME_CHARACTERS = 24
 """More layers than this: the earliest and the latest to settle are coloured, the others grey."""
 
 
@@ -156,5 +157,5 @@ def _room(ends: pd.Series[float]) -> float:
     return max(most * 1.12, 0.01) if most == most else 1.0
 
 
-def _short(name: str, most: int = 24) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME_CHARACTERS else name[: _NAME_CHARACTERS - 1] + "…"

@@ -9,7 +9,6 @@ import json
 import re
 import textwrap
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -82,26 +81,6 @@ def chart_bytes(
     if format == "html":
         return _html(spec, title).encode()
     return draw_spec(spec, format)
-
-
-def save_chart(
-    chart: Chart, path: str | Path, *, frame: pd.DataFrame | None = None, title: str = "", subtitle: str = ""
-) -> None:
-    """Write the chart to `path`; its suffix is the format. Raises UsageError for an unknown one, MoescopeError when
-    the file cannot be written."""
-    target = Path(path)
-    content = chart_bytes(chart, target.suffix.removeprefix(".").lower(), frame=frame, title=title, subtitle=subtitle)
-    write_file(target, content)
-
-
-def write_file(target: Path, content: bytes) -> None:
-    """Write `content` to `target`. Raises MoescopeError in one line when the disk refuses."""
-    try:
-        target.write_bytes(content)
-    except OSError as error:
-        raise MoescopeError(
-            f"cannot write {str(target)!r}: {error.strerror or error}; choose a folder that exists and has room"
-        ) from None
 
 
 def csv_bytes(frame: pd.DataFrame) -> bytes:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import pandas as pd
 
-from moe_core.figures.export import FORMATS, Chart, chart_bytes, write_file
+from moe_core.figures.export import FORMATS, Chart, chart_bytes
 from moe_core.figures.plotly_export import PLOTLY_FORMATS, plotly_bytes
 
 if TYPE_CHECKING:
@@ -43,10 +42,3 @@ def figure_bytes(figure: Figure, format: str) -> bytes:
     chart: Any = figure.chart
     draw = chart_bytes if isinstance(chart, alt.TopLevelMixin) else plotly_bytes
     return draw(chart, format, frame=figure.frame, title=figure.title, subtitle=figure.verdict)
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write the figure to `path`; its suffix is the format. Raises UsageError for one that is not among
-    figure.formats, MoescopeError when the file cannot be written."""
-    target = Path(path)
-    write_file(target, figure_bytes(figure, target.suffix.removeprefix(".").lower()))

@@ -14,6 +14,7 @@ from moe_core.figures.words import rows
 from moe_core.routing.metrics import formed_at
 from moe_core.routing.verdicts import percent
 
+_NAMED = 3
 _FORMED = "holds at least half of its last tokens, beyond those that its load alone brings, and keeps them"
 
 
@@ -74,9 +75,9 @@ def formation_verdict(formation: pd.DataFrame, layer: int) -> str:
     return f"Layer {layer}: {when}. An expert counts as formed from the step at which it {_FORMED}."
 
 
-def _named(formed: pd.DataFrame, most: int = 3) -> str:
-    names = ", ".join(str(expert) for expert in formed["expert"][:most])
-    more = f" and {len(formed) - most} more" if len(formed) > most else ""
+def _named(formed: pd.DataFrame) -> str:
+    names = ", ".join(str(expert) for expert in formed["expert"][:_NAMED])
+    more = f" and {len(formed) - _NAMED} more" if len(formed) > _NAMED else ""
     return f"expert{'s' if len(formed) > 1 else ''} {names}{more}"
 
 

@@ -43,9 +43,9 @@ def step_axis(steps: pd.Series[Any]) -> alt.X:
     return alt.X("step:Q", title="training step", scale=scale, axis=axis)
 
 
-def layered(layers: list[alt.Chart], data: pd.DataFrame, height: int, width: int = WIDTH) -> alt.LayerChart:
+def layered(layers: list[alt.Chart], data: pd.DataFrame, height: int) -> alt.LayerChart:
     """The layers over one table, in the house's size."""
-    return alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=width, height=height)
+    return alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=WIDTH, height=height)
 
 
 def percent_axis(most: float) -> alt.Axis:

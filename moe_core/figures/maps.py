@@ -62,15 +62,12 @@ def nats_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, limit: float, title: st
     return _heat_map(frame.assign(shown=shown, label=[signed(v) for v in nats]), position, colour, x=x, y=y)
 
 
-def share_map(
-    frame: pd.DataFrame, *, x: alt.X, y: alt.Y, title: str, limit: float = 1.0, negative: bool = False
-) -> alt.LayerChart:
-    """Heat map of `frame["value"]` from 0 to `limit` (from -limit where `negative`); tooltips and fading as in
-    lift_map."""
+def share_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, title: str, limit: float = 1.0) -> alt.LayerChart:
+    """Heat map of `frame["value"]` from 0 to `limit`; tooltips and fading as in lift_map."""
     value = frame["value"].astype(float)
-    shown = value.clip(-limit if negative else 0.0, limit)
-    stops = [-limit, -limit / 2, 0.0, limit / 2, limit][0 if negative else 2 :]
-    scale = alt.Scale(domain=stops, range=list(LIFT_COLOURS)[0 if negative else 2 :], clamp=True)
+    shown = value.clip(0.0, limit)
+    stops = [0.0, limit / 2, limit]
+    scale = alt.Scale(domain=stops, range=list(LIFT_COLOURS)[2:], clamp=True)
     colour = alt.Color("shown:Q", title=title, scale=scale, legend=_legend(stops, [f"{stop:g}" for stop in stops]))
     return _heat_map(frame.assign(shown=shown, label=[number(v) for v in value]), shown / limit, colour, x=x, y=y)
 

@@ -89,12 +89,6 @@ def contrast_ratio(first: str, second: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def blend(colour: str, page: str, strength: float) -> str:
-    """`colour` painted over `page` with opacity `strength` 0..1, as browsers do it (in sRGB)."""
-    pairs = [(int(colour[i : i + 2], 16), int(page[i : i + 2], 16)) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(strength * top + (1 - strength) * below):02x}" for top, below in pairs)
-
-
 def ink_on(colour: str) -> str:
     """Black or white, whichever is easier to read on `colour` (at least 4.5:1)."""
     return max("#000000", "#ffffff", key=lambda ink: contrast_ratio(ink, colour))

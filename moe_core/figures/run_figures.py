@@ -1,4 +1,4 @@
-"""All figures of a run or of a trace, in the order of the questions they answer: for `plots`, `report` and pages."""
+"""All figures of a run or of a trace, in the order of the questions they answer: for `plots` and `report`."""
 
 from __future__ import annotations
 
@@ -21,69 +21,28 @@ from moe_core.figures.causes import (
     importance_figure,
     similarity_figure,
 )
-from moe_core.figures.changes import diff_figure, movers_figure, saturation_figure
+from moe_core.figures.changes import saturation_figure
 from moe_core.figures.domains import context_figure, domain_map_figure, domain_nmi_figure
-from moe_core.figures.experts import dropped_figure, expert_domains_figure, expert_history_figure
-from moe_core.figures.figure import Figure, figure_bytes, save_figure
+from moe_core.figures.experts import dropped_figure
+from moe_core.figures.figure import Figure
 from moe_core.figures.formation import formation_figure
 from moe_core.figures.load import entropy_figure, load_map_figure, load_over_time_figure, loads_over_time
 from moe_core.figures.sankey import flow_sankey_figure
-from moe_core.figures.tokens import token_map_figure, token_path_figure
+from moe_core.figures.tokens import token_map_figure
 from moe_core.figures.training import loss_figure
 from moe_core.figures.vocabulary import vocabulary_figure, vocabulary_test_figure
 from moe_core.progress import Progress, silent
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.counts import domain_tokens
+from moe_core.routing.interventions import MODES
 from moe_core.runs.analysis import read_ablation_map, read_table
 
 if TYPE_CHECKING:
     from moe_core.routing.stored import AnyTrace
     from moe_core.runs.folder import RunFolder
 
-__all__ = [
-    "Figure",
-    "Section",
-    "ablation_domains_figure",
-    "ablation_map_figure",
-    "coactivation_figure",
-    "coactivation_test_figure",
-    "context_figure",
-    "correlations_figure",
-    "diff_figure",
-    "domain_map_figure",
-    "domain_nmi_figure",
-    "dropped_figure",
-    "entropy_figure",
-    "expert_domains_figure",
-    "expert_history_figure",
-    "figure_bytes",
-    "figures_of_run",
-    "figures_of_trace",
-    "flow_map_figure",
-    "flow_sankey_figure",
-    "flow_test_figure",
-    "formation_figure",
-    "importance_figure",
-    "load_map_figure",
-    "load_over_time_figure",
-    "loads_over_time",
-    "loss_figure",
-    "movers_figure",
-    "persistence_figure",
-    "saturation_figure",
-    "save_figure",
-    "sections_of_run",
-    "sections_of_trace",
-    "similarity_figure",
-    "token_map_figure",
-    "token_path_figure",
-    "vocabulary_figure",
-    "vocabulary_test_figure",
-]
-
 MAX_LAYER_FIGURES = 8
-"""figures_of_run and figures_of_trace draw figures of single layers for at most this many layers, evenly spaced."""
-_MODES = ("zero", "renormalise", "reroute")
+"""Figures of single layers are drawn for at most this many layers, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +53,6 @@ class Section:
     figures: list[Figure]
     terms: tuple[str, ...]
     """Words of the glossary that explain them."""
-
-
-def figures_of_trace(trace: AnyTrace, progress: Progress = silent) -> dict[str, Figure]:
-    """Every figure the trace can give, see sections_of_trace. Keys are the figures' names."""
-    return _by_name(sections_of_trace(trace, progress))
-
-
-def figures_of_run(run: RunFolder, trace: AnyTrace | None = None, progress: Progress = silent) -> dict[str, Figure]:
-    """Every figure the run can give, see sections_of_run. Keys are the figures' names."""
-    return _by_name(sections_of_run(run, trace, progress))
 
 
 def sections_of_run(run: RunFolder, trace: AnyTrace | None = None, progress: Progress = silent) -> list[Section]:
@@ -234,12 +183,12 @@ def _history(run: RunFolder, steps: list[int]) -> Section:
 def _causes(run: RunFolder) -> Section:
     """What is cached of switching experts off, of any mode; nothing is computed here."""
     figures: list[Figure] = []
-    for mode in _MODES:
+    for mode in MODES:
         effects = read_ablation_map(run, mode)
         if effects is not None:
             figures.append(ablation_map_figure(effects))
             layers = sorted({int(layer) for layer in effects["layer"]})
-            if mode == _MODES[0]:
+            if mode == "zero":
                 figures += [ablation_domains_figure(effects, layer) for layer in spaced(layers)]
     importance, correlations = read_table(run, "importance"), read_table(run, "correlations")
     if importance is not None and correlations is not None:
@@ -249,10 +198,6 @@ def _causes(run: RunFolder) -> Section:
     similarity = read_table(run, "similarity")
     if similarity is not None:
         layers = sorted({int(layer) for layer in similarity["layer"]})
-        figures += [similarity_figure(similarity, layer, "output_cka") for layer in spaced(layers)]
+        figures += [similarity_figure(similarity, layer) for layer in spaced(layers)]
     terms = ("ablation", "causal effect", "nats", "rank correlation", "REAP", "EAN", "CKA")
     return Section("Which experts matter, and can one tell without trying?", figures, terms)
-
-
-def _by_name(sections: list[Section]) -> dict[str, Figure]:
-    return {figure.name: figure for section in sections for figure in section.figures}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING
 
 from moe_core.errors import UsageError
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-DEVICES: tuple[Device, ...] = get_args(Device)
+if TYPE_CHECKING:
+    import torch
+
+# torch is imported late: every --help lists these names.
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def resolve_device(name: str) -> torch.device:
     """ "auto" = cuda if present, else cpu. Raises UsageError for a device this machine lacks."""
+    import torch
+
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device("cuda" if present["cuda"] else "cpu")
@@ -26,9 +29,11 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_dtype(name: str) -> torch.dtype | None:
     """None for "auto": as the weights were saved, float32 for a run of ours. Raises UsageError for another name."""
+    import torch
+
     if name == "auto":
         return None
-    if name not in get_args(Dtype):
-        raise UsageError(f"dtype {name!r} is unknown; expected one of {', '.join(get_args(Dtype))}")
+    if name not in DTYPES:
+        raise UsageError(f"dtype {name!r} is unknown; expected one of {', '.join(DTYPES)}")
     dtype: torch.dtype = getattr(torch, name)
     return dtype

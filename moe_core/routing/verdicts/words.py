@@ -6,6 +6,8 @@ import math
 
 import pandas as pd
 
+_LAYERS_NAMED = 4
+
 
 def number(value: float) -> str:
     """A number for people: two significant digits, never in powers of ten."""
@@ -71,10 +73,10 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def layers_of(frame: pd.DataFrame, most: int = 4) -> str:
+def layers_of(frame: pd.DataFrame) -> str:
     """The layers of a frame by number: "layer 3", "layers 0, 1, 2, 3 and 4 more"."""
     names = [str(int(layer)) for layer in frame["layer"].unique()]
     if len(names) == 1:
         return f"layer {names[0]}"
-    shown = names[:most]
-    return f"layers {', '.join(shown)}{f' and {len(names) - most} more' if len(names) > most else ''}"
+    shown = names[:_LAYERS_NAMED]
+    return f"layers {', '.join(shown)}{f' and {len(names) - _LAYERS_NAMED} more' if len(names) > _LAYERS_NAMED else ''}"

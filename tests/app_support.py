@@ -1,0 +1,85 @@
+"""The dashboard under AppTest: opened as with `streamlit run app`, and read without Markdown escapes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import subjects
+
+ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
+Open = Callable[..., AppTest]
+TIMEOUT_SECONDS = 120
+SOON = 60.0
+"""Seconds that anything may take here."""
+
+
+@contextmanager
+def opening(patch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """Yield what opens the dashboard; what was opened in it besides runs is closed in the end."""
+
+    def opened(root: Path, page: str = "overview", arguments: tuple[str, ...] = (), **query: str) -> AppTest:
+        """On this checkpoints folder, at a page, as from a link with `query`; `arguments` as after `--`."""
+        patch.setenv("MOESCOPE_CHECKPOINTS", str(root))
+        if arguments:
+            patch.setattr("sys.argv", [str(ENTRY), *arguments])
+            patch.setattr(subjects, "_command_line", subjects._CommandLine())
+        at = AppTest.from_file(str(ENTRY), default_timeout=TIMEOUT_SECONDS)
+        for key, value in query.items():
+            at.query_params[key] = value
+        at.run()
+        if page != "overview":
+            at.switch_page(f"app_pages/{page}.py").run()
+        assert not at.exception, at.exception
+        return at
+
+    yield opened
+    for one in subjects.OPENED.all():
+        subjects.OPENED.close(one.name)
+
+
+def shown(at: AppTest) -> str:
+    """All text of the page but the side bar's, Markdown escapes taken out."""
+    main = at.main
+    parts = [*main.title, *main.markdown, *main.caption, *main.error, *main.info, *main.code]
+    return "\n".join(str(part.value) for part in parts).replace("\\", "")
+
+
+def payloads(at: AppTest) -> list[dict[str, Any]]:
+    """What the page sent to its token views."""
+    views = (element for element in at.main if element.proto.__class__.__name__ == "BidiComponent")
+    return [json.loads(view.proto.json) for view in views]
+
+
+def payload_of(at: AppTest) -> dict[str, Any]:
+    """The same where there is one."""
+    (payload,) = payloads(at)
+    return payload
+
+
+def numbers(packed: str, dtype: str) -> np.ndarray:
+    """An array as the token view is sent it."""
+    return np.frombuffer(base64.b64decode(packed), dtype)
+
+
+def text_of(payload: dict[str, Any]) -> str:
+    """The text as the reader sees it, without the signs before line breaks and the start marks."""
+    pieces = [payload["pieces"][i] for i in numbers(payload["tokens"], "<i4")]
+    return "".join(piece[0] for piece in pieces if piece[2] != "start of text").replace("↵\n", "\n")
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Block until it is true, at most SOON seconds."""
+    deadline = time.monotonic() + SOON
+    while not true():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
