@@ -35,6 +35,8 @@ OURS, LOOP, MODULES = "ours", "naive loop", "naive loop over modules"
 EAGER, GROUPED, PRODUCTS = "Mixtral eager", "Mixtral grouped_mm", "equal matrix products"
 SECONDS = 5.0
 """Rounds of one case are fewer than asked for where they would take longer than this; two at least."""
+MIN_SECONDS = 0.02
+"""A way quicker than this is called as often in a row as it takes to fill them."""
 
 GOALS: Mapping[tuple[int, int, bool, str], Goal] = {
     (16, 512, True, LOOP): Goal(4.0, 5.4),
@@ -78,7 +80,8 @@ def measure(num_experts: int, tokens: int, dim: int, hidden: int, scale: Scale) 
         call = partial(forward_backward, x_TD=x_TD, d_out_TD=d_out_TD) if backward else partial(forward, x_TD=x_TD)
         sides: dict[str, Callable[[], object]] = {name: partial(call, way) for name, way in ways.items()}
         sides[PRODUCTS] = products.forward_backward if backward else products.forward
-        timings = interleave(sides, rounds=affordable_rounds(sides, scale.rounds, SECONDS), warmup=0)
+        rounds = affordable_rounds(sides, scale.rounds, SECONDS)
+        timings = interleave(sides, rounds=rounds, warmup=0, min_seconds=0.0 if scale.smoke else MIN_SECONDS)
         case = f"{'forward+backward' if backward else 'forward'}, {num_experts} experts, {tokens:,} tokens"
         for name in sides:
             if name != OURS:

@@ -117,14 +117,16 @@ def sample(logits_V: torch.Tensor, sampling: SamplingConfig, random: torch.Gener
         raise RunError("the model's output is not finite; its weights are damaged: train the run again")
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    descending = torch.sort(logits_V, descending=True, stable=True)
     kept = len(logits_V) if sampling.top_k == 0 else min(sampling.top_k, len(logits_V))
+    # Only what may be kept is sorted; of equals the smaller id comes first, as if all were.
+    candidates = (logits_V >= logits_V.topk(kept).values[-1]).nonzero()[:, 0]
+    descending = torch.sort(logits_V[candidates], descending=True, stable=True)
     # Relative to the largest, so that a tiny temperature gives -inf for the others and never inf - inf.
     scaled = (descending.values[:kept] - descending.values[0]) / sampling.temperature
     probabilities = scaled.softmax(0)
     before = probabilities.cumsum(0) - probabilities
     probabilities = torch.where(before < sampling.top_p, probabilities, 0.0)
-    return int(descending.indices[torch.multinomial(probabilities, 1, generator=random)])
+    return int(candidates[descending.indices[torch.multinomial(probabilities, 1, generator=random)]])
 
 
 class _Reader:
