@@ -218,17 +218,18 @@ def count_ids(path: Path, column: str) -> tuple[npt.NDArray[Any], Int64Array]:
 
     Nothing else is read. A file without source_id takes each document as its own source.
     """
-    ids, tokens = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+    found: list[tuple[npt.NDArray[Any], Int64Array]] = []
     with _opened(path) as (file, _):
         name = column if column in file.schema_arrow.names else "document_id"
         for batch in file.iter_batches(batch_size=_ID_BATCH, columns=[name]):
-            own_ids, own_tokens = np.unique(_column(batch, name), return_counts=True)
-            both = np.concatenate([ids, own_ids])
-            order = np.argsort(both, kind="stable")
-            both, counts = both[order], np.concatenate([tokens, own_tokens])[order]
-            starts = np.flatnonzero(np.diff(both, prepend=both[0] - 1))
-            ids, tokens = both[starts], np.add.reduceat(counts, starts)
-    return ids, tokens
+            found.append(np.unique(_column(batch, name), return_counts=True))
+    if not found:
+        return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+    ids, tokens = np.concatenate([ids for ids, _ in found]), np.concatenate([tokens for _, tokens in found])
+    order = np.argsort(ids, kind="stable")  # mostly ascending already, which this finds out
+    ids, tokens = ids[order], tokens[order]
+    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))
+    return ids[starts], np.add.reduceat(tokens, starts)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class StoredTrace:
 
     def once(self, key: tuple[Any, ...], count: Callable[[], T]) -> T:
         """What `count` returned when it was first called with this key: reading the file takes seconds, and several
-        measures are made of the same counts. For tables of bounded size, never for tokens; they are only read."""
+        measures are made of the same counts or sample. For what is of bounded size; it is only read."""
         if key not in self._counted:
             self._counted[key] = count()
         found: T = self._counted[key]
@@ -87,10 +87,13 @@ class StoredTrace:
 
     def sample(self, max_tokens: int, seed: int = 0) -> RoutingTrace:
         """As RoutingTrace.sample: whole documents in a seeded order, as many as fit into `max_tokens`."""
-        from moe_core.routing.parquet import count_ids
-
         if self.num_tokens <= max_tokens:
             return RoutingTrace.load(self.path)
+        return self.once(("sample", max_tokens, seed), lambda: self._sample(max_tokens, seed))
+
+    def _sample(self, max_tokens: int, seed: int) -> RoutingTrace:
+        from moe_core.routing.parquet import count_ids
+
         return sample_parts(self.parts(), *count_ids(self.path, "document_id"), max_tokens, seed)
 
 

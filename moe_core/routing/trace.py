@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.errors import TraceError, UsageError
+from moe_core.routing.arrays import describe, floats, integers, layered, some
 from moe_core.routing.types import (
     BoolArray,
     Float16Array,
@@ -75,7 +76,7 @@ class RoutingTrace:
                 continue
             if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != len(axes):
                 raise TraceError(
-                    f"{name} is {_describe(value)}; expected {np.dtype(dtype)} [{','.join(axes)}], see from_arrays"
+                    f"{name} is {describe(value)}; expected {np.dtype(dtype)} [{','.join(axes)}], see from_arrays"
                 )
             view = value.view()
             view.flags.writeable = False
@@ -101,7 +102,7 @@ class RoutingTrace:
     def layer_position(self, layer: int) -> int:
         """Place of layer number `layer` on the L axis. Raises TraceError for a layer without a router."""
         if layer not in self.layers:
-            raise TraceError(f"layer {layer} is not in this trace; expected one of {_some(self.layers)}")
+            raise TraceError(f"layer {layer} is not in this trace; expected one of {some(self.layers)}")
         return self.layers.index(layer)
 
     def token_text(self, i: int) -> str:
@@ -113,7 +114,7 @@ class RoutingTrace:
         """The trace of the tokens where mask [T] is True, order kept. Raises TraceError if none is left."""
         chosen: BoolArray = np.asarray(mask)
         if chosen.dtype != np.bool_ or chosen.shape != (self.num_tokens,):
-            raise TraceError(f"mask is {_describe(chosen)}; expected bool [{self.num_tokens}], one per token")
+            raise TraceError(f"mask is {describe(chosen)}; expected bool [{self.num_tokens}], one per token")
         arrays = {
             name: getattr(self, name)[:, chosen] if len(axes) == 3 else getattr(self, name)[chosen]
             for name, _, axes in _ARRAYS
@@ -183,16 +184,16 @@ class RoutingTrace:
         Without `document_ids` every token counts as a document of its own, that is, tokens are taken to be independent;
         for running text they are not, and significance is overstated: pass the documents where they are known.
         """
-        tokens = _integers("token_ids", token_ids, np.int32)
-        indices = _layered(_integers("router_indices", router_indices, np.int16))
-        scores = _layered(_floats("router_scores", router_scores, np.float32))
-        logits = None if router_logits is None else _layered(_floats("router_logits", router_logits, np.float16))
+        tokens = integers("token_ids", token_ids, np.int32)
+        indices = layered(integers("router_indices", router_indices, np.int16))
+        scores = layered(floats("router_scores", router_scores, np.float32))
+        logits = None if router_logits is None else layered(floats("router_logits", router_logits, np.float16))
         count = np.arange(tokens.size, dtype=np.int32)
-        documents = count if document_ids is None else _integers("document_ids", document_ids, np.int32)
+        documents = count if document_ids is None else integers("document_ids", document_ids, np.int32)
         if positions is None:
             places = count if document_ids is None else positions_within(documents)
         else:
-            places = _integers("positions", positions, np.int32)
+            places = integers("positions", positions, np.int32)
         if domain_ids is None and domains is not None and len(domains) > 1:
             raise TraceError(f"{len(domains)} domains but no domain_ids; expected the domain of every token")
         return cls(
@@ -200,16 +201,16 @@ class RoutingTrace:
             router_scores=scores,
             token_ids=tokens,
             document_ids=documents,
-            source_ids=documents if source_ids is None else _integers("source_ids", source_ids, np.int32),
+            source_ids=documents if source_ids is None else integers("source_ids", source_ids, np.int32),
             positions=places,
             domain_ids=np.zeros_like(tokens, dtype=np.int16)
             if domain_ids is None
-            else _integers("domain_ids", domain_ids, np.int16),
+            else integers("domain_ids", domain_ids, np.int16),
             domains=["all"] if domains is None else list(domains),
             layers=list(range(indices.shape[0])) if layers is None else [int(layer) for layer in layers],
             num_experts=int(num_experts),
             router_logits=logits,
-            predicted_ids=None if predicted_ids is None else _integers("predicted_ids", predicted_ids, np.int32),
+            predicted_ids=None if predicted_ids is None else integers("predicted_ids", predicted_ids, np.int32),
             score_function=score_function,
             source=source,
             vocabulary=dict(vocabulary or {}),
@@ -278,8 +279,10 @@ def sample_parts(
     if max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}; expected 1 or more")
     order = np.random.default_rng(seed).permutation(len(documents_N))
-    chosen, rest = [], max_tokens
-    for i in order.tolist():
+    chosen, rest, smallest = [], max_tokens, int(sizes_N.min())
+    for i in order:
+        if rest < smallest:
+            break  # of millions of documents most need not be looked at
         if sizes_N[i] <= rest:
             chosen.append(i)
             rest -= int(sizes_N[i])
@@ -323,7 +326,7 @@ def _check_shapes(trace: RoutingTrace) -> None:
     L, T, K = trace.router_indices.shape
     E = trace.num_experts
     if not (L and T and K):
-        raise TraceError(f"router_indices is {_describe(trace.router_indices)}: nothing was routed; expected [L,T,K]")
+        raise TraceError(f"router_indices is {describe(trace.router_indices)}: nothing was routed; expected [L,T,K]")
     if not 1 <= E <= MAX_EXPERTS or K > E:
         raise TraceError(f"num_experts is {E} with {K} slots per token; expected {K} to {MAX_EXPERTS} experts")
     sizes = {"L": L, "T": T, "K": K, "E": E}
@@ -336,9 +339,9 @@ def _check_shapes(trace: RoutingTrace) -> None:
                 "to fit router_indices and num_experts"
             )
     if len(trace.layers) != L or sorted(set(trace.layers)) != trace.layers or trace.layers[0] < 0:
-        raise TraceError(f"layers is {_some(trace.layers)}; expected {L} ascending layer numbers, one per routed layer")
+        raise TraceError(f"layers is {some(trace.layers)}; expected {L} ascending layer numbers, one per routed layer")
     if not trace.domains or len(set(trace.domains)) != len(trace.domains):
-        raise TraceError(f"domains is {_some(trace.domains)}; expected at least one name, each once")
+        raise TraceError(f"domains is {some(trace.domains)}; expected at least one name, each once")
 
 
 def _check_values(trace: RoutingTrace) -> None:
@@ -367,35 +370,3 @@ def _check_range(name: str, values: npt.NDArray[np.integer[Any]], low: int, high
     if smallest < low or largest > high:
         wrong = smallest if smallest < low else largest
         raise TraceError(f"{name} holds {wrong}; expected {low} to {high}")
-
-
-def _integers(name: str, values: npt.ArrayLike, dtype: type[np.signedinteger[Any]]) -> npt.NDArray[Any]:
-    array = np.asarray(values)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TraceError(f"{name} is {_describe(array)}; expected whole numbers")
-    limits = np.iinfo(dtype)
-    if array.size and (array.min() < limits.min or array.max() > limits.max):
-        # A plain cast would wrap around and could land in the valid range.
-        raise TraceError(f"{name} reaches from {array.min()} to {array.max()}; expected {limits.min} to {limits.max}")
-    return array.astype(dtype, copy=False)
-
-
-def _floats(name: str, values: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    array = np.asarray(values)
-    if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
-        raise TraceError(f"{name} is {_describe(array)}; expected real numbers")
-    with np.errstate(over="ignore"):  # an overflow becomes infinity, which construction refuses by name
-        return array.astype(dtype, copy=False)
-
-
-def _layered(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return array[None] if array.ndim == 2 else array
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-def _some(values: Sequence[object], most: int = 8) -> str:
-    shown = ", ".join(repr(value) for value in values[:most])
-    return f"[{shown}{', ...' if len(values) > most else ''}]"
