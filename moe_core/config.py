@@ -91,8 +91,8 @@ class ModelConfig(Section):
             )
         if self.router.kind in ("expert_threshold", "expert_choice") and self.router.mean_experts > self.top_k:
             raise ValueError(
-                f"model.router.mean_experts = {self.router.mean_experts:g} is more than model.top_k = {self.top_k}, the "
-                "most a token can have; raise top_k or lower mean_experts"
+                f"model.router.mean_experts = {self.router.mean_experts:g} is more than model.top_k = {self.top_k}, "
+                "the most a token can have; raise top_k or lower mean_experts"
             )
         pool = self.router.pool_size
         if self.router.kind == "document_pool" and pool is not None and not self.top_k <= pool <= self.num_experts:

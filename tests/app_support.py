@@ -27,10 +27,10 @@ SOON = 60.0
 def opening(patch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Yield what opens the dashboard; what was opened in it besides runs is closed in the end."""
 
-    def opened(root: Path, page: str = "overview", arguments: tuple[str, ...] = (), **query: str) -> AppTest:
-        """On this checkpoints folder, at a page, as from a link with `query`; `arguments` as after `--`."""
+    def opened(root: Path, page: str = "overview", arguments: tuple[str, ...] | None = None, **query: str) -> AppTest:
+        """On this checkpoints folder, at a page, as from a link with `query`; `arguments` as after `--`, read anew."""
         patch.setenv("MOESCOPE_CHECKPOINTS", str(root))
-        if arguments:
+        if arguments is not None:
             patch.setattr("sys.argv", [str(ENTRY), *arguments])
             patch.setattr(subjects, "_command_line", subjects._CommandLine())
         at = AppTest.from_file(str(ENTRY), default_timeout=TIMEOUT_SECONDS)

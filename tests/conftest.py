@@ -19,36 +19,12 @@ from moe_core.config import Config, validate_config
 
 torch.set_num_threads(1)
 
-TINY_CONFIG = {
-    "model": {
-        "vocab_size": 320,
-        "dim": 32,
-        "num_layers": 2,
-        "num_heads": 2,
-        "num_kv_heads": 1,
-        "head_dim": 16,
-        "num_experts": 4,
-        "top_k": 2,
-        "expert_hidden_dim": 32,
-        "dense_hidden_dim": 64,
-        "max_seq_len": 256,
-    },
-    "data": {"documents": 16},
-    "training": {
-        "steps": 40,
-        "batch_size": 4,
-        "seq_len": 32,
-        "evaluation_interval": 20,
-        "evaluation_tokens": 256,
-        "probe_tokens": 256,
-        "threads": 1,
-    },
-}
-
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Config:
     """A configuration that trains in seconds."""
+    from training_support import TINY_CONFIG
+
     return validate_config(TINY_CONFIG)
 
 
@@ -92,7 +68,7 @@ def _no_network() -> Iterator[None]:
 @pytest.fixture
 def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Open the dashboard: see app_support.opening."""
-    from tests.app_support import opening
+    from app_support import opening
 
     with opening(monkeypatch) as opened:
         yield opened

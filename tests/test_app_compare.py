@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from app_support import Open, payloads
 from streamlit.testing.v1 import AppTest
+from training_support import TINY_CONFIG
 
 from app.components.comparison import Side, compare, domains_figure, one_text, relation, texts_of_both
 from app.measured import Measured
@@ -21,8 +23,6 @@ from moe_core.config import validate_config
 from moe_core.routing import RoutingTrace, baselines, metrics, verdicts
 from moe_core.runs import RunFolder
 from moe_core.training.loop import train
-from tests.app_support import Open, payloads
-from tests.conftest import TINY_CONFIG
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import streamlit as st
+from app_support import Open, shown
 from streamlit.testing.v1 import AppTest
 
 from app.components import expert_card, expert_table
@@ -20,7 +21,6 @@ from app.components.expert_table import most_telling
 from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.routing.contexts import Context
 from moe_core.runs import RunFolder
-from tests.app_support import Open, shown
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from app_support import Open, shown
 
 from app import loaders
 from moe_core.routing import metrics
 from moe_core.runs import RunFolder
-from tests.app_support import Open, shown
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from app_support import SOON, Open, shown, wait_until
 from streamlit.testing.v1 import AppTest
 
 from app.components.token_view_job import GenerationJob, arrays_of_job, trace_of_job
 from moe_core.errors import RunError
 from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.runs.checkpoint import LoadedRun, load_run
-from tests.app_support import SOON, Open, shown, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from app_support import SOON, Open, payloads, shown, wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
@@ -28,7 +29,6 @@ from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.routing import RoutingTrace, metrics, verdicts
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
-from tests.app_support import SOON, Open, payloads, shown, wait_until
 
 
 @pytest.fixture(scope="module")

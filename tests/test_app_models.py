@@ -10,14 +10,15 @@ import pytest
 
 pytest.importorskip("transformers", reason="transformers is missing: pip install -r requirements-huggingface.txt")
 
+from app_support import Open, payload_of, shown, text_of
 from huggingface_support import saved_model, tiny_model
 from streamlit.testing.v1 import AppTest
 
 from app.components.open_other import open_path
 from app.subjects import OPENED
 from moe_core.errors import MoescopeError, UsageError
-from tests.app_support import Open, payload_of, shown, text_of
 
+pytestmark = pytest.mark.usefixtures("dashboard")  # closes what was opened, also without a page
 NAME = "model some-moe"
 
 

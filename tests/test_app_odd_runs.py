@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from app_support import Open, shown
 from streamlit.testing.v1 import AppTest
 
 from moe_core.config import validate_config
 from moe_core.runs import RunFolder
 from moe_core.training.loop import train
-from tests.app_support import Open, shown
 
 TINY = {"vocab_size": 300, "dim": 16, "num_heads": 1, "num_kv_heads": 1, "head_dim": 16, "max_seq_len": 64}
 TRAINING = {"batch_size": 4, "seq_len": 32, "evaluation_tokens": 64, "probe_tokens": 128, "threads": 1}

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from app_support import Open, shown
 
 from moe_core.inference import tracing
 from moe_core.routing.baselines import SIGNIFICANCE
 from moe_core.runs import RunFolder
-from tests.app_support import Open, shown
 
 PAGES = ("overview", "domains", "experts", "flow", "time", "training")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from app_support import Open, numbers, payload_of, text_of
+from colour_support import blend
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,8 +36,6 @@ from moe_core.figures.palette import (
 from moe_core.routing import metrics, verdicts
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
-from tests.app_support import Open, numbers, payload_of, text_of
-from tests.colour_support import blend
 
 HOSTILE = "<img src=x onerror=alert(1)> :red[x] $x$ </style></script> ![](http://example.com/a.png)"
 OWN = "Your own text"

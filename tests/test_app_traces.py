@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from app_support import ENTRY, Open, payload_of, shown, text_of
 from streamlit.testing.v1 import AppTest
 
 from app import subjects
@@ -16,8 +17,8 @@ from app.measured import Measured
 from app.subjects import Registry, TraceFile, open_from_command_line
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace
-from tests.app_support import ENTRY, Open, payload_of, shown, text_of
 
+pytestmark = pytest.mark.usefixtures("dashboard")  # closes what was opened, also without a page
 PAGES = ("overview", "tokens", "domains", "experts", "flow", "compare")
 HOSTILE = "<img src=x onerror=alert(1)> :red[x] $x$"
 WORDS = ["the ", "court ", "return ", "x", "\n", HOSTILE]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from routing_support import trace_of
 
 from moe_core.routing import baselines, verdicts
 from moe_core.routing.baselines import findings
@@ -178,6 +179,40 @@ def test_ablation_and_importance_in_words() -> None:
     assert verdicts.importance_verdict(correlations.assign(rho=0.3)).startswith("REAP score predicts only weakly")
     assert verdicts.importance_verdict(correlations.assign(p_adjusted=0.3)).startswith("Not distinguishable")
     assert verdicts.importance_verdict(correlations.assign(rho=np.nan)).startswith("Too few experts")
+
+
+def test_one_text_in_words() -> None:
+    # Tokens 1 and 3 come after one that had chosen the expert; the first is predicted by nothing.
+    delta = np.array([np.nan, 0.4, 0.1, 0.2, -0.1], np.float32)
+    chosen = np.array([True, False, True, False, False])
+    assert verdicts.text_loss_verdict(delta, chosen) == (
+        "This text's loss changes by +0.15 nats per token: +0.3 for the 2 tokens after one that had chosen it, 0 for "
+        "the other 2."
+    )
+    assert "0 for the 2 tokens after one that had not chosen it" in verdicts.text_loss_verdict(
+        delta, chosen, forced=True
+    )
+
+
+def test_the_leading_expert_and_the_strongest_flow_in_words() -> None:
+    trace = trace_of([[[0, 1], [0, 2], [1, 0], [-1, -1]], [[-1, -1]] * 4], num_experts=4, layers=[2, 5])
+    assert verdicts.layer_verdict(trace, 2) == (
+        "Layer 2: expert 0 is the first choice of 67 % of 3 tokens (even share 25 %); 2 of 4 experts are somebody's "
+        "first choice."
+    )
+    assert verdicts.layer_verdict(trace, 5) == "Layer 5: no token is routed."
+    flow = pd.DataFrame(
+        {
+            "layer": 0, "next_layer": 1, "expert": [0, 0, 1], "next_expert": [0, 1, 1], "tokens": [90, 10, 50],
+            "probability": [0.9, 0.1, 0.5], "lift": [1.5, 0.25, 2.0],
+        }
+    )  # fmt: skip
+    # Beyond chance: 90 - 60 = 30 tokens, and 50 - 25 = 25.
+    assert verdicts.strongest_flow(flow) == (
+        "Most beyond chance goes from expert 0 of layer 0 to expert 0 of layer 1: 90 % of its tokens, 1.5 times that "
+        "expert's share."
+    )
+    assert verdicts.strongest_flow(flow.assign(lift=1.0)).startswith("No expert's tokens go to any expert")
 
 
 def test_one_expert_in_words() -> None:

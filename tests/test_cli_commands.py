@@ -15,27 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_support import TINY, Run, assert_one_line
 
 from moe_core.routing import RoutingTrace
 from moe_core.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = [
-    *("--model.vocab_size=300", "--model.dim=32", "--model.num_layers=2", "--model.num_heads=2"),
-    *("--model.num_kv_heads=1", "--model.head_dim=16", "--model.num_experts=4", "--model.expert_hidden_dim=32"),
-    *("--model.max_seq_len=128", "--data.documents=12", "--training.steps=10", "--training.batch_size=4"),
-    *("--training.seq_len=32", "--training.threads=1", "--training.evaluation_interval=5"),
-    *("--training.evaluation_tokens=128", "--training.probe_tokens=128"),
-]
-Run = Callable[..., tuple[int, str, str]]
-
-
-def assert_one_line(err: str, *words: str) -> None:
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert "unexpected" not in err
-    for word in words:
-        assert word in err
 
 
 # ---- training ----

@@ -7,12 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cli_support import TINY, Run, assert_one_line
+from training_support import write_corpus
 
 from moe_core.runs.folder import RunFolder
-from tests.test_cli_commands import TINY, Run, assert_one_line, cli
-from tests.training_support import write_corpus
-
-__all__ = ["cli"]
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_support import Run
 
 from moe_core.cli.parser import ABLATION_MODES
 from moe_core.routing.interventions import MODES
@@ -19,11 +19,8 @@ from moe_core.routing.interventions import MODES
 ROOT = Path(__file__).resolve().parent.parent
 
 
-Run = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
-def run(cli: Callable[..., tuple[int, str, str]], trained_root: Path) -> Run:
+def run(cli: Run, trained_root: Path) -> Run:
     """`python main.py generate` with more arguments."""
     return partial(cli, trained_root, "generate", "--run", "tiny", "--prompt", "The ")
 

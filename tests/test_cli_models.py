@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cli_support import Run, assert_one_line
 from huggingface_support import TEXT, saved_model
 
 from data_gen import Document
@@ -23,8 +23,6 @@ from moe_core.routing import RoutingTrace
 from moe_core.routing.huggingface import load
 from moe_core.runs.checkpoint import load_run
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def run(cli: Run, trained_root: Path) -> Run:
@@ -35,14 +33,6 @@ def run(cli: Run, trained_root: Path) -> Run:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved_model(tmp_path_factory.mktemp("models") / "tiny-qwen", "qwen3_moe")
-
-
-def assert_one_line(err: str, *words: str) -> None:
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert "unexpected" not in err
-    for word in words:
-        assert word in err
 
 
 def test_a_model_in_a_folder_is_traced_into_a_file(run: Run, folder: Path, tmp_path: Path) -> None:

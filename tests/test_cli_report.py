@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cli_support import Run
 
 from moe_core.evaluation.evaluate import evaluate_run
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def test_a_report_holds_training_routing_and_what_ablate_found(cli: Run, own_root: Path, tmp_path: Path) -> None:

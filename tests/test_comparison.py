@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from training_support import make_config, write_corpus
 
 from main import main
 from moe_core.comparison import library
@@ -31,7 +32,6 @@ from moe_core.figures.figure import figure_bytes
 from moe_core.figures.quality import result_figures
 from moe_core.model import size
 from moe_core.router_config import BALANCINGS, ROUTER_KINDS
-from tests.training_support import make_config, write_corpus
 
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 

@@ -8,10 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from cli_support import Run
 
 import main as command_line
 from moe_core.evaluation.markdown import fenced
@@ -23,7 +24,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # The example of the documentation.
 PLUGIN = (ROOT / "docs" / "evaluation.md").read_text().split("```python\n")[1].split("```")[0]
 PLACE = f"(line {len(PLUGIN.splitlines()) + 4})"
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -34,16 +34,9 @@ def runs(trained_root: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], runs: Path) -> Run:
-    """Run `--evaluate --suite --run tiny` with more options in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(runs))
-        code = command_line.main(["--evaluate", "--suite", "--run", "tiny", *arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+def cli(cli: Run, runs: Path) -> Run:
+    """`--evaluate --suite --run tiny` with more options."""
+    return partial(cli, runs, "--evaluate", "--suite", "--run", "tiny")
 
 
 def test_a_suite_from_the_shell_writes_its_report_and_json(runs: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from training_support import write_corpus
 
 from moe_core.config import ModelConfig
 from moe_core.errors import MoescopeError, RunError, UsageError
@@ -29,7 +30,6 @@ from moe_core.routing import RoutingTrace
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
 from moe_core.training.probe import probe_routing
-from tests.training_support import write_corpus
 
 SMALL: dict[str, Any] = {
     "vocab_size": 300,

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from colour_support import blend
 
 from moe_core.figures.palette import (
     BAR,
@@ -29,7 +30,6 @@ from moe_core.figures.palette import (
     expert_colour,
     ink_on,
 )
-from tests.colour_support import blend
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, for linear RGB.
 VISION = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from training_support import TINY_CONFIG
 
 from moe_core.config import Config, ModelConfig, load_config, validate_config
 from moe_core.data.tokens import TokenBatch
@@ -18,7 +19,6 @@ from moe_core.router_config import ROUTER_KINDS, RouterConfig
 from moe_core.runs.folder import RunFolder
 from moe_core.training.loop import accumulate_gradient, train
 from moe_core.training.optimizers import build_optimizers
-from tests.conftest import TINY_CONFIG
 
 # How far the estimate may be from a measured step. Measured: 0.85 to 1.00 of it (docs/LOG.md).
 FACTOR = 1.2

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from cli_support import Run
 
-import main as command_line
 from moe_core.config import load_config
 from moe_core.model import KVCache, MoETransformer, size
 from moe_core.model.feed_forward import MoE
@@ -25,20 +25,12 @@ TINY = (
     "--data.documents=12", "--training.steps=4", "--training.batch_size=2", "--training.seq_len=32",
     "--training.threads=1", "--training.evaluation_tokens=64", "--training.probe_tokens=64",
 )  # fmt: skip
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(tmp_path))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = command_line.main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+def cli(cli: Run, tmp_path: Path) -> Run:
+    """A command line on an empty checkpoints folder."""
+    return partial(cli, tmp_path)
 
 
 # ---- what they are ----

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from training_support import make_config, tensor_hashes, timeless_metrics, write_corpus
 
 from main import main
 from moe_core.evaluation.evaluate import evaluate_run
@@ -14,7 +15,6 @@ from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
 from moe_core.training.loop import train
-from tests.training_support import make_config, tensor_hashes, timeless_metrics, write_corpus
 
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training_support import make_config, tensor_hashes, timeless_metrics, write_corpus
 
 from moe_core.config import Config
 from moe_core.errors import RunError, UsageError
@@ -17,7 +18,6 @@ from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
 from moe_core.training.loop import train
 from moe_core.training.probe import probe_routing
-from tests.training_support import make_config, tensor_hashes, timeless_metrics, write_corpus
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,32 @@ WORDS = {
     "law": "party agreement shall clause liability herein court term notice breach",
     "news": "today market city people weather match report season local story",
 }
+TINY_CONFIG: dict[str, Any] = {
+    "model": {
+        "vocab_size": 320,
+        "dim": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "head_dim": 16,
+        "num_experts": 4,
+        "top_k": 2,
+        "expert_hidden_dim": 32,
+        "dense_hidden_dim": 64,
+        "max_seq_len": 256,
+    },
+    "data": {"documents": 16},
+    "training": {
+        "steps": 40,
+        "batch_size": 4,
+        "seq_len": 32,
+        "evaluation_interval": 20,
+        "evaluation_tokens": 256,
+        "probe_tokens": 256,
+        "threads": 1,
+    },
+}
+"""A configuration that trains in seconds."""
 TIMES = ("tokens_per_second", "elapsed_seconds")
 
 

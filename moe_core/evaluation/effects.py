@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import special
 
 from data_gen import Document
 from moe_core.data.tokens import TokenDataset
@@ -18,12 +17,12 @@ from moe_core.inference.tracing import logits_fit, trace_of_windows
 from moe_core.inference.windows import as_dataset, window_batches
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, RoutingTrace, capture, concatenate, intervene
+from moe_core.routing.metrics.resampling import TAILS, widening
 from moe_core.routing.types import BoolArray, Float32Array, Float64Array, Int32Array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CONFIDENCE = 0.95
 RESAMPLES = 1000
 _MAX_LOGITS = 2**23
 """Numbers of one matrix of logits, so that a large vocabulary does not take the memory."""
@@ -98,7 +97,7 @@ class SourceBootstrap:
     """Means over tokens and their 95 % intervals, where the tokens of one source are not independent.
 
     Within each domain whole sources are drawn anew with replacement, RESAMPLES times; the percentiles of the means are
-    stretched by sqrt(N / (N - M)) t / z for N sources in M domains, without which few sources seem too certain. The
+    widened for N sources in M domains with N - M degrees of freedom (routing.metrics.resampling.widening). The
     draws are made once and serve every question, so that answers differ by what is asked and never by luck.
     """
 
@@ -157,9 +156,7 @@ class SourceBootstrap:
             return float("nan"), float("nan")
         weights_RN = self._weights_RN[:, own]
         means_R = (weights_RN @ delta_N[own]) / (weights_RN @ self._tokens_N[own])
-        tail = (1 - CONFIDENCE) / 2
-        stretch = np.sqrt(N / freedom) * special.stdtrit(freedom, 1 - tail) / special.ndtri(1 - tail)
-        low, high = mean + stretch * (np.quantile(means_R, [tail, 1 - tail]) - mean)
+        low, high = mean + widening(N, freedom) * (np.quantile(means_R, TAILS) - mean)
         return float(low), float(high)
 
 

@@ -13,6 +13,7 @@ from moe_core.data.tokens import TokenDataset, document_batches
 from moe_core.errors import RunError
 from moe_core.evaluation.loss import EVALUATION_BATCH, LossReport, count_text_tokens, evaluate_loss, unigram_nats
 from moe_core.inference.tracing import trace_batches
+from moe_core.json_values import json_safe
 from moe_core.progress import Progress, silent
 from moe_core.routing import baselines, capture, metrics, verdicts
 
@@ -56,7 +57,7 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
                 progress=lambda stage, done, _, before=before: report(stage, before + done, total),  # type: ignore[misc]
             )
     routing, words = _no_routing() if recorder is None else _routing(_trace(loaded, recorder, datasets))
-    return {
+    figures: dict[str, Any] = {
         "run": run.name,
         "step": loaded.step,
         **{split: _figures(losses[split]) for split in HELD_OUT_SPLITS},
@@ -69,6 +70,8 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
         "routing": routing,
         "verdicts": words,
     }
+    plain: dict[str, Any] = json_safe(figures)
+    return plain
 
 
 def scored_documents(loaded: LoadedRun, split: str) -> list[Document]:
@@ -129,10 +132,10 @@ def held_out_dataset(loaded: LoadedRun, split: str) -> TokenDataset:
 
 def _figures(loss: LossReport) -> dict[str, Any]:
     return {
-        "nats_per_token": _number(loss.nats_per_token),
-        "perplexity": _number(loss.perplexity),
-        "bits_per_byte": _number(loss.bits_per_byte),
-        "by_domain": {domain: _number(nats) for domain, nats in loss.by_domain.items()},
+        "nats_per_token": loss.nats_per_token,
+        "perplexity": loss.perplexity,
+        "bits_per_byte": loss.bits_per_byte,
+        "by_domain": dict(loss.by_domain),
     }
 
 
@@ -143,13 +146,13 @@ def _routing(trace: RoutingTrace) -> tuple[list[dict[str, Any]], dict[str, str]]
     rows = [
         {
             "layer": int(row["layer"]),
-            "load_imbalance": _number(row["load_imbalance"]),
+            "load_imbalance": float(row["load_imbalance"]),
             "dead_experts": int(row["dead_experts"]),
-            "router_entropy": _number(row["router_entropy"]),
-            "dropped_fraction": _number(row["dropped_fraction"]),
-            "domain_nmi": _number(row["nmi"]),
-            "domain_nmi_null_p99": _number(row["null_p99"]),
-            "p_value": _number(row["p_value"]),
+            "router_entropy": float(row["router_entropy"]),
+            "dropped_fraction": float(row["dropped_fraction"]),
+            "domain_nmi": float(row["nmi"]),
+            "domain_nmi_null_p99": float(row["null_p99"]),
+            "p_value": float(row["p_value"]),
         }
         for _, row in table.iterrows()
     ]
@@ -162,8 +165,3 @@ def _routing(trace: RoutingTrace) -> tuple[list[dict[str, Any]], dict[str, str]]
 def _no_routing() -> tuple[list[dict[str, Any]], dict[str, str]]:
     nothing = "The model is dense: it has no routers."
     return [], {"routing": nothing, "domains": nothing}
-
-
-def _number(value: float) -> float | None:
-    """A plain float, None where there is no finite answer (JSON has neither NaN nor infinity)."""
-    return float(value) if math.isfinite(value) else None

@@ -98,24 +98,23 @@ def load_run(
     name: str,
     root: str | Path | None = None,
     *,
-    step: int | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> LoadedRun:
-    """Load the newest checkpoint of a run, or that of `step`; weights in `dtype` (None = float32).
+    """Load the newest checkpoint of a run; weights in `dtype` (None = float32).
 
     Every file's hash is verified, and every tensor's shape compared with the configuration, before memory is taken.
     Raises RunError naming the damaged file and what to do.
     """
     run = RunFolder(name, root)
-    folder = find_checkpoint(run, step)
+    folder = find_checkpoint(run)
     try:
         return _load(run, folder, device, dtype or torch.float32)
     except RunError:
         # A trainer saves while we read: it may have dropped this checkpoint in favour of a newer one.
-        if step is not None or folder.exists():
+        if folder.exists():
             raise
-    return _load(run, find_checkpoint(run, None), device, dtype or torch.float32)
+    return _load(run, find_checkpoint(run), device, dtype or torch.float32)
 
 
 def load_trainer_state(run: RunFolder, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:

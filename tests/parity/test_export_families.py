@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hugging_face_weights import as_transformers, exported, loaded, random_model, router_indices
+from training_support import write_corpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_core.config import ModelConfig
@@ -17,8 +19,6 @@ from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.routing import capture
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
-from tests.parity.hugging_face_weights import as_transformers, exported, loaded, random_model, router_indices
-from tests.training_support import write_corpus
 
 BASE: dict[str, Any] = {
     "vocab_size": 290,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hugging_face_weights import as_transformers, random_model, router_indices
 from transformers import MixtralForCausalLM
 
 from moe_core.config import ModelConfig
-from tests.parity.hugging_face_weights import as_transformers, random_model, router_indices
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hugging_face_weights import as_transformers, random_model, router_indices
 from transformers import Qwen3MoeForCausalLM
 
 from moe_core.config import ModelConfig
 from moe_core.model import KVCache, MoETransformer
-from tests.parity.hugging_face_weights import as_transformers, random_model, router_indices
 
 
 def pair(

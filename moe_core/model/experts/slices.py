@@ -187,8 +187,11 @@ class _Slices(torch.autograd.Function):
 
 def _empty_where_visited(weight: Tensor, pieces: list[Piece]) -> Tensor:
     """For a gradient: zero for experts without tokens; the others' will be overwritten whole."""
+    unvisited = set(range(len(weight))) - {piece.expert for piece in pieces}
+    if 2 * len(unvisited) > len(weight):
+        return torch.zeros_like(weight)  # by all threads, which one expert at a time is too little for
     gradient = torch.empty_like(weight)
-    for expert in set(range(len(weight))) - {piece.expert for piece in pieces}:
+    for expert in unvisited:
         gradient[expert].zero_()
     return gradient
 

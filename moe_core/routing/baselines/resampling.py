@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from moe_core.errors import UsageError
 from moe_core.routing.counts import BlockCounts, Blocks, block_counts
+from moe_core.routing.metrics.resampling import TAILS, widening
 from moe_core.routing.stored import AnyTrace
 from moe_core.routing.types import Float64Array, Int64Array
 
-CONFIDENCE = 0.95
 MAX_UNITS = 256
 """More sources than this are resampled in this many random groups, which leaves the variance as it is."""
 RESAMPLES = 200
@@ -50,18 +49,16 @@ class Units:
 
         Drawing a source twice makes its tokens agree, which raises measures of association: the resamples are shifted
         so that their mean is the measure. Like the measure itself the interval is thus to be held against the null
-        of as many tokens. For few sources it is widened to Student's t (Hesterberg 2015, 1411.5279).
+        of as many tokens. For few sources it is widened to Student's t.
         """
         low, high = np.full(value_L.shape, np.nan), np.full(value_L.shape, np.nan)
         freedom = self.count - len(np.unique(self.stratum))
         known = ~np.isnan(value_L) & (np.isnan(resampled_RL).mean(axis=0) < 0.5)
         if freedom < 1 or not known.any():
             return low, high
-        tail = (1 + CONFIDENCE) / 2
-        widen = np.sqrt(self.count / freedom) * special.stdtrit(freedom, tail) / special.ndtri(tail)
         drawn_RL = resampled_RL[:, known]
-        away = np.nanquantile(drawn_RL, [1 - tail, tail], axis=0) - np.nanmean(drawn_RL, axis=0)
-        low[known], high[known] = np.clip(value_L[known] + widen * away, *limits)
+        away = np.nanquantile(drawn_RL, TAILS, axis=0) - np.nanmean(drawn_RL, axis=0)
+        low[known], high[known] = np.clip(value_L[known] + widening(self.count, freedom) * away, *limits)
         return low, high
 
 

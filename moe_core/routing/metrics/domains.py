@@ -15,10 +15,9 @@ from moe_core.routing.counts import (
     normalised,
     ratio,
 )
+from moe_core.routing.metrics.resampling import TAILS
 from moe_core.routing.stored import AnyTrace
 from moe_core.routing.types import BoolArray, Float64Array, Int64Array
-
-CONFIDENCE = 0.95
 
 
 def domain_specialization(trace: AnyTrace) -> pd.DataFrame:
@@ -127,8 +126,8 @@ def _wilson(counts_NE: Int64Array, tokens_N: Int64Array, share_E: Float64Array) 
     # An expert that no source (or every token) chose shows no variance of its own: take the layer's design effect.
     common = float(between_E.sum() / independent_E.sum()) if independent_E.any() else 1.0
     effect_E = np.divide(between_E, independent_E, out=np.full_like(share_E, common), where=independent_E > 0)
-    z = float(special.ndtri((1 + CONFIDENCE) / 2))
-    t = float(special.stdtrit(N - 1, (1 + CONFIDENCE) / 2))
+    z = float(special.ndtri(TAILS[1]))
+    t = float(special.stdtrit(N - 1, TAILS[1]))
     n_E = total / np.maximum(effect_E, 1.0) * (z / t) ** 2
     centre_E = (share_E + z**2 / (2 * n_E)) / (1 + z**2 / n_E)
     half_E = z / (1 + z**2 / n_E) * np.sqrt(np.clip(share_E * (1 - share_E), 0.0, None) / n_E + z**2 / (4 * n_E**2))

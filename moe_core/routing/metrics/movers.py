@@ -11,7 +11,7 @@ from scipy import special
 
 from moe_core.routing.counts import grouped_counts, ratio
 from moe_core.routing.metrics.comparison import check_same_experts, token_difference
-from moe_core.routing.metrics.resampling import CONFIDENCE, resampled_totals, source_blocks
+from moe_core.routing.metrics.resampling import TAILS, resampled_totals, source_blocks
 from moe_core.routing.trace import RoutingTrace
 from moe_core.routing.types import BoolArray, Float64Array, Int64Array
 
@@ -137,7 +137,7 @@ def _frame(
     L, E = share_a.shape
     change_LE = share_b - share_a
     error_LE = np.where(error_LE < _ROUNDING, 0.0, error_LE)
-    half_LE = special.stdtrit(freedom_LE, (1 + CONFIDENCE) / 2) * error_LE
+    half_LE = special.stdtrit(freedom_LE, TAILS[1]) * error_LE
     with np.errstate(divide="ignore", invalid="ignore"):  # no spread: certain if there is a change, else no question
         p_LE = 2 * special.stdtr(freedom_LE, -np.abs(change_LE) / error_LE)
     return pd.DataFrame(

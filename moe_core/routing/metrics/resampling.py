@@ -1,4 +1,7 @@
-"""Block bootstrap: sources are drawn anew with replacement, since tokens of one source are not independent."""
+"""Block bootstrap: sources are drawn anew with replacement, since tokens of one source are not independent.
+
+Its ends (TAILS) and what few sources make of them (widening) are shared with baselines.resampling.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from scipy import special
 from moe_core.routing.types import Float64Array, Int64Array
 
 CONFIDENCE = 0.95
+TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+"""Quantiles at the ends of an interval."""
 RESAMPLES = 1000
 _MOST_BLOCKS = 1000
 
@@ -35,12 +40,19 @@ def resampled_totals(values_NX: npt.NDArray[np.number], rng: np.random.Generator
     return totals
 
 
+def widening(N: int, freedom: int) -> float:
+    """By how much the percentiles of a bootstrap over N units with so many degrees of freedom lie too close.
+
+    Resampling understates the variance of few, and their spread is known no better than Student's t (Hesterberg 2015,
+    1411.5279, section 5.3).
+    """
+    return float(np.sqrt(N / freedom) * special.stdtrit(freedom, TAILS[1]) / special.ndtri(TAILS[1]))
+
+
 def percentile_interval(value_L: Float64Array, resampled_RL: Float64Array, N: int) -> tuple[Float64Array, Float64Array]:
     """(low, high) [L], 95 %: percentiles of a share over resamples of N >= 2 blocks, within 0..1.
 
-    For few blocks widened to Student's t (Hesterberg 2015, 1411.5279, section 5.3).
+    For few blocks widened to Student's t.
     """
-    tail = (1 + CONFIDENCE) / 2
-    widen = np.sqrt(N / (N - 1)) * special.stdtrit(N - 1, tail) / special.ndtri(tail)
-    low_L, high_L = value_L + widen * (np.quantile(resampled_RL, [1 - tail, tail], axis=0) - value_L)
+    low_L, high_L = value_L + widening(N, N - 1) * (np.quantile(resampled_RL, TAILS, axis=0) - value_L)
     return np.clip(low_L, 0.0, 1.0), np.clip(high_L, 0.0, 1.0)
