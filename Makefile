@@ -25,7 +25,7 @@ lint: $(VENV)/.dev ## ruff and the type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.runtime ## time Moescope against its peers (python main.py bench)
+bench: $(VENV)/.dev chromium ## time Moescope against its peers (python main.py bench)
 	$(BIN)/python main.py bench
 
 check: lint test ## lint, types and tests

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +26,8 @@ from moe_core.benchmarks.suite import BENCHMARKS, select
 from moe_core.benchmarks.tables import BEGIN, END, document, figure, insert, summary
 from moe_core.benchmarks.timing import Spread, Timings, interleave
 from moe_core.errors import DataError, UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_sides_take_turns_and_change_their_order_every_round() -> None:
@@ -131,7 +136,30 @@ def test_figures_are_short() -> None:
 
 
 def test_unknown_benchmarks_are_refused() -> None:
-    with pytest.raises(UsageError, match="'nothing'; expected one of aggregation"):
+    with pytest.raises(UsageError, match="'nothing'; expected one of moe_layer"):
         select(["nothing"], smoke=False)
     assert select(["aggregation"], smoke=False) == ["aggregation"]
     assert set(select([], smoke=True)) == set(BENCHMARKS)
+
+
+def test_the_smoke_mode_runs_from_the_shell_and_keeps_nothing(tmp_path: Path) -> None:
+    """The other benchmarks' smoke runs are called directly, each beside what else is tested of it."""
+    kept = {path: path.stat().st_mtime_ns for path in (ROOT / "docs").rglob("*")}
+    readme = (ROOT / "README.md").read_bytes()
+    target = tmp_path / "bench.json"
+    names = ["aggregation", "traces", "growth", "startup"]
+    only = [part for name in names for part in ("--only", name)]
+    done = subprocess.run(
+        [sys.executable, "main.py", "bench", "--smoke", "--threads", "1", *only, "--json", str(target)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    records = json.loads(target.read_text())
+    assert [record["benchmark"] for record in records] == names
+    assert all(row["value"] is not None for record in records for row in record["results"])
+    assert "main.py --help" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in (ROOT / "docs").rglob("*")} == kept
+    assert (ROOT / "README.md").read_bytes() == readme

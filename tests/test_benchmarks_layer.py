@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_core.benchmarks import moe_layer, observing, whole_model
+from moe_core.benchmarks import moe_layer, observing, references, whole_model
 from moe_core.benchmarks.references import EqualProducts, StackedLoop, affordable_rounds, with_experts
 from moe_core.benchmarks.suite import Scale
 
@@ -20,6 +20,17 @@ def test_a_layer_row_for_every_size_pass_and_other_way() -> None:
         f"{what}, 4 experts, {tokens} tokens" for what in ("forward", "forward+backward") for tokens in (1, 8)
     }
     assert all(row.ratio is not None and row.value > 0 and row.goal is None for row in rows)
+
+
+def test_what_is_not_measured_without_transformers_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (references, moe_layer, whole_model):
+        monkeypatch.setattr(module, "HAS_TRANSFORMERS", False)
+    for rows in (moe_layer.run(SMOKE), whole_model.run(SMOKE)):
+        missing, *measured = rows
+        assert missing.value != missing.value
+        assert "requirements-huggingface.txt" in missing.note
+        assert measured
+        assert not any("Mixtral" in row.against for row in measured)
 
 
 def test_a_layer_that_computes_something_else_is_found() -> None:

@@ -20,6 +20,7 @@ from moe_core.benchmarks.references import (
     EqualProducts,
     ModuleLoop,
     StackedLoop,
+    absent_rows,
     affordable_rounds,
     mixtral_block,
 )
@@ -60,7 +61,7 @@ def run(scale: Scale) -> list[Result]:
     tokens, experts = ((1, 8), (4,)) if scale.smoke else (TOKENS, EXPERTS)
     dim, hidden = (16, 32) if scale.smoke else (DIM, HIDDEN)
     sizes = [(E, T) for E in experts for T in tokens]
-    rows: list[Result] = []
+    rows = absent_rows("one MoE layer")
     for number, (E, T) in enumerate(sizes):
         scale.progress("MoE layer", number, len(sizes))
         rows += measure(E, T, dim, hidden, scale)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from moe_core.benchmarks.results import Result
 from moe_core.config import ModelConfig
 from moe_core.model.experts import Experts
 from moe_core.model.feed_forward import MoE, SwiGLU
@@ -25,6 +26,12 @@ from moe_core.model.transformer import Block, MoETransformer
 
 Implementation = Literal["eager", "grouped_mm"]
 HAS_TRANSFORMERS = find_spec("transformers") is not None
+
+
+def absent_rows(case: str) -> list[Result]:
+    """A row that says what is not measured where transformers is missing, else none."""
+    note = "not measured: transformers is missing; pip install -r requirements-huggingface.txt"
+    return [] if HAS_TRANSFORMERS else [Result(f"{case}, against Mixtral", float("nan"), "ms", note=note)]
 
 
 def naive_loop(

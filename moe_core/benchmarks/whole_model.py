@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_core.benchmarks.references import HAS_TRANSFORMERS, StackedLoop, affordable_rounds, mixtral, with_experts
+from moe_core.benchmarks.references import (
+    HAS_TRANSFORMERS,
+    StackedLoop,
+    absent_rows,
+    affordable_rounds,
+    mixtral,
+    with_experts,
+)
 from moe_core.benchmarks.results import Goal, Result, compared
 from moe_core.benchmarks.suite import Scale
 from moe_core.benchmarks.timing import interleave
@@ -59,7 +66,7 @@ def run(scale: Scale) -> list[Result]:
         partial(training_rows, 16, scale),
         *(partial(decoding_rows, 8, batch, scale) for batch in (1, 8)),
     ]
-    rows: list[Result] = []
+    rows = absent_rows("whole models")
     for number, case in enumerate(cases):
         scale.progress("whole model", number, len(cases))
         rows += case()

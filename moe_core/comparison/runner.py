@@ -126,9 +126,13 @@ class _Meter:
         self._steps = sum(plan.trial_config(trial).training.steps for trial in trials)
         self._done = 0.0
 
+    def kept(self, trial: Trial) -> None:
+        """Count a trial finished earlier, silently: what is shown first is where the time left is reckoned from."""
+        self._done += self._plan.work(trial)
+
     def finished(self, trial: Trial) -> None:
         """Count a trial as a whole."""
-        self._done += self._plan.work(trial)
+        self.kept(trial)
         self.show({})
 
     def show(self, running: dict[Trial, float]) -> None:
@@ -157,7 +161,7 @@ def _run_all(work: Path, plan: Plan, trials: Sequence[Trial], workers: int, mete
             todo.append(trial)
         else:
             outcomes[trial] = found
-            meter.finished(trial)
+            meter.kept(trial)
     if todo:
         outcomes |= (_here if workers == 1 else _side_by_side(workers))(work, plan, todo, meter)
     return {trial: outcomes[trial] for trial in trials}
