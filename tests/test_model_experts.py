@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_core.config import ModelConfig
-from moe_core.model.experts import Experts, way
+from moe_core.model.experts import FEW_ROWS, Experts, way
 from moe_core.model.experts.grouped import grouped_product
 from moe_core.model.experts.one_token import one_token
 from moe_core.model.experts.slices import COLUMNS_BELOW, PIECE_ROWS, ROWS_BELOW, sorted_slices
@@ -87,13 +87,20 @@ def test_experts_with_many_tokens_are_computed_piece_by_piece() -> None:
     check_against_naive(random_experts(3), torch.randn(tokens, DIM) / 8, torch.rand(tokens, 2), indices_TK)
 
 
-def test_the_way_is_chosen_by_tokens_and_gradients() -> None:
-    weights = torch.empty(2, HIDDEN, DIM)
-    assert way(torch.empty(2, DIM), weights) is sorted_slices
-    assert way(torch.empty(1, DIM), weights) is sorted_slices
+def test_the_way_is_chosen_by_tokens_gradients_and_what_grouped_mm_can_do() -> None:
+    weights, slots = torch.empty(2, HIDDEN, DIM), 2 * FEW_ROWS
+
+    def chosen(tokens: int, rows: int, dim: int = DIM, dtype: torch.dtype = torch.float32) -> object:
+        return way(torch.empty(tokens, dim, dtype=dtype), torch.empty(rows, 1), weights[:, :, :dim])
+
+    assert chosen(1, 2) is grouped_product
+    assert chosen(slots - 1, slots - 1) is grouped_product
+    assert chosen(slots, slots) is sorted_slices
+    assert chosen(2, 4, dim=7) is sorted_slices
+    assert chosen(2, 4, dtype=torch.float64) is sorted_slices
     with torch.no_grad():
-        assert way(torch.empty(1, DIM), weights) is one_token
-        assert way(torch.empty(2, DIM), weights) is sorted_slices
+        assert chosen(1, 2) is one_token
+        assert chosen(2, 4) is sorted_slices
 
 
 def test_two_passes_give_the_same_bits() -> None:

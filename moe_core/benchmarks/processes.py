@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -30,18 +31,38 @@ class Took:
 def run_python(arguments: Sequence[str]) -> Took:
     """Run `python ARGUMENTS` in the repository's root. Raises MoescopeError with its last line when it fails."""
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+        # A process begins with the peak memory of the one that started it, which may be large: a small one stands
+        # between, this module.
+        between = subprocess.run(
+            [sys.executable, "-m", __name__, str(output.fileno()), *arguments],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            pass_fds=[output.fileno()],
         )
-        # wait4 tells the memory of this very process; the standard library only that of the largest child ever.
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
         errors.seek(0)
-        if process.returncode:
+        took = json.loads(between.stdout or "null")
+        if took is None or took["code"]:
             said = errors.read().decode(errors="replace").strip().splitlines()
-            raise MoescopeError(f"{' '.join(arguments)} ended with exit code {process.returncode}: {said[-1:]}")
+            code = between.returncode if took is None else took["code"]
+            raise MoescopeError(f"{' '.join(arguments)} ended with exit code {code}: {said[-1:]}")
         output.seek(0)
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-        return Took(seconds, usage.ru_maxrss / unit, output.read().decode(errors="replace"))
+        return Took(took["seconds"], took["peak_mib"], output.read().decode(errors="replace"))
+
+
+def _between(output: int, arguments: Sequence[str]) -> None:
+    """Print as JSON what a process takes whose output goes to this descriptor."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=output)
+    # wait4 tells the memory of this very process; the standard library only that of the largest child ever.
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    code = os.waitstatus_to_exitcode(status)
+    process.returncode = code
+    json.dump({"seconds": seconds, "peak_mib": usage.ru_maxrss / unit, "code": code}, sys.stdout)
+
+
+if __name__ == "__main__":
+    _between(int(sys.argv[1]), sys.argv[2:])

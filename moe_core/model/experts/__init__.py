@@ -1,6 +1,6 @@
 """The stacked SwiGLU experts (arXiv:2002.05202) of one MoE layer, and the one place that chooses how they are visited.
 
-Measured in docs/BENCHMARKS.md (layer): each way is the fastest of those known in its regime.
+Measured in docs/BENCHMARKS.md (moe_layer) and docs/LOG.md (2026-11-23, dispatch).
 """
 
 from __future__ import annotations
@@ -44,13 +44,19 @@ class Experts(nn.Module):
         gate, up, down = weights
         if self.training and self.hidden_dropout > 0:
             return with_dropout(x_TD, scores_TK.to(x_TD.dtype), indices_TK, gate, up, down, self.hidden_dropout)
-        return way(x_TD, gate)(x_TD, scores_TK.to(x_TD.dtype), indices_TK, gate, up, down)
+        return way(x_TD, indices_TK, gate)(x_TD, scores_TK.to(x_TD.dtype), indices_TK, gate, up, down)
 
 
-def way(x_TD: Tensor, gate: Tensor) -> Way:
-    """How tokens come to their experts: few or many of them is told apart expert by expert, in sorted_slices."""
-    if x_TD.is_cuda and all(width * x_TD.element_size() % 16 == 0 for width in gate.shape[1:]):
-        return grouped_product  # its rows must start at multiples of 16 bytes
-    if len(x_TD) == 1 and not torch.is_grad_enabled():
-        return one_token
-    return sorted_slices
+FEW_ROWS = 192
+"""With gradients and fewer rows than this an expert, one grouped call is faster than slices on a CPU, too."""
+
+
+def way(x_TD: Tensor, indices_TK: Tensor, gate: Tensor) -> Way:
+    """How tokens come to their experts, by device, number and whether gradients are wanted."""
+    # What grouped_mm asks for: rows that start at multiples of 16 bytes, no double precision.
+    can_group = x_TD.element_size() < 8 and all(width * x_TD.element_size() % 16 == 0 for width in gate.shape[1:])
+    if x_TD.is_cuda and can_group:
+        return grouped_product
+    if not torch.is_grad_enabled():
+        return one_token if len(x_TD) == 1 else sorted_slices
+    return grouped_product if can_group and indices_TK.numel() < FEW_ROWS * len(gate) else sorted_slices

@@ -1,4 +1,5 @@
-"""All experts in one call of torch's grouped_mm: for accelerators, where every launch costs."""
+"""All experts in one call of torch's grouped_mm: for accelerators, where every launch costs, and on a CPU for
+gradients where an expert has few rows (docs/LOG.md, 2026-11-23, dispatch)."""
 
 from __future__ import annotations
 
