@@ -52,7 +52,7 @@ def test_every_goal_belongs_to_a_row_that_is_measured() -> None:
 def test_whole_models_agree_and_have_their_rows() -> None:
     rows = whole_model.run(SMOKE)
     mixtures = [whole_model.EAGER, whole_model.GROUPED]
-    dense = [whole_model.TOTAL, whole_model.ACTIVE]
+    dense = [whole_model.ACTIVE, whole_model.TOTAL]
     plain, training = [*mixtures, *dense], [*mixtures, whole_model.LOOP, *dense]
     assert [row.against for row in rows] == [*plain, *plain, *training, *plain, *plain]
     assert all(row.ratio is not None for row in rows)

@@ -47,7 +47,7 @@ class Experts(nn.Module):
         return way(x_TD, indices_TK, gate)(x_TD, scores_TK.to(x_TD.dtype), indices_TK, gate, up, down)
 
 
-FEW_ROWS = 192
+FEW_ROWS = 384
 """With gradients and fewer rows than this an expert, one grouped call is faster than slices on a CPU, too."""
 
 
