@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -123,6 +124,19 @@ def test_tables_say_what_was_found(tmp_path: Path) -> None:
     readme.write_text("no markers")
     with pytest.raises(DataError, match=r"README\.md"):
         insert(readme, "new\n")
+
+
+def test_of_rows_alike_the_summary_shows_the_worst() -> None:
+    goal = Goal(2.0, at_most=True)
+    pages = [
+        Result(page, value, "MB", goal=goal, note="x") for page, value in (("a", 0.5), ("b", 3.0), ("c", math.nan))
+    ]
+    record = replace(_record("2026-01-02T03:04", 1.0), results=(*pages, Result("memory", 5.0, "MiB", goal=Goal(4.0))))
+    short = summary([record])
+    assert "| b: the worst of 3 | 3 MB |" in short
+    assert "| memory | 5 MiB |" in short
+    assert "| a |" not in short
+    assert "Of 4 goals 2 are reached" in short
 
 
 def test_figures_are_short() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from moe_core.benchmarks.results import Record, Result
@@ -35,11 +36,28 @@ def summary(records: Sequence[Record]) -> str:
     if not rows:
         return ""
     counts = {word: sum(row.status == word for row in rows) for word in ("stretch", "floor", "short")}
+    shown = [row for record in records for row in _worst([row for row in record.results if row.goal is not None])]
     return (
-        f"{_where(records[0])}\n\n{HEADER}{''.join(_line(row) for row in rows)}\n"
+        f"{_machine(records[0])}.\n\n{HEADER}{''.join(_line(row) for row in shown)}\n"
         f"Of {len(rows)} goals {counts['stretch'] + counts['floor']} are reached, {counts['stretch']} of them by the "
         f"stretch; {counts['short']} {'is' if counts['short'] == 1 else 'are'} missed.\n"
     )
+
+
+def _worst(rows: Sequence[Result]) -> list[Result]:
+    """Of rows that stand alone and share their unit and goal, as one for every page has, only the worst."""
+    kinds: dict[object, list[Result]] = {}
+    for number, row in enumerate(rows):
+        kinds.setdefault(number if row.ratio is not None else (row.unit, row.goal), []).append(row)
+    found = []
+    for alike in kinds.values():
+        goal = alike[0].goal
+        assert goal is not None
+        measured = [row for row in alike if row.value == row.value] or alike
+        worst = (max if goal.at_most else min)(measured, key=lambda row: row.value)
+        one = len(alike) == 1
+        found.append(worst if one else replace(worst, case=f"{worst.case}: the worst of {len(alike)}", note=""))
+    return found
 
 
 def insert(path: Path, text: str) -> None:
@@ -63,12 +81,16 @@ def figure(value: float) -> str:
 
 
 def _where(record: Record) -> str:
+    load = record.environment["load_average_before"]
+    return f"{_machine(record)}; load average before {load}, {record.seconds:.0f} s."
+
+
+def _machine(record: Record) -> str:
     found = record.environment
     accelerator = "" if found["accelerator"] == "none" else f", {found['accelerator']}"
     return (
         f"{record.date[:10]}, {found['processor']}{accelerator}, {found['threads']} threads, {found['instructions']}, "
-        f"torch {found['versions']['torch']}, transformers {found['versions']['transformers']}; "
-        f"load average before {found['load_average_before']}, {record.seconds:.0f} s."
+        f"torch {found['versions']['torch']}, transformers {found['versions']['transformers']}"
     )
 
 
