@@ -68,13 +68,17 @@ def test_signals_end_a_command_with_their_code_and_leave_the_handlers_as_they_we
     number: signal.Signals, code: int
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 
     def work() -> int:
         os.kill(os.getpid(), number)
         time.sleep(5)
         return 0
 
-    assert guarded(work) == code
+    try:
+        assert guarded(work) == code
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert signal.getsignal(signal.SIGTERM) is before
 
 

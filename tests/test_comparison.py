@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -207,9 +209,11 @@ def test_the_learning_rate_is_each_arms_own_best(plan: Plan) -> None:
 
 
 def test_a_comparison_stopped_anywhere_ends_as_if_it_had_not_been(
-    tmp_path: Path, plan: Plan, work: Path, result: dict[str, Any]
+    tmp_path: Path, plan: Plan, work: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One training was stopped after its second step, another never begun; two processes do what is missing."""
+    # A test of a page leaves the dashboard as main module, which every spawned process would run.
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     run_trials_of = tmp_path / plan.name
     shutil.copytree(work, run_trials_of)
     halfway, missing = plan.scored_trials({arm["name"]: arm["factor"] for arm in result["arms"]})[-2:]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_core.config import ModelConfig
-from moe_core.model.experts import FEW_ROWS, Experts, way
+from moe_core.model.dispatch import FEW_ROWS
+from moe_core.model.experts import Experts, way
 from moe_core.model.experts.grouped import grouped_product
 from moe_core.model.experts.one_token import one_token
 from moe_core.model.experts.slices import COLUMNS_BELOW, PIECE_ROWS, ROWS_BELOW, sorted_slices

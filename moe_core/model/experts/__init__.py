@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from moe_core.model.dispatch import few_rows
 from moe_core.model.experts.dropout import with_dropout
 from moe_core.model.experts.grouped import grouped_product
 from moe_core.model.experts.one_token import one_token
@@ -47,10 +48,6 @@ class Experts(nn.Module):
         return way(x_TD, indices_TK, gate)(x_TD, scores_TK.to(x_TD.dtype), indices_TK, gate, up, down)
 
 
-FEW_ROWS = 384
-"""With gradients and fewer rows than this an expert, one grouped call is faster than slices on a CPU, too."""
-
-
 def way(x_TD: Tensor, indices_TK: Tensor, gate: Tensor) -> Way:
     """How tokens come to their experts, by device, number and whether gradients are wanted."""
     # What grouped_mm asks for: rows that start at multiples of 16 bytes, no double precision.
@@ -59,4 +56,4 @@ def way(x_TD: Tensor, indices_TK: Tensor, gate: Tensor) -> Way:
         return grouped_product
     if not torch.is_grad_enabled():
         return one_token if len(x_TD) == 1 else sorted_slices
-    return grouped_product if can_group and indices_TK.numel() < FEW_ROWS * len(gate) else sorted_slices
+    return grouped_product if can_group and few_rows(indices_TK.numel(), len(gate)) else sorted_slices
