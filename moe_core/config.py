@@ -77,6 +77,11 @@ class ModelConfig(Section):
     router: RouterConfig = RouterConfig()
 
     @property
+    def can_write(self) -> bool:
+        """False where routers look at tokens still to come."""
+        return not (self.moe_layers and self.router.sees_future)
+
+    @property
     def moe_layers(self) -> tuple[int, ...]:
         """Indices of the MoE layers, counted from 0 over all layers."""
         first = self.first_dense_layers

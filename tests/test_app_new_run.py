@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
 from app.components.new_run import PATH, UPLOAD, keep_upload
-from app.components.page import duration, plain
+from app.components.page import duration, plain, sentence
 from app.components.router_choice import balancings
 from moe_core.config import load_config
 from moe_core.errors import UsageError
@@ -114,12 +114,12 @@ def test_each_choice_of_router_and_balancing_is_explained_in_a_line(form: AppTes
 
     router = form.selectbox(key="new_router")
     assert len(router.options) == len(ROUTER_KINDS)
-    assert ROUTER_MEANINGS["softmax"] in captions()
-    assert BALANCING_MEANINGS["layer"] in captions()
+    assert sentence(ROUTER_MEANINGS["softmax"]) in captions()
+    assert sentence(BALANCING_MEANINGS["layer"]) in captions()
     form.selectbox(key="new_balancing").select("none").run()
-    assert BALANCING_MEANINGS["none"] in captions()
+    assert sentence(BALANCING_MEANINGS["none"]) in captions()
     form.selectbox(key="new_router").select("hash").run()
-    assert ROUTER_MEANINGS["hash"] in captions()
+    assert sentence(ROUTER_MEANINGS["hash"]) in captions()
     assert form.selectbox(key="new_balancing").options == ["none"]
     assert not form.exception
 

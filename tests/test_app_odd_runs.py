@@ -21,7 +21,7 @@ TRAINING = {"batch_size": 4, "seq_len": 32, "evaluation_tokens": 64, "probe_toke
 
 @pytest.fixture(scope="module")
 def odd_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs "single" (1 layer, 1 expert a token, 1 domain) and "many" (72 experts)."""
+    """The runs "single" (1 layer, 1 expert a token, 1 domain), "many" (72 experts) and "blind" (cannot write)."""
     root = tmp_path_factory.mktemp("odd")
     rows = [{"text": f"The {i}th garden was green again after the rain. " * 6, "domain": "only"} for i in range(12)]
     texts = root.parent / "one_domain.jsonl"
@@ -36,6 +36,17 @@ def odd_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model": {**TINY, "num_layers": 2, "num_experts": 72, "top_k": 2, "expert_hidden_dim": 8},
             "data": {"documents": 12},
             "training": {**TRAINING, "steps": 4, "evaluation_interval": 2},
+        },
+        "blind": {
+            "model": {
+                **TINY,
+                "num_layers": 1,
+                "num_experts": 3,
+                "expert_hidden_dim": 8,
+                "router": {"kind": "expert_choice"},
+            },
+            "data": {"documents": 12},
+            "training": {**TRAINING, "steps": 2, "evaluation_interval": 2},
         },
     }
     for name, tree in runs.items():
@@ -65,6 +76,14 @@ def test_one_layer_of_one_expert_a_token_has_no_flow_and_no_teams_and_says_so(op
     at.segmented_control(key="flow_shown").set_value("Token to token").run()
     assert not at.exception
     assert charts(at) == 1
+
+
+@pytest.mark.parametrize(("page", "button"), [("generation", "Write"), ("interventions", "Write both")])
+def test_a_model_that_cannot_write_says_why(opened: Open, page: str, button: str) -> None:
+    at = opened(page, run="blind")
+    next(one for one in at.button if one.label == button).click().run()
+    assert not at.exception
+    assert "sees the future" in at.error[0].value
 
 
 def test_a_card_on_text_of_one_domain_leaves_out_what_cannot_be_told(opened: Open) -> None:

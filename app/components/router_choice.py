@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import state
-from app.components.page import plain
+from app.components.page import plain, sentence
 from moe_core.router_config import (
     BALANCING_MEANINGS,
     BIASED_KINDS,
@@ -25,7 +25,7 @@ def router_choice() -> list[str]:
             "Router", list(ROUTER_MEANINGS), format_func=_words, key=state.NEW_ROUTER,
             help="How a token's experts are chosen.",
         )  # fmt: skip
-        st.caption(plain(f"{ROUTER_MEANINGS[kind]}."))
+        st.caption(plain(sentence(ROUTER_MEANINGS[kind])))
     with right:
         options = balancings(kind)
         state.preset(state.NEW_BALANCING, options, options[0])
@@ -33,7 +33,7 @@ def router_choice() -> list[str]:
             "Balancing", options, format_func=_words, key=state.NEW_BALANCING,
             help="What keeps some experts from getting all tokens. The first is usual for this router.",
         )  # fmt: skip
-        st.caption(plain(f"{BALANCING_MEANINGS[balancing]}."))
+        st.caption(plain(sentence(BALANCING_MEANINGS[balancing])))
     chosen = [] if kind == "softmax" else [f"--model.router.kind={kind}"]
     return chosen if balancing == options[0] else [*chosen, f"--model.router.balancing={balancing}"]
 

@@ -115,7 +115,8 @@ def _summarise(run: RunFolder, result: TrainingResult, evaluation: Mapping[str, 
     output.say(f"Run {run.name} finished: {done}.")
     _say_figures(run.name, evaluation, output)
     output.say("Next:      make dashboard")
-    output.say(f'           python main.py generate --run {run.name} --prompt "The "')
+    if run.config().model.can_write:
+        output.say(f'           python main.py generate --run {run.name} --prompt "The "')
     output.say(f"           python main.py plots --run {run.name} --out out/plots")
 
 

@@ -106,7 +106,7 @@ def _arm(
         },
         "curve": _mean_curve(scored),
         "routing": _routing(scored) if model.moe_layers else None,
-        "sees_future": bool(model.moe_layers) and model.router.sees_future,
+        "sees_future": not model.can_write,
     }
 
 

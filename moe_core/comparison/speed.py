@@ -87,7 +87,7 @@ def _reading(plan: Plan, loaded: Mapping[str, LoadedRun], rounds: int, progress:
     sides: dict[str, Callable[[], object]] = {name: _call(run.model, prompt) for name, run in loaded.items()}
     tasks = {f"prefill {PREFILL_BATCH} x {length}": _timed(sides, prompt.numel(), rounds, progress)}
     context = min(DECODE_CONTEXT, model.max_seq_len - 1)
-    writing = {name: run for name, run in loaded.items() if not run.config.model.router.sees_future}
+    writing = {name: run for name, run in loaded.items() if run.config.model.can_write}
     for batch in DECODE_BATCHES:
         text = prompt[:1, :context].expand(batch, -1)
         sides = {name: _decoding(run.model, text) for name, run in writing.items()}

@@ -117,14 +117,9 @@ class MoETransformer(nn.Module):
         """Of the MoE layers, bottom first."""
         return [block.moe.router for block in self.layers if isinstance(block, Block) and block.moe is not None]
 
-    @property
-    def can_write(self) -> bool:
-        """False where routers look at tokens still to come."""
-        return not (self.config.moe_layers and self.config.router.sees_future)
-
     def check_writes(self) -> None:
         """Raise UsageError for a model that cannot write text."""
-        if not self.can_write:
+        if not self.config.can_write:
             raise UsageError(
                 f"model.router.kind = {self.config.router.kind} sees the future: its experts choose among tokens that "
                 "are not written yet, so this model cannot generate or decode; train one with another kind of router"

@@ -124,7 +124,7 @@ def write_sample(
     run: RunFolder, model: MoETransformer, data: PreparedData, config: Config, state: TrainerState
 ) -> None:
     """Let the model write a text from nothing, if it can; each evaluation draws anew."""
-    if not model.can_write:
+    if not model.config.can_write:
         return
     was_training = model.training
     loaded = LoadedRun(run, config, model.eval(), data.tokenizer, state.step)
