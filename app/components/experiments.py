@@ -39,14 +39,16 @@ def show_experiments() -> None:
 def show_result(found: Found) -> None:
     """One result."""
     result = found.result
-    answer(losses_verdict(result))
+    verdict = losses_verdict(result)
+    answer(verdict)
     figures = result_figures(result)
     show_figure(figures[0], key=figures[0].name, terms=TERMS[figures[0].name])
     if len(figures) > 1:
         sides = {figure.title: figure for figure in figures[1:]}
         chosen = st.segmented_control("Curves", list(sides), default=next(iter(sides)), required=True, key="curves")
         show_figure(sides[chosen], key=sides[chosen].name, title="", terms=["loss", "unseen", "FLOPs per token"])
-        st.caption(plain(sides[chosen].verdict))
+        if sides[chosen].verdict != verdict:
+            st.caption(plain(sides[chosen].verdict))
     st.caption(plain(notes(result)))
     with st.expander("All numbers"):
         st.markdown(result_table(result))

@@ -46,7 +46,8 @@ def compare_dense_parser() -> Parser:
         "compare-dense",
         "Is the mixture better than a dense model? Trains the mixture, a dense model of equal active FLOPs and one of\n"
         "equal size on the same tokens, each with the best of three learning rates, scores them on unseen text over\n"
-        "several seeds, and times them. About 45 minutes on two quiet cores; may be stopped or killed at any time.",
+        "several seeds, and times them. About 65 minutes with --workers 2 on two cores. May be stopped or killed at\n"
+        "any time.",
         "python main.py compare-dense --workers 2\n  python main.py compare-dense --data texts.jsonl --resume",
     )
     _add_comparison(parser, seeds=5)
