@@ -239,6 +239,10 @@ def test_a_comparison_stopped_anywhere_ends_as_if_it_had_not_been(
     assert stored_plan(run_trials_of) == plan
     with pytest.raises(UsageError, match="continue it with --resume"):
         run_trials(run_trials_of, plan)
+    kept_outcome = run_trials_of / "trials" / f"{missing.name}.json"
+    kept_outcome.write_text(json.dumps(json.loads(kept_outcome.read_text()) | {"fingerprint": "another"}))
+    with pytest.raises(RunError, match="the text was changed"):
+        run_trials(run_trials_of, plan, resume=True)
     with pytest.raises(RunError, match="begun with other seeds"):
         run_trials(run_trials_of, replace(plan, seeds=(0, 1, 2)), resume=True)
 
@@ -265,6 +269,12 @@ def test_the_result_holds_what_was_asked(result: dict[str, Any], plan: Plan) -> 
     assert str(ENTRY.parent) not in json.dumps(result)
     assert result["data"] == result["config"]["data"]["path"] == "texts.jsonl"
     assert public({"path": "/a/b.jsonl", "x": [1]}) == {"path": "b.jsonl", "x": [1]}
+
+
+def test_text_of_one_domain_leaves_cells_empty(result: dict[str, Any]) -> None:
+    routing = {**result["arms"][0]["routing"], "domain_nmi": None, "domain_nmi_null_p99": None}
+    arms = [{**arm, "routing": routing} for arm in result["arms"]]
+    assert "None" not in result_table({**result, "kind": "routers", "arms": arms})
 
 
 def test_the_table_is_made_of_the_result(result: dict[str, Any]) -> None:

@@ -115,13 +115,14 @@ def rows_of(visits: Sequence[Visit], subject: str) -> list[Result]:
     """Four rows a page: opening, rerun after a click, payload, largest message."""
     found = []
     for visit in visits:
-        name, note = f"{visit.page} of {subject}", visit.error and f"shows an error: {visit.error}"
+        name, note = f"{visit.page} of {subject}", "shows an error" if visit.error else ""
         found.append(Result(f"{name}, first opening", visit.opened, "s", note=note))
         if visit.rerun == visit.rerun:
             found.append(Result(f"{name}, rerun after a click on another layer", visit.rerun, "s", note=note))
         found.append(Result(f"{name}, sent to the browser", visit.sent / 1e6, "MB", note=note))
         goal = Goal(MAX_FIGURE_MB, at_most=True)
-        found.append(Result(f"{name}, largest figure sent", visit.largest / 1e6, "MB", goal=goal, note=note))
+        largest = float("nan") if visit.error else visit.largest / 1e6  # an error box is small
+        found.append(Result(f"{name}, largest figure sent", largest, "MB", goal=goal, note=note))
     return found
 
 
@@ -185,7 +186,11 @@ def serving(checkpoints: Path, *arguments: str) -> Iterator[Server]:
         yield Server(url, time.perf_counter() - start, process.pid)
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextmanager

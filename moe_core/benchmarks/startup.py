@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+import pandas as pd
 
 from moe_core.benchmarks.processes import run_python
 from moe_core.benchmarks.results import Goal, Result
 from moe_core.benchmarks.suite import Scale
-from moe_core.benchmarks.timing import interleave
+from moe_core.benchmarks.timing import Timings
 
 BARE = "Python alone"
 COMMANDS = ("main.py --help", "main.py trace --help", "main.py runs --json")
@@ -16,12 +16,13 @@ COMMANDS = ("main.py --help", "main.py trace --help", "main.py runs --json")
 def run(scale: Scale) -> list[Result]:
     """A row for each command that needs no model, beside an interpreter that does nothing."""
     commands = COMMANDS[:1] if scale.smoke else COMMANDS
-    sides = {command: partial(run_python, command.split()) for command in commands}
-    timings = interleave(
-        {**sides, BARE: partial(run_python, ["-c", "pass"])},
-        rounds=scale.rounds,
-        on_round=lambda number: scale.progress("starting", number, scale.rounds),
-    )
+    sides = {**{command: command.split() for command in commands}, BARE: ["-c", "pass"]}
+    found = []
+    for number in range(scale.rounds + 1):  # the first one warms up the files
+        scale.progress("starting", number, scale.rounds + 1)
+        order = list(sides) if number % 2 == 0 else list(reversed(sides))
+        found.append({name: run_python(sides[name]).seconds for name in order})
+    timings = Timings(pd.DataFrame(found[1:], columns=list(sides)))
     rows = []
     for command in commands:
         spread = timings.spread(command)

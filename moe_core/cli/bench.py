@@ -21,6 +21,8 @@ def bench(arguments: argparse.Namespace, output: Output) -> int:
     names = select(arguments.only, smoke=arguments.smoke)
     threads = arguments.threads or torch.get_num_threads()
     folder = ROOT / "docs" / "benchmarks"
+    if not arguments.smoke:
+        newest_records(folder, names)  # a damaged file is told now, not after the measuring
 
     def ratio(row: Result) -> str:
         return "" if row.ratio is None else f"{row.ratio.median:.2f} ({row.ratio.low:.2f}-{row.ratio.high:.2f})"

@@ -38,18 +38,17 @@ def _compare(kind: Kind, arguments: argparse.Namespace, output: Output) -> int:
     from moe_core.comparison.speed import measure_speed, read_speed
     from moe_core.comparison.tables import result_table
     from moe_core.comparison.trial import TrialStopped
+    from moe_core.runs.files import write_atomic
     from moe_core.training.device import keep_freed_memory
 
     keep_freed_memory()
     resume = arguments.resume or arguments.time_again
 
-    def write(speed: dict[str, Any] | None) -> str:
+    def write(speed: dict[str, Any] | None) -> dict[str, Any]:
         result = build_result(plan, chosen, outcomes, speed, environment(plan.config.training.threads))
         write_result(path, result)
-        text = result_table(result)
-        path.with_suffix(".md").write_text(text, encoding="utf-8")
-        output.figures(result)
-        return text
+        write_atomic(path.with_suffix(".md"), result_table(result).encode())
+        return result
 
     with progress_on_stderr() as progress:
         try:
@@ -59,9 +58,11 @@ def _compare(kind: Kind, arguments: argparse.Namespace, output: Output) -> int:
             return 128 + (stopped.signal or signal.SIGTERM)
         speed = None if arguments.time_again else read_speed(work)
         if speed is None:
-            write(None)  # the losses are not lost where the timing is interrupted
+            write(read_speed(work))  # the losses are not lost where the timing is interrupted, nor older times
             threads = torch.get_num_threads()
             speed = measure_speed(work, plan, chosen, threads=threads, smoke=arguments.smoke, progress=progress)
-    output.say(write(speed))
+    result = write(speed)
+    output.say(result_table(result))
+    output.figures(result)
     output.say(f"Result: {path}; the same as Markdown: {path.with_suffix('.md')}")
     return 0

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,13 +40,19 @@ def run_trials(
     is False, RunError when it holds another one, RunBusyError when another process works on it, TrialStopped when
     somebody asks to stop: then nothing that was learned is lost.
     """
-    _keep_plan(work, plan, resume)
+    work.mkdir(parents=True, exist_ok=True)
     with _locked(work):
+        _keep_plan(work, plan, resume)
         (work / STOP).unlink(missing_ok=True)
         meter = _Meter(work, plan, progress)
         tuning = _run_all(work, plan, plan.tuning_trials(), workers, meter)
         chosen = choose_factors(plan, tuning)
         scored = _run_all(work, plan, plan.scored_trials(chosen), workers, meter)
+    if len({outcome["fingerprint"] for outcome in (tuning | scored).values()}) > 1:
+        raise RunError(
+            f"the text was changed while this comparison was stopped, and results of two texts do not belong together; "
+            f"delete {str(work)!r} and begin again"
+        )
     failed = next((outcome for outcome in scored.values() if outcome["failed"]), None)
     if failed is not None:
         raise RunError(f"arm {failed['arm']!r} with seed {failed['seed']} has no loss to compare: {failed['failed']}")
@@ -92,7 +99,6 @@ def _unseen(outcome: dict[str, Any]) -> float:
 def _keep_plan(work: Path, plan: Plan, resume: bool) -> None:
     stored = stored_plan(work)
     if stored is None:
-        work.mkdir(parents=True, exist_ok=True)
         write_atomic(work / "plan.json", (json.dumps(plan.as_json(), indent=1) + "\n").encode())
     elif not resume:
         raise UsageError(
@@ -197,6 +203,11 @@ def _side_by_side(workers: int) -> Callable[[Path, Plan, Sequence[Trial], _Meter
                         outcomes[trial] = future.result()
                         meter.finished(trial)
                     meter.look([trial for future, trial in waiting.items() if future.running()])
+            except BrokenProcessPool:
+                raise RunError(
+                    "a training process was killed, most likely for want of memory; go on with --resume and fewer "
+                    "--workers"
+                ) from None
             except BaseException:
                 # Trials on their way to a worker cannot be cancelled; the file stops them and those that run.
                 (work / STOP).touch()

@@ -132,11 +132,12 @@ def _training_step(run: LoadedRun, text: TokenDataset) -> Callable[[], object]:
     autocast = resolve_autocast(run.config, device)
 
     def step() -> None:
-        accumulate_gradient(model, batch, run.config, device, autocast=autocast)
+        _, decided = accumulate_gradient(model, batch, run.config, device, autocast=autocast)
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        model.after_step(decided)
 
     return step
 

@@ -132,8 +132,7 @@ def _routing(result: Mapping[str, Any]) -> str:
             f"{arm['routing']['max_violation']['worst']:.2f}",
             f"{arm['routing']['dead_experts']:.1f}",
             f"{arm['routing']['unused_slots']:.0%}",
-            f"{arm['routing']['domain_nmi']:.3f}",
-            f"{arm['routing']['domain_nmi_null_p99']:.3f}",
+            *(_measured(arm["routing"][key]) for key in ("domain_nmi", "domain_nmi_null_p99")),
             *_tokens_per_second(result, arm["name"]),
         ]
         for arm in result["arms"]
@@ -143,6 +142,11 @@ def _routing(result: Mapping[str, Any]) -> str:
         "of all layers together, a mean over seeds."
     )
     return f"{_table(header, rows)}\n\n{about}"
+
+
+def _measured(value: float | None) -> str:
+    """Empty where there is nothing to measure, as domains in a text of one."""
+    return "" if value is None else f"{value:.3f}"
 
 
 def _tokens_per_second(result: Mapping[str, Any], arm: str) -> list[str]:
