@@ -82,7 +82,7 @@ _LARGE_CHOSEN = (
 
 PRESETS: dict[str, Preset] = {
     "default": Preset(
-        "the default run: at most 30 minutes on two cores",
+        "the default run: meant to take 30 minutes on two cores",
         {
             # At .01 the busiest of 16 experts ended with 3.4 times the mean load (docs/LOG.md).
             "model": {"router": {"load_balancing_loss_coef": 0.1}},
