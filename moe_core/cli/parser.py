@@ -18,7 +18,7 @@ PLOT_FORMATS = ("png", "svg", "pdf", "html", "csv")
 
 TRAIN_DESCRIPTION = """\
 Train a Mixture-of-Experts language model, then score it on unseen text and write checkpoints/<run>/report.md.
-Without options: the default model on synthetic text (meant to take 30 minutes on two cores); --quick: at most 3 minutes."""
+Without options: the default model on synthetic text (meant for 30 minutes on two cores); --quick: at most 3 minutes."""
 
 COMMANDS_TEXT = """\
 commands (each has its own --help):
