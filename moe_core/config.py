@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from moe_core.errors import UsageError
 from moe_core.presets import PRESETS
-from moe_core.router_config import RouterConfig
+from moe_core.router_config import MEAN_KINDS, RouterConfig
 from moe_core.section import Section
 
 ENVIRONMENT_PREFIX = "MOESCOPE_"
@@ -82,6 +82,12 @@ class ModelConfig(Section):
         return not (self.moe_layers and self.router.sees_future)
 
     @property
+    def experts_per_token(self) -> float:
+        """Experts a token is meant to pass in each MoE layer, on average. For top_p the most it can pass, top_k: what
+        it passes is known after training alone."""
+        return self.router.mean_experts if self.router.kind in MEAN_KINDS else float(self.top_k)
+
+    @property
     def moe_layers(self) -> tuple[int, ...]:
         """Indices of the MoE layers, counted from 0 over all layers."""
         first = self.first_dense_layers
@@ -94,7 +100,7 @@ class ModelConfig(Section):
                 f"model.top_k = {self.top_k} is more than model.num_experts = {self.num_experts}; "
                 "lower top_k or raise num_experts"
             )
-        if self.router.kind in ("expert_threshold", "expert_choice") and self.router.mean_experts > self.top_k:
+        if self.router.kind in MEAN_KINDS and self.router.mean_experts > self.top_k:
             raise ValueError(
                 f"model.router.mean_experts = {self.router.mean_experts:g} is more than model.top_k = {self.top_k}, "
                 "the most a token can have; raise top_k or lower mean_experts"

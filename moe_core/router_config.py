@@ -47,6 +47,8 @@ BIASED_KINDS: tuple[RouterKind, ...] = ("softmax", "noisy", "sigmoid")
 """Their selection can take a bias."""
 UNLEARNED_LOAD: tuple[RouterKind, ...] = ("hash", "expert_threshold", "expert_choice")
 """Their load is what their rule makes it; a loss would pull at logits that do not decide about it."""
+MEAN_KINDS: tuple[RouterKind, ...] = ("expert_threshold", "expert_choice")
+"""They give a token as many experts as want it; mean_experts is how many that is meant to be on average."""
 
 
 class RouterConfig(Section):

@@ -25,7 +25,7 @@ from moe_core.comparison.routers import ROUTERS, router_arms
 from moe_core.comparison.runner import choose_factors, run_trials, stored_plan
 from moe_core.comparison.speed import measure_speed
 from moe_core.comparison.statistics import paired_difference
-from moe_core.comparison.tables import result_table
+from moe_core.comparison.tables import result_table, summary_table
 from moe_core.comparison.trial import TrialStopped, run_trial
 from moe_core.config import load_config
 from moe_core.data.prepare import prepare_data
@@ -57,7 +57,7 @@ def result(work: Path, plan: Plan) -> dict[str, Any]:
     """The plan carried out."""
     chosen, outcomes = run_trials(work, plan)
     speed = measure_speed(work, plan, chosen, threads=1, smoke=True)
-    return build_result(plan, chosen, outcomes, speed, {"processor": "of this test"})
+    return build_result(plan, chosen, outcomes, speed)
 
 
 # ---- arms ----
@@ -119,6 +119,25 @@ def test_every_router_and_way_of_balancing_takes_part() -> None:
     assert [arm.name for arm in arms] == list(ROUTERS)
     assert {arm.config.model.router.kind for arm in arms} == set(ROUTER_KINDS)
     assert {arm.config.model.router.balances_by for arm in arms} == set(BALANCINGS)
+    models = {arm.name: arm.config.model for arm in arms}
+    # Those that give some tokens more experts than others are asked for a mean of 2 and may give 4.
+    varying = ("top-p", "expert-threshold", "expert-choice")
+    assert {name: model.top_k for name, model in models.items()} == {
+        name: 4 if name in varying else 2 for name in ROUTERS
+    }
+    for name in varying[1:]:
+        assert models[name].experts_per_token == 2.0
+
+
+@pytest.mark.parametrize(("kind", "experts"), [("softmax", 4), ("expert_threshold", 1.5), ("expert_choice", 1.5)])
+def test_a_token_costs_the_experts_it_is_meant_to_have_by_hand(kind: str, experts: float) -> None:
+    """4 layers, D 128, F 256: an expert is 3 x 128 x 256 = 98,304 weights, two operations each."""
+    keys = {"model.top_k": 4, "model.router.kind": kind, "model.router.mean_experts": 1.5}
+    config = load_config("quick", environment={}, overrides=keys).model
+    assert size.total_parameters(config) - size.active_parameters(config) == 4 * (8 - experts) * 98_304
+    more = size.flops_per_token(config, 64, 3.0) - size.flops_per_token(config, 64)
+    assert more == 2 * 4 * (3 - experts) * 98_304
+    assert size.active_parameters(config, 2.25) - size.active_parameters(config, 2.0) == 98_304
 
 
 # ---- statistics ----
@@ -168,6 +187,15 @@ def test_a_whole_model_saves_less_than_its_experts_alone(experts: int, saved: fl
     assert found.model_flops_saved is not None
     assert found.model_flops_saved < found.flops_saved
     assert found.model_flops_saved == pytest.approx(saved, abs=0.015)
+
+
+def test_a_whole_model_is_held_against_the_dense_one_of_equal_size() -> None:
+    """Also where every other layer is dense already, and wider than its experts."""
+    keys = {"model.moe_every": 2, "model.dense_hidden_dim": 700}
+    config = load_config("quick", environment={}, overrides=keys)
+    moe, _, total = (arm.config.model for arm in dense_arms(config))
+    times = size.flops_per_token(total, 128) / size.flops_per_token(moe, 128)
+    assert bound(8, 2, moe).model_speedup == pytest.approx(times)
 
 
 # ---- plan and runner ----
@@ -230,7 +258,7 @@ def test_a_comparison_stopped_anywhere_ends_as_if_it_had_not_been(
             lambda: 2 in seen,
         )
     chosen, outcomes = run_trials(run_trials_of, plan, resume=True, workers=2)
-    again = build_result(plan, chosen, outcomes, None, {})
+    again = build_result(plan, chosen, outcomes, None)
     assert [arm["scores"] for arm in again["arms"]] == [arm["scores"] for arm in result["arms"]]
     assert [arm["curve"] for arm in again["arms"]] == [arm["curve"] for arm in result["arms"]]
     assert again["tuning"] == result["tuning"]
@@ -267,6 +295,7 @@ def test_the_result_holds_what_was_asked(result: dict[str, Any], plan: Plan) -> 
     assert moe["parameters"]["total"] - moe["parameters"]["total_without_embedding"] == model.vocab_size * model.dim
     assert set(result["speed"]["tasks"]) == {"prefill 8 x 64", "decode, batch 1", "decode, batch 32", "training step"}
     assert str(ENTRY.parent) not in json.dumps(result)
+    assert result["environment"]["threads"] == plan.config.training.threads
     assert result["data"] == result["config"]["data"]["path"] == "texts.jsonl"
     assert public({"path": "/a/b.jsonl", "x": [1]}) == {"path": "b.jsonl", "x": [1]}
 
@@ -275,6 +304,32 @@ def test_text_of_one_domain_leaves_cells_empty(result: dict[str, Any]) -> None:
     routing = {**result["arms"][0]["routing"], "domain_nmi": None, "domain_nmi_null_p99": None}
     arms = [{**arm, "routing": routing} for arm in result["arms"]]
     assert "None" not in result_table({**result, "kind": "routers", "arms": arms})
+
+
+def test_a_router_costs_what_its_tokens_used(result: dict[str, Any], plan: Plan, work: Path) -> None:
+    """A quarter of top_k = 2 slots unused in every layer: 1.5 experts a token, of 3 x 16 x 24 weights each."""
+    chosen, outcomes = run_trials(work, plan, resume=True)
+    changed = json.loads(json.dumps(list(outcomes.values())))
+    for outcome in changed:
+        for row in outcome["evaluation"]["routing"]:
+            row["dropped_fraction"] = 0.25
+    fewer = build_result(plan, chosen, dict(zip(outcomes, changed, strict=True)), None)["arms"][0]
+    moe, model = result["arms"][0], plan.config.model
+    expert = 3 * model.dim * model.expert_hidden_dim * len(model.moe_layers)
+    assert (moe["routing"]["experts_per_token"], fewer["routing"]["experts_per_token"]) == (2.0, 1.5)
+    assert moe["parameters"]["active"] - fewer["parameters"]["active"] == 0.5 * expert
+    assert moe["flops_per_token"]["computed"] - fewer["flops_per_token"]["computed"] == expert
+    assert moe["flops_per_token"]["measured"] == moe["flops_per_token"]["computed"]
+    assert fewer["flops_per_token"]["measured"] is None
+
+
+def test_routers_are_summed_up_with_how_they_share_the_work(result: dict[str, Any]) -> None:
+    moe = result["arms"][0]
+    text = summary_table({**result, "kind": "routers", "arms": [moe]})
+    line = text.splitlines()[-1]
+    assert f"| {moe['routing']['max_violation']['mean']:.2f} | {moe['routing']['dead_experts']:.1f} |" in line
+    assert line.endswith("| 1.00 |")  # as fast as itself
+    assert "training step" not in summary_table({**result, "kind": "routers", "arms": [moe], "speed": None})
 
 
 def test_the_table_is_made_of_the_result(result: dict[str, Any]) -> None:

@@ -32,7 +32,6 @@ def _compare(kind: Kind, arguments: argparse.Namespace, output: Output) -> int:
     work, path = out / plan.name, out / f"{plan.name}.json"
     import torch
 
-    from moe_core.benchmarks.results import environment
     from moe_core.comparison.results import build_result, write_result
     from moe_core.comparison.runner import run_trials
     from moe_core.comparison.speed import measure_speed, read_speed
@@ -45,7 +44,7 @@ def _compare(kind: Kind, arguments: argparse.Namespace, output: Output) -> int:
     resume = arguments.resume or arguments.time_again
 
     def write(speed: dict[str, Any] | None) -> dict[str, Any]:
-        result = build_result(plan, chosen, outcomes, speed, environment(plan.config.training.threads))
+        result = build_result(plan, chosen, outcomes, speed)
         write_result(path, result)
         write_atomic(path.with_suffix(".md"), result_table(result).encode())
         return result

@@ -46,11 +46,6 @@ def dense_arms(config: Config) -> list[Arm]:
     ]
 
 
-def embedding_parameters(model: ModelConfig) -> int:
-    """Parameters of the embedding, which is the output head too."""
-    return model.vocab_size * model.dim
-
-
 def measured_flops_per_token(model: ModelConfig, context: int) -> float:
     """Forward operations a token as torch's own counter sees them in one sequence of `context` tokens, head included.
 
@@ -72,17 +67,19 @@ def measured_flops_per_token(model: ModelConfig, context: int) -> float:
     return float(counter.get_total_flops()) / context
 
 
-def _matched(model: ModelConfig, what: str, measure: Callable[[ModelConfig], int]) -> ModelConfig:
+def nearest_dense(model: ModelConfig, measure: Callable[[ModelConfig], int]) -> ModelConfig:
     """The dense model whose measure is nearest to that of `model`; the measure is linear in the hidden width."""
-    target = measure(model)
     low, high = measure(_dense(model, 1)), measure(_dense(model, 2))
-    width = max(1, round(1 + (target - low) / (high - low)))
-    found = _dense(model, width)
-    mismatch = measure(found) / target - 1
+    return _dense(model, max(1, round(1 + (measure(model) - low) / (high - low))))
+
+
+def _matched(model: ModelConfig, what: str, measure: Callable[[ModelConfig], int]) -> ModelConfig:
+    found = nearest_dense(model, measure)
+    mismatch = measure(found) / measure(model) - 1
     if abs(mismatch) > MAX_MISMATCH:
         raise UsageError(
-            f"no dense model has as many {what} as the mixture: the nearest, of hidden width {width}, differs by "
-            f"{mismatch:+.1%}; choose a larger model.dim or model.expert_hidden_dim"
+            f"no dense model has as many {what} as the mixture: the nearest, of hidden width {found.dense_hidden_dim}, "
+            f"differs by {mismatch:+.1%}; choose a larger model.dim or model.expert_hidden_dim"
         )
     return found
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moe_core.comparison.arms import nearest_dense
 from moe_core.config import ModelConfig
 from moe_core.model import size
 
@@ -57,13 +58,7 @@ def bound(experts: int, top_k: int, model: ModelConfig | None = None) -> Bound:
     if model is not None:
         context = min(128, model.max_seq_len)
         mixture = model.model_copy(update={"num_experts": experts, "top_k": top_k})
-        dense = mixture.model_copy(
-            update={
-                "first_dense_layers": mixture.num_layers,
-                "moe_every": 1,
-                "dense_hidden_dim": experts * mixture.expert_hidden_dim,
-            }
-        )
+        dense = nearest_dense(mixture, size.total_parameters)
         part = size.flops_per_token(mixture, context) / size.flops_per_token(dense, context)
         saved, speedup = 1 - part, 1 / part
     return Bound(experts, top_k, 1 - top_k / experts, experts / top_k, top_k / experts, saved, speedup)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.comparison.arms import embedding_parameters, measured_flops_per_token
+from moe_core.comparison.arms import measured_flops_per_token
 from moe_core.comparison.claims import bounds
 from moe_core.comparison.library import FORMAT
 from moe_core.comparison.plan import PRIMARY, Plan, public
@@ -30,10 +30,8 @@ def build_result(
     chosen: Mapping[str, float],
     outcomes: Outcomes,
     speed: Mapping[str, Any] | None,
-    where: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything that is shown of a comparison. `where`: hardware and versions that trained; `speed`: see
-    measure_speed, None before it was measured.
+    """Everything that is shown of a comparison. `speed`: see measure_speed, None before it was measured.
 
     {format, kind, name, primary, plan_hash, data, environment, model, tokens, unigram_nats, seeds, tuning: [{arm,
     factor, unseen_nats}], arms: [one each, see _arm], speed, bounds (kind dense): see claims}.
@@ -48,7 +46,7 @@ def build_result(
         "primary": PRIMARY,
         "plan_hash": plan.hash,
         "data": "synthetic" if config.data.path is None else Path(config.data.path).name,
-        "environment": dict(where),
+        "environment": reference[0]["environment"],
         "config": public(config.model_dump(mode="json")),
         "tokens": training.steps * training.batch_size * training.seq_len,
         "unigram_nats": reference[0]["evaluation"]["baselines"]["unigram_nats"],
@@ -92,38 +90,43 @@ def _arm(
     unseen, validation: means over seeds}, routing}."""
     scored = _scored(plan, outcomes, name, chosen)
     model, factor = config.model, chosen[name]
+    routing = _routing(scored, model.top_k) if model.moe_layers else None
+    context, passed = config.training.seq_len, None if routing is None else routing["experts_per_token"]
     return {
         "name": name,
         "label": label,
         "factor": factor,
         "edge": len(plan.factors) > 1 and factor in (min(plan.factors), max(plan.factors)),
         "dense_hidden_dim": None if model.moe_layers else model.dense_hidden_dim,
-        **_cost(model, config.training.seq_len),
+        **_cost(model, context, passed),
         "scores": {metric: _score(scored, reference, *_path(metric)) for metric in METRICS},
         "by_domain": {
             domain: _score(scored, reference, "unseen", "by_domain", domain)
             for domain in scored[0]["evaluation"]["unseen"]["by_domain"]
         },
         "curve": _mean_curve(scored),
-        "routing": _routing(scored) if model.moe_layers else None,
+        "routing": routing,
         "sees_future": not model.can_write,
     }
 
 
-def _cost(model: ModelConfig, context: int) -> dict[str, Any]:
-    embedding, head = embedding_parameters(model), 2 * embedding_parameters(model)
-    flops = size.flops_per_token(model, context)
+def _cost(model: ModelConfig, context: int, experts: float | None) -> dict[str, Any]:
+    """`experts` that a token passed per MoE layer, which is what it costs; None for a dense model."""
+    embedding = size.embedding_parameters(model)
+    active, flops = size.active_parameters(model, experts), size.flops_per_token(model, context, experts)
+    fixed = experts is None or round(experts, 6) == model.top_k
     return {
         "parameters": {
             "total": size.total_parameters(model),
-            "active": size.active_parameters(model),
+            "active": active,
             "total_without_embedding": size.total_parameters(model) - embedding,
-            "active_without_embedding": size.active_parameters(model) - embedding,
+            "active_without_embedding": active - embedding,
         },
         "flops_per_token": {
             "computed": flops,
-            "measured": measured_flops_per_token(model, context),
-            "without_head": flops - head,
+            # By a model that has learned nothing: where the router decides how many, that says nothing.
+            "measured": measured_flops_per_token(model, context) if fixed else None,
+            "without_head": flops - 2 * embedding,
         },
     }
 
@@ -139,7 +142,7 @@ def _score(scored: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str,
     return {"values": values, "mean": float(np.mean(known)), "difference": difference}
 
 
-def _routing(scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _routing(scored: Sequence[Mapping[str, Any]], top_k: int) -> dict[str, Any]:
     """Of the held-out text, all layers and seeds: the worst and the mean."""
     rows = [row for outcome in scored for row in outcome["evaluation"]["routing"]]
 
@@ -153,7 +156,7 @@ def _routing(scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "worst": max(values("load_imbalance")) - 1,
         },
         "dead_experts": float(np.sum(values("dead_experts"))) / len(scored),
-        "unused_slots": float(np.mean(values("dropped_fraction"))),
+        "experts_per_token": top_k * (1 - float(np.mean(values("dropped_fraction")))),
         "router_entropy": float(np.mean(values("router_entropy"))),
         "domain_nmi": float(nmi.mean()),
         "domain_nmi_null_p99": float(null.mean()),

@@ -7,6 +7,7 @@ from typing import Any
 from moe_core.comparison.arms import Arm
 from moe_core.config import Config, validate_config
 from moe_core.errors import UsageError
+from moe_core.router_config import MEAN_KINDS
 
 # The first one is what the others are held against. Labels name the router, then what keeps its load even.
 ROUTERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,8 +28,8 @@ ROUTERS: dict[str, tuple[str, dict[str, Any]]] = {
 def router_arms(config: Config) -> list[Arm]:
     """The configuration with each router of ROUTERS and its own keys as they are.
 
-    Where a rule gives some tokens more experts than others, the mean is the top_k of the rest, and a token may have
-    twice as many.
+    Where a rule gives some tokens more experts than others, a token may have twice as many as the rest's top_k. Their
+    mean is asked to be that top_k; top-p cannot be asked, so its result says what its mean was.
     """
     model = config.model
     if not model.moe_layers or 2 * model.top_k > model.num_experts:
@@ -40,7 +41,7 @@ def router_arms(config: Config) -> list[Arm]:
     for name, (label, keys) in ROUTERS.items():
         router: dict[str, Any] = {**model.router.model_dump(), "balancing": None, **keys}
         tree = {**model.model_dump(), "router": router}
-        if keys["kind"] in ("expert_threshold", "expert_choice"):
+        if keys["kind"] in (*MEAN_KINDS, "top_p"):
             router["mean_experts"], tree["top_k"] = float(model.top_k), 2 * model.top_k
         arms.append(Arm(name, label, validate_config({**config.model_dump(), "model": tree})))
     return arms

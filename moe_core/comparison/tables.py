@@ -32,7 +32,12 @@ def result_table(result: Mapping[str, Any]) -> str:
 
 
 def summary_table(result: Mapping[str, Any]) -> str:
-    """A line an arm: size, loss with its interval, and how fast it is; for README.md."""
+    """A line an arm, for README.md: what it costs, its loss with its interval, how fast it is; of routers also how they
+    share the work."""
+    return _routers_summary(result) if result["kind"] == "routers" else _dense_summary(result)
+
+
+def _dense_summary(result: Mapping[str, Any]) -> str:
     first, tasks = result["arms"][0]["label"], result["speed"]["tasks"] if result["speed"] else {}
     header = ["arm", "parameters (active)", "MFLOPs/token", "nats/token, unseen", f"against {first}", "bits/byte"]
     rows = [
@@ -48,6 +53,32 @@ def summary_table(result: Mapping[str, Any]) -> str:
         for arm in result["arms"]
     ]
     return _table([*header, *(f"{task}: times as fast" for task in tasks)], rows)
+
+
+def _routers_summary(result: Mapping[str, Any]) -> str:
+    first, step = result["arms"][0]["label"], result["speed"]["tasks"]["training step"] if result["speed"] else None
+    header = [
+        "router (balanced by)", "experts/token", "nats/token, unseen", f"against {first}", "MaxVio", "dead experts",
+        "domain NMI (99 % of shuffles below)",
+    ]  # fmt: skip
+    rows = [
+        [
+            str(arm["label"]),
+            f"{arm['routing']['experts_per_token']:.2f}",
+            f"{arm['scores']['unseen_nats']['mean']:.3f}",
+            difference_words(arm["scores"]["unseen_nats"]["difference"]),
+            f"{arm['routing']['max_violation']['mean']:.2f}",
+            f"{arm['routing']['dead_experts']:.1f}",
+            " ".join([_measured(arm["routing"]["domain_nmi"]), _in_brackets(arm["routing"]["domain_nmi_null_p99"])]),
+            *([] if step is None else [_times(step["arms"].get(arm["name"]))]),
+        ]
+        for arm in result["arms"]
+    ]
+    return _table([*header, *([] if step is None else ["training step: times as fast"])], rows)
+
+
+def _in_brackets(value: float | None) -> str:
+    return "" if value is None else f"({value:.3f})"
 
 
 def _times(found: Mapping[str, float] | None) -> str:
@@ -122,16 +153,16 @@ def _cost(result: Mapping[str, Any]) -> str:
 
 def _routing(result: Mapping[str, Any]) -> str:
     header = [
-        "arm", "MaxVio, mean", "worst", "dead experts", "unused slots", "domain NMI", "99 % of shuffles below",
+        "arm", "experts a token", "MaxVio, mean", "worst", "dead experts", "domain NMI", "99 % of shuffles below",
         "tokens/s, training", "tokens/s, reading",
     ]  # fmt: skip
     rows = [
         [
             str(arm["label"]),
+            f"{arm['routing']['experts_per_token']:.2f}",
             f"{arm['routing']['max_violation']['mean']:.2f}",
             f"{arm['routing']['max_violation']['worst']:.2f}",
             f"{arm['routing']['dead_experts']:.1f}",
-            f"{arm['routing']['unused_slots']:.0%}",
             *(_measured(arm["routing"][key]) for key in ("domain_nmi", "domain_nmi_null_p99")),
             *_tokens_per_second(result, arm["name"]),
         ]

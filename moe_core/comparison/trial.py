@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from moe_core.benchmarks.results import environment
 from moe_core.comparison.plan import Plan, Trial
 from moe_core.data.prepare import PreparedData
 from moe_core.errors import RunError
@@ -52,12 +53,12 @@ def run_trial(
     """Train and score one trial, or go on where it was left, and keep its outcome.
 
     {arm, seed, factor, failed: why it has no figures or None, evaluation: see evaluate_run, curve: {split: [nats per
-    token]} with step, fingerprint of the data}. The checkpoint of the first scored seed stays, to be timed; others go.
-    Raises TrialStopped.
+    token]} with step, fingerprint of the data, environment: hardware and versions that trained}. The
+    checkpoint of the first scored seed stays, to be timed; others go. Raises TrialStopped.
     """
     run, config = run_folder(work, trial), plan.trial_config(trial)
     outcome: dict[str, Any] = {"arm": trial.arm, "seed": trial.seed, "factor": trial.factor, "failed": None}
-    outcome["fingerprint"] = data.fingerprint
+    outcome |= {"fingerprint": data.fingerprint, "environment": environment(config.training.threads)}
     try:
         result: TrainingResult = train(run, config, resume=run.exists(), data=data, progress=progress, stop=stop)
         if result.state == "stopped":

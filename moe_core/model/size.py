@@ -30,12 +30,18 @@ SMALLEST_VOCABULARY = 257
 
 def total_parameters(config: ModelConfig) -> int:
     """All weights of the model; the tied embedding counts once."""
-    return _parameters(config, config.num_experts)
+    _, moe = _layer_kinds(config)
+    norms = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)
+    gate = config.dim if config.shared_expert_hidden_dim and config.shared_expert_gate else 0
+    others = config.num_layers * norms + moe * (_router(config) + gate) + config.dim
+    return _matrices(config) + others + embedding_parameters(config)
 
 
-def active_parameters(config: ModelConfig) -> int:
-    """Weights that one token passes: as total_parameters, with top_k experts per MoE layer instead of all."""
-    return _parameters(config, config.top_k)
+def active_parameters(config: ModelConfig, experts: float | None = None) -> int:
+    """Weights that one token passes: as total_parameters, with `experts` per MoE layer (None =
+    config.experts_per_token) instead of all; rounded where that is a mean."""
+    passed = config.experts_per_token if experts is None else experts
+    return total_parameters(config) - round(len(config.moe_layers) * (config.num_experts - passed) * _expert(config))
 
 
 def embedding_parameters(config: ModelConfig) -> int:
@@ -43,18 +49,20 @@ def embedding_parameters(config: ModelConfig) -> int:
     return config.vocab_size * config.dim
 
 
-def flops_per_token(config: ModelConfig, context_len: int) -> int:
+def flops_per_token(config: ModelConfig, context_len: int, experts: float | None = None) -> int:
     """Floating-point operations (2 per multiply-add) of the forward pass of one token that attends to `context_len`.
 
     Counts every matrix product, the output head included; the embedding lookup, norms and activations are left out.
+    `experts`: as for active_parameters.
     """
+    experts = config.experts_per_token if experts is None else experts
     dense, moe = _layer_kinds(config)
-    multiply_adds = config.num_layers * (_attention_matrices(config) + 2 * context_len * _query_dim(config))
+    multiply_adds: float = config.num_layers * (_attention_matrices(config) + 2 * context_len * _query_dim(config))
     multiply_adds += dense * 3 * config.dim * config.dense_hidden_dim
     # A noisy router's second matrix is for training alone.
     router = _router(config) // (2 if config.router.kind == "noisy" else 1)
-    multiply_adds += moe * (router + _shared(config) + config.top_k * _expert(config))
-    return 2 * (multiply_adds + embedding_parameters(config))
+    multiply_adds += moe * (router + _shared(config) + experts * _expert(config))
+    return round(2 * (multiply_adds + embedding_parameters(config)))
 
 
 # ---- memory ----
@@ -104,7 +112,7 @@ def training_memory(config: Config, device: str = "cpu", *, autocast: bool = Fal
     Left out: fragmentation, the process itself (about 0.5 GiB with torch) and what evaluation keeps.
     """
     model, training = config.model, config.training
-    total, matrices = total_parameters(model), _matrices(model, model.num_experts)
+    total, matrices = total_parameters(model), _matrices(model)
     by_muon = matrices if training.optimizer == "muon" else 0
     copies = 2 * (matrices + embedding_parameters(model)) if autocast else 0
     tokens = training.batch_size // training.gradient_accumulation * training.seq_len
@@ -117,7 +125,7 @@ def training_memory(config: Config, device: str = "cpu", *, autocast: bool = Fal
 
 def serving_memory(config: ModelConfig, precision: Precision, batch_size: int = 1) -> ServingMemory:
     """Weights and a key/value cache of max_seq_len tokens for each of `batch_size` sequences."""
-    matrices = _matrices(config, config.num_experts)
+    matrices = _matrices(config)
     others = total_parameters(config) - matrices
     cached = 2 * config.num_layers * config.num_kv_heads * config.head_dim * config.max_seq_len * batch_size
     return ServingMemory(
@@ -193,20 +201,12 @@ def _activation_bytes(config: ModelConfig, kept: bool, autocast: bool) -> int:
     return body + 4 * 3 * config.vocab_size
 
 
-def _parameters(config: ModelConfig, experts: int) -> int:
-    _, moe = _layer_kinds(config)
-    norms = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)
-    gate = config.dim if config.shared_expert_hidden_dim and config.shared_expert_gate else 0
-    others = config.num_layers * norms + moe * (_router(config) + gate) + config.dim
-    return _matrices(config, experts) + others + embedding_parameters(config)
-
-
-def _matrices(config: ModelConfig, experts: int) -> int:
-    """Weights of the attention's and the feed-forward blocks' matrices, with so many experts."""
+def _matrices(config: ModelConfig) -> int:
+    """Weights of the attention's and the feed-forward blocks' matrices."""
     dense, moe = _layer_kinds(config)
     total = config.num_layers * _attention_matrices(config)
     total += dense * 3 * config.dim * config.dense_hidden_dim
-    return total + moe * (3 * config.dim * config.shared_expert_hidden_dim + experts * _expert(config))
+    return total + moe * (3 * config.dim * config.shared_expert_hidden_dim + config.num_experts * _expert(config))
 
 
 def _layer_kinds(config: ModelConfig) -> tuple[int, int]:

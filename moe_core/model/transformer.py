@@ -143,7 +143,7 @@ class MoETransformer(nn.Module):
 
     @property
     def active_parameters(self) -> int:
-        """Weights one token passes: top_k experts per MoE layer instead of all."""
+        """Weights one token passes: config.experts_per_token per MoE layer instead of all."""
         return size.active_parameters(self.config)
 
     def flops_per_token(self, context_len: int) -> int:
