@@ -24,7 +24,7 @@ LEARNING_RATES = ("learning_rate", "embedding_learning_rate", "muon_learning_rat
 FIRST_TUNING_SEED = 1000
 EVALUATIONS = 12
 """Points of each loss curve after step 0."""
-STEPS = {"dense": 300, "routers": 200}
+STEPS = {"dense": 300, "routers": 150}
 PARTS = {"dense": 1, "routers": 4}
 """Of each batch: a loss per layer that sees a part and one that sees the batch are the same thing otherwise."""
 SMOKE: dict[str, Any] = {
