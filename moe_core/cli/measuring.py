@@ -62,7 +62,7 @@ def compare_routers_parser() -> Parser:
         "load, dead experts, domains and speed, seed by seed. May be stopped or killed at any time.",
         "python main.py compare-routers --workers 2",
     )
-    _add_comparison(parser, seeds=3)
+    _add_comparison(parser, seeds=5)
     return finish(parser, comparison.routers)
 
 
