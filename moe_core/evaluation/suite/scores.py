@@ -175,11 +175,10 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     """95 % interval of a share, 0..1, that is sensible for few trials and near 0 and 1 (Wilson 1927)."""
     if not n:
         return math.nan, math.nan
-    z = float(special.ndtri((1 + CONFIDENCE) / 2))
-    share, scale = hits / n, 1 + z * z / n
-    middle = (share + z * z / (2 * n)) / scale
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
-    return max(0.0, middle - half), min(1.0, middle + half)
+    from scipy import stats
+
+    found = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def _number_of_hits_p(hits: int, chance_N: npt.NDArray[np.float64]) -> float:
