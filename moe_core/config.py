@@ -331,7 +331,7 @@ def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
                 slot = base[key] = {}
             _merge(slot, value)
         else:
-            base[key] = None if isinstance(value, str) and value.lower() in ("none", "null") else value
+            base[key] = value
 
 
 def _one_line(error: ValidationError) -> str:

@@ -105,6 +105,24 @@ def test_null_and_empty_files(tmp_path: Path) -> None:
     assert load_config(file=file, environment={}).training.time_budget_seconds is None
 
 
+@pytest.mark.parametrize("way", ["file", "environment", "override", "base"])
+def test_none_is_a_value_where_it_names_a_choice_and_nothing_elsewhere(tmp_path: Path, way: str) -> None:
+    keys = {"model.router.balancing": "none", "training.autocast": "none", "training.time_budget_seconds": "none"}
+    if way == "file":
+        text = "\n".join(f"{key} = {value}" for key, value in keys.items())
+        config = load_config(file=write(tmp_path, text), environment={})
+    elif way == "environment":
+        names = {f"MOESCOPE_{key.upper().replace('.', '__')}": value for key, value in keys.items()}
+        config = load_config(environment=names)
+    else:
+        config = load_config(environment={}, overrides=keys)
+        config = load_config(config, environment={}) if way == "base" else config
+    assert (config.model.router.balancing, config.model.router.balances_by) == ("none", "none")
+    assert (config.training.autocast, config.training.time_budget_seconds) == ("none", None)
+    usual = load_config(config, environment={}, overrides={"model.router.balancing": "null"})
+    assert (usual.model.router.balancing, usual.model.router.balances_by) == (None, "layer")
+
+
 def test_include_is_relative_to_the_file_and_must_exist(tmp_path: Path) -> None:
     (tmp_path / "base.conf").write_text("model { dim = 64, top_k = 1 }", encoding="utf-8")
     config = load_config(file=write(tmp_path, 'include "base.conf"\nmodel.top_k = 3'), environment={})
