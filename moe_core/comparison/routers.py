@@ -15,6 +15,14 @@ ROUTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "softmax-global": ("softmax (loss over the batch)", {"kind": "softmax", "balancing": "global_batch"}),
     "softmax-bias": ("softmax (selection bias)", {"kind": "softmax", "balancing": "bias"}),
     "softmax-none": ("softmax (not balanced)", {"kind": "softmax", "balancing": "none"}),
+    "softmax-no-z": (
+        "softmax (per layer, no z-loss)",
+        {"kind": "softmax", "balancing": "layer", "router_z_loss_coef": 0},
+    ),
+    "softmax-plain": (
+        "softmax (not renormalised)",
+        {"kind": "softmax", "balancing": "layer", "normalize_scores": False},
+    ),
     "noisy": ("noisy (CV² losses)", {"kind": "noisy"}),
     "sigmoid": ("sigmoid (selection bias)", {"kind": "sigmoid"}),
     "hash": ("hash (by its table)", {"kind": "hash"}),
