@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from moe_core.errors import UsageError
 from moe_core.presets import PRESETS
-from moe_core.router_config import MEAN_KINDS, RouterConfig
+from moe_core.router_config import MEAN_KINDS, VARYING_KINDS, RouterConfig
 from moe_core.section import Section
 
 ENVIRONMENT_PREFIX = "MOESCOPE_"
@@ -86,6 +86,11 @@ class ModelConfig(Section):
         """Experts a token is meant to pass in each MoE layer, on average. For top_p the most it can pass, top_k: what
         it passes is known after training alone."""
         return self.router.mean_experts if self.router.kind in MEAN_KINDS else float(self.top_k)
+
+    @property
+    def varying_experts(self) -> bool:
+        """Whether the router gives some tokens fewer than top_k experts by its rule, not for want of capacity."""
+        return bool(self.moe_layers) and self.router.kind in VARYING_KINDS
 
     @property
     def moe_layers(self) -> tuple[int, ...]:

@@ -43,12 +43,16 @@ USUAL_BALANCING: dict[RouterKind, Balancing] = {
     "expert_choice": "none",
     "document_pool": "global_batch",
 }
+SIGHT_WARNING = "Its router lets later tokens decide about earlier ones: its loss is not one of a language model."
+"""For every loss of a model whose router sees the future."""
 BIASED_KINDS: tuple[RouterKind, ...] = ("softmax", "noisy", "sigmoid")
 """Their selection can take a bias."""
 UNLEARNED_LOAD: tuple[RouterKind, ...] = ("hash", "expert_threshold", "expert_choice")
 """Their load is what their rule makes it; a loss would pull at logits that do not decide about it."""
 MEAN_KINDS: tuple[RouterKind, ...] = ("expert_threshold", "expert_choice")
 """They give a token as many experts as want it; mean_experts is how many that is meant to be on average."""
+VARYING_KINDS: tuple[RouterKind, ...] = (*MEAN_KINDS, "top_p")
+"""Their rule gives some tokens fewer than top_k experts."""
 
 
 class RouterConfig(Section):

@@ -27,6 +27,7 @@ from moe_core.comparison.speed import measure_speed
 from moe_core.comparison.statistics import paired_difference
 from moe_core.comparison.tables import result_table, summary_table
 from moe_core.comparison.trial import TrialStopped, run_trial
+from moe_core.comparison.words import losses_verdict
 from moe_core.config import load_config
 from moe_core.data.prepare import prepare_data
 from moe_core.errors import RunError, UsageError
@@ -57,6 +58,18 @@ def result(work: Path, plan: Plan) -> dict[str, Any]:
     """The plan carried out."""
     chosen, outcomes = run_trials(work, plan)
     speed = measure_speed(work, plan, chosen, threads=1, smoke=True)
+    return build_result(plan, chosen, outcomes, speed)
+
+
+@pytest.fixture(scope="module")
+def routers_result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Three routers in trainings of three steps: the usual one, one of varying k, one that sees the future."""
+    folder = tmp_path_factory.mktemp("routers")
+    config = make_config(write_corpus(folder / "texts.jsonl"), training__steps=3, training__evaluation_interval=3)
+    arms = tuple(arm for arm in router_arms(config) if arm.name in ("softmax-layer", "top-p", "expert-choice"))
+    plan = Plan("routers", "routers-tiny", arms, (0, 1), (), (1.0,))
+    chosen, outcomes = run_trials(folder / plan.name, plan)
+    speed = measure_speed(folder / plan.name, plan, chosen, threads=1, smoke=True)
     return build_result(plan, chosen, outcomes, speed)
 
 
@@ -106,6 +119,9 @@ def test_models_that_cannot_be_compared_are_refused() -> None:
     few = load_config("quick", environment={}, overrides={"model.num_experts": 3})
     with pytest.raises(UsageError, match="at least twice as many experts"):
         router_arms(few)
+    varying = load_config("quick", environment={}, overrides={"model.router.kind": "top_p"})
+    with pytest.raises(UsageError, match=r"model\.router\.kind = top_p gives tokens different numbers"):
+        dense_arms(varying)
     narrow = {
         "model.dim": 8, "model.num_heads": 1, "model.num_kv_heads": 1, "model.head_dim": 2, "model.vocab_size": 257,
         "model.num_layers": 40, "model.expert_hidden_dim": 1, "model.top_k": 1, "training.seq_len": 8,
@@ -216,6 +232,14 @@ def test_the_plan_is_paired_and_tunes_on_other_seeds() -> None:
     assert Plan.from_json(json.loads(json.dumps(plan.as_json()))) == plan
 
 
+@pytest.mark.parametrize("key", ["seed = 7", "threads = 2", "evaluation_interval = 3"])
+def test_what_the_plan_decides_is_not_silently_ignored(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "own.conf"
+    file.write_text(f"training {{ {key} }}")
+    with pytest.raises(UsageError, match=rf"training\.{key.split()[0]} is not yours to choose"):
+        make_plan("dense", file=str(file))
+
+
 def test_a_budget_of_time_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.conf").write_text("training { time_budget_seconds = 10 }")
     with pytest.raises(UsageError, match="equally many tokens"):
@@ -307,12 +331,12 @@ def test_text_of_one_domain_leaves_cells_empty(result: dict[str, Any]) -> None:
 
 
 def test_a_router_costs_what_its_tokens_used(result: dict[str, Any], plan: Plan, work: Path) -> None:
-    """A quarter of top_k = 2 slots unused in every layer: 1.5 experts a token, of 3 x 16 x 24 weights each."""
+    """1.5 experts a token instead of 2, of 3 x 16 x 24 weights each."""
     chosen, outcomes = run_trials(work, plan, resume=True)
     changed = json.loads(json.dumps(list(outcomes.values())))
     for outcome in changed:
         for row in outcome["evaluation"]["routing"]:
-            row["dropped_fraction"] = 0.25
+            row["experts_per_token"] = 1.5
     fewer = build_result(plan, chosen, dict(zip(outcomes, changed, strict=True)), None)["arms"][0]
     moe, model = result["arms"][0], plan.config.model
     expert = 3 * model.dim * model.expert_hidden_dim * len(model.moe_layers)
@@ -321,6 +345,47 @@ def test_a_router_costs_what_its_tokens_used(result: dict[str, Any], plan: Plan,
     assert moe["flops_per_token"]["computed"] - fewer["flops_per_token"]["computed"] == expert
     assert moe["flops_per_token"]["measured"] == moe["flops_per_token"]["computed"]
     assert fewer["flops_per_token"]["measured"] is None
+
+
+def test_routers_are_measured_by_what_they_do(routers_result: dict[str, Any]) -> None:
+    softmax, top_p, choice = routers_result["arms"]
+    assert softmax["routing"]["experts_per_token"] == 2.0
+    assert 1.0 <= top_p["routing"]["experts_per_token"] <= 4.0
+    assert choice["routing"]["experts_per_token"] == pytest.approx(2.0, abs=0.3)
+    assert choice["sees_future"]
+    tasks = routers_result["speed"]["tasks"]
+    assert set(tasks["decode, batch 1"]["arms"]) == {"softmax-layer", "top-p"}
+    text = result_table(routers_result)
+    assert "None" not in text
+    assert "lets later tokens decide" in text
+    assert f"{top_p['routing']['experts_per_token']:.2f}" in text
+
+
+@pytest.mark.parametrize("domains", ["four", "one"])
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_figure_of_routers(routers_result: dict[str, Any], domains: str, timed: bool) -> None:
+    result = json.loads(json.dumps(routers_result))
+    result["arms"][2]["scores"]["unseen_nats"]["difference"]["mean"] = -3.0  # as far as seeing the future may go
+    for arm in result["arms"]:
+        nmi, null = (0.1, 0.01) if domains == "four" else (None, None)
+        arm["routing"] |= {"domain_nmi": nmi, "domain_nmi_null_p99": null}
+    [figure] = result_figures(result if timed else {**result, "speed": None})
+    svg = figure_bytes(figure, "svg").decode()
+    assert ("NMI" in svg) == ("(chance" in svg) == (domains == "four")
+    assert ("tokens/s" in svg) == timed
+    assert "outside: −3.000" in svg
+    assert figure.verdict == losses_verdict(result)
+
+
+def test_a_verdict_on_many_names_the_ends(routers_result: dict[str, Any]) -> None:
+    first, second, _ = routers_result["arms"]
+    many = []
+    for number in (3, 1, 2, 5, 4):
+        difference = {**second["scores"]["unseen_nats"]["difference"], "mean": number / 10, "verdict": "higher"}
+        unseen = {**second["scores"]["unseen_nats"], "difference": difference}
+        many.append({**second, "label": f"router {number}", "scores": {**second["scores"], "unseen_nats": unseen}})
+    text = losses_verdict({**routers_result, "arms": [first, *many]})
+    assert "higher: 5 others, from router 1 (+0.100) to router 5 (+0.500)" in text
 
 
 def test_routers_are_summed_up_with_how_they_share_the_work(result: dict[str, Any]) -> None:
@@ -356,7 +421,11 @@ def test_every_figure_can_be_drawn_and_says_its_numbers(result: dict[str, Any]) 
 
 
 def test_the_compare_page_shows_results(
-    result: dict[str, Any], tmp_path: Path, trained_root: Path, monkeypatch: pytest.MonkeyPatch
+    result: dict[str, Any],
+    routers_result: dict[str, Any],
+    tmp_path: Path,
+    trained_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(trained_root))
     monkeypatch.setattr(library, "SHIPPED", tmp_path)
@@ -373,10 +442,16 @@ def test_the_compare_page_shows_results(
     assert not at.error
     shown = "\n".join(str(part.value) for part in at.main.markdown).replace("\\", "")
     assert "Loss on unseen text over 2 seeds, against MoE (4 experts, top-2)" in shown
-    assert at.selectbox(key="experiment").options == ["MoE against dense, texts.jsonl text, 2 seeds"]
+    assert at.selectbox(key="experiment").options == ["MoE against dense, texts.jsonl text, 2 seeds of 192 tokens"]
     assert len(at.get("vega_lite_chart")) == 2
     at.segmented_control(key="curves").set_value("Loss against seconds").run()
     assert not at.exception
+    write_result(tmp_path / "routers-tiny.json", routers_result)
+    at.run()
+    at.selectbox(key="experiment").set_value("routers-tiny").run()
+    assert not at.exception
+    assert len(at.get("vega_lite_chart")) == 1
+    assert any("top-p (loss per layer)" in str(part.value) for part in at.main.markdown)
 
 
 def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

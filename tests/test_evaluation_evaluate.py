@@ -52,8 +52,8 @@ def test_the_result_has_the_documented_keys_and_is_plain_json(evaluation: dict[s
     assert [row["layer"] for row in evaluation["routing"]] == [0, 1]
     for row in evaluation["routing"]:
         assert {*row} == {
-            "layer", "load_imbalance", "dead_experts", "router_entropy", "dropped_fraction", "domain_nmi",
-            "domain_nmi_null_p99", "p_value",
+            "layer", "load_imbalance", "dead_experts", "router_entropy", "experts_per_token", "dropped_fraction",
+            "domain_nmi", "domain_nmi_null_p99", "p_value",
         }  # fmt: skip
     assert (evaluation["run"], evaluation["step"]) == ("tiny", 40)
 

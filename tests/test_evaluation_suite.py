@@ -352,7 +352,7 @@ def test_questions_are_read_and_drawn_by_seed(tmp_path: Path) -> None:
     path.write_text("\n".join(row.format(number) for number in range(20)))
     questions = read_questions("mmlu", path)
     assert len(questions.rows) == 20
-    assert questions.rows[0] == {"question": "q0", "choices": ["a", "b", "c", "d"], "answer": 2}
+    assert questions.rows[0] == {"question": "q0", "choices": ["a", "b", "c", "d"], "answer": 2, "subject": "x"}
     assert questions.drawn(20, seed=1) == list(questions.rows)
     drawn = questions.drawn(5, seed=1)
     assert len(drawn) == 5

@@ -34,7 +34,12 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         for number in range(8)
     ],
     "mmlu": [
-        {"question": f"{number} and {number}?", "choices": ["one", "two", "three", "four"], "answer": number % 4}
+        {
+            "question": f"{number} and {number}?",
+            "choices": ["one", "two", "three", "four"],
+            "answer": number % 4,
+            "subject": "high_school_us_history" if number % 2 else "",
+        }
         for number in range(8)
     ],
     "gsm8k": [
@@ -70,6 +75,21 @@ def test_our_model_scores_as_its_export_does(loaded: LoadedRun, tmp_path: Path) 
             ):
                 assert log_p == pytest.approx(their_log_p, abs=2e-4)
                 assert greedy == their_greedy
+
+
+def test_mmlu_is_asked_with_the_prompt_of_lm_evals_own_task(loaded: LoadedRun) -> None:
+    import lm_eval.tasks
+    import yaml
+
+    from moe_core.evaluation.suite.known_benchmarks import ask
+    from moe_core.evaluation.suite.lm_eval_model import MoescopeLM
+
+    folder = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
+    own = yaml.safe_load((folder / "mmlu_high_school_us_history.yaml").read_text())
+    answers = ask(MoescopeLM(language_model(loaded)), "mmlu", ROWS["mmlu"])
+    prompts = [answer["arguments"][0][0] for answer in answers]
+    question = "{0} and {0}?\nA. one\nB. two\nC. three\nD. four\nAnswer:"
+    assert prompts[:2] == [question.format(0), own["description"] + question.format(1)]
 
 
 def test_rolling_likelihood_of_unseen_text_is_that_of_evaluate(loaded: LoadedRun) -> None:

@@ -25,6 +25,8 @@ from moe_core.config import Config, ModelConfig, validate_config
 from moe_core.data.prepare import PreparedData, prepare_data
 from moe_core.errors import UsageError
 from moe_core.evaluation.ablation import ablation_map
+from moe_core.evaluation.suite.registry import registered
+from moe_core.evaluation.suite.run import run_suite
 from moe_core.exchange.targets import target_family
 from moe_core.inference.expert_outputs import expert_saliency
 from moe_core.inference.generate import SamplingConfig, generate
@@ -32,8 +34,8 @@ from moe_core.inference.tracing import trace_text
 from moe_core.model.experts import Experts
 from moe_core.model.experts.dropout import with_dropout
 from moe_core.model.routers.hashing import balanced_table
-from moe_core.router_config import ROUTER_KINDS
-from moe_core.routing import capture, intervene
+from moe_core.router_config import ROUTER_KINDS, VARYING_KINDS
+from moe_core.routing import capture, intervene, metrics, verdicts
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
 from moe_core.training.loop import train
@@ -78,6 +80,13 @@ def test_a_run_is_trained_traced_and_written_with(kind: str, runs: Path, data: P
     traced = trace_text(loaded, PROMPT)
     trace = traced.trace
     assert trace.score_function == ("sigmoid" if kind in ("sigmoid", "expert_threshold") else "softmax")
+    assert trace.varying_experts == loaded.config.model.varying_experts == (kind in VARYING_KINDS)
+    balance = metrics.load_balance(trace)
+    used = (trace.router_indices >= 0).sum(axis=(1, 2)) / trace.num_tokens
+    assert np.allclose(balance["experts_per_token"], used)
+    # Slots that the rule left unused are none that were dropped.
+    assert balance["dropped_fraction"].isna().all() if trace.varying_experts else (used == trace.top_k).all()
+    assert "dropped" not in verdicts.routing_health(balance)
     ids = torch.from_numpy(trace.token_ids.astype(np.int64))[None]
     with torch.no_grad():
         routed = loaded.model(ids).router_outputs
@@ -87,6 +96,10 @@ def test_a_run_is_trained_traced_and_written_with(kind: str, runs: Path, data: P
     if kind == "expert_choice":
         with pytest.raises(UsageError, match="sees the future"):
             generate(loaded, PROMPT, GREEDY)  # at once, before the first token
+        found = run_suite(loaded, [registered()[name] for name in ("perplexity", "letter_counting")])
+        perplexity, counting = found["tasks"]
+        assert perplexity["note"].startswith("Its router lets later tokens decide about earlier ones")
+        assert "sees the future" in counting["not_run"]
         return
     text = list(generate(loaded, PROMPT, GREEDY))
     for token in text:  # read back without a cache: the same likeliest token, by way of the same experts

@@ -215,6 +215,7 @@ def test_domain_cell_and_token_verdict_in_words() -> None:
 
 def test_describe_model_in_words() -> None:
     assert verdicts.describe_model(layers=4, experts=8, top_k=2) == "4 MoE layers of 8 experts, 2 for each token."
+    assert "8 experts, at most 4 for each" in verdicts.describe_model(layers=4, experts=8, top_k=4, varying=True)
     assert verdicts.describe_model(
         layers=1, experts=8, top_k=1, total_parameters=27_300_000, active_parameters=999_600
     ) == ("1 MoE layer of 8 experts, 1 for each token; 27.3M parameters, 1000k active for each token.")

@@ -53,10 +53,21 @@ def test_it_has_the_same_facts(tmp_path: Path) -> None:
         token_ids=[5],
         layers=[1, 3],
         score_function="sigmoid",
+        varying_experts=True,
         source="a test",
         vocabulary={5: "the"},
     )
-    facts = ("layers", "num_experts", "top_k", "domains", "num_tokens", "score_function", "source", "vocabulary")
+    facts = (
+        "layers",
+        "num_experts",
+        "top_k",
+        "domains",
+        "num_tokens",
+        "score_function",
+        "varying_experts",
+        "source",
+        "vocabulary",
+    )
     on_disk = saved(trace, tmp_path)
     for name in (*facts, "num_layers"):
         assert getattr(on_disk, name) == getattr(trace, name), name

@@ -48,7 +48,16 @@ def assert_same(a: RoutingTrace, b: RoutingTrace) -> None:
         if x is not None:
             assert x.dtype == y.dtype
             assert np.array_equal(x, y), name
-    for name in ("domains", "layers", "num_experts", "top_k", "score_function", "source", "vocabulary"):
+    for name in (
+        "domains",
+        "layers",
+        "num_experts",
+        "top_k",
+        "score_function",
+        "varying_experts",
+        "source",
+        "vocabulary",
+    ):
         assert getattr(a, name) == getattr(b, name), name
 
 
@@ -186,6 +195,7 @@ def test_disk_round_trip_is_exact(data: st.DataObject, tmp_path_factory: pytest.
         domains=data.draw(st.lists(st.text(min_size=1), min_size=2, max_size=2, unique=True)),
         layers=sorted(rng.choice(64, L, replace=False).tolist()),
         score_function=data.draw(st.sampled_from(["softmax", "sigmoid"])),
+        varying_experts=data.draw(st.booleans()),
     )
     path = tmp_path_factory.mktemp("trace") / "t.parquet"
     trace.save(path)

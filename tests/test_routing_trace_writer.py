@@ -32,7 +32,7 @@ ARRAYS = (
     "domain_ids",
     "predicted_ids",
 )
-FACTS = ("layers", "num_experts", "domains", "score_function", "source", "vocabulary")
+FACTS = ("layers", "num_experts", "domains", "score_function", "varying_experts", "source", "vocabulary")
 
 
 def assert_same(found: RoutingTrace, expected: RoutingTrace) -> None:

@@ -49,7 +49,9 @@ load, balance = measured.get(metrics.expert_load), measured.get(metrics.load_bal
 nmi = measured.get(baselines.domain_nmi)
 
 # The answer: what it is, is it healthy, do experts know domains.
-made_of = verdicts.describe_model(layers=trace.num_layers, experts=trace.num_experts, top_k=trace.top_k)
+made_of = verdicts.describe_model(
+    layers=trace.num_layers, experts=trace.num_experts, top_k=trace.top_k, varying=trace.varying_experts
+)
 health = verdicts.routing_health(balance)
 too_few = (nmi["verdict"] == FEW_DOCUMENTS).any()
 domain = "Whether experts know domains takes more text to tell: see Domains."

@@ -67,7 +67,7 @@ def compare_routers_parser() -> Parser:
 
 
 def _add_comparison(parser: Parser, *, seeds: int) -> None:
-    parser.add_argument("--config", metavar="FILE", help="HOCON file with configuration keys laid over the quick preset")
+    parser.add_argument("--config", metavar="FILE", help="HOCON file with keys that go over the quick preset's")
     parser.add_argument("--data", metavar="PATH", help="your own text, as for training (default: synthetic documents)")
     parser.add_argument(
         "--seeds", metavar="N", type=whole(2, 1_000), default=seeds, help=f"seeds that are scored (default {seeds})"

@@ -35,6 +35,11 @@ def dense_arms(config: Config) -> list[Arm]:
     model = config.model
     if not model.moe_layers:
         raise UsageError("the model has no MoE layer, so there is nothing to compare; lower model.first_dense_layers")
+    if model.varying_experts:
+        raise UsageError(
+            f"model.router.kind = {model.router.kind} gives tokens different numbers of experts, so what a token costs "
+            "is known after training alone, and no dense model can be made to match; choose another kind"
+        )
     context = config.training.seq_len
     active = _matched(model, "FLOPs", lambda one: size.flops_per_token(one, context))
     total = _matched(model, "parameters", size.total_parameters)

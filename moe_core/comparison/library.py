@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.errors import DataError, MoescopeError
+from moe_core.routing.verdicts import short_count
 from moe_core.runs.files import read_json_object
 
 SHIPPED = Path(__file__).resolve().parents[2] / "docs" / "comparisons"
@@ -28,8 +29,8 @@ class Found:
     @property
     def title(self) -> str:
         """For people: what was compared, on which text."""
-        seeds = len(self.result["seeds"])
-        return f"{_TITLES[self.result['kind']]}, {self.result['data']} text, {seeds} seeds"
+        seeds, tokens = len(self.result["seeds"]), short_count(self.result["tokens"])
+        return f"{_TITLES[self.result['kind']]}, {self.result['data']} text, {seeds} seeds of {tokens} tokens"
 
 
 def find_results(folders: Sequence[Path] | None = None) -> dict[str, Found]:

@@ -22,6 +22,8 @@ FACTORS = (0.5, 1.0, 2.0)
 """Every arm is trained with its learning rates times each of these, on seeds that are not scored."""
 LEARNING_RATES = ("learning_rate", "embedding_learning_rate", "muon_learning_rate")
 FIRST_TUNING_SEED = 1000
+OWN_KEYS = ("seed", "threads", "device", "evaluation_interval")
+"""Of the training section: what the plan itself decides."""
 EVALUATIONS = 12
 """Points of each loss curve after step 0."""
 STEPS = {"dense": 300, "routers": 150}
@@ -166,6 +168,12 @@ def _config(kind: Kind, file: str | None, data: str | None, smoke: bool) -> Conf
     # One thread: the same sums in the same order however many trainings run side by side.
     tree["training"] |= {"time_budget_seconds": None, "threads": 1, "device": "cpu"}
     config = load_config(validate_config(tree), file=file, environment={})
+    fixed = [key for key in OWN_KEYS if getattr(config.training, key) != tree["training"][key]]
+    if fixed:
+        raise UsageError(
+            f"training.{fixed[0]} is not yours to choose in a comparison: every arm has the plan's seeds, one thread, "
+            f"the processor, and is scored {EVALUATIONS} times; leave it out"
+        )
     if config.training.time_budget_seconds is not None or config.training.init_from is not None:
         raise UsageError(
             "a comparison trains every arm from random weights on equally many tokens; "

@@ -90,7 +90,7 @@ def _arm(
     unseen, validation: means over seeds}, routing}."""
     scored = _scored(plan, outcomes, name, chosen)
     model, factor = config.model, chosen[name]
-    routing = _routing(scored, model.top_k) if model.moe_layers else None
+    routing = _routing(scored) if model.moe_layers else None
     context, passed = config.training.seq_len, None if routing is None else routing["experts_per_token"]
     return {
         "name": name,
@@ -142,7 +142,7 @@ def _score(scored: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str,
     return {"values": values, "mean": float(np.mean(known)), "difference": difference}
 
 
-def _routing(scored: Sequence[Mapping[str, Any]], top_k: int) -> dict[str, Any]:
+def _routing(scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of the held-out text, all layers and seeds: the worst and the mean."""
     rows = [row for outcome in scored for row in outcome["evaluation"]["routing"]]
 
@@ -156,7 +156,7 @@ def _routing(scored: Sequence[Mapping[str, Any]], top_k: int) -> dict[str, Any]:
             "worst": max(values("load_imbalance")) - 1,
         },
         "dead_experts": float(np.sum(values("dead_experts"))) / len(scored),
-        "experts_per_token": top_k * (1 - float(np.mean(values("dropped_fraction")))),
+        "experts_per_token": float(np.mean(values("experts_per_token"))),
         "router_entropy": float(np.mean(values("router_entropy"))),
         "domain_nmi": float(nmi.mean()),
         "domain_nmi_null_p99": float(null.mean()),

@@ -7,7 +7,7 @@ from typing import Any
 from moe_core.comparison.arms import Arm
 from moe_core.config import Config, validate_config
 from moe_core.errors import UsageError
-from moe_core.router_config import MEAN_KINDS
+from moe_core.router_config import VARYING_KINDS
 
 # The first one is what the others are held against. Labels name the router, then what keeps its load even.
 ROUTERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,7 +49,7 @@ def router_arms(config: Config) -> list[Arm]:
     for name, (label, keys) in ROUTERS.items():
         router: dict[str, Any] = {**model.router.model_dump(), "balancing": None, **keys}
         tree = {**model.model_dump(), "router": router}
-        if keys["kind"] in (*MEAN_KINDS, "top_p"):
+        if keys["kind"] in VARYING_KINDS:
             router["mean_experts"], tree["top_k"] = float(model.top_k), 2 * model.top_k
         arms.append(Arm(name, label, validate_config({**config.model_dump(), "model": tree})))
     return arms

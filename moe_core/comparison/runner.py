@@ -55,7 +55,10 @@ def run_trials(
         )
     failed = next((outcome for outcome in scored.values() if outcome["failed"]), None)
     if failed is not None:
-        raise RunError(f"arm {failed['arm']!r} with seed {failed['seed']} has no loss to compare: {failed['failed']}")
+        raise RunError(
+            f"arm {failed['arm']!r} with seed {failed['seed']} has no loss to compare: {failed['failed']}; begin again "
+            "with a lower training.learning_rate in --config FILE and another --out DIR"
+        )
     return chosen, tuning | scored
 
 

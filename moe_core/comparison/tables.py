@@ -11,7 +11,8 @@ from moe_core.comparison.claims import (
     CLAIMED_PERPLEXITY,
     fewest_experts,
 )
-from moe_core.comparison.words import difference_words, losses_verdict, signed, where_measured
+from moe_core.comparison.words import difference_words, interval_words, losses_verdict, signed, where_measured
+from moe_core.router_config import SIGHT_WARNING
 from moe_core.routing.verdicts import short_count
 
 DOMAINS_SHOWN = 6
@@ -94,13 +95,21 @@ def _losses(result: Mapping[str, Any]) -> str:
             str(arm["label"]),
             f"{arm['scores']['unseen_nats']['mean']:.4f}",
             difference_words(arm["scores"]["unseen_nats"]["difference"]),
-            f"{arm['scores']['unseen_bits_per_byte']['mean']:.4f}",
+            " ".join(
+                [f"{arm['scores']['unseen_bits_per_byte']['mean']:.4f}", *_with_interval(arm, "unseen_bits_per_byte")]
+            ),
             f"{arm['scores']['validation_nats']['mean']:.4f}",
             *(_with_difference(arm["by_domain"][domain]) for domain in domains),
         ]
         for arm in result["arms"]
     ]
     return _table(header, rows)
+
+
+def _with_interval(arm: Mapping[str, Any], metric: str) -> list[str]:
+    """["[+0.0081 (+0.0047 to +0.0121)]"], or nothing for the first arm."""
+    difference = arm["scores"][metric]["difference"]
+    return [] if difference is None else [f"[{interval_words(difference)}]"]
 
 
 def _with_difference(score: Mapping[str, Any]) -> str:
@@ -121,11 +130,13 @@ def notes(result: Mapping[str, Any]) -> str:
         "pairs of equal seeds: what other weights and another order of the text would change, not another corpus."
     )
     if result["tuning_seeds"]:
-        text += " Each arm has the best of the same learning rates on a seed that is not scored."
+        text += (
+            " Each arm has the best of the same learning rates, by the same unseen text with a seed that is not scored."
+        )
     if edges:
         text += f" The best one tried was the lowest or the highest for: {', '.join(edges)}; a wider search might help."
     if any(arm["sees_future"] for arm in result["arms"]):
-        text += " Expert choice lets later tokens decide about earlier ones: its loss is not one of a language model."
+        text += f" Expert choice: {SIGHT_WARNING[:1].lower()}{SIGHT_WARNING[1:]}"
     return text
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_NAMED = 4
-"""Arms of one kind that a sentence names; more are counted."""
+"""Arms of one kind that a sentence names; of more, the two ends."""
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -15,24 +15,30 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def difference_words(difference: Mapping[str, Any] | None) -> str:
-    """+0.020 (+0.011 to +0.029), +2.0 % perplexity; empty for the arm that others are held against."""
+def interval_words(difference: Mapping[str, Any] | None) -> str:
+    """+0.0200 (+0.0110 to +0.0290); empty for the arm that others are held against."""
     if difference is None:
         return ""
     text = signed(difference["mean"], 4)
     if difference["low"] is not None:
         text += f" ({signed(difference['low'], 4)} to {signed(difference['high'], 4)})"
-    return f"{text}, {signed(100 * math.expm1(difference['mean']), 1)} % perplexity"
+    return text
+
+
+def difference_words(difference: Mapping[str, Any] | None) -> str:
+    """The same of nats per token, and what it makes of perplexity."""
+    if difference is None:
+        return ""
+    return f"{interval_words(difference)}, {signed(100 * math.expm1(difference['mean']), 1)} % perplexity"
 
 
 def losses_verdict(result: Mapping[str, Any]) -> str:
     """Which arms lose less than the first one on unseen text, which more, and which cannot be told apart."""
     first, *others = result["arms"]
     groups: dict[str, list[str]] = {"higher": [], "lower": [], "not distinguishable": []}
-    for arm in others:
-        difference = arm["scores"]["unseen_nats"]["difference"]
-        if difference is not None:
-            groups[difference["verdict"]].append(f"{arm['label']} ({signed(difference['mean'])})")
+    known = [(arm["scores"]["unseen_nats"]["difference"], arm["label"]) for arm in others]
+    for difference, label in sorted(((d, label) for d, label in known if d is not None), key=lambda at: at[0]["mean"]):
+        groups[difference["verdict"]].append(f"{label} ({signed(difference['mean'])})")
     said = [f"{kind}: {_listed(names)}" for kind, names in groups.items() if names]
     seeds = len(result["seeds"])
     if not said:
@@ -44,7 +50,7 @@ def losses_verdict(result: Mapping[str, Any]) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names)} others"
+    return ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names)} others, from {names[0]} to {names[-1]}"
 
 
 def speed_verdict(result: Mapping[str, Any], task: str) -> str:

@@ -36,8 +36,9 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
     baselines {uniform_nats = ln V, unigram_nats: training frequencies, add-one smoothed, on the unseen split};
     parameters {total, active}; flops_per_token (2 per multiply-add, forward, context training.seq_len);
     routing: per MoE layer, on the scored tokens of both splits, {layer, load_imbalance (1 = even), dead_experts,
-    router_entropy (0..1), dropped_fraction (0..1), domain_nmi (0..1), domain_nmi_null_p99, p_value (label shuffle by
-    document)}, none for a dense model; verdicts {routing, domains}: the same in words.
+    router_entropy (0..1), experts_per_token, dropped_fraction (0..1, None where the router's rule leaves slots unused),
+    domain_nmi (0..1), domain_nmi_null_p99, p_value (label shuffle by document)}, none for a dense model;
+    verdicts {routing, domains}: the same in words.
 
     Raises RunError when the run's held-out documents are missing or do not fit its tokenizer.
     """
@@ -149,6 +150,7 @@ def _routing(trace: RoutingTrace) -> tuple[list[dict[str, Any]], dict[str, str]]
             "load_imbalance": float(row["load_imbalance"]),
             "dead_experts": int(row["dead_experts"]),
             "router_entropy": float(row["router_entropy"]),
+            "experts_per_token": float(row["experts_per_token"]),
             "dropped_fraction": float(row["dropped_fraction"]),
             "domain_nmi": float(row["nmi"]),
             "domain_nmi_null_p99": float(row["null_p99"]),

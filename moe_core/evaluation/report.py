@@ -8,6 +8,7 @@ from typing import Any
 
 from moe_core.evaluation.evaluate import SCORED_TOKENS_PER_DOMAIN
 from moe_core.evaluation.markdown import escape, table
+from moe_core.router_config import SIGHT_WARNING
 from moe_core.routing import verdicts
 from moe_core.runs.files import write_atomic
 from moe_core.runs.folder import RunFolder
@@ -36,6 +37,7 @@ def report_text(run: RunFolder, evaluation: Mapping[str, Any]) -> str:
         layers=len(config.model.moe_layers),
         experts=config.model.num_experts,
         top_k=config.model.top_k,
+        varying=config.model.varying_experts,
         total_parameters=evaluation["parameters"]["total"],
         active_parameters=evaluation["parameters"]["active"],
     )
@@ -49,7 +51,7 @@ def report_text(run: RunFolder, evaluation: Mapping[str, Any]) -> str:
             "",
             "## How well does it predict text it has not seen?",
             "",
-            loss_verdict(evaluation),
+            " ".join([loss_verdict(evaluation), *([] if config.model.can_write else [SIGHT_WARNING])]),
             "",
             *_loss_table(evaluation),
             "",
@@ -117,14 +119,14 @@ def _loss_table(evaluation: Mapping[str, Any]) -> list[str]:
 
 def _routing_table(routing: Sequence[Mapping[str, Any]]) -> list[str]:
     return table(
-        ["layer", "load (max / mean)", "dead experts", "router entropy", "dropped"],
+        ["layer", "load (max / mean)", "dead experts", "router entropy", "slots dropped"],
         [
             [
                 str(row["layer"]),
                 _cell(row["load_imbalance"], 2),
                 str(row["dead_experts"]),
                 _cell(row["router_entropy"], 2),
-                verdicts.percent(row["dropped_fraction"]) if row["dropped_fraction"] is not None else "unknown",
+                verdicts.percent(row["dropped_fraction"]) if row["dropped_fraction"] is not None else "–",
             ]
             for row in routing
         ],

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import altair as alt
 import pandas as pd
 
-from moe_core.comparison.words import difference_words, losses_verdict, speed_verdict
+from moe_core.comparison.words import difference_words, losses_verdict, signed, speed_verdict
 from moe_core.figures.figure import Figure
 from moe_core.figures.layout import AXIS_ROOM, bars_height, layered
 from moe_core.figures.palette import BAR, HEAT, LAYER_SHADES, NEUTRAL
@@ -126,8 +126,10 @@ def routers_figure(result: Mapping[str, Any]) -> Figure:
     frame = pd.DataFrame(records).sort_values("nats", ignore_index=True)
     data = frame.assign(
         label=[
-            f"MaxVio {row.max_violation:.2f}, dead {row.dead_experts:.3g}, NMI {row.domain_nmi:.2f}"
-            + ("" if row.tokens_per_second is None else f", {row.tokens_per_second / 1000:.1f}k tokens/s")
+            f"MaxVio {row.max_violation:.2f}, dead {row.dead_experts:.3g}"
+            + ("" if pd.isna(row.domain_nmi) else f", NMI {row.domain_nmi:.2f}")
+            + ("" if pd.isna(row.domain_nmi_null_p99) else f" (chance {row.domain_nmi_null_p99:.2f})")
+            + ("" if pd.isna(row.tokens_per_second) else f", {row.tokens_per_second / 1000:.1f}k tokens/s")
             for row in rows(frame)
         ]
     )
@@ -136,7 +138,13 @@ def routers_figure(result: Mapping[str, Any]) -> Figure:
     low = min(0.0, float(causal[["low", "difference"]].min(axis=1).min()))
     high = max(0.0, float(causal[["high", "difference"]].max(axis=1).max()))
     span = max(high - low, 1e-3)
-    data = data.assign(end=data[["high", "difference"]].max(axis=1).clip(low, high))
+    beyond = (data["difference"] < low) | (data["difference"] > high)
+    data = data.assign(
+        end=data[["high", "difference"]].max(axis=1).clip(low, high),
+        label=data["label"].where(
+            ~beyond, data["difference"].map(lambda nats: f"outside: {signed(nats)}; ") + data["label"]
+        ),
+    )
     scale = alt.Scale(domain=[low - 0.05 * span, high + 1.3 * span], nice=False)
     base = alt.Chart(data).encode(
         y=alt.Y("router:N", title=None, sort=list(data["router"]), axis=alt.Axis(labelLimit=220)),

@@ -157,7 +157,7 @@ def _head(title: str, scripts: Sequence[str]) -> str:
 def _card(card: ModelCard) -> str:
     model, data, training = card.config.model, card.config.data, card.config.training
     sentence = describe_model(
-        layers=len(model.moe_layers), experts=model.num_experts, top_k=model.top_k,
+        layers=len(model.moe_layers), experts=model.num_experts, top_k=model.top_k, varying=model.varying_experts,
         total_parameters=card.total_parameters, active_parameters=card.active_parameters,
     )  # fmt: skip
     tokens = card.step * training.batch_size * training.seq_len

@@ -103,8 +103,7 @@ def _load(trace: AnyTrace) -> Section:
         load_map_figure(metrics.expert_load(trace), metrics.load_balance(trace)),
         entropy_figure(metrics.router_entropy(trace)),
     ]
-    dropped = metrics.dropped_by_position(trace)
-    if dropped["dropped"].any():
+    if not trace.varying_experts and (dropped := metrics.dropped_by_position(trace))["dropped"].any():
         figures.append(dropped_figure(dropped))
     terms = ("expert load", "load imbalance", "dead expert", "router entropy", "lift", "dropped tokens")
     return Section("Is the work shared evenly among the experts?", figures, terms)

@@ -52,6 +52,7 @@ class Recorder:
         if len(functions) > 1:
             raise TraceError(f"routers use different score functions ({', '.join(sorted(functions))}); expected one")
         self._score_function: Any = functions.pop()
+        self._varying_experts = any(router.varying_experts for router in routers.values())
 
     @property
     def layers(self) -> list[int]:
@@ -122,6 +123,7 @@ class Recorder:
             predicted_ids=guesses,
             layers=self.layers,
             score_function=self._score_function,
+            varying_experts=self._varying_experts,
             source=source,
             vocabulary=None if vocabulary is None else _texts(vocabulary, ids, guesses),
         )

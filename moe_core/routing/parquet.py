@@ -153,6 +153,7 @@ class TraceWriter:
             "layers": first.layers,
             "domains": list(self._domains),
             "score_function": first.score_function,
+            "varying_experts": first.varying_experts,
             "source": ", ".join(self._sources),
             "router_logits": first.router_logits is not None,
             "vocabulary": {str(key): self._vocabulary[key] for key in sorted(self._vocabulary)},
@@ -248,6 +249,7 @@ def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
                     f"format {metadata['format']!r} is unknown; expected {FORMAT}, update Moescope or trace again"
                 )
             metadata["vocabulary"] = {int(key): text for key, text in metadata["vocabulary"].items()}
+            metadata["varying_experts"] = metadata.get("varying_experts", False) is True  # older files know none
             yield file, metadata
     except TraceError as error:
         raise TraceError(f"trace {str(path)!r}: {error}") from None
@@ -305,6 +307,7 @@ def _from_table(table: pa.Table, metadata: dict[str, Any]) -> RoutingTrace:
         domains=metadata["domains"],
         layers=layers,
         score_function=metadata["score_function"],
+        varying_experts=metadata["varying_experts"],
         source=metadata["source"],
         vocabulary=metadata["vocabulary"],
     )

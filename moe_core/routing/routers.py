@@ -133,6 +133,8 @@ class Router:
     """E as far as known before a call; checked against what it returns."""
     top_k: Any = None
     score_function: str = "softmax"
+    varying_experts: bool = False
+    """See RoutingTrace.varying_experts."""
     experts: torch.nn.Module | None = None
     """Called with the tokens' states, scores and indices, each token on its own; None if there is no such module."""
     block: torch.nn.Module | None = None
@@ -227,6 +229,7 @@ def _own(modules: dict[str, torch.nn.Module], name: str) -> Router:
         num_experts=getattr(module, "num_experts", None),
         top_k=getattr(module, "top_k", None),
         score_function=str(getattr(module, "score_function", "softmax")),
+        varying_experts=getattr(module, "varying_experts", False) is True,
         experts=experts if getattr(experts, "is_moe_experts", False) is True else None,
     )
 

@@ -40,6 +40,7 @@ class StoredTrace:
     """K."""
     domains: list[str]
     score_function: ScoreFunction
+    varying_experts: bool
     source: str
     vocabulary: Mapping[int, str] = field(repr=False)
     _counted: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False)
@@ -52,7 +53,16 @@ class StoredTrace:
         metadata, num_tokens = read_metadata(Path(path))
         if not num_tokens:
             raise TraceError(f"trace {str(path)!r} has no tokens; trace some text again")
-        names = ("layers", "num_experts", "top_k", "domains", "score_function", "source", "vocabulary")
+        names = (
+            "layers",
+            "num_experts",
+            "top_k",
+            "domains",
+            "score_function",
+            "varying_experts",
+            "source",
+            "vocabulary",
+        )
         return cls(path=Path(path), num_tokens=num_tokens, **{name: metadata[name] for name in names})
 
     @property

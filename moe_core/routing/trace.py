@@ -64,6 +64,8 @@ class RoutingTrace:
     """[T] the model's likeliest next token after this one (argmax of its logits), where it was kept."""
     score_function: ScoreFunction = "softmax"
     """How logits become probabilities over experts."""
+    varying_experts: bool = False
+    """Whether the router's rule gives some tokens fewer than K experts: an unused slot is then no dropped one."""
     source: str = ""
     """Where the trace came from, for people."""
     vocabulary: Mapping[int, str] = field(default_factory=dict)
@@ -173,6 +175,7 @@ class RoutingTrace:
         router_logits: npt.ArrayLike | None = None,
         predicted_ids: npt.ArrayLike | None = None,
         score_function: ScoreFunction = "softmax",
+        varying_experts: bool = False,
         source: str = "",
         vocabulary: Mapping[int, str] | None = None,
     ) -> RoutingTrace:
@@ -212,6 +215,7 @@ class RoutingTrace:
             router_logits=logits,
             predicted_ids=None if predicted_ids is None else integers("predicted_ids", predicted_ids, np.int32),
             score_function=score_function,
+            varying_experts=varying_experts,
             source=source,
             vocabulary=dict(vocabulary or {}),
         )
@@ -256,7 +260,7 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
 
 def check_joinable(first: RoutingTrace, other: RoutingTrace, name: str) -> None:
     """Raise TraceError, calling `other` by `name`, unless both are of one model and keep the same columns."""
-    for fact in ("layers", "num_experts", "top_k", "score_function"):
+    for fact in ("layers", "num_experts", "top_k", "score_function", "varying_experts"):
         if getattr(other, fact) != getattr(first, fact):
             raise TraceError(
                 f"{name} has {fact} = {getattr(other, fact)}, the first {getattr(first, fact)}; "

@@ -29,8 +29,9 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "mmlu": {
         "output_type": "multiple_choice",
-        "doc_to_text": "{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\n"
-        "D. {{choices[3]}}\nAnswer:",
+        "doc_to_text": "{% if subject %}The following are multiple choice questions (with answers) about "
+        "{{subject|replace('_', ' ')}}.\n\n{% endif %}{{question.strip()}}\n"
+        "A. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:",
         "doc_to_choice": ["A", "B", "C", "D"],
         "doc_to_target": "answer",
         "metric_list": [{"metric": "acc", **_MEAN}],

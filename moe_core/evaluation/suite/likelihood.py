@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from moe_core.inference.loaded import LanguageModel
+from moe_core.inference.loaded import LanguageModel, OwnModel
 from moe_core.inference.windows import TOKENS_PER_BATCH
 from moe_core.progress import Progress, silent
 
@@ -53,12 +53,15 @@ def encode_pair(model: LanguageModel, context: str, continuation: str) -> Contin
 def likelihoods(
     model: LanguageModel, continuations: Sequence[Continuation], progress: Progress | None = None
 ) -> list[Likelihood]:
-    """One for each continuation, in their order. Every context has at least one token (ValueError).
+    """One for each continuation, in their order. Every context has at least one token (ValueError). Raises UsageError
+    for a model that sees the future: what stands behind a continuation would decide about it.
 
     A token sees the context_window tokens before it at most. A continuation longer than that is scored in windows, the
     last one reaching back, as documents are (moe_core.data.tokens.document_batches) and lm-eval's rolling
     log-likelihood; so `encode_pair(model, "", text)` scores a whole text.
     """
+    if isinstance(model, OwnModel):
+        model.model.check_writes()
     report = progress or silent
     chunks = [
         chunk for at, pair in enumerate(continuations) for chunk in _chunks(at, pair, max(1, model.context_window))

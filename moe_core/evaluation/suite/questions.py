@@ -99,7 +99,10 @@ def _mmlu(row: Mapping[str, Any]) -> dict[str, Any]:
     number = _LETTERS.find(answer) if isinstance(answer, str) and len(answer) == 1 else answer
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(_LETTERS):
         raise _WrongRowError(f"has the answer {str(answer)[:20]!r}")
-    return {"question": _text(row, "question"), "choices": choices, "answer": number}
+    subject = row.get("subject") or ""
+    if not isinstance(subject, str):
+        raise _WrongRowError(f"has the subject {str(subject)[:20]!r}")
+    return {"question": _text(row, "question"), "choices": choices, "answer": number, "subject": subject}
 
 
 def _gsm8k(row: Mapping[str, Any]) -> dict[str, Any]:

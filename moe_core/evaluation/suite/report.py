@@ -121,6 +121,7 @@ def _architecture(run: RunFolder, result: Mapping[str, Any]) -> list[str]:
         layers=len(model.moe_layers),
         experts=model.num_experts,
         top_k=model.top_k,
+        varying=model.varying_experts,
         total_parameters=result["parameters"]["total"],
         active_parameters=result["parameters"]["active"],
     )
@@ -135,6 +136,10 @@ def _architecture(run: RunFolder, result: Mapping[str, Any]) -> list[str]:
                 ["width", str(model.dim)],
                 ["attention heads", heads],
                 ["width of an expert", str(model.expert_hidden_dim)],
+                [
+                    "router",
+                    f"{model.router.kind}, balanced by {model.router.balances_by}" if model.moe_layers else "none",
+                ],
                 ["vocabulary", f"{model.vocab_size:,}"],
             ],
         ),

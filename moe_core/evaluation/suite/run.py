@@ -14,6 +14,7 @@ from moe_core.evaluation.suite.registry import Benchmark, describe
 from moe_core.evaluation.suite.scores import verdict
 from moe_core.json_values import json_safe
 from moe_core.progress import Progress, silent
+from moe_core.router_config import SIGHT_WARNING
 from moe_core.routing.baselines.significance import adjust
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def run_suite(
         outcomes.append(_outcome(one, context))
     scores = [score for outcome, _ in outcomes for score in outcome.scores]
     adjusted = iter(adjust(np.array([score.p_value for score in scores], dtype=np.float64)))
-    tasks = []
+    tasks, causal = [], loaded.config.model.can_write
     for one, (outcome, failed) in zip(benchmarks, outcomes, strict=True):
         rows = []
         for score in outcome.scores:
@@ -57,7 +58,7 @@ def run_suite(
                 "plugin": one.plugin,
                 "not_run": outcome.not_run,
                 "failed": failed,
-                "note": outcome.note,
+                "note": outcome.note if causal or not rows else f"{SIGHT_WARNING} {outcome.note}".strip(),
                 "samples": [asdict(sample) for sample in outcome.samples],
                 "scores": rows,
             }

@@ -74,6 +74,8 @@ class Router(nn.Module):
     is_moe_router = True
     score_function = "softmax"
     """How logits become probabilities."""
+    varying_experts = False
+    """Does the rule give some tokens fewer than top_k experts? An unused slot is then none that was dropped."""
     reads_context = False
     """Is forward to be given a RouterContext?"""
     cannot_choose = ""

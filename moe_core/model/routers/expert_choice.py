@@ -19,6 +19,7 @@ class ExpertChoiceRouter(Router):
     sequences: losses are flattered (arXiv:2601.15370), and nothing can be generated.
     """
 
+    varying_experts = True
     cannot_choose = "has experts that choose tokens, so what one token would choose instead is not defined"
 
     def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:  # noqa: ARG002

@@ -22,6 +22,7 @@ class ExpertThresholdRouter(Router):
     """
 
     score_function = "sigmoid"
+    varying_experts = True
     threshold: Tensor
     updates: Tensor
 

@@ -15,7 +15,8 @@ NEVER = -1e4
 
 
 class HashRouter(Router):
-    """1. T = table[token id]  2. w = 1 / K each; with learned weights, softmax(W x) over the chosen.
+    """1. T = table[token id]  2. w = 1 / K each; with learned weights, softmax(W x) over the chosen,
+    or where K = 1 its share among all.
 
     Roller et al., arXiv:2106.04426, sec. 3 (balanced assignment, a frozen table; there K = 1). Learned weights: as the
     hash layers of DeepSeek-V4, whose score function is another one. The table [V, K], the same in every layer, is a

@@ -18,6 +18,8 @@ class TopPRouter(Router):
     and sends the router no gradient; the others and the losses do. Unused slots are -1.
     """
 
+    varying_experts = True
+
     def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """See Router.choose; the number of forced experts counts towards top_p."""
         p_TE = logits_TE.softmax(dim=-1)

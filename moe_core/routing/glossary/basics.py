@@ -86,7 +86,7 @@ BASICS = (
     Term("dead expert", "An expert that got no token at all of those traced.", "c_e = 0", "0 wanted"),
     Term(
         "dropped tokens",
-        "Slots left empty because the chosen expert was full; the token skips that expert.",
+        "Slots left empty because the chosen expert was full, not because the router's rule asked for fewer experts.",
         "unused slots / (T K)",
         "0 without a capacity limit",
         "2101.03961, section 2.2",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -45,7 +47,9 @@ def load_balance(trace: AnyTrace) -> pd.DataFrame:
     top_mass = the share of all assignments that the ceil(E/10) busiest experts carry, 0..1; even = ceil(E/10) / E;
     effective_experts = exp(H(f)), 1..E: as many equally loaded experts would have this load entropy;
     gini = sum_i (2i - E - 1) c_(i) / (E sum c), 0 = even .. (E-1)/E = all on one;
-    dropped_fraction = unused slots / (T K), 0..1 (capacity overflow or skipped).
+    experts_per_token = assignments / T, 0..K;
+    dropped_fraction = unused slots / (T K), 0..1 (capacity overflow or skipped), NaN where the rule leaves slots unused
+    itself (RoutingTrace.varying_experts) and a dropped one cannot be told from them.
     """
     counts_LE = expert_counts(trace).astype(np.float64)
     E = trace.num_experts
@@ -67,7 +71,8 @@ def load_balance(trace: AnyTrace) -> pd.DataFrame:
             "top_mass": ratio(sorted_LE[:, E - busiest :].sum(axis=1), total_L),
             "effective_experts": np.exp(entropy(counts_LE)),
             "gini": ratio(sorted_LE @ weights_E, E * total_L),
-            "dropped_fraction": 1.0 - total_L / (trace.num_tokens * trace.top_k),
+            "experts_per_token": total_L / trace.num_tokens,
+            "dropped_fraction": math.nan if trace.varying_experts else 1.0 - total_L / (trace.num_tokens * trace.top_k),
         }
     )
 
@@ -77,8 +82,14 @@ def dropped_by_position(trace: AnyTrace, bins: int = 16) -> pd.DataFrame:
 
     Positions are cut into at most `bins` ranges of equal width (the last may be narrower).
     Columns: layer, position_low, position_high (places in the document, both included), slots (tokens there times K),
-    dropped = unused slots; dropped_fraction = dropped / slots, 0..1, NaN where no document is that long.
+    dropped = unused slots; dropped_fraction = dropped / slots, 0..1, NaN where no document is that long. Raises
+    UsageError where the rule leaves slots unused itself (RoutingTrace.varying_experts).
     """
+    if trace.varying_experts:
+        raise UsageError(
+            "this router gives tokens different numbers of experts, so that a dropped slot cannot be told from an "
+            "unused one; see experts_per_token of load_balance"
+        )
     if bins < 1:
         raise UsageError(f"bins is {bins}; expected 1 or more, e.g. 16")
     tokens_P, dropped_LP = np.zeros(0, dtype=np.int64), np.zeros((trace.num_layers, 0), dtype=np.int64)

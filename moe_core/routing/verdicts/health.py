@@ -15,10 +15,18 @@ UNDECIDED_ENTROPY = 0.99
 
 
 def describe_model(
-    *, layers: int, experts: int, top_k: int, total_parameters: int | None = None, active_parameters: int | None = None
+    *,
+    layers: int,
+    experts: int,
+    top_k: int,
+    varying: bool = False,
+    total_parameters: int | None = None,
+    active_parameters: int | None = None,
 ) -> str:
-    """What the model is: "4 MoE layers of 8 experts, 2 for each token; 3.1M parameters, ..."."""
-    text = f"{count_of(layers, 'MoE layer')} of {count_of(experts, 'expert')}, {top_k} for each token"
+    """What the model is: "4 MoE layers of 8 experts, 2 for each token; 3.1M parameters, ...". `varying`: some tokens
+    have fewer experts."""
+    text = f"{count_of(layers, 'MoE layer')} of {count_of(experts, 'expert')}"
+    text += f", {'at most ' if varying else ''}{top_k} for each token"
     if not layers:
         text = "Dense, without experts"
     if total_parameters is not None:
