@@ -170,7 +170,10 @@ def test_the_paired_interval_is_students_by_hand() -> None:
 
 
 def test_pairs_matter_and_few_of_them_say_little() -> None:
-    assert paired_difference([1.0, 5.0], [0.9, 4.9]).verdict == "higher"  # the same difference twice
+    five = [1.0, 5.0, 2.0, 4.0, 3.0]
+    assert paired_difference(five, [0.9, 4.9, 1.91, 3.9, 2.89]).verdict == "higher"
+    twice = paired_difference([2.0, 3.0], [1.0, 2.0])  # two signs alike are no rarity, however equal the differences
+    assert (twice.p_value, twice.verdict) == (0.5, "not distinguishable")
     assert paired_difference([1.0, 5.0], [4.9, 0.9]).verdict == "not distinguishable"
     single = paired_difference([2.0], [1.0])
     assert (single.mean, single.verdict) == (1.0, "not distinguishable")
@@ -463,3 +466,33 @@ def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.Cap
         assert main(arguments) in (1, 2)
         lines = capsys.readouterr().err.strip().splitlines()
         assert words in lines[-1]
+
+
+def test_the_command_runs_to_its_result_and_times_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus, out = write_corpus(tmp_path / "texts.jsonl"), tmp_path / "out"
+    file = tmp_path / "short.conf"
+    file.write_text("training.steps = 2")
+    command = [
+        "compare-dense",
+        "--smoke",
+        "--seeds",
+        "2",
+        "--config",
+        str(file),
+        "--data",
+        str(corpus),
+        "--out",
+        str(out),
+    ]
+    assert main([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [arm["name"] for arm in result["arms"]] == ["moe", "dense-active", "dense-total"]
+    assert result["tokens"] == 2 * 4 * 16
+    kept = json.loads((out / "dense-texts-smoke.json").read_text())
+    assert kept["plan_hash"] == result["plan_hash"]
+    assert main(command) == 2  # it is there already
+    assert "continue it with --resume" in capsys.readouterr().err
+    assert main([*command, "--time-again", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["arms"] == result["arms"]
+    assert again["speed"]["tasks"] != result["speed"]["tasks"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-CONFIDENCE = 0.95
+from moe_core.evaluation.student import interval, mean_error, two_sided_p
+from moe_core.routing.baselines import SIGNIFICANCE
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,11 @@ class PairedDifference:
 
     @property
     def verdict(self) -> str:
-        """ "higher", "lower", or "not distinguishable" where the interval holds 0 or is not known."""
-        if self.low > 0:
-            return "higher"
-        return "lower" if self.high < 0 else "not distinguishable"
+        """ "higher" or "lower" where p is at most 0.05, that is where the interval leaves 0 out, else "not
+        distinguishable"."""
+        if not self.p_value <= SIGNIFICANCE:
+            return "not distinguishable"
+        return "higher" if self.mean > 0 else "lower"
 
 
 def paired_difference(values: Sequence[float], reference: Sequence[float]) -> PairedDifference:
@@ -40,12 +41,6 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Pa
     n = len(differences)
     if n == 0:
         raise ValueError("expected at least one pair")
-    mean = float(differences.mean())
-    if n == 1:
-        return PairedDifference(mean, math.nan, math.nan, math.nan, 1)
-    from scipy import stats
-
-    error = float(differences.std(ddof=1)) / math.sqrt(n)
-    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * error
-    p_value = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
-    return PairedDifference(mean, mean - reach, mean + reach, p_value, n)
+    mean, error = float(differences.mean()), mean_error(differences)
+    low, high = interval(mean, error, n - 1)
+    return PairedDifference(mean, low, high, two_sided_p(mean, error, n - 1, n), n)

@@ -13,11 +13,10 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
+from moe_core.evaluation.student import CONFIDENCE, interval, mean_error, two_sided_p
 from moe_core.routing.baselines import CHANCE, SIGNIFICANCE
 
-CONFIDENCE = 0.95
 CLEAR_EFFECT = 0.1
 """`Score.effect` from which a significant difference is called clear."""
 
@@ -106,7 +105,7 @@ def of_sources(
     loss, chance, weight = (np.asarray(values, dtype=np.float64) for values in (loss_C, chance_C, weight_C))
     strata = np.asarray(stratum_C)
     mean, level = float(loss.sum() / weight.sum()), float(chance.sum() / weight.sum())
-    low, high = _interval(mean, *_ratio_error(loss, weight, strata))
+    low, high = interval(mean, *_ratio_error(loss, weight, strata))
     difference = mean - level
     shown = _exp if exponential else float
     return Score(
@@ -116,7 +115,7 @@ def of_sources(
         high=shown(high),
         level=shown(level),
         level_is=level_is,
-        p_value=_t_p(difference, *_ratio_error(loss - chance, weight, strata), len(loss)),
+        p_value=two_sided_p(difference, *_ratio_error(loss - chance, weight, strata), len(loss)),
         effect=difference / (best - level) if best != level else 0.0,
         n=len(loss),
         unit=unit,
@@ -133,7 +132,7 @@ def of_pairs(name: str, values: Sequence[float], held_out: Sequence[float], leve
     n = len(written)
     value, level = (float(side.mean()) if n else math.nan for side in (written, own))
     differences = written - own
-    low, high = _interval(value, _mean_error(written), n - 1)
+    low, high = interval(value, mean_error(written), n - 1)
     return Score(
         name=name,
         value=value,
@@ -141,7 +140,7 @@ def of_pairs(name: str, values: Sequence[float], held_out: Sequence[float], leve
         high=high,
         level=level,
         level_is=level_is,
-        p_value=_t_p(value - level, _mean_error(differences), n - 1, n),
+        p_value=two_sided_p(value - level, mean_error(differences), n - 1, n),
         effect=value - level,
         n=n,
         unit="document",
@@ -207,26 +206,6 @@ def _ratio_error(
         else:
             variance += float(own[0] ** 2)
     return math.sqrt(variance) / float(weight_C.sum()), freedom
-
-
-def _mean_error(values: npt.NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-def _interval(mean: float, error: float, freedom: int) -> tuple[float, float]:
-    if freedom < 1:
-        return math.nan, math.nan
-    half = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
-    return mean - half, mean + half
-
-
-def _t_p(difference: float, error: float, freedom: int, n: int) -> float:
-    """Two-sided p of Student's t. Without any spread, what flipping the sign of all n differences alike gives."""
-    if freedom < 1:
-        return math.nan
-    if error <= 1e-12 * max(1.0, abs(difference)):
-        return 1.0 if abs(difference) < 1e-12 else 2.0 ** (1 - n)
-    return float(2 * special.stdtr(freedom, -abs(difference / error)))
 
 
 def _exp(mean: float) -> float:
