@@ -218,6 +218,19 @@ def test_domain_specialization_by_hand() -> None:
     assert frame.loc[["code", "absent"], "uncertain"].all()
 
 
+def test_lift_is_against_the_mean_number_of_experts_where_that_varies() -> None:
+    # 5 of 12 slots are used: 5/4 experts a token on average, 5/12 for each of three when even.
+    trace = trace_of(
+        [[0, 1, -1], [0, -1, -1], [0, -1, -1], [1, -1, -1]],
+        num_experts=3,
+        domain_ids=[0, 0, 1, 1],
+        domains=["legal", "code"],
+        varying_experts=True,
+    )
+    frame = metrics.domain_specialization(trace).set_index(["domain", "expert"])
+    assert frame["lift"].tolist() == pytest.approx([1 / (5 / 12), 0.5 / (5 / 12), 0, 0.5 / (5 / 12), 0.5 / (5 / 12), 0])
+
+
 def test_the_interval_is_wilsons_where_tokens_are_independent() -> None:
     # 4,000 documents of one token: the t quantile is the normal one to three digits, the design effect N / (N - 1).
     chosen = (np.arange(4000) % 5 == 0).astype(int)

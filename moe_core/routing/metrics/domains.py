@@ -26,7 +26,9 @@ def domain_specialization(trace: AnyTrace) -> pd.DataFrame:
     Columns: layer, expert, domain;
     tokens = N_eD, the domain's assignments to the expert; domain_tokens = N_D;
     share = N_eD / N_D, 0..1, the part of the domain's tokens that chose the expert (sums to K over experts);
-    lift = share / (K/E), chance 1, at most E/K; low, high: interval of the share; lift_low, lift_high: of the lift;
+    lift = share / (K/E), chance 1, at most E/K; where the rule varies the number of experts
+    (RoutingTrace.varying_experts), K is the layer's mean number;
+    low, high: interval of the share; lift_low, lift_high: of the lift;
     uncertain = the interval of the lift holds 1, or there is no interval (fewer than two sources in the domain).
 
     Tokens of a source are alike, so the interval is Wilson's with the tokens divided by the design effect: the
@@ -44,7 +46,8 @@ def specialization_of(trace: AnyTrace, parts: BlockCounts) -> pd.DataFrame:
     L, M, E = counts_LME.shape
     share_LME = ratio(counts_LME, tokens_M[:, None])
     low_LME, high_LME = _share_intervals(parts, of_domain_MN, share_LME)
-    even = trace.top_k / E
+    chosen_L = ratio(counts_LME.sum(axis=(1, 2)), tokens_M.sum())
+    even_L = (chosen_L if trace.varying_experts else np.full(L, trace.top_k)) / E
     frame = pd.DataFrame(
         {
             "layer": np.repeat(trace.layers, M * E),
@@ -53,11 +56,11 @@ def specialization_of(trace: AnyTrace, parts: BlockCounts) -> pd.DataFrame:
             "tokens": counts_LME.reshape(-1),
             "domain_tokens": np.tile(np.repeat(tokens_M, E), L),
             "share": share_LME.reshape(-1),
-            "lift": share_LME.reshape(-1) / even,
+            "lift": ratio(share_LME, even_L[:, None, None]).reshape(-1),
             "low": low_LME.reshape(-1),
             "high": high_LME.reshape(-1),
-            "lift_low": low_LME.reshape(-1) / even,
-            "lift_high": high_LME.reshape(-1) / even,
+            "lift_low": ratio(low_LME, even_L[:, None, None]).reshape(-1),
+            "lift_high": ratio(high_LME, even_L[:, None, None]).reshape(-1),
         }
     )
     return frame.assign(uncertain=~((frame["lift_low"] > 1) | (frame["lift_high"] < 1)))
