@@ -133,6 +133,11 @@ def notes(result: Mapping[str, Any]) -> str:
         text += (
             " Each arm has the best of the same learning rates, by the same unseen text with a seed that is not scored."
         )
+    else:
+        text += (
+            f" All have the same learning rates, found with {result['arms'][0]['label']}; of {len(result['arms']) - 1} "
+            "intervals, which are not adjusted for their number, one in twenty leaves out 0 by chance."
+        )
     if edges:
         text += f" The best one tried was the lowest or the highest for: {', '.join(edges)}; a wider search might help."
     if any(arm["sees_future"] for arm in result["arms"]):
