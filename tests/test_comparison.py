@@ -451,10 +451,39 @@ def test_the_compare_page_shows_results(
     assert not at.exception
     write_result(tmp_path / "routers-tiny.json", routers_result)
     at.run()
-    at.selectbox(key="experiment").set_value("routers-tiny").run()
+    at.selectbox(key="experiment").set_value(
+        "Routers against each other, texts.jsonl text, 2 seeds of 192 tokens"
+    ).run()
     assert not at.exception
     assert len(at.get("vega_lite_chart")) == 1
     assert any("top-p (loss per layer)" in str(part.value) for part in at.main.markdown)
+
+
+@pytest.mark.parametrize("asked", ["routers", "gone", "dense-tiny"])
+def test_a_link_to_a_result_opens_it_or_the_first(
+    result: dict[str, Any],
+    routers_result: dict[str, Any],
+    asked: str,
+    tmp_path: Path,
+    trained_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(trained_root))
+    monkeypatch.setattr(library, "SHIPPED", tmp_path)
+    monkeypatch.setattr(library, "OWN", tmp_path / "none")
+    write_result(tmp_path / "dense-tiny.json", result)
+    write_result(tmp_path / "routers-tiny.json", routers_result)
+    write_result(tmp_path / "routers-twin.json", routers_result)  # the same title twice
+    titles = {"routers": "Routers against each other, texts.jsonl text, 2 seeds of 192 tokens (routers-tiny)"}
+    at = AppTest.from_file(str(ENTRY), default_timeout=60)
+    at.query_params["compare_kind"] = "Dense models and routers"
+    at.query_params["experiment"] = titles.get(asked, asked)
+    at.run()
+    at.switch_page("app_pages/compare.py").run()
+    assert not at.exception
+    chosen = at.selectbox(key="experiment")
+    assert len(set(chosen.options)) == 3
+    assert str(chosen.value) == titles.get(asked, "MoE against dense, texts.jsonl text, 2 seeds of 192 tokens")
 
 
 def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 import streamlit as st
 
 from app import state
@@ -13,7 +16,7 @@ from moe_core.comparison.words import losses_verdict
 from moe_core.figures.quality import result_figures
 
 CHOSEN = "experiment"
-"""Key of the picker, in the URL: the name of the result that is shown."""
+"""Key of the picker, in the URL: the title of the result that is shown."""
 TERMS = {"moe_against_dense": ["loss", "unseen", "interval"], "routers": ["loss", "unseen", "interval", "dead expert"]}
 EMPTY = (
     "No comparison was run yet. `python main.py compare-dense` trains a mixture and two dense models and holds them "
@@ -23,17 +26,21 @@ EMPTY = (
 
 def show_experiments() -> None:
     """Choose a result; its answer, its figures, its tables."""
-    found = find_results()
+    found = by_title(find_results())
     if not found:
         st.info(EMPTY, icon=":material/science:")
         return
-    names = list(found)
-    state.preset(CHOSEN, names, names[0])
-    chosen = st.selectbox(
-        "Experiment", names, index=None, required=True, key=CHOSEN, bind="query-params",
-        format_func=lambda name: found[name].title,
-    )  # fmt: skip
+    titles = list(found)
+    state.preset(CHOSEN, titles, titles[0])
+    # What is shown is what the URL holds: names with titles of their own would not be found again in it.
+    chosen = st.selectbox("Experiment", titles, index=None, required=True, key=CHOSEN, bind="query-params")
     show_result(found[str(chosen)])
+
+
+def by_title(found: Mapping[str, Found]) -> dict[str, Found]:
+    """The results by what people read; where two read alike, their names tell them apart."""
+    times = Counter(one.title for one in found.values())
+    return {one.title if times[one.title] == 1 else f"{one.title} ({name})": one for name, one in found.items()}
 
 
 def show_result(found: Found) -> None:

@@ -116,6 +116,7 @@ def routers_figure(result: Mapping[str, Any]) -> Figure:
                 **(_interval(score) if score["difference"] else {"difference": 0.0, "low": None, "high": None}),
                 "max_violation": routing["max_violation"]["mean"],
                 "dead_experts": routing["dead_experts"],
+                "experts_per_token": routing["experts_per_token"],
                 "domain_nmi": routing["domain_nmi"],
                 "domain_nmi_null_p99": routing["domain_nmi_null_p99"],
                 "tokens_per_second": _tokens_per_second(result, arm["name"]),
@@ -124,11 +125,13 @@ def routers_figure(result: Mapping[str, Any]) -> Figure:
             }
         )
     frame = pd.DataFrame(records).sort_values("nats", ignore_index=True)
+    usual = records[0]["experts_per_token"]
     data = frame.assign(
         label=[
             f"MaxVio {row.max_violation:.2f}, dead {row.dead_experts:.3g}"
             + ("" if pd.isna(row.domain_nmi) else f", NMI {row.domain_nmi:.2f}")
             + ("" if pd.isna(row.domain_nmi_null_p99) else f" (chance {row.domain_nmi_null_p99:.2f})")
+            + ("" if row.experts_per_token == usual else f", {row.experts_per_token:.1f} experts")
             + ("" if pd.isna(row.tokens_per_second) else f", {row.tokens_per_second / 1000:.1f}k tokens/s")
             for row in rows(frame)
         ]
