@@ -22,7 +22,6 @@ from moe_core.data.tokens import training_batch
 from moe_core.evaluation.evaluate import evaluate_run
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
-from moe_core.training.device import keep_freed_memory
 from moe_core.training.loop import train
 
 SEEDS = (0, 1, 2)
@@ -60,8 +59,6 @@ def run(scale: Scale) -> list[Result]:
     path = None if scale.smoke else _text()
     overrides = {"data.path": path, **(SMOKE if scale.smoke else {})}
     config = load_config("quick", environment={}, overrides=overrides)
-    if not scale.smoke:
-        keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         sprints = [sprint(config, seed, Path(folder), scale) for seed in SEEDS[: 1 if scale.smoke else None]]
     real = path == str(REAL_TEXT)

@@ -63,8 +63,16 @@ def select(only: Sequence[str], *, smoke: bool) -> list[str]:
 
 
 def run_benchmark(name: str, scale: Scale, threads: int) -> Record:
-    """Run one with `threads` torch threads on as many processors, and say on what."""
+    """Run one with `threads` torch threads on as many processors, and say on what.
+
+    Freed memory is kept, as when training: a dense model's large intermediate results would otherwise be asked for anew
+    in every call, which is the allocator's doing and not the model's (docs/LOG.md). Not so with smoke, which tests run.
+    """
     run: Callable[[Scale], list[Result]] = import_module(f"moe_core.benchmarks.{BENCHMARKS[name].module}").run
+    if not scale.smoke:
+        from moe_core.training.device import keep_freed_memory
+
+        keep_freed_memory()
     with _pinned(threads):
         where = environment(threads)
         date, start = datetime.now().isoformat(timespec="minutes"), time.perf_counter()

@@ -21,7 +21,7 @@ def document(records: Sequence[Record]) -> str:
     """docs/BENCHMARKS.md."""
     parts = [
         "# Benchmarks\n\nWritten by `python main.py bench`; the figures, with everything measured, are in "
-        "docs/benchmarks/. Both sides of a comparison\ntake turns in one process and must agree before they are timed. "
+        "docs/benchmarks/. Both sides of a comparison\ntake turns in one process, which keeps freed memory as training does, and must agree before they are timed. "
         "Ratios are medians of paired rounds; above 1, ours is the faster.\n"
     ]
     for record in records:
