@@ -21,8 +21,8 @@ def document(records: Sequence[Record]) -> str:
     """docs/BENCHMARKS.md."""
     parts = [
         "# Benchmarks\n\nWritten by `python main.py bench`; the figures, with everything measured, are in "
-        "docs/benchmarks/. Both sides of a comparison\ntake turns in one process, which keeps freed memory as training does, and must agree before they are timed. "
-        "Ratios are medians of paired rounds; above 1, ours is the faster.\n"
+        "docs/benchmarks/. Both sides of a comparison\ntake turns in one process, which keeps freed memory as training "
+        "does, and must agree before they are timed.\nRatios are medians of paired rounds; above 1, ours is faster.\n"
     ]
     for record in records:
         parts.append(f"## {record.benchmark}\n\n{BENCHMARKS[record.benchmark].answers}\n\n{_where(record)}\n")
