@@ -86,6 +86,14 @@ def test_a_model_that_cannot_write_says_why(opened: Open, page: str, button: str
     assert "sees the future" in at.error[0].value
 
 
+def test_slots_that_the_rule_leaves_unused_are_no_fault(opened: Open) -> None:
+    at = opened("overview", run="blind")
+    assert "at most 2 for each token" in shown(at)
+    assert "dropped" not in shown(at)
+    at = opened("domains", run="blind")
+    assert not at.exception
+
+
 def test_a_card_on_text_of_one_domain_leaves_out_what_cannot_be_told(opened: Open) -> None:
     at = opened("experts", run="single")
     assert "All text is of one domain" in shown(at)
