@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from moe_core.benchmarks.results import environment
 from moe_core.comparison.plan import Plan, Trial
 from moe_core.data.prepare import PreparedData
@@ -17,6 +19,7 @@ from moe_core.progress import Progress
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.files import read_json_object, remove_folder, write_atomic
 from moe_core.runs.folder import RunFolder
+from moe_core.training.device import repeatable
 from moe_core.training.loop import TrainingResult, train
 
 
@@ -63,7 +66,9 @@ def run_trial(
         result: TrainingResult = train(run, config, resume=run.exists(), data=data, progress=progress, stop=stop)
         if result.state == "stopped":
             raise TrialStopped(result.signal)
-        evaluation = evaluate_run(load_run(run.name, run.root))
+        # As many threads as trained it: workers would fight for the processors, and sums differ in the last digit.
+        with repeatable(config.training.threads, torch.device("cpu")):
+            evaluation = evaluate_run(load_run(run.name, run.root))
         outcome |= {"evaluation": evaluation, "curve": _curve(run)}
     except RunError as error:
         if "not finite" not in str(error):
