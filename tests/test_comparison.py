@@ -423,23 +423,29 @@ def test_every_figure_can_be_drawn_and_says_its_numbers(result: dict[str, Any]) 
     assert len(result_figures({**result, "speed": None})) == 3
 
 
-def test_the_compare_page_shows_results(
-    result: dict[str, Any],
-    routers_result: dict[str, Any],
-    tmp_path: Path,
-    trained_root: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def shelf(tmp_path: Path, trained_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder whose results the Compare page shows."""
     monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(trained_root))
     monkeypatch.setattr(library, "SHIPPED", tmp_path)
     monkeypatch.setattr(library, "OWN", tmp_path / "none")
+    return tmp_path
+
+
+def opened_compare(**query: str) -> AppTest:
+    """The Compare page on results."""
     at = AppTest.from_file(str(ENTRY), default_timeout=60)
-    at.query_params["compare_kind"] = "Dense models and routers"
+    for key, value in {"compare_kind": "Dense models and routers", **query}.items():
+        at.query_params[key] = value
     at.run()
-    at.switch_page("app_pages/compare.py").run()
+    return at.switch_page("app_pages/compare.py").run()
+
+
+def test_the_compare_page_shows_results(result: dict[str, Any], routers_result: dict[str, Any], shelf: Path) -> None:
+    at = opened_compare()
     assert "compare-dense" in at.info[0].value
-    write_result(tmp_path / "dense-tiny.json", result)
-    (tmp_path / "other.json").write_text("{}")
+    write_result(shelf / "dense-tiny.json", result)
+    (shelf / "other.json").write_text("{}")
     at.run()
     assert not at.exception
     assert not at.error
@@ -449,7 +455,7 @@ def test_the_compare_page_shows_results(
     assert len(at.get("vega_lite_chart")) == 2
     at.segmented_control(key="curves").set_value("Loss against seconds").run()
     assert not at.exception
-    write_result(tmp_path / "routers-tiny.json", routers_result)
+    write_result(shelf / "routers-tiny.json", routers_result)
     at.run()
     at.selectbox(key="experiment").set_value(
         "Routers against each other, texts.jsonl text, 2 seeds of 192 tokens"
@@ -461,25 +467,13 @@ def test_the_compare_page_shows_results(
 
 @pytest.mark.parametrize("asked", ["routers", "gone", "dense-tiny"])
 def test_a_link_to_a_result_opens_it_or_the_first(
-    result: dict[str, Any],
-    routers_result: dict[str, Any],
-    asked: str,
-    tmp_path: Path,
-    trained_root: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    result: dict[str, Any], routers_result: dict[str, Any], asked: str, shelf: Path
 ) -> None:
-    monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(trained_root))
-    monkeypatch.setattr(library, "SHIPPED", tmp_path)
-    monkeypatch.setattr(library, "OWN", tmp_path / "none")
-    write_result(tmp_path / "dense-tiny.json", result)
-    write_result(tmp_path / "routers-tiny.json", routers_result)
-    write_result(tmp_path / "routers-twin.json", routers_result)  # the same title twice
+    write_result(shelf / "dense-tiny.json", result)
+    write_result(shelf / "routers-tiny.json", routers_result)
+    write_result(shelf / "routers-twin.json", routers_result)  # the same title twice
     titles = {"routers": "Routers against each other, texts.jsonl text, 2 seeds of 192 tokens (routers-tiny)"}
-    at = AppTest.from_file(str(ENTRY), default_timeout=60)
-    at.query_params["compare_kind"] = "Dense models and routers"
-    at.query_params["experiment"] = titles.get(asked, asked)
-    at.run()
-    at.switch_page("app_pages/compare.py").run()
+    at = opened_compare(experiment=titles.get(asked, asked))
     assert not at.exception
     chosen = at.selectbox(key="experiment")
     assert len(set(chosen.options)) == 3
