@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 ROOT = Path.cwd()
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -51,13 +51,13 @@ def main(out: Path) -> None:
 def weights(root: Path, out: Path) -> None:
     from training_support import make_config, tensor_hashes, write_corpus
 
-    from moe_core.router_config import ROUTER_KINDS
+    from moe_core.config import Config
     from moe_core.runs.folder import RunFolder
     from moe_core.training.loop import train
 
     corpus = write_corpus(root / "corpus.jsonl")
     found: dict[str, dict[str, str]] = {}
-    for kind in ROUTER_KINDS:
+    for kind in get_args(type(Config().model.router).model_fields["kind"].annotation):
         config = make_config(corpus, model__router={"kind": kind}, training__steps=40)
         whole, parted = RunFolder(f"{kind}-whole", root), RunFolder(f"{kind}-parted", root)
         train(whole, config)

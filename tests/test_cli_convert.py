@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 import main as command_line
 from moe_core.cli.convert import layer_numbers
 from moe_core.cli.parser import IMPORT_FORMATS
-from moe_core.routing import RoutingTrace, imports
+from moe_core.routing import RoutingTrace, recordings
 
 
 @pytest.fixture
@@ -105,5 +105,5 @@ def test_another_models_tokenizer_is_refused(
 
 
 def test_the_parser_knows_the_formats() -> None:
-    assert imports.FORMATS == IMPORT_FORMATS
+    assert recordings.FORMATS == IMPORT_FORMATS
     assert layer_numbers("3-5,9") == (3, 4, 5, 9)

@@ -17,11 +17,11 @@ def convert(arguments: argparse.Namespace, output: Output) -> int:
     source = Path(arguments.source)
     if source.exists() and Path(arguments.to).exists() and source.samefile(arguments.to):
         raise UsageError(f"--to {arguments.to!r} is the recording itself; choose another file")
-    from moe_core.routing import imports
+    from moe_core.routing import recordings
 
     texts = None if arguments.tokenizer is None else TokenTexts(Path(arguments.tokenizer))
     with progress_on_stderr() as progress:
-        found = imports.convert(
+        found = recordings.convert(
             source,
             arguments.to,
             format=arguments.format,

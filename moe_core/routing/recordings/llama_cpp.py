@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from moe_core.errors import TraceError
 from moe_core.progress import Progress, silent
-from moe_core.routing.imports.csv_rows import Layout, TokenRows, layout_of, token_rows
-from moe_core.routing.imports.pieces import PIECE_TOKENS, Integers, Options, Piece, Recording, read_token_ids
+from moe_core.routing.recordings.csv_rows import Layout, TokenRows, layout_of, token_rows
+from moe_core.routing.recordings.pieces import PIECE_TOKENS, Integers, Options, Piece, Recording, read_token_ids
 
 FLUSH_ROWS = 1_000_000
 """Rows of one layer in sequence after which it is taken to be the only one."""

@@ -13,7 +13,7 @@ import pyarrow.csv
 
 from moe_core.errors import TraceError
 from moe_core.progress import Progress
-from moe_core.routing.imports.pieces import Integers, reason
+from moe_core.routing.recordings.pieces import Integers, reason
 
 BLOCK_BYTES = 4 << 20
 LAYOUTS = "layer,expert / phase,token,layer,rank,expert / pos,layer,id0,id1,..."

@@ -9,10 +9,10 @@ from typing import Any
 
 from moe_core.errors import TraceError
 from moe_core.progress import Progress, silent
-from moe_core.routing.imports.arrays import NAMES, npz_record
-from moe_core.routing.imports.pieces import Integers, Options, Piece, Recording, read_token_ids, reason
-from moe_core.routing.imports.sglang import is_sglang, sglang_texts
-from moe_core.routing.imports.vllm import vllm_texts
+from moe_core.routing.recordings.arrays import NAMES, npz_record
+from moe_core.routing.recordings.pieces import Integers, Options, Piece, Recording, read_token_ids, reason
+from moe_core.routing.recordings.sglang import is_sglang, sglang_texts
+from moe_core.routing.recordings.vllm import vllm_texts
 
 LINES = (".jsonl", ".ndjson")
 Record = dict[str, Any]

@@ -13,7 +13,7 @@ import numpy as np
 
 from moe_core.errors import TraceError
 from moe_core.progress import Progress
-from moe_core.routing.imports.pieces import (
+from moe_core.routing.recordings.pieces import (
     PIECE_TOKENS,
     Floats,
     Integers,

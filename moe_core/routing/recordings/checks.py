@@ -8,7 +8,7 @@ import numpy as np
 
 from moe_core.errors import TraceError
 from moe_core.progress import Progress
-from moe_core.routing.imports.pieces import Integers, Options, Piece, Recording
+from moe_core.routing.recordings.pieces import Integers, Options, Piece, Recording
 from moe_core.routing.trace import MAX_EXPERTS
 from moe_core.routing.types import BoolArray
 

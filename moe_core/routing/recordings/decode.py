@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.errors import TraceError
-from moe_core.routing.imports.pieces import Integers, describe, reason
+from moe_core.routing.recordings.pieces import Integers, describe, reason
 
 
 def experts_array(value: Any, where: str) -> Integers | None:

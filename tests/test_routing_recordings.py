@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing import RoutingTrace, imports, metrics
-from moe_core.routing.imports import arrays, pieces, tables
+from moe_core.routing import RoutingTrace, metrics, recordings
+from moe_core.routing.recordings import arrays, pieces, tables
 
 Integers = npt.NDArray[Any]
 L, K, E = 4, 2, 8
@@ -62,7 +62,7 @@ def test_an_array_becomes_a_trace_and_says_what_it_lacks(tmp_path: Path) -> None
     x[0, 0] = (E - 1, 0)
     np.save(tmp_path / "r.npy", x.astype(np.uint8))
     np.save(tmp_path / "ids.npy", np.arange(10, 16))  # one id more than rows: the last token was never read
-    trace = imports.read(tmp_path / "r.npy", token_ids=tmp_path / "ids.npy")
+    trace = recordings.read(tmp_path / "r.npy", token_ids=tmp_path / "ids.npy")
     assert np.array_equal(indices_TLK(trace), x)
     assert trace.token_ids.tolist() == [10, 11, 12, 13, 14]
     assert trace.positions.tolist() == [0, 1, 2, 3, 4]
@@ -71,7 +71,7 @@ def test_an_array_becomes_a_trace_and_says_what_it_lacks(tmp_path: Path) -> None
     assert (trace.router_scores == 0.5).all()
     assert "no weights were recorded: every score is 1/2" in trace.source
     assert "the number of experts, 8, is the largest id + 1" in trace.source
-    told = imports.read(tmp_path / "r.npy", num_experts=16)
+    told = recordings.read(tmp_path / "r.npy", num_experts=16)
     assert told.num_experts == 16
     assert "largest id" not in told.source
     assert "no token ids were recorded" in told.source
@@ -82,23 +82,23 @@ def test_layers_without_router_are_left_out_and_layers_can_be_named(tmp_path: Pa
     x = chosen(6)
     x[:, 0] = 0  # an engine's buffer has a row for every layer; dense ones stay 0
     np.save(tmp_path / "r.npy", x)
-    trace = imports.read(tmp_path / "r.npy")
+    trace = recordings.read(tmp_path / "r.npy")
     assert trace.layers == [1, 2, 3]
     assert np.array_equal(indices_TLK(trace), x[:, 1:])
     assert "layer 0 left out: it holds the same number everywhere" in trace.source
-    assert imports.read(tmp_path / "r.npy", layers=[2, 3]).layers == [2, 3]
-    assert imports.read(tmp_path / "r.npy", layers=[0, 9, 10, 11]).layers == [9, 10, 11]
+    assert recordings.read(tmp_path / "r.npy", layers=[2, 3]).layers == [2, 3]
+    assert recordings.read(tmp_path / "r.npy", layers=[0, 9, 10, 11]).layers == [9, 10, 11]
     with pytest.raises(TraceError, match="--layers names layer 7; the recording has 4 layers: layers 0 to 3"):
-        imports.read(tmp_path / "r.npy", layers=[7])
+        recordings.read(tmp_path / "r.npy", layers=[7])
     with pytest.raises(UsageError, match="expected ascending layer numbers"):
-        imports.read(tmp_path / "r.npy", layers=[2, 1])
+        recordings.read(tmp_path / "r.npy", layers=[2, 1])
 
 
 def test_tokens_without_routing_are_left_out_and_counted(tmp_path: Path) -> None:
     x = chosen(6)
     x[1], x[4] = -1, 0  # a cached prefix marked by -1; a place of the buffer that was never written
     np.save(tmp_path / "r.npy", x)
-    trace = imports.read(tmp_path / "r.npy")
+    trace = recordings.read(tmp_path / "r.npy")
     assert trace.positions.tolist() == [0, 2, 3, 5]
     assert "2 tokens without recorded routing are left out" in trace.source
 
@@ -116,7 +116,7 @@ def test_a_wrong_expert_is_named_by_row_and_column(change: Any, message: str, tm
     x[change[0]] = change[1]
     np.save(tmp_path / "r.npy", x)
     with pytest.raises(TraceError, match=message) as error:
-        imports.read(tmp_path / "r.npy", num_experts=E)
+        recordings.read(tmp_path / "r.npy", num_experts=E)
     assert "\n" not in str(error.value)
     assert "r.npy" in str(error.value)
 
@@ -137,7 +137,7 @@ def test_arrays_that_do_not_fit_are_refused(content: Any, ids: Any, message: str
     if ids is not None:
         np.save(tmp_path / "ids.npy", ids)
     with pytest.raises(TraceError, match=message):
-        imports.read(tmp_path / "r.npy", token_ids=None if ids is None else tmp_path / "ids.npy")
+        recordings.read(tmp_path / "r.npy", token_ids=None if ids is None else tmp_path / "ids.npy")
 
 
 def test_damaged_and_foreign_files_are_one_line(tmp_path: Path) -> None:
@@ -156,30 +156,30 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(TraceError) as error:
-            imports.read(path)
+            recordings.read(path)
         assert "\n" not in str(error.value)
         assert name in str(error.value)
     with pytest.raises(TraceError, match="no file at"):
-        imports.read(tmp_path / "missing.npy")
+        recordings.read(tmp_path / "missing.npy")
     with pytest.raises(UsageError, match=r"format is 'x'; expected one of auto, vllm"):
-        imports.read(tmp_path / "cut.npy", format="x")
+        recordings.read(tmp_path / "cut.npy", format="x")
     with pytest.raises(TraceError, match=r"is text; for parquet expected a Parquet table"):
-        imports.read(tmp_path / "words.csv", format="parquet")
+        recordings.read(tmp_path / "words.csv", format="parquet")
     with pytest.raises(UsageError, match="num_experts is 1; expected 2 or more"):
-        imports.read(tmp_path / "cut.npy", num_experts=1)
+        recordings.read(tmp_path / "cut.npy", num_experts=1)
 
 
 def test_a_pickle_in_a_numpy_file_is_not_executed(tmp_path: Path) -> None:
     np.save(tmp_path / "p.npy", np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises(TraceError, match=r"is no readable \.npy file"):
-        imports.read(tmp_path / "p.npy")
+        recordings.read(tmp_path / "p.npy")
 
 
 def test_npz_holds_prompt_answer_ids_and_weights(tmp_path: Path) -> None:
     x = chosen(5)
     weights = np.random.default_rng(1).random(x.shape)
     np.savez(tmp_path / "r.npz", routed_experts=x, token_ids=np.arange(5), routed_weights=weights)
-    trace = imports.read(tmp_path / "r.npz", num_experts=E)
+    trace = recordings.read(tmp_path / "r.npz", num_experts=E)
     assert np.allclose(trace.router_scores.transpose(1, 0, 2), weights)
     assert trace.source == "routed_experts array, r.npz"
     np.savez(
@@ -189,19 +189,19 @@ def test_npz_holds_prompt_answer_ids_and_weights(tmp_path: Path) -> None:
         prompt_token_ids=np.arange(3),
         token_ids=np.arange(3, 6),
     )
-    both = imports.read(tmp_path / "both.npz")
+    both = recordings.read(tmp_path / "both.npz")
     assert np.array_equal(indices_TLK(both), x)
     assert both.token_ids.tolist() == [0, 1, 2, 3, 4]
     np.savez(tmp_path / "other.npz", something=x)
     with pytest.raises(TraceError, match="holds something; expected an array named routed_experts"):
-        imports.read(tmp_path / "other.npz")
+        recordings.read(tmp_path / "other.npz")
     weights[2, 1, 0] = np.nan
     np.savez(tmp_path / "nan.npz", routed_experts=x, routed_weights=weights)
     with pytest.raises(TraceError, match="row 2, layer 1, slot 0: its weight is nan; expected a finite number"):
-        imports.read(tmp_path / "nan.npz")
+        recordings.read(tmp_path / "nan.npz")
     np.savez(tmp_path / "shape.npz", routed_experts=x, routed_weights=weights[1:])
     with pytest.raises(TraceError, match=r"routed_weights is float64 \[4, 4, 2\]; expected numbers \[5, 4, 2\]"):
-        imports.read(tmp_path / "shape.npz")
+        recordings.read(tmp_path / "shape.npz")
 
 
 # vLLM
@@ -217,7 +217,7 @@ def vllm_answer(x: Integers, prompt: int, **fields: Any) -> dict[str, Any]:
 def test_vllm_answers_line_by_line(tmp_path: Path) -> None:
     x, y = chosen(9), chosen(4, seed=1)
     path = written(tmp_path / "v.jsonl", vllm_answer(x, 5, domain="code"), vllm_answer(y, 3, domain="law"))
-    trace = imports.read(path, num_experts=E)
+    trace = recordings.read(path, num_experts=E)
     assert np.array_equal(indices_TLK(trace), np.concatenate([x, y]))
     assert trace.document_ids.tolist() == [0] * 9 + [1] * 4
     assert trace.positions.tolist() == [*range(9), *range(4)]
@@ -233,7 +233,7 @@ def test_vllm_before_022_sends_prompt_and_answer_as_lists(tmp_path: Path) -> Non
     for rows in (x[5:], x[5:8]):  # with and without a row for the last token; or fewer, as its page allows
         answer["choices"][0]["routed_experts"] = rows.tolist()
         answer["choices"][0]["token_ids"] = list(range(105, 109))
-        trace = imports.read(written(tmp_path / "v.json", answer))
+        trace = recordings.read(written(tmp_path / "v.json", answer))
         assert np.array_equal(indices_TLK(trace), x[: 5 + len(rows)])
         assert trace.token_ids.tolist() == list(range(100, 105 + len(rows)))
 
@@ -243,7 +243,7 @@ def test_several_choices_count_their_prompt_once_and_stay_one_source(tmp_path: P
     y[:5] = x[:5]
     answer = vllm_answer(x, 5)
     answer["choices"].append(vllm_answer(y, 5)["choices"][0])
-    trace = imports.read(written(tmp_path / "v.json", answer))
+    trace = recordings.read(written(tmp_path / "v.json", answer))
     assert np.array_equal(indices_TLK(trace), np.concatenate([x, y[5:]]))
     assert trace.document_ids.tolist() == [0] * 9 + [1] * 4
     assert trace.positions.tolist() == [*range(9), *range(5, 9)]
@@ -259,7 +259,7 @@ def test_routing_of_the_answer_alone_keeps_its_place(tmp_path: Path) -> None:
         "shape": list(x.shape),
         "data": flat_base64(x, "int16"),
     }
-    trace = imports.read(written(tmp_path / "v.json", answer))
+    trace = recordings.read(written(tmp_path / "v.json", answer))
     assert np.array_equal(indices_TLK(trace), x)
     assert trace.positions.tolist() == [6, 7, 8, 9]
     assert trace.token_ids.tolist() == [106, 107, 108, 109]
@@ -289,7 +289,7 @@ def test_a_wrong_answer_is_named_by_line(routed: Any, message: str, tmp_path: Pa
     bad = vllm_answer(chosen(9), 5)
     bad["choices"][0]["routed_experts"] = routed
     with pytest.raises(TraceError, match=message) as error:
-        imports.read(written(tmp_path / "v.jsonl", good, bad))
+        recordings.read(written(tmp_path / "v.jsonl", good, bad))
     assert "\n" not in str(error.value)
 
 
@@ -297,20 +297,20 @@ def test_json_faults_are_named_by_line_and_column(tmp_path: Path) -> None:
     path = written(tmp_path / "v.jsonl", vllm_answer(chosen(9), 5))
     path.write_text(path.read_text() + '\n{"choices": [}\n')
     with pytest.raises(TraceError, match=r"line 3, column 14: Expecting value; expected JSON"):
-        imports.read(path)
+        recordings.read(path)
     mixed = vllm_answer(chosen(9), 5)
     del mixed["prompt_token_ids"], mixed["choices"][0]["token_ids"]
     with pytest.raises(TraceError, match="line 2, row 0 has no token ids, earlier rows have some"):
-        imports.read(written(path, vllm_answer(chosen(9), 5), mixed))
+        recordings.read(written(path, vllm_answer(chosen(9), 5), mixed))
 
 
 def test_token_ids_of_several_answers_come_from_a_list_of_lists(tmp_path: Path) -> None:
     x = chosen(4)
     answers = written(tmp_path / "v.jsonl", {"routed_experts": x.tolist()}, {"routed_experts": x.tolist()})
     ids = written(tmp_path / "ids.json", [[1, 2, 3, 4], [5, 6, 7, 8, 9]])
-    assert imports.read(answers, token_ids=ids).token_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert recordings.read(answers, token_ids=ids).token_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     with pytest.raises(TraceError, match="line 2 has no token ids: --token-ids holds those of 1 texts"):
-        imports.read(answers, token_ids=written(tmp_path / "one.json", [[1, 2, 3, 4]]))
+        recordings.read(answers, token_ids=written(tmp_path / "one.json", [[1, 2, 3, 4]]))
 
 
 # SGLang
@@ -336,26 +336,26 @@ def test_sglang_answers_need_top_k(tmp_path: Path) -> None:
     x = chosen(9)
     path = written(tmp_path / "s.json", [sglang_answer(x, 5), sglang_answer(x, 4)])
     with pytest.raises(TraceError, match=r"record 0: 72 expert ids in a row; say with --top-k"):
-        imports.read(path)
-    trace = imports.read(path, top_k=K)
+        recordings.read(path)
+    trace = recordings.read(path, top_k=K)
     assert np.array_equal(indices_TLK(trace), np.concatenate([x, x]))
     assert trace.token_ids.tolist() == [*range(100, 109)] * 2
     assert trace.source.startswith("SGLang routed_experts, s.json")
     with pytest.raises(TraceError, match=r"72 expert ids; expected a multiple of 45 = 9 tokens x 5 slots"):
-        imports.read(path, top_k=5)
+        recordings.read(path, top_k=5)
 
 
 def test_sglang_small_types_and_a_later_start(tmp_path: Path) -> None:
     x = chosen(9)
     answer = sglang_answer(x, 5, routed_experts=flat_base64(x, "uint8"), routed_experts_dtype="uint8")
-    assert np.array_equal(indices_TLK(imports.read(written(tmp_path / "s.json", answer), top_k=K)), x)
+    assert np.array_equal(indices_TLK(recordings.read(written(tmp_path / "s.json", answer), top_k=K)), x)
     answer = sglang_answer(x, 5, routed_experts=flat_base64(x[4:]), routed_experts_start_len=4)
-    trace = imports.read(written(tmp_path / "s.json", answer), top_k=K)
+    trace = recordings.read(written(tmp_path / "s.json", answer), top_k=K)
     assert np.array_equal(indices_TLK(trace), x[4:])
     assert trace.positions.tolist() == [4, 5, 6, 7, 8]
     assert trace.token_ids.tolist() == [104, 105, 106, 107, 108]
     with pytest.raises(TraceError, match="expert ids of type 'float32'; expected one of int32, uint16, uint8"):
-        imports.read(written(tmp_path / "s.json", sglang_answer(x, 5, routed_experts_dtype="float32")), top_k=K)
+        recordings.read(written(tmp_path / "s.json", sglang_answer(x, 5, routed_experts_dtype="float32")), top_k=K)
 
 
 def test_sglang_partitions_bring_their_own_shape(tmp_path: Path) -> None:
@@ -378,11 +378,11 @@ def test_sglang_partitions_bring_their_own_shape(tmp_path: Path) -> None:
         "usage": {"prompt_tokens": 5, "completion_tokens": 5},
         "sglext": {**extension, "expert_ids_schema": schema},
     }
-    trace = imports.read(written(tmp_path / "s.json", answer))
+    trace = recordings.read(written(tmp_path / "s.json", answer))
     assert trace.layers == [0, 2, 3]
     assert np.array_equal(indices_TLK(trace), x[:, [0, 2, 3]])
     del answer["sglext"]["input_expert_ids"]  # type: ignore[attr-defined]
-    late = imports.read(written(tmp_path / "s.json", answer))
+    late = recordings.read(written(tmp_path / "s.json", answer))
     assert late.positions.tolist() == [4, 5, 6, 7, 8]
     assert np.array_equal(indices_TLK(late), x[4:][:, [0, 2, 3]])
 
@@ -390,18 +390,18 @@ def test_sglang_partitions_bring_their_own_shape(tmp_path: Path) -> None:
 def test_a_format_that_was_named_wrongly_is_said(tmp_path: Path) -> None:
     path = written(tmp_path / "s.json", sglang_answer(chosen(9), 5))
     with pytest.raises(TraceError, match="holds answers of SGLang"):
-        imports.read(path, format="vllm", top_k=K)
-    assert imports.read(path, format="sglang", top_k=K).num_tokens == 9
+        recordings.read(path, format="vllm", top_k=K)
+    assert recordings.read(path, format="sglang", top_k=K).num_tokens == 9
     outputs = {"prompt_token_ids": [1, 2], "outputs": [{"token_ids": [3], "routed_experts": chosen(2).tolist()}]}
-    assert imports.read(written(path, outputs)).source.startswith("vLLM routed_experts, s.json")
+    assert recordings.read(written(path, outputs)).source.startswith("vLLM routed_experts, s.json")
 
 
 def test_sglang_without_counts_or_routing_is_refused(tmp_path: Path) -> None:
     bare = {"meta_info": {"routed_experts": flat_base64(chosen(3))}}
     with pytest.raises(TraceError, match="has neither prompt_tokens and completion_tokens nor token ids"):
-        imports.read(written(tmp_path / "s.json", bare), top_k=K)
+        recordings.read(written(tmp_path / "s.json", bare), top_k=K)
     with pytest.raises(TraceError, match="ask with return_routed_experts"):
-        imports.read(written(tmp_path / "s.json", {"meta_info": {}}), top_k=K)
+        recordings.read(written(tmp_path / "s.json", {"meta_info": {}}), top_k=K)
 
 
 # llama.cpp
@@ -433,7 +433,7 @@ def test_llama_cpp_traces_of_every_layout(layout: str, tmp_path: Path) -> None:
     x = chosen(12)
     (tmp_path / "t.csv").write_text(moe_trace(x, [5, 3, 1, 1, 1, 1], layout))
     (tmp_path / "ids.csv").write_text("phase,token,id\n" + "".join(f"decode,{i},{i + 50}\n" for i in range(12)))
-    trace = imports.read(
+    trace = recordings.read(
         tmp_path / "t.csv", token_ids=tmp_path / "ids.csv", top_k=K if layout == "activations" else None
     )
     expected = x.copy()
@@ -460,7 +460,7 @@ def test_any_sequence_of_passes_is_put_together_again(
     x = chosen(sum(passes), layers=layers, seed=seed)
     path = tmp_path_factory.mktemp("llama") / "t.csv"
     path.write_text(moe_trace(x, passes, layout, whole))
-    trace = imports.read(path, top_k=K, num_experts=E)
+    trace = recordings.read(path, top_k=K, num_experts=E)
     expected = x.copy()
     if not whole:
         last = np.cumsum(passes) - 1
@@ -472,10 +472,10 @@ def test_small_blocks_and_pieces_change_nothing(tmp_path: Path, monkeypatch: pyt
     x = chosen(400, seed=3)
     path = tmp_path / "t.csv"
     path.write_text(moe_trace(x, [50, 50] + [1] * 300, "ranked", last_layer_whole=True))
-    whole = imports.read(path)
-    monkeypatch.setattr("moe_core.routing.imports.csv_rows.BLOCK_BYTES", 1000)
-    monkeypatch.setattr("moe_core.routing.imports.llama_cpp.PIECE_TOKENS", 7)
-    parts = imports.read(path)
+    whole = recordings.read(path)
+    monkeypatch.setattr("moe_core.routing.recordings.csv_rows.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("moe_core.routing.recordings.llama_cpp.PIECE_TOKENS", 7)
+    parts = recordings.read(path)
     assert np.array_equal(indices_TLK(whole), x)
     for name in ("router_indices", "positions", "document_ids"):
         assert np.array_equal(getattr(whole, name), getattr(parts, name))
@@ -486,7 +486,7 @@ def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path) 
     for layout in ("positions", "ranked", "activations"):
         text = moe_trace(x, [2, 1, 1, 1, 1], layout, True).replace("\n", "\r\n")
         (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
-        assert np.array_equal(indices_TLK(imports.read(tmp_path / "t.csv", top_k=K)), x)
+        assert np.array_equal(indices_TLK(recordings.read(tmp_path / "t.csv", top_k=K)), x)
 
 
 def test_a_text_begins_where_places_start_anew(tmp_path: Path) -> None:
@@ -494,7 +494,7 @@ def test_a_text_begins_where_places_start_anew(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(
         moe_trace(x, [3, 1, 1], "positions", True) + moe_trace(y, [2, 1, 1], "positions", True)
     )
-    trace = imports.read(tmp_path / "t.csv")
+    trace = recordings.read(tmp_path / "t.csv")
     assert np.array_equal(indices_TLK(trace), np.concatenate([x, y]))
     assert trace.document_ids.tolist() == [0] * 5 + [1] * 4
     assert trace.positions.tolist() == [*range(5), *range(4)]
@@ -510,11 +510,11 @@ def test_choices_read_from_the_wrong_place_are_found_out(tmp_path: Path) -> None
         wrong[:8, layer] = generator.permutation(experts).reshape(8, k)
     path = tmp_path / "t.csv"
     path.write_text(moe_trace(wrong, [8] + [1] * 32, "positions", True))
-    trace = imports.read(path)
+    trace = recordings.read(path)
     assert "a batch no expert comes up twice" in trace.source
     assert trace.positions.tolist() == [0, *range(8, 40)]
     path.write_text(moe_trace(x, [8] + [1] * 32, "positions", True))
-    assert imports.read(path).num_tokens == 40
+    assert recordings.read(path).num_tokens == 40
 
 
 @pytest.mark.parametrize(
@@ -546,7 +546,7 @@ def test_choices_read_from_the_wrong_place_are_found_out(tmp_path: Path) -> None
 def test_a_wrong_line_is_named(text: str, top_k: int | None, message: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(TraceError, match=message) as error:
-        imports.read(tmp_path / "t.csv", top_k=top_k, num_experts=E)
+        recordings.read(tmp_path / "t.csv", top_k=top_k, num_experts=E)
     assert "\n" not in str(error.value)
 
 
@@ -555,9 +555,9 @@ def test_token_ids_of_another_text_are_refused(tmp_path: Path) -> None:
     for count, message in ((4, "only 4 token ids, but"), (9, "are 9 for 6 tokens of")):
         (tmp_path / "ids.txt").write_text(" ".join(["7"] * count))
         with pytest.raises(TraceError, match=message):
-            imports.read(tmp_path / "t.csv", token_ids=tmp_path / "ids.txt")
+            recordings.read(tmp_path / "t.csv", token_ids=tmp_path / "ids.txt")
     (tmp_path / "ids.txt").write_text("1, 2, 3 4\n5 6 7")
-    assert imports.read(tmp_path / "t.csv", token_ids=tmp_path / "ids.txt").token_ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert recordings.read(tmp_path / "t.csv", token_ids=tmp_path / "ids.txt").token_ids.tolist() == [1, 2, 3, 4, 5, 6]
 
 
 # Parquet
@@ -585,7 +585,7 @@ def test_a_table_with_a_column_for_each_slot(tmp_path: Path) -> None:
         "source_id": [1, 1, 2, 2, 1, 2],
         "domain": pa.array(["law", "law", "code", "code", "law", "code"]).dictionary_encode(),
     }
-    trace = imports.read(table_at(tmp_path / "t.parquet", columns, {"num_experts": "16"}))
+    trace = recordings.read(table_at(tmp_path / "t.parquet", columns, {"num_experts": "16"}))
     assert np.array_equal(indices_TLK(trace), x)
     assert np.array_equal(trace.router_scores.transpose(1, 0, 2), scores)
     assert (trace.layers, trace.num_experts, trace.domains) == ([1, 3, 5, 7], 16, ["law", "code"])
@@ -601,13 +601,13 @@ def test_a_table_with_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     weights = np.random.default_rng(0).random(x.shape)
     columns = {"routed_experts": x.tolist(), "routed_weights": weights.tolist(), "position": range(20, 40)}
     path = table_at(tmp_path / "t.parquet", columns)
-    trace = imports.read(path)
+    trace = recordings.read(path)
     assert np.array_equal(indices_TLK(trace), x)
     assert np.allclose(trace.router_scores.transpose(1, 0, 2), weights)
     assert trace.positions.tolist() == list(range(20, 40))
     assert "the whole table counts as one text" in trace.source
     monkeypatch.setattr(tables, "PIECE_TOKENS", 3)
-    assert np.array_equal(indices_TLK(imports.read(path)), x)
+    assert np.array_equal(indices_TLK(recordings.read(path)), x)
 
 
 @pytest.mark.parametrize(
@@ -633,7 +633,7 @@ def test_a_table_with_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_wrong_cell_of_a_table_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     columns = {name: values for name, values in (wide_columns(chosen(4)) | changes).items() if values is not None}
     with pytest.raises(TraceError, match=message) as error:
-        imports.read(table_at(tmp_path / "t.parquet", columns), num_experts=E)
+        recordings.read(table_at(tmp_path / "t.parquet", columns), num_experts=E)
     assert "\n" not in str(error.value)
 
 
@@ -649,20 +649,20 @@ def test_a_wrong_cell_of_a_table_is_named(changes: dict[str, Any], message: str,
 )
 def test_wrong_lists_in_a_table_are_named(lists: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=message):
-        imports.read(table_at(tmp_path / "t.parquet", {"routed_experts": lists}))
+        recordings.read(table_at(tmp_path / "t.parquet", {"routed_experts": lists}))
 
 
 def test_a_trace_is_no_table_and_a_table_needs_experts(tmp_path: Path) -> None:
     path = table_at(tmp_path / "t.parquet", wide_columns(chosen(4)))
-    imports.read(path).save(tmp_path / "x.parquet")
+    recordings.read(path).save(tmp_path / "x.parquet")
     with pytest.raises(TraceError, match="is a trace already; open it as it is"):
-        imports.read(tmp_path / "x.parquet")
+        recordings.read(tmp_path / "x.parquet")
     with pytest.raises(TraceError, match="has columns a; expected layer_0_expert_0"):
-        imports.read(table_at(tmp_path / "t.parquet", {"a": [1]}))
+        recordings.read(table_at(tmp_path / "t.parquet", {"a": [1]}))
     with pytest.raises(TraceError, match="its token ids are its column token_id"):
-        imports.read(table_at(tmp_path / "t.parquet", wide_columns(chosen(4))), token_ids=tmp_path / "ids.json")
+        recordings.read(table_at(tmp_path / "t.parquet", wide_columns(chosen(4))), token_ids=tmp_path / "ids.json")
     with pytest.raises(TraceError, match="num_experts in the metadata is b'many'"):
-        imports.read(table_at(tmp_path / "t.parquet", wide_columns(chosen(4)), {"num_experts": "many"}))
+        recordings.read(table_at(tmp_path / "t.parquet", wide_columns(chosen(4)), {"num_experts": "many"}))
 
 
 # Writing
@@ -677,12 +677,12 @@ def test_convert_writes_what_read_returns(tmp_path: Path, monkeypatch: pytest.Mo
     def texts(ids: Any) -> dict[int, str]:
         return {token_id: f"<{token_id}>" for token_id in ids}
 
-    found = imports.convert(
+    found = recordings.convert(
         path, tmp_path / "x.parquet", num_experts=E, texts=texts, progress=lambda *call: stages.append(call)
     )
     assert (found.tokens, found.documents, found.domains, found.top_k) == (45, 5, ["d0", "d1"], K)
     assert not found.weights
-    stored, read = RoutingTrace.load(tmp_path / "x.parquet"), imports.read(path, num_experts=E, texts=texts)
+    stored, read = RoutingTrace.load(tmp_path / "x.parquet"), recordings.read(path, num_experts=E, texts=texts)
     for name in ("router_indices", "router_scores", "token_ids", "document_ids", "positions", "domain_ids"):
         assert np.array_equal(getattr(stored, name), getattr(read, name)), name
     assert (stored.source, stored.vocabulary) == (found.source, read.vocabulary)
@@ -697,6 +697,6 @@ def test_a_fault_at_the_end_leaves_the_older_file(tmp_path: Path) -> None:
     bad["choices"][0]["routed_experts"] = None
     path = written(tmp_path / "v.jsonl", *[vllm_answer(chosen(9), 5)] * 3, bad)
     with pytest.raises(TraceError, match="line 4"):
-        imports.convert(path, tmp_path / "x.parquet")
+        recordings.convert(path, tmp_path / "x.parquet")
     assert (tmp_path / "x.parquet").read_bytes() == b"older"
     assert {file.name for file in tmp_path.iterdir()} == {"x.parquet", "v.jsonl"}

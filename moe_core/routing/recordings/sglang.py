@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from moe_core.errors import TraceError
-from moe_core.routing.imports.arrays import Text
-from moe_core.routing.imports.decode import id_list, raw_integers
-from moe_core.routing.imports.pieces import Integers, Options
+from moe_core.routing.recordings.arrays import Text
+from moe_core.routing.recordings.decode import id_list, raw_integers
+from moe_core.routing.recordings.pieces import Integers, Options
 
 Fields = dict[str, Any]
 EXTENSIONS = ("meta_info", "sglext", "sgl_ext")

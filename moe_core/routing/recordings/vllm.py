@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from moe_core.errors import TraceError
-from moe_core.routing.imports.arrays import Text
-from moe_core.routing.imports.decode import experts_array, id_list
-from moe_core.routing.imports.pieces import Integers, describe
+from moe_core.routing.recordings.arrays import Text
+from moe_core.routing.recordings.decode import experts_array, id_list
+from moe_core.routing.recordings.pieces import Integers, describe
 
 
 def vllm_texts(record: dict[str, Any], where: str, name: str, given_ids: Integers | None) -> Iterator[Text]:
