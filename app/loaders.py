@@ -318,7 +318,7 @@ def _language_model(root: str, name: str, folder: str, changed: Stamp) -> Langua
 def _foreign_model(model: ForeignModel, changed: Stamp) -> LanguageModel:
     from moe_core.inference import loaded
     from moe_core.inference.device import resolve_device, resolve_dtype
-    from moe_core.routing import huggingface
+    from moe_core.routing.instruments.huggingface import load as huggingface
 
     device = resolve_device(model.device)
     found = huggingface.load(model.where, dtype=resolve_dtype(model.dtype), trust_remote_code=model.trust_remote_code)

@@ -14,7 +14,7 @@ import pytest
 from cli_support import Run
 
 from moe_core.cli.parser import ABLATION_MODES
-from moe_core.routing.interventions import MODES
+from moe_core.routing.instruments.interventions import MODES
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -20,7 +20,7 @@ from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.inference.loaded import language_model
 from moe_core.inference.tracing import trace_documents
 from moe_core.routing import RoutingTrace
-from moe_core.routing.huggingface import load
+from moe_core.routing.instruments.huggingface.load import load
 from moe_core.runs.checkpoint import load_run
 
 

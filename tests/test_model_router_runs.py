@@ -35,7 +35,8 @@ from moe_core.model.experts import Experts
 from moe_core.model.experts.dropout import with_dropout
 from moe_core.model.routers.hashing import balanced_table
 from moe_core.router_config import ROUTER_KINDS, VARYING_KINDS
-from moe_core.routing import capture, intervene, metrics, verdicts
+from moe_core.routing import intervene, metrics, verdicts
+from moe_core.routing.instruments import capture
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
 from moe_core.training.loop import train

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.errors import TraceError
-from moe_core.routing import RoutingTrace, capture
+from moe_core.routing import RoutingTrace
+from moe_core.routing.instruments import capture
 
 
 class Output(NamedTuple):

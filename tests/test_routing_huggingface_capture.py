@@ -14,8 +14,9 @@ transformers = pytest.importorskip("transformers", reason="Hugging Face models n
 
 from moe_core.benchmarks.family_configs import tiny_model  # noqa: E402
 from moe_core.errors import TraceError, UsageError  # noqa: E402
-from moe_core.routing import RoutingTrace, capture, intervene, metrics  # noqa: E402
-from moe_core.routing.routers import find_routers  # noqa: E402
+from moe_core.routing import RoutingTrace, intervene, metrics  # noqa: E402
+from moe_core.routing.instruments import capture  # noqa: E402
+from moe_core.routing.instruments.contract import find_routers  # noqa: E402
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9], [30, 31, 32, 33, 34]])
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])

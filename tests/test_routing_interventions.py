@@ -24,8 +24,9 @@ from moe_core.model import KVCache, MoETransformer, TopKRouter
 from moe_core.model.feed_forward import MoE
 from moe_core.model.routers import RouterShape
 from moe_core.router_config import RouterConfig
-from moe_core.routing import Intervention, capture, intervene
-from moe_core.routing.interventions import MODES, Mode
+from moe_core.routing import Intervention, intervene
+from moe_core.routing.instruments import capture
+from moe_core.routing.instruments.interventions import MODES, Mode
 
 # Rounds differently with the number of rows on every machine we know: the widths are no multiple of a vector's.
 ODD = {"dim": 34, "expert_hidden_dim": 17}

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from moe_core.benchmarks.family_configs import VOCABULARY, families, text_model_class, tiny_model
 from moe_core.errors import MoescopeError
-from moe_core.routing.capture import capture
-from moe_core.routing.routers import Router, find_routers
+from moe_core.routing.instruments.capture import capture
+from moe_core.routing.instruments.contract import Router, find_routers
 from moe_core.routing.trace import RoutingTrace
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ def load_language_model(arguments: argparse.Namespace) -> LanguageModel:
         from moe_core.runs.checkpoint import load_run
 
         return language_model(load_run(run.name, device=device, dtype=dtype))
-    from moe_core.routing.huggingface import load
+    from moe_core.routing.instruments.huggingface.load import load
 
     # Left to "auto", a model that needs them is spread over all accelerators; the library then puts it there itself.
     spread = arguments.device == "auto" and device.type == "cuda" and _several_accelerators()

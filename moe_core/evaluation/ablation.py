@@ -33,7 +33,7 @@ from moe_core.inference.loaded import LanguageModel, Loaded, OwnModel, language_
 from moe_core.inference.windows import WindowBatch, as_dataset, window_batches
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, intervene
-from moe_core.routing.interventions import Mode
+from moe_core.routing.instruments.interventions import Mode
 from moe_core.runs.analysis import (
     HELD_OUT_TEXT,
     AblationJournal,

@@ -17,13 +17,14 @@ from moe_core.errors import RunError
 from moe_core.evaluation.effects import SourceBootstrap, compare
 from moe_core.inference.loaded import LanguageModel
 from moe_core.inference.windows import WindowBatch, window_batches
-from moe_core.routing import capture, intervene
+from moe_core.routing import intervene
+from moe_core.routing.instruments import capture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moe_core.data.tokens import TokenDataset
-    from moe_core.routing.interventions import Mode
+    from moe_core.routing.instruments.interventions import Mode
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from moe_core.inference.expert_outputs import expert_saliency, expert_similarity
 from moe_core.inference.tracing import trace_dataset
 from moe_core.inference.windows import as_dataset
 from moe_core.progress import Progress
-from moe_core.routing.interventions import Mode
+from moe_core.routing.instruments.interventions import Mode
 from moe_core.runs.analysis import HELD_OUT_TEXT, AnalysisOf, Table, read_table, write_table
 
 if TYPE_CHECKING:

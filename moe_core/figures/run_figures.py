@@ -34,7 +34,7 @@ from moe_core.figures.vocabulary import vocabulary_figure, vocabulary_test_figur
 from moe_core.progress import Progress, silent
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.counts import domain_tokens
-from moe_core.routing.interventions import MODES
+from moe_core.routing.instruments.interventions import MODES
 from moe_core.runs.analysis import read_ablation_map, read_table
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 class Loaded(Protocol):
     """A model in eval mode with its tokenizer, as moe_core.runs.checkpoint.LoadedRun and
-    moe_core.routing.huggingface.HuggingFaceModel are; the former has a configuration, too."""
+    moe_core.routing.instruments.huggingface.load.HuggingFaceModel are; the former has a configuration, too."""
 
     @property
     def model(self) -> torch.nn.Module: ...

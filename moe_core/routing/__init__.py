@@ -1,8 +1,8 @@
 """Routing analysis, the heart of Moescope: capture -> RoutingTrace -> metrics -> baselines.."""
 
 from moe_core.routing import baselines, metrics
-from moe_core.routing.capture import Recorder, capture
-from moe_core.routing.interventions import Intervention, intervene
+from moe_core.routing.instruments.capture import Recorder, capture
+from moe_core.routing.instruments.interventions import Intervention, intervene
 from moe_core.routing.stored import AnyTrace, StoredTrace
 from moe_core.routing.trace import RoutingTrace, concatenate
 

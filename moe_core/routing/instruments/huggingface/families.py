@@ -16,14 +16,14 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from moe_core.errors import TraceError
-from moe_core.routing.routers import Call, ChangedOutput, Choice, Form, Router, contract_triple
+from moe_core.routing.instruments.contract import Call, ChangedOutput, Choice, Form, Router, contract_triple
 from moe_core.routing.types import ScoreFunction
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from moe_core.routing.choices import Stage
+    from moe_core.routing.instruments.choices import Stage
 
 ARGUMENTS = (("top_k_index", "top_k_weights"), ("router_indices", "routing_weights"))
 """Names of the choice among the arguments of experts modules."""
@@ -53,7 +53,7 @@ class TripleForm(Form):
     ) -> tuple[Tensor, Tensor]:
         import torch
 
-        from moe_core.routing.huggingface_replay import chosen_again
+        from moe_core.routing.instruments.huggingface.replay import chosen_again
 
         reported = call.output[self.logits_item]
         replacement = logits.to(reported.dtype)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from moe_core.errors import TraceError
-from moe_core.routing.routers import Call, Choice, Router
+from moe_core.routing.instruments.contract import Call, Choice, Router
 
 if TYPE_CHECKING:
-    from moe_core.routing.interventions import Intervention
+    from moe_core.routing.instruments.interventions import Intervention
 
 
 ChooseAgain = Callable[[Tensor, int, Sequence[int]], tuple[Tensor, Tensor]]

@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing.routers import Call, Router, find_routers
+from moe_core.routing.instruments.contract import Call, Router, find_routers
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from moe_core.routing.choices import Stage
+    from moe_core.routing.instruments.choices import Stage
 
 Mode = Literal["zero", "renormalise", "reroute"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -196,7 +196,7 @@ class _Session:
             yield
 
     def _watch(self, router: Router) -> Callable[[Call], Any]:
-        from moe_core.routing.choices import stages_of
+        from moe_core.routing.instruments.choices import stages_of
 
         def watch(call: Call) -> Any:
             active = [s for s in _THREAD.sessions if _shared(s.routers, {router.layer: router})]

@@ -16,7 +16,8 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from moe_core.errors import TraceError
-from moe_core.routing.huggingface_families import (
+from moe_core.routing.instruments.contract import Router, layer_of
+from moe_core.routing.instruments.huggingface.families import (
     ARGUMENTS,
     FORMS,
     NOT_CAPTURED,
@@ -27,7 +28,6 @@ from moe_core.routing.huggingface_families import (
     TripleForm,
     score_function_of,
 )
-from moe_core.routing.routers import Router, layer_of
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.errors import TraceError
-from moe_core.routing.routers import Call, Router, find_routers
+from moe_core.routing.instruments.contract import Call, Router, find_routers
 from moe_core.routing.trace import RoutingTrace, positions_within
 from moe_core.routing.types import BoolArray
 

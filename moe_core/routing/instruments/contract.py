@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from moe_core.routing.choices import Stage
+    from moe_core.routing.instruments.choices import Stage
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)(?:\.|$)")
 
@@ -170,7 +170,7 @@ def find_routers(model: torch.nn.Module) -> dict[int, Router]:
     marked = [name for name, part in modules.items() if getattr(type(part), "is_moe_router", False) is True]
     found = [_own(modules, name) for name in marked]
     if not found:
-        from moe_core.routing.huggingface_routers import transformers_routers
+        from moe_core.routing.instruments.huggingface.routers import transformers_routers
 
         found = transformers_routers(type(model).__name__, modules)
     routers: dict[int, Router] = {}

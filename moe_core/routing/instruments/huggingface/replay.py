@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing.routers import Call, Choice, Router
+from moe_core.routing.instruments.contract import Call, Choice, Router
 
 _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 _TOP_K = ("top_k", "top_k_experts", "num_experts_per_tok")

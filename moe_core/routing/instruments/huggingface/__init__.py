@@ -1,0 +1,1 @@
+"""Models of the transformers library: loading one, finding its routers, and what its families do differently."""
