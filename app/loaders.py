@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from data_gen import Document
     from moe_core.inference.loaded import LanguageModel
     from moe_core.routing import Intervention
-    from moe_core.routing.trace import RoutingTrace
+    from moe_core.routing.trace.trace import RoutingTrace
     from moe_core.runs.analysis import Table
     from moe_core.runs.checkpoint import LoadedRun
 
@@ -112,7 +112,7 @@ def probe(run: RunFolder, step: int | None = None) -> Measured:
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def _probe(path: str, changed: Stamp) -> Measured:
-    from moe_core.routing.trace import RoutingTrace
+    from moe_core.routing.trace.trace import RoutingTrace
 
     return Measured(RoutingTrace.load(path))
 
@@ -124,7 +124,7 @@ def trace(file: TraceFile) -> Measured:
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the trace ...")
 def _trace(path: str, changed: Stamp) -> Measured:
-    from moe_core.routing.stored import open_or_load
+    from moe_core.routing.trace.stored import open_or_load
 
     return Measured(open_or_load(path))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from moe_core.routing import AnyTrace
-    from moe_core.routing.trace import RoutingTrace
+    from moe_core.routing.trace.trace import RoutingTrace
 
 SAMPLE_TOKENS = 200_000
 """Of a trace that stays on disk, in memory for what looks at single tokens: whole documents, drawn at random."""

@@ -210,7 +210,7 @@ def test_a_trace_larger_than_memory_is_counted_on_disk(
     opened: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from app import measured
-    from moe_core.routing import stored
+    from moe_core.routing.trace import stored
 
     large = tmp_path / "large.parquet"
     small_trace(seed=2, documents=60).save(large)

@@ -45,7 +45,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "moe_core.data",
         "moe_core.figures",
     ),
-    "moe_core/routing/trace.py": ("torch", "moe_core.routing.instruments.capture"),
+    "moe_core/routing/trace/trace.py": ("torch", "moe_core.routing.instruments.capture"),
     "moe_core/routing/metrics": ("torch", "moe_core.routing.instruments.capture"),
     "moe_core/routing/baselines": ("torch", "moe_core.routing.instruments.capture"),
     "moe_core/routing/verdicts": ("torch", "moe_core.routing.instruments.capture"),

@@ -21,8 +21,8 @@ from moe_core.routing.baselines import coactivation as coactivation_function
 from moe_core.routing.baselines import shuffles
 from moe_core.routing.baselines.pooling import Pool
 from moe_core.routing.baselines.resampling import MAX_UNITS, units
-from moe_core.routing.counts import blocks
-from moe_core.routing.stored import StoredTrace
+from moe_core.routing.trace.counts import blocks
+from moe_core.routing.trace.stored import StoredTrace
 
 ALL = [
     baselines.domain_nmi,

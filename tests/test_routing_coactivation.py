@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from routing_support import random_trace, renamed, trace_of
 
 from moe_core.routing import RoutingTrace, metrics
-from moe_core.routing.counts import expert_counts, pair_counts
+from moe_core.routing.trace.counts import expert_counts, pair_counts
 
 
 def test_by_hand() -> None:

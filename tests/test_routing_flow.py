@@ -12,7 +12,7 @@ from routing_support import random_trace, renamed, trace_of
 from sklearn.metrics import confusion_matrix
 
 from moe_core.routing import metrics
-from moe_core.routing.counts import flow_counts
+from moe_core.routing.trace.counts import flow_counts
 
 
 def test_by_hand() -> None:

@@ -14,7 +14,7 @@ from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 
 from moe_core.errors import UsageError
 from moe_core.routing import RoutingTrace, metrics
-from moe_core.routing.counts import (
+from moe_core.routing.trace.counts import (
     block_counts,
     domain_counts,
     domain_tokens,
@@ -366,7 +366,7 @@ def test_a_token_without_a_group_and_an_unused_slot_do_not_count() -> None:
 def test_counting_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = random_trace(0, L=3)
     whole = [count(trace) for count in (expert_counts, pair_counts, flow_counts)]
-    monkeypatch.setattr("moe_core.routing.counts._CHUNK_TOKENS", 1)
+    monkeypatch.setattr("moe_core.routing.trace.counts._CHUNK_TOKENS", 1)
     pieces = [count(trace) for count in (expert_counts, pair_counts, flow_counts)]  # of 25 tokens, 5 experts squared
     assert all(np.array_equal(a, b) for a, b in zip(whole, pieces, strict=True))
 

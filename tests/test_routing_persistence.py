@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_core.routing import RoutingTrace, metrics, stored
+from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.metrics.chance import chance_of_sharing
 from moe_core.routing.metrics.persistence import first_choice, shared_experts
 from moe_core.routing.metrics.tokens import consecutive
+from moe_core.routing.trace import stored
 
 
 def trace_of(indices: Any, *, num_experts: int, scores: Any = None, **fields: Any) -> RoutingTrace:

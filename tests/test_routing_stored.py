@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from routing_support import random_trace, trace_of
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing import RoutingTrace, StoredTrace, baselines, concatenate, counts, metrics, parquet, stored
+from moe_core.routing import RoutingTrace, StoredTrace, baselines, concatenate, metrics
+from moe_core.routing.trace import counts, parquet, stored
 
 PER_TOKEN = ("token_ids", "document_ids", "source_ids", "positions", "domain_ids", "predicted_ids")
 
@@ -248,7 +249,7 @@ def test_a_source_over_several_parts_is_one_block(tmp_path: Path, monkeypatch: p
 
 
 def stored_counts(trace: StoredTrace | RoutingTrace) -> tuple[list[object], ...]:
-    from moe_core.routing.counts import block_counts
+    from moe_core.routing.trace.counts import block_counts
 
     found = block_counts(trace)
     return tuple(getattr(found, name).tolist() for name in ("source_ids", "domain_ids", "tokens", "counts"))

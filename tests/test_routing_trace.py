@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_core.errors import TraceError
-from moe_core.routing import RoutingTrace, StoredTrace, concatenate, stored
+from moe_core.routing import RoutingTrace, StoredTrace, concatenate
+from moe_core.routing.trace import stored
 
 LAYERED = ("router_indices", "router_scores", "router_logits")
 ARRAYS = (*LAYERED, "token_ids", "document_ids", "source_ids", "positions", "domain_ids", "predicted_ids")

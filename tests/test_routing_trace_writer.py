@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from routing_support import random_trace, trace_of
 
 from moe_core.errors import TraceError
-from moe_core.routing import RoutingTrace, concatenate, parquet
-from moe_core.routing.parquet import TraceWriter
+from moe_core.routing import RoutingTrace, concatenate
+from moe_core.routing.trace import parquet
+from moe_core.routing.trace.parquet import TraceWriter
 
 ARRAYS = (
     "router_indices",

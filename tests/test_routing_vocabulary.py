@@ -16,9 +16,10 @@ from sklearn.metrics import mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix, expected_mutual_information
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing import RoutingTrace, metrics, stored
+from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.metrics import tokens
 from moe_core.routing.metrics.chance import expected_xlogx
+from moe_core.routing.trace import stored
 
 
 def trace_of(indices: Any, *, num_experts: int, **fields: Any) -> RoutingTrace:

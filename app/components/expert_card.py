@@ -14,7 +14,7 @@ from app.components.figure import explain, term_help
 from app.components.page import INTERVENTIONS, answer, plain
 from app.measured import Measured
 from moe_core.routing import baselines, metrics, verdicts
-from moe_core.routing.contexts import contexts
+from moe_core.routing.trace.contexts import contexts
 
 if TYPE_CHECKING:
     from moe_core.runs import RunFolder

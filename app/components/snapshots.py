@@ -12,7 +12,7 @@ from app.components.token_view import TokenArrays, view_payload
 from moe_core.runs import RunFolder
 
 if TYPE_CHECKING:
-    from moe_core.routing.trace import RoutingTrace
+    from moe_core.routing.trace.trace import RoutingTrace
 
 TOKENS_OF_EACH_DOMAIN = 120
 """Shown of the first document of every domain, so that the film needs no scrolling."""

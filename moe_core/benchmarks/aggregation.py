@@ -24,7 +24,7 @@ from moe_core.benchmarks.suite import Scale
 from moe_core.benchmarks.timing import Timings, interleave
 from moe_core.routing.metrics import coactivation, domain_specialization, expert_load, layer_flow
 from moe_core.routing.metrics import vocabulary_specialization as vocabulary
-from moe_core.routing.trace import RoutingTrace
+from moe_core.routing.trace.trace import RoutingTrace
 
 TOKENS, LAYERS, TOP_K, EXPERTS = 1_000_000, 4, 2, 64
 SMOKE_TOKENS = 20_000

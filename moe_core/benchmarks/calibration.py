@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing import baselines
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import Float64Array
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import Float64Array
 
 LAYERS, TOP_K, EXPERTS, DOMAINS, TYPES = 3, 2, 8, 2, 12
 DOCUMENTS, DOCUMENT_TOKENS = 24, 25

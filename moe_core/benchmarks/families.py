@@ -20,7 +20,7 @@ from moe_core.benchmarks.family_configs import VOCABULARY, families, text_model_
 from moe_core.errors import MoescopeError
 from moe_core.routing.instruments.capture import capture
 from moe_core.routing.instruments.contract import Router, find_routers
-from moe_core.routing.trace import RoutingTrace
+from moe_core.routing.trace.trace import RoutingTrace
 
 if TYPE_CHECKING:
     import torch

@@ -26,9 +26,9 @@ from moe_core.figures.figure import figure_bytes
 from moe_core.figures.growth import growth_figure
 from moe_core.files import replaced
 from moe_core.routing import baselines, metrics
-from moe_core.routing.parquet import TraceWriter
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.trace import RoutingTrace
+from moe_core.routing.trace.parquet import TraceWriter
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.trace import RoutingTrace
 
 LARGE_TOKENS, LARGE_MEMORY_MIB = 10_000_000, 4096.0
 PAGES = ("overview", "tokens", "domains", "experts", "flow")

@@ -16,7 +16,7 @@ from data_gen import DOMAINS, Document, generate_corpus
 from moe_core.benchmarks.processes import run_python
 from moe_core.benchmarks.results import Goal, Result
 from moe_core.benchmarks.suite import Scale
-from moe_core.routing.trace import RoutingTrace
+from moe_core.routing.trace.trace import RoutingTrace
 
 RUN = "demo"
 TOKENS, SMOKE_TOKENS = 1_000_000, 2_000

@@ -24,7 +24,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
     formats = list(dict.fromkeys(arguments.format or ["png"]))
     from moe_core.figures.figure import figure_bytes
     from moe_core.figures.run_figures import sections_of_trace
-    from moe_core.routing.stored import open_or_load
+    from moe_core.routing.trace.stored import open_or_load
 
     with progress_on_stderr() as progress:
         if run is not None:

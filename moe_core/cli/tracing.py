@@ -22,7 +22,7 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
     )
     model = load_language_model(arguments)
     from moe_core.inference.tracing import MAX_LOGITS_BYTES, logits_bytes, logits_fit, write_documents_trace
-    from moe_core.routing.parquet import count_ids
+    from moe_core.routing.trace.parquet import count_ids
 
     with progress_on_stderr() as progress:
         routing = write_documents_trace(

@@ -19,7 +19,7 @@ from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, RoutingTrace, concatenate, intervene
 from moe_core.routing.instruments import capture
 from moe_core.routing.metrics.resampling import TAILS, widening
-from moe_core.routing.types import BoolArray, Float32Array, Float64Array, Int32Array
+from moe_core.routing.trace.types import BoolArray, Float32Array, Float64Array, Int32Array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,7 +21,7 @@ from moe_core.routing.instruments import capture
 if TYPE_CHECKING:
     from data_gen import Document
     from moe_core.routing.instruments.capture import Recorder
-    from moe_core.routing.trace import RoutingTrace
+    from moe_core.routing.trace.trace import RoutingTrace
     from moe_core.runs.checkpoint import LoadedRun
 
 # A corpus of a few megabytes is scored whole; of a larger one, whole documents in a fixed order up to this many tokens

@@ -12,9 +12,9 @@ import pandas as pd
 from moe_core.routing import metrics
 from moe_core.routing.baselines import CHANCE, SIGNIFICANCE
 from moe_core.routing.baselines.significance import adjust
-from moe_core.routing.counts import grouped_counts
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import Float64Array
+from moe_core.routing.trace.counts import grouped_counts
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import Float64Array
 from moe_core.routing.verdicts.causes import STRONG_CORRELATION
 
 MEASURES = ("load", "specialization", "vocabulary", "confidence", "reap", "ean")

@@ -33,12 +33,12 @@ from moe_core.figures.training import loss_figure
 from moe_core.figures.vocabulary import vocabulary_figure, vocabulary_test_figure
 from moe_core.progress import Progress, silent
 from moe_core.routing import RoutingTrace, baselines, metrics
-from moe_core.routing.counts import domain_tokens
 from moe_core.routing.instruments.interventions import MODES
+from moe_core.routing.trace.counts import domain_tokens
 from moe_core.runs.analysis import read_ablation_map, read_table
 
 if TYPE_CHECKING:
-    from moe_core.routing.stored import AnyTrace
+    from moe_core.routing.trace.stored import AnyTrace
     from moe_core.runs.folder import RunFolder
 
 MAX_LAYER_FIGURES = 8

@@ -16,7 +16,7 @@ from moe_core.figures.words import rows
 from moe_core.routing.verdicts import number, percent
 
 if TYPE_CHECKING:
-    from moe_core.routing.trace import RoutingTrace
+    from moe_core.routing.trace.trace import RoutingTrace
 
 WINDOW = 64
 """Tokens drawn by token_layer_map: more cannot be read, and raw tokens never go to the browser by the thousand."""

@@ -3,8 +3,8 @@
 from moe_core.routing import baselines, metrics
 from moe_core.routing.instruments.capture import Recorder, capture
 from moe_core.routing.instruments.interventions import Intervention, intervene
-from moe_core.routing.stored import AnyTrace, StoredTrace
-from moe_core.routing.trace import RoutingTrace, concatenate
+from moe_core.routing.trace.stored import AnyTrace, StoredTrace
+from moe_core.routing.trace.trace import RoutingTrace, concatenate
 
 __all__ = [
     "AnyTrace",

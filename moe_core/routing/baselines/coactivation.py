@@ -13,10 +13,10 @@ from moe_core.routing.baselines.pooling import MIN_EXPECTED, Pool
 from moe_core.routing.baselines.resampling import MAX_UNITS, RESAMPLES, units
 from moe_core.routing.baselines.shuffles import PairChain, documents, sampled
 from moe_core.routing.baselines.significance import SIGNIFICANCE, adjust, check_permutations, tested
-from moe_core.routing.counts import blocks, ratio
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import Float64Array, Int16Array, Int64Array
+from moe_core.routing.trace.counts import blocks, ratio
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import Float64Array, Int16Array, Int64Array
 
 # Part of the pairs beyond chance from which experts work in teams. Measured on the demo run's probe: the untrained
 # router, whose weights are alike by accident only, has 0.05-0.11, the trained one 0.14-0.17.

@@ -12,10 +12,10 @@ from moe_core.routing.baselines.findings import DOMAIN
 from moe_core.routing.baselines.pooling import MIN_EXPECTED, Pool
 from moe_core.routing.baselines.resampling import RESAMPLES, by_domain, count_interval
 from moe_core.routing.baselines.significance import FEW_DOCUMENTS, SIGNIFICANCE, adjust, check_permutations, tested
-from moe_core.routing.counts import BlockCounts, block_counts, ratio
 from moe_core.routing.metrics.domains import nmi_of_counts, specialization_of
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.types import Int64Array
+from moe_core.routing.trace.counts import BlockCounts, block_counts, ratio
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.types import Int64Array
 
 # Excess NMI over chance from which an expert choice says something useful about the domain. Measured: genres of one
 # language reach .001-.003 in a small model, significant and of no use; really different domains .04-.2.

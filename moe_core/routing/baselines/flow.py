@@ -11,10 +11,10 @@ from moe_core.routing.baselines.findings import FLOW
 from moe_core.routing.baselines.resampling import RESAMPLES, Units, units
 from moe_core.routing.baselines.shuffles import Documents, documents, sampled
 from moe_core.routing.baselines.significance import check_permutations, tested
-from moe_core.routing.counts import blocks, entropy, mutual_information, ratio
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import Float64Array, Int64Array
+from moe_core.routing.trace.counts import blocks, entropy, mutual_information, ratio
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import Float64Array, Int64Array
 
 # Excess NMI over chance, as for domains. Measured on the demo run's probe: 0.004-0.007 in the untrained model, where
 # the residual stream alone connects the layers, 0.05-0.08 in the trained one.

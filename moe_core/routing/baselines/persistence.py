@@ -9,10 +9,10 @@ from moe_core.routing.baselines.findings import PERSISTENCE
 from moe_core.routing.baselines.resampling import RESAMPLES, units
 from moe_core.routing.baselines.shuffles import documents, sampled
 from moe_core.routing.baselines.significance import check_permutations, tested
-from moe_core.routing.counts import blocks, ratio
 from moe_core.routing.metrics.persistence import first_choice
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.types import BoolArray, Int16Array, Int64Array
+from moe_core.routing.trace.counts import blocks, ratio
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.types import BoolArray, Int16Array, Int64Array
 
 # Share of neighbours above chance from which runs of one expert can be seen in text. Measured on the demo run's probe:
 # 0.00-0.03 in the untrained model, 0.07-0.13 in the trained one.

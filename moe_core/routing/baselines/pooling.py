@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.routing.types import BoolArray, Float64Array
+from moe_core.routing.trace.types import BoolArray, Float64Array
 
 MIN_EXPECTED = 5.0
 """Expected tokens below which a cell is not tested (Cochran 1954): a single one would be a finding."""

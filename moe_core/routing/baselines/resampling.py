@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import UsageError
-from moe_core.routing.counts import BlockCounts, Blocks, block_counts
 from moe_core.routing.metrics.resampling import TAILS, widening
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.types import Float64Array, Int64Array
+from moe_core.routing.trace.counts import BlockCounts, Blocks, block_counts
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.types import Float64Array, Int64Array
 
 MAX_UNITS = 256
 """More sources than this are resampled in this many random groups, which leaves the variance as it is."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import BoolArray, Int16Array, Int64Array
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import BoolArray, Int16Array, Int64Array
 
 MAX_NULL_TOKENS = 16_384
 """Nulls that move single tokens look at a sample of whole documents of at most this many tokens, a second's work."""

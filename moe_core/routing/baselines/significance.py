@@ -14,7 +14,7 @@ import pandas as pd
 
 from moe_core.errors import UsageError
 from moe_core.routing.baselines.findings import Finding
-from moe_core.routing.types import Float64Array
+from moe_core.routing.trace.types import Float64Array
 
 SIGNIFICANCE = 0.05
 CHANCE = "not distinguishable from chance"

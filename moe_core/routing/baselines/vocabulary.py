@@ -9,10 +9,10 @@ from moe_core.routing.baselines.findings import VOCABULARY
 from moe_core.routing.baselines.resampling import RESAMPLES, units
 from moe_core.routing.baselines.shuffles import documents, sampled
 from moe_core.routing.baselines.significance import check_permutations, tested
-from moe_core.routing.counts import blocks, ratio
 from moe_core.routing.metrics.tokens import TokenKind, token_ids_of, token_types
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.types import Float64Array, Int64Array
+from moe_core.routing.trace.counts import blocks, ratio
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.types import Float64Array, Int64Array
 
 # One in twenty occurrences beyond chance. This is a size, not a sign of learning: on the demo run's probe the untrained
 # router has 0.35-0.50, since it sees little but the token, and the trained one 0.32-0.46.

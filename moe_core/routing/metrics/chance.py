@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from moe_core.routing.types import Float64Array, Int64Array
+from moe_core.routing.trace.types import Float64Array, Int64Array
 
 _ROUNDS, _CLOSE = 500, 1e-10
 _SERIES_MEAN = 20.0  # a hypergeometric mean from which the series is right to 2e-4 nats a cell of 60 or more

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from moe_core.routing.counts import pair_counts, ratio
-from moe_core.routing.stored import AnyTrace
+from moe_core.routing.trace.counts import pair_counts, ratio
+from moe_core.routing.trace.stored import AnyTrace
 
 
 def coactivation(trace: AnyTrace) -> pd.DataFrame:

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import TraceError
-from moe_core.routing.counts import entropy, expert_counts, grouped_counts, normalised, ratio
 from moe_core.routing.metrics.decisions import token_boundary
 from moe_core.routing.metrics.persistence import first_choice, shared_experts
 from moe_core.routing.metrics.resampling import percentile_interval, resampled_totals, source_blocks
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import BoolArray, Float64Array, Int64Array
+from moe_core.routing.trace.counts import entropy, expert_counts, grouped_counts, normalised, ratio
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
 
 
 def routing_diff(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> pd.DataFrame:

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import special
 
-from moe_core.routing.counts import entropy, mutual_information, ratio
 from moe_core.routing.metrics.chance import expected_xlogx
 from moe_core.routing.metrics.tokens import layer_counts, place_in, tally, token_types
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import Int64Array
+from moe_core.routing.trace.counts import entropy, mutual_information, ratio
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import Int64Array
 
 
 def context_independence(trace: AnyTrace, min_count: int = 10) -> pd.DataFrame:

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from moe_core.routing.counts import entropy, normalised, ratio
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import Float32Array, Float64Array
+from moe_core.routing.trace.counts import entropy, normalised, ratio
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import Float32Array, Float64Array
 
 _CHUNK_TOKENS = 65_536  # bounds the memory of per-token probabilities
 

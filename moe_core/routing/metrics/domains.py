@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from moe_core.routing.counts import (
+from moe_core.routing.metrics.resampling import TAILS
+from moe_core.routing.trace.counts import (
     BlockCounts,
     block_counts,
     domain_counts,
@@ -15,9 +16,8 @@ from moe_core.routing.counts import (
     normalised,
     ratio,
 )
-from moe_core.routing.metrics.resampling import TAILS
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.types import BoolArray, Float64Array, Int64Array
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
 
 
 def domain_specialization(trace: AnyTrace) -> pd.DataFrame:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from moe_core.routing.counts import flow_counts, normalised, ratio
-from moe_core.routing.stored import AnyTrace
+from moe_core.routing.trace.counts import flow_counts, normalised, ratio
+from moe_core.routing.trace.stored import AnyTrace
 
 
 def layer_flow(trace: AnyTrace) -> pd.DataFrame:

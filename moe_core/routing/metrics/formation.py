@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import TraceError
-from moe_core.routing.counts import ratio
 from moe_core.routing.metrics.comparison import check_same_experts, check_same_tokens
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import BoolArray
+from moe_core.routing.trace.counts import ratio
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import BoolArray
 
 FORMED = 0.5
 """An expert is what it is once it keeps half of its last tokens, beyond those that its load alone would bring."""

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import UsageError
-from moe_core.routing.counts import entropy, expert_counts, ratio
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.types import Int64Array
+from moe_core.routing.trace.counts import entropy, expert_counts, ratio
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.types import Int64Array
 
 TOP_SHARE = 10
 """top_mass is what the busiest 1 of so many experts carry, rounded up."""

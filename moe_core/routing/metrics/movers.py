@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from moe_core.routing.counts import grouped_counts, ratio
 from moe_core.routing.metrics.comparison import check_same_experts, token_difference
 from moe_core.routing.metrics.resampling import TAILS, resampled_totals, source_blocks
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import BoolArray, Float64Array, Int64Array
+from moe_core.routing.trace.counts import grouped_counts, ratio
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
 
 EVERY_DOMAIN = "all"
 _ROUNDING = 1e-12  # a standard error below this is none

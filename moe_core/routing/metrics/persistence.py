@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from moe_core.routing.counts import ratio
 from moe_core.routing.metrics.chance import chance_of_sharing
 from moe_core.routing.metrics.tokens import consecutive
-from moe_core.routing.stored import AnyTrace
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import BoolArray, Float64Array, Int16Array, Int64Array
+from moe_core.routing.trace.counts import ratio
+from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import BoolArray, Float64Array, Int16Array, Int64Array
 
 
 def persistence(trace: AnyTrace) -> pd.DataFrame:

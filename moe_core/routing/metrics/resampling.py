@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from moe_core.routing.types import Float64Array, Int64Array
+from moe_core.routing.trace.types import Float64Array, Int64Array
 
 CONFIDENCE = 0.95
 TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing.counts import grouped_counts
-from moe_core.routing.stored import AnyTrace, StoredTrace
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import Int64Array
+from moe_core.routing.trace.counts import grouped_counts
+from moe_core.routing.trace.stored import AnyTrace, StoredTrace
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import Int64Array
 
 TokenKind = Literal["input", "predicted", "next"]
 """Which token a choice is held against: the one routed, the one the model predicts after it, the one that follows."""

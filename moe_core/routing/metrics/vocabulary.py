@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import TraceError
-from moe_core.routing.counts import ratio
 from moe_core.routing.metrics.tokens import (
     TOGETHER,
     TokenKind,
@@ -16,8 +15,9 @@ from moe_core.routing.metrics.tokens import (
     token_ids_of,
     token_types,
 )
-from moe_core.routing.stored import AnyTrace, StoredTrace
-from moe_core.routing.types import Int64Array
+from moe_core.routing.trace.counts import ratio
+from moe_core.routing.trace.stored import AnyTrace, StoredTrace
+from moe_core.routing.trace.types import Int64Array
 
 
 def vocabulary_specialization(trace: AnyTrace, which: TokenKind = "input", min_count: int = 10) -> pd.DataFrame:

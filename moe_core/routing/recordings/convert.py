@@ -12,8 +12,8 @@ from moe_core.errors import TraceError, UsageError
 from moe_core.progress import Progress, silent
 from moe_core.routing.recordings.checks import Facts, examine, recorded_tokens
 from moe_core.routing.recordings.pieces import Options, Piece, Recording
-from moe_core.routing.trace import RoutingTrace, concatenate
-from moe_core.routing.types import BoolArray
+from moe_core.routing.trace.trace import RoutingTrace, concatenate
+from moe_core.routing.trace.types import BoolArray
 
 FORMATS = ("auto", "vllm", "sglang", "llama.cpp", "parquet")
 KINDS = {"npy": "a .npy array", "json": "JSON or a .npz file", "parquet": "a Parquet table", "text": "text"}
@@ -77,7 +77,7 @@ def convert(
     `top_k` and `layers`: see Options. `texts` gives printable text for the vocabulary.
     Raises TraceError naming row and column of what is wrong, UsageError for a wrong argument.
     """
-    from moe_core.routing.parquet import TraceWriter
+    from moe_core.routing.trace.parquet import TraceWriter
 
     options = _options(token_ids, num_experts, top_k, layers)
     recording = open_recording(Path(path), format, options)

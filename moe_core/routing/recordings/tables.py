@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from moe_core.errors import TraceError
 from moe_core.progress import Progress
-from moe_core.routing.parquet import METADATA_KEY
 from moe_core.routing.recordings.pieces import PIECE_TOKENS, Integers, Options, Piece, Recording, reason
+from moe_core.routing.trace.parquet import METADATA_KEY
 
 EXPERT_COLUMN = re.compile(r"layer_(\d+)_expert_(\d+)")
 NESTED, NESTED_WEIGHTS = "routed_experts", "routed_weights"

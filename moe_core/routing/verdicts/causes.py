@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing.baselines import SIGNIFICANCE
-from moe_core.routing.types import BoolArray, Float32Array
+from moe_core.routing.trace.types import BoolArray, Float32Array
 from moe_core.routing.verdicts.words import count_of, number, sentence, signed
 
 SMALL_NATS = 0.01

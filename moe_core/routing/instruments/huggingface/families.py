@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from moe_core.errors import TraceError
 from moe_core.routing.instruments.contract import Call, ChangedOutput, Choice, Form, Router, contract_triple
-from moe_core.routing.types import ScoreFunction
+from moe_core.routing.trace.types import ScoreFunction
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing.arrays import describe, floats, integers, layered, some
-from moe_core.routing.types import (
+from moe_core.routing.trace.arrays import describe, floats, integers, layered, some
+from moe_core.routing.trace.types import (
     BoolArray,
     Float16Array,
     Float32Array,
@@ -23,7 +23,7 @@ from moe_core.routing.types import (
 )
 
 if TYPE_CHECKING:
-    from moe_core.routing.stored import StoredTrace
+    from moe_core.routing.trace.stored import StoredTrace
 
 MAX_EXPERTS = 32_767  # int16
 
@@ -140,21 +140,21 @@ class RoutingTrace:
 
     def save(self, path: str | Path) -> None:
         """Write one Parquet file (see parquet.py for its columns). Raises TraceError if it cannot be written."""
-        from moe_core.routing.parquet import write_trace
+        from moe_core.routing.trace.parquet import write_trace
 
         write_trace(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> RoutingTrace:
         """Read a file written by `save`. Raises TraceError if it is missing, damaged or no trace."""
-        from moe_core.routing.parquet import read_trace
+        from moe_core.routing.trace.parquet import read_trace
 
         return read_trace(Path(path))
 
     @staticmethod
     def open(path: str | Path) -> StoredTrace:
         """A file written by `save` for counting in bounded memory; raises TraceError as `load`."""
-        from moe_core.routing.stored import StoredTrace
+        from moe_core.routing.trace.stored import StoredTrace
 
         return StoredTrace.open(path)
 

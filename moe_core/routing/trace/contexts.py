@@ -8,8 +8,8 @@ import numpy as np
 
 from moe_core.errors import UsageError
 from moe_core.routing.metrics.vocabulary import check_expert
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import Int64Array
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import Int64Array
 
 
 @dataclass(frozen=True)

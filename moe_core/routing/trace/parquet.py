@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 
 from moe_core.errors import TraceError
 from moe_core.files import replaced
-from moe_core.routing.trace import RoutingTrace, check_joinable
-from moe_core.routing.types import Int64Array
+from moe_core.routing.trace.trace import RoutingTrace, check_joinable
+from moe_core.routing.trace.types import Int64Array
 
 METADATA_KEY = b"moescope"
 FORMAT = 1

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.routing.stored import AnyTrace, StoredTrace
-from moe_core.routing.trace import RoutingTrace
-from moe_core.routing.types import Float64Array, Int16Array, Int64Array
+from moe_core.routing.trace.stored import AnyTrace, StoredTrace
+from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.types import Float64Array, Int16Array, Int64Array
 
 _CHUNK_TOKENS = 65_536
 MAX_BLOCKS, MAX_BLOCK_COUNTS = 2**15, 2**24

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moe_core.errors import TraceError
-from moe_core.routing.trace import RoutingTrace, sample_parts
-from moe_core.routing.types import ScoreFunction
+from moe_core.routing.trace.trace import RoutingTrace, sample_parts
+from moe_core.routing.trace.types import ScoreFunction
 
 PART_TOKENS = 262_144
 """Tokens read at a time; a part ends at the last document border before this many."""
@@ -48,7 +48,7 @@ class StoredTrace:
     @classmethod
     def open(cls, path: str | Path) -> StoredTrace:
         """Read what is not per token. Raises TraceError if the file is missing, damaged or no trace."""
-        from moe_core.routing.parquet import read_metadata
+        from moe_core.routing.trace.parquet import read_metadata
 
         metadata, num_tokens = read_metadata(Path(path))
         if not num_tokens:
@@ -77,7 +77,7 @@ class StoredTrace:
         one part.
         Raises TraceError at a damaged part.
         """
-        from moe_core.routing.parquet import read_parts
+        from moe_core.routing.trace.parquet import read_parts
 
         return read_parts(self.path, PART_TOKENS, PART_BYTES)
 
@@ -91,7 +91,7 @@ class StoredTrace:
 
     def count_sources(self) -> int:
         """How many different source_ids there are; only that column is read."""
-        from moe_core.routing.parquet import count_ids
+        from moe_core.routing.trace.parquet import count_ids
 
         return self.once(("sources",), lambda: len(count_ids(self.path, "source_id")[0]))
 
@@ -102,7 +102,7 @@ class StoredTrace:
         return self.once(("sample", max_tokens, seed), lambda: self._sample(max_tokens, seed))
 
     def _sample(self, max_tokens: int, seed: int) -> RoutingTrace:
-        from moe_core.routing.parquet import count_ids
+        from moe_core.routing.trace.parquet import count_ids
 
         return sample_parts(self.parts(), *count_ids(self.path, "document_id"), max_tokens, seed)
 
