@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from moe_core.config import ModelConfig
+from moe_core.config.router import RouterConfig
 from moe_core.model import KVCache, MoETransformer
 from moe_core.model.routers import ROUTERS, Router, RouterContext, RouterOutput, RouterShape
-from moe_core.router_config import RouterConfig
 
 EXPERTS, TOP_K, START = 6, 3, 0
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -15,8 +15,8 @@ from app.components.new_run import PATH, UPLOAD, keep_upload
 from app.components.page import duration, plain, sentence
 from app.components.router_choice import balancings
 from moe_core.config import load_config
+from moe_core.config.router import BALANCING_MEANINGS, BALANCINGS, ROUTER_KINDS, ROUTER_MEANINGS, RouterKind
 from moe_core.errors import UsageError
-from moe_core.router_config import BALANCING_MEANINGS, BALANCINGS, ROUTER_KINDS, ROUTER_MEANINGS, RouterKind
 from moe_core.runs import RunFolder, list_runs
 
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"

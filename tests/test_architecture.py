@@ -22,10 +22,10 @@ SOURCES = [
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "data_gen": ("moe_core", "app", "main", "torch", "streamlit"),
     "moe_core": ("app", "main", "streamlit"),
-    "moe_core/config.py": ("moe_core.", "torch"),
-    "moe_core/router_config.py": ("moe_core.", "torch"),
-    "moe_core/section.py": ("moe_core.", "torch"),
-    "moe_core/presets.py": ("moe_core.", "torch", "pydantic"),
+    "moe_core/config/tree.py": ("moe_core.", "torch"),
+    "moe_core/config/router.py": ("moe_core.", "torch"),
+    "moe_core/config/section.py": ("moe_core.", "torch"),
+    "moe_core/config/presets.py": ("moe_core.", "torch", "pydantic"),
     "moe_core/data": ("torch", "moe_core.model", "moe_core.training", "moe_core.inference", "moe_core.evaluation"),
     "moe_core/model": (
         "moe_core.training",
@@ -56,8 +56,13 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "app": ("main", "moe_core.cli"),
 }
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "moe_core/config.py": ("moe_core.errors", "moe_core.presets", "moe_core.router_config", "moe_core.section"),
-    "moe_core/router_config.py": ("moe_core.section",),
+    "moe_core/config/tree.py": (
+        "moe_core.errors",
+        "moe_core.config.presets",
+        "moe_core.config.router",
+        "moe_core.config.section",
+    ),
+    "moe_core/config/router.py": ("moe_core.config.section",),
 }
 ONLY_MAIN_IMPORTS = "moe_core.cli"
 

@@ -29,12 +29,12 @@ from moe_core.comparison.tables import result_table, summary_table
 from moe_core.comparison.trial import TrialStopped, run_trial
 from moe_core.comparison.words import losses_verdict
 from moe_core.config import load_config
+from moe_core.config.router import BALANCINGS, ROUTER_KINDS
 from moe_core.data.prepare import prepare_data
 from moe_core.errors import RunError, UsageError
 from moe_core.figures.figure import figure_bytes
 from moe_core.figures.quality import result_figures
 from moe_core.model import size
-from moe_core.router_config import BALANCINGS, ROUTER_KINDS
 
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 

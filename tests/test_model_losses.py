@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_core.config.router import RouterConfig
 from moe_core.model.losses import (
     StepLoad,
     entropy_loss,
@@ -19,7 +20,6 @@ from moe_core.model.losses import (
     variation_loss,
 )
 from moe_core.model.routers import RouterOutput
-from moe_core.router_config import RouterConfig
 
 
 def test_perfectly_even_routing_costs_one() -> None:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from moe_core.config.router import RouterConfig
 from moe_core.model.routers import ROUTERS, Router, RouterOutput, RouterShape, SigmoidRouter, TopKRouter
-from moe_core.router_config import RouterConfig
 
 
 def identity_router(num_experts: int, top_k: int, *, capacity_factor: float | None = None, **config: object) -> Router:

@@ -22,6 +22,7 @@ from training_support import make_config, write_corpus
 
 import main as command_line
 from moe_core.config import Config, ModelConfig, validate_config
+from moe_core.config.router import ROUTER_KINDS, VARYING_KINDS
 from moe_core.data.prepare import PreparedData, prepare_data
 from moe_core.errors import UsageError
 from moe_core.evaluation.ablation import ablation_map
@@ -34,7 +35,6 @@ from moe_core.inference.tracing import trace_text
 from moe_core.model.experts import Experts
 from moe_core.model.experts.dropout import with_dropout
 from moe_core.model.routers.hashing import balanced_table
-from moe_core.router_config import ROUTER_KINDS, VARYING_KINDS
 from moe_core.routing import intervene, metrics, verdicts
 from moe_core.routing.instruments import capture
 from moe_core.runs.checkpoint import load_run

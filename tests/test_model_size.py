@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_support import TINY_CONFIG
 
 from moe_core.config import Config, ModelConfig, load_config, validate_config
+from moe_core.config.router import ROUTER_KINDS, RouterConfig
 from moe_core.data.tokens import TokenBatch
 from moe_core.errors import UsageError
 from moe_core.model import MoETransformer, size
-from moe_core.router_config import ROUTER_KINDS, RouterConfig
 from moe_core.runs.folder import RunFolder
 from moe_core.training.loop import accumulate_gradient, train
 from moe_core.training.optimizers import build_optimizers

@@ -13,9 +13,9 @@ import torch
 from cli_support import Run
 
 from moe_core.config import load_config
+from moe_core.config.presets import PRESETS
 from moe_core.model import KVCache, MoETransformer, size
 from moe_core.model.feed_forward import MoE
-from moe_core.presets import PRESETS
 from moe_core.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,11 +19,11 @@ from test_routing_capture import TOKENS, TinyMoE, hooks_left
 from torch import Tensor
 
 from moe_core.config import ModelConfig
+from moe_core.config.router import RouterConfig
 from moe_core.errors import MoescopeError, TraceError, UsageError
 from moe_core.model import KVCache, MoETransformer, TopKRouter
 from moe_core.model.feed_forward import MoE
 from moe_core.model.routers import RouterShape
-from moe_core.router_config import RouterConfig
 from moe_core.routing import Intervention, intervene
 from moe_core.routing.instruments import capture
 from moe_core.routing.instruments.interventions import MODES, Mode

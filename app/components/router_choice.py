@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import state
 from app.components.page import plain, sentence
-from moe_core.router_config import (
+from moe_core.config.router import (
     BALANCING_MEANINGS,
     BIASED_KINDS,
     ROUTER_MEANINGS,

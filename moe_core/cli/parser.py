@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 from moe_core.cli import analysis, commands, convert, exchange, measuring, reporting, suite, tracing, training
 from moe_core.cli.options import Parser, add_device, add_json, add_model, command, finish, whole
+from moe_core.config.presets import PRESETS
 from moe_core.errors import UsageError
 from moe_core.inference.device import DEVICES
-from moe_core.presets import PRESETS
 
 ABLATION_MODES = ("zero", "renormalise", "reroute")
 IMPORT_FORMATS = ("auto", "vllm", "sglang", "llama.cpp", "parquet")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_core.cli.output import Output, table
-from moe_core.presets import PRESETS, Preset
+from moe_core.config.presets import PRESETS, Preset
 
 TRAINING = ("float32", "bfloat16 autocast")
 NOTES = """\

@@ -6,8 +6,8 @@ from typing import Any
 
 from moe_core.comparison.arms import Arm
 from moe_core.config import Config, validate_config
+from moe_core.config.router import VARYING_KINDS
 from moe_core.errors import UsageError
-from moe_core.router_config import VARYING_KINDS
 
 # The first one is what the others are held against. Labels name the router, then what keeps its load even.
 ROUTERS: dict[str, tuple[str, dict[str, Any]]] = {

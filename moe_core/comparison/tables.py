@@ -12,7 +12,7 @@ from moe_core.comparison.claims import (
     fewest_experts,
 )
 from moe_core.comparison.words import difference_words, interval_words, losses_verdict, signed, where_measured
-from moe_core.router_config import SIGHT_WARNING
+from moe_core.config.router import SIGHT_WARNING
 from moe_core.routing.verdicts import short_count
 
 DOMAINS_SHOWN = 6

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from moe_core.config import ModelConfig
+from moe_core.config.router import RouterConfig
 from moe_core.errors import UsageError
 from moe_core.exchange.layouts import Family
-from moe_core.router_config import RouterConfig
 
 
 def target_family(config: ModelConfig) -> Family:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from moe_core.config.router import RouterConfig
 from moe_core.model.routers import ROUTERS, RouterOutput
-from moe_core.router_config import RouterConfig
 
 
 class RoutingLosses(NamedTuple):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_core.config import Config
+from moe_core.config.router import RouterConfig
 from moe_core.data.prepare import PreparedData, prepare_data
 from moe_core.data.tokens import TokenBatch, training_batch
 from moe_core.errors import MoescopeError, RunError
@@ -22,7 +23,6 @@ from moe_core.model.routers import RouterOutput
 from moe_core.model.size import SMALLEST_VOCABULARY, check_fits_training
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress, silent
-from moe_core.router_config import RouterConfig
 from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.runs.folder import RunFolder, RunStatus
 from moe_core.training.device import repeatable, resolve_autocast, resolve_device

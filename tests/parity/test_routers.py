@@ -15,8 +15,8 @@ from transformers.models.ernie4_5_moe.modeling_ernie4_5_moe import Ernie4_5_MoeT
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.olmoe.modeling_olmoe import OlmoeTopKRouter
 
+from moe_core.config.router import RouterConfig
 from moe_core.model.routers import ROUTERS, Router, RouterContext, RouterShape
-from moe_core.router_config import RouterConfig
 
 D, E, K, T = 16, 8, 3, 200
 SIZES = {"hidden_size": D, "num_experts_per_tok": K}

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moe_core.config.router import SIGHT_WARNING
 from moe_core.errors import UsageError
 from moe_core.evaluation.suite.context import Context, Inputs, Outcome
 from moe_core.evaluation.suite.registry import Benchmark, describe
 from moe_core.evaluation.suite.scores import verdict
 from moe_core.json_values import json_safe
 from moe_core.progress import Progress, silent
-from moe_core.router_config import SIGHT_WARNING
 from moe_core.routing.baselines.significance import adjust
 
 if TYPE_CHECKING:

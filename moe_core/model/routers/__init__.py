@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_core.config import ModelConfig
+from moe_core.config.router import RouterKind
 from moe_core.model.routers.base import Router, RouterContext, RouterOutput, RouterShape
 from moe_core.model.routers.document_pool import DocumentPoolRouter
 from moe_core.model.routers.expert_choice import ExpertChoiceRouter
@@ -11,7 +12,6 @@ from moe_core.model.routers.hashing import HashRouter
 from moe_core.model.routers.noisy import NoisyRouter
 from moe_core.model.routers.top_k import SigmoidRouter, TopKRouter
 from moe_core.model.routers.top_p import TopPRouter
-from moe_core.router_config import RouterKind
 
 ROUTERS: dict[RouterKind, type[Router]] = {
     "softmax": TopKRouter,

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from moe_core.config.router import RouterConfig
 from moe_core.errors import UsageError
 from moe_core.model.kv_cache import KVCache
-from moe_core.router_config import RouterConfig
 
 
 class _Decided(NamedTuple):

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moe_core.config.router import RouterConfig
 from moe_core.model.routers.base import RouterContext, RouterOutput, RouterShape
 from moe_core.model.routers.top_k import TopKRouter
-from moe_core.router_config import RouterConfig
 
 
 class DocumentPoolRouter(TopKRouter):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moe_core.config.router import RouterConfig
 from moe_core.model.routers.base import Router, RouterOutput, RouterShape, fill_slots, read_slots
-from moe_core.router_config import RouterConfig
 
 
 class ExpertThresholdRouter(Router):

@@ -7,8 +7,8 @@ import heapq
 import torch
 from torch import Tensor
 
+from moe_core.config.router import RouterConfig
 from moe_core.model.routers.base import Router, RouterContext, RouterOutput, RouterShape
-from moe_core.router_config import RouterConfig
 
 NEVER = -1e4
 """Logit of an expert that the table does not give: its softmax is 0."""

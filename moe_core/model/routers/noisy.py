@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from moe_core.config.router import RouterConfig
 from moe_core.model.routers.base import RouterContext, RouterOutput, RouterShape
 from moe_core.model.routers.top_k import TopKRouter
-from moe_core.router_config import RouterConfig
 
 SMALLEST_STD = 0.01
 """Added to the learned deviation, which could vanish and leave the load without a gradient."""

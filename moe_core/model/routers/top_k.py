@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from moe_core.config.router import RouterConfig
 from moe_core.model.routers.base import Router, RouterOutput, RouterShape, by_logit
-from moe_core.router_config import RouterConfig
 
 
 class TopKRouter(Router):

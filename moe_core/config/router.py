@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
-from moe_core.section import Section
+from moe_core.config.section import Section
 
 RouterKind = Literal[
     "softmax", "noisy", "hash", "sigmoid", "top_p", "expert_threshold", "expert_choice", "document_pool"

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from moe_core.config.presets import PRESETS
+from moe_core.config.router import MEAN_KINDS, VARYING_KINDS, RouterConfig
+from moe_core.config.section import Section
 from moe_core.errors import UsageError
-from moe_core.presets import PRESETS
-from moe_core.router_config import MEAN_KINDS, VARYING_KINDS, RouterConfig
-from moe_core.section import Section
 
 ENVIRONMENT_PREFIX = "MOESCOPE_"
 # Variables with our prefix that are not configuration keys.
