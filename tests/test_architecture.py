@@ -22,10 +22,8 @@ SOURCES = [
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "data_gen": ("moe_core", "app", "main", "torch", "streamlit"),
     "moe_core": ("app", "main", "streamlit"),
-    "moe_core/config/tree.py": ("moe_core.", "torch"),
-    "moe_core/config/router.py": ("moe_core.", "torch"),
-    "moe_core/config/section.py": ("moe_core.", "torch"),
-    "moe_core/config/presets.py": ("moe_core.", "torch", "pydantic"),
+    "moe_core/config": ("moe_core.", "torch"),
+    "moe_core/config/presets.py": ("pydantic",),
     "moe_core/data": ("torch", "moe_core.model", "moe_core.training", "moe_core.inference", "moe_core.evaluation"),
     "moe_core/model": (
         "moe_core.training",
@@ -55,15 +53,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "moe_core/inference": ("moe_core.training", "moe_core.evaluation", "moe_core.figures"),
     "app": ("main", "moe_core.cli"),
 }
-ALLOWED: dict[str, tuple[str, ...]] = {
-    "moe_core/config/tree.py": (
-        "moe_core.errors",
-        "moe_core.config.presets",
-        "moe_core.config.router",
-        "moe_core.config.section",
-    ),
-    "moe_core/config/router.py": ("moe_core.config.section",),
-}
+ALLOWED: dict[str, tuple[str, ...]] = {"moe_core/config": ("moe_core.errors", "moe_core.config")}
 ONLY_MAIN_IMPORTS = "moe_core.cli"
 
 

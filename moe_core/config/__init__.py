@@ -7,15 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moe_core.config.tree import (
-        Config,
-        DataConfig,
-        ModelConfig,
-        TrainingConfig,
-        load_config,
-        parse_overrides,
-        validate_config,
-    )
+    from moe_core.config.merging import load_config, parse_overrides, validate_config
+    from moe_core.config.tree import Config, DataConfig, ModelConfig, TrainingConfig
+
+_MODULE_OF = {
+    "Config": "tree",
+    "DataConfig": "tree",
+    "ModelConfig": "tree",
+    "TrainingConfig": "tree",
+    "load_config": "merging",
+    "parse_overrides": "merging",
+    "validate_config": "merging",
+}
 
 __all__ = [
     "Config",
@@ -29,6 +32,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("moe_core.config.tree"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
