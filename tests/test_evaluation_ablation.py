@@ -27,8 +27,7 @@ from moe_core.evaluation.effects import SourceBootstrap
 from moe_core.inference.layerwise import moe_step, through
 from moe_core.inference.tracing import trace_dataset
 from moe_core.model.transformer import MoETransformer
-from moe_core.routing import Intervention
-from moe_core.routing.instruments import capture
+from moe_core.routing import Intervention, capture
 from moe_core.routing.trace.counts import domain_counts
 from moe_core.runs.analysis import EFFECT_COLUMNS, AblationJournal, read_table
 from moe_core.runs.checkpoint import LoadedRun, load_run

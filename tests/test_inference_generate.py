@@ -18,8 +18,7 @@ from moe_core.errors import DataError, RunError, UsageError
 from moe_core.inference.generate import GeneratedToken, SamplingConfig, generate, sample
 from moe_core.inference.loaded import context_window
 from moe_core.inference.tracing import trace_text
-from moe_core.routing import Intervention, intervene
-from moe_core.routing.instruments import capture
+from moe_core.routing import Intervention, capture, intervene
 
 GREEDY = SamplingConfig(max_new_tokens=10, temperature=0)
 

@@ -27,8 +27,7 @@ from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.inference.loaded import LanguageModel, context_window, language_model
 from moe_core.inference.tracing import trace_documents, trace_text, write_documents_trace
 from moe_core.inference.windows import as_dataset
-from moe_core.routing import Intervention, RoutingTrace, intervene
-from moe_core.routing.instruments import capture
+from moe_core.routing import Intervention, RoutingTrace, capture, intervene
 from moe_core.routing.trace import parquet
 
 GREEDY = SamplingConfig(max_new_tokens=12, temperature=0)

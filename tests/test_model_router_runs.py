@@ -26,8 +26,8 @@ from moe_core.config.router import ROUTER_KINDS, VARYING_KINDS
 from moe_core.data.prepare import PreparedData, prepare_data
 from moe_core.errors import UsageError
 from moe_core.evaluation.ablation import ablation_map
-from moe_core.evaluation.suite.registry import registered
-from moe_core.evaluation.suite.run import run_suite
+from moe_core.evaluation.tasks.registry import registered
+from moe_core.evaluation.tasks.run import run_suite
 from moe_core.exchange.targets import target_family
 from moe_core.inference.expert_outputs import expert_saliency
 from moe_core.inference.generate import SamplingConfig, generate
@@ -35,8 +35,7 @@ from moe_core.inference.tracing import trace_text
 from moe_core.model.experts import Experts
 from moe_core.model.experts.dropout import with_dropout
 from moe_core.model.routers.hashing import balanced_table
-from moe_core.routing import intervene, metrics, verdicts
-from moe_core.routing.instruments import capture
+from moe_core.routing import capture, intervene, metrics, verdicts
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
 from moe_core.training.loop import train

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.errors import TraceError
-from moe_core.routing import RoutingTrace
-from moe_core.routing.instruments import capture
+from moe_core.routing import RoutingTrace, capture
 
 
 class Output(NamedTuple):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 transformers = pytest.importorskip("transformers", reason="Hugging Face models need requirements-huggingface.txt")
 
 from moe_core.errors import ModelError, MoescopeError, TraceError, UsageError  # noqa: E402
-from moe_core.routing.instruments import capture  # noqa: E402
+from moe_core.routing import capture  # noqa: E402
 from moe_core.routing.instruments.huggingface.load import load  # noqa: E402
 
 TOKENS = torch.arange(3, 27).view(2, 12)

@@ -14,8 +14,12 @@ transformers = pytest.importorskip("transformers", reason="Hugging Face models n
 
 from moe_core.benchmarks.family_configs import tiny_model  # noqa: E402
 from moe_core.errors import TraceError, UsageError  # noqa: E402
-from moe_core.routing import RoutingTrace, intervene, metrics  # noqa: E402
-from moe_core.routing.instruments import capture  # noqa: E402
+from moe_core.routing import (  # noqa: E402
+    RoutingTrace,
+    capture,
+    intervene,
+    metrics,
+)
 from moe_core.routing.instruments.contract import find_routers  # noqa: E402
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9], [30, 31, 32, 33, 34]])

@@ -24,8 +24,7 @@ from moe_core.errors import MoescopeError, TraceError, UsageError
 from moe_core.model import KVCache, MoETransformer, TopKRouter
 from moe_core.model.feed_forward import MoE
 from moe_core.model.routers import RouterShape
-from moe_core.routing import Intervention, intervene
-from moe_core.routing.instruments import capture
+from moe_core.routing import Intervention, capture, intervene
 from moe_core.routing.instruments.interventions import MODES, Mode
 
 # Rounds differently with the number of rows on every machine we know: the widths are no multiple of a vector's.

@@ -10,9 +10,9 @@ import streamlit as st
 from app import state
 from app.components.figure import show_figure
 from app.components.page import answer, plain
-from moe_core.comparison.library import Found, find_results
-from moe_core.comparison.tables import notes, result_table
-from moe_core.comparison.words import losses_verdict
+from moe_core.experiments.library import Found, find_results
+from moe_core.experiments.tables import notes, result_table
+from moe_core.experiments.words import losses_verdict
 from moe_core.figures.quality import result_figures
 
 CHOSEN = "experiment"

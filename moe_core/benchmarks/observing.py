@@ -19,7 +19,7 @@ from moe_core.data.tokenizer import Tokenizer
 from moe_core.inference.generate import SamplingConfig, generate, sample
 from moe_core.inference.loaded import OwnModel
 from moe_core.model import KVCache, MoETransformer
-from moe_core.routing.instruments import capture
+from moe_core.routing import capture
 
 EXPERTS = 16
 OFF, BARE = "the same without capture", "bare loop: model and sampling alone"

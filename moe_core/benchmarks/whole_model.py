@@ -27,8 +27,8 @@ from moe_core.benchmarks.references import (
 from moe_core.benchmarks.results import Goal, Result, compared
 from moe_core.benchmarks.suite import Scale
 from moe_core.benchmarks.timing import interleave
-from moe_core.comparison.arms import dense_arms
 from moe_core.config import Config, ModelConfig, TrainingConfig
+from moe_core.experiments.arms import dense_arms
 from moe_core.model import KVCache, MoETransformer
 from moe_core.training.device import resolve_autocast
 

@@ -10,7 +10,7 @@ from moe_core.cli.commands import output_folder
 from moe_core.cli.output import Output, progress_on_stderr
 
 if TYPE_CHECKING:
-    from moe_core.comparison.plan import Kind
+    from moe_core.experiments.plan import Kind
 
 
 def dense(arguments: argparse.Namespace, output: Output) -> int:
@@ -26,17 +26,17 @@ def routers(arguments: argparse.Namespace, output: Output) -> int:
 def _compare(kind: Kind, arguments: argparse.Namespace, output: Output) -> int:
     """Train and score what is missing, time it, write the result and its table. 128 + signal when one stopped it."""
     out = output_folder(arguments.out)
-    from moe_core.comparison.plan import make_plan
+    from moe_core.experiments.plan import make_plan
 
     plan = make_plan(kind, file=arguments.config, data=arguments.data, seeds=arguments.seeds, smoke=arguments.smoke)
     work, path = out / plan.name, out / f"{plan.name}.json"
     import torch
 
-    from moe_core.comparison.results import build_result, write_result
-    from moe_core.comparison.runner import run_trials
-    from moe_core.comparison.speed import measure_speed, read_speed
-    from moe_core.comparison.tables import result_table
-    from moe_core.comparison.trial import TrialStopped
+    from moe_core.experiments.results import build_result, write_result
+    from moe_core.experiments.runner import run_trials
+    from moe_core.experiments.speed import measure_speed, read_speed
+    from moe_core.experiments.tables import result_table
+    from moe_core.experiments.trial import TrialStopped
     from moe_core.runs.files import write_atomic
     from moe_core.training.device import keep_freed_memory
 

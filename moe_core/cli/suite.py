@@ -11,7 +11,7 @@ from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from moe_core.evaluation.suite import Inputs
+    from moe_core.evaluation.tasks import Inputs
 
 QUESTION_TASKS = ("arc", "mmlu", "gsm8k")
 
@@ -47,8 +47,8 @@ def refuse_without_suite(arguments: argparse.Namespace) -> None:
 def evaluate_suite(arguments: argparse.Namespace, output: Output) -> int:
     """Run benchmarks on a run; print the scores, write suite.md and suite.json. Exit code 1 when a plugin failed."""
     from moe_core.cli.training import run_to_evaluate
-    from moe_core.evaluation.suite import load_plugin, run_suite, select
-    from moe_core.evaluation.suite.report import score_cells, summary, write_suite
+    from moe_core.evaluation.tasks import load_plugin, run_suite, select
+    from moe_core.evaluation.tasks.report import score_cells, summary, write_suite
 
     seed = _seed(arguments.seed)
     for path in arguments.plugin or ():
@@ -77,8 +77,8 @@ def evaluate_suite(arguments: argparse.Namespace, output: Output) -> int:
 
 def _inputs(arguments: argparse.Namespace, tasks: set[str]) -> Inputs:
     """What the user's options name, read and checked before anything is computed."""
-    from moe_core.evaluation.suite import Inputs
-    from moe_core.evaluation.suite.questions import read_questions
+    from moe_core.evaluation.tasks import Inputs
+    from moe_core.evaluation.tasks.questions import read_questions
 
     given = {name: getattr(arguments, name) for name in QUESTION_TASKS if getattr(arguments, name) is not None}
     text_option = "text" if arguments.text is not None else "text-file" if arguments.text_file is not None else None

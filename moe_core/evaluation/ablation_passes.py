@@ -17,8 +17,7 @@ from moe_core.errors import RunError
 from moe_core.evaluation.effects import SourceBootstrap, compare
 from moe_core.inference.loaded import LanguageModel
 from moe_core.inference.windows import WindowBatch, window_batches
-from moe_core.routing import intervene
-from moe_core.routing.instruments import capture
+from moe_core.routing import capture, intervene
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,8 +16,7 @@ from moe_core.inference.loaded import LanguageModel, Loaded, language_model
 from moe_core.inference.tracing import logits_fit, trace_of_windows
 from moe_core.inference.windows import as_dataset, window_batches
 from moe_core.progress import Progress, silent
-from moe_core.routing import Intervention, RoutingTrace, concatenate, intervene
-from moe_core.routing.instruments import capture
+from moe_core.routing import Intervention, RoutingTrace, capture, concatenate, intervene
 from moe_core.routing.metrics.resampling import TAILS, widening
 from moe_core.routing.trace.types import BoolArray, Float32Array, Float64Array, Int32Array
 

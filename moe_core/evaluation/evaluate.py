@@ -15,8 +15,7 @@ from moe_core.evaluation.loss import EVALUATION_BATCH, LossReport, count_text_to
 from moe_core.inference.tracing import trace_batches
 from moe_core.json_values import json_safe
 from moe_core.progress import Progress, silent
-from moe_core.routing import baselines, metrics, verdicts
-from moe_core.routing.instruments import capture
+from moe_core.routing import baselines, capture, metrics, verdicts
 
 if TYPE_CHECKING:
     from data_gen import Document

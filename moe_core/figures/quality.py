@@ -1,4 +1,4 @@
-"""Figures of comparisons (moe_core.comparison): the mixture against dense models, routers against each other."""
+"""Figures of comparisons (moe_core.experiments): the mixture against dense models, routers against each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import altair as alt
 import pandas as pd
 
-from moe_core.comparison.words import difference_words, losses_verdict, signed, speed_verdict
+from moe_core.experiments.words import difference_words, losses_verdict, signed, speed_verdict
 from moe_core.figures.figure import Figure
 from moe_core.figures.layout import AXIS_ROOM, bars_height, layered
 from moe_core.figures.palette import BAR, HEAT, LAYER_SHADES, NEUTRAL

@@ -14,7 +14,7 @@ from moe_core.data.tokenizer import TextTokenizer
 from moe_core.errors import UsageError
 from moe_core.inference.foreign_tokenizer import ForeignTokenizer, IdTokenizer
 from moe_core.inference.loaded import ReadTokens
-from moe_core.routing.instruments import capture
+from moe_core.routing import capture
 
 UNLIMITED_WINDOW = 32_768
 """Context of a model that names no limit, because its layers have none: what it is shown at once at most."""

@@ -20,8 +20,7 @@ from moe_core.errors import UsageError
 from moe_core.inference.loaded import LanguageModel, Loaded, check_token_ids, language_model
 from moe_core.inference.windows import WindowBatch, window_batches
 from moe_core.progress import Progress, silent
-from moe_core.routing import Recorder, RoutingTrace, StoredTrace, concatenate
-from moe_core.routing.instruments import capture
+from moe_core.routing import Recorder, RoutingTrace, StoredTrace, capture, concatenate
 from moe_core.routing.trace.parquet import TraceWriter
 
 # A trace that would hold more router logits than this goes without: E of them per token and layer, most of its size.

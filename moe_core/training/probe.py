@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from moe_core.data.tokens import TokenDataset, document_batches
 from moe_core.evaluation.loss import EVALUATION_BATCH
 from moe_core.inference.tracing import likeliest, trace_batches
-from moe_core.routing import RoutingTrace, metrics
-from moe_core.routing.instruments import capture
+from moe_core.routing import RoutingTrace, capture, metrics
 
 # An expert counts as a domain's own once that domain's tokens choose it this many times as often as by even routing.
 OWN_EXPERT_LIFT = 2.0

@@ -16,7 +16,7 @@ from moe_core.config import ModelConfig
 from moe_core.exchange.import_ import import_checkpoint
 from moe_core.exchange.targets import target_family
 from moe_core.inference.generate import SamplingConfig, generate
-from moe_core.routing.instruments import capture
+from moe_core.routing import capture
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
 

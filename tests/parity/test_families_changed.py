@@ -18,8 +18,11 @@ transformers = pytest.importorskip("transformers", reason="Hugging Face models n
 
 from moe_core.benchmarks.family_configs import VOCABULARY, families, tiny_model  # noqa: E402
 from moe_core.errors import UsageError  # noqa: E402
-from moe_core.routing import RoutingTrace, intervene  # noqa: E402
-from moe_core.routing.instruments import capture  # noqa: E402
+from moe_core.routing import (  # noqa: E402
+    RoutingTrace,
+    capture,
+    intervene,
+)
 from moe_core.routing.instruments.contract import Router, find_routers  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("families")

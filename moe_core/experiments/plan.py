@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_core.comparison.arms import Arm, dense_arms
-from moe_core.comparison.routers import router_arms
 from moe_core.config import Config, load_config, validate_config
 from moe_core.errors import UsageError
+from moe_core.experiments.arms import Arm, dense_arms
+from moe_core.experiments.routers import router_arms
 from moe_core.model import size
 
 Kind = Literal["dense", "routers"]

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_gen import Document
-from moe_core.evaluation.suite.context import Context, Outcome, Sample
-from moe_core.evaluation.suite.registry import benchmark
-from moe_core.evaluation.suite.scores import of_paired_shares, of_pairs
+from moe_core.evaluation.tasks.context import Context, Outcome, Sample
+from moe_core.evaluation.tasks.registry import benchmark
+from moe_core.evaluation.tasks.scores import of_paired_shares, of_pairs
 from moe_core.inference.generate import SamplingConfig, generate
 
 PROMPT_TOKENS = 32

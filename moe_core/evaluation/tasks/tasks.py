@@ -1,6 +1,6 @@
 """Every benchmark of ours; importing this registers them."""
 
-from moe_core.evaluation.suite import choices, known_benchmarks, predicting, written  # noqa: F401
+from moe_core.evaluation.tasks import choices, known_benchmarks, predicting, written  # noqa: F401
 
 ORDER = (
     "perplexity",

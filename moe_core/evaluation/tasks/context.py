@@ -12,13 +12,13 @@ import numpy as np
 from data_gen import Document
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.evaluation.evaluate import held_out_dataset
-from moe_core.evaluation.suite.held_out import ScoredTokens, score_tokens
-from moe_core.evaluation.suite.scores import Score
+from moe_core.evaluation.tasks.held_out import ScoredTokens, score_tokens
+from moe_core.evaluation.tasks.scores import Score
 from moe_core.inference.loaded import LanguageModel, language_model
 from moe_core.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from moe_core.evaluation.suite.questions import Questions
+    from moe_core.evaluation.tasks.questions import Questions
     from moe_core.runs.checkpoint import LoadedRun
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from moe_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from moe_core.evaluation.suite.context import Context, Outcome
+    from moe_core.evaluation.tasks.context import Context, Outcome
 
     Function = Callable[[Context], Outcome]
 
@@ -57,7 +57,7 @@ def benchmark(name: str, asks: str) -> Callable[[Function], Function]:
 
 def registered() -> dict[str, Benchmark]:
     """All benchmarks, ours first, in the order of the report."""
-    from moe_core.evaluation.suite.tasks import ORDER
+    from moe_core.evaluation.tasks.tasks import ORDER
 
     return {name: _REGISTERED[name] for name in ORDER} | _REGISTERED
 

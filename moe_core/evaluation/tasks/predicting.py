@@ -9,10 +9,10 @@ import numpy as np
 from data_gen import Document
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.data.tokens import TokenDataset
-from moe_core.evaluation.suite.context import Context, Outcome
-from moe_core.evaluation.suite.held_out import score_tokens, unigram_nats_of
-from moe_core.evaluation.suite.registry import benchmark
-from moe_core.evaluation.suite.scores import Score, of_sources
+from moe_core.evaluation.tasks.context import Context, Outcome
+from moe_core.evaluation.tasks.held_out import score_tokens, unigram_nats_of
+from moe_core.evaluation.tasks.registry import benchmark
+from moe_core.evaluation.tasks.scores import Score, of_sources
 
 TOP = 5
 BLOCK_TOKENS = 32

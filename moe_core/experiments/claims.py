@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moe_core.comparison.arms import nearest_dense
 from moe_core.config import ModelConfig
+from moe_core.experiments.arms import nearest_dense
 from moe_core.model import size
 
 CLAIMED_SPEEDUP = 98 / 43

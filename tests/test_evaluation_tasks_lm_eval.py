@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from moe_core.evaluation.evaluate import evaluate_run
-from moe_core.evaluation.suite import Inputs, run_suite, select
-from moe_core.evaluation.suite.questions import Questions
+from moe_core.evaluation.tasks import Inputs, run_suite, select
+from moe_core.evaluation.tasks.questions import Questions
 from moe_core.exchange.export import export_run
 from moe_core.inference.loaded import language_model
 from moe_core.runs.checkpoint import LoadedRun, load_run
@@ -58,8 +58,8 @@ def test_our_model_scores_as_its_export_does(loaded: LoadedRun, tmp_path: Path) 
     pytest.importorskip("accelerate", reason="lm-eval's own models need accelerate")
     from lm_eval.models.huggingface import HFLM
 
-    from moe_core.evaluation.suite.known_benchmarks import ask
-    from moe_core.evaluation.suite.lm_eval_model import MoescopeLM
+    from moe_core.evaluation.tasks.known_benchmarks import ask
+    from moe_core.evaluation.tasks.lm_eval_model import MoescopeLM
 
     export_run(loaded, tmp_path / "hf")
     theirs = HFLM(pretrained=str(tmp_path / "hf"), dtype="float32", device="cpu", batch_size=1)
@@ -81,8 +81,8 @@ def test_mmlu_is_asked_with_the_prompt_of_lm_evals_own_task(loaded: LoadedRun) -
     import lm_eval.tasks
     import yaml
 
-    from moe_core.evaluation.suite.known_benchmarks import ask
-    from moe_core.evaluation.suite.lm_eval_model import MoescopeLM
+    from moe_core.evaluation.tasks.known_benchmarks import ask
+    from moe_core.evaluation.tasks.lm_eval_model import MoescopeLM
 
     folder = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
     own = yaml.safe_load((folder / "mmlu_high_school_us_history.yaml").read_text())
@@ -95,7 +95,7 @@ def test_mmlu_is_asked_with_the_prompt_of_lm_evals_own_task(loaded: LoadedRun) -
 def test_rolling_likelihood_of_unseen_text_is_that_of_evaluate(loaded: LoadedRun) -> None:
     from lm_eval.api.instance import Instance
 
-    from moe_core.evaluation.suite.lm_eval_model import MoescopeLM
+    from moe_core.evaluation.tasks.lm_eval_model import MoescopeLM
 
     texts = [document.text for document in loaded.run.held_out("unseen")]
     requests = [Instance("loglikelihood_rolling", {}, (text,), number) for number, text in enumerate(texts)]

@@ -15,7 +15,7 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 
 from moe_core.errors import UsageError
-from moe_core.evaluation.suite.likelihood import Continuation, likelihoods
+from moe_core.evaluation.tasks.likelihood import Continuation, likelihoods
 from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.inference.loaded import LanguageModel
 from moe_core.progress import Progress, silent

@@ -16,8 +16,8 @@ from cli_support import Run
 
 import main as command_line
 from moe_core.evaluation.markdown import fenced
-from moe_core.evaluation.suite import Context, Outcome, run_suite, select, written
-from moe_core.evaluation.suite.registry import Benchmark
+from moe_core.evaluation.tasks import Context, Outcome, run_suite, select, written
+from moe_core.evaluation.tasks.registry import Benchmark
 from moe_core.runs.checkpoint import load_run
 
 ROOT = Path(__file__).resolve().parent.parent

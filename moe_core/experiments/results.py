@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.comparison.arms import measured_flops_per_token
-from moe_core.comparison.claims import bounds
-from moe_core.comparison.library import FORMAT
-from moe_core.comparison.plan import PRIMARY, Plan, public
-from moe_core.comparison.runner import Outcomes
-from moe_core.comparison.statistics import paired_difference
 from moe_core.config import Config, ModelConfig
+from moe_core.experiments.arms import measured_flops_per_token
+from moe_core.experiments.claims import bounds
+from moe_core.experiments.library import FORMAT
+from moe_core.experiments.plan import PRIMARY, Plan, public
+from moe_core.experiments.runner import Outcomes
+from moe_core.experiments.statistics import paired_difference
 from moe_core.json_values import json_safe
 from moe_core.model import size
 from moe_core.runs.files import write_atomic

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_core.comparison.arms import Arm
 from moe_core.config import Config, validate_config
 from moe_core.config.router import VARYING_KINDS
 from moe_core.errors import UsageError
+from moe_core.experiments.arms import Arm
 
 # The first one is what the others are held against. Labels name the router, then what keeps its load even.
 ROUTERS: dict[str, tuple[str, dict[str, Any]]] = {

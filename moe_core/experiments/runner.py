@@ -15,10 +15,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from moe_core.comparison.plan import Plan, Trial
-from moe_core.comparison.trial import TrialStopped, read_outcome, run_folder, run_trial
 from moe_core.data.prepare import prepare_data
 from moe_core.errors import MoescopeError, RunBusyError, RunError, UsageError
+from moe_core.experiments.plan import Plan, Trial
+from moe_core.experiments.trial import TrialStopped, read_outcome, run_folder, run_trial
 from moe_core.progress import Progress, silent
 from moe_core.runs.files import read_json_object, write_atomic
 

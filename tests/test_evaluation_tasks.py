@@ -17,7 +17,7 @@ from data_gen import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import DataError, UsageError
 from moe_core.evaluation.loss import evaluate_loss, unigram_nats
-from moe_core.evaluation.suite import (
+from moe_core.evaluation.tasks import (
     Context,
     Continuation,
     encode_pair,
@@ -27,12 +27,12 @@ from moe_core.evaluation.suite import (
     of_questions,
     of_sources,
 )
-from moe_core.evaluation.suite.choices import arithmetic_questions, choose, letter_questions
-from moe_core.evaluation.suite.held_out import score_tokens
-from moe_core.evaluation.suite.predicting import perplexity, token_accuracy
-from moe_core.evaluation.suite.questions import read_questions
-from moe_core.evaluation.suite.scores import verdict, wilson
-from moe_core.evaluation.suite.written import correct_so_far, distinct, go_on, parses, repetition, whole_lines
+from moe_core.evaluation.tasks.choices import arithmetic_questions, choose, letter_questions
+from moe_core.evaluation.tasks.held_out import score_tokens
+from moe_core.evaluation.tasks.predicting import perplexity, token_accuracy
+from moe_core.evaluation.tasks.questions import read_questions
+from moe_core.evaluation.tasks.scores import verdict, wilson
+from moe_core.evaluation.tasks.written import correct_so_far, distinct, go_on, parses, repetition, whole_lines
 from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.runs.checkpoint import LoadedRun, load_run
 

@@ -16,22 +16,22 @@ from streamlit.testing.v1 import AppTest
 from training_support import make_config, write_corpus
 
 from main import main
-from moe_core.comparison import library
-from moe_core.comparison.arms import MAX_MISMATCH, dense_arms, measured_flops_per_token
-from moe_core.comparison.claims import bound, fewest_experts
-from moe_core.comparison.plan import Plan, make_plan, public
-from moe_core.comparison.results import build_result, write_result
-from moe_core.comparison.routers import ROUTERS, router_arms
-from moe_core.comparison.runner import choose_factors, run_trials, stored_plan
-from moe_core.comparison.speed import measure_speed
-from moe_core.comparison.statistics import paired_difference
-from moe_core.comparison.tables import result_table, summary_table
-from moe_core.comparison.trial import TrialStopped, run_trial
-from moe_core.comparison.words import losses_verdict
 from moe_core.config import load_config
 from moe_core.config.router import BALANCINGS, ROUTER_KINDS
 from moe_core.data.prepare import prepare_data
 from moe_core.errors import RunError, UsageError
+from moe_core.experiments import library
+from moe_core.experiments.arms import MAX_MISMATCH, dense_arms, measured_flops_per_token
+from moe_core.experiments.claims import bound, fewest_experts
+from moe_core.experiments.plan import Plan, make_plan, public
+from moe_core.experiments.results import build_result, write_result
+from moe_core.experiments.routers import ROUTERS, router_arms
+from moe_core.experiments.runner import choose_factors, run_trials, stored_plan
+from moe_core.experiments.speed import measure_speed
+from moe_core.experiments.statistics import paired_difference
+from moe_core.experiments.tables import result_table, summary_table
+from moe_core.experiments.trial import TrialStopped, run_trial
+from moe_core.experiments.words import losses_verdict
 from moe_core.figures.figure import figure_bytes
 from moe_core.figures.quality import result_figures
 from moe_core.model import size

@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from moe_core.evaluation.suite.context import Context, Outcome
-from moe_core.evaluation.suite.questions import MOST_QUESTIONS, Questions
-from moe_core.evaluation.suite.registry import benchmark
-from moe_core.evaluation.suite.scores import Score, of_questions
+from moe_core.evaluation.tasks.context import Context, Outcome
+from moe_core.evaluation.tasks.questions import MOST_QUESTIONS, Questions
+from moe_core.evaluation.tasks.registry import benchmark
+from moe_core.evaluation.tasks.scores import Score, of_questions
 
 _MEAN = {"aggregation": "mean", "higher_is_better": True}
 TASKS: dict[str, dict[str, Any]] = {
@@ -130,7 +130,7 @@ def _asked(context: Context, name: str, scores: Scorer) -> Outcome:
         return Outcome(not_run="lm_eval is not installed; `pip install lm_eval` in the same environment")
     # A library's advice on its own use would stand between our lines.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    from moe_core.evaluation.suite.lm_eval_model import MoescopeLM
+    from moe_core.evaluation.tasks.lm_eval_model import MoescopeLM
 
     rows = questions.drawn(MOST_QUESTIONS[name], context.seed)
     samples = ask(MoescopeLM(context.model, context.progress), name, rows, seed=context.seed)
