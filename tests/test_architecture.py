@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [
     *sorted(
         path
-        for folder in ("moe_core", "data_gen", "app")
+        for folder in ("moe_core", "data_gen", "app", "bench")
         for path in (ROOT / folder).rglob("*.py")
         if "__pycache__" not in path.parts
     ),
@@ -20,7 +20,7 @@ SOURCES = [
 
 # Folder or module -> what it must never import (prefixes). `config` and `errors` may be imported by all.
 FORBIDDEN: dict[str, tuple[str, ...]] = {
-    "data_gen": ("moe_core", "app", "main", "torch", "streamlit"),
+    "data_gen": ("moe_core", "app", "main", "bench", "torch", "streamlit"),
     "moe_core": ("app", "main", "streamlit"),
     "moe_core/config": ("moe_core.", "torch"),
     "moe_core/config/presets.py": ("pydantic",),
@@ -55,6 +55,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
 }
 ALLOWED: dict[str, tuple[str, ...]] = {"moe_core/config": ("moe_core.errors", "moe_core.config")}
 ONLY_MAIN_IMPORTS = "moe_core.cli"
+ONLY_ITS_COMMAND_IMPORTS = "bench"
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -91,6 +92,8 @@ def test_imports_flow_one_way(path: Path) -> None:
             assert not bad, f"{name} must not import {sorted(bad)}"
     if name != "main.py" and not name.startswith("moe_core/cli/"):
         assert not {module for module in modules if matches(module, ONLY_MAIN_IMPORTS)}, f"{name} imports the CLI"
+    if not name.startswith("bench/") and name != "moe_core/cli/bench.py":
+        assert not {module for module in modules if matches(module, ONLY_ITS_COMMAND_IMPORTS)}, f"{name} imports bench"
 
 
 def test_the_walker_sees_a_violation(tmp_path: Path) -> None:

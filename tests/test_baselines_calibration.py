@@ -1,6 +1,6 @@
 """Chance is called chance and what was planted is found: the promise of every baseline, on many small random traces.
 
-The whole study, with more draws, is moe_core.benchmarks.calibration.
+The whole study, with more draws, is moe_core.routing.calibration.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moe_core.benchmarks import calibration
+from moe_core.routing import calibration
 
 DRAWS = 39  # 40 values of p: 5 % is exactly two of them
 # domain_nmi has such a test in test_routing_baselines; pairs and cells are skewed in the study.

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from moe_core.benchmarks.calibration import random_trace
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace, baselines, metrics, verdicts
 from moe_core.routing.baselines import coactivation as coactivation_function
 from moe_core.routing.baselines import shuffles
 from moe_core.routing.baselines.pooling import Pool
 from moe_core.routing.baselines.resampling import MAX_UNITS, units
+from moe_core.routing.calibration import random_trace
 from moe_core.routing.trace.counts import blocks
 from moe_core.routing.trace.stored import StoredTrace
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers", reason="Hugging Face models need requirements-huggingface.txt")
 
-from moe_core.benchmarks.family_configs import tiny_model  # noqa: E402
+from bench.family_configs import tiny_model  # noqa: E402
 from moe_core.errors import TraceError, UsageError  # noqa: E402
 from moe_core.routing import (  # noqa: E402
     RoutingTrace,

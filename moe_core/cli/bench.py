@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 from moe_core.cli.output import Output, duration, progress_on_stderr, table
+from moe_core.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def bench(arguments: argparse.Namespace, output: Output) -> int:
     """Run the benchmarks asked for, print their rows and, unless --smoke, write them into docs/ and README.md."""
+    if importlib.util.find_spec("bench") is None:
+        raise UsageError(
+            "bench needs a checkout: the timings against peers are not part of the installed package; clone the "
+            "repository and run `python main.py bench` there"
+        )
     import torch
 
-    from moe_core.benchmarks.results import Record, Result, as_json, newest_records, read_records, write_records
-    from moe_core.benchmarks.suite import BENCHMARKS, Scale, run_benchmark, select
-    from moe_core.benchmarks.tables import STATUS_WORDS, document, figure, insert, summary
+    from bench.results import Record, Result, as_json, newest_records, read_records, write_records
+    from bench.suite import BENCHMARKS, Scale, run_benchmark, select
+    from bench.tables import STATUS_WORDS, document, figure, insert, summary
 
     names = select(arguments.only, smoke=arguments.smoke)
     threads = arguments.threads or torch.get_num_threads()

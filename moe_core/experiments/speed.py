@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from moe_core.benchmarks.results import environment
-from moe_core.benchmarks.timing import Timings, interleave
 from moe_core.data.tokens import TokenDataset, training_batch
+from moe_core.experiments.machine import environment
 from moe_core.experiments.plan import Plan, Trial
+from moe_core.experiments.timing import Timings, interleave
 from moe_core.experiments.trial import run_folder
 from moe_core.json_values import json_safe
 from moe_core.model.kv_cache import KVCache

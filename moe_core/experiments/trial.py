@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from moe_core.benchmarks.results import environment
 from moe_core.data.prepare import PreparedData
 from moe_core.errors import RunError
 from moe_core.evaluation.evaluate import evaluate_run
+from moe_core.experiments.machine import environment
 from moe_core.experiments.plan import Plan, Trial
 from moe_core.json_values import json_safe
 from moe_core.progress import Progress

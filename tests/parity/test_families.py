@@ -8,8 +8,8 @@ import pytest
 
 transformers = pytest.importorskip("transformers", reason="Hugging Face models need requirements-huggingface.txt")
 
-from moe_core.benchmarks import families as page_of  # noqa: E402
-from moe_core.benchmarks.family_configs import families  # noqa: E402
+from bench import families as page_of  # noqa: E402
+from bench.family_configs import families  # noqa: E402
 
 # One worker for all: they share the imports and the outcomes.
 pytestmark = pytest.mark.xdist_group("families")
@@ -34,4 +34,4 @@ def test_the_page_in_docs_is_current() -> None:
     outcomes = [check(family) for family in families()]
     assert sum(outcome.exact for outcome in outcomes) >= 60
     written = page_of.PAGE.read_text(encoding="utf-8")
-    assert written == page_of.page(outcomes), "run python -m moe_core.benchmarks.families"
+    assert written == page_of.page(outcomes), "run python -m bench.families"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 transformers = pytest.importorskip("transformers", reason="Hugging Face models need requirements-huggingface.txt")
 
-from moe_core.benchmarks.family_configs import VOCABULARY, families, tiny_model  # noqa: E402
+from bench.family_configs import VOCABULARY, families, tiny_model  # noqa: E402
 from moe_core.errors import UsageError  # noqa: E402
 from moe_core.routing import (  # noqa: E402
     RoutingTrace,

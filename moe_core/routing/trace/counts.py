@@ -4,7 +4,7 @@ All are sums over tokens, so the counts of two parts of a trace add up to those 
 memory is counted part by part. Unused slots (index -1) are not counted.
 
 Each is numpy's bincount over a key made of whole numbers, which is why a million tokens take milliseconds: measured by
-moe_core.benchmarks.aggregation.
+bench.aggregation.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moe_core.benchmarks.aggregation import (
+from bench.aggregation import (
     ARROW,
     EXPERTS,
     MEASURES,
@@ -18,7 +18,7 @@ from moe_core.benchmarks.aggregation import (
     synthetic_trace,
     together,
 )
-from moe_core.benchmarks.suite import Scale
+from bench.suite import Scale
 
 
 def test_all_ways_agree_and_are_timed_in_every_round() -> None:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_core.benchmarks.dashboard import browsing, rows_of, serving, visit_all, what_is_missing
-from moe_core.benchmarks.processes import ROOT, Took, run_python
-from moe_core.benchmarks.results import Goal, Result
-from moe_core.benchmarks.suite import Scale
+from bench.dashboard import browsing, rows_of, serving, visit_all, what_is_missing
+from bench.processes import ROOT, Took, run_python
+from bench.results import Goal, Result
+from bench.suite import Scale
 from moe_core.figures.figure import figure_bytes
 from moe_core.figures.growth import growth_figure
 from moe_core.files import replaced

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.results import Goal, Result, compared
+from bench.suite import Scale
+from bench.whole_model import OURS, model_config, prefill
 from data_gen import generate_corpus
-from moe_core.benchmarks.results import Goal, Result, compared
-from moe_core.benchmarks.suite import Scale
-from moe_core.benchmarks.timing import interleave
-from moe_core.benchmarks.whole_model import OURS, model_config, prefill
 from moe_core.data.tokenizer import Tokenizer
+from moe_core.experiments.timing import interleave
 from moe_core.inference.generate import SamplingConfig, generate, sample
 from moe_core.inference.loaded import OwnModel
 from moe_core.model import KVCache, MoETransformer

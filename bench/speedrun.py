@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from moe_core.benchmarks.results import Goal, Result
-from moe_core.benchmarks.suite import Scale
+from bench.results import Goal, Result
+from bench.suite import Scale
 from moe_core.config import Config, load_config
 from moe_core.data.prepare import prepare_data
 from moe_core.data.tokens import training_batch
@@ -26,7 +26,7 @@ from moe_core.training.loop import train
 
 SEEDS = (0, 1, 2)
 TEXT_VARIABLE = "MOESCOPE_SPEEDRUN_TEXT"
-REAL_TEXT = Path(__file__).resolve().parents[3] / "shared" / "data" / "real_domains.jsonl"
+REAL_TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "real_domains.jsonl"
 BATCHES_TIMED = 50
 SMOKE = {
     "data.documents": 20, "model.vocab_size": 1024, "model.dim": 32, "model.head_dim": 8, "model.num_layers": 1,

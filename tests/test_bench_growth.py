@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_core.benchmarks import dashboard, growth, startup, traces
-from moe_core.benchmarks.processes import run_python
-from moe_core.benchmarks.suite import Scale
+from bench import dashboard, growth, startup, traces
+from bench.processes import run_python
+from bench.suite import Scale
 from moe_core.errors import MoescopeError
 from moe_core.figures.growth import growth_figure
 from moe_core.routing import RoutingTrace

@@ -1,4 +1,4 @@
-"""Do the baselines tell chance from findings? `python -m moe_core.benchmarks.calibration [--json] [--seeds 100]`.
+"""Do the baselines tell chance from findings? `python -m moe_core.routing.calibration [--json] [--seeds 100]`.
 
 Random routing of three kinds, of which every baseline must say "not distinguishable from chance" in about 95 of 100
 seeds, all layers together, with p-values spread evenly over 0..1; and routing with one planted connection, which its

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moe_core.benchmarks.speedrun import Sprint, results, run
-from moe_core.benchmarks.suite import Scale
+from bench.speedrun import Sprint, results, run
+from bench.suite import Scale
 
 GOOD = Sprint(
     seed=0, bits_per_byte=2.0, nats_under_unigram=2.4, seconds=150.0, steps=350, seconds_per_step=0.35,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from moe_core.errors import MoescopeError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from moe_core.benchmarks.results import (
-    Goal,
-    Record,
-    Result,
-    compared,
-    environment,
-    newest_records,
-    read_records,
-    write_records,
-)
-from moe_core.benchmarks.suite import BENCHMARKS, select
-from moe_core.benchmarks.tables import BEGIN, END, document, figure, insert, summary
-from moe_core.benchmarks.timing import Spread, Timings, interleave
+from bench.results import Goal, Record, Result, compared, newest_records, read_records, write_records
+from bench.suite import BENCHMARKS, select
+from bench.tables import BEGIN, END, document, figure, insert, summary
 from moe_core.errors import DataError, UsageError
+from moe_core.experiments.machine import environment
+from moe_core.experiments.timing import Spread, Timings, interleave
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from bench.processes import run_python
+from bench.results import Goal, Result
+from bench.suite import Scale
 from data_gen import DOMAINS, Document, generate_corpus
-from moe_core.benchmarks.processes import run_python
-from moe_core.benchmarks.results import Goal, Result
-from moe_core.benchmarks.suite import Scale
 from moe_core.routing.trace.trace import RoutingTrace
 
 RUN = "demo"

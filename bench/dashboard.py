@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moe_core.benchmarks.processes import ROOT
-from moe_core.benchmarks.results import Goal, Result
-from moe_core.benchmarks.suite import Scale
+from bench.processes import ROOT
+from bench.results import Goal, Result
+from bench.suite import Scale
 from moe_core.errors import MoescopeError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moe_core.benchmarks.results import Record, Result
-from moe_core.benchmarks.suite import BENCHMARKS
+from bench.results import Record, Result
+from bench.suite import BENCHMARKS
 from moe_core.errors import DataError
 from moe_core.files import replaced
 

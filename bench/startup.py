@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from moe_core.benchmarks.processes import run_python
-from moe_core.benchmarks.results import Goal, Result
-from moe_core.benchmarks.suite import Scale
-from moe_core.benchmarks.timing import Timings
+from bench.processes import run_python
+from bench.results import Goal, Result
+from bench.suite import Scale
+from moe_core.experiments.timing import Timings
 
 BARE = "Python alone"
 COMMANDS = ("main.py --help", "main.py trace --help", "main.py runs --json")

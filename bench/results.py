@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from moe_core.benchmarks.timing import Spread, Timings
 from moe_core.errors import DataError
+from moe_core.experiments.timing import Spread, Timings
 from moe_core.files import replaced
 from moe_core.json_values import json_safe
-
-LIBRARIES = ("torch", "transformers", "numpy", "pandas", "pyarrow", "streamlit")
 
 
 @dataclass(frozen=True)
@@ -91,30 +85,6 @@ class Record:
     results: tuple[Result, ...]
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """Hardware, versions and threads, without anything that names the machine or its owner."""
-    import torch
-
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            versions[library] = "not installed"
-    return {
-        "processor": _processor(),
-        "processors_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "threads": threads,
-        "load_average_before": round(os.getloadavg()[0], 2),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Keep records as JSON, whole or not at all; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,11 +130,3 @@ def _record(entry: Mapping[str, Any]) -> Record:
         fields["goal"] = None if fields["goal"] is None else Goal(**fields["goal"])
         rows.append(Result(**fields))
     return Record(entry["benchmark"], entry["date"], entry["seconds"], entry["environment"], tuple(rows))
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
-    return found.group(1).strip() if found is not None else platform.processor() or "unknown"

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from moe_core.benchmarks.results import Result
+from bench.results import Result
 from moe_core.config import ModelConfig
 from moe_core.model.experts import Experts
 from moe_core.model.feed_forward import MoE, SwiGLU

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_core.benchmarks import moe_layer, observing, references, whole_model
-from moe_core.benchmarks.references import EqualProducts, StackedLoop, affordable_rounds, with_experts
-from moe_core.benchmarks.suite import Scale
+from bench import moe_layer, observing, references, whole_model
+from bench.references import EqualProducts, StackedLoop, affordable_rounds, with_experts
+from bench.suite import Scale
 
 SMOKE = Scale(smoke=True, rounds=1)
 

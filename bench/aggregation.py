@@ -19,9 +19,9 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from moe_core.benchmarks.results import Goal, Result, compared
-from moe_core.benchmarks.suite import Scale
-from moe_core.benchmarks.timing import Timings, interleave
+from bench.results import Goal, Result, compared
+from bench.suite import Scale
+from moe_core.experiments.timing import Timings, interleave
 from moe_core.routing.metrics import coactivation, domain_specialization, expert_load, layer_flow
 from moe_core.routing.metrics import vocabulary_specialization as vocabulary
 from moe_core.routing.trace.trace import RoutingTrace

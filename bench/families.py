@@ -1,4 +1,4 @@
-"""Which families of the transformers library are captured exactly: `python -m moe_core.benchmarks.families`.
+"""Which families of the transformers library are captured exactly: `python -m bench.families`.
 
 For every folder of transformers.models whose code knows router logits, a tiny random text model reads two short texts.
 What capture says each token chose is held, index for index and weight for weight, against what the experts were called
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.benchmarks.family_configs import VOCABULARY, families, text_model_class, tiny_model
+from bench.family_configs import VOCABULARY, families, text_model_class, tiny_model
 from moe_core.errors import MoescopeError
 from moe_core.routing.instruments.capture import capture
 from moe_core.routing.instruments.contract import Router, find_routers
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 
 NOTES = {
     "dbrx": "The choice is read from the call of the experts.",
@@ -211,7 +211,7 @@ def _changes(routers: Iterable[Router]) -> str:
 
 _HEAD = """# Families of Hugging Face models
 
-Written by `python -m moe_core.benchmarks.families` with transformers {version}.
+Written by `python -m bench.families` with transformers {version}.
 
 Of {known} families whose code knows router logits, {moe} have experts, and **{exact} are captured exactly**: on a tiny
 random model, what `capture` records equals what the experts were called with, index for index and weight for weight.

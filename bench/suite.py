@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
 
-from moe_core.benchmarks.results import Record, Result, environment
+from bench.results import Record, Result
 from moe_core.errors import UsageError
+from moe_core.experiments.machine import environment
 from moe_core.progress import Progress, silent
 
 ROUNDS = 9
@@ -68,7 +69,7 @@ def run_benchmark(name: str, scale: Scale, threads: int) -> Record:
     Freed memory is kept, as when training: a dense model's large intermediate results would otherwise be asked for anew
     in every call, which is the allocator's doing and not the model's (docs/LOG.md). Not so with smoke, which tests run.
     """
-    run: Callable[[Scale], list[Result]] = import_module(f"moe_core.benchmarks.{BENCHMARKS[name].module}").run
+    run: Callable[[Scale], list[Result]] = import_module(f"bench.{BENCHMARKS[name].module}").run
     if not scale.smoke:
         from moe_core.training.device import keep_freed_memory
 

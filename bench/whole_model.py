@@ -16,19 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_core.benchmarks.references import (
-    HAS_TRANSFORMERS,
-    StackedLoop,
-    absent_rows,
-    affordable_rounds,
-    mixtral,
-    with_experts,
-)
-from moe_core.benchmarks.results import Goal, Result, compared
-from moe_core.benchmarks.suite import Scale
-from moe_core.benchmarks.timing import interleave
+from bench.references import HAS_TRANSFORMERS, StackedLoop, absent_rows, affordable_rounds, mixtral, with_experts
+from bench.results import Goal, Result, compared
+from bench.suite import Scale
 from moe_core.config import Config, ModelConfig, TrainingConfig
 from moe_core.experiments.arms import dense_arms
+from moe_core.experiments.timing import interleave
 from moe_core.model import KVCache, MoETransformer
 from moe_core.training.device import resolve_autocast
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_core.benchmarks.references import (
+from bench.references import (
     HAS_TRANSFORMERS,
     EqualProducts,
     ModuleLoop,
@@ -24,10 +24,10 @@ from moe_core.benchmarks.references import (
     affordable_rounds,
     mixtral_block,
 )
-from moe_core.benchmarks.results import Goal, Result, compared
-from moe_core.benchmarks.suite import Scale
-from moe_core.benchmarks.timing import interleave
+from bench.results import Goal, Result, compared
+from bench.suite import Scale
 from moe_core.config import ModelConfig
+from moe_core.experiments.timing import interleave
 from moe_core.model.feed_forward import MoE
 
 DIM, HIDDEN, TOP_K = 256, 1024, 2
