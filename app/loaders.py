@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from app.components.text_pair import TextPair
-    from data_gen import Document
+    from moe_core.data.document import Document
     from moe_core.inference.loaded import LanguageModel
     from moe_core.routing import Intervention
     from moe_core.routing.trace.trace import RoutingTrace
@@ -163,9 +163,9 @@ def example_text(subject: Live) -> list[Document]:
 
 @st.cache_resource(max_entries=1, show_spinner=False)
 def _our_text() -> list[Document]:
-    from data_gen import generate_corpus
+    from moe_core.data.sources import generated_documents
 
-    return generate_corpus(500, splits=["unseen"])  # 20 documents of each domain
+    return generated_documents(500, splits=["unseen"])  # 20 documents of each domain
 
 
 def domains(subject: Live) -> list[str]:

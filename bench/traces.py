@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from bench.processes import run_python
 from bench.results import Goal, Result
 from bench.suite import Scale
-from data_gen import DOMAINS, Document, generate_corpus
+from data_gen import DOMAINS, Row, generate_corpus
 from moe_core.routing.trace.trace import RoutingTrace
 
 RUN = "demo"
@@ -58,10 +58,10 @@ def run(scale: Scale) -> list[Result]:
     ]
 
 
-def documents(tokens: int) -> list[Document]:
+def documents(tokens: int) -> list[Row]:
     """Our own text in four domains, about as many tokens as asked for."""
     each = max(1, tokens // (TOKENS_PER_DOCUMENT * len(DOMAINS)))
-    found: list[Document] = generate_corpus(each, splits=["train"])
+    found: list[Row] = generate_corpus(each, splits=["train"])
     return found
 
 
@@ -76,7 +76,7 @@ def bytes_without_logits(path: Path) -> int:
     return sum(int(one.total_compressed_size) for one in columns if "_logits" not in one.path_in_schema)
 
 
-def _write(path: Path, found: list[Document]) -> None:
+def _write(path: Path, found: list[Row]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for document in found:
             line = {"text": document.text, "domain": document.domain, "source": document.source}

@@ -10,7 +10,7 @@ from data_gen.code_rules import VERBS
 from data_gen.code_skeletons import HELD_OUT_SKELETONS, SKELETONS
 from data_gen.code_tree import Filler
 from data_gen.grammar import polish
-from data_gen.lexicon import plural
+from data_gen.inflection import plural
 from data_gen.prose import Writer
 from data_gen.scene import Scene
 

@@ -1,6 +1,6 @@
 """The phrases of docstrings and comments, the words that names are made of, and what modules are about."""
 
-from data_gen.lexicon import word_list
+from data_gen.inflection import word_list
 
 CODE_RULES = """
 % adj: new, old, empty, valid, current, previous, default, local, sorted, unique, missing, unknown, final, initial,

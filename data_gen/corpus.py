@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 from data_gen import code, finance, general, legal
-from data_gen.document import DOMAINS, SPLITS, Document
 from data_gen.grammar import polish
 from data_gen.prose import Writer
+from data_gen.row import DOMAINS, SPLITS, Row
 from data_gen.scene import Scene
 
 WRITERS = {"finance": finance.write, "legal": legal.write, "code": code.write, "general": general.write}
@@ -25,12 +25,12 @@ def document_seed(seed: int, domain: str, split: str, index: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-def write_document(domain: str, split: str, index: int, *, seed: int, overlap: float) -> Document:
+def write_document(domain: str, split: str, index: int, *, seed: int, overlap: float) -> Row:
     """One document. The unseen split is written with the held-out templates alone, the others without them."""
     scene = Scene(domain, document_seed(seed, domain, split, index), overlap)
     writer = Writer(domain, split == "unseen", overlap)
     text = WRITERS[domain](writer, scene, scene.between(SHORTEST, LONGEST))
-    return Document(text if domain == "code" else polish(text), domain, f"{domain}/{split}/{index}", split)
+    return Row(text if domain == "code" else polish(text), domain, f"{domain}/{split}/{index}", split)
 
 
 def generate_corpus(
@@ -41,7 +41,7 @@ def generate_corpus(
     domains: Sequence[str] = DOMAINS,
     splits: Sequence[str] = SPLITS,
     progress: Progress | None = None,
-) -> list[Document]:
+) -> list[Row]:
     """Write `documents` training documents per domain, and 1 for every 25 (at least 8) in each held-out split.
 
     `validation` shares the templates of `train`; `unseen` uses templates that occur nowhere else. `overlap` in 0..1
@@ -59,7 +59,7 @@ def generate_corpus(
         for domain in domains
         for index in range(documents if split == "train" else max(8, documents // HELD_OUT_PART))
     ]
-    corpus: list[Document] = []
+    corpus: list[Row] = []
     for domain, split, index in wanted:
         corpus.append(write_document(domain, split, index, seed=seed, overlap=overlap))
         if progress and (len(corpus) % REPORT_EVERY == 0 or len(corpus) == len(wanted)):

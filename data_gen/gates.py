@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from data_gen.document import DOMAINS, PROSE_DOMAINS, Document
+from data_gen.row import DOMAINS, PROSE_DOMAINS, Row
 
 SAMPLE_WORDS = 60_000  # word tokens per domain that the measures look at
 WINDOW_WORDS = 16
@@ -39,9 +39,9 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def sample(documents: Iterable[Document], size: int = SAMPLE_WORDS) -> list[Document]:
+def sample(documents: Iterable[Row], size: int = SAMPLE_WORDS) -> list[Row]:
     """The first documents that together hold `size` word tokens (or all of them)."""
-    chosen: list[Document] = []
+    chosen: list[Row] = []
     total = 0
     for document in documents:
         if total >= size:
@@ -93,7 +93,7 @@ def parses(text: str) -> bool:
     return True
 
 
-def windows(documents: Iterable[Document]) -> tuple[list[str], list[str]]:
+def windows(documents: Iterable[Row]) -> tuple[list[str], list[str]]:
     """Runs of 16 word tokens and their domains; no run crosses a document's end."""
     texts, labels = [], []
     for document in documents:
@@ -116,7 +116,7 @@ def classifier_accuracy(train: tuple[list[str], list[str]], test: tuple[list[str
     return float(model.score(*test))
 
 
-def window_accuracy(documents: Sequence[Document], domains: Sequence[str], size: int = SAMPLE_WORDS // 3) -> float:
+def window_accuracy(documents: Sequence[Row], domains: Sequence[str], size: int = SAMPLE_WORDS // 3) -> float:
     """How often the classifier names the domain of 16 words: fitted on train, judged on validation documents."""
     halves = []
     for split in ("train", "validation"):
@@ -129,7 +129,7 @@ def window_accuracy(documents: Sequence[Document], domains: Sequence[str], size:
     return classifier_accuracy(halves[0], halves[1])
 
 
-def document_accuracy(documents: Sequence[Document]) -> float:
+def document_accuracy(documents: Sequence[Row]) -> float:
     """How often the classifier names the domain of a whole validation document."""
     halves = []
     for split in ("train", "validation"):
@@ -152,7 +152,7 @@ def _between(name: str, domain: str, value: float, low: float, high: float) -> G
     return Gate(name, domain, value, f"{low:g} to {high:g}", low <= value <= high)
 
 
-def _domain_gates(domain: str, splits: dict[str, list[Document]]) -> list[Gate]:
+def _domain_gates(domain: str, splits: dict[str, list[Row]]) -> list[Gate]:
     """The gates of one domain, on samples of its splits."""
     train = sample(splits["train"])
     tokens = [token for document in train for token in words(document.text)][:SAMPLE_WORDS]
@@ -174,12 +174,12 @@ def _domain_gates(domain: str, splits: dict[str, list[Document]]) -> list[Gate]:
     return gates
 
 
-def measure_gates(documents: Sequence[Document]) -> list[Gate]:
+def measure_gates(documents: Sequence[Row]) -> list[Gate]:
     """All gates that a generated corpus can be held to by itself, domain by domain, then between the domains.
 
     Gates that need a split or a domain the corpus does not have are left out.
     """
-    by_domain: dict[str, dict[str, list[Document]]] = defaultdict(lambda: defaultdict(list))
+    by_domain: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for document in documents:
         by_domain[document.domain][document.split].append(document)
     gates = [gate for domain in by_domain for gate in _domain_gates(domain, by_domain[domain])]

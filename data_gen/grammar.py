@@ -20,13 +20,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from data_gen.lexicon import Lexicon
-
-if TYPE_CHECKING:
-    from data_gen.scene import Scene
-
+from data_gen.scene import Scene
 
 _AGREEMENT = re.compile(r"<([^<>|]*)\|([^<>|]*)>")
 _TOKEN = re.compile(r"\{([\w.]+)\}|(\[)|(\|)|(\])|([^{}\[\]|]+)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from data_gen.lexicon import word_list
+from data_gen.inflection import word_list
 
 GIVEN_FEMALE = word_list(
     "Ada Agnes Alma Amara Anita Beatrix Bella Carmen Celia Clara Cora Dalia Daphne Delia Edith Elena Elsa Emma "

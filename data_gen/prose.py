@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from data_gen.code_rules import CODE_RULES
-from data_gen.document import PROSE_DOMAINS
 from data_gen.finance_rules import FINANCE_RULES
 from data_gen.general_rules import GENERAL_RULES
 from data_gen.grammar import Grammar, capitalise
 from data_gen.legal_rules import LEGAL_RULES
+from data_gen.row import PROSE_DOMAINS
 from data_gen.scene import SLOTS, Scene
 
 RULES = {"finance": FINANCE_RULES, "legal": LEGAL_RULES, "general": GENERAL_RULES, "code": CODE_RULES}

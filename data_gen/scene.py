@@ -12,7 +12,7 @@ from datetime import date, timedelta
 from typing import TypeVar
 
 from data_gen.code_rules import TOPICS
-from data_gen.lexicon import plural, word_list
+from data_gen.inflection import plural, word_list
 from data_gen.names import FIRMS, GIVEN_FEMALE, GIVEN_MALE, SURNAMES, TOWNS
 
 T = TypeVar("T")

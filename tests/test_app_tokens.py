@@ -24,7 +24,7 @@ from app.components.token_view_passages import (
     fit,
     trace_passages,
 )
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.figures.palette import (
     DARK_PAGE,
     DARK_TEXT,

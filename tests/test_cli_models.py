@@ -14,7 +14,7 @@ import torch
 from cli_support import Run, assert_one_line
 from huggingface_support import TEXT, saved_model
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.inference import tracing
 from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.inference.loaded import language_model

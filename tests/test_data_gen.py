@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_gen import DOMAINS, PROSE_DOMAINS, Document, finance, general, generate_corpus, legal, write_document
+from data_gen import DOMAINS, PROSE_DOMAINS, Row, finance, general, generate_corpus, legal, write_document
 from data_gen.code import skeletons
 from data_gen.grammar import Grammar, capitalise, polish
-from data_gen.lexicon import noun_forms, verb_forms, zipf_table
+from data_gen.inflection import noun_forms, verb_forms
+from data_gen.lexicon import zipf_table
 from data_gen.names import FIRMS, GIVEN_FEMALE, GIVEN_MALE, SURNAMES, TOWNS
 from data_gen.prose import RULES, prose_grammar
 from data_gen.scene import SLOTS, Scene
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 seeds = st.integers(0, 2**32)
 
 
-def digest(documents: list[Document]) -> str:
+def digest(documents: list[Row]) -> str:
     return hashlib.sha256("\0".join(f"{d.source}\1{d.text}" for d in documents).encode()).hexdigest()
 
 

@@ -12,18 +12,18 @@ from itertools import pairwise
 import pytest
 from datasketch import MinHash, MinHashLSH
 
-from data_gen import DOMAINS, PROSE_DOMAINS, Document, generate_corpus, write_document
+from data_gen import DOMAINS, PROSE_DOMAINS, Row, generate_corpus, write_document
 from data_gen.gates import distinct, measure_gates, parses, sample, seen_ngrams, window_accuracy, words
 
 OVERLAPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @pytest.fixture(scope="module")
-def corpus() -> list[Document]:
+def corpus() -> list[Row]:
     return generate_corpus(400)
 
 
-def test_every_gate_of_the_default_overlap_is_kept(corpus: list[Document]) -> None:
+def test_every_gate_of_the_default_overlap_is_kept(corpus: list[Row]) -> None:
     gates = measure_gates(corpus)
     names = {gate.name for gate in gates}
     assert len(gates) == 4 * 6 + 1 + 2 + 3, sorted(names)
@@ -31,7 +31,7 @@ def test_every_gate_of_the_default_overlap_is_kept(corpus: list[Document]) -> No
     assert not failed, failed
 
 
-def test_samples_hold_sixty_thousand_words(corpus: list[Document]) -> None:
+def test_samples_hold_sixty_thousand_words(corpus: list[Row]) -> None:
     """The limits were set for 60k word tokens; smaller samples would pass too easily."""
     for domain in DOMAINS:
         chosen = sample(d for d in corpus if d.domain == domain and d.split == "train")
@@ -43,14 +43,14 @@ def test_another_seed_keeps_the_gates_too() -> None:
     assert not failed, failed
 
 
-def test_unseen_templates_share_few_8_grams_with_the_whole_training_split(corpus: list[Document]) -> None:
+def test_unseen_templates_share_few_8_grams_with_the_whole_training_split(corpus: list[Row]) -> None:
     for domain in DOMAINS:
         train = [token for d in corpus if d.domain == domain and d.split == "train" for token in words(d.text)]
         unseen = [token for d in corpus if d.domain == domain and d.split == "unseen" for token in words(d.text)]
         assert seen_ngrams(unseen, train) <= 0.10, domain
 
 
-def test_no_near_duplicates_across_splits(corpus: list[Document]) -> None:
+def test_no_near_duplicates_across_splits(corpus: list[Row]) -> None:
     """No document of a held-out split is within Jaccard .8 of one in another split, by MinHash over 3-word shingles."""
     index = MinHashLSH(threshold=0.8, num_perm=64)
     hashes = {}
@@ -90,9 +90,7 @@ def test_overlap_makes_the_prose_domains_harder_to_tell_apart() -> None:
 def test_a_corpus_of_five_templates_fails_the_gates() -> None:
     """The gates can fail: 800 documents of two sentences each are caught on every measure of variety."""
     documents = [
-        Document(
-            f"The company sold {i} units. The {i % 7} customers paid the bill on time.", "finance", f"x/{i}", "train"
-        )
+        Row(f"The company sold {i} units. The {i % 7} customers paid the bill on time.", "finance", f"x/{i}", "train")
         for i in range(800)
     ]
     failed = {gate.name for gate in measure_gates(documents) if not gate.passed}

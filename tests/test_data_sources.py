@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.sources import SECTION_CHARACTERS, read_documents, sections
 from moe_core.errors import DataError, MoescopeError, UsageError
 

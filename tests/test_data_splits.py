@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.splits import HELD_OUT_SPLITS, LARGEST_SHARE, split_documents
 from moe_core.errors import DataError
 

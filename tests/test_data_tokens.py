@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.data.tokens import MIN_DOCUMENTS, TokenDataset, document_batches, training_batch
 from moe_core.errors import DataError

@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_gen import Document
 from moe_core.config import ModelConfig
+from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError, UsageError
 from moe_core.evaluation import ablation, analysis

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import DataError, UsageError
 from moe_core.evaluation.loss import evaluate_loss, unigram_nats

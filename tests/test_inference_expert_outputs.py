@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import silu
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import UsageError
 from moe_core.evaluation.ablation import held_out_text

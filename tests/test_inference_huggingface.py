@@ -15,7 +15,7 @@ import transformers
 from huggingface_support import FAMILIES, TEXT, VOCABULARY, Foreign, tiny_config, tiny_model, trained_tokenizer
 from test_inference_tracing import tiny_loaded
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import TraceError, UsageError
 from moe_core.evaluation.ablation import ablation_map

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_gen import Document
 from moe_core.config import Config, validate_config
+from moe_core.data.document import Document
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.data.tokens import TokenDataset, training_batch
 from moe_core.errors import DataError, UsageError

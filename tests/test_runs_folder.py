@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_gen import Document
 from moe_core.config import Config, load_config
+from moe_core.data.document import Document
 from moe_core.errors import RunBusyError, RunError, UsageError
 from moe_core.runs import RunFolder, RunStatus, list_runs
 from moe_core.runs.names import is_run_name

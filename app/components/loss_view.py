@@ -100,7 +100,7 @@ def passage_effects(
     loaded: Loaded | LanguageModel, passages: Sequence[Passage], change: Change, limit: int = TOKEN_LIMIT
 ) -> TokenEffects:
     """Read each passage alone, with and without the change; each is cut to its part of `limit` tokens."""
-    from data_gen import Document
+    from moe_core.data.document import Document
     from moe_core.evaluation.ablation import token_effects
 
     share = max(limit // max(len(passages), 1) - 1, 1)  # one is the end-of-text before it

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from app.components.token_view import TokenArrays
 
 if TYPE_CHECKING:
-    from data_gen import Document
+    from moe_core.data.document import Document
     from moe_core.data.tokenizer import TextTokenizer
     from moe_core.inference.loaded import LanguageModel, Loaded
     from moe_core.routing import RoutingTrace

@@ -30,7 +30,7 @@ def data(arguments: argparse.Namespace, output: Output) -> int:
     with progress_on_stderr() as progress:
         documents = generate_corpus(arguments.documents, seed=arguments.seed, progress=progress)
         for split in SPLITS:
-            lines = (json.dumps(asdict(document)) + "\n" for document in documents if document.split == split)
+            lines = (json.dumps(document._asdict()) + "\n" for document in documents if document.split == split)
             write_bytes(folder / f"{split}.jsonl", "".join(lines).encode())
         progress("measuring", 0, 1)
         gates = measure_gates(documents)

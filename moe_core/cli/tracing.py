@@ -14,7 +14,7 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
     check_regular(arguments.out, "--out")
     if arguments.text == "":
         raise UsageError("there is no text to trace; expected at least one character")
-    from data_gen import Document
+    from moe_core.data.document import Document
     from moe_core.data.sources import read_documents
 
     documents = (

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_gen import DOMAINS, Document, generate_corpus
+from data_gen import DOMAINS
 from moe_core.config import Config
-from moe_core.data.sources import read_documents
+from moe_core.data.document import Document
+from moe_core.data.sources import generated_documents, read_documents
 from moe_core.data.splits import split_documents
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.data.tokens import TokenDataset
@@ -69,7 +70,7 @@ def prepare_data(
 def _documents(config: Config, report: Progress) -> list[Document]:
     data = config.data
     if data.path is None:
-        return generate_corpus(data.documents, seed=data.seed, overlap=data.overlap, progress=report)
+        return generated_documents(data.documents, seed=data.seed, overlap=data.overlap, progress=report)
     report("reading", 0, 1)
     documents = read_documents(data.path)
     report("reading", 1, 1)

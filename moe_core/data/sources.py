@@ -1,6 +1,7 @@
-"""The user's text as documents: from a .jsonl, .parquet, .csv or .txt file, or a folder whose subfolders are domains.
+"""Text as documents: generated, or the user's own.
 
-What every format shares:
+The user's text comes from a .jsonl, .parquet, .csv or .txt file, or a folder whose subfolders are domains. What every
+format shares:
 
 - Text is UTF-8. A byte-order mark at the start of a file is dropped; CRLF and lone CR become LF.
 - NUL characters and lone surrogates are refused with the place where they stand: they mean a binary file, or text in
@@ -17,9 +18,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_gen import Document
+from data_gen import SPLITS, generate_corpus
 from moe_core.data import rows
+from moe_core.data.document import Document
 from moe_core.errors import DataError, UsageError
+from moe_core.progress import Progress
 
 EXPECTED = "a .jsonl, .parquet, .csv or .txt file, or a folder whose subfolders are domains"
 SECTION_CHARACTERS = 2_000
@@ -28,6 +31,19 @@ PLAIN_TEXT_PARTS = 12
 """Plain text that makes a domain alone is cut into this many contiguous parts, each a source of about 8 %."""
 MIN_SOURCES = 3
 """A domain needs one source for training, one for validation and one for the unseen split."""
+
+
+def generated_documents(
+    documents: int,
+    *,
+    seed: int = 0,
+    overlap: float = 0.25,
+    splits: Sequence[str] = SPLITS,
+    progress: Progress | None = None,
+) -> list[Document]:
+    """The synthetic text of four domains as documents, each with its split; see data_gen.generate_corpus."""
+    rows_written = generate_corpus(documents, seed=seed, overlap=overlap, splits=splits, progress=progress)
+    return [Document(*row) for row in rows_written]
 
 
 @dataclass(frozen=True)

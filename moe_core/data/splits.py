@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.sources import MIN_SOURCES
 from moe_core.errors import DataError
 

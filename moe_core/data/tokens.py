@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.tokenizer import TextTokenizer
 from moe_core.errors import DataError
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError, UsageError

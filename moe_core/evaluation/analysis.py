@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.evaluation.ablation import ablation_map, analysis_of, held_out_text
 from moe_core.evaluation.importance import importance, measures, rank_correlations

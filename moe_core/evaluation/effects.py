@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.inference.loaded import LanguageModel, Loaded, language_model
 from moe_core.inference.tracing import logits_fit, trace_of_windows

@@ -18,7 +18,7 @@ from moe_core.progress import Progress, silent
 from moe_core.routing import baselines, capture, metrics, verdicts
 
 if TYPE_CHECKING:
-    from data_gen import Document
+    from moe_core.data.document import Document
     from moe_core.routing.instruments.capture import Recorder
     from moe_core.routing.trace.trace import RoutingTrace
     from moe_core.runs.checkpoint import LoadedRun

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import UsageError
 from moe_core.inference.layerwise import block_of, moe_step, through

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.inference.loaded import LanguageModel, Loaded
 from moe_core.inference.tracing import trace_documents

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.tokens import TokenBatch, TokenDataset
 from moe_core.errors import UsageError
 from moe_core.inference.loaded import LanguageModel, Loaded, check_token_ids, language_model

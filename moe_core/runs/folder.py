@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from data_gen import Document
+    from moe_core.data.document import Document
 
 State = Literal["preparing", "running", "finished", "stopped", "failed"]
 # A dashboard that asks "is it locked?" holds the lock for an instant; a trainer waits that long before it gives up.
@@ -236,7 +236,7 @@ class RunFolder:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from data_gen import Document
+        from moe_core.data.document import Document
 
         if split not in HELD_OUT_SPLITS:
             raise UsageError(f"unknown split {split!r}; expected one of {', '.join(HELD_OUT_SPLITS)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.evaluation.evaluate import held_out_dataset
 from moe_core.evaluation.tasks.held_out import ScoredTokens, score_tokens

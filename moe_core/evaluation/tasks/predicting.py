@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.data.tokens import TokenDataset
 from moe_core.evaluation.tasks.context import Context, Outcome

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.evaluation.tasks.context import Context, Outcome, Sample
 from moe_core.evaluation.tasks.registry import benchmark
 from moe_core.evaluation.tasks.scores import of_paired_shares, of_pairs

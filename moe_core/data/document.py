@@ -2,10 +2,6 @@
 
 from dataclasses import dataclass
 
-DOMAINS = ("finance", "legal", "code", "general")
-PROSE_DOMAINS = ("finance", "legal", "general")
-SPLITS = ("train", "validation", "unseen")
-
 
 @dataclass(frozen=True)
 class Document:
@@ -15,3 +11,4 @@ class Document:
     domain: str
     source: str
     split: str
+    """"train", "validation" or "unseen"; empty before the text is split."""
