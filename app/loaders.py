@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from app.components.text_pair import TextPair
     from moe_core.data.document import Document
-    from moe_core.inference.loaded import LanguageModel
+    from moe_core.inference.protocol import LanguageModel
     from moe_core.routing import Intervention
     from moe_core.routing.trace.trace import RoutingTrace
     from moe_core.runs.analysis import Table
@@ -308,15 +308,15 @@ def language_model(subject: Live) -> LanguageModel:
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _language_model(root: str, name: str, folder: str, changed: Stamp) -> LanguageModel:
-    from moe_core.inference import loaded
+    from moe_core.inference import protocol
 
-    return loaded.language_model(_loaded_run(root, name, folder, changed))
+    return protocol.language_model(_loaded_run(root, name, folder, changed))
 
 
 # One only: the next one needs the memory.
 @st.cache_resource(max_entries=1, show_spinner="Loading the model ...")
 def _foreign_model(model: ForeignModel, changed: Stamp) -> LanguageModel:
-    from moe_core.inference import loaded
+    from moe_core.inference import protocol
     from moe_core.inference.device import resolve_device, resolve_dtype
     from moe_core.routing.instruments.huggingface import load as huggingface
 
@@ -324,7 +324,7 @@ def _foreign_model(model: ForeignModel, changed: Stamp) -> LanguageModel:
     found = huggingface.load(model.where, dtype=resolve_dtype(model.dtype), trust_remote_code=model.trust_remote_code)
     if device.type != "cpu":
         found.model.to(device)
-    return loaded.language_model(found)
+    return protocol.language_model(found)
 
 
 def _weights_key(subject: Live) -> tuple[str, str, str, Stamp]:

@@ -24,7 +24,7 @@ from moe_core.errors import RunError, UsageError
 from moe_core.evaluation import ablation, analysis
 from moe_core.evaluation.ablation import ablation_map, domain_effects, held_out_text, read_ablation_map, token_effects
 from moe_core.evaluation.effects import SourceBootstrap
-from moe_core.inference.layerwise import moe_step, through
+from moe_core.inference.partial_forward import moe_step, through
 from moe_core.inference.tracing import trace_dataset
 from moe_core.model.transformer import MoETransformer
 from moe_core.routing import Intervention, capture

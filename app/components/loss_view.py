@@ -26,7 +26,7 @@ from moe_core.routing import verdicts
 if TYPE_CHECKING:
     from app.subjects import Live
     from moe_core.evaluation.effects import TokenEffects
-    from moe_core.inference.loaded import LanguageModel, Loaded
+    from moe_core.inference.protocol import LanguageModel, Loaded
 
 # Session keys: which text, what was typed, the view, the last text that was read with its effects.
 SOURCE, TYPED, VIEW, READ = "loss_source", "loss_typed", "loss_view", "loss_read"

@@ -19,7 +19,7 @@ from app.components.token_view_passages import fit
 
 if TYPE_CHECKING:
     from moe_core.inference.generate import SamplingConfig
-    from moe_core.inference.loaded import LanguageModel, Loaded
+    from moe_core.inference.protocol import LanguageModel, Loaded
     from moe_core.routing import Intervention
 
 PROMPT_TOKENS = 200

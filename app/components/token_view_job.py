@@ -19,7 +19,7 @@ from moe_core.errors import MoescopeError
 
 if TYPE_CHECKING:
     from moe_core.inference.generate import GeneratedToken, SamplingConfig
-    from moe_core.inference.loaded import LanguageModel, Loaded
+    from moe_core.inference.protocol import LanguageModel, Loaded
     from moe_core.routing import Intervention, RoutingTrace
 
 STOP_PATIENCE_SECONDS = 5.0
@@ -40,7 +40,7 @@ class GenerationJob:
         Raises DataError when UTF-8 cannot hold the prompt, UsageError when the model has no such expert.
         """
         from moe_core.inference.generate import generate
-        from moe_core.inference.loaded import language_model
+        from moe_core.inference.protocol import language_model
 
         self.loaded, self.prompt, self.sampling = loaded, prompt, sampling
         self.language = language_model(loaded)

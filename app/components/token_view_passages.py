@@ -14,7 +14,7 @@ from app.components.token_view import TokenArrays
 if TYPE_CHECKING:
     from moe_core.data.document import Document
     from moe_core.data.tokenizer import TextTokenizer
-    from moe_core.inference.loaded import LanguageModel, Loaded
+    from moe_core.inference.protocol import LanguageModel, Loaded
     from moe_core.routing import RoutingTrace
 
 TOKEN_LIMIT = 2_000

@@ -9,7 +9,7 @@ from moe_core.cli.commands import existing_run
 from moe_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from moe_core.inference.loaded import LanguageModel
+    from moe_core.inference.protocol import LanguageModel
 
 
 def load_language_model(arguments: argparse.Namespace) -> LanguageModel:
@@ -18,7 +18,7 @@ def load_language_model(arguments: argparse.Namespace) -> LanguageModel:
         raise UsageError("--trust-remote-code goes with --model; a run of our own has no code of its own")
     run = existing_run(arguments.run) if arguments.model is None else None
     from moe_core.inference.device import resolve_device, resolve_dtype
-    from moe_core.inference.loaded import language_model
+    from moe_core.inference.protocol import language_model
 
     device, dtype = resolve_device(arguments.device), resolve_dtype(arguments.dtype)
     if run is not None:

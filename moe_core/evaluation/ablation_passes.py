@@ -15,7 +15,7 @@ import torch
 
 from moe_core.errors import RunError
 from moe_core.evaluation.effects import SourceBootstrap, compare
-from moe_core.inference.loaded import LanguageModel
+from moe_core.inference.protocol import LanguageModel
 from moe_core.inference.windows import WindowBatch, window_batches
 from moe_core.routing import capture, intervene
 

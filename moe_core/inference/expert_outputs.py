@@ -15,8 +15,8 @@ import torch
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import UsageError
-from moe_core.inference.layerwise import block_of, moe_step, through
-from moe_core.inference.loaded import LanguageModel, Loaded, OwnModel, own_model
+from moe_core.inference.partial_forward import block_of, moe_step, through
+from moe_core.inference.protocol import LanguageModel, Loaded, OwnModel, own_model
 from moe_core.inference.windows import WindowBatch, as_dataset, window_batches
 from moe_core.progress import Progress, silent
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moe_core.data.document import Document
 from moe_core.data.splits import HELD_OUT_SPLITS
-from moe_core.inference.loaded import LanguageModel, Loaded
+from moe_core.inference.protocol import LanguageModel, Loaded
 from moe_core.inference.tracing import trace_documents
 from moe_core.progress import Progress
 from moe_core.routing import RoutingTrace

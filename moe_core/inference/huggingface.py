@@ -1,4 +1,4 @@
-"""A causal language model of the transformers library behind our own face, see loaded.py."""
+"""A causal language model of the transformers library behind our own face, see protocol.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from moe_core.data.tokenizer import TextTokenizer
 from moe_core.errors import UsageError
 from moe_core.inference.foreign_tokenizer import ForeignTokenizer, IdTokenizer
-from moe_core.inference.loaded import ReadTokens
+from moe_core.inference.protocol import ReadTokens
 from moe_core.routing import capture
 
 UNLIMITED_WINDOW = 32_768

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moe_core.data.tokens import TokenDataset, document_batches
 from moe_core.evaluation.loss import EVALUATION_BATCH, count_text_tokens
 from moe_core.evaluation.tasks.scores import Score, of_sources
-from moe_core.inference.loaded import LanguageModel
+from moe_core.inference.protocol import LanguageModel
 from moe_core.progress import Progress, silent
 
 

@@ -17,7 +17,7 @@ from lm_eval.api.model import TemplateLM
 from moe_core.errors import UsageError
 from moe_core.evaluation.tasks.likelihood import Continuation, likelihoods
 from moe_core.inference.generate import SamplingConfig, generate
-from moe_core.inference.loaded import LanguageModel
+from moe_core.inference.protocol import LanguageModel
 from moe_core.progress import Progress, silent
 
 MAX_NEW_TOKENS = 256
