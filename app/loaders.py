@@ -308,23 +308,19 @@ def language_model(subject: Live) -> LanguageModel:
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _language_model(root: str, name: str, folder: str, changed: Stamp) -> LanguageModel:
-    from moe_core.inference import protocol
+    from moe_core.inference.open import language_model as language_model_of
 
-    return protocol.language_model(_loaded_run(root, name, folder, changed))
+    return language_model_of(_loaded_run(root, name, folder, changed))
 
 
 # One only: the next one needs the memory.
 @st.cache_resource(max_entries=1, show_spinner="Loading the model ...")
 def _foreign_model(model: ForeignModel, changed: Stamp) -> LanguageModel:
-    from moe_core.inference import protocol
-    from moe_core.inference.device import resolve_device, resolve_dtype
-    from moe_core.routing.instruments.huggingface import load as huggingface
+    from moe_core.inference.open import open_huggingface
 
-    device = resolve_device(model.device)
-    found = huggingface.load(model.where, dtype=resolve_dtype(model.dtype), trust_remote_code=model.trust_remote_code)
-    if device.type != "cpu":
-        found.model.to(device)
-    return protocol.language_model(found)
+    return open_huggingface(
+        model.where, device=model.device, dtype=model.dtype, trust_remote_code=model.trust_remote_code
+    )
 
 
 def _weights_key(subject: Live) -> tuple[str, str, str, Stamp]:

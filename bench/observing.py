@@ -17,7 +17,7 @@ from data_gen import generate_corpus
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.experiments.timing import interleave
 from moe_core.inference.generate import SamplingConfig, generate, sample
-from moe_core.inference.protocol import OwnModel
+from moe_core.inference.own_model import OwnModel
 from moe_core.model import KVCache, MoETransformer
 from moe_core.routing import capture
 

@@ -13,7 +13,7 @@ from moe_core.evaluation.evaluate import evaluate_run
 from moe_core.evaluation.tasks import Inputs, run_suite, select
 from moe_core.evaluation.tasks.questions import Questions
 from moe_core.exchange.export import export_run
-from moe_core.inference.protocol import language_model
+from moe_core.inference.open import language_model
 from moe_core.runs.checkpoint import LoadedRun, load_run
 
 pytestmark = [

@@ -16,7 +16,7 @@ from test_inference_tracing import Loaded, tiny_loaded
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.errors import DataError, RunError, UsageError
 from moe_core.inference.generate import GeneratedToken, SamplingConfig, generate, sample
-from moe_core.inference.protocol import context_window
+from moe_core.inference.open import context_window
 from moe_core.inference.tracing import trace_text
 from moe_core.routing import Intervention, capture, intervene
 

@@ -24,7 +24,8 @@ from moe_core.evaluation.effects import token_effects
 from moe_core.inference import tracing
 from moe_core.inference.expert_outputs import expert_saliency, expert_similarity
 from moe_core.inference.generate import SamplingConfig, generate
-from moe_core.inference.protocol import LanguageModel, context_window, language_model
+from moe_core.inference.open import context_window, language_model
+from moe_core.inference.protocol import LanguageModel
 from moe_core.inference.tracing import trace_documents, trace_text, write_documents_trace
 from moe_core.inference.windows import as_dataset
 from moe_core.routing import Intervention, RoutingTrace, capture, intervene

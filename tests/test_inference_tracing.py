@@ -16,7 +16,7 @@ from moe_core.data.tokenizer import Tokenizer
 from moe_core.data.tokens import TokenDataset, training_batch
 from moe_core.errors import DataError, UsageError
 from moe_core.inference import held_out, tracing
-from moe_core.inference.protocol import context_window
+from moe_core.inference.open import context_window
 from moe_core.inference.tracing import trace_documents, trace_text
 from moe_core.model.transformer import MoETransformer
 from moe_core.routing import RoutingTrace

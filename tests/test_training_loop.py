@@ -17,12 +17,13 @@ import torch
 from training_support import make_config, tensor_hashes, timeless_metrics, write_corpus
 
 from moe_core.errors import DataError, RunBusyError, RunError, UsageError
+from moe_core.inference.device import resolve_device
 from moe_core.model import losses
 from moe_core.model.transformer import MoETransformer
 from moe_core.routing import RoutingTrace
 from moe_core.runs import RunFolder, list_runs
 from moe_core.runs.checkpoint import checkpoint_steps, load_run, load_trainer_state
-from moe_core.training.device import repeatable, resolve_autocast, resolve_device
+from moe_core.training.device import repeatable, resolve_autocast
 from moe_core.training.loop import train
 from moe_core.training.probe import domain_experts, probe_routing
 
@@ -386,8 +387,8 @@ def test_precision_and_device_are_resolved(corpus: Path) -> None:
     assert resolve_autocast(make_config(corpus, model__dim=256, training__autocast="none"), cpu) is False
     assert resolve_device("cpu") == cpu
     if not torch.cuda.is_available():
-        with pytest.raises(UsageError, match="cuda"):
-            resolve_device("cuda")
+        with pytest.raises(UsageError, match=r"training\.device 'cuda'"):
+            resolve_device("cuda", "training.device")
 
 
 SIGTERM_WHILE_TRAINING = """

@@ -40,7 +40,7 @@ class GenerationJob:
         Raises DataError when UTF-8 cannot hold the prompt, UsageError when the model has no such expert.
         """
         from moe_core.inference.generate import generate
-        from moe_core.inference.protocol import language_model
+        from moe_core.inference.open import language_model
 
         self.loaded, self.prompt, self.sampling = loaded, prompt, sampling
         self.language = language_model(loaded)

@@ -28,8 +28,10 @@ from moe_core.evaluation.effects import (
     domain_effects,
     token_effects,
 )
+from moe_core.inference.open import language_model
+from moe_core.inference.own_model import OwnModel
 from moe_core.inference.partial_forward import MoEStep, block_of, moe_step, through
-from moe_core.inference.protocol import LanguageModel, Loaded, OwnModel, language_model
+from moe_core.inference.protocol import LanguageModel, Loaded
 from moe_core.inference.windows import WindowBatch, as_dataset, window_batches
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, intervene

@@ -12,7 +12,8 @@ import torch
 
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
-from moe_core.inference.protocol import LanguageModel, Loaded, language_model
+from moe_core.inference.open import language_model
+from moe_core.inference.protocol import LanguageModel, Loaded
 from moe_core.inference.tracing import logits_fit, trace_of_windows
 from moe_core.inference.windows import as_dataset, window_batches
 from moe_core.progress import Progress, silent

@@ -1,4 +1,4 @@
-"""Where a model that is only read computes, and how precisely."""
+"""Where a model computes, and how precisely it is read."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def resolve_device(name: str) -> torch.device:
-    """ "auto" = cuda if present, else cpu. Raises UsageError for a device this machine lacks."""
+def resolve_device(name: str, setting: str = "device") -> torch.device:
+    """ "auto" = cuda if present, else cpu. Raises UsageError, naming the `setting`, for a device this machine lacks."""
     import torch
 
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -23,7 +23,7 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if present["cuda"] else "cpu")
     if not present.get(name, False):
         here = ", ".join(device for device, is_here in present.items() if is_here)
-        raise UsageError(f"device {name!r} is not present on this machine; expected auto or one of: {here}")
+        raise UsageError(f"{setting} {name!r} is not present on this machine; expected auto or one of: {here}")
     return torch.device(name)
 
 

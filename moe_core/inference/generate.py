@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from moe_core.errors import RunError, UsageError
-from moe_core.inference.protocol import LanguageModel, Loaded, OwnModel, ReadTokens, check_token_ids, language_model
+from moe_core.inference.open import language_model
+from moe_core.inference.own_model import OwnModel
+from moe_core.inference.protocol import LanguageModel, Loaded, ReadTokens, check_token_ids
 from moe_core.routing import Intervention, intervene
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenBatch, TokenDataset
 from moe_core.errors import UsageError
-from moe_core.inference.protocol import LanguageModel, Loaded, check_token_ids, language_model
+from moe_core.inference.open import language_model
+from moe_core.inference.protocol import LanguageModel, Loaded, check_token_ids
 from moe_core.inference.windows import WindowBatch, window_batches
 from moe_core.progress import Progress, silent
 from moe_core.routing import Recorder, RoutingTrace, StoredTrace, capture, concatenate

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import UsageError
-from moe_core.inference.protocol import LanguageModel, Loaded, check_token_ids, language_model
+from moe_core.inference.open import language_model
+from moe_core.inference.protocol import LanguageModel, Loaded, check_token_ids
 
 TOKENS_PER_BATCH = 4096
 """Tokens that go through the model together, at most; no window is longer."""

@@ -1,4 +1,4 @@
-"""Where a run computes and how precisely."""
+"""How precisely a training computes, in which order it adds up, and what it does with freed memory."""
 
 from __future__ import annotations
 
@@ -10,23 +10,12 @@ import torch
 from torch.utils import deterministic
 
 from moe_core.config import Config
-from moe_core.errors import UsageError
 
 # Narrower models are reported to lose more by converting than bfloat16 products gain; not measured here, where no
 # machine at hand multiplies bfloat16.
 AUTOCAST_MIN_DIM = 256
 # glibc's names and numbers (malloc.h); 2**25 is the largest mmap threshold it takes on 64-bit machines.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" = cuda if present, else cpu. Raises UsageError for a device this machine lacks."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present[name]:
-        raise UsageError(f"training.device = {name!r} is not present on this machine; use auto or cpu")
-    return torch.device(name)
 
 
 def resolve_autocast(config: Config, device: torch.device) -> bool:

@@ -18,6 +18,7 @@ from moe_core.config.router import RouterConfig
 from moe_core.data.prepare import PreparedData, prepare_data
 from moe_core.data.tokens import TokenBatch, training_batch
 from moe_core.errors import MoescopeError, RunError
+from moe_core.inference.device import resolve_device
 from moe_core.model.losses import StepLoad, routing_losses
 from moe_core.model.routers import RouterOutput
 from moe_core.model.size import SMALLEST_VOCABULARY, check_fits_training
@@ -25,7 +26,7 @@ from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress, silent
 from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.runs.folder import RunFolder, RunStatus
-from moe_core.training.device import repeatable, resolve_autocast, resolve_device
+from moe_core.training.device import repeatable, resolve_autocast
 from moe_core.training.observe import (
     evaluate_splits,
     held_out_sets,
@@ -100,7 +101,7 @@ def train(
     stopper = Stopper(run, stop)
     if resume and not run.exists():
         run.config()  # raises "no run ..."
-    device = resolve_device(config.training.device)
+    device = resolve_device(config.training.device, "training.device")
     # Before a file is written or the text is read, which decides how large the vocabulary will be.
     _check_memory(with_vocabulary(config, SMALLEST_VOCABULARY), device)
     with run.lock(), stopper.catching_signals(), repeatable(config.training.threads, device):

@@ -14,7 +14,8 @@ from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.evaluation.evaluate import held_out_dataset
 from moe_core.evaluation.tasks.held_out import ScoredTokens, score_tokens
 from moe_core.evaluation.tasks.scores import Score
-from moe_core.inference.protocol import LanguageModel, language_model
+from moe_core.inference.open import language_model
+from moe_core.inference.protocol import LanguageModel
 from moe_core.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from moe_core.inference.protocol import LanguageModel, OwnModel
+from moe_core.inference.own_model import OwnModel
+from moe_core.inference.protocol import LanguageModel
 from moe_core.inference.windows import TOKENS_PER_BATCH
 from moe_core.progress import Progress, silent
 
