@@ -14,10 +14,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from moe_core.config import Config, validate_config
 
 torch.set_num_threads(1)
+# No property depends on how fast the machine is; pytest's own timeout ends what hangs.
+settings.register_profile("any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_speed")
 
 
 @pytest.fixture(scope="session")

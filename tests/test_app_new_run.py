@@ -34,7 +34,7 @@ TINY = {
 def form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
     """The Training page of an empty checkpoints folder."""
     monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(tmp_path / "checkpoints"))
-    at = AppTest.from_file(str(ENTRY), default_timeout=60).run()
+    at = AppTest.from_file(str(ENTRY), default_timeout=240).run()
     return at.switch_page("app_pages/training.py").run()
 
 
@@ -159,7 +159,7 @@ def _state(run: RunFolder) -> str:
     return status.state if status is not None else ""
 
 
-def _wait(condition: object, seconds: float = 120.0) -> None:
+def _wait(condition: object, seconds: float = 240.0) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():

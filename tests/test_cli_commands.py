@@ -122,14 +122,14 @@ def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(cli: Run, tmp_path: Path) -
             [sys.executable, str(ROOT / "main.py"), "--run", "long", *extra],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         ) as process:  # fmt: skip
-            deadline = time.monotonic() + 100
+            deadline = time.monotonic() + 240
             while time.monotonic() < deadline and process.poll() is None:
                 status = run.status() if run.exists() else None
                 if status is not None and status.state == "running" and status.step > reached:
                     break
                 time.sleep(0.05)
             process.send_signal(number)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=240)
         assert process.returncode == code, err
         assert "what it learned is saved" in out
         assert "Traceback" not in err
@@ -156,7 +156,7 @@ def limited(root: Path, most_bytes: int, *arguments: str) -> subprocess.Complete
         [sys.executable, str(ROOT / "main.py"), *arguments],
         env={**os.environ, "MOESCOPE_CHECKPOINTS": str(root), "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes)),
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=240,
     )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def test_evaluate_json_is_alone_on_stdout_with_warnings_around(own_root: Path) -
     done = subprocess.run(
         [sys.executable, "-W", "always", str(ROOT / "main.py"), "--evaluate", "--run", "tiny", "--json"],
         env={**os.environ, "MOESCOPE_CHECKPOINTS": str(own_root), "PYTHONIOENCODING": "ascii"},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     evaluation = json.loads(done.stdout)

@@ -72,8 +72,8 @@ def test_signals_end_a_command_with_their_code_and_leave_the_handlers_as_they_we
 
     def work() -> int:
         os.kill(os.getpid(), number)
-        time.sleep(5)
-        return 0
+        while True:  # until the signal arrives
+            time.sleep(0.1)
 
     try:
         assert guarded(work) == code
@@ -171,7 +171,6 @@ def test_a_terminal_gets_one_bar_a_stage(monkeypatch: pytest.MonkeyPatch) -> Non
     with progress_on_stderr() as progress:
         for done in range(5):
             progress("reading", done, 4)
-            time.sleep(0.03)
         progress("training", 0, 10)
         progress("training", 10, 10)
     shown = terminal.getvalue()
@@ -191,7 +190,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict", "COLUMNS": "80"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: python main.py") == 7
@@ -215,7 +214,7 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, str(ROOT / "main.py"), "runs"],
-            stdout=full, stderr=subprocess.PIPE, env=environment, text=True, timeout=60,
+            stdout=full, stderr=subprocess.PIPE, env=environment, text=True, timeout=240,
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith("error: no space left to write")

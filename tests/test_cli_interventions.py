@@ -53,7 +53,7 @@ def test_as_a_process_the_text_is_on_stdout_and_the_change_on_stderr(trained_roo
         [sys.executable, "main.py", "generate", "--run", "tiny", "--prompt", "The ", "--max-new-tokens", "4",
          "--ablate", "0:1"],
         cwd=ROOT, env={**os.environ, "MOESCOPE_CHECKPOINTS": str(trained_root)}, text=True, capture_output=True,
-        timeout=120,
+        timeout=240,
     )  # fmt: skip
     assert done.returncode == 0
     assert done.stdout.endswith("\n")

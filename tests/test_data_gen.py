@@ -292,7 +292,6 @@ ARGUMENTS: dict[str, list[object]] = {
 DELIBERATE = (ValueError, KeyError, RuntimeError, IndexError)  # what the generated code itself raises
 
 
-@pytest.mark.timeout(60)
 @settings(max_examples=60, deadline=None)
 @given(index=st.integers(0, 100_000), split=st.sampled_from(["train", "unseen"]))
 def test_generated_functions_run_without_name_or_type_errors(index: int, split: str) -> None:

@@ -49,7 +49,7 @@ def test_a_suite_from_the_shell_writes_its_report_and_json(runs: Path, tmp_path:
         env={**os.environ, "MOESCOPE_CHECKPOINTS": str(runs)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert "arc: not run: no questions were given; --arc FILE.jsonl gives them" in done.stdout

@@ -297,7 +297,7 @@ def test_neither_direction_imports_transformers(
     shutil.copytree(trained_root, tmp_path / "checkpoints")
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=240,
         env={"PATH": "/usr/bin:/bin", "MOESCOPE_CHECKPOINTS": str(tmp_path / "checkpoints"), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -434,7 +434,7 @@ def shelf(tmp_path: Path, trained_root: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def opened_compare(**query: str) -> AppTest:
     """The Compare page on results."""
-    at = AppTest.from_file(str(ENTRY), default_timeout=60)
+    at = AppTest.from_file(str(ENTRY), default_timeout=240)
     for key, value in {"compare_kind": "Dense models and routers", **query}.items():
         at.query_params[key] = value
     at.run()

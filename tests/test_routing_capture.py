@@ -168,7 +168,7 @@ def test_nested_captures_record_independently() -> None:
 def test_other_threads_are_not_recorded() -> None:
     model = TinyMoE()
     traces: dict[int, RoutingTrace] = {}
-    barrier = threading.Barrier(4, timeout=60)
+    barrier = threading.Barrier(4, timeout=240)
 
     def session(number: int) -> None:
         tokens = torch.full((number + 1,), number)

@@ -119,7 +119,7 @@ def test_an_intervention_lasts_through_generation(model: Any) -> None:
 def test_another_thread_sees_neither_capture_nor_intervention(model: Any) -> None:
     with torch.no_grad():
         plain = model(input_ids=TOKENS).logits
-    barrier, found = threading.Barrier(2, timeout=60), {}
+    barrier, found = threading.Barrier(2, timeout=240), {}
 
     def bystander() -> None:
         barrier.wait()

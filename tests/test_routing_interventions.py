@@ -343,7 +343,7 @@ def test_other_threads_see_the_model_as_it_is() -> None:
     for change in changes:
         with torch.no_grad(), intervene(model, change):
             expected.append(model(tokens).logits)
-    barrier = threading.Barrier(len(changes) + 1, timeout=60)
+    barrier = threading.Barrier(len(changes) + 1, timeout=240)
     found: dict[int, list[Tensor]] = {}
 
     def session(number: int) -> None:

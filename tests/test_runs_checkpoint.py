@@ -269,7 +269,9 @@ saver.save(1)
 seconds = time.perf_counter() - began
 delays = random.Random(seed)
 step, mid_save = 1, 0
-for _ in range(rounds):
+for number in range(100):
+    if number >= rounds and mid_save >= 3:  # how many kills hit a save depends on the machine
+        break
     child = os.fork()
     if child == 0:
         with saver.run.lock():
@@ -298,7 +300,7 @@ def test_a_kill_while_saving_always_leaves_a_checkpoint(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr

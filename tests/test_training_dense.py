@@ -74,7 +74,7 @@ def test_what_needs_routing_is_refused_in_one_line(
 @pytest.mark.parametrize("page", ["overview", "tokens", "training"])
 def test_pages_say_that_there_is_no_routing(dense_root: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
     monkeypatch.setenv("MOESCOPE_CHECKPOINTS", str(dense_root))
-    at = AppTest.from_file(str(ENTRY), default_timeout=60)
+    at = AppTest.from_file(str(ENTRY), default_timeout=240)
     at.query_params["run"] = "dense"
     at.run()
     at.switch_page(f"app_pages/{page}.py").run()

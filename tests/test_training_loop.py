@@ -422,7 +422,7 @@ def test_sigterm_ends_a_process_with_143_and_a_checkpoint(corpus: Path, tmp_path
             break
     assert list_runs(tmp_path)[0].is_live
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 143, errors
     assert errors == ""
     summary = list_runs(tmp_path)[0]

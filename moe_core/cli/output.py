@@ -149,6 +149,8 @@ class _Bar:
             self._stage = stage
         self._bar.total = total
         self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.refresh()  # tqdm redraws by the clock and may pass over the last report of a stage
 
     def close(self) -> None:
         if self._bar is not None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 60.0
+START_SECONDS = 240.0
 LAUNCH_ARGUMENTS = [
     "--no-sandbox",
     "--disable-background-networking",
@@ -66,7 +66,7 @@ class Server:
         """End the server, and only the server."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=120)
             self._process = None
 
 
@@ -125,5 +125,5 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 def page(context: BrowserContext) -> Page:
     """A tab in a fresh profile."""
     tab = context.new_page()
-    tab.set_default_timeout(30_000)
+    tab.set_default_timeout(180_000)
     return tab

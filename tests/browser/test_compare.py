@@ -19,7 +19,7 @@ HOSTILE = (
 def test_two_steps_and_two_texts(dashboard: Any, page: Page) -> None:
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)
     page.goto(f"{dashboard.url}/compare")
     page.get_by_text(re.compile("^A is tiny, step 0, B is tiny, step 40. Different")).wait_for()
     page.locator(".t").first.wait_for()

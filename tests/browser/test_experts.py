@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 
 def test_a_row_of_the_table_opens_its_expert_and_the_link_brings_it_back(dashboard: Any, page: Page) -> None:
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(180_000)
     page.goto(f"{dashboard.url}/experts?layer=1&expert=3")
     page.get_by_text("Expert 3 of layer 1 takes").wait_for()
     page.get_by_text("All experts").click()

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 def test_bands_are_drawn_and_taken_away_and_a_closer_look_opens(dashboard: Any, browser: Browser, scheme: Any) -> None:
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1400, "height": 1000})
     page = context.new_page()
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(180_000)
     page.goto(f"{dashboard.url}/flow?layer=0")
     bands = page.locator("path.sankey-link")
     bands.first.wait_for()

@@ -28,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, trained_root: Path, serve: 
 
 
 def test_a_click_chooses_the_expert_and_both_texts_are_written(server: Any, page: Page) -> None:
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)
     page.goto(f"{server.url}/interventions?layer=1&expert=0")
     page.get_by_text(re.compile("^Without expert 0 of layer 1")).first.wait_for()
     chart = page.locator("[data-testid=stVegaLiteChart]").first

@@ -51,7 +51,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     address = f"http://localhost:{port}"
-    for _ in range(300):
+    for _ in range(1200):
         try:
             urllib.request.urlopen(f"{address}/_stcore/health", timeout=2).close()
             break
@@ -60,7 +60,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             time.sleep(0.2)
     yield address
     server.terminate()
-    server.wait(timeout=20)
+    server.wait(timeout=120)
 
 
 def heading(page: Page, text: str) -> None:
@@ -71,7 +71,7 @@ def heading(page: Page, text: str) -> None:
 def test_it_opens_on_the_trace_and_shows_its_text(url: str, browser: Browser, scheme: Any) -> None:
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1400, "height": 1000})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)
     page.goto(url)
     heading(page, "What is trace first.parquet, and is its routing healthy?")
     page.locator("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg").first.wait_for()

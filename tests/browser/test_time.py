@@ -20,7 +20,7 @@ def colours(page: Page) -> list[str]:
 
 
 def test_the_film_plays_to_its_end_and_the_text_changes_its_colours(dashboard: Any, page: Page) -> None:
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(180_000)
     page.goto(f"{dashboard.url}/time?step=0&layer=1")
     page.locator(".t").first.wait_for()
     before = colours(page)
