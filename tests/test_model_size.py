@@ -17,7 +17,8 @@ from moe_core.data.tokens import TokenBatch
 from moe_core.errors import UsageError
 from moe_core.model import MoETransformer, size
 from moe_core.runs.folder import RunFolder
-from moe_core.training.loop import accumulate_gradient, train
+from moe_core.training.gradient import accumulate_gradient
+from moe_core.training.loop import train
 from moe_core.training.optimizers import build_optimizers
 
 # How far the estimate may be from a measured step. Measured: 0.85 to 1.00 of it (docs/LOG.md).

@@ -17,7 +17,8 @@ from moe_core.errors import UsageError
 from moe_core.model.losses import load_balancing_loss
 from moe_core.model.transformer import MoETransformer
 from moe_core.runs import RunFolder
-from moe_core.training.loop import StepLosses, accumulate_gradient, train
+from moe_core.training.gradient import StepLosses, accumulate_gradient
+from moe_core.training.loop import train
 
 CPU = torch.device("cpu")
 Gradient = tuple[StepLosses, list[torch.Tensor], list[torch.Tensor]]

@@ -1,0 +1,78 @@
+"""The gradient of one training step: forward, losses, backward, in equal parts of the batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moe_core.config import Config
+from moe_core.config.router import RouterConfig
+from moe_core.data.tokens import TokenBatch
+from moe_core.model.losses import StepLoad, routing_losses
+from moe_core.model.routers import RouterOutput
+from moe_core.model.transformer import MoETransformer
+
+
+class StepLosses(NamedTuple):
+    """Scalars of one training batch."""
+
+    total: Tensor
+    """What is minimised: the loss below and the auxiliary ones that model.router asks for, weighted."""
+    language_model: Tensor
+    """Nats per token."""
+    load_balancing: Tensor
+    """Mean over MoE layers; 1 = perfect balance."""
+    router_z: Tensor
+    """Mean over MoE layers."""
+    dropped_fraction: Tensor
+    """Slots without an expert: it was full, or the router wanted fewer."""
+
+
+def accumulate_gradient(
+    model: MoETransformer, batch: TokenBatch, config: Config, device: torch.device, *, autocast: bool
+) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
+    """Add the gradient of one step to the parameters', in training.gradient_accumulation equal parts of its batch.
+
+    Returns the losses, means over the parts, and what the routers chose for the tokens of all parts, both detached.
+    Parts are as good as the whole but for what a router does with a whole batch: the load-balancing loss asks for
+    balance within each part (E * sum f_e * P_e of a part), unless model.router.balancing = global_batch, and an
+    expert's capacity is that of a part.
+    """
+    parts = config.training.gradient_accumulation
+    load = StepLoad()
+    losses: list[StepLosses] = []
+    routed: list[tuple[RouterOutput, ...]] = []
+    for part in batch.split(parts):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+            part_losses, router_outputs = batch_losses(model, part, config.model.router, device, load)
+        (part_losses.total / parts).backward()  # type: ignore[no-untyped-call]
+        losses.append(StepLosses(*(loss.detach() for loss in part_losses)))
+        routed.append(tuple(RouterOutput(*(tensor.detach() for tensor in output)) for output in router_outputs))
+    if parts == 1:
+        return losses[0], routed[0]
+    return (
+        StepLosses(*(torch.stack(values).mean() for values in zip(*losses, strict=True))),
+        tuple(RouterOutput(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*routed, strict=True)),
+    )
+
+
+def batch_losses(
+    model: MoETransformer,
+    batch: TokenBatch,
+    router: RouterConfig,
+    device: torch.device,
+    load: StepLoad | None = None,
+) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
+    """Forward pass of one training batch: what is minimised, and what the routers chose. `load`: see routing_losses."""
+    logits_BSV, router_outputs = model(torch.from_numpy(batch.token_ids).to(device))
+    targets_BS = torch.from_numpy(batch.targets).to(device)
+    nats = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), ignore_index=-1)
+    if not router_outputs:  # a dense model has nothing to balance
+        nothing = nats.new_zeros(())
+        return StepLosses(nats, nats, nothing, nothing, nothing), ()
+    routing = routing_losses(router_outputs, router, load)
+    dropped = torch.stack([(routed.router_indices < 0).float().mean() for routed in router_outputs]).mean()
+    losses = StepLosses(nats + routing.total, nats, routing.load_balancing, routing.router_z, dropped)
+    return losses, router_outputs

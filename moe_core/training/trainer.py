@@ -1,0 +1,231 @@
+"""The trainer of one run: what it holds while it trains, and the three things it does: step, evaluate, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from moe_core.config import Config
+from moe_core.data.prepare import PreparedData
+from moe_core.data.tokens import training_batch
+from moe_core.errors import RunError
+from moe_core.model.transformer import MoETransformer
+from moe_core.progress import Progress
+from moe_core.runs.checkpoint import LoadedRun, load_run, load_trainer_state, save_checkpoint
+from moe_core.runs.folder import RunFolder, RunStatus
+from moe_core.training.device import resolve_autocast
+from moe_core.training.gradient import StepLosses, accumulate_gradient
+from moe_core.training.observe import evaluate_splits, held_out_sets, log_event, observe_routing, write_sample
+from moe_core.training.optimizers import build_optimizers, optimizer_tensors, restore_optimizers, set_learning_rates
+from moe_core.training.schedule import learning_rate_multiplier
+from moe_core.training.state import TrainerState
+
+# This many steps in a row without a finite loss and gradient: the run does not come back by itself.
+MAX_BAD_STEPS = 3
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one training step tells."""
+
+    losses: StepLosses
+    """Before the update."""
+    gradient_norm: float
+    """Global, before clipping."""
+    learning_rate: float
+    """AdamW's, as the schedule set it."""
+    skipped: bool
+    """Whether loss or gradient were not finite, so that the weights stayed as they are."""
+
+    def record(self, status: RunStatus) -> dict[str, Any]:
+        """The "train" line for metrics.jsonl, with the progress that `status` tells."""
+        return {
+            "kind": "train",
+            "step": status.step,
+            "loss": float(self.losses.language_model),
+            "load_balancing_loss": float(self.losses.load_balancing),
+            "router_z_loss": float(self.losses.router_z),
+            "gradient_norm": self.gradient_norm,
+            "learning_rate": self.learning_rate,
+            "tokens_per_second": status.tokens_per_second,
+            "tokens": status.tokens,
+            "elapsed_seconds": status.elapsed_seconds,
+            "dropped_fraction": float(self.losses.dropped_fraction),
+        }
+
+
+class Trainer:
+    """Model, optimizers and state of one run. Whoever calls decides when it steps, evaluates and saves.
+
+    `begin` makes one at step 0, `restore` one of the newest checkpoint. What follows from the same calls is the same to
+    the bit: the data position is the step, and a checkpoint holds the state of every random number generator.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: Config,
+        data: PreparedData,
+        model: MoETransformer,
+        optimizers: list[Optimizer],
+        state: TrainerState,
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.data = data
+        self.model = model.train()
+        self.optimizers = optimizers
+        self.state = state
+        self.device = next(model.parameters()).device
+        self.held_out, self._probe = held_out_sets(data, config.training)
+        self._vocabulary = data.tokenizer.vocabulary()
+
+    @classmethod
+    def begin(
+        cls, run: RunFolder, config: Config, data: PreparedData, device: torch.device, origin: LoadedRun | None = None
+    ) -> Trainer:
+        """A trainer at step 0, its weights seeded, or those of `origin`."""
+        torch.manual_seed(config.training.seed)
+        model = MoETransformer(config.model).to(device)
+        model.prepare_routers(torch.from_numpy(data.token_counts), data.tokenizer.end_of_text)
+        if origin is not None:
+            model.load_state_dict(origin.model.state_dict())
+        state = TrainerState(
+            steps=config.training.steps,
+            asked_steps=config.training.steps,
+            fingerprint=data.fingerprint,
+            autocast=resolve_autocast(config, device),
+            started_at=time.time(),
+        )
+        return cls(run, config, data, model, build_optimizers(model, config.training), state)
+
+    @classmethod
+    def restore(cls, run: RunFolder, config: Config, data: PreparedData, device: torch.device) -> Trainer:
+        """The trainer of the newest checkpoint; random number generators are set and metrics rewound to it.
+
+        Raises RunError when the checkpoint is damaged or the data is not what the run was started with.
+        """
+        loaded = load_run(run.name, run.root, device=device)
+        tensors, meta = load_trainer_state(run, loaded.step)
+        state = TrainerState.from_meta(meta)
+        if state.fingerprint != data.fingerprint:
+            raise RunError(
+                f"the data of run {run.name!r} has changed since it was started ({config.data.path or 'synthetic'}); "
+                "put the old data back, or start a new --run NAME"
+            )
+        model = loaded.model.requires_grad_(True)
+        optimizers = build_optimizers(model, config.training)
+        restore_optimizers(model, optimizers, tensors)
+        torch.set_rng_state(tensors["rng.cpu"])
+        if device.type == "cuda" and "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+        if config.training.steps != state.asked_steps:
+            state.steps = max(state.step, config.training.steps)
+            state.asked_steps = config.training.steps
+        state.saved_step = state.step
+        run.rewind_metrics(state.step)
+        return cls(run, config, data, model, optimizers, state)
+
+    def step(self) -> StepReport:
+        """One update of the weights, skipped where loss or gradient are not finite.
+
+        Raises RunError after MAX_BAD_STEPS skipped steps in a row.
+        """
+        began = time.perf_counter()
+        state, training = self.state, self.config.training
+        batch = training_batch(
+            self.data.train, state.step, batch_size=training.batch_size, seq_len=training.seq_len, seed=training.seed
+        )
+        losses, router_outputs = accumulate_gradient(
+            self.model, batch, self.config, self.device, autocast=state.autocast
+        )
+        multiplier = learning_rate_multiplier(
+            state.step,
+            state.steps,
+            warmup_fraction=training.warmup_fraction,
+            final_lr_fraction=training.final_lr_fraction,
+        )
+        set_learning_rates(self.optimizers, multiplier)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip))
+        state.step += 1
+        finite = math.isfinite(float(losses.total)) and math.isfinite(norm)
+        if finite:
+            state.bad_steps = 0
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.model.after_step(router_outputs)
+        else:
+            self._skip_step(float(losses.total), norm)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        state.clock.add_step(time.perf_counter() - began)
+        self._fit_time_budget(tolerance=state.clock.tolerance)
+        return StepReport(losses, norm, training.learning_rate * multiplier, skipped=not finite)
+
+    def evaluate(self, progress: Progress | None = None) -> None:
+        """Log the loss of both held-out splits, the routing of the probe set, and a text that the model writes."""
+        began = time.perf_counter()
+        state, seq_len = self.state, self.config.training.seq_len
+        evaluate_splits(self.run, self.model, self.held_out, state, seq_len=seq_len, progress=progress)
+        observe_routing(
+            self.run,
+            self.model,
+            self._probe,
+            state,
+            seq_len=seq_len,
+            vocabulary=self._vocabulary,
+            fine_tuning=bool(self.config.training.init_from),
+        )
+        write_sample(self.run, self.model, self.data, self.config, state)
+        state.evaluated_step = state.step
+        state.clock.add_evaluation(time.perf_counter() - began)
+        self._fit_time_budget()
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment; its seconds count as the evaluation's."""
+        began = time.perf_counter()
+        optimizer_state = optimizer_tensors(self.model, self.optimizers)
+        tensors: dict[str, Tensor] = {**optimizer_state, "rng.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        save_checkpoint(
+            self.run,
+            step=self.state.step,
+            model=self.model,
+            tokenizer=self.data.tokenizer,
+            config=self.config,
+            trainer_state=tensors,
+            trainer_meta=self.state.to_meta(),
+        )
+        self.state.saved_step = self.state.step
+        self.state.clock.evaluation_seconds += time.perf_counter() - began
+
+    def _skip_step(self, loss: float, norm: float) -> None:
+        """Leave the weights as they are; give up after MAX_BAD_STEPS in a row."""
+        state = self.state
+        state.bad_steps += 1
+        log_event(self.run, state.step, f"step {state.step} skipped: loss {loss:.4g}, gradient norm {norm:.4g}")
+        if state.bad_steps >= MAX_BAD_STEPS:
+            raise RunError(
+                f"training stopped at step {state.step}: loss {loss:.4g} and gradient norm {norm:.4g} were not finite "
+                f"{MAX_BAD_STEPS} times in a row; the checkpoint of step {state.saved_step} is intact: start a new run "
+                "with a lower training.learning_rate or training.muon_learning_rate"
+            )
+
+    def _fit_time_budget(self, *, tolerance: float = 1.0) -> None:
+        """Lower the steps, and the schedule with them, where they would exceed training.time_budget_seconds."""
+        state, training = self.state, self.config.training
+        steps = state.clock.fit(state.step, state.steps, training, tolerance=tolerance)
+        if steps < state.steps:
+            message = (
+                f"steps lowered from {state.steps} to {steps} to fit the time budget of "
+                f"{training.time_budget_seconds:g} s"
+            )
+            log_event(self.run, state.step, message)
+            state.steps = steps
