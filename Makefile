@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= $(shell nproc)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dashboard test check lint bench chromium clean
+.PHONY: help setup dashboard test test-fast check lint bench chromium clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -19,6 +19,9 @@ dashboard: $(VENV)/.runtime ## open the dashboard on localhost
 
 test: $(VENV)/.dev chromium ## run every test (sets up .venv and Chromium where missing)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+test-fast: $(VENV)/.dev ## the tests that take moments: neither slow ones nor Chromium nor other libraries' models
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not browser" --ignore tests/parity
 
 lint: $(VENV)/.dev ## ruff and the type checker
 	$(BIN)/ruff check .

@@ -124,6 +124,7 @@ def test_each_choice_of_router_and_balancing_is_explained_in_a_line(form: AppTes
     assert not form.exception
 
 
+@pytest.mark.slow
 def test_a_training_starts_shows_itself_as_live_stops_and_can_be_resumed(
     form: AppTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

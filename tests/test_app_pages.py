@@ -220,6 +220,7 @@ def test_events_are_shown_newest_first_and_as_text(own_root: Path, dashboard: Op
     assert text.index("Step 20: expert 3 in layer 1 has become a *bold* expert") < text.index("Step 10: first")
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_resumed_says_why(own_root: Path, dashboard: Open) -> None:
     with_status(own_root, state="stopped", step=25)
     for checkpoint in (own_root / "tiny" / "weights").iterdir():

@@ -148,6 +148,7 @@ def test_unknown_benchmarks_are_refused() -> None:
     assert set(select([], smoke=True)) == set(BENCHMARKS)
 
 
+@pytest.mark.slow
 def test_the_smoke_mode_runs_from_the_shell_and_keeps_nothing(tmp_path: Path) -> None:
     """The other benchmarks' smoke runs are called directly, each beside what else is tested of it."""
     kept = {path: path.stat().st_mtime_ns for path in (ROOT / "docs").rglob("*")}

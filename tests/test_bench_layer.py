@@ -12,6 +12,7 @@ from bench.suite import Scale
 SMOKE = Scale(smoke=True, rounds=1)
 
 
+@pytest.mark.slow
 def test_a_layer_row_for_every_size_pass_and_other_way() -> None:
     rows = moe_layer.run(SMOKE)
     others = [moe_layer.LOOP, moe_layer.MODULES, moe_layer.EAGER, moe_layer.GROUPED, moe_layer.PRODUCTS]
@@ -52,6 +53,7 @@ def test_every_goal_belongs_to_a_row_that_is_measured() -> None:
     assert all(E in moe_layer.EXPERTS and T in moe_layer.TOKENS for E, T, *_ in moe_layer.GOALS)
 
 
+@pytest.mark.slow
 def test_whole_models_agree_and_have_their_rows() -> None:
     rows = whole_model.run(SMOKE)
     mixtures = [whole_model.EAGER, whole_model.GROUPED]

@@ -59,6 +59,7 @@ def undisturbed(wide_root: Path) -> pd.DataFrame:
     return ablation_map(load_run("wide", wide_root))
 
 
+@pytest.mark.slow
 def test_the_whole_map_in_words_and_numbers_and_at_once_the_second_time(own_root: Path, ablate: Ablate) -> None:
     code, out, err = ablate("--run", "tiny", "--json", str(own_root / "figures.json"))
     assert code == 0, err
@@ -127,6 +128,7 @@ def test_what_cannot_be_done_is_one_line(own_root: Path, ablate: Ablate) -> None
     assert not (own_root / "tiny" / "analysis").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")
 def test_killed_in_the_middle_it_goes_on_and_ends_the_same(
     wide_root: Path, undisturbed: pd.DataFrame, tmp_path: Path

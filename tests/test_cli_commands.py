@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # ---- training ----
 
 
+@pytest.mark.slow
 def test_train_writes_a_run_a_report_and_a_summary(cli: Run, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     code, out, _ = cli(tmp_path / "runs", "--quick", "--run", "mine", "--seed", "3", *TINY, "--json", str(figures))
@@ -108,6 +109,7 @@ def test_text_that_is_not_there(cli: Run, tmp_path: Path) -> None:
         assert_one_line(err)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="signals and resource limits as Linux has them")
 def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(cli: Run, tmp_path: Path) -> None:
     root = tmp_path / "runs"
@@ -143,6 +145,7 @@ def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(cli: Run, tmp_path: Path) -
     assert f"{reached + 2:,} of {reached + 2:,} steps" in out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="signals and resource limits as Linux has them")
 def test_a_full_disk_while_training_is_one_line(tmp_path: Path) -> None:
     done = limited(tmp_path / "runs", 20_000, "--run", "full", *TINY)
@@ -170,6 +173,7 @@ def test_evaluate_prints_words_and_writes_the_report(cli: Run, own_root: Path) -
     assert (own_root / "tiny" / "report.md").is_file()
 
 
+@pytest.mark.slow
 def test_evaluate_json_is_alone_on_stdout_with_warnings_around(own_root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "always", str(ROOT / "main.py"), "--evaluate", "--run", "tiny", "--json"],
@@ -259,6 +263,7 @@ def test_a_run_that_is_not_there_is_one_line_that_says_how_to_make_one(
 # ---- trace, plots ----
 
 
+@pytest.mark.slow
 def test_trace_a_text_and_plot_the_trace(cli: Run, trained_root: Path, tmp_path: Path) -> None:
     text = "Naïve <img onerror=x> :red[y] $z$ 🙂\n"
     target = tmp_path / "new" / "trace.parquet"
@@ -286,6 +291,7 @@ def test_trace_documents_of_several_domains(cli: Run, trained_root: Path, tmp_pa
     assert sorted(RoutingTrace.load(target).domains) == ["even", "odd"]
 
 
+@pytest.mark.slow
 def test_plots_of_a_run_default_to_png(cli: Run, trained_root: Path, tmp_path: Path) -> None:
     code, out, _ = cli(trained_root, "plots", "--run", "tiny", "--out", str(tmp_path / "plots"))
     assert code == 0
@@ -312,6 +318,7 @@ def test_trace_and_plots_refuse_what_they_cannot_read(cli: Run, trained_root: Pa
     assert not (tmp_path / "plots").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_old_trace(trained_root: Path, tmp_path: Path) -> None:
     target = tmp_path / "out" / "trace.parquet"
     target.parent.mkdir()

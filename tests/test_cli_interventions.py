@@ -48,6 +48,7 @@ def test_ablated_experts_are_visited_by_no_token_and_the_json_says_what_was_chan
     assert plain["tokens"] != ablated["tokens"]
 
 
+@pytest.mark.slow
 def test_as_a_process_the_text_is_on_stdout_and_the_change_on_stderr(trained_root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "main.py", "generate", "--run", "tiny", "--prompt", "The ", "--max-new-tokens", "4",

@@ -14,6 +14,7 @@ from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
 
 
+@pytest.mark.slow
 def test_a_report_holds_training_routing_and_what_ablate_found(cli: Run, own_root: Path, tmp_path: Path) -> None:
     run = RunFolder("tiny", own_root)
     run.write_evaluation(evaluate_run(load_run("tiny", own_root)))
@@ -71,6 +72,7 @@ def test_what_cannot_be_written_or_read_is_refused_in_one_line(cli: Run, trained
         assert words in err
 
 
+@pytest.mark.slow
 def test_plots_write_what_a_figure_can_be(cli: Run, trained_root: Path, tmp_path: Path) -> None:
     code, out, _ = cli(trained_root, "plots", "--run", "tiny", "--out", str(tmp_path), "--format", "csv",
                        "--format", "html", "--json")  # fmt: skip

@@ -14,6 +14,7 @@ from moe_core.runs.checkpoint import load_run
 
 ROOT = Path(__file__).resolve().parent.parent / "checkpoints"
 MAX_BYTES = 10 * 2**20
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ def cli(cli: Run, runs: Path) -> Run:
     return partial(cli, runs, "--evaluate", "--suite", "--run", "tiny")
 
 
+@pytest.mark.slow
 def test_a_suite_from_the_shell_writes_its_report_and_json(runs: Path, tmp_path: Path) -> None:
     plugin, figures = tmp_path / "plugin.py", tmp_path / "figures.json"
     plugin.write_text(PLUGIN)

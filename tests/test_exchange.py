@@ -284,6 +284,7 @@ def test_a_damaged_checkpoint_is_named(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_neither_direction_imports_transformers(
     checkpoint: Path, corpus: Path, trained_root: Path, tmp_path: Path
 ) -> None:

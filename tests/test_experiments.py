@@ -263,6 +263,7 @@ def test_the_learning_rate_is_each_arms_own_best(plan: Plan) -> None:
         choose_factors(plan, {trial: outcome(None) for trial in outcomes})
 
 
+@pytest.mark.slow
 def test_a_comparison_stopped_anywhere_ends_as_if_it_had_not_been(
     tmp_path: Path, plan: Plan, work: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,6 +492,7 @@ def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.Cap
         assert words in lines[-1]
 
 
+@pytest.mark.slow
 def test_the_command_runs_to_its_result_and_times_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus, out = write_corpus(tmp_path / "texts.jsonl"), tmp_path / "out"
     file = tmp_path / "short.conf"

@@ -264,6 +264,7 @@ def words_of(texts: list[str]) -> pd.DataFrame:
                          "expert": np.arange(n) % 4, "share": 0.9, "lift": 3.0})  # fmt: skip
 
 
+@pytest.mark.slow
 def test_hostile_tokens_are_shown_as_text() -> None:
     figure = vocabulary_figure(words_of(HOSTILE), null_table("score", [0.9], findings.VOCABULARY, which="input"), 0)
     drawn = svg(figure)

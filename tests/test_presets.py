@@ -132,6 +132,7 @@ def test_it_answers_without_torch() -> None:
 # ---- --preset ----
 
 
+@pytest.mark.slow
 def test_a_dense_preset_made_tiny_trains_under_its_own_name(cli: Run, tmp_path: Path) -> None:
     code, out, err = cli("--preset", "7b", *TINY)
     assert code == 0, err
