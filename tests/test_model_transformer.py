@@ -150,7 +150,7 @@ def test_a_hook_can_replace_the_routers_choice() -> None:
     router = model.get_submodule("layers.0.moe.router")
 
     def to_expert_3(_module: object, _inputs: object, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
-        logits, scores, indices = output
+        logits, scores, indices = output[:3]
         return logits, torch.zeros_like(scores).index_fill(1, torch.tensor([0]), 1.0), torch.full_like(indices, 3)
 
     before = model(token_ids).logits

@@ -186,7 +186,7 @@ def test_without_the_experts_help_other_tokens_would_round_differently(monkeypat
             plain_TD, plain = moe(x_TD)
             with intervene(model, force=[(0, 2)]):
                 out_TD, routed = moe(x_TD)
-            same_T = torch.tensor([a == b for a, b in zip(used(*plain[1:]), used(*routed[1:]), strict=True)])
+            same_T = torch.tensor([a == b for a, b in zip(used(*plain[1:3]), used(*routed[1:3]), strict=True)])
             torch.testing.assert_close(out_TD[same_T], plain_TD[same_T])
             moved += not torch.equal(out_TD[same_T], plain_TD[same_T])
     assert moved > 0
@@ -202,7 +202,7 @@ def route(logits: Sequence[Sequence[float]], slots: int, normalize: bool = True,
     model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.ModuleDict({"router": router})])})
     with torch.no_grad(), intervene(model, **change):
         output = router(logits_TE)
-    return used(*output[1:])
+    return used(*output[1:3])
 
 
 def test_hand_computed_scores() -> None:
@@ -379,7 +379,7 @@ def test_captures_inside_and_outside_record_what_the_experts_received() -> None:
         between = stack.enter_context(capture(model))
         stack.enter_context(intervene(model, ablate=[(1, 2)]))
         inside = stack.enter_context(capture(model))
-        received = [output[1:] for output in model(tokens).router_outputs]
+        received = [output[1:3] for output in model(tokens).router_outputs]
     for recorder in (outside, between, inside):
         trace = recorder.trace(token_ids=tokens)
         for layer, (scores, indices) in enumerate(received):

@@ -49,12 +49,12 @@ def accumulate_gradient(
             part_losses, router_outputs = batch_losses(model, part, config.model.router, device, load)
         (part_losses.total / parts).backward()  # type: ignore[no-untyped-call]
         losses.append(StepLosses(*(loss.detach() for loss in part_losses)))
-        routed.append(tuple(RouterOutput(*(tensor.detach() for tensor in output)) for output in router_outputs))
+        routed.append(tuple(output.detach() for output in router_outputs))
     if parts == 1:
         return losses[0], routed[0]
     return (
         StepLosses(*(torch.stack(values).mean() for values in zip(*losses, strict=True))),
-        tuple(RouterOutput(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*routed, strict=True)),
+        tuple(RouterOutput.concatenate(layer) for layer in zip(*routed, strict=True)),
     )
 
 

@@ -6,7 +6,7 @@ Axes: B sequences of S tokens, T = B * S, D model width, E experts, K slots, V v
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,32 +16,69 @@ from moe_core.config.router import RouterConfig
 from moe_core.errors import UsageError
 from moe_core.model.kv_cache import KVCache
 
+NO_NOTES: Mapping[str, Tensor] = {}
 
-class _Decided(NamedTuple):
+
+class RouterOutput(NamedTuple):
+    """What a router decided: the three tensors of the router contract, then notes by name.
+
+    The notes are an item like the others, a plain dict of tensors, so that whatever maps over a module's output (a
+    change of precision or device, torch's tree_map, type(output)(*items)) keeps them. A note that a router has no
+    reason to make is absent.
+    """
+
     router_logits: Tensor
     """float32 [T, E], before the softmax or sigmoid, noise included."""
     router_scores: Tensor
     """float32 [T, K], weights of the chosen experts, largest first; 0 in an unused slot."""
     router_indices: Tensor
     """int64 [T, K], chosen experts, different within a token; -1 = unused slot."""
+    notes: Mapping[str, Tensor] = NO_NOTES
+    """The properties below, by their names, as far as they were noted."""
 
+    @property
+    def eligible(self) -> Tensor | None:
+        """bool [T, E], experts the token could choose from; None = all."""
+        return self.notes.get("eligible")
 
-class RouterOutput(_Decided):
-    """What a router decided: the three tensors that capture and interventions rely on, in this order.
+    @property
+    def load_probability(self) -> Tensor | None:
+        """float32 [T, E], probability that the token visits the expert if its noise is drawn again; None = no noise."""
+        return self.notes.get("load_probability")
 
-    Two routers note more beside them, for the losses and for choosing again.
-    """
+    @property
+    def wanted_indices(self) -> Tensor:
+        """int64 [T, K], what the rule chose, before capacity and output dropout took slots away while training."""
+        return self.notes.get("wanted_indices", self.router_indices)
 
-    eligible: Tensor | None = None
-    """bool [T, E], experts the token could choose from; None = all."""
-    load_probability: Tensor | None = None
-    """float32 [T, E], probability that the token visits the expert when its noise is drawn again; None = no noise."""
+    def noting(
+        self,
+        *,
+        eligible: Tensor | None = None,
+        load_probability: Tensor | None = None,
+        wanted_indices: Tensor | None = None,
+    ) -> RouterOutput:
+        """The same decision with these notes beside those it has."""
+        given = {"eligible": eligible, "load_probability": load_probability, "wanted_indices": wanted_indices}
+        made = {name: note for name, note in given.items() if note is not None}
+        return self._replace(notes={**self.notes, **made})
 
-    def noting(self, *, eligible: Tensor | None = None, load_probability: Tensor | None = None) -> RouterOutput:
-        """The same decision with these notes."""
-        noted = RouterOutput(*self)
-        noted.eligible, noted.load_probability = eligible, load_probability
-        return noted
+    def detach(self) -> RouterOutput:
+        """The same decision without its gradients."""
+        notes = {name: note.detach() for name, note in self.notes.items()}
+        return RouterOutput(
+            self.router_logits.detach(), self.router_scores.detach(), self.router_indices.detach(), notes
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[RouterOutput]) -> RouterOutput:
+        """The decisions of one router for the tokens of all `parts`, which note the same."""
+        return RouterOutput(
+            torch.cat([part.router_logits for part in parts]),
+            torch.cat([part.router_scores for part in parts]),
+            torch.cat([part.router_indices for part in parts]),
+            {name: torch.cat([part.notes[name] for part in parts]) for name in parts[0].notes},
+        )
 
 
 class RouterContext(NamedTuple):
@@ -143,7 +180,7 @@ class Router(nn.Module):
         return logits_TE.masked_fill(absent_E, -math.inf)
 
     def _dropped(self, routed: RouterOutput) -> RouterOutput:
-        """Slots beyond an expert's capacity, and of dropped outputs, become -1 with score 0."""
+        """Slots beyond an expert's capacity, and of dropped outputs, become -1 with score 0; noted as wanted."""
         scores_TK, indices_TK = routed.router_scores, routed.router_indices
         gone_TK = None
         if self.capacity_factor is not None:
@@ -153,8 +190,10 @@ class Router(nn.Module):
             gone_TK = masked_TK if gone_TK is None else gone_TK | masked_TK
         if gone_TK is None:
             return routed
-        left = (routed.router_logits, scores_TK.masked_fill(gone_TK, 0.0), indices_TK.masked_fill(gone_TK, -1))
-        return RouterOutput(*left).noting(eligible=routed.eligible, load_probability=routed.load_probability)
+        left = routed._replace(
+            router_scores=scores_TK.masked_fill(gone_TK, 0.0), router_indices=indices_TK.masked_fill(gone_TK, -1)
+        )
+        return left.noting(wanted_indices=indices_TK)
 
     def _beyond_capacity(self, indices_TK: Tensor, factor: float) -> Tensor:
         """bool [T, K]: is this token not among the first ceil(factor * T * K / E) that chose this expert?"""

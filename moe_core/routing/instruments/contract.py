@@ -1,8 +1,10 @@
 """The routers of any model, by layer: where they are, and how to read and change what they chose.
 
 Ours and other modules that obey the router contract (`is_moe_router = True`, forward returns router_logits [T,E],
-router_scores [T,K], router_indices [T,K]) are taken as they are. Models of the transformers library are found and read
-by `huggingface_routers`; this module never imports transformers: whoever has such a model has imported it.
+router_scores [T,K], router_indices [T,K]) are taken as they are. What a router notes beside its choice may follow as a
+fourth item, a mapping from names to tensors; of these `eligible`, bool [T,E], says among which experts an intervention
+makes a token choose again. Models of the transformers library are found and read by `huggingface.routers`; this module
+never imports transformers: whoever has such a model has imported it.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ class Form:
         """Scores and indices [T, top_k] by the router's own rule, from other logits [T, E]; -inf = not to be chosen."""
         import torch
 
-        if (eligible := getattr(call.output, "eligible", None)) is not None:
+        if (eligible := notes_of(call.output).get("eligible")) is not None:
             allowed = eligible.index_fill(1, torch.tensor(forced, dtype=torch.int64, device=logits.device), True)
             logits = logits.masked_fill(~allowed, -torch.inf)
         # Forced experts' logits lead already; a rule that looks at more than their order takes them as third argument.
@@ -208,6 +210,12 @@ def contract_triple(router: Router, output: object) -> tuple[Tensor, Tensor, Ten
         )
     logits, scores, indices = output[:3]
     return logits, scores, indices
+
+
+def notes_of(output: object) -> Mapping[str, Tensor]:
+    """What a router notes beside its choice: the item behind the contract's three, a mapping by name; else nothing."""
+    fourth = output[3] if isinstance(output, tuple) and len(output) > 3 else None
+    return fourth if isinstance(fourth, Mapping) else {}
 
 
 def _refusal(router: Router) -> Callable[..., None]:
