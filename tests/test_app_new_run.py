@@ -15,7 +15,7 @@ from app.components.new_run import PATH, UPLOAD, keep_upload
 from app.components.page import duration, plain, sentence
 from app.components.router_choice import balancings
 from moe_core.config import load_config
-from moe_core.config.router import BALANCING_MEANINGS, BALANCINGS, ROUTER_KINDS, ROUTER_MEANINGS, RouterKind
+from moe_core.config.router import BALANCING_MEANINGS, BALANCINGS, ROUTER_FACTS, ROUTER_KINDS, RouterKind
 from moe_core.errors import UsageError
 from moe_core.runs import RunFolder, list_runs
 
@@ -114,12 +114,12 @@ def test_each_choice_of_router_and_balancing_is_explained_in_a_line(form: AppTes
 
     router = form.selectbox(key="new_router")
     assert len(router.options) == len(ROUTER_KINDS)
-    assert sentence(ROUTER_MEANINGS["softmax"]) in captions()
+    assert sentence(ROUTER_FACTS["softmax"].meaning) in captions()
     assert sentence(BALANCING_MEANINGS["layer"]) in captions()
     form.selectbox(key="new_balancing").select("none").run()
     assert sentence(BALANCING_MEANINGS["none"]) in captions()
     form.selectbox(key="new_router").select("hash").run()
-    assert sentence(ROUTER_MEANINGS["hash"]) in captions()
+    assert sentence(ROUTER_FACTS["hash"].meaning) in captions()
     assert form.selectbox(key="new_balancing").options == ["none"]
     assert not form.exception
 

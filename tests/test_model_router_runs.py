@@ -22,7 +22,7 @@ from training_support import make_config, write_corpus
 
 import main as command_line
 from moe_core.config import Config, ModelConfig, validate_config
-from moe_core.config.router import ROUTER_KINDS, VARYING_KINDS
+from moe_core.config.router import ROUTER_FACTS, ROUTER_KINDS, RouterKind
 from moe_core.data.prepare import PreparedData, prepare_data
 from moe_core.errors import UsageError
 from moe_core.evaluation.ablation import ablation_map
@@ -71,7 +71,7 @@ def runs(corpus: Path, data: PreparedData, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("kind", ROUTER_KINDS)
-def test_a_run_is_trained_traced_and_written_with(kind: str, runs: Path, data: PreparedData) -> None:
+def test_a_run_is_trained_traced_and_written_with(kind: RouterKind, runs: Path, data: PreparedData) -> None:
     loaded = load_run(kind, runs)
     lines = RunFolder(kind, runs).metrics("train")
     assert np.isfinite(lines[["loss", "load_balancing_loss", "router_z_loss", "gradient_norm"]]).to_numpy().all()
@@ -80,7 +80,7 @@ def test_a_run_is_trained_traced_and_written_with(kind: str, runs: Path, data: P
     traced = trace_text(loaded, PROMPT)
     trace = traced.trace
     assert trace.score_function == ("sigmoid" if kind in ("sigmoid", "expert_threshold") else "softmax")
-    assert trace.varying_experts == loaded.config.model.varying_experts == (kind in VARYING_KINDS)
+    assert trace.varying_experts == loaded.config.model.varying_experts == ROUTER_FACTS[kind].varying_experts
     balance = metrics.load_balance(trace)
     used = (trace.router_indices >= 0).sum(axis=(1, 2)) / trace.num_tokens
     assert np.allclose(balance["experts_per_token"], used)

@@ -8,10 +8,7 @@ from app import state
 from app.components.page import plain, sentence
 from moe_core.config.router import (
     BALANCING_MEANINGS,
-    BIASED_KINDS,
-    ROUTER_MEANINGS,
-    UNLEARNED_LOAD,
-    USUAL_BALANCING,
+    ROUTER_FACTS,
     Balancing,
     RouterKind,
 )
@@ -22,10 +19,10 @@ def router_choice() -> list[str]:
     left, right = st.columns(2)
     with left:
         kind: RouterKind = st.selectbox(
-            "Router", list(ROUTER_MEANINGS), format_func=_words, key=state.NEW_ROUTER,
+            "Router", list(ROUTER_FACTS), format_func=_words, key=state.NEW_ROUTER,
             help="How a token's experts are chosen.",
         )  # fmt: skip
-        st.caption(plain(sentence(ROUTER_MEANINGS[kind])))
+        st.caption(plain(sentence(ROUTER_FACTS[kind].meaning)))
     with right:
         options = balancings(kind)
         state.preset(state.NEW_BALANCING, options, options[0])
@@ -40,10 +37,11 @@ def router_choice() -> list[str]:
 
 def balancings(kind: RouterKind) -> list[Balancing]:
     """What goes with a router, the usual one first; the configuration refuses the rest."""
-    usual = USUAL_BALANCING[kind]
-    if kind in UNLEARNED_LOAD:
+    facts = ROUTER_FACTS[kind]
+    usual = facts.usual_balancing
+    if not facts.load_is_learned:
         return [usual]
-    others = [one for one in BALANCING_MEANINGS if one != usual and (one != "bias" or kind in BIASED_KINDS)]
+    others = [one for one in BALANCING_MEANINGS if one != usual and (one != "bias" or facts.takes_bias)]
     return [usual, *others]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from pydantic import Field, model_validator
@@ -16,16 +17,6 @@ Balancing = Literal["layer", "global_batch", "cv_squared", "bias", "none"]
 BALANCINGS: tuple[Balancing, ...] = get_args(Balancing)
 
 # One line each, for people who choose.
-ROUTER_MEANINGS: dict[RouterKind, str] = {
-    "softmax": "the K likeliest experts of a softmax (Mixtral, Qwen3)",
-    "noisy": "the same with learned noise on the logits while training (Shazeer)",
-    "hash": "a fixed table: every vocabulary entry has its experts, nothing is learned",
-    "sigmoid": "the K largest of independent sigmoids, corrected by a selection bias (DeepSeek-V3)",
-    "top_p": "as few experts as reach a probability of top_p together, K at most",
-    "expert_threshold": "every expert whose score exceeds its own running threshold, K at most",
-    "expert_choice": "experts choose their tokens: sees the future, for ablation only, cannot generate",
-    "document_pool": "softmax among the experts that the document so far has used most",
-}
 BALANCING_MEANINGS: dict[Balancing, str] = {
     "layer": "load-balancing loss of each layer over one micro-batch (Switch, GShard)",
     "global_batch": "the same with the load of all micro-batches of the step",
@@ -33,33 +24,115 @@ BALANCING_MEANINGS: dict[Balancing, str] = {
     "bias": "no loss: a selection bias rises for experts with too few tokens (DeepSeek-V3)",
     "none": "nothing keeps the load even",
 }
-USUAL_BALANCING: dict[RouterKind, Balancing] = {
-    "softmax": "layer",
-    "noisy": "cv_squared",
-    "hash": "none",
-    "sigmoid": "bias",
-    "top_p": "layer",
-    "expert_threshold": "none",
-    "expert_choice": "none",
-    "document_pool": "global_batch",
-}
 SIGHT_WARNING = "Its router lets later tokens decide about earlier ones: its loss is not one of a language model."
 """For every loss of a model whose router sees the future."""
-BIASED_KINDS: tuple[RouterKind, ...] = ("softmax", "noisy", "sigmoid")
-"""Their selection can take a bias."""
-UNLEARNED_LOAD: tuple[RouterKind, ...] = ("hash", "expert_threshold", "expert_choice")
-"""Their load is what their rule makes it; a loss would pull at logits that do not decide about it."""
-MEAN_KINDS: tuple[RouterKind, ...] = ("expert_threshold", "expert_choice")
-"""They give a token as many experts as want it; mean_experts is how many that is meant to be on average."""
-VARYING_KINDS: tuple[RouterKind, ...] = (*MEAN_KINDS, "top_p")
-"""Their rule gives some tokens fewer than top_k experts."""
+
+
+@dataclass(frozen=True)
+class RouterFacts:
+    """What holds for a kind of router, whatever its model. Formula and source of each: moe_core/model/routers."""
+
+    meaning: str
+    """One line, for people who choose."""
+    usual_balancing: Balancing
+    """What keeps the load even if the configuration names nothing."""
+    score_function: Literal["softmax", "sigmoid"] = "softmax"
+    """How logits become probabilities."""
+    takes_bias: bool = False
+    """Whether its selection can take a bias."""
+    always_biased: bool = False
+    """Whether checkpoints hold that bias whatever the balancing, as those of the families that route so do."""
+    load_is_learned: bool = True
+    """False where the load is what the rule makes it: a loss would pull at logits that do not decide about it."""
+    varying_experts: bool = False
+    """Whether the rule gives some tokens fewer than top_k experts. An unused slot is then none that was dropped."""
+    reads_context: bool = False
+    """Whether the choice depends on the ids of the token and of those before it."""
+    sees_future: bool = False
+    """Whether the choice depends on later tokens. Such a model cannot write text."""
+    cannot_choose: str = ""
+    """Why a token cannot be made to choose other experts, after the router's name; empty = it can."""
+    own_keys: tuple[str, ...] = ()
+    """Keys of model.router that mean something for this kind and not for every other."""
+    matrices: int = 1
+    """Weight matrices [E, D] of a layer's router."""
+    training_matrices: int = 0
+    """How many of them only training uses."""
+    exported_as: Literal["softmax", "sigmoid"] | None = None
+    """The rule of the transformers library that equals it in evaluation mode; None = there is none."""
+
+    @property
+    def by_state_alone(self) -> bool:
+        """Whether a token's choice follows from its state, whatever the other tokens are and the token itself is."""
+        return not (self.reads_context or self.sees_future)
+
+
+ROUTER_FACTS: dict[RouterKind, RouterFacts] = {
+    "softmax": RouterFacts(
+        "the K likeliest experts of a softmax (Mixtral, Qwen3)", "layer", takes_bias=True, exported_as="softmax"
+    ),
+    "noisy": RouterFacts(
+        "the same with learned noise on the logits while training (Shazeer)",
+        "cv_squared",
+        takes_bias=True,
+        matrices=2,
+        training_matrices=1,
+        exported_as="softmax",
+    ),
+    "hash": RouterFacts(
+        "a fixed table: every vocabulary entry has its experts, nothing is learned",
+        "none",
+        load_is_learned=False,
+        reads_context=True,
+        cannot_choose="goes by a table of token ids, which knows no second choice",
+        own_keys=("hash_weights",),
+    ),
+    "sigmoid": RouterFacts(
+        "the K largest of independent sigmoids, corrected by a selection bias (DeepSeek-V3)",
+        "bias",
+        score_function="sigmoid",
+        takes_bias=True,
+        always_biased=True,
+        exported_as="sigmoid",
+    ),
+    "top_p": RouterFacts(
+        "as few experts as reach a probability of top_p together, K at most",
+        "layer",
+        varying_experts=True,
+        own_keys=("top_p", "entropy_loss_coef"),
+    ),
+    "expert_threshold": RouterFacts(
+        "every expert whose score exceeds its own running threshold, K at most",
+        "none",
+        score_function="sigmoid",
+        load_is_learned=False,
+        varying_experts=True,
+        own_keys=("mean_experts", "threshold_decay"),
+    ),
+    "expert_choice": RouterFacts(
+        "experts choose their tokens: sees the future, for ablation only, cannot generate",
+        "none",
+        load_is_learned=False,
+        varying_experts=True,
+        sees_future=True,
+        cannot_choose="has experts that choose tokens, so what one token would choose instead is not defined",
+        own_keys=("mean_experts",),
+    ),
+    "document_pool": RouterFacts(
+        "softmax among the experts that the document so far has used most",
+        "global_batch",
+        reads_context=True,
+        own_keys=("pool_size",),
+    ),
+}
+"""Everything else reads what it must know of a kind here."""
 
 
 class RouterConfig(Section):
     """How a token's router logits become chosen experts and their weights."""
 
     kind: RouterKind = "softmax"
-    """Which router, see ROUTER_MEANINGS; formula and source of each are in moe_core/model/routers."""
+    """Which router, see ROUTER_FACTS; formula and source of each are in moe_core/model/routers."""
     normalize_scores: bool = True
     """Divide the chosen experts' probabilities by their sum (Mixtral). At top_k = 1 the weight stays p_i, else the
     router would get no gradient from the language-model loss. No matter to hash, expert_threshold and expert_choice."""
@@ -102,38 +175,39 @@ class RouterConfig(Section):
     off."""
 
     @property
+    def facts(self) -> RouterFacts:
+        """What holds for the kind."""
+        return ROUTER_FACTS[self.kind]
+
+    @property
     def balances_by(self) -> Balancing:
         """`balancing`, or what is usual for the kind."""
-        return self.balancing or USUAL_BALANCING[self.kind]
+        return self.balancing or self.facts.usual_balancing
 
     @property
     def has_bias(self) -> bool:
-        """Do checkpoints hold a selection bias? Of sigmoid always: families that route so have one, which is kept."""
-        return self.kind == "sigmoid" or self.balances_by == "bias"
+        """Whether checkpoints hold a selection bias."""
+        return self.facts.always_biased or self.balances_by == "bias"
 
     @property
-    def sees_future(self) -> bool:
-        """Does a token's choice depend on later tokens? Such a model cannot write text."""
-        return self.kind == "expert_choice"
-
-    @property
-    def by_state_alone(self) -> bool:
-        """Does a token's choice follow from its own state, whatever the other tokens are and the token itself is?"""
-        return self.kind not in ("hash", "expert_choice", "document_pool")
+    def matrices(self) -> int:
+        """Weight matrices [E, D] of a layer's router; a table with equal weights has none."""
+        reads_table_only = "hash_weights" in self.facts.own_keys and self.hash_weights == "equal"
+        return 0 if reads_table_only else self.facts.matrices
 
     @model_validator(mode="after")
     def _fits_together(self) -> RouterConfig:
-        if self.balancing == "bias" and self.kind not in BIASED_KINDS:
+        if self.balancing == "bias" and not self.facts.takes_bias:
             raise ValueError(
                 f"model.router.balancing = bias needs a router that selects by a bias; expected model.router.kind = "
-                f"{', '.join(BIASED_KINDS)}, not {self.kind}"
+                f"{', '.join(kind for kind in ROUTER_KINDS if ROUTER_FACTS[kind].takes_bias)}, not {self.kind}"
             )
-        if self.expert_dropout > 0 and self.kind in ("hash", "expert_choice"):
+        if self.expert_dropout > 0 and self.facts.cannot_choose:
             raise ValueError(
                 f"model.router.expert_dropout = {self.expert_dropout:g} has no meaning for model.router.kind = "
                 f"{self.kind}, where tokens cannot choose another expert; expected 0"
             )
-        if self.balancing not in (None, "none") and self.kind in UNLEARNED_LOAD:
+        if self.balancing not in (None, "none") and not self.facts.load_is_learned:
             raise ValueError(
                 f"model.router.balancing = {self.balancing} has nothing to act on: the load of model.router.kind = "
                 f"{self.kind} follows from its rule; leave it out"

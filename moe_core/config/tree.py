@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from moe_core.config.router import MEAN_KINDS, VARYING_KINDS, RouterConfig
+from moe_core.config.router import RouterConfig
 from moe_core.config.section import Section
 
 
@@ -65,18 +65,18 @@ class ModelConfig(Section):
     @property
     def can_write(self) -> bool:
         """False where routers look at tokens still to come."""
-        return not (self.moe_layers and self.router.sees_future)
+        return not (self.moe_layers and self.router.facts.sees_future)
 
     @property
     def experts_per_token(self) -> float:
         """Experts a token is meant to pass in each MoE layer, on average. For top_p the most it can pass, top_k: what
         it passes is known after training alone."""
-        return self.router.mean_experts if self.router.kind in MEAN_KINDS else float(self.top_k)
+        return self.router.mean_experts if "mean_experts" in self.router.facts.own_keys else float(self.top_k)
 
     @property
     def varying_experts(self) -> bool:
         """Whether the router gives some tokens fewer than top_k experts by its rule, not for want of capacity."""
-        return bool(self.moe_layers) and self.router.kind in VARYING_KINDS
+        return bool(self.moe_layers) and self.router.facts.varying_experts
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -91,13 +91,14 @@ class ModelConfig(Section):
                 f"model.top_k = {self.top_k} is more than model.num_experts = {self.num_experts}; "
                 "lower top_k or raise num_experts"
             )
-        if self.router.kind in MEAN_KINDS and self.router.mean_experts > self.top_k:
+        own_keys = self.router.facts.own_keys
+        if "mean_experts" in own_keys and self.router.mean_experts > self.top_k:
             raise ValueError(
                 f"model.router.mean_experts = {self.router.mean_experts:g} is more than model.top_k = {self.top_k}, "
                 "the most a token can have; raise top_k or lower mean_experts"
             )
         pool = self.router.pool_size
-        if self.router.kind == "document_pool" and pool is not None and not self.top_k <= pool <= self.num_experts:
+        if "pool_size" in own_keys and pool is not None and not self.top_k <= pool <= self.num_experts:
             raise ValueError(
                 f"model.router.pool_size = {pool} does not fit; expected model.top_k = {self.top_k} to "
                 f"model.num_experts = {self.num_experts}"

@@ -187,7 +187,7 @@ def _effects(
     """((layer, expert), rows of EFFECT_COLUMNS) for each of `todo`, which is ascending."""
     return (
         _effects_by_layers(model, dataset, todo, mode)
-        if isinstance(model, OwnModel) and model.model.config.router.by_state_alone
+        if isinstance(model, OwnModel) and model.model.config.router.facts.by_state_alone
         else effects_by_passes(model, dataset, todo, mode)
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moe_core.config import ModelConfig
-from moe_core.config.router import RouterConfig
+from moe_core.config.router import ROUTER_FACTS, RouterConfig
 from moe_core.errors import UsageError
 from moe_core.exchange.layouts import Family
 
@@ -27,7 +27,7 @@ def target_family(config: ModelConfig) -> Family:
         raise UsageError("the model is dense: it has no MoE layer to export; expected a Mixture of Experts")
     _check_router(config.router)
     normalized, shared = _normalizes(config), config.shared_expert_hidden_dim
-    if config.router.kind == "sigmoid":
+    if config.router.facts.exported_as == "sigmoid":
         _check_glm4_moe(config)
         return "glm4_moe"
     if shared and config.qk_norm:
@@ -63,12 +63,12 @@ def _no_target(what: str, remedy: str) -> UsageError:
 
 
 def _check_router(router: RouterConfig) -> None:
-    if router.kind not in ("softmax", "noisy", "sigmoid"):
+    if router.facts.exported_as is None:
+        *others, last = (kind for kind, facts in ROUTER_FACTS.items() if facts.exported_as)
         raise _no_target(
-            f"the rule of model.router.kind = {router.kind} in our layout",
-            "expected softmax, noisy or sigmoid",
+            f"the rule of model.router.kind = {router.kind} in our layout", f"expected {', '.join(others)} or {last}"
         )
-    if router.kind != "sigmoid" and router.balances_by == "bias":
+    if not router.facts.always_biased and router.balances_by == "bias":
         raise _no_target(
             f"model.router.balancing = bias with model.router.kind = {router.kind} in our layout",
             "expected kind = sigmoid, or a balancing by loss",

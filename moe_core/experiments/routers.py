@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moe_core.config import Config, validate_config
-from moe_core.config.router import VARYING_KINDS
+from moe_core.config.router import ROUTER_FACTS
 from moe_core.errors import UsageError
 from moe_core.experiments.arms import Arm
 
@@ -49,7 +49,7 @@ def router_arms(config: Config) -> list[Arm]:
     for name, (label, keys) in ROUTERS.items():
         router: dict[str, Any] = {**model.router.model_dump(), "balancing": None, **keys}
         tree = {**model.model_dump(), "router": router}
-        if keys["kind"] in VARYING_KINDS:
+        if ROUTER_FACTS[keys["kind"]].varying_experts:
             router["mean_experts"], tree["top_k"] = float(model.top_k), 2 * model.top_k
         arms.append(Arm(name, label, validate_config({**config.model_dump(), "model": tree})))
     return arms

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.config.router import RouterConfig
-from moe_core.model.routers import ROUTERS, RouterOutput
+from moe_core.model.routers import RouterOutput
 
 
 class RoutingLosses(NamedTuple):
@@ -44,7 +44,7 @@ def routing_losses(
     router_outputs: Sequence[RouterOutput], config: RouterConfig, load: StepLoad | None = None
 ) -> RoutingLosses:
     """The losses of one micro-batch. `load`: of its step, for balancing global_batch; None = it is alone."""
-    function = ROUTERS[config.kind].score_function
+    function = config.facts.score_function
     by = config.balances_by
     counts = load.add(router_outputs) if load is not None and by == "global_batch" else [None] * len(router_outputs)
     with torch.set_grad_enabled(torch.is_grad_enabled() and by in ("layer", "global_batch")):
@@ -58,7 +58,7 @@ def routing_losses(
         total = total + config.load_balancing_loss_coef * balancing
     elif by == "cv_squared":
         total = total + config.load_balancing_loss_coef * _mean(variation_loss(one) for one in router_outputs)
-    if config.kind == "top_p":
+    if "entropy_loss_coef" in config.facts.own_keys:
         total = total + config.entropy_loss_coef * _mean(entropy_loss(one.router_logits) for one in router_outputs)
     return RoutingLosses(total, balancing, z)
 

@@ -59,8 +59,8 @@ def flops_per_token(config: ModelConfig, context_len: int, experts: float | None
     dense, moe = _layer_kinds(config)
     multiply_adds: float = config.num_layers * (_attention_matrices(config) + 2 * context_len * _query_dim(config))
     multiply_adds += dense * 3 * config.dim * config.dense_hidden_dim
-    # A noisy router's second matrix is for training alone.
-    router = _router(config) // (2 if config.router.kind == "noisy" else 1)
+    used = config.router.matrices - config.router.facts.training_matrices
+    router = used * config.num_experts * config.dim
     multiply_adds += moe * (router + _shared(config) + experts * _expert(config))
     return round(2 * (multiply_adds + embedding_parameters(config)))
 
@@ -227,9 +227,7 @@ def _expert(config: ModelConfig) -> int:
 
 
 def _router(config: ModelConfig) -> int:
-    router = config.router
-    matrices = 2 if router.kind == "noisy" else 0 if router.kind == "hash" and router.hash_weights == "equal" else 1
-    return matrices * config.num_experts * config.dim
+    return config.router.matrices * config.num_experts * config.dim
 
 
 def _shared(config: ModelConfig) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moe_core.config.router import RouterConfig
+from moe_core.config.router import RouterConfig, RouterFacts
 from moe_core.errors import UsageError
 from moe_core.model.kv_cache import KVCache
 
@@ -82,7 +82,7 @@ class RouterOutput(NamedTuple):
 
 
 class RouterContext(NamedTuple):
-    """What a router with `reads_context` is told beside the tokens' states."""
+    """What a router whose choice depends on token ids is told beside the tokens' states."""
 
     token_ids: Tensor
     """int64 [B, S], in the order of the states, sequence after sequence."""
@@ -105,18 +105,13 @@ class RouterShape(NamedTuple):
 class Router(nn.Module):
     """logits = W x (+ noise while training), then `choose`, in float32; then, while training, drops.
 
-    A subclass has a rule of its own: `choose` if logits are all it looks at, else `route`.
+    A subclass names the facts of its kind and has a rule of its own: `choose` if logits are all it looks at, else
+    `route`. One whose facts say reads_context is given a RouterContext.
     """
 
     is_moe_router = True
-    score_function = "softmax"
-    """How logits become probabilities."""
-    varying_experts = False
-    """Does the rule give some tokens fewer than top_k experts? An unused slot is then none that was dropped."""
-    reads_context = False
-    """Is forward to be given a RouterContext?"""
-    cannot_choose = ""
-    """Why interventions cannot make it choose again; empty = they can."""
+    facts: RouterFacts
+    """Of its kind."""
     weight: nn.Parameter | None
 
     def __init__(self, shape: RouterShape, config: RouterConfig | None = None) -> None:
@@ -125,10 +120,15 @@ class Router(nn.Module):
         self.top_k = shape.top_k
         self.capacity_factor = shape.capacity_factor
         self.config = config or RouterConfig()
+        # The contract asks for these; whoever finds a router need not know our facts.
+        self.score_function = self.facts.score_function
+        self.varying_experts = self.facts.varying_experts
+        self.cannot_choose = self.facts.cannot_choose
         # Plain attributes: a single token's routing takes microseconds, and a look into the section is one of them.
         self.normalize_scores = self.config.normalize_scores
         self.noise_std = self.config.noise_std
         self.expert_dropout = self.config.expert_dropout
+        self.reads_context = self.facts.reads_context
         self.weight = nn.Parameter(torch.empty(shape.num_experts, shape.dim))
 
     def forward(self, x_TD: Tensor, context: RouterContext | None = None) -> RouterOutput:

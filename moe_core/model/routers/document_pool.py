@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moe_core.config.router import RouterConfig
+from moe_core.config.router import ROUTER_FACTS, RouterConfig
 from moe_core.model.routers.base import RouterContext, RouterOutput, RouterShape
 from moe_core.model.routers.top_k import TopKRouter
 
@@ -26,7 +26,7 @@ class DocumentPoolRouter(TopKRouter):
     that a cache cut back to fewer tokens stays right.
     """
 
-    reads_context = True
+    facts = ROUTER_FACTS["document_pool"]
     document_start: Tensor
 
     def __init__(self, shape: RouterShape, config: RouterConfig | None = None) -> None:

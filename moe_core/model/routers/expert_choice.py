@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moe_core.config.router import ROUTER_FACTS
 from moe_core.model.routers.base import Router, fill_slots, read_slots
 
 
@@ -19,8 +20,7 @@ class ExpertChoiceRouter(Router):
     sequences: losses are flattered (arXiv:2601.15370), and nothing can be generated.
     """
 
-    varying_experts = True
-    cannot_choose = "has experts that choose tokens, so what one token would choose instead is not defined"
+    facts = ROUTER_FACTS["expert_choice"]
 
     def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """See Router.choose. Of tokens with equal p the first ones are taken."""

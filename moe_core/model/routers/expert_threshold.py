@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moe_core.config.router import RouterConfig
+from moe_core.config.router import ROUTER_FACTS, RouterConfig
 from moe_core.model.routers.base import Router, RouterOutput, RouterShape, fill_slots, read_slots
 
 
@@ -21,8 +21,7 @@ class ExpertThresholdRouter(Router):
     Until the first step thresholds are 0; the first steps weigh equally, so that the 0 is forgotten at once.
     """
 
-    score_function = "sigmoid"
-    varying_experts = True
+    facts = ROUTER_FACTS["expert_threshold"]
     threshold: Tensor
     updates: Tensor
 

@@ -7,7 +7,7 @@ import heapq
 import torch
 from torch import Tensor
 
-from moe_core.config.router import RouterConfig
+from moe_core.config.router import ROUTER_FACTS, RouterConfig
 from moe_core.model.routers.base import Router, RouterContext, RouterOutput, RouterShape
 
 NEVER = -1e4
@@ -23,8 +23,7 @@ class HashRouter(Router):
     buffer of the checkpoint. With equal weights nothing is learned, and logits are 0 or -1e4, whose softmax is w.
     """
 
-    reads_context = True
-    cannot_choose = "goes by a table of token ids, which knows no second choice"
+    facts = ROUTER_FACTS["hash"]
     table: Tensor
 
     def __init__(self, shape: RouterShape, config: RouterConfig | None = None) -> None:

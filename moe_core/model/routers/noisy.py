@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from moe_core.config.router import RouterConfig
+from moe_core.config.router import ROUTER_FACTS, RouterConfig
 from moe_core.model.routers.base import RouterContext, RouterOutput, RouterShape
 from moe_core.model.routers.top_k import TopKRouter
 
@@ -22,6 +22,8 @@ class NoisyRouter(TopKRouter):
     training it also tells the probability that each expert is among the K when its own noise alone is drawn again:
     Phi((W_i x - the K-th largest noisy logit of the others) / deviation_i), eq. 8-9, through which the load learns.
     """
+
+    facts = ROUTER_FACTS["noisy"]
 
     def __init__(self, shape: RouterShape, config: RouterConfig | None = None) -> None:
         super().__init__(shape, config)

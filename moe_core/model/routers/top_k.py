@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from moe_core.config.router import RouterConfig
+from moe_core.config.router import ROUTER_FACTS, RouterConfig
 from moe_core.model.routers.base import Router, RouterOutput, RouterShape, by_logit
 
 
@@ -23,6 +23,7 @@ class TopKRouter(Router):
     itself it would be 1, and the loss would send the router no gradient (Switch, eq. 2).
     """
 
+    facts = ROUTER_FACTS["softmax"]
     expert_bias: Tensor | None
 
     def __init__(self, shape: RouterShape, config: RouterConfig | None = None) -> None:
@@ -75,7 +76,7 @@ class SigmoidRouter(TopKRouter):
     DeepSeek-V3 (arXiv:2412.19437, sec. 2.1.2), GLM-4.5. The bias moves only under balancing = bias, its usual one.
     """
 
-    score_function = "sigmoid"
+    facts = ROUTER_FACTS["sigmoid"]
 
     def weigh(self, logits_TE: Tensor, indices_TK: Tensor) -> Tensor:
         """[T, top_k] step 3, all slots used."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moe_core.config.router import ROUTER_FACTS
 from moe_core.model.routers.base import Router, by_logit, read_slots
 
 
@@ -18,7 +19,7 @@ class TopPRouter(Router):
     and sends the router no gradient; the others and the losses do. Unused slots are -1.
     """
 
-    varying_experts = True
+    facts = ROUTER_FACTS["top_p"]
 
     def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """See Router.choose; the number of forced experts counts towards top_p."""
