@@ -264,6 +264,7 @@ def _effect_place(root: str, name: str, folder: str, changed: Stamp, what: str) 
 
 def _measure_effect(subject: Live, intervention: Intervention, progress: Progress | None) -> pd.DataFrame:
     from moe_core.evaluation import ablation as measures
+    from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN, held_out_text
 
     if isinstance(subject, ForeignModel):
         effects = measures.token_effects(language_model(subject), _beginnings(subject), intervention, progress)
@@ -274,7 +275,7 @@ def _measure_effect(subject: Live, intervention: Intervention, progress: Progres
         return measures.ablation_map(
             loaded, mode=intervention.mode, layers=[layer], experts=[expert], run=subject, progress=progress
         )
-    text = measures.held_out_text(loaded)
+    text = held_out_text(subject, loaded.tokenizer, ABLATED_TOKENS_PER_DOMAIN)
     return measures.domain_effects(measures.token_effects(loaded, text, intervention, progress))
 
 

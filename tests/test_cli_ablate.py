@@ -18,7 +18,8 @@ import pandas as pd
 import pytest
 from training_support import make_config, write_corpus
 
-from moe_core.evaluation.ablation import STAGE, ablation_map, held_out_text
+from moe_core.evaluation.ablation import STAGE, ablation_map
+from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN, held_out_text
 from moe_core.runs.analysis import read_ablation_map, read_table
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
@@ -69,7 +70,7 @@ def test_the_whole_map_in_words_and_numbers_and_at_once_the_second_time(own_root
     assert (figures["run"], figures["mode"], figures["text"]) == ("tiny", "zero", "held-out text")
     run = RunFolder("tiny", own_root)
     loaded = load_run("tiny", own_root)
-    assert figures["tokens"] == len(held_out_text(loaded))
+    assert figures["tokens"] == len(held_out_text(loaded.run, loaded.tokenizer, ABLATED_TOKENS_PER_DOMAIN))
     assert figures["step"] == loaded.step
     effects = pd.DataFrame(figures["effects"])
     assert len(effects) == 2 * 4 * (1 + len(run.domains()))

@@ -22,8 +22,9 @@ from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError, UsageError
 from moe_core.evaluation import ablation, analysis
-from moe_core.evaluation.ablation import ablation_map, domain_effects, held_out_text, read_ablation_map, token_effects
+from moe_core.evaluation.ablation import ablation_map, domain_effects, read_ablation_map, token_effects
 from moe_core.evaluation.effects import SourceBootstrap
+from moe_core.inference.held_out import held_out_text
 from moe_core.inference.partial_forward import moe_step, through
 from moe_core.inference.tracing import trace_dataset
 from moe_core.model.transformer import MoETransformer
@@ -44,7 +45,7 @@ def loaded(trained_root: Path) -> LoadedRun:
 @pytest.fixture(scope="module")
 def text(loaded: LoadedRun) -> TokenDataset:
     """Documents of more than one window each, of four domains."""
-    return held_out_text(loaded, tokens_per_domain=300)
+    return held_out_text(loaded.run, loaded.tokenizer, 300)
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_there_must_be_something_to_score(loaded: LoadedRun) -> None:
 def test_the_map_is_the_mean_of_the_tokens_effects(
     mode: str, loaded: LoadedRun, text: TokenDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moe_core.inference.windows.TOKENS_PER_BATCH", 200)  # several batches of unequal length
+    monkeypatch.setattr("moe_core.data.windows.TOKENS_PER_BATCH", 200)  # several batches of unequal length
     frame = ablation_map(loaded, text, mode=mode)  # type: ignore[arg-type]
     assert list(frame.columns) == [*EFFECT_COLUMNS, "uncertain"]
     assert len(frame) == 2 * 4 * (1 + 4)

@@ -24,7 +24,7 @@ from moe_core.exchange.export import export_run
 from moe_core.exchange.import_ import import_checkpoint
 from moe_core.exchange.layouts import from_checkpoint, to_checkpoint
 from moe_core.exchange.targets import fit_to_family, target_family
-from moe_core.inference.windows import as_dataset
+from moe_core.inference.scoring import as_dataset
 from moe_core.model import MoETransformer
 from moe_core.routing import RoutingTrace
 from moe_core.runs.checkpoint import load_run

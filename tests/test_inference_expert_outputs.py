@@ -15,8 +15,8 @@ from torch.nn.functional import silu
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import UsageError
-from moe_core.evaluation.ablation import held_out_text
 from moe_core.inference.expert_outputs import expert_saliency, expert_similarity, linear_cka
+from moe_core.inference.held_out import held_out_text
 from moe_core.inference.tracing import trace_dataset
 from moe_core.runs.checkpoint import LoadedRun, load_run
 
@@ -28,7 +28,7 @@ def loaded(trained_root: Path) -> LoadedRun:
 
 @pytest.fixture(scope="module")
 def text(loaded: LoadedRun) -> TokenDataset:
-    return held_out_text(loaded, tokens_per_domain=120)
+    return held_out_text(loaded.run, loaded.tokenizer, 120)
 
 
 def outputs_by_hand(loaded: LoadedRun, layer: int, expert: int, x: torch.Tensor) -> torch.Tensor:

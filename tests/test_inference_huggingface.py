@@ -26,8 +26,8 @@ from moe_core.inference.expert_outputs import expert_saliency, expert_similarity
 from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.inference.open import context_window, language_model
 from moe_core.inference.protocol import LanguageModel
+from moe_core.inference.scoring import as_dataset
 from moe_core.inference.tracing import trace_documents, trace_text, write_documents_trace
-from moe_core.inference.windows import as_dataset
 from moe_core.routing import Intervention, RoutingTrace, capture, intervene
 from moe_core.routing.trace import parquet
 
@@ -269,7 +269,7 @@ def test_a_trace_written_as_it_is_read_is_the_trace_in_memory(
     documents = [Document(TEXT[: 9 * i + 1], "ab"[i % 2], f"{i // 3}", "") for i in range(12)]
     whole = trace_documents(foreign, documents)
     calls: list[tuple[str, int, int]] = []
-    monkeypatch.setattr("moe_core.inference.windows.TOKENS_PER_BATCH", 128)
+    monkeypatch.setattr("moe_core.data.windows.TOKENS_PER_BATCH", 128)
     stored = write_documents_trace(
         foreign, documents, tmp_path / "x.parquet", progress=lambda *call: calls.append(call)
     )
@@ -316,7 +316,7 @@ def test_memory_grows_with_the_text_and_not_with_its_routing(tmp_path: Path, mon
     deep = tiny_model("olmoe", num_hidden_layers=16, num_experts_per_tok=4, hidden_size=16, intermediate_size=8)
     model = language_model(Foreign(deep, trained_tokenizer("byte-level"), "deep"))
     monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 1024)
-    monkeypatch.setattr("moe_core.inference.windows.TOKENS_PER_BATCH", 1024)
+    monkeypatch.setattr("moe_core.data.windows.TOKENS_PER_BATCH", 1024)
     monkeypatch.setattr(tracing, "MAX_LOGITS_BYTES", 0)
 
     def peak(documents: int) -> tuple[int, int]:

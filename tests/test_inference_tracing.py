@@ -177,7 +177,7 @@ def test_of_held_out_documents_the_beginnings_are_traced_in_both_splits(trained_
     documents = run.held_out("validation") + run.held_out("unseen")
     trace = held_out.trace_held_out(loaded, run)
     assert set(trace.domains) == set(run.domains())
-    assert np.bincount(trace.domain_ids).max() <= held_out.TOKENS_PER_DOMAIN
+    assert np.bincount(trace.domain_ids).max() <= held_out.TRACED_TOKENS_PER_DOMAIN
     first = int(trace.document_ids[0])
     text = "".join(trace.token_text(i) for i in np.flatnonzero(trace.document_ids == first)[1:])
     assert held_out.beginnings(documents)[first].text.startswith(text)

@@ -12,7 +12,7 @@ from training_support import make_config, tensor_hashes, timeless_metrics, write
 
 from moe_core.config import Config
 from moe_core.errors import RunError, UsageError
-from moe_core.inference.windows import as_dataset
+from moe_core.inference.scoring import as_dataset
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder

@@ -95,10 +95,11 @@ def _text(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.data is None:
         return {}
     from moe_core.data.sources import read_documents
-    from moe_core.evaluation.ablation import TOKENS_PER_DOMAIN
-    from moe_core.inference.windows import as_dataset
+    from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN
+    from moe_core.inference.scoring import as_dataset
 
-    dataset: TokenDataset = as_dataset(loaded, read_documents(arguments.data)).select(TOKENS_PER_DOMAIN, seed=0)
+    documents = as_dataset(loaded, read_documents(arguments.data))
+    dataset: TokenDataset = documents.select(ABLATED_TOKENS_PER_DOMAIN, seed=0)
     return {"documents": dataset, "text": arguments.data}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -13,8 +13,6 @@ from moe_core.data.document import Document
 from moe_core.data.tokenizer import TextTokenizer
 from moe_core.errors import DataError
 
-IGNORE = -1
-"""Target of a position that is not scored."""
 MIN_DOCUMENTS = 8
 """Documents a selection spans at least: tokens of one document are alike, so certainty is counted in documents."""
 
@@ -127,7 +125,7 @@ class TokenBatch:
     token_ids: NDArray[np.int64]
     """[B, S]"""
     targets: NDArray[np.int64]
-    """[B, S]: the next token, or -1 where nothing is to be predicted (padding)."""
+    """[B, S]: the next token."""
     document_ids: NDArray[np.int32]
     """[B, S]"""
     source_ids: NDArray[np.int32]
@@ -136,11 +134,6 @@ class TokenBatch:
     """[B, S]"""
     positions: NDArray[np.int32]
     """[B, S]: place in the document, not in the sequence."""
-
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """[B, S]: True where a target is scored."""
-        return self.targets >= 0
 
     def split(self, parts: int) -> list[TokenBatch]:
         """Its sequences in `parts` equal batches, in order; `parts` must divide B."""
@@ -184,29 +177,6 @@ def _epoch_starts(tokens: int, seq_len: int, seed: int, epoch: int) -> NDArray[n
     starts: NDArray[np.int64] = shift + seq_len * generator.permutation(windows)
     starts.flags.writeable = False
     return starts
-
-
-def document_batches(dataset: TokenDataset, *, seq_len: int, batch_size: int) -> Iterator[TokenBatch]:
-    """Every document alone, cut into chunks of at most `seq_len` inputs; each of its tokens is a target exactly once.
-
-    The last chunk of a long document reaches back to be as long as the others; what it repeats is context with target
-    -1. These are the windows of lm-eval's rolling log-likelihood, so that its figures and ours agree. Chunks of similar
-    length share a batch. Padding repeats the chunk's last token with target -1; it stands behind all that is scored, so
-    causal attention never sees it.
-    """
-    chunks = [
-        (max(int(first), min(start, last - seq_len)), start, min(start + seq_len, last))
-        for first, end in zip(*dataset.document_bounds(), strict=True)
-        for last in [int(end) - 1]
-        for start in range(int(first), last, seq_len)
-    ]
-    chunks.sort(key=lambda chunk: chunk[0] - chunk[2])
-    for at in range(0, len(chunks), batch_size):
-        starts, fresh, ends = np.array(chunks[at : at + batch_size]).T[:, :, None]
-        index = starts + np.arange((ends - starts).max())
-        unscored = (index < fresh) | (index >= ends)
-        index = np.minimum(index, ends - 1)
-        yield _batch(dataset, index, np.where(unscored, IGNORE, dataset.token_ids[index + 1]).astype(np.int64))
 
 
 def _batch(dataset: TokenDataset, index: NDArray[np.int64], targets: NDArray[np.int64]) -> TokenBatch:

@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 
 from moe_core.data.document import Document
-from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.data.tokens import TokenDataset
+from moe_core.data.windows import WindowBatch, window_batches
 from moe_core.errors import RunError, UsageError
 from moe_core.evaluation.ablation_passes import effects_by_passes
 from moe_core.evaluation.effects import (
@@ -28,11 +28,12 @@ from moe_core.evaluation.effects import (
     domain_effects,
     token_effects,
 )
+from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN, held_out_text
 from moe_core.inference.open import language_model
 from moe_core.inference.own_model import OwnModel
 from moe_core.inference.partial_forward import MoEStep, block_of, moe_step, through
 from moe_core.inference.protocol import LanguageModel, Loaded
-from moe_core.inference.windows import WindowBatch, as_dataset, window_batches
+from moe_core.inference.scoring import as_dataset
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, intervene
 from moe_core.routing.instruments.interventions import Mode
@@ -48,39 +49,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from moe_core.model.transformer import MoETransformer
-    from moe_core.runs.checkpoint import LoadedRun
     from moe_core.runs.folder import RunFolder
 
 __all__ = [
-    "TOKENS_PER_DOMAIN",
     "TokenEffects",
     "ablation_map",
     "analysis_of",
     "domain_effects",
-    "held_out_text",
     "read_ablation_map",
     "token_effects",
 ]
 
-TOKENS_PER_DOMAIN = 2048
-"""Held-out tokens of each domain that are read by default."""
 STAGE = "switching experts off"
 _MAX_LOGITS = 2**22
 """Numbers of one matrix of logits: few enough to stay in a processor's cache."""
-
-
-def held_out_text(loaded: LoadedRun, tokens_per_domain: int = TOKENS_PER_DOMAIN) -> TokenDataset:
-    """Beginnings of a run's held-out documents, of both splits alike; see TokenDataset.select. Raises RunError."""
-    domains = loaded.run.domains()
-    documents = [document for split in HELD_OUT_SPLITS for document in loaded.run.held_out(split)]
-    strange = sorted({document.domain for document in documents} - set(domains))
-    if strange or not documents:
-        what = f"a document of domain {strange[0]!r}" if strange else "no document"
-        raise RunError(
-            f"the held-out text of run {loaded.run.name!r} has {what}, its domains are {', '.join(domains)}; "
-            "restore the run's folder from a copy, or bring text with --data"
-        )
-    return TokenDataset.build(documents, loaded.tokenizer, domains).select(tokens_per_domain, seed=0)
 
 
 def ablation_map(
@@ -103,7 +85,7 @@ def ablation_map(
     interval, or there is none (each interval stands for itself: of 100 experts without effect about 5 look certain).
     `frame.attrs` says of what it is (the fields of AnalysisOf).
 
-    `documents` None = held_out_text(loaded), which only a run has; `text` names other text. With `run`, each finished
+    `documents` None = the run's held_out_text, which only a run has; `text` names other text. With `run`, each finished
     expert is kept in the run's folder and never computed again for the same weights, text and mode; a kill loses at
     most one expert. A model of the transformers library takes two forward passes an expert, a run of ours far less.
     Raises UsageError for a mode, layer or expert that the model does not have, RunError when its loss is not finite or
@@ -112,7 +94,7 @@ def ablation_map(
     report, model = progress or silent, language_model(loaded)
     wanted = _wanted(model, mode, layers, experts)
     report("tokenising", 0, 1)
-    dataset = held_out_text(_with_run(loaded)) if documents is None else as_dataset(model, documents)
+    dataset = _held_out(loaded) if documents is None else as_dataset(model, documents)
     of = analysis_of(loaded, dataset, HELD_OUT_TEXT if documents is None else text, mode)
     journal = AblationJournal(run, of) if run is not None else None
     known = journal.read() if journal is not None else {}
@@ -127,11 +109,11 @@ def ablation_map(
     return effects_frame([row for expert in wanted for row in done[expert]], of)
 
 
-def _with_run(loaded: Any) -> LoadedRun:
-    if not hasattr(loaded, "run"):
+def _held_out(loaded: Loaded | LanguageModel) -> TokenDataset:
+    run = getattr(loaded, "run", None)
+    if run is None:
         raise UsageError(f"{language_model(loaded).name} has no held-out text; expected documents to read")
-    found: LoadedRun = loaded
-    return found
+    return held_out_text(run, loaded.tokenizer, ABLATED_TOKENS_PER_DOMAIN)
 
 
 def analysis_of(loaded: Loaded | LanguageModel, dataset: TokenDataset, text: str, mode: str = "") -> AnalysisOf:
@@ -270,7 +252,7 @@ def _read(model: MoETransformer, dataset: TokenDataset, batch: WindowBatch) -> _
     """A batch at the bottom of the model, and what its top says with nothing ablated."""
     device = next(model.parameters()).device
     ids_BS = torch.from_numpy(dataset.token_ids[batch.index].astype(np.int64)).to(device)
-    scored = torch.from_numpy(np.pad(batch.scored, ((0, 0), (0, 1)))).to(device)
+    scored = torch.from_numpy(batch.scored).to(device)
     targets = torch.from_numpy(dataset.token_ids[batch.targets].astype(np.int64)).to(device)
     state: Tensor = model.embedding(ids_BS)
     hidden: Tensor = model.norm(through(model, state, 0, len(model.layers))[scored])

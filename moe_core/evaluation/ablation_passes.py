@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from moe_core.data.windows import WindowBatch, window_batches
 from moe_core.errors import RunError
 from moe_core.evaluation.effects import SourceBootstrap, compare
 from moe_core.inference.protocol import LanguageModel
-from moe_core.inference.windows import WindowBatch, window_batches
 from moe_core.routing import capture, intervene
 
 if TYPE_CHECKING:
@@ -86,12 +86,12 @@ def _changes(
     with intervene(model.model, ablate=[expert], mode=mode):
         changed_RSV = model.logits(ids_RS)
     # Attention carries a change to all later places of its window, and to none before.
-    reached = (chosen_BS[rows_B].cumsum(axis=1) > 0)[:, :-1] & windows.scored[rows_B]
+    reached = (chosen_BS[rows_B].cumsum(axis=1) > 0) & windows.scored[rows_B]
     where = torch.from_numpy(reached).to(original_RSV.device)
-    before, after, kl = compare(
-        original_RSV[:, :-1][where], changed_RSV[:, :-1][where], ids_RS[:, 1:].to(where.device)[where]
-    )
-    return index_RS[:, 1:][reached], (after - before).cpu().numpy(), kl.cpu().numpy()
+    at_N = index_RS[reached] + 1
+    targets_N = torch.from_numpy(dataset.token_ids[at_N].astype(np.int64)).to(where.device)
+    before, after, kl = compare(original_RSV[where], changed_RSV[where], targets_N)
+    return at_N, (after - before).cpu().numpy(), kl.cpu().numpy()
 
 
 def _token_ids(model: LanguageModel, dataset: TokenDataset, index_BS: NDArray[np.int64]) -> torch.Tensor:

@@ -10,11 +10,12 @@ import pandas as pd
 
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
-from moe_core.evaluation.ablation import ablation_map, analysis_of, held_out_text
+from moe_core.evaluation.ablation import ablation_map, analysis_of
 from moe_core.evaluation.importance import importance, measures, rank_correlations
 from moe_core.inference.expert_outputs import expert_saliency, expert_similarity
+from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN, held_out_text
+from moe_core.inference.scoring import as_dataset
 from moe_core.inference.tracing import trace_dataset
-from moe_core.inference.windows import as_dataset
 from moe_core.progress import Progress
 from moe_core.routing.instruments.interventions import Mode
 from moe_core.runs.analysis import HELD_OUT_TEXT, AnalysisOf, Table, read_table, write_table
@@ -49,7 +50,10 @@ def analyse_run(
     where it is the held-out text; what is kept of the same weights and text is not computed again.
     Raises RunError when the held-out text is missing or the disk refuses.
     """
-    dataset = held_out_text(loaded) if documents is None else as_dataset(loaded, documents)
+    if documents is None:
+        dataset = held_out_text(loaded.run, loaded.tokenizer, ABLATED_TOKENS_PER_DOMAIN)
+    else:
+        dataset = as_dataset(loaded, documents)
     name = HELD_OUT_TEXT if documents is None else text
     effects = ablation_map(loaded, dataset, mode=mode, run=loaded.run, text=name, progress=progress)
     of = analysis_of(loaded, dataset, name)

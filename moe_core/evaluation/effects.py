@@ -12,10 +12,11 @@ import torch
 
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
+from moe_core.data.windows import window_batches
 from moe_core.inference.open import language_model
 from moe_core.inference.protocol import LanguageModel, Loaded
+from moe_core.inference.scoring import as_dataset
 from moe_core.inference.tracing import logits_fit, trace_of_windows
-from moe_core.inference.windows import as_dataset, window_batches
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, RoutingTrace, capture, concatenate, intervene
 from moe_core.routing.metrics.resampling import TAILS, widening
@@ -74,8 +75,8 @@ def token_effects(
                 changed_BSV = model.logits(ids_BS)
             traces.append(trace_of_windows(model, recorder, dataset, batch, original_BSV))
             scored, at = torch.from_numpy(batch.scored).to(original_BSV.device), batch.targets
-            targets_N = ids_BS[:, 1:].to(original_BSV.device)[scored]
-            compared = compare(original_BSV[:, :-1][scored], changed_BSV[:, :-1][scored], targets_N)
+            targets_N = torch.from_numpy(dataset.token_ids[at].astype(np.int64)).to(original_BSV.device)
+            compared = compare(original_BSV[scored], changed_BSV[scored], targets_N)
             before[at], after[at], kl[at] = (values_N.cpu().numpy() for values_N in compared)
             report("reading twice", int(at.max(initial=0)) + 1, len(dataset))
     return TokenEffects(concatenate(traces), before, after, kl)

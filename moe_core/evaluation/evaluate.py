@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moe_core.data.splits import HELD_OUT_SPLITS
-from moe_core.data.tokens import TokenDataset, document_batches
+from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError
-from moe_core.evaluation.loss import EVALUATION_BATCH, LossReport, count_text_tokens, evaluate_loss, unigram_nats
+from moe_core.evaluation.loss import LossReport, count_text_tokens, evaluate_loss, scored_windows, unigram_nats
+from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN, held_out_text
 from moe_core.inference.tracing import trace_batches
 from moe_core.json_values import json_safe
 from moe_core.progress import Progress, silent
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from moe_core.routing.instruments.capture import Recorder
     from moe_core.routing.trace.trace import RoutingTrace
     from moe_core.runs.checkpoint import LoadedRun
-
-# A corpus of a few megabytes is scored whole; of a larger one, whole documents in a fixed order up to this many tokens
-# a domain and split, so that scoring ends within minutes whatever the user brought.
-SCORED_TOKENS_PER_DOMAIN = 65_536
 
 
 def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -80,7 +77,7 @@ def scored_documents(loaded: LoadedRun, split: str) -> list[Document]:
 
     A cut text is what its tokens decode to; where the cut parts a character, the rest of it is left out.
     """
-    dataset, documents = held_out_dataset(loaded, split), loaded.run.held_out(split)
+    dataset, documents = scored_text(loaded, split), loaded.run.held_out(split)
     scored = []
     for start, end in zip(*dataset.document_bounds(), strict=True):
         document, ids = documents[int(dataset.document_ids[start])], dataset.token_ids[start + 1 : end]
@@ -94,11 +91,7 @@ def _trace(loaded: LoadedRun, recorder: Recorder, datasets: Mapping[str, TokenDa
     seq_len = loaded.config.training.seq_len
     return trace_batches(
         recorder,
-        [
-            batch
-            for dataset in datasets.values()
-            for batch in document_batches(dataset, seq_len=seq_len, batch_size=EVALUATION_BATCH)
-        ],
+        [(dataset, windows) for dataset in datasets.values() for windows in scored_windows(dataset, seq_len)],
         domains=loaded.run.domains(),
         source=f"run {loaded.run.name}, step {loaded.step}, held-out text",
         vocabulary=loaded.tokenizer.vocabulary(),
@@ -107,28 +100,21 @@ def _trace(loaded: LoadedRun, recorder: Recorder, datasets: Mapping[str, TokenDa
 
 def _datasets(loaded: LoadedRun) -> dict[str, TokenDataset]:
     """What is scored of each split; no two documents or sources, of whichever split, have the same id."""
-    validation, unseen = (held_out_dataset(loaded, split) for split in HELD_OUT_SPLITS)
+    validation, unseen = (scored_text(loaded, split) for split in HELD_OUT_SPLITS)
     document_ids = unseen.document_ids + int(validation.document_ids.max()) + 1
     source_ids = unseen.source_ids + int(validation.source_ids.max()) + 1
     return {"validation": validation, "unseen": replace(unseen, document_ids=document_ids, source_ids=source_ids)}
 
 
-def held_out_dataset(loaded: LoadedRun, split: str) -> TokenDataset:
+def scored_text(loaded: LoadedRun, split: str) -> TokenDataset:
     """The tokens of "validation" or "unseen" that `evaluate_run` scores. Raises RunError as it does."""
-    run, vocabulary = loaded.run, loaded.tokenizer.vocab_size
-    known, documents = run.domains(), run.held_out(split)
-    strange = sorted({document.domain for document in documents} - set(known))
-    counted = len(run.token_counts())
-    if strange or counted != vocabulary:
-        what = f"a document of domain {strange[0]!r}" if strange else f"token counts of {counted} entries"
+    counted, vocabulary = len(loaded.run.token_counts()), loaded.tokenizer.vocab_size
+    if counted != vocabulary:
         raise RunError(
-            f"the held-out text of run {run.name!r} does not belong to it: it has {what}, its tokenizer has "
-            f"{vocabulary} entries and its domains are {', '.join(known)}; restore the run's folder from a copy"
+            f"the held-out text of run {loaded.run.name!r} does not belong to it: it has token counts of {counted} "
+            f"entries, its tokenizer has {vocabulary}; restore the run's folder from a copy"
         )
-    dataset = TokenDataset.build(documents, loaded.tokenizer, known).select(SCORED_TOKENS_PER_DOMAIN, seed=0)
-    if not count_text_tokens(dataset):
-        raise RunError(f"run {run.name!r} kept no {split} text to score; train it again on more text")
-    return dataset
+    return held_out_text(loaded.run, loaded.tokenizer, SCORED_TOKENS_PER_DOMAIN, splits=[split])
 
 
 def _figures(loss: LossReport) -> dict[str, Any]:

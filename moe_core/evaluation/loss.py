@@ -8,20 +8,22 @@ they compare runs with different vocabularies.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from moe_core.data.tokens import TokenDataset, document_batches
+from moe_core.data.tokens import TokenDataset
+from moe_core.data.windows import WindowBatch, window_batches
+from moe_core.inference.scoring import predictions
 from moe_core.progress import Progress
 
 if TYPE_CHECKING:
     from moe_core.model.transformer import MoETransformer
 
 EVALUATION_BATCH = 32
-"""Chunks of `seq_len` tokens that go through the model together."""
+"""Windows of `seq_len` tokens that go through the model together."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +61,21 @@ def evaluate_loss(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            for batch in document_batches(dataset, seq_len=seq_len, batch_size=batch_size):
-                logits_BSV = model(torch.from_numpy(batch.token_ids).to(device)).logits
-                targets_BS = torch.from_numpy(batch.targets).to(device)
-                loss_T = torch.nn.functional.cross_entropy(
-                    logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), ignore_index=-1, reduction="none"
-                )
-                scored_T = batch.targets.ravel() >= 0
-                domains_T = batch.domain_ids.ravel()[scored_T]
-                nats_T = loss_T.cpu().numpy().astype(np.float64)[scored_T]
-                nats_D += np.bincount(domains_T, weights=nats_T, minlength=len(nats_D))
-                tokens_D += np.bincount(domains_T, minlength=len(nats_D))
-                if progress is not None:
-                    progress("scoring", int(tokens_D.sum()), total)
+        windows = scored_windows(dataset, seq_len, batch_size)
+        for found in predictions(lambda ids_BS: model(ids_BS).logits, device, dataset, windows):
+            domains_N = dataset.domain_ids[found.windows.targets]
+            nats_D += np.bincount(domains_N, weights=found.nats().astype(np.float64), minlength=len(nats_D))
+            tokens_D += np.bincount(domains_N, minlength=len(nats_D))
+            if progress is not None:
+                progress("scoring", int(tokens_D.sum()), total)
     finally:
         model.train(was_training)
     return _report(dataset, nats_D, tokens_D)
+
+
+def scored_windows(dataset: TokenDataset, seq_len: int, batch_size: int = EVALUATION_BATCH) -> Iterator[WindowBatch]:
+    """The windows in which every text token of `dataset` is scored once."""
+    return window_batches(dataset, seq_len, rule="restart", tokens_per_batch=batch_size * seq_len, by_length=True)
 
 
 def unigram_nats(token_counts: np.ndarray, dataset: TokenDataset) -> float:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.config.router import SIGHT_WARNING
-from moe_core.evaluation.evaluate import SCORED_TOKENS_PER_DOMAIN
 from moe_core.evaluation.markdown import escape, table
+from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN
 from moe_core.routing import verdicts
 from moe_core.runs.files import write_atomic
 from moe_core.runs.folder import RunFolder

@@ -14,12 +14,13 @@ import torch
 
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
+from moe_core.data.windows import WindowBatch, window_batches
 from moe_core.errors import UsageError
 from moe_core.inference.open import own_model
 from moe_core.inference.own_model import OwnModel
 from moe_core.inference.partial_forward import block_of, moe_step, through
 from moe_core.inference.protocol import LanguageModel, Loaded
-from moe_core.inference.windows import WindowBatch, as_dataset, window_batches
+from moe_core.inference.scoring import as_dataset
 from moe_core.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -1,33 +1,32 @@
 """Send text through a loaded model and keep where every token went, how surprising it was, and its rank.
 
-Long texts go through in windows, see windows.py.
+Long texts go through in windows, see moe_core.data.windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from moe_core.data.document import Document
-from moe_core.data.tokens import TokenBatch, TokenDataset
+from moe_core.data.tokens import TokenDataset
+from moe_core.data.windows import WindowBatch, window_batches
 from moe_core.errors import UsageError
 from moe_core.inference.open import language_model
 from moe_core.inference.protocol import LanguageModel, Loaded, check_token_ids
-from moe_core.inference.windows import WindowBatch, window_batches
+from moe_core.inference.scoring import Predictions, predictions, tokenised
 from moe_core.progress import Progress, silent
 from moe_core.routing import Recorder, RoutingTrace, StoredTrace, capture, concatenate
 from moe_core.routing.trace.parquet import TraceWriter
 
 # A trace that would hold more router logits than this goes without: E of them per token and layer, most of its size.
 MAX_LOGITS_BYTES = 2**28
-# Numbers of one matrix of logits that is made anew, so that a large vocabulary does not take the memory twice.
-_MAX_SCORED = 2**23
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +40,7 @@ class TracedText:
     losses: NDArray[np.float32]
     """[T] nats: -ln of the probability given to the token by those before it; NaN for the first."""
     ranks: NDArray[np.int32]
-    """[T] place of the token among the model's guesses, 1 = the likeliest; 0 for the first."""
+    """[T] place of the token among the model's guesses, 1 = the likeliest (see scoring.py); 0 for the first."""
 
 
 def trace_text(
@@ -101,28 +100,25 @@ def write_documents_trace(
     (progress or silent)("tokenising", 0, len(documents))
     dataset = _tokenised(model, documents)
     with TraceWriter(path) as writer:
-        for batch in _read_batches(model, dataset, tokens_per_batch, progress):
-            writer.write(batch.trace)
+        for _, trace in _read_batches(model, dataset, tokens_per_batch, progress):
+            writer.write(trace)
     return RoutingTrace.open(path)
 
 
 def trace_batches(
     recorder: Recorder,
-    batches: Sequence[TokenBatch],
+    read: Sequence[tuple[TokenDataset, WindowBatch]],
     *,
     domains: Sequence[str],
     source: str,
-    vocabulary: Sequence[str],
+    vocabulary: Sequence[str] | Mapping[int, str],
     predicted_ids: Sequence[NDArray[np.int32]] | None = None,
 ) -> RoutingTrace:
-    """The trace of what `recorder` saw when the model read `batches`, in this order; padding is left out.
-
-    So is the last token of each document: it is nobody's input in a batch that predicts the next token.
-    `predicted_ids`: [B, S] of each batch, see likeliest.
-    """
+    """The trace of what `recorder` saw when the model read these windows, in this order; what does not count in its
+    window is left out. `predicted_ids`: [B, S] of each batch, see likeliest."""
 
     def joined(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(batch, name).ravel() for batch in batches])
+        return np.concatenate([getattr(dataset, name)[windows.index].ravel() for dataset, windows in read])
 
     return recorder.trace(
         token_ids=joined("token_ids"),
@@ -134,7 +130,7 @@ def trace_batches(
         predicted_ids=None if predicted_ids is None else np.concatenate([ids.ravel() for ids in predicted_ids]),
         source=source,
         vocabulary=vocabulary,
-        keep=joined("mask"),
+        keep=np.concatenate([windows.keep.ravel() for _, windows in read]),
     )
 
 
@@ -158,20 +154,15 @@ def trace_of_windows(
     model: LanguageModel, recorder: Recorder, dataset: TokenDataset, batch: WindowBatch, logits_BSV: torch.Tensor
 ) -> RoutingTrace:
     """The trace of what `recorder` saw when the model read `batch` and answered with these logits."""
-    index_BS = batch.index
-    token_ids_BS, predicted_BS = dataset.token_ids[index_BS], likeliest(logits_BSV)
-    occurring = np.unique(np.concatenate([token_ids_BS, predicted_BS]))
-    return recorder.trace(
-        token_ids=token_ids_BS,
-        document_ids=dataset.document_ids[index_BS],
-        source_ids=dataset.source_ids[index_BS],
-        positions=dataset.positions[index_BS],
-        domain_ids=dataset.domain_ids[index_BS],
+    predicted_BS = likeliest(logits_BSV)
+    occurring = np.unique(np.concatenate([dataset.token_ids[batch.index], predicted_BS]))
+    return trace_batches(
+        recorder,
+        [(dataset, batch)],
         domains=dataset.domains,
-        predicted_ids=predicted_BS,
         source=model.name,
         vocabulary={int(i): model.tokenizer.token_text(int(i)) for i in occurring},
-        keep=batch.keep,
+        predicted_ids=[predicted_BS],
     )
 
 
@@ -183,52 +174,29 @@ def trace_dataset(
     losses = np.full(len(dataset), np.nan, dtype=np.float32)
     ranks = np.zeros(len(dataset), dtype=np.int32)
     traces: list[RoutingTrace] = []
-    for batch in _read_batches(model, dataset, None, progress):
-        at, scored = batch.windows.targets, torch.from_numpy(batch.windows.scored).to(batch.logits.device)
-        targets = torch.from_numpy(dataset.token_ids[at].astype(np.int64)).to(batch.logits.device)
-        losses[at], ranks[at] = _score(batch.logits[:, :-1][scored], targets)
-        traces.append(batch.trace)
+    for found, trace in _read_batches(model, dataset, None, progress):
+        at = found.windows.targets
+        losses[at], ranks[at] = found.nats(), found.ranks()
+        traces.append(trace)
     return TracedText(concatenate(traces), losses, ranks)
-
-
-class _Batch(NamedTuple):
-    windows: WindowBatch
-    trace: RoutingTrace
-    """Of the tokens that count; what windows read as context only is let go at once."""
-    logits: torch.Tensor
-    """[B, S, V]"""
 
 
 def _read_batches(
     model: LanguageModel, dataset: TokenDataset, tokens_per_batch: int | None, progress: Progress | None
-) -> Iterator[_Batch]:
+) -> Iterator[tuple[Predictions, RoutingTrace]]:
+    """What the model says of each batch of windows, and the routing of the tokens that count there."""
     keep_logits = logits_fit(model, len(dataset))
-    for windows in window_batches(dataset, model.context_window, tokens_per_batch):
-        ids_BS = torch.from_numpy(dataset.token_ids[windows.index].astype(np.int64)).to(model.device)
-        with torch.inference_mode():
-            with capture(model.model, keep_logits=keep_logits) as recorder:
-                logits_BSV = model.logits(ids_BS)
-            trace = trace_of_windows(model, recorder, dataset, windows, logits_BSV)
-        yield _Batch(windows, trace, logits_BSV)
+    for windows in window_batches(dataset, model.context_window, tokens_per_batch=tokens_per_batch):
+        with capture(model.model, keep_logits=keep_logits) as recorder:
+            (found,) = predictions(model.logits, model.device, dataset, [windows])
+        yield found, trace_of_windows(model, recorder, dataset, windows, found.logits)
         (progress or silent)("tracing", int(windows.index[-1, -1]) + 1, len(dataset))
 
 
 def _tokenised(model: LanguageModel, documents: Sequence[Document]) -> TokenDataset:
-    """Domains numbered as they first occur. Raises UsageError with no token, or one that the model cannot read."""
-    domains = list(dict.fromkeys(document.domain for document in documents))
-    dataset = TokenDataset.build(documents, model.tokenizer, domains)
+    """Raises UsageError with no token, or one that the model cannot read."""
+    dataset = tokenised(model, documents)
     if not len(dataset):
         raise UsageError("the text has no token to trace; expected at least one document that is not empty")
     check_token_ids(model, dataset.token_ids)
     return dataset
-
-
-def _score(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Loss in nats and rank (1 = likeliest; ties count in the token's favour) of each target."""
-    losses, ranks = [np.zeros(0, np.float32)], [np.zeros(0, np.int32)]
-    for start in range(0, len(targets_N), rows := max(1, _MAX_SCORED // logits_NV.shape[1])):
-        part_NV, targets = logits_NV[start : start + rows].float(), targets_N[start : start + rows]
-        losses.append(torch.nn.functional.cross_entropy(part_NV, targets, reduction="none").cpu().numpy())
-        larger_N = (part_NV > part_NV.gather(1, targets[:, None])).sum(dim=1)
-        ranks.append(1 + larger_N.to(torch.int32).cpu().numpy())
-    return np.concatenate(losses), np.concatenate(ranks)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moe_core.data.tokens import TokenDataset, document_batches
-from moe_core.evaluation.loss import EVALUATION_BATCH
+from moe_core.data.tokens import TokenDataset
+from moe_core.evaluation.loss import scored_windows
+from moe_core.inference.scoring import predictions
 from moe_core.inference.tracing import likeliest, trace_batches
 from moe_core.routing import RoutingTrace, capture, metrics
 
@@ -35,17 +36,17 @@ def probe_routing(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    batches = list(document_batches(dataset, seq_len=seq_len, batch_size=EVALUATION_BATCH))
+    batches = list(scored_windows(dataset, seq_len))
     predicted_ids: list[NDArray[np.int32]] = []
     try:
         with capture(model) as recorder:
-            for batch in batches:
-                predicted_ids.append(likeliest(model(torch.from_numpy(batch.token_ids).to(device)).logits))
+            for found in predictions(lambda ids_BS: model(ids_BS).logits, device, dataset, batches):
+                predicted_ids.append(likeliest(found.logits))
     finally:
         model.train(was_training)
     return trace_batches(
         recorder,
-        batches,
+        [(dataset, windows) for windows in batches],
         domains=dataset.domains,
         source=source,
         vocabulary=vocabulary,

@@ -11,7 +11,7 @@ import numpy as np
 
 from moe_core.data.document import Document
 from moe_core.data.splits import HELD_OUT_SPLITS
-from moe_core.evaluation.evaluate import held_out_dataset
+from moe_core.evaluation.evaluate import scored_text
 from moe_core.evaluation.tasks.held_out import ScoredTokens, score_tokens
 from moe_core.evaluation.tasks.scores import Score
 from moe_core.inference.open import language_model
@@ -76,7 +76,7 @@ class Context:
         Raises RunError when the run's held-out text is missing.
         """
         loaded, scored = self.loaded, {}
-        datasets = {split: held_out_dataset(loaded, split) for split in HELD_OUT_SPLITS}
+        datasets = {split: scored_text(loaded, split) for split in HELD_OUT_SPLITS}
         total, before = sum(int((dataset.positions > 0).sum()) for dataset in datasets.values()), 0
         for split, dataset in datasets.items():
             scored[split] = score_tokens(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from moe_core.data.tokens import TokenDataset, document_batches
-from moe_core.evaluation.loss import EVALUATION_BATCH, count_text_tokens
+from moe_core.data.tokens import TokenDataset
+from moe_core.evaluation.loss import count_text_tokens, scored_windows
 from moe_core.evaluation.tasks.scores import Score, of_sources
 from moe_core.inference.protocol import LanguageModel
+from moe_core.inference.scoring import predictions
 from moe_core.progress import Progress, silent
 
 
@@ -74,32 +74,15 @@ def score_tokens(
     if not total:
         raise ValueError("the dataset has no text token to score")
     parts: list[tuple[NDArray[Any], ...]] = []
-    for batch in document_batches(dataset, seq_len=seq_len, batch_size=EVALUATION_BATCH):
-        with torch.inference_mode():
-            logits_BSV = model.logits(torch.from_numpy(batch.token_ids).to(model.device))
-            found = list(_by_sequence(logits_BSV, torch.from_numpy(batch.targets).to(logits_BSV.device)))
-        mask = batch.mask
-        nats, ranks = (np.concatenate(column) for column in zip(*found, strict=True))
-        parts.append((nats, ranks, batch.targets[mask], batch.source_ids[mask], batch.domain_ids[mask]))
-        done += int(mask.sum())
+    for found in predictions(model.logits, model.device, dataset, scored_windows(dataset, seq_len)):
+        at = found.windows.targets
+        columns = (dataset.token_ids[at].astype(np.int64), dataset.source_ids[at], dataset.domain_ids[at])
+        parts.append((found.nats().astype(np.float64), found.ranks().astype(np.int64), *columns))
+        done += len(at)
         report("reading", done, total)
     joined = (np.concatenate(column) for column in zip(*parts, strict=True))
-    all_nats, all_ranks, token_ids, source_ids, domain_ids = joined
-    return ScoredTokens(all_nats, all_ranks, token_ids, source_ids, domain_ids, dataset.domains, dataset.domain_bytes)
-
-
-def _by_sequence(
-    logits_BSV: torch.Tensor, targets_BS: torch.Tensor
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-    """(nats, ranks) of the scored targets of each sequence, so that only one has its logits twice in memory."""
-    ids_V = torch.arange(logits_BSV.shape[-1], device=logits_BSV.device)
-    for logits_SV, targets_S in zip(logits_BSV, targets_BS, strict=True):
-        kept_S = targets_S >= 0
-        logits_TV, targets_T1 = logits_SV[kept_S].float(), targets_S[kept_S, None]
-        own_T1 = logits_TV.gather(1, targets_T1)
-        nats_T = logits_TV.logsumexp(1) - own_T1[:, 0]
-        before_TV = (logits_TV > own_T1) | ((logits_TV == own_T1) & (ids_V < targets_T1))
-        yield nats_T.double().cpu().numpy(), (1 + before_TV.sum(1)).cpu().numpy()
+    nats, ranks, token_ids, source_ids, domain_ids = joined
+    return ScoredTokens(nats, ranks, token_ids, source_ids, domain_ids, dataset.domains, dataset.domain_bytes)
 
 
 def unigram_nats_of(token_counts: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], NDArray[np.float64]]:

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from moe_core.data.windows import TOKENS_PER_BATCH, reaching_back
 from moe_core.inference.own_model import OwnModel
 from moe_core.inference.protocol import LanguageModel
-from moe_core.inference.windows import TOKENS_PER_BATCH
+from moe_core.inference.scoring import token_nats, token_ranks
 from moe_core.progress import Progress, silent
 
 
@@ -32,7 +33,7 @@ class Continuation(NamedTuple):
     ids: Sequence[int]
 
 
-class _Chunk(NamedTuple):
+class _Window(NamedTuple):
     of: int
     """Which continuation."""
     read: list[int]
@@ -57,54 +58,56 @@ def likelihoods(
     """One for each continuation, in their order. Every context has at least one token (ValueError). Raises UsageError
     for a model that sees the future: what stands behind a continuation would decide about it.
 
-    A token sees the context_window tokens before it at most. A continuation longer than that is scored in windows, the
-    last one reaching back, as documents are (moe_core.data.tokens.document_batches) and lm-eval's rolling
-    log-likelihood; so `encode_pair(model, "", text)` scores a whole text.
+    A token sees the context_window tokens before it at most. A continuation longer than that is scored in the windows
+    of documents (moe_core.data.windows), which are those of lm-eval's rolling log-likelihood; so
+    `encode_pair(model, "", text)` scores a whole text.
     """
     if isinstance(model, OwnModel):
         model.model.check_writes()
     report = progress or silent
-    chunks = [
-        chunk for at, pair in enumerate(continuations) for chunk in _chunks(at, pair, max(1, model.context_window))
+    windows = [
+        window for at, pair in enumerate(continuations) for window in _windows(at, pair, max(1, model.context_window))
     ]
-    chunks.sort(key=lambda chunk: len(chunk.read))
+    windows.sort(key=lambda window: len(window.read))
     totals, greedy = np.zeros(len(continuations)), np.ones(len(continuations), dtype=bool)
     done = 0
-    while done < len(chunks):
+    while done < len(windows):
         # Of similar length, ascending: the last one of a batch is its longest.
         size = next(
             n
-            for n in range(len(chunks) - done, 0, -1)
-            if n == 1 or n * len(chunks[done + n - 1].read) <= TOKENS_PER_BATCH
+            for n in range(len(windows) - done, 0, -1)
+            if n == 1 or n * len(windows[done + n - 1].read) <= TOKENS_PER_BATCH
         )
-        batch = chunks[done : done + size]
-        for chunk, (log_p, first) in zip(batch, _score(model, batch), strict=True):
-            totals[chunk.of] += log_p
-            greedy[chunk.of] &= first
+        batch = windows[done : done + size]
+        for window, (log_p, first) in zip(batch, _score(model, batch), strict=True):
+            totals[window.of] += log_p
+            greedy[window.of] &= first
         done += size
-        report("weighing options", done, len(chunks))
+        report("weighing options", done, len(windows))
     return [Likelihood(float(total), bool(first)) for total, first in zip(totals, greedy, strict=True)]
 
 
-def _chunks(at: int, pair: Continuation, window: int) -> list[_Chunk]:
+def _windows(at: int, pair: Continuation, size: int) -> list[_Window]:
     ids, known = [*pair.context, *pair.ids], len(pair.context)
     if not known:
         raise ValueError("a continuation needs at least one token before it")
-    ends = ((start, min(start + window, len(ids))) for start in range(known, len(ids), window))
-    return [_Chunk(at, ids[max(0, end - 1 - window) : end - 1], ids[start:end]) for start, end in ends]
+    return [
+        _Window(at, ids[start:end], ids[fresh + 1 : end + 1])
+        for start, fresh, end in reaching_back(0, known - 1, len(ids) - 1, size)
+    ]
 
 
 @torch.inference_mode()
-def _score(model: LanguageModel, batch: Sequence[_Chunk]) -> list[tuple[float, bool]]:
-    """(ln p, all first guesses) of what each chunk predicts. Padding stands behind the text: it changes nothing."""
-    longest = max(len(chunk.read) for chunk in batch)
-    ids_BS = torch.tensor([chunk.read + chunk.read[-1:] * (longest - len(chunk.read)) for chunk in batch])
+def _score(model: LanguageModel, batch: Sequence[_Window]) -> list[tuple[float, bool]]:
+    """(ln p, all first guesses) of what each window predicts. Padding stands behind the text: it changes nothing."""
+    longest = max(len(window.read) for window in batch)
+    ids_BS = torch.tensor([window.read + window.read[-1:] * (longest - len(window.read)) for window in batch])
     logits_BSV = model.logits(ids_BS.to(model.device))
     found = []
-    for chunk, logits_SV in zip(batch, logits_BSV, strict=True):
-        end = len(chunk.read)
-        logits_NV = logits_SV[end - len(chunk.predicted) : end].double()
-        target_N = torch.tensor(chunk.predicted, device=logits_NV.device)
-        log_p = logits_NV.log_softmax(-1).gather(1, target_N[:, None]).sum()
-        found.append((float(log_p), bool((logits_NV.argmax(-1) == target_N).all())))
+    for window, logits_SV in zip(batch, logits_BSV, strict=True):
+        end = len(window.read)
+        logits_NV = logits_SV[end - len(window.predicted) : end]
+        targets_N = torch.tensor(window.predicted, device=logits_NV.device)
+        nats = float(token_nats(logits_NV, targets_N).double().sum())
+        found.append((-nats, bool((token_ranks(logits_NV, targets_N) == 1).all())))
     return found

@@ -1,0 +1,101 @@
+"""How well a model foresees text: windows of tokens -> nats and ranks, here and nowhere else.
+
+The loss of a token is -ln of the probability that the model gave it, in nats, whatever the weights' precision. Its rank
+is its place among the model's guesses, 1 = the likeliest; of equally likely tokens the lower id comes first, as greedy
+decoding has it. A token is predicted from the tokens before it in its window (moe_core.data.windows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moe_core.data.document import Document
+from moe_core.data.tokens import TokenDataset
+from moe_core.data.windows import WindowBatch
+from moe_core.errors import UsageError
+from moe_core.inference.open import language_model
+from moe_core.inference.protocol import LanguageModel, Loaded, check_token_ids
+
+# Numbers of one matrix of logits that is made anew, so that a large vocabulary does not take the memory twice.
+_MAX_SCORED = 2**23
+
+
+class Predictions(NamedTuple):
+    """What a model said of a batch of windows."""
+
+    windows: WindowBatch
+    logits: torch.Tensor
+    """[B, S, V]"""
+    targets: torch.Tensor
+    """int64 [N] the token that follows each place of windows.scored."""
+
+    @torch.inference_mode()
+    def nats(self) -> NDArray[np.float32]:
+        """[N] loss of each target."""
+        parts = [token_nats(logits_NV, targets_N).cpu().numpy() for logits_NV, targets_N in self._parts()]
+        return np.concatenate([np.zeros(0, np.float32), *parts])
+
+    @torch.inference_mode()
+    def ranks(self) -> NDArray[np.int32]:
+        """[N] rank of each target."""
+        parts = [token_ranks(logits_NV, targets_N).cpu().numpy() for logits_NV, targets_N in self._parts()]
+        return np.concatenate([np.zeros(0, np.int32), *parts])
+
+    def _parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits [n, V] of some targets [n] at a time."""
+        logits_TV = self.logits.flatten(0, 1)
+        places_N = torch.from_numpy(np.flatnonzero(self.windows.scored)).to(logits_TV.device)
+        rows = max(1, _MAX_SCORED // logits_TV.shape[1])
+        for start in range(0, len(places_N), rows):
+            yield logits_TV[places_N[start : start + rows]], self.targets[start : start + rows]
+
+
+def predictions(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    device: torch.device,
+    dataset: TokenDataset,
+    batches: Iterable[WindowBatch],
+) -> Iterator[Predictions]:
+    """Read `batches` of windows one after the other; `logits_of`: token ids int64 [B, S] on `device` -> [B, S, V]."""
+    for windows in batches:
+        token_ids_BS = torch.from_numpy(dataset.token_ids[windows.index].astype(np.int64)).to(device)
+        with torch.inference_mode():
+            logits_BSV = logits_of(token_ids_BS)
+        targets_N = torch.from_numpy(dataset.token_ids[windows.targets].astype(np.int64)).to(logits_BSV.device)
+        yield Predictions(windows, logits_BSV, targets_N)
+
+
+def token_nats(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """float32 [N] the loss of each target under its row of logits."""
+    return torch.nn.functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+
+
+def token_ranks(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """int32 [N] the rank of each target: 1 + the tokens with a larger logit + those with the same and a lower id."""
+    own_N1, target_N1 = logits_NV.gather(1, targets_N[:, None]), targets_N[:, None]
+    ids_V = torch.arange(logits_NV.shape[1], device=logits_NV.device)
+    before_NV = (logits_NV > own_N1) | ((logits_NV == own_N1) & (ids_V < target_N1))
+    return (1 + before_NV.sum(dim=1)).to(torch.int32)
+
+
+def as_dataset(loaded: Loaded | LanguageModel, documents: Sequence[Document] | TokenDataset) -> TokenDataset:
+    """Documents tokenised, their domains numbered as they first occur.
+
+    Raises UsageError with no token to score, or one that the model cannot read.
+    """
+    dataset = documents if isinstance(documents, TokenDataset) else tokenised(loaded, documents)
+    check_token_ids(language_model(loaded), dataset.token_ids)
+    if not (dataset.positions > 0).any():
+        raise UsageError("the text has no token to score; expected at least one document that is not empty")
+    return dataset
+
+
+def tokenised(loaded: Loaded | LanguageModel, documents: Sequence[Document]) -> TokenDataset:
+    """The same without the checks."""
+    domains = list(dict.fromkeys(document.domain for document in documents))
+    return TokenDataset.build(documents, language_model(loaded).tokenizer, domains)

@@ -1,0 +1,77 @@
+"""How long texts are cut: every token counts once, never across documents, in windows of a limited length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_core.data.document import Document
+from moe_core.data.tokenizer import Tokenizer
+from moe_core.data.tokens import TokenDataset
+from moe_core.data.windows import window_batches
+from moe_core.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["nothing to merge"], 257)
+
+
+def dataset_of(tokenizer: Tokenizer, lengths: list[int]) -> TokenDataset:
+    documents = [Document("xyz€"[i % 4] * n, "ab"[i % 2], str(i), "train") for i, n in enumerate(lengths)]
+    return TokenDataset.build(documents, tokenizer, ["a", "b"])
+
+
+def test_the_last_window_of_a_long_document_reaches_back_to_be_whole(tokenizer: Tokenizer) -> None:
+    """End-of-text and "abcdef" in windows of 4: the second predicts e and f, with b and c again as context."""
+    dataset = TokenDataset.build([Document("abcdef", "a", "1", "train")], tokenizer, ["a"])
+    (batch,) = window_batches(dataset, 4, rule="restart")
+    assert batch.index.tolist() == [[0, 1, 2, 3], [2, 3, 4, 5]]
+    assert batch.scored.tolist() == [[True] * 4, [False, False, True, True]]
+    assert batch.targets.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=12), st.integers(2, 17), st.integers(1, 5), st.booleans())
+def test_every_text_token_is_scored_once_and_never_across_documents(
+    tokenizer: Tokenizer, lengths: list[int], size: int, rows: int, by_length: bool
+) -> None:
+    dataset = dataset_of(tokenizer, lengths)
+    scored: list[int] = []
+    for batch in window_batches(dataset, size, rule="restart", tokens_per_batch=rows * size, by_length=by_length):
+        assert len(batch.index) <= rows
+        assert batch.index.shape[1] <= size
+        edges = np.diff(np.pad(batch.scored.astype(int), ((0, 0), (1, 1))), axis=1)
+        assert (np.abs(edges).sum(axis=1) == 2).all(), "context, then what is scored, then padding"
+        begins_late = dataset.positions[batch.index[:, 0]] > 0
+        whole = batch.index[:, -1] - batch.index[:, 0] == size - 1
+        assert whole[begins_late].all(), "a window that begins late is as long as the context"
+        documents = dataset.document_ids[batch.index]
+        assert (documents == documents[:, :1]).all()
+        np.testing.assert_array_equal(dataset.document_ids[batch.targets], documents[batch.scored])
+        scored += batch.targets.tolist()
+    assert sorted(scored) == np.flatnonzero(dataset.positions > 0).tolist()
+    assert by_length or scored == sorted(scored)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=12), st.integers(2, 17))
+def test_windows_that_overlap_count_every_token_once_with_half_a_window_before_it(
+    tokenizer: Tokenizer, lengths: list[int], size: int
+) -> None:
+    dataset = dataset_of(tokenizer, lengths)
+    kept, scored = [], []
+    for batch in window_batches(dataset, size, rule="overlap"):
+        kept += batch.index[batch.keep].tolist()
+        scored += batch.targets.tolist()
+        place = np.broadcast_to(np.arange(batch.index.shape[1]), batch.index.shape)[batch.keep]
+        assert (place >= np.minimum(dataset.positions[batch.index[batch.keep]], size // 2)).all()
+    assert kept == list(range(len(dataset)))
+    assert scored == np.flatnonzero(dataset.positions > 0).tolist()
+
+
+def test_fewer_than_two_tokens_a_batch_are_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="tokens_per_batch = 1 is too few"):
+        next(window_batches(dataset_of(tokenizer, [3]), 4, tokens_per_batch=1))

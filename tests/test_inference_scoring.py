@@ -1,0 +1,52 @@
+"""Nats and ranks of tokens: by hand, with ties, and in parts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from moe_core.data.tokens import TokenDataset
+from moe_core.data.windows import window_batches
+from moe_core.inference import scoring
+from moe_core.inference.scoring import predictions, token_nats, token_ranks
+
+
+def test_nats_and_ranks_by_hand() -> None:
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log().repeat(4, 1)
+    targets = torch.arange(4)
+    assert token_nats(logits, targets).tolist() == pytest.approx([math.log(n) for n in (2, 4, 8, 8)])
+    assert token_ranks(logits, targets).tolist() == [1, 2, 3, 4], "of equally likely tokens the lower id comes first"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rank_one_is_what_greedy_decoding_writes(dtype: torch.dtype) -> None:
+    """Coarse logits, so that ties are many: exactly one token of each row is of rank 1, the first of the largest."""
+    logits = torch.randint(0, 4, (50, 9), generator=torch.Generator().manual_seed(0)).to(dtype)
+    ranks = torch.stack([token_ranks(logits, torch.full((50,), token)) for token in range(9)], dim=1)
+    assert ranks.sort(dim=1).values.tolist() == [list(range(1, 10))] * 50
+    firsts = [row.index(max(row)) for row in logits.tolist()]
+    assert (ranks == 1).int().argmax(dim=1).tolist() == firsts
+
+
+def test_a_text_is_scored_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = np.arange(30, dtype=np.int32) % 11
+    zeros = np.zeros(30, dtype=np.int32)
+    dataset = TokenDataset(ids, zeros, zeros, zeros.astype(np.int16), np.arange(30, dtype=np.int32), ("a",), zeros[:1])
+    table = torch.randn(11, 11, generator=torch.Generator().manual_seed(1))
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        windows = window_batches(dataset, 8, rule="restart")
+        (found,) = predictions(lambda ids_BS: table[ids_BS], torch.device("cpu"), dataset, windows)
+        assert found.windows.targets.tolist() == list(range(1, 30))
+        return found.nats(), found.ranks()
+
+    nats, ranks = read()
+    log_p = table.log_softmax(-1)[ids[:-1].tolist()]
+    assert nats.tolist() == pytest.approx([-float(log_p[at, target]) for at, target in enumerate(ids[1:])], rel=1e-5)
+    monkeypatch.setattr(scoring, "_MAX_SCORED", 22)
+    in_parts = read()
+    np.testing.assert_array_equal(in_parts[0], nats)
+    np.testing.assert_array_equal(in_parts[1], ranks)
