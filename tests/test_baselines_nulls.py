@@ -17,10 +17,10 @@ from scipy import stats
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace, baselines, metrics, verdicts
 from moe_core.routing.baselines import coactivation as coactivation_function
-from moe_core.routing.baselines import shuffles
-from moe_core.routing.baselines.pooling import Pool
-from moe_core.routing.baselines.resampling import MAX_UNITS, units
 from moe_core.routing.calibration import random_trace
+from moe_core.routing.statistics import permutation
+from moe_core.routing.statistics.bootstrap import MAX_UNITS, units
+from moe_core.routing.statistics.multiple_comparisons import Pool
 from moe_core.routing.trace.counts import blocks
 from moe_core.routing.trace.stored import StoredTrace
 
@@ -134,8 +134,8 @@ def test_a_draw_keeps_loads_of_documents_and_experts_of_tokens(seed: int) -> Non
     indices[:, rng.random(40) < 0.2, 1] = -1
     documents = rng.integers(0, 4, 40)
     trace = trace_of(indices, num_experts=5, documents=documents, router_scores=np.zeros(indices.shape))
-    texts = shuffles.documents(trace)
-    chain = shuffles.PairChain(trace.router_indices, texts, rng)
+    texts = permutation.documents(trace)
+    chain = permutation.PairChain(trace.router_indices, texts, rng)
     ordered = trace.document_ids[texts.order]
     for slots in chain.draws(4):
         drawn = slots.reshape(3, 2, 40).transpose(1, 2, 0)
@@ -153,7 +153,7 @@ def test_a_draw_keeps_loads_of_documents_and_experts_of_tokens(seed: int) -> Non
 def test_shuffles_stay_within_documents(seed: int, turned: bool) -> None:
     rng = np.random.default_rng(seed)
     documents = rng.integers(0, 5, 30)
-    texts = shuffles.documents(trace_of(np.zeros((30, 1), int), documents=documents))
+    texts = permutation.documents(trace_of(np.zeros((30, 1), int), documents=documents))
     place = texts.rotation(rng) if turned else texts.shuffle(rng)
     assert np.array_equal(np.sort(place), np.arange(30))
     assert np.array_equal(texts.of_token[place], texts.of_token)
@@ -212,7 +212,7 @@ def _runs(rng: np.random.Generator, length: int) -> np.ndarray:
 
 
 def test_large_traces_are_sampled_by_document(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shuffles, "MAX_NULL_TOKENS", 200)
+    monkeypatch.setattr(permutation, "MAX_NULL_TOKENS", 200)
     trace = random_trace(0, layers=2)
     assert baselines.persistence(trace, permutations=3)["tokens"].tolist() == [200, 200]
     assert baselines.layer_flow(trace, permutations=3)["tokens"].tolist() == [200]

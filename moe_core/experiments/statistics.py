@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_core.evaluation.student import interval, mean_error, two_sided_p
 from moe_core.routing.baselines import SIGNIFICANCE
+from moe_core.routing.statistics.intervals import interval, mean_error, two_sided_p
 
 
 @dataclass(frozen=True)

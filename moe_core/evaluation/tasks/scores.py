@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.evaluation.student import CONFIDENCE, interval, mean_error, two_sided_p
 from moe_core.routing.baselines import CHANCE, SIGNIFICANCE
+from moe_core.routing.statistics.intervals import CONFIDENCE, interval, mean_error, two_sided_p
 
 CLEAR_EFFECT = 0.1
 """`Score.effect` from which a significant difference is called clear."""

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing.baselines.findings import COACTIVATION
-from moe_core.routing.baselines.pooling import MIN_EXPECTED, Pool
-from moe_core.routing.baselines.resampling import MAX_UNITS, RESAMPLES, units
-from moe_core.routing.baselines.shuffles import PairChain, documents, sampled
 from moe_core.routing.baselines.significance import SIGNIFICANCE, adjust, check_permutations, tested
+from moe_core.routing.statistics.bootstrap import MAX_UNITS, RESAMPLES, units
+from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, Pool
+from moe_core.routing.statistics.permutation import PairChain, documents, sampled
 from moe_core.routing.trace.counts import blocks, ratio
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.trace import RoutingTrace

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing.baselines.findings import DOMAIN
-from moe_core.routing.baselines.pooling import MIN_EXPECTED, Pool
-from moe_core.routing.baselines.resampling import RESAMPLES, by_domain, count_interval
 from moe_core.routing.baselines.significance import FEW_DOCUMENTS, SIGNIFICANCE, adjust, check_permutations, tested
 from moe_core.routing.metrics.domains import nmi_of_counts, specialization_of
+from moe_core.routing.statistics.bootstrap import RESAMPLES, by_domain, count_interval
+from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, Pool
 from moe_core.routing.trace.counts import BlockCounts, block_counts, ratio
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.types import Int64Array
