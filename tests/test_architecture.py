@@ -47,6 +47,13 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "moe_core/routing/metrics": ("torch", "moe_core.routing.instruments.capture"),
     "moe_core/routing/baselines": ("torch", "moe_core.routing.instruments.capture"),
     "moe_core/routing/verdicts": ("torch", "moe_core.routing.instruments.capture"),
+    "moe_core/routing/statistics": (
+        "torch",
+        "moe_core.routing.instruments",
+        "moe_core.routing.metrics",
+        "moe_core.routing.baselines",
+        "moe_core.routing.measures",
+    ),
     "moe_core/runs": ("moe_core.training", "moe_core.inference", "moe_core.evaluation", "moe_core.figures"),
     "moe_core/figures": ("torch", "moe_core.model", "moe_core.training", "moe_core.inference", "moe_core.evaluation"),
     "moe_core/evaluation": ("moe_core.training", "moe_core.figures"),

@@ -28,13 +28,13 @@ from moe_core.experiments.results import build_result, write_result
 from moe_core.experiments.routers import ROUTERS, router_arms
 from moe_core.experiments.runner import choose_factors, run_trials, stored_plan
 from moe_core.experiments.speed import measure_speed
-from moe_core.experiments.statistics import paired_difference
 from moe_core.experiments.tables import result_table, summary_table
 from moe_core.experiments.trial import TrialStopped, run_trial
 from moe_core.experiments.words import losses_verdict
 from moe_core.figures.figure import figure_bytes
 from moe_core.figures.quality import result_figures
 from moe_core.model import size
+from moe_core.routing.statistics.intervals import paired_difference
 
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 

@@ -294,11 +294,11 @@ def test_movers_match_domains_by_name_and_cannot_tell_from_one_source() -> None:
 
 
 def test_many_sources_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    from moe_core.routing.metrics import resampling
+    from moe_core.routing.statistics import bootstrap
 
     a, b = random_trace(0, T=800), random_trace(1, T=800)
     expected = metrics.routing_diff(a, b), metrics.routing_movers(a, b)
-    monkeypatch.setattr(resampling, "_MOST_BLOCKS", 40)
+    monkeypatch.setattr(bootstrap, "TOTALS_BLOCKS", 40)
     found = metrics.routing_diff(a, b), metrics.routing_movers(a, b)
     assert found[0]["flip_rate"].tolist() == expected[0]["flip_rate"].tolist()
     for one, other in zip(found, expected, strict=True):

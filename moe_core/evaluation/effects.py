@@ -19,7 +19,7 @@ from moe_core.inference.scoring import as_dataset
 from moe_core.inference.tracing import logits_fit, trace_of_windows
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, RoutingTrace, capture, concatenate, intervene
-from moe_core.routing.metrics.resampling import TAILS, widening
+from moe_core.routing.statistics.bootstrap import percentile_interval, stratified_draws
 from moe_core.routing.trace.types import BoolArray, Float32Array, Float64Array, Int32Array
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class SourceBootstrap:
     """Means over tokens and their 95 % intervals, where the tokens of one source are not independent.
 
     Within each domain whole sources are drawn anew with replacement, RESAMPLES times; the percentiles of the means are
-    widened for N sources in M domains with N - M degrees of freedom (routing.metrics.resampling.widening). The
+    widened for N sources in M domains with N - M degrees of freedom (routing.statistics.bootstrap.widening). The
     draws are made once and serve every question, so that answers differ by what is asked and never by luck.
     """
 
@@ -117,11 +117,7 @@ class SourceBootstrap:
         self._counted, self._of_token, self._tokens_N = counted, of_token, tokens.astype(np.float64)
         self._domains = list(domains)
         self._domain_N = unique % len(domains)
-        rng = np.random.default_rng(seed)
-        self._weights_RN = np.zeros((RESAMPLES, len(unique)))
-        for domain in np.unique(self._domain_N):
-            own = np.flatnonzero(self._domain_N == domain)
-            self._weights_RN[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=RESAMPLES)
+        self._weights_RN = stratified_draws(self._domain_N, RESAMPLES, np.random.default_rng(seed))
 
     def means(self, delta_T: Float32Array, kl_T: Float32Array) -> list[dict[str, Any]]:
         """A row for "all", then one for each domain with tokens: domain, tokens, delta_nats, low, high, kl."""
@@ -158,7 +154,7 @@ class SourceBootstrap:
             return float("nan"), float("nan")
         weights_RN = self._weights_RN[:, own]
         means_R = (weights_RN @ delta_N[own]) / (weights_RN @ self._tokens_N[own])
-        low, high = mean + widening(N, freedom) * (np.quantile(means_R, TAILS) - mean)
+        low, high = percentile_interval(mean, means_R, N, freedom)
         return float(low), float(high)
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing import metrics
-from moe_core.routing.baselines import CHANCE, SIGNIFICANCE
-from moe_core.routing.baselines.significance import adjust
+from moe_core.routing.baselines import CHANCE
+from moe_core.routing.statistics.bootstrap import draws
+from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
+from moe_core.routing.statistics.permutation import p_values
 from moe_core.routing.trace.counts import grouped_counts
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import Float64Array
@@ -104,16 +106,15 @@ def _certainty(
     rng: np.random.Generator,
 ) -> tuple[float, float, float]:
     """(low, high, p_value) of rank_correlations."""
-    drawn = [rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples).astype(np.float64) for x, _ in groups]
+    drawn = [draws(len(x), resamples, rng) for x, _ in groups]
     low, high = np.nanquantile(_rho(groups, drawn), [0.025, 0.975])
     null_P, norms = np.zeros(permutations), np.zeros(2)
     for x, y in groups:
         ranks_x, ranks_y = (_ranks(values, np.ones((1, len(values))))[0] for values in (x, y))
         null_P += rng.permuted(np.tile(ranks_y, (permutations, 1)), axis=1) @ ranks_x
         norms += [ranks_x @ ranks_x, ranks_y @ ranks_y]
-    # Rounding must not let a shuffle that gives the very same value count as smaller.
-    beyond = np.abs(null_P / np.sqrt(norms.prod())) >= abs(rho) - 1e-12
-    return float(low), float(high), float((1 + beyond.sum()) / (1 + permutations))
+    p = p_values(np.array([abs(rho)]), np.abs(null_P / np.sqrt(norms.prod()))[:, None])
+    return float(low), float(high), float(p[0])
 
 
 def _rho(groups: list[tuple[Float64Array, Float64Array]], weights: list[Float64Array] | None = None) -> Float64Array:

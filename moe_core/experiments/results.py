@@ -17,9 +17,9 @@ from moe_core.experiments.claims import bounds
 from moe_core.experiments.library import FORMAT
 from moe_core.experiments.plan import PRIMARY, Plan, public
 from moe_core.experiments.runner import Outcomes
-from moe_core.experiments.statistics import paired_difference
 from moe_core.json_values import json_safe
 from moe_core.model import size
+from moe_core.routing.statistics.intervals import paired_difference
 from moe_core.runs.files import write_atomic
 
 METRICS = ("unseen_nats", "unseen_bits_per_byte", "validation_nats")

@@ -15,7 +15,7 @@ from moe_core.evaluation.tasks.registry import Benchmark, describe
 from moe_core.evaluation.tasks.scores import verdict
 from moe_core.json_values import json_safe
 from moe_core.progress import Progress, silent
-from moe_core.routing.baselines.significance import adjust
+from moe_core.routing.statistics.multiple_comparisons import adjust
 
 if TYPE_CHECKING:
     from moe_core.runs.checkpoint import LoadedRun

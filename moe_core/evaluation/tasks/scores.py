@@ -14,8 +14,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.routing.baselines import CHANCE, SIGNIFICANCE
-from moe_core.routing.statistics.intervals import CONFIDENCE, interval, mean_error, two_sided_p
+from moe_core.routing.baselines import CHANCE
+from moe_core.routing.statistics.intervals import (
+    mean_error,
+    number_of_hits_p,
+    ratio_error,
+    student_interval,
+    student_p,
+    wilson,
+)
+from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE
 
 CLEAR_EFFECT = 0.1
 """`Score.effect` from which a significant difference is called clear."""
@@ -77,7 +85,7 @@ def of_questions(
         high=high,
         level=level,
         level_is=level_is,
-        p_value=_number_of_hits_p(hits, chance_N) if n else math.nan,
+        p_value=number_of_hits_p(hits, chance_N) if n else math.nan,
         effect=(value - level) / (1 - level) if level < 1 else 0.0,
         n=n,
         unit=unit,
@@ -105,7 +113,7 @@ def of_sources(
     loss, chance, weight = (np.asarray(values, dtype=np.float64) for values in (loss_C, chance_C, weight_C))
     strata = np.asarray(stratum_C)
     mean, level = float(loss.sum() / weight.sum()), float(chance.sum() / weight.sum())
-    low, high = interval(mean, *_ratio_error(loss, weight, strata))
+    low, high = student_interval(mean, *ratio_error(loss, weight, strata))
     difference = mean - level
     shown = _exp if exponential else float
     return Score(
@@ -115,7 +123,7 @@ def of_sources(
         high=shown(high),
         level=shown(level),
         level_is=level_is,
-        p_value=two_sided_p(difference, *_ratio_error(loss - chance, weight, strata), len(loss)),
+        p_value=student_p(difference, *ratio_error(loss - chance, weight, strata), len(loss)),
         effect=difference / (best - level) if best != level else 0.0,
         n=len(loss),
         unit=unit,
@@ -132,7 +140,7 @@ def of_pairs(name: str, values: Sequence[float], held_out: Sequence[float], leve
     n = len(written)
     value, level = (float(side.mean()) if n else math.nan for side in (written, own))
     differences = written - own
-    low, high = interval(value, mean_error(written), n - 1)
+    low, high = student_interval(value, mean_error(written), n - 1)
     return Score(
         name=name,
         value=value,
@@ -140,7 +148,7 @@ def of_pairs(name: str, values: Sequence[float], held_out: Sequence[float], leve
         high=high,
         level=level,
         level_is=level_is,
-        p_value=two_sided_p(value - level, mean_error(differences), n - 1, n),
+        p_value=student_p(value - level, mean_error(differences), n - 1, n),
         effect=value - level,
         n=n,
         unit="document",
@@ -162,50 +170,12 @@ def of_paired_shares(name: str, hits: Sequence[bool], held_out: Sequence[bool], 
         high=high,
         level=level,
         level_is=level_is,
-        p_value=_number_of_hits_p(only, np.full(only + other, 0.5)) if n else math.nan,
+        p_value=number_of_hits_p(only, np.full(only + other, 0.5)) if n else math.nan,
         effect=value - level,
         n=n,
         unit="document",
         against="held-out text",
     )
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share, 0..1, that is sensible for few trials and near 0 and 1 (Wilson 1927)."""
-    if not n:
-        return math.nan, math.nan
-    from scipy import stats
-
-    found = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
-
-
-def _number_of_hits_p(hits: int, chance_N: npt.NDArray[np.float64]) -> float:
-    """Two-sided p of `hits` successes in trials of their own probabilities (Poisson binomial); 1 without trials."""
-    p_of_number = np.ones(1)
-    for chance in chance_N:
-        p_of_number = np.convolve(p_of_number, (1 - chance, chance))
-    likely = p_of_number[hits] * (1 + 1e-9)
-    return min(1.0, float(p_of_number[p_of_number <= likely].sum()))
-
-
-def _ratio_error(
-    sum_C: npt.NDArray[np.float64], weight_C: npt.NDArray[np.float64], stratum_C: npt.NDArray[np.generic]
-) -> tuple[float, int]:
-    """Standard error of sum(sum_C) / sum(weight_C) and its degrees of freedom; a stratum of one source lends it none.
-
-    Residuals r = s - R w of the ratio R; variance = sum over strata of n / (n - 1) sum (r - mean r)^2, over W^2.
-    """
-    residual = sum_C - sum_C.sum() / weight_C.sum() * weight_C
-    variance, freedom = 0.0, 0
-    for stratum in np.unique(stratum_C):
-        own = residual[stratum_C == stratum]
-        if len(own) > 1:
-            variance += len(own) / (len(own) - 1) * float(((own - own.mean()) ** 2).sum())
-            freedom += len(own) - 1
-        else:
-            variance += float(own[0] ** 2)
-    return math.sqrt(variance) / float(weight_C.sum()), freedom
 
 
 def _exp(mean: float) -> float:

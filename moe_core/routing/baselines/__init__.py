@@ -8,7 +8,7 @@ What each null keeps, and what it breaks:
 - vocabulary: the choices of every document, in their order; which token has which.
 - layer_flow: the choices of every document in each layer, in their order; which belong to one token.
 
-All are seeded. Intervals are by block bootstrap over sources (resampling.bootstrap for any other measure of counts).
+All are seeded. Intervals are by block bootstrap over sources (bootstrap for any other measure of counts).
 """
 
 from moe_core.routing.baselines import findings
@@ -17,9 +17,10 @@ from moe_core.routing.baselines.domains import CLEARLY, ONE_DOMAIN, SLIGHTLY, do
 from moe_core.routing.baselines.findings import Finding
 from moe_core.routing.baselines.flow import layer_flow
 from moe_core.routing.baselines.persistence import persistence
-from moe_core.routing.baselines.significance import CHANCE, FEW_DOCUMENTS, SIGNIFICANCE, adjust
+from moe_core.routing.baselines.significance import CHANCE, FEW_DOCUMENTS
 from moe_core.routing.baselines.vocabulary import vocabulary
 from moe_core.routing.statistics.bootstrap import bootstrap
+from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.statistics.permutation import MAX_NULL_TOKENS
 
 __all__ = [

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing.baselines.findings import COACTIVATION
-from moe_core.routing.baselines.significance import SIGNIFICANCE, adjust, check_permutations, tested
+from moe_core.routing.baselines.significance import tested
 from moe_core.routing.statistics.bootstrap import MAX_UNITS, RESAMPLES, units
-from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, Pool
-from moe_core.routing.statistics.permutation import PairChain, documents, sampled
+from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
+from moe_core.routing.statistics.permutation import PairChain, check_permutations, documents, sampled
 from moe_core.routing.trace.counts import blocks, ratio
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.trace import RoutingTrace
@@ -34,7 +34,7 @@ def coactivation(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.
     Strength of a layer: TV = 1/2 sum over pairs i < j of |N_ij - M_ij| / N, N_ij tokens that chose both, N all pairs,
     M_ij the mean of N_ij over the null (with the observed one among its draws, so that all are treated alike): the
     part of the pairs that would have to be others to look like chance, 0..1. Null: all choices with every document's
-    loads and as many experts a token are equally likely (shuffles.PairChain).
+    loads and as many experts a token are equally likely (permutation.PairChain).
     Columns, one row per layer: layer, strength; null_mean, null_p99, p_value, p_adjusted, effect, low, high, tokens,
     verdict as in baselines.persistence.
     """
@@ -67,7 +67,7 @@ def coactivation_pairs(trace: AnyTrace, permutations: int = 200, seed: int = 0) 
 
     Columns, one row per pair i < j: layer, expert_i, expert_j; tokens (that chose both); expected (mean of the null);
     lift_over_chance = tokens / expected, 1 = chance, NaN where nothing is expected; p_value, two-sided, NaN where
-    fewer than 5 tokens are expected (see pooling.Pool); p_adjusted over all pairs of all layers (Benjamini-Hochberg);
+    fewer than 5 tokens are expected (see Pool); p_adjusted over all pairs of all layers (Benjamini-Hochberg);
     uncertain = p_adjusted is not SIGNIFICANCE or less.
     """
     check_permutations(permutations)

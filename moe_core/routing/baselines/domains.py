@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing.baselines.findings import DOMAIN
-from moe_core.routing.baselines.significance import FEW_DOCUMENTS, SIGNIFICANCE, adjust, check_permutations, tested
+from moe_core.routing.baselines.significance import FEW_DOCUMENTS, tested
 from moe_core.routing.metrics.domains import nmi_of_counts, specialization_of
 from moe_core.routing.statistics.bootstrap import RESAMPLES, by_domain, count_interval
-from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, Pool
+from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
+from moe_core.routing.statistics.permutation import check_permutations
 from moe_core.routing.trace.counts import BlockCounts, block_counts, ratio
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.types import Int64Array
@@ -33,7 +34,7 @@ def domain_nmi(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.Da
     The domain labels are shuffled over whole sources, since tokens of one source are alike whatever its domain.
     Columns, one row per layer: layer, nmi; null_mean, null_p99 (99th percentile) of the shuffled nmi;
     p_value = (1 + #{null >= nmi}) / (1 + permutations), 0..1; p_adjusted over the layers;
-    effect = nmi - null_mean, the size; low, high (95 % interval of nmi, see resampling.Units.interval);
+    effect = nmi - null_mean, the size; low, high (95 % interval of nmi, see bootstrap.Units.interval);
     documents (blocks of tokens that could be shuffled);
     verdict = CLEARLY (p_adjusted <= 0.05 and effect >= 0.02), SLIGHTLY (significant but smaller), CHANCE, or why it
     cannot be tested (NaN values): ONE_DOMAIN, or FEW_DOCUMENTS where not even a perfect split could reach 5 %.
@@ -62,7 +63,7 @@ def domain_cells(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.
 
     The columns of the measure (its interval included), and: expected (mean share after label permutation by source, as
     in domain_nmi: what text of any domain gives); p_value, two-sided, NaN where it cannot be tested: one domain, too
-    few sources, or fewer than 5 tokens expected (see pooling.Pool); p_adjusted over all cells (Benjamini-Hochberg);
+    few sources, or fewer than 5 tokens expected (see Pool); p_adjusted over all cells (Benjamini-Hochberg);
     uncertain = p_adjusted is not SIGNIFICANCE or less. It takes the place of the measure's own `uncertain`, which says
     whether one cell's lift differs from 1 and of hundreds of cells of chance names one in twenty.
     """

@@ -10,7 +10,7 @@ import pandas as pd
 from moe_core.errors import TraceError
 from moe_core.routing.metrics.decisions import token_boundary
 from moe_core.routing.metrics.persistence import first_choice, shared_experts
-from moe_core.routing.metrics.resampling import percentile_interval, resampled_totals, source_blocks
+from moe_core.routing.statistics.bootstrap import percentile_interval, resampled_totals, source_blocks
 from moe_core.routing.trace.counts import entropy, expert_counts, grouped_counts, normalised, ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
@@ -164,4 +164,6 @@ def _intervals(a: RoutingTrace, flipped_LT: BoolArray, rng: np.random.Generator)
         return np.full(len(flipped_LT), np.nan), np.full(len(flipped_LT), np.nan)
     columns = [np.bincount(block_T, flipped_T, minlength=N) for flipped_T in flipped_LT]
     totals_RX = resampled_totals(np.stack([*columns, np.bincount(block_T, minlength=N)], axis=1), rng)
-    return percentile_interval(flipped_LT.mean(axis=1), totals_RX[:, :-1] / totals_RX[:, -1:], N)
+    return percentile_interval(
+        flipped_LT.mean(axis=1), totals_RX[:, :-1] / totals_RX[:, -1:], N, N - 1, limits=(0.0, 1.0)
+    )

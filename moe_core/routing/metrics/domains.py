@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
-from moe_core.routing.metrics.resampling import TAILS
+from moe_core.routing.statistics.intervals import wilson_of_clusters
 from moe_core.routing.trace.counts import (
     BlockCounts,
     block_counts,
@@ -116,22 +115,5 @@ def _share_intervals(
     for m, own in enumerate(of_domain_MN):
         if own.sum() > 1:
             for row, counts_NE in enumerate(parts.counts):
-                low[row, m], high[row, m] = _wilson(counts_NE[own], parts.tokens[own], share_LME[row, m])
+                low[row, m], high[row, m] = wilson_of_clusters(counts_NE[own], parts.tokens[own], share_LME[row, m])
     return low, high
-
-
-def _wilson(counts_NE: Int64Array, tokens_N: Int64Array, share_E: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Wilson interval of a share over N >= 2 sources, with the effective number of independent tokens."""
-    N, total = len(tokens_N), float(tokens_N.sum())
-    independent_E = np.clip(share_E * (1 - share_E), 0.0, None) / total
-    residual_NE = counts_NE - share_E * tokens_N[:, None]
-    between_E = N / (N - 1) * (residual_NE**2).sum(axis=0) / total**2
-    # An expert that no source (or every token) chose shows no variance of its own: take the layer's design effect.
-    common = float(between_E.sum() / independent_E.sum()) if independent_E.any() else 1.0
-    effect_E = np.divide(between_E, independent_E, out=np.full_like(share_E, common), where=independent_E > 0)
-    z = float(special.ndtri(TAILS[1]))
-    t = float(special.stdtrit(N - 1, TAILS[1]))
-    n_E = total / np.maximum(effect_E, 1.0) * (z / t) ** 2
-    centre_E = (share_E + z**2 / (2 * n_E)) / (1 + z**2 / n_E)
-    half_E = z / (1 + z**2 / n_E) * np.sqrt(np.clip(share_E * (1 - share_E), 0.0, None) / n_E + z**2 / (4 * n_E**2))
-    return np.minimum(np.clip(centre_E - half_E, 0.0, None), share_E), np.maximum(centre_E + half_E, share_E)

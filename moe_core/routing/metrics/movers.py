@@ -10,7 +10,9 @@ import pandas as pd
 from scipy import special
 
 from moe_core.routing.metrics.comparison import check_same_experts, token_difference
-from moe_core.routing.metrics.resampling import TAILS, resampled_totals, source_blocks
+from moe_core.routing.statistics.bootstrap import resampled_totals, source_blocks
+from moe_core.routing.statistics.intervals import t_quantile
+from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.trace.counts import grouped_counts, ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
@@ -33,9 +35,6 @@ def routing_movers(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> pd.DataFr
     An expert is told by its number: two separately trained models need match_experts first.
     Raises TraceError where layers or the number of experts differ.
     """
-    # Here, because baselines measure with this package.
-    from moe_core.routing.baselines.significance import SIGNIFICANCE, adjust
-
     check_same_experts(a, b)
     paired = not token_difference(a, b) and a.domains == b.domains and np.array_equal(a.domain_ids, b.domain_ids)
     rng = np.random.default_rng(seed)
@@ -137,7 +136,7 @@ def _frame(
     L, E = share_a.shape
     change_LE = share_b - share_a
     error_LE = np.where(error_LE < _ROUNDING, 0.0, error_LE)
-    half_LE = special.stdtrit(freedom_LE, TAILS[1]) * error_LE
+    half_LE = t_quantile(freedom_LE) * error_LE
     with np.errstate(divide="ignore", invalid="ignore"):  # no spread: certain if there is a change, else no question
         p_LE = 2 * special.stdtr(freedom_LE, -np.abs(change_LE) / error_LE)
     return pd.DataFrame(

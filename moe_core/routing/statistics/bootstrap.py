@@ -1,4 +1,7 @@
-"""How sure a measure is: the same measure of sources drawn again, with replacement (block bootstrap)."""
+"""Block bootstrap: sources are drawn again with replacement, since tokens of one source are not independent.
+
+How many domains' sources there are was chosen, not drawn, so sources are drawn within their domain where one is known.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from scipy import special
 
 from moe_core.errors import UsageError
-from moe_core.routing.metrics.resampling import TAILS, widening
+from moe_core.routing.statistics.intervals import TAILS, t_quantile
 from moe_core.routing.trace.counts import BlockCounts, Blocks, block_counts
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
@@ -18,6 +23,73 @@ from moe_core.routing.trace.types import Float64Array, Int64Array
 MAX_UNITS = 256
 """More sources than this are resampled in this many random groups, which leaves the variance as it is."""
 RESAMPLES = 200
+"""Of a measure, which may be slow to compute."""
+TOTALS_RESAMPLES = 1000
+"""Of sums, which are quick."""
+TOTALS_BLOCKS = 1000
+"""More sources than this are put together at random into as many blocks, where sums are resampled."""
+
+
+def draws(N: int, resamples: int, rng: np.random.Generator) -> Float64Array:
+    """[R,N] how often each of N units is drawn when N are drawn with replacement."""
+    times_RN: Float64Array = rng.multinomial(N, np.full(N, 1 / N), size=resamples).astype(np.float64)
+    return times_RN
+
+
+def stratified_draws(stratum_N: npt.NDArray[np.integer], resamples: int, rng: np.random.Generator) -> Float64Array:
+    """[R,N] how often each unit is drawn, anew among those of its stratum."""
+    times_RN = np.zeros((resamples, len(stratum_N)))
+    for stratum in np.unique(stratum_N):
+        own = np.flatnonzero(stratum_N == stratum)
+        times_RN[:, own] = draws(len(own), resamples, rng)
+    return times_RN
+
+
+def widening(N: int, freedom: int) -> float:
+    """By how much the percentiles of a bootstrap over N units with so many degrees of freedom lie too close.
+
+    Resampling understates the variance of few, and their spread is known no better than Student's t (Hesterberg 2015,
+    1411.5279, section 5.3).
+    """
+    return float(np.sqrt(N / freedom) * t_quantile(freedom) / special.ndtri(TAILS[1]))
+
+
+def percentile_interval(
+    value_L: Float64Array | float,
+    resampled_RL: Float64Array,
+    N: int,
+    freedom: int,
+    *,
+    limits: tuple[float, float] = (-np.inf, np.inf),
+    about_L: Float64Array | None = None,
+) -> tuple[Float64Array, Float64Array]:
+    """(low, high) [L], 95 %: percentiles over resamples of N units, widened for few of them, within `limits`.
+
+    `about_L`: what the resamples lie about, where that is not the value itself.
+    """
+    away = np.nanquantile(resampled_RL, TAILS, axis=0) - (value_L if about_L is None else about_L)
+    low_L, high_L = np.clip(value_L + widening(N, freedom) * away, *limits)
+    return low_L, high_L
+
+
+def source_blocks(source_ids_T: npt.NDArray[np.integer], rng: np.random.Generator) -> tuple[Int64Array, int]:
+    """([T] number of each token's block, N blocks): a block is a source.
+
+    More than TOTALS_BLOCKS sources are put together at random into as many blocks: what independent sources add up to
+    is independent too, and a thousand blocks tell as much about their spread as a million.
+    """
+    sources, block_T = np.unique(source_ids_T, return_inverse=True)
+    N = len(sources)
+    if N > TOTALS_BLOCKS:
+        block_T = (rng.permutation(N) % TOTALS_BLOCKS)[block_T]
+        N = TOTALS_BLOCKS
+    return block_T.astype(np.int64, copy=False), N
+
+
+def resampled_totals(values_NX: npt.NDArray[np.number], rng: np.random.Generator) -> Float64Array:
+    """[R,X] sums over N blocks drawn with replacement, R = TOTALS_RESAMPLES times."""
+    totals_RX: Float64Array = draws(len(values_NX), TOTALS_RESAMPLES, rng) @ values_NX.astype(np.float64)
+    return totals_RX
 
 
 @dataclass(frozen=True)
@@ -36,11 +108,7 @@ class Units:
 
     def weights(self, resamples: int, rng: np.random.Generator) -> Float64Array:
         """[R,U] how often each unit is drawn."""
-        weights = np.zeros((resamples, self.count))
-        for stratum in np.unique(self.stratum):
-            own = np.flatnonzero(self.stratum == stratum)
-            weights[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=resamples)
-        return weights
+        return stratified_draws(self.stratum, resamples, rng)
 
     def interval(
         self, value_L: Float64Array, resampled_RL: Float64Array, limits: tuple[float, float] = (0.0, 1.0)
@@ -57,8 +125,9 @@ class Units:
         if freedom < 1 or not known.any():
             return low, high
         drawn_RL = resampled_RL[:, known]
-        away = np.nanquantile(drawn_RL, TAILS, axis=0) - np.nanmean(drawn_RL, axis=0)
-        low[known], high[known] = np.clip(value_L[known] + widening(self.count, freedom) * away, *limits)
+        low[known], high[known] = percentile_interval(
+            value_L[known], drawn_RL, self.count, freedom, limits=limits, about_L=np.nanmean(drawn_RL, axis=0)
+        )
         return low, high
 
 

@@ -1,4 +1,4 @@
-"""Ways to break one connection between tokens and choices, and no other: all within documents.
+"""Permutation tests: ways to break one connection between tokens and choices and no other, and their p-values.
 
 Tokens of a document are alike, in what they say and in the experts they choose. A null that moved choices from one
 document to another would take that for a connection, so choices change places within their document only.
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moe_core.errors import UsageError
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.trace import RoutingTrace
-from moe_core.routing.trace.types import BoolArray, Int16Array, Int64Array
+from moe_core.routing.trace.types import BoolArray, Float64Array, Int16Array, Int64Array
 
 MAX_NULL_TOKENS = 16_384
 """Nulls that move single tokens look at a sample of whole documents of at most this many tokens, a second's work."""
@@ -61,6 +62,19 @@ class Documents:
         keys = self.of_token << 32
         keys += rng.integers(0, 2**32, size=len(keys), dtype=np.int64)
         return np.argsort(keys)
+
+
+def check_permutations(permutations: int) -> None:
+    """Raises UsageError for a number of permutations that tests nothing."""
+    if permutations < 1:
+        raise UsageError(f"permutations is {permutations}; expected 1 or more, e.g. 200")
+
+
+def p_values(value_L: Float64Array, null_PL: Float64Array) -> Float64Array:
+    """(1 + #{null >= value}) / (1 + P) for each layer, 0..1 (Phipson and Smyth 2010); NaN where the null is NaN."""
+    # Rounding must not let a permutation that gives the very same value count as smaller.
+    p_L: Float64Array = (1 + (null_PL >= value_L - 1e-12).sum(axis=0)) / (1 + len(null_PL))
+    return np.where(np.isnan(null_PL).any(axis=0) | np.isnan(value_L), np.nan, p_L)
 
 
 def sampled(trace: AnyTrace, seed: int) -> RoutingTrace:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from moe_core.routing.baselines import SIGNIFICANCE
+from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE
 from moe_core.routing.trace.types import BoolArray, Float32Array
 from moe_core.routing.verdicts.words import count_of, number, sentence, signed
 
