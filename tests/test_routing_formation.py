@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moe_core.errors import TraceError
 from moe_core.routing import RoutingTrace
-from moe_core.routing.metrics.formation import FORMED, formation, formed_at
+from moe_core.routing.measures.formation import FORMED, formation, formed_at
 
 
 def trace(indices_LTK: object, num_experts: int) -> RoutingTrace:

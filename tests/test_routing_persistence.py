@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_core.routing import RoutingTrace, metrics
-from moe_core.routing.metrics.chance import chance_of_sharing
-from moe_core.routing.metrics.persistence import first_choice, shared_experts
-from moe_core.routing.metrics.tokens import consecutive
+from moe_core.routing.measures.chance import chance_of_sharing
+from moe_core.routing.measures.persistence import first_choice, shared_experts
+from moe_core.routing.measures.tokens import consecutive
 from moe_core.routing.trace import stored
 
 

@@ -17,8 +17,8 @@ from sklearn.metrics.cluster import contingency_matrix, expected_mutual_informat
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace, metrics
-from moe_core.routing.metrics import tokens
-from moe_core.routing.metrics.chance import expected_xlogx
+from moe_core.routing.measures import tokens
+from moe_core.routing.measures.chance import expected_xlogx
 from moe_core.routing.trace import stored
 
 

@@ -61,7 +61,7 @@ class Comparison:
 def compare(first: Side, second: Side, *, one_model: bool) -> Comparison:
     """`one_model`: both are the same model, perhaps at different steps, so that an expert is told by its number."""
     from moe_core.routing import metrics
-    from moe_core.routing.metrics.comparison import token_difference
+    from moe_core.routing.measures.comparison import token_difference
 
     a, b = first.measured.tokens, second.measured.tokens
     same_tokens = not token_difference(a, b)

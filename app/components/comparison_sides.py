@@ -12,7 +12,7 @@ from app.components.text_picker import pick_text
 from app.measured import Measured
 from app.subjects import Subject
 from moe_core.errors import RunError, UsageError
-from moe_core.routing.metrics.comparison import token_difference
+from moe_core.routing.measures.comparison import token_difference
 from moe_core.runs import RunFolder
 
 

@@ -11,13 +11,13 @@ import pandas as pd
 
 from moe_core.routing import metrics
 from moe_core.routing.baselines import CHANCE
+from moe_core.routing.measures.causes import STRONG_CORRELATION
 from moe_core.routing.statistics.bootstrap import draws
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.statistics.permutation import p_values
 from moe_core.routing.trace.counts import grouped_counts
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import Float64Array
-from moe_core.routing.verdicts.causes import STRONG_CORRELATION
 
 MEASURES = ("load", "specialization", "vocabulary", "confidence", "reap", "ean")
 MIN_COUNT = 10

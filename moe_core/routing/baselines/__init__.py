@@ -17,8 +17,8 @@ from moe_core.routing.baselines.domains import CLEARLY, ONE_DOMAIN, SLIGHTLY, do
 from moe_core.routing.baselines.findings import Finding
 from moe_core.routing.baselines.flow import layer_flow
 from moe_core.routing.baselines.persistence import persistence
-from moe_core.routing.baselines.significance import CHANCE, FEW_DOCUMENTS
 from moe_core.routing.baselines.vocabulary import vocabulary
+from moe_core.routing.measures.against_chance import CHANCE, FEW_DOCUMENTS
 from moe_core.routing.statistics.bootstrap import bootstrap
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.statistics.permutation import MAX_NULL_TOKENS

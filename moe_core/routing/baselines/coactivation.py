@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing.baselines.findings import COACTIVATION
-from moe_core.routing.baselines.significance import tested
+from moe_core.routing.measures.against_chance import tested
 from moe_core.routing.statistics.bootstrap import MAX_UNITS, RESAMPLES, units
 from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
 from moe_core.routing.statistics.permutation import PairChain, check_permutations, documents, sampled

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing.baselines.findings import DOMAIN
-from moe_core.routing.baselines.significance import FEW_DOCUMENTS, tested
-from moe_core.routing.metrics.domains import nmi_of_counts, specialization_of
+from moe_core.routing.measures.against_chance import FEW_DOCUMENTS, tested
+from moe_core.routing.measures.domains import nmi_of_counts, specialization_of
 from moe_core.routing.statistics.bootstrap import RESAMPLES, by_domain, count_interval
 from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
 from moe_core.routing.statistics.permutation import check_permutations

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing.baselines.findings import FLOW
-from moe_core.routing.baselines.significance import tested
+from moe_core.routing.measures.against_chance import tested
 from moe_core.routing.statistics.bootstrap import RESAMPLES, Units, units
 from moe_core.routing.statistics.permutation import Documents, check_permutations, documents, sampled
 from moe_core.routing.trace.counts import blocks, entropy, mutual_information, ratio

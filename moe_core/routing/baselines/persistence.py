@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing.baselines.findings import PERSISTENCE
-from moe_core.routing.baselines.significance import tested
-from moe_core.routing.metrics.persistence import first_choice
+from moe_core.routing.measures.against_chance import tested
+from moe_core.routing.measures.persistence import first_choice
 from moe_core.routing.statistics.bootstrap import RESAMPLES, units
 from moe_core.routing.statistics.permutation import check_permutations, documents, sampled
 from moe_core.routing.trace.counts import blocks, ratio

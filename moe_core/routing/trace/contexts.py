@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe_core.errors import UsageError
-from moe_core.routing.metrics.vocabulary import check_expert
+from moe_core.routing.measures.vocabulary import check_expert
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import Int64Array
 

@@ -3,6 +3,15 @@
 Every sentence says the size, the chance level and the certainty, and may say that there is nothing to see.
 """
 
+from moe_core.routing.measures.causes import ablation_verdict, effects_verdict, importance_verdict, text_loss_verdict
+from moe_core.routing.measures.experts import expert_sentence, layer_verdict
+from moe_core.routing.measures.health import (
+    DROPPED_LIMIT,
+    IMBALANCE_LIMIT,
+    UNDECIDED_ENTROPY,
+    describe_model,
+    routing_health,
+)
 from moe_core.routing.verdicts.associations import (
     coactivation_verdict,
     flow_verdict,
@@ -10,7 +19,6 @@ from moe_core.routing.verdicts.associations import (
     strongest_flow,
     vocabulary_verdict,
 )
-from moe_core.routing.verdicts.causes import ablation_verdict, effects_verdict, importance_verdict, text_loss_verdict
 from moe_core.routing.verdicts.changes import diff_verdict, movers_verdict, saturation_verdict
 from moe_core.routing.verdicts.domains import (
     NOTHING_THERE,
@@ -19,14 +27,6 @@ from moe_core.routing.verdicts.domains import (
     preferred,
     strongest_expert,
     token_verdict,
-)
-from moe_core.routing.verdicts.experts import expert_sentence, layer_verdict
-from moe_core.routing.verdicts.health import (
-    DROPPED_LIMIT,
-    IMBALANCE_LIMIT,
-    UNDECIDED_ENTROPY,
-    describe_model,
-    routing_health,
 )
 from moe_core.routing.verdicts.words import number, p_value, percent, points, sentence, short_count, signed
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import TraceError
-from moe_core.routing.metrics.decisions import token_boundary
-from moe_core.routing.metrics.persistence import first_choice, shared_experts
+from moe_core.routing.measures.decisions import token_boundary
+from moe_core.routing.measures.persistence import first_choice, shared_experts
 from moe_core.routing.statistics.bootstrap import percentile_interval, resampled_totals, source_blocks
 from moe_core.routing.trace.counts import entropy, expert_counts, grouped_counts, normalised, ratio
 from moe_core.routing.trace.trace import RoutingTrace

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from moe_core.routing.metrics.chance import chance_of_sharing
-from moe_core.routing.metrics.tokens import consecutive
+from moe_core.routing.measures.chance import chance_of_sharing
+from moe_core.routing.measures.tokens import consecutive
 from moe_core.routing.trace.counts import ratio
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.trace import RoutingTrace

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import special
 
-from moe_core.routing.metrics.chance import expected_xlogx
-from moe_core.routing.metrics.tokens import layer_counts, place_in, tally, token_types
+from moe_core.routing.measures.chance import expected_xlogx
+from moe_core.routing.measures.tokens import layer_counts, place_in, tally, token_types
 from moe_core.routing.trace.counts import entropy, mutual_information, ratio
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.trace import RoutingTrace

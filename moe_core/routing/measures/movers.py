@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from moe_core.routing.metrics.comparison import check_same_experts, token_difference
+from moe_core.routing.measures.comparison import check_same_experts, token_difference
 from moe_core.routing.statistics.bootstrap import resampled_totals, source_blocks
 from moe_core.routing.statistics.intervals import t_quantile
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import TraceError
-from moe_core.routing.metrics.tokens import (
+from moe_core.routing.measures.tokens import (
     TOGETHER,
     TokenKind,
     TokenTypes,

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import TraceError
-from moe_core.routing.metrics.comparison import check_same_experts, check_same_tokens
-from moe_core.routing.metrics.persistence import first_choice, shared_experts
+from moe_core.routing.measures.comparison import check_same_experts, check_same_tokens
+from moe_core.routing.measures.persistence import first_choice, shared_experts
 from moe_core.routing.trace.counts import expert_counts, ratio
 from moe_core.routing.trace.trace import RoutingTrace
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import TraceError
-from moe_core.routing.metrics.comparison import check_same_experts, check_same_tokens
+from moe_core.routing.measures.comparison import check_same_experts, check_same_tokens
 from moe_core.routing.trace.counts import ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray
