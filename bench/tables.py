@@ -1,4 +1,4 @@
-"""Benchmark results as Markdown: the whole in docs/BENCHMARKS.md, the rows that have a goal in README.md."""
+"""Benchmark results as Markdown: the whole in docs/BENCHMARKS.md, the rows that have a goal in docs/results.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def document(records: Sequence[Record]) -> str:
 
 
 def summary(records: Sequence[Record]) -> str:
-    """The rows that have a goal, for README.md."""
+    """The rows that have a goal, for docs/results.md."""
     rows = [result for record in records for result in record.results if result.goal is not None]
     if not rows:
         return ""

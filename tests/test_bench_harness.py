@@ -109,13 +109,19 @@ def test_tables_say_what_was_found(tmp_path: Path) -> None:
     short = summary([record])
     assert "another" not in short
     assert "Of 1 goals 1 are reached, 0 of them by the stretch; 0 are missed." in short
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    insert(readme, "new\n")
-    assert readme.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
-    readme.write_text("no markers")
-    with pytest.raises(DataError, match=r"README\.md"):
-        insert(readme, "new\n")
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    insert(page, "new\n")
+    assert page.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    page.write_text("no markers")
+    with pytest.raises(DataError, match=r"results\.md"):
+        insert(page, "new\n")
+
+
+def test_the_page_of_results_has_the_place_for_the_table() -> None:
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert text.index(BEGIN) < text.index(END)
 
 
 def test_of_rows_alike_the_summary_shows_the_worst() -> None:
@@ -152,7 +158,6 @@ def test_unknown_benchmarks_are_refused() -> None:
 def test_the_smoke_mode_runs_from_the_shell_and_keeps_nothing(tmp_path: Path) -> None:
     """The other benchmarks' smoke runs are called directly, each beside what else is tested of it."""
     kept = {path: path.stat().st_mtime_ns for path in (ROOT / "docs").rglob("*")}
-    readme = (ROOT / "README.md").read_bytes()
     target = tmp_path / "bench.json"
     names = ["aggregation", "traces", "growth", "startup"]
     only = [part for name in names for part in ("--only", name)]
@@ -169,4 +174,3 @@ def test_the_smoke_mode_runs_from_the_shell_and_keeps_nothing(tmp_path: Path) ->
     assert all(row["value"] is not None for record in records for row in record["results"])
     assert "main.py --help" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in (ROOT / "docs").rglob("*")} == kept
-    assert (ROOT / "README.md").read_bytes() == readme

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def bench(arguments: argparse.Namespace, output: Output) -> int:
-    """Run the benchmarks asked for, print their rows and, unless --smoke, write them into docs/ and README.md."""
+    """Run the benchmarks asked for, print their rows and, unless --smoke, write them into docs/."""
     if importlib.util.find_spec("bench") is None:
         raise UsageError(
             "bench needs a checkout: the timings against peers are not part of the installed package; clone the "
@@ -54,7 +54,7 @@ def bench(arguments: argparse.Namespace, output: Output) -> int:
     if not arguments.smoke:
         newest = newest_records(folder, list(BENCHMARKS))
         (ROOT / "docs" / "BENCHMARKS.md").write_text(document(newest), encoding="utf-8")
-        insert(ROOT / "README.md", summary(newest))
-        output.say(f"written: {folder.relative_to(ROOT)}, docs/BENCHMARKS.md and the table in README.md")
+        insert(ROOT / "docs" / "results.md", summary(newest))
+        output.say(f"written: {folder.relative_to(ROOT)}, docs/BENCHMARKS.md and the table in docs/results.md")
     output.figures([as_json(record) for record in records])
     return 0

@@ -22,7 +22,7 @@ def bench_parser() -> Parser:
     parser = command(
         "bench",
         "Time Moescope against other ways of doing the same work, both in turn. Results go to\n"
-        "docs/benchmarks/<date>.json, and the tables in docs/BENCHMARKS.md and README.md are written anew.\n"
+        "docs/benchmarks/<date>.json, and the tables in docs/BENCHMARKS.md and docs/results.md are written anew.\n"
         "Leave the machine alone meanwhile.",
         "python main.py bench --only aggregation --json out/bench.json",
     )

@@ -29,7 +29,7 @@ def result_table(result: Mapping[str, Any]) -> str:
 
 
 def summary_table(result: Mapping[str, Any]) -> str:
-    """A line an arm, for README.md: what it costs, its loss with its interval, how fast it is; of routers also how they
+    """A line an arm, for docs/results.md: what it costs, its loss with its interval, how fast it is; of routers also how they
     share the work."""
     return _routers_summary(result) if result["kind"] == "routers" else _dense_summary(result)
 
