@@ -2,12 +2,13 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+DOCS := $(VENV)/docs
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Tests run in as many processes as there are cores; each keeps to one torch thread (tests/conftest.py).
 WORKERS ?= $(shell nproc)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dashboard test test-fast check lint bench chromium clean
+.PHONY: help setup dashboard test test-fast docs check lint bench chromium clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -31,10 +32,13 @@ lint: $(VENV)/.dev ## ruff and the type checker
 bench: $(VENV)/.dev chromium ## time Moescope against its peers (python main.py bench)
 	$(BIN)/python main.py bench
 
+docs: $(DOCS)/.ready ## build the site of docs/ and docstrings into out/site; a warning is an error
+	$(DOCS)/bin/zensical build --strict
+
 check: lint test ## lint, types and tests
 
 clean: ## remove .venv and caches (runs in checkpoints/ stay)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # A bare Debian has Python without ensurepip; its package manager brings it.
 $(BIN)/python:
@@ -48,6 +52,13 @@ $(VENV)/.runtime: requirements.txt | $(BIN)/python
 $(VENV)/.dev: requirements-dev.txt requirements-huggingface.txt $(VENV)/.runtime
 	@echo "Installing the test tools into $(VENV) ..."
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+# The site's generator reads the docstrings and imports nothing of ours, so it has an environment of its own.
+$(DOCS)/.ready: requirements-docs.txt | $(BIN)/python
+	@echo "Installing the site's generator into $(DOCS) ..."
+	@$(BIN)/python -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
 # The browser tests drive Debian's Chromium; without root they are skipped with a reason.
