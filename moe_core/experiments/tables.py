@@ -29,8 +29,10 @@ def result_table(result: Mapping[str, Any]) -> str:
 
 
 def summary_table(result: Mapping[str, Any]) -> str:
-    """A line an arm, for docs/results.md: what it costs, its loss with its interval, how fast it is; of routers also how they
-    share the work."""
+    """A line an arm, for docs/results.md: what it costs, its loss with its interval and how fast it is.
+
+    Routers have a column for how they share the work.
+    """
     return _routers_summary(result) if result["kind"] == "routers" else _dense_summary(result)
 
 
