@@ -116,14 +116,14 @@ def classifier_accuracy(train: tuple[list[str], list[str]], test: tuple[list[str
     return float(model.score(*test))
 
 
-def window_accuracy(documents: Sequence[Row], domains: Sequence[str], size: int = SAMPLE_WORDS // 3) -> float:
+def window_accuracy(documents: Sequence[Row], domains: Sequence[str]) -> float:
     """How often the classifier names the domain of 16 words: fitted on train, judged on validation documents."""
     halves = []
     for split in ("train", "validation"):
         chosen = [
             document
             for domain in domains
-            for document in sample((d for d in documents if d.split == split and d.domain == domain), size)
+            for document in sample((d for d in documents if d.split == split and d.domain == domain), SAMPLE_WORDS // 3)
         ]
         halves.append(windows(chosen))
     return classifier_accuracy(halves[0], halves[1])

@@ -9,18 +9,19 @@ from data_gen.inflection import noun_forms, verb_forms
 from data_gen.scene import Scene
 
 TABLE_SIZE = 4096
+EXPONENT, OFFSET = 0.9, 2.0  # of Zipf's law as Mandelbrot has it
 REUSE = 0.35  # share of draws that repeat a word of this document: the burstiness of real text (Simon 1955)
 
 NOUN_FORMS = ("", "s")
 VERB_FORMS = ("", "s", "ed", "en", "ing")
 
 
-def zipf_table(size: int, *, exponent: float = 0.9, offset: float = 2.0) -> list[int]:
-    """Indices 0..size-1 repeated in proportion to 1 / (rank + offset)**exponent; a uniform draw from it is Zipfian.
+def zipf_table(size: int) -> list[int]:
+    """Indices 0..size-1 repeated in proportion to 1 / (rank + OFFSET)**EXPONENT; a uniform draw from it is Zipfian.
 
     Every index occurs at least once, so the table may be a little longer than TABLE_SIZE.
     """
-    weights = [1.0 / (rank + offset) ** exponent for rank in range(size)]
+    weights = [1.0 / (rank + OFFSET) ** EXPONENT for rank in range(size)]
     scale = TABLE_SIZE / sum(weights)
     ends = list(accumulate(weight * scale for weight in weights))
     table: list[int] = []

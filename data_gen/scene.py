@@ -152,9 +152,9 @@ class Scene:
             return f"{MONTHS[day.month - 1]} {day.day}, {day.year}"
         return day.isoformat()
 
-    def next_date(self, least: int = 2, most: int = 60) -> date:
-        """Move the document's clock forward by `least`..`most` days and return the day."""
-        self.today += timedelta(days=self.between(least, most))
+    def next_date(self) -> date:
+        """Move the document's clock forward by 2 to 60 days and return the day."""
+        self.today += timedelta(days=self.between(2, 60))
         return self.today
 
     def mention(self, key: str, first: str, later: Sequence[str]) -> str:

@@ -97,3 +97,18 @@ def test_a_step_that_is_not_finite_leaves_the_weights_and_the_third_raises(corpu
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
     with pytest.raises(RunError, match=r"step 3.*3 times in a row"):
         trainer.step()
+
+
+def test_the_gradient_is_clipped_to_the_norm_asked_for(corpus: Path, tmp_path: Path) -> None:
+    trainer = begin(RunFolder("one", tmp_path), make_config(corpus, training__gradient_clip=0.125))
+    norms: list[float] = []
+
+    def note(*_: object) -> None:
+        gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    trainer.optimizers[0].register_step_pre_hook(note)
+    report = trainer.step()
+    assert report.gradient_norm > 0.2, "as it was before"
+    assert norms == [pytest.approx(0.125, rel=1e-4)]
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
