@@ -41,11 +41,11 @@ class RouterFacts:
     takes_bias: bool = False
     """Whether its selection can take a bias."""
     always_biased: bool = False
-    """Whether checkpoints hold that bias whatever the balancing, as those of the families that route so do."""
+    """Whether checkpoints hold that bias whatever the balancing is: the families that route so have one."""
     load_is_learned: bool = True
     """False where the load is what the rule makes it: a loss would pull at logits that do not decide about it."""
     varying_experts: bool = False
-    """Whether the rule gives some tokens fewer than top_k experts. An unused slot is then none that was dropped."""
+    """Whether the rule gives some tokens fewer than top_k experts, so that an unused slot need not be a dropped one."""
     reads_context: bool = False
     """Whether the choice depends on the ids of the token and of those before it."""
     sees_future: bool = False
@@ -135,7 +135,8 @@ class RouterConfig(Section):
     """Which router, see ROUTER_FACTS; formula and source of each are in moe_core/model/routers."""
     normalize_scores: bool = True
     """Divide the chosen experts' probabilities by their sum (Mixtral). At top_k = 1 the weight stays p_i, else the
-    router would get no gradient from the language-model loss. No matter to hash, expert_threshold and expert_choice."""
+    router would get no gradient from the language-model loss. It means nothing to hash, expert_threshold and
+    expert_choice."""
     balancing: Balancing | None = None
     """What keeps the load even, see BALANCING_MEANINGS. None = what is usual for the kind: bias for sigmoid, cv_squared
     for noisy, global_batch for document_pool, none for hash, expert_threshold and expert_choice, else layer."""

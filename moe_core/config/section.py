@@ -16,7 +16,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _words_for_nothing(cls, value: Any, info: ValidationInfo) -> Any:
-        """On the command line and in the environment everything is a word; "none" may also name a choice."""
+        """Everything on the command line and in the environment is a word; "none" may also name a choice."""
         if not isinstance(value, str) or value.lower() not in ("none", "null"):
             return value
         annotation = cls.model_fields[info.field_name or ""].annotation

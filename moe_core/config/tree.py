@@ -69,8 +69,8 @@ class ModelConfig(Section):
 
     @property
     def experts_per_token(self) -> float:
-        """Experts a token is meant to pass in each MoE layer, on average. For top_p the most it can pass, top_k: what
-        it passes is known after training alone."""
+        """Experts a token is meant to pass in each MoE layer, on average. For top_p this is top_k, the most it can
+        pass: how many it does pass is known after training alone."""
         return self.router.mean_experts if "mean_experts" in self.router.facts.own_keys else float(self.top_k)
 
     @property

@@ -41,8 +41,8 @@ def prepare_data(
 ) -> PreparedData:
     """Read or generate the text, split it, train the tokenizer on the training split only, and tokenise that split.
 
-    With a `tokenizer`, as to fine-tune, that one is used. Raises UsageError or DataError (one line) when the text is
-    missing, unreadable, or smaller than one batch.
+    A `tokenizer` that is given, as fine-tuning does, is used instead. Raises UsageError or DataError (one line) when
+    the text is missing, unreadable, or smaller than one batch.
     """
     report = progress or silent
     documents = _documents(config, report)

@@ -156,9 +156,9 @@ def sections(text: str) -> list[str]:
 
 
 def _part_lonely_plain_texts(documents: Sequence[Document], plain_sources: set[str]) -> list[Document]:
-    """Where plain text makes a domain of fewer than MIN_SOURCES sources, its contiguous parts count as sources.
+    """Make contiguous parts of plain text count as sources where it is a domain of fewer than MIN_SOURCES.
 
-    Contiguous, not scattered: a held-out section between two training sections would be half known already.
+    Scattered parts would not do: a held-out section between two training sections would be half known already.
     """
     sources_of: dict[str, set[str]] = {}
     for document in documents:

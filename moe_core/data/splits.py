@@ -1,8 +1,8 @@
 """Training, validation and unseen splits that never part a source.
 
-A model that has read page 3 of a book knows something of page 4. So whole sources are held out, in every domain about
-8 % of its bytes for validation and another 8 % for the unseen split. For the user's own text the two are drawn alike;
-they stay apart because one is watched while training and the other is only looked at in the end.
+A model that has read page 3 of a book knows something of page 4. So whole sources are held out: about 8 % of the
+bytes of every domain for validation, and another 8 % for the unseen split. For the user's own text the two are
+drawn alike; they stay apart because one is watched while training and the other is only looked at in the end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HELD_OUT_SPLITS = ("validation", "unseen")
 def split_documents(documents: Sequence[Document], *, seed: int) -> list[Document]:
     """The same documents in the same order, each with its split; deterministic in `seed`.
 
-    In every domain each split has at least one source. A held-out document whose exact text also stands in training,
+    Each split has at least one source of every domain. A held-out document whose exact text also stands in training,
     or in an earlier held-out split, is dropped: scoring it would reward memory. Raises DataError when a domain has
     fewer than three sources, or when dropping leaves a split of it empty.
     """

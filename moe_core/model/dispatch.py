@@ -1,4 +1,4 @@
-"""By what number of rows experts are visited in one way or the other; without torch: memory is counted by it, too."""
+"""The number of rows below which experts are visited in one grouped call. No torch: the memory formulas use it, too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ FEW_ROWS = 384
 
 
 def few_rows(slots: int, num_experts: int) -> bool:
-    """Do so many chosen slots (T * K) leave each expert so few rows that, where gradients are wanted, one grouped call
-    is faster on a CPU than slices? Measured (docs/LOG.md, 2026-11-23, dispatch)."""
+    """Whether `slots` chosen slots (T * K) leave each expert so few rows that one grouped call is faster than slices.
+
+    This holds on a CPU where gradients are wanted, as measured (docs/LOG.md, 2026-11-23, dispatch).
+    """
     return slots < FEW_ROWS * num_experts

@@ -25,9 +25,9 @@ class RoutingLosses(NamedTuple):
 class StepLoad:
     """Tokens per expert and layer, summed over the micro-batches of one step (global-batch balancing).
 
-    As each micro-batch ends with its own backward pass, its loss sees the load of the step up to and including itself
-    (arXiv:2501.11873, sec. 3, the buffer for gradient accumulation). A new step starts with a new object; with one
-    micro-batch a step it changes nothing.
+    The loss of a micro-batch sees the load of the step up to and including itself, because each micro-batch has a
+    backward pass of its own (arXiv:2501.11873, sec. 3, the buffer for gradient accumulation). A new step starts with a
+    new object. A step of one micro-batch is the same with it and without.
     """
 
     def __init__(self) -> None:

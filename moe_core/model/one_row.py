@@ -1,4 +1,4 @@
-"""What a single row goes through where no gradient is wanted: decoding a text, where every call counts.
+"""Products of a single row where no gradient is wanted, as when a text is decoded: there every call counts.
 
 MKL multiplies a matrix by one vector at half the speed at which memory could deliver the matrix, by two of them at full
 speed (docs/LOG.md, 2026-11-23). So a row goes together with its twin, and one of the two results is dropped.
@@ -14,7 +14,7 @@ WIDEST = 1024
 
 
 def alone(x: Tensor) -> bool:
-    """Is x a single row [..., D] that these functions are for?"""
+    """Whether x is a single row [..., D] that these functions are for."""
     return x.numel() == x.shape[-1] and x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled()
 
 

@@ -78,7 +78,7 @@ class TrainingMemory:
     optimizer: int
     """Two numbers a weight for AdamW, one for Muon, all float32."""
     activations: int
-    """Of one part of the batch (training.gradient_accumulation parts)."""
+    """What one of the training.gradient_accumulation parts of the batch keeps for its backward pass."""
     total: int
     """At the worst moment. Gradients come as activations go, so the larger of the two counts; both where the earlier
     parts of a batch have left gradients."""

@@ -114,7 +114,7 @@ class MoETransformer(nn.Module):
 
     @property
     def routers(self) -> list[Router]:
-        """Of the MoE layers, bottom first."""
+        """The routers of the MoE layers, bottom first."""
         return [block.moe.router for block in self.layers if isinstance(block, Block) and block.moe is not None]
 
     def check_writes(self) -> None:

@@ -60,7 +60,7 @@ class Clock:
 
     @property
     def tolerance(self) -> float:
-        """By what factor the time budget may seem to be missed right after a step before steps are lowered."""
+        """The factor by which the time budget may seem to be missed, right after a step, before steps are lowered."""
         if self.steps < EARLY_STEPS:
             return math.inf
         return EARLY_TOLERANCE if self.steps == EARLY_STEPS else BETWEEN_TOLERANCE

@@ -22,7 +22,7 @@ SAMPLE_TOKENS = 40
 
 
 def held_out_sets(data: PreparedData, training: TrainingConfig) -> tuple[dict[str, TokenDataset], TokenDataset]:
-    """What is scored of both held-out splits, and the probe set, a part of validation; the same documents each time."""
+    """The part of each held-out split that is scored, and the probe set, a part of validation; the same every time."""
     whole = {
         "validation": TokenDataset.build(data.validation, data.tokenizer, data.domains),
         "unseen": TokenDataset.build(data.unseen, data.tokenizer, data.domains),

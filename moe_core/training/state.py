@@ -30,7 +30,7 @@ class TrainerState:
     asked_steps: int
     """training.steps when `steps` was set."""
     fingerprint: str
-    """Of the data."""
+    """PreparedData.fingerprint of the data."""
     autocast: bool
     """bfloat16 autocast, decided once."""
     started_at: float

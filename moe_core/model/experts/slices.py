@@ -33,7 +33,7 @@ class Piece(NamedTuple):
     start: int
     end: int
     first: bool
-    """Of its expert's pieces."""
+    """Whether it is the first of its expert's pieces."""
 
 
 class _Weights(NamedTuple):
@@ -186,7 +186,7 @@ class _Slices(torch.autograd.Function):
 
 
 def _empty_where_visited(weight: Tensor, pieces: list[Piece]) -> Tensor:
-    """For a gradient: zero for experts without tokens; the others' will be overwritten whole."""
+    """A gradient to fill: zero for experts without tokens, anything for the others, which are overwritten whole."""
     unvisited = set(range(len(weight))) - {piece.expert for piece in pieces}
     if 2 * len(unvisited) > len(weight):
         return torch.zeros_like(weight)  # by all threads, which one expert at a time is too little for

@@ -87,7 +87,7 @@ class RouterContext(NamedTuple):
     token_ids: Tensor
     """int64 [B, S], in the order of the states, sequence after sequence."""
     cache: KVCache | None
-    """Of the tokens before these; None = each sequence starts here."""
+    """The cache of the tokens before these; None = each sequence starts here."""
 
 
 class RouterShape(NamedTuple):
@@ -111,7 +111,7 @@ class Router(nn.Module):
 
     is_moe_router = True
     facts: RouterFacts
-    """Of its kind."""
+    """The facts of its kind."""
     weight: nn.Parameter | None
 
     def __init__(self, shape: RouterShape, config: RouterConfig | None = None) -> None:
@@ -164,14 +164,14 @@ class Router(nn.Module):
         raise NotImplementedError
 
     def prepare(self, token_counts_V: Tensor, document_start: int) -> None:
-        """Told once, before training: how often each token id occurs in the training text, and the id that begins a
-        document. What is kept of it is a buffer, so that checkpoints have it."""
+        """Learn, once before training, how often each token id occurs in the training text and which id begins a
+        document. What a router keeps of this is a buffer, so that checkpoints have it."""
 
     def after_step(self, routed: RouterOutput) -> None:
-        """Told after every training step what was decided in it."""
+        """Learn what was decided in a training step; biases and thresholds move here."""
 
     def present(self, logits_TE: Tensor) -> Tensor:
-        """The logits of experts that expert dropout leaves out of this step, while training, are -inf."""
+        """The logits, -inf for experts that expert dropout leaves out of this training step."""
         if self.expert_dropout == 0 or not self.training:
             return logits_TE
         drawn_E = torch.rand(self.num_experts, device=logits_TE.device)
@@ -196,7 +196,7 @@ class Router(nn.Module):
         return left.noting(wanted_indices=indices_TK)
 
     def _beyond_capacity(self, indices_TK: Tensor, factor: float) -> Tensor:
-        """bool [T, K]: is this token not among the first ceil(factor * T * K / E) that chose this expert?"""
+        """bool [T, K], whether the token comes after the first ceil(factor * T * K / E) that chose the expert."""
         T, K = indices_TK.shape
         # Column 0 counts unused slots.
         chosen_TE = torch.zeros(T, self.num_experts + 1, dtype=torch.int64, device=indices_TK.device)
@@ -207,7 +207,7 @@ class Router(nn.Module):
 def by_logit(logits_TE: Tensor) -> Tensor:
     """int64 [T, E], experts by descending logit; among equals the smaller index comes first.
 
-    By logits, not probabilities: these underflow to equal zeros when one logit towers above the rest.
+    Probabilities would not do: they underflow to equal zeros when one logit towers above the rest.
     """
     return logits_TE.detach().sort(dim=-1, descending=True, stable=True).indices
 

@@ -60,7 +60,7 @@ class DocumentPoolRouter(TopKRouter):
     def _sums(self, p_TE: Tensor, context: RouterContext) -> Tensor:
         """float64 [B, S, E]: sum of p over the tokens of the document so far, the token included.
 
-        In float64 the difference of two long sums still tells a document's own sum to far more digits than p has.
+        float64 is needed: the difference of two long sums then has far more correct digits than p itself.
         """
         B, S = context.token_ids.shape
         running_BSE = p_TE.view(B, S, -1).cumsum(dim=1)

@@ -23,7 +23,7 @@ class ExpertChoiceRouter(Router):
     facts = ROUTER_FACTS["expert_choice"]
 
     def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """See Router.choose. Of tokens with equal p the first ones are taken."""
+        """See Router.choose. The first of several tokens with equal p are taken."""
         p_TE = logits_TE.softmax(dim=-1)
         T = len(p_TE)
         room = min(T, math.ceil(T * self.config.mean_experts / self.num_experts))

@@ -15,11 +15,11 @@ NEVER = -1e4
 
 
 class HashRouter(Router):
-    """1. T = table[token id]  2. w = 1 / K each; with learned weights, softmax(W x) over the chosen,
-    or where K = 1 its share among all.
+    """1. T = table[token id]  2. w = 1 / K each; with learned weights softmax(W x) over the chosen,
+    or over all experts if K = 1.
 
-    Roller et al., arXiv:2106.04426, sec. 3 (balanced assignment, a frozen table; there K = 1). Learned weights: as the
-    hash layers of DeepSeek-V4, whose score function is another one. The table [V, K], the same in every layer, is a
+    Roller et al., arXiv:2106.04426, sec. 3 (balanced assignment, a frozen table; there K = 1). The hash layers of
+    DeepSeek-V4 have learned weights, with another score function. The table [V, K], the same in every layer, is a
     buffer of the checkpoint. With equal weights nothing is learned, and logits are 0 or -1e4, whose softmax is w.
     """
 
