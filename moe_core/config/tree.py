@@ -1,6 +1,6 @@
 """The configuration tree: every field's docstring gives its meaning and unit.
 
-The tree is frozen; it is saved beside everything a run writes. How values are merged stands in merging.py.
+The tree is frozen and is saved beside everything that a run writes. merging.py says how values are merged.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class ModelConfig(Section):
     first_dense_layers say so; with first_dense_layers = num_layers it is an ordinary dense model."""
 
     vocab_size: int = Field(4096, ge=257, le=1_000_000)
-    """Entries of the byte-level BPE vocabulary asked for (256 bytes + end-of-text at least). A run stores the number
-    its tokenizer really has."""
+    """Entries asked for in the byte-level BPE vocabulary, at least 257 (256 bytes and end-of-text). A run stores the
+    number that its tokenizer really has."""
     dim: int = Field(256, ge=8, le=65_536)
     """Model width D."""
     num_layers: int = Field(4, ge=1, le=1_000)
@@ -31,7 +31,7 @@ class ModelConfig(Section):
     head_dim: int = Field(64, ge=2, le=1_024)
     """Width of one attention head; even, for RoPE."""
     max_seq_len: int = Field(1024, ge=8, le=1_000_000)
-    """Longest context in tokens for generation; RoPE tables are built to it."""
+    """Longest context in tokens; RoPE tables are built for it."""
     rope_theta: float = Field(10_000.0, gt=0.0)
     """RoPE base."""
     norm_eps: float = Field(1e-5, gt=0.0, lt=1.0)
@@ -41,12 +41,12 @@ class ModelConfig(Section):
     num_experts: int = Field(16, ge=1, le=4_096)
     """Experts E per MoE layer."""
     top_k: int = Field(2, ge=1, le=256)
-    """Experts K chosen for each token; the most a token can have where the router varies their number."""
+    """Experts K chosen for each token. Where the router varies their number, this is the most a token can have."""
     expert_hidden_dim: int = Field(512, ge=1, le=262_144)
     """Hidden width F of one SwiGLU expert."""
     expert_hidden_dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Probability that a hidden unit of an expert is zeroed for one token while training, the others divided by what is
-    left (Switch's expert dropout, arXiv:2101.03961, sec. 2.4, there 0.4 for fine-tuning). 0 = off."""
+    """Probability that a hidden unit of an expert is zeroed for one token while training; the others are divided by
+    1 - p (Switch's expert dropout, arXiv:2101.03961, sec. 2.4, which uses 0.4 for fine-tuning). 0 = off."""
     capacity_factor: float | None = Field(None, gt=0.0)
     """None = dropless. Else an expert takes at most ceil(capacity_factor * T * K / E) of the T tokens of a training
     batch; later tokens lose that slot (index -1, score 0)."""
@@ -57,14 +57,14 @@ class ModelConfig(Section):
     moe_every: int = Field(1, ge=1)
     """Every n-th layer after the first dense ones is an MoE layer; the others have a dense feed-forward block."""
     first_dense_layers: int = Field(0, ge=0)
-    """This many layers at the bottom are dense; as many as num_layers = no experts at all."""
+    """Number of dense layers at the bottom. num_layers means that there are no experts at all."""
     dense_hidden_dim: int = Field(1024, ge=1, le=1_048_576)
     """Hidden width of the dense layers' SwiGLU block."""
     router: RouterConfig = RouterConfig()
 
     @property
     def can_write(self) -> bool:
-        """False where routers look at tokens still to come."""
+        """Whether the model can write text: False if its routers look at later tokens."""
         return not (self.moe_layers and self.router.facts.sees_future)
 
     @property
@@ -75,7 +75,7 @@ class ModelConfig(Section):
 
     @property
     def varying_experts(self) -> bool:
-        """Whether the router gives some tokens fewer than top_k experts by its rule, not for want of capacity."""
+        """Whether the router's rule, and not a lack of capacity, gives some tokens fewer than top_k experts."""
         return bool(self.moe_layers) and self.router.facts.varying_experts
 
     @property
@@ -120,7 +120,7 @@ class DataConfig(Section):
     documents: int = Field(1000, ge=10, le=1_000_000)
     """Synthetic documents per domain in the training split."""
     overlap: float = Field(0.25, ge=0.0, le=1.0)
-    """How much vocabulary and templates the synthetic domains share (0 = apart, 1 = the same)."""
+    """Share of vocabulary and templates that the synthetic domains have in common (0 = none, 1 = all)."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the synthetic documents and of the split of the user's own text."""
 
@@ -133,27 +133,27 @@ class TrainingConfig(Section):
     batch_size: int = Field(16, ge=1, le=65_536)
     """Sequences per step."""
     gradient_accumulation: int = Field(1, ge=1, le=65_536)
-    """The batch passes in this many equal parts, whose gradients add up to the batch's: less memory, same step. The
-    load-balancing loss and capacity_factor then hold for each part instead of the whole batch."""
+    """The batch is processed in this many equal parts, whose gradients add up to the batch's. The step is the same and
+    needs less memory, but the load-balancing loss and capacity_factor then apply to each part, not to the batch."""
     seq_len: int = Field(128, ge=8, le=1_000_000)
     """Tokens per sequence."""
     time_budget_seconds: float | None = Field(None, gt=0.0)
-    """None = unlimited. When the steps would take longer than this, their number is lowered (and the learning-rate
-    schedule shortened with it) so that the run still ends well."""
+    """Seconds that training may take; None = unlimited. If the steps would take longer, their number falls, and the
+    learning-rate schedule is shortened with it, so that the run still ends with a low learning rate."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon on attention and expert matrices, AdamW on the rest. adamw: fused AdamW on all."""
     learning_rate: float = Field(3e-3, gt=0.0, le=10.0)
     """Peak learning rate of AdamW."""
     embedding_learning_rate: float | None = Field(None, gt=0.0, le=10.0)
-    """Peak learning rate of the embedding, which is the output head too, always by AdamW. None = learning_rate."""
+    """Peak learning rate of the embedding, which is also the output head; AdamW trains it. None = learning_rate."""
     muon_learning_rate: float = Field(0.02, gt=0.0, le=10.0)
     """Peak learning rate of Muon."""
     weight_decay: float = Field(0.0, ge=0.0, le=10.0)
     """Decoupled weight decay on matrices."""
     warmup_fraction: float = Field(0.03, ge=0.0, le=1.0)
-    """Part of the steps over which the learning rate rises linearly; then it falls in a straight line."""
+    """Share of the steps over which the learning rate rises linearly. After that it falls linearly."""
     final_lr_fraction: float = Field(0.0, ge=0.0, le=1.0)
-    """Learning rate that the fall leads to, one step after the last, as a part of the peak."""
+    """Learning rate at the end of the fall, one step after the last step, as a share of the peak."""
     gradient_clip: float = Field(1.0, gt=0.0)
     """Largest global gradient norm."""
     autocast: Literal["auto", "bfloat16", "none"] = "auto"

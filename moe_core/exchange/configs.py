@@ -1,4 +1,4 @@
-"""config.json of transformers' families from our configuration, and back; what our model lacks is refused by name."""
+"""config.json of transformers' families from our configuration, and back. What our model lacks is refused by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSES: dict[Family, str] = {
     "granitemoeshared": "GraniteMoeSharedForCausalLM",
     "glm4_moe": "Glm4MoeForCausalLM",
 }
-# What a config.json means that leaves these out (defaults of transformers 5.23, where they decide about the function).
+# The meaning of a config.json that leaves these out: defaults of transformers 5.23 that change what a model computes.
 DEFAULTS: dict[Family, dict[str, Any]] = {
     "mixtral": {"rms_norm_eps": 1e-5, "rope_theta": 1e6},
     "qwen3_moe": {"rms_norm_eps": 1e-6, "rope_theta": 1e4, "norm_topk_prob": False},
@@ -27,7 +27,7 @@ DEFAULTS: dict[Family, dict[str, Any]] = {
         "partial_rotary_factor": 0.5, "first_k_dense_replace": 1, "n_shared_experts": 1,
     },
 }  # fmt: skip
-# Options with one value that our model has, too; "absent" stands for the default, which is that value.
+# Options of which our model has one value only. "absent" stands for the default, which is that value.
 PLAIN: dict[str, Any] = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -173,7 +173,7 @@ def _refuse_unlike(tree: Mapping[str, Any], family: Family) -> None:
             raise _unlike(key, tree[key], f"our model has {value!r} only")
     if tree.get("quantization_config"):
         raise _unlike("quantization_config", "…", "expected weights that are not quantised")
-    # Windows count for these families where they are given; Qwen's are off unless use_sliding_window is true.
+    # These families use a window if it is given; Qwen's are off unless use_sliding_window is true.
     if family == "mixtral" and tree.get("sliding_window"):
         raise _unlike("sliding_window", tree["sliding_window"], "our attention sees the whole context")
     rope = _rope(tree)

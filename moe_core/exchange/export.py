@@ -27,7 +27,7 @@ class Exported:
     family: Family
     path: Path
     parameters: int
-    """Numbers in model.safetensors; more than the run has where a rewriting added zeros."""
+    """Numbers in model.safetensors. There are more than the run has if a rewriting added zeros."""
     context: int
     """Tokens the model sees at once (max_position_embeddings)."""
 
@@ -42,14 +42,14 @@ def export_run(loaded: LoadedRun, target: Path) -> Exported:
     check_free(target)
     config, state = fit_to_family(loaded.config.model, loaded.model.state_dict(), family)
     checkpoint = {name: tensor.float().cpu() for name, tensor in to_checkpoint(state, config, family).items()}
-    # RoPE angles beyond the trained length were never learned: who reads the checkpoint should know where they end.
+    # Positions beyond the trained length were never learned: the checkpoint must say where they end.
     context = min(config.max_seq_len, loaded.config.training.seq_len)
     end = loaded.tokenizer.end_of_text
     with replace_folder(target) as folder:
         save_file(checkpoint, folder / "model.safetensors", metadata={"format": "pt"})
         _write_json(folder / "config.json", to_huggingface(config, family, context=context, end_of_text=end))
         _write_json(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end})
-        # safetensors lets nobody else read what it writes; a checkpoint is there to be shared.
+        # safetensors makes its files readable by their owner alone, but a checkpoint is meant to be shared.
         (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
         loaded.tokenizer.save(folder / "tokenizer.json")
         _begin_with_end_of_text(folder / "tokenizer.json", end)
@@ -73,7 +73,7 @@ def _tokenizer_config(context: int) -> dict[str, Any]:
         "pad_token": END_OF_TEXT,
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
-        # What looks like a control token in a text is text, as with us.
+        # As in our tokenizer, text that looks like a control token is text.
         "split_special_tokens": True,
     }
 

@@ -29,9 +29,9 @@ from moe_core.training.observe import evaluate_splits, held_out_sets, log_baseli
 from moe_core.training.state import TrainerState
 
 LONGEST_CONTEXT = 1024
-"""Caches and evaluations are as long as a run's context: an imported model starts with this at most."""
+"""Longest context of an imported model, in tokens: caches and evaluations are as long as a run's context."""
 SYNTHETIC_DOCUMENTS = 100
-"""Documents of each synthetic domain in the training split: only their tokens are counted, the others are read."""
+"""Documents of each synthetic domain in the training split, of which only the token counts are used."""
 
 
 def import_checkpoint(
@@ -39,8 +39,8 @@ def import_checkpoint(
 ) -> tuple[Config, Family]:
     """Make `run`, which must be new, a run at step 0 with the weights and the tokenizer of the checkpoint in `source`.
 
-    Its held-out text, its losses and its probe are of `data` (a path as for training; None = the synthetic documents),
-    so that pages and commands show it as they show a run that was trained here; fine-tune it with training.init_from.
+    Its held-out text, losses and probe come from `data` (a path as for training; None = the synthetic documents), so
+    that pages and commands show it like a run that was trained here. training.init_from fine-tunes it.
     Raises UsageError for an architecture or option that our model does not have, for pickle, or a name that is taken;
     DataError for the text; RunError for a checkpoint that is damaged.
     """
@@ -68,7 +68,7 @@ def import_checkpoint(
         {
             "model": model_config.model_dump(),
             "data": {"path": data, "documents": SYNTHETIC_DOCUMENTS},
-            # Nothing is trained here: one sequence is text enough.
+            # Nothing is trained here, so one sequence is enough text.
             "training": {"seq_len": min(model_config.max_seq_len, LONGEST_CONTEXT), "batch_size": 1},
         }
     )
@@ -87,7 +87,7 @@ def import_checkpoint(
 def _observe(
     run: RunFolder, config: Config, model: MoETransformer, data: PreparedData, message: str, progress: Progress | None
 ) -> None:
-    """What a trainer writes down at an evaluation, of the weights as they came."""
+    """Write what a trainer writes at an evaluation, for the imported weights."""
     state = TrainerState(
         steps=0, asked_steps=0, fingerprint=data.fingerprint, autocast=False, started_at=time.time(), saved_step=0
     )
@@ -102,7 +102,7 @@ def _observe(
 
 
 def _model(state: dict[str, Tensor], config: ModelConfig, source: Path) -> MoETransformer:
-    with torch.device("meta"):  # an outline, to compare before it is filled
+    with torch.device("meta"):  # On the meta device: shapes are compared before memory is taken.
         model = MoETransformer(config)
     for name, expected in model.state_dict().items():
         if state[name].shape != expected.shape:
@@ -155,7 +155,7 @@ def _shards(source: Path) -> Iterator[Path]:
 
 
 def _tokenizer(path: Path) -> Tokenizer:
-    """Their tokenizer, without what adds, cuts or pads tokens: our text has end-of-text put before it elsewhere."""
+    """Their tokenizer without the steps that add, cut or pad tokens: other code puts end-of-text before our texts."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         tree |= dict.fromkeys(("post_processor", "truncation", "padding"))

@@ -26,9 +26,9 @@ class Place:
     """Where tensors of ours lie in a checkpoint."""
 
     theirs: str
-    """Name on disk; "{expert}" in it = our tensor's first axis is cut into one tensor an expert."""
+    """Name on disk. "{expert}" in it means that our tensor's first axis is cut into one tensor per expert."""
     ours: tuple[str, ...]
-    """Names in MoETransformer.state_dict(); two = one above the other, along the last axis but one."""
+    """Names in MoETransformer.state_dict(). Two names are stacked along the last axis but one."""
 
 
 def places(config: ModelConfig, family: Family) -> Iterator[Place]:
@@ -65,7 +65,7 @@ def to_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, family: Fami
 def from_checkpoint(checkpoint: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
     """Their tensors under our names. Raises RunError naming a tensor that is missing or that has no place with us.
 
-    An `lm_head.weight` is accepted where it equals the embedding, which is our head.
+    An `lm_head.weight` is accepted if it equals the embedding, which is our head.
     """
     unused = dict(checkpoint)
     state: dict[str, Tensor] = {}

@@ -94,7 +94,7 @@ def _check_glm4_moe(config: ModelConfig) -> None:
 def _with_gated_shared_expert(
     config: ModelConfig, state: Mapping[str, Tensor]
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """A gate of zeros says sigmoid(0) = 1/2 to every token; the shared expert's output is doubled, or is zero."""
+    """A gate of zeros gives every token sigmoid(0) = 1/2; so the shared expert's output is doubled, or is zero."""
     state = dict(state)
     width = config.shared_expert_hidden_dim or 1
     for layer in config.moe_layers:

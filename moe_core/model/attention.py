@@ -53,7 +53,7 @@ class Attention(nn.Module):
 def _chunk_mask(new: int, total: int, device: torch.device) -> Tensor | None:
     """bool [new, total], True = may look, for `new` tokens behind `total - new` cached ones.
 
-    None where none is needed: a single token sees everything, and an uncached sequence is plainly causal.
+    None if no mask is needed: a single token sees everything, and an uncached sequence is simply causal.
     """
     if new in (1, total):
         return None

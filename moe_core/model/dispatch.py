@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 FEW_ROWS = 384
-"""Rows an expert, on average; see few_rows."""
+"""Rows per expert, on average; see few_rows."""
 
 
 def few_rows(slots: int, num_experts: int) -> bool:

@@ -45,7 +45,7 @@ class MoE(nn.Module):
     def forward(self, x_TD: Tensor, context: RouterContext | None = None) -> tuple[Tensor, RouterOutput]:
         """[T, D] -> ([T, D], what the router chose); only a router with reads_context needs the context."""
         routed = self.router(x_TD, context) if self.router.reads_context else self.router(x_TD)
-        if not isinstance(routed, RouterOutput):  # a hook has replaced the output by a plain tuple
+        if not isinstance(routed, RouterOutput):  # A hook has replaced the output by a plain tuple.
             routed = RouterOutput(*routed)
         out_TD: Tensor = self.experts(x_TD, routed.router_scores, routed.router_indices)
         if self.shared_expert is not None:

@@ -14,7 +14,7 @@ class KVCache:
     """Room for `max_len` tokens of `batch_size` sequences, all of the same length so far.
 
     keys, values: [layers, B, num_kv_heads, max_len, head_dim]; positions at and after `length` hold nothing of meaning.
-    Keys are stored after RoPE. A router that has to remember the tokens before keeps its notes here, too.
+    Keys are stored after RoPE. A router that has to remember earlier tokens keeps its notes here, too.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class KVCache:
         return cos, sin
 
     def router_memory(self, router: nn.Module, width: int) -> Tensor:
-        """float64 [B, max_len, width], what a router notes of each token seen; its to read and write, zero at first."""
+        """float64 [B, max_len, width], a router's notes on each token seen; it reads and writes them. Zero at first."""
         if router not in self._memories:
             shape = (self.keys.shape[1], self.max_len, width)
             self._memories[router] = torch.zeros(shape, dtype=torch.float64, device=self.keys.device)

@@ -16,9 +16,9 @@ class RoutingLosses(NamedTuple):
     """Scalars, means over the MoE layers."""
 
     total: Tensor
-    """What is added to the language-model loss: everything the configuration asks for, weighted."""
+    """The weighted sum of all losses that the configuration asks for; it is added to the language-model loss."""
     load_balancing: Tensor
-    """load_balancing_loss, whichever balancing is minimised, so that runs can be compared; 1 = perfect balance."""
+    """load_balancing_loss, reported whatever balancing is minimised, so that runs compare; 1 = perfect balance."""
     router_z: Tensor
 
 
@@ -43,7 +43,7 @@ class StepLoad:
 def routing_losses(
     router_outputs: Sequence[RouterOutput], config: RouterConfig, load: StepLoad | None = None
 ) -> RoutingLosses:
-    """The losses of one micro-batch. `load`: of its step, for balancing global_batch; None = it is alone."""
+    """The losses of one micro-batch. `load`: the load of its step, for balancing global_batch; None = it is alone."""
     function = config.facts.score_function
     by = config.balances_by
     counts = load.add(router_outputs) if load is not None and by == "global_batch" else [None] * len(router_outputs)

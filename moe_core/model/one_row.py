@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 WIDEST = 1024
-"""Longer rows than this are better off alone; measured up to 2,048."""
+"""Rows longer than this are faster alone; measured up to 2,048."""
 
 
 def alone(x: Tensor) -> bool:
@@ -19,7 +19,7 @@ def alone(x: Tensor) -> bool:
 
 
 def twin(x_1D: Tensor) -> Tensor:
-    """[D, 2], both columns equal; [D, 1] where a row is better off alone."""
+    """[D, 2], both columns equal; [D, 1] if a row is faster alone."""
     row_1D = x_1D.reshape(1, -1)
     return (row_1D if row_1D.shape[1] > WIDEST else torch.cat((row_1D, row_1D))).t()
 

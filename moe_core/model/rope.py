@@ -1,8 +1,8 @@
 """Rotary position embedding (RoFormer, arXiv:2104.09864, eq. 34), half-split as Hugging Face and Llama store it.
 
-Nothing is stored in the model: the angles of a forward pass are computed once and shared by all layers, those of a text
-that is being written once for all of it, by its cache. That keeps them exact when the weights are bfloat16, and leaves
-no buffer to restore after a meta-device build.
+Nothing is stored in the model. The angles of a forward pass are computed once and shared by all layers; a cache keeps
+the angles of a text that is being written. So they stay exact when the weights are bfloat16, and no buffer has to be
+restored after a meta-device build.
 """
 
 from __future__ import annotations

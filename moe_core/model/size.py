@@ -45,7 +45,7 @@ def active_parameters(config: ModelConfig, experts: float | None = None) -> int:
 
 
 def embedding_parameters(config: ModelConfig) -> int:
-    """Weights of the embedding, which is the output head too."""
+    """Weights of the embedding, which is also the output head."""
     return config.vocab_size * config.dim
 
 
@@ -80,8 +80,8 @@ class TrainingMemory:
     activations: int
     """What one of the training.gradient_accumulation parts of the batch keeps for its backward pass."""
     total: int
-    """At the worst moment. Gradients come as activations go, so the larger of the two counts; both where the earlier
-    parts of a batch have left gradients."""
+    """Bytes at the worst moment. Gradients appear as activations disappear, so the larger of the two counts. Both count
+    if earlier parts of a batch have left gradients."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class ServingMemory:
 
     @property
     def total(self) -> int:
-        """Both."""
+        """Weights and cache together."""
         return self.weights + self.kv_cache
 
 
@@ -181,11 +181,11 @@ def check_fits_training(config: Config, device: str, *, autocast: bool = False) 
 
 
 def gib(size: float) -> str:
-    """Bytes as 3.7 GiB."""
+    """A number of bytes in words, such as 3.7 GiB."""
     return f"{size / 2**30:,.1f} GiB"
 
 
-# ---- what they are made of ----
+# ---- the parts of these sums ----
 
 
 def _activation_bytes(config: ModelConfig, kept: bool, autocast: bool) -> int:

@@ -49,8 +49,8 @@ class Experts(nn.Module):
 
 
 def way(x_TD: Tensor, indices_TK: Tensor, gate: Tensor) -> Way:
-    """How tokens come to their experts, by device, number and whether gradients are wanted."""
-    # What grouped_mm asks for: rows that start at multiples of 16 bytes, no double precision.
+    """The way to visit the experts, chosen by device, number of tokens and whether gradients are wanted."""
+    # grouped_mm needs rows that start at multiples of 16 bytes, and does not take double precision.
     can_group = x_TD.element_size() < 8 and all(width * x_TD.element_size() % 16 == 0 for width in gate.shape[1:])
     if x_TD.is_cuda and can_group:
         return grouped_product

@@ -1,4 +1,4 @@
-"""Experts with dropout of their hidden units: while training only, one expert after the other, by autograd."""
+"""Experts with dropout of their hidden units, one expert after the other, by autograd. Used in training only."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 def with_dropout(
     x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor, gate: Tensor, up: Tensor, down: Tensor, probability: float
 ) -> Tensor:
-    """See Way; a hidden unit of a token's expert is zero with this probability, the others grow to keep the mean.
+    """See Way. A hidden unit of a token's expert is zeroed with this probability; the others grow to keep the mean.
 
     Switch's expert dropout (arXiv:2101.03961, sec. 2.4).
     """
     out_TD = torch.zeros_like(x_TD)
-    # unbind, and not an index for each expert: its backward pass writes one gradient instead of E full ones.
+    # unbind instead of an index for each expert: its backward pass writes one gradient instead of E full ones.
     for expert, (gate_FD, up_FD, down_DF) in enumerate(zip(gate.unbind(), up.unbind(), down.unbind(), strict=True)):
         tokens_N, slots_N = (indices_TK == expert).nonzero(as_tuple=True)
         x_ND = x_TD.index_select(0, tokens_N)

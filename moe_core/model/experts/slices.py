@@ -1,9 +1,9 @@
 """Tokens sorted by expert, each expert's rows in slices; forward and backward by hand.
 
 Autograd over the same slices copies them together again, and indexing a stacked [E, ...] parameter per expert gives
-each expert a full-size gradient, O(E^2) memory traffic. What lies between the products is never kept for all rows but
-computed in one small workspace, which stays in the cache: fresh large buffers cost more time in page faults than the
-arithmetic in them. Kept for the backward pass are the inputs of the activation alone.
+each expert a full-size gradient, which is O(E^2) memory traffic. Values between the products are never kept for all
+rows. They are computed in one small workspace, which stays in the cache, because fresh large buffers cost more time in
+page faults than the arithmetic in them. Only the inputs of the activation are kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PIECE_ROWS = 1024
-"""Rows computed at a time: the workspace stays in the cache."""
+"""Rows computed at a time, so few that the workspace stays in the cache."""
 COLUMNS_BELOW = 192
 """Products of fewer rows are written column by column: MKL is then up to three times as fast."""
 ROWS_BELOW = 12
@@ -73,7 +73,7 @@ def _pieces(counts: list[int]) -> Iterator[Piece]:
 
 
 class _Workspace:
-    """Buffers for one piece at a time, allocated once for all of them."""
+    """Buffers for one piece at a time, allocated once for all pieces."""
 
     def __init__(self, like: Tensor, pieces: list[Piece], **widths: int) -> None:
         rows = max((piece.end - piece.start for piece in pieces), default=0)
@@ -90,7 +90,7 @@ class _Workspace:
         return _ordered(self._flat[name], 0, count, self._widths[name])
 
     def plain_product(self, name: str, count: int) -> Tensor:
-        """The same with a matrix as it lies."""
+        """The same with a matrix that is not transposed."""
         return self.rows(name, count) if count < ROWS_BELOW else self.product(name, count)
 
 
@@ -169,7 +169,7 @@ class _Slices(torch.autograd.Function):
             _silu(gate, out=silu)
             torch.mul(silu, up, out=hidden)
             d_out = torch.index_select(d_out_TD, 0, tokens, out=space.rows("rows", n))
-            # The score is multiplied into rows of width D, as late as possible: those of width F are more.
+            # The score is multiplied in as late as possible, into rows of width D: rows of width F hold more numbers.
             torch.mm(d_out, weights.down[expert], out=d_hidden)
             _add_product(d_weights.down, piece, d_out.mul_(scores), hidden)
             torch.sum(hidden.mul_(d_hidden), dim=1, out=d_scores_N[start:end])
@@ -189,7 +189,7 @@ def _empty_where_visited(weight: Tensor, pieces: list[Piece]) -> Tensor:
     """A gradient to fill: zero for experts without tokens, anything for the others, which are overwritten whole."""
     unvisited = set(range(len(weight))) - {piece.expert for piece in pieces}
     if 2 * len(unvisited) > len(weight):
-        return torch.zeros_like(weight)  # by all threads, which one expert at a time is too little for
+        return torch.zeros_like(weight)  # all threads share this work; one expert at a time is too little for them
     gradient = torch.empty_like(weight)
     for expert in unvisited:
         gradient[expert].zero_()
@@ -197,7 +197,7 @@ def _empty_where_visited(weight: Tensor, pieces: list[Piece]) -> Tensor:
 
 
 def _add_product(gradient: Tensor, piece: Piece, left_nA: Tensor, right_nB: Tensor) -> None:
-    """gradient[expert] = left^T right; added to that of the pieces before."""
+    """gradient[expert] = left^T right, added to what earlier pieces left there."""
     if piece.first:
         torch.mm(left_nA.t(), right_nB, out=gradient[piece.expert])
     else:
