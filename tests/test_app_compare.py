@@ -19,7 +19,8 @@ from training_support import TINY_CONFIG
 from app.components.comparison import Side, compare, domains_figure, one_text, relation, texts_of_both
 from app.measured import Measured
 from moe_core.config import validate_config
-from moe_core.routing import RoutingTrace, baselines, metrics, verdicts
+from moe_core.routing import RoutingTrace, baselines, metrics
+from moe_core.routing.measures.comparison import diff_verdict
 from moe_core.runs import RunFolder
 from moe_core.training.loop import train
 
@@ -62,7 +63,7 @@ def test_without_a_choice_the_first_snapshot_is_held_against_the_last(open_page:
     at = open_page()
     assert at.title[0].value == "What is different?"
     diff = metrics.routing_diff(probe(root, "tiny", 0), probe(root, "tiny", 40))
-    assert answer_of(at) == f"A is tiny, step 0, B is tiny, step 40. {verdicts.diff_verdict(diff)}"
+    assert answer_of(at) == f"A is tiny, step 0, B is tiny, step 40. {diff_verdict(diff)}"
     assert charts(at) == 6  # movers, two maps of each side, flips
     first, second = payloads(at)
     assert first["tokens"] == second["tokens"]

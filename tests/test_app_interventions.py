@@ -25,7 +25,8 @@ from moe_core.evaluation.ablation import ablation_map
 from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.load import load_map_figure
 from moe_core.inference.generate import SamplingConfig, generate
-from moe_core.routing import RoutingTrace, metrics, verdicts
+from moe_core.routing import RoutingTrace, metrics
+from moe_core.routing.measures.causes import effects_verdict, text_loss_verdict
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
 
@@ -53,7 +54,7 @@ def test_the_page_answers_before_the_first_click(open_page: Open, loaded: Loaded
     assert at.title[0].value == "What happens without an expert?"
     answer = at.main.markdown[0].value.replace("\\", "")
     known = ablation_map(loaded, layers=[1], experts=[2])
-    assert answer == verdicts.effects_verdict(known, "without expert 2 of layer 1")
+    assert answer == effects_verdict(known, "without expert 2 of layer 1")
     assert at.selectbox(key="expert").value == 2
     (view,) = payloads(at)
     assert view["mode"] == "change"
@@ -228,9 +229,9 @@ def test_the_change_of_loss_is_that_of_the_text(loaded: LoadedRun) -> None:
     assert np.abs(arrays.changes[np.isfinite(arrays.changes)]).max() > 1e-4
     met = np.flatnonzero(own[:-1]) + 1
     met = met[np.isfinite(arrays.changes[met])]
-    verdict = verdicts.text_loss_verdict(effects.delta, own)
+    verdict = text_loss_verdict(effects.delta, own)
     assert f"for the {len(met)} tokens after one that had chosen it, 0 for the other {len(untouched)}." in verdict
-    assert "tokens after one that had not chosen it" in verdicts.text_loss_verdict(effects.delta, own, forced=True)
+    assert "tokens after one that had not chosen it" in text_loss_verdict(effects.delta, own, forced=True)
     assert len(table(effects)) == len(arrays.tokens)
 
 
@@ -256,7 +257,7 @@ def effects_frame(delta: float, low: float, high: float) -> pd.DataFrame:
 )  # fmt: skip
 def test_the_verdict_says_size_and_certainty(delta: float, low: float, high: float, expected: str) -> None:
     frame = effects_frame(delta, low, high)
-    assert verdicts.effects_verdict(frame, "without it") == expected
+    assert effects_verdict(frame, "without it") == expected
     figure = domain_effects_figure(frame, "without it")
     assert figure.verdict == expected
     assert figure.chart.to_dict()

@@ -12,7 +12,7 @@ import pytest
 from app_support import Open, shown
 
 from moe_core.inference import tracing
-from moe_core.routing.baselines import SIGNIFICANCE
+from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE
 from moe_core.runs import RunFolder
 
 PAGES = ("overview", "domains", "experts", "flow", "time", "training")

@@ -32,7 +32,8 @@ from moe_core.figures.palette import (
     TOKEN_STRENGTH,
     contrast_ratio,
 )
-from moe_core.routing import metrics, verdicts
+from moe_core.routing import metrics
+from moe_core.routing.measures.experts import layer_verdict
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
 
@@ -245,7 +246,7 @@ def test_the_answer_counts_first_choices(loaded: LoadedRun) -> None:
         int(row[scores.argmax()]) for row, scores in zip(trace.router_indices[at], trace.router_scores[at], strict=True)
     ]
     leader = max(range(4), key=best.count)
-    answer = verdicts.layer_verdict(trace, 1)
+    answer = layer_verdict(trace, 1)
     assert answer.startswith(f"Layer 1: expert {leader} is the first choice of ")
     assert f"{len(set(best))} of 4 experts" in answer
 

@@ -44,9 +44,14 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "moe_core.figures",
     ),
     "moe_core/routing/trace/trace.py": ("torch", "moe_core.routing.instruments.capture"),
-    "moe_core/routing/metrics": ("torch", "moe_core.routing.instruments.capture"),
-    "moe_core/routing/baselines": ("torch", "moe_core.routing.instruments.capture"),
-    "moe_core/routing/verdicts": ("torch", "moe_core.routing.instruments.capture"),
+    "moe_core/routing/metrics.py": ("torch", "moe_core.routing.instruments"),
+    "moe_core/routing/baselines.py": ("torch", "moe_core.routing.instruments"),
+    "moe_core/routing/measures": (
+        "torch",
+        "moe_core.routing.instruments",
+        "moe_core.routing.metrics",
+        "moe_core.routing.baselines",
+    ),
     "moe_core/routing/statistics": (
         "torch",
         "moe_core.routing.instruments",

@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing import RoutingTrace, baselines, metrics, verdicts
-from moe_core.routing.baselines import coactivation as coactivation_function
+from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.calibration import random_trace
+from moe_core.routing.measures.coactivation import COACTIVATION, coactivation_verdict
+from moe_core.routing.measures.flow import flow_verdict
+from moe_core.routing.measures.persistence import persistence_verdict
+from moe_core.routing.measures.vocabulary import VOCABULARY, vocabulary_verdict
 from moe_core.routing.statistics import permutation
 from moe_core.routing.statistics.bootstrap import MAX_UNITS, units
 from moe_core.routing.statistics.multiple_comparisons import Pool
@@ -87,7 +90,7 @@ def test_flow_nmi_by_hand() -> None:
     frame = baselines.layer_flow(nothing, permutations=5)
     assert frame["nmi"].tolist() == [pytest.approx(0, abs=1e-12)]
     assert frame[["layer", "next_layer"]].to_numpy().tolist() == [[0, 1]]
-    assert verdicts.flow_verdict(baselines.layer_flow(told.__class__.from_arrays(
+    assert flow_verdict(baselines.layer_flow(told.__class__.from_arrays(
         router_indices=told.router_indices[:1], router_scores=told.router_scores[:1], num_experts=4,
         token_ids=told.token_ids))).startswith("There is nothing to test")  # fmt: skip
 
@@ -172,20 +175,18 @@ def test_tokens_without_documents_are_shuffled_within_their_domain() -> None:
         domain_ids=trace.domain_ids,
         domains=trace.domains,
     )
-    assert baselines.vocabulary(alone, permutations=39)["verdict"][0] == baselines.findings.VOCABULARY.clearly
+    assert baselines.vocabulary(alone, permutations=39)["verdict"][0] == VOCABULARY.clearly
     frame = baselines.persistence(alone, permutations=39)
-    assert verdicts.persistence_verdict(frame) == "This cannot be tested: no two tokens are neighbours."
+    assert persistence_verdict(frame) == "This cannot be tested: no two tokens are neighbours."
     assert frame[["null_mean", "p_value", "p_adjusted", "effect", "low"]].isna().all(axis=None)
 
 
 def test_what_cannot_be_tested_is_said_and_not_found() -> None:
     one = trace_of(np.arange(40)[:, None] % 4, documents=np.arange(40) // 10)
-    assert verdicts.coactivation_verdict(baselines.coactivation(one)) == (
-        "This cannot be tested: no token has two experts."
-    )
+    assert coactivation_verdict(baselines.coactivation(one)) == ("This cannot be tested: no token has two experts.")
     assert baselines.coactivation_pairs(one)["uncertain"].all()
     rare = trace_of(np.arange(40)[:, None] % 4, documents=np.arange(40) // 10, token_ids=np.arange(40))
-    assert "no token occurs often enough" in verdicts.vocabulary_verdict(baselines.vocabulary(rare))
+    assert "no token occurs often enough" in vocabulary_verdict(baselines.vocabulary(rare))
     with pytest.raises(TraceError, match="predicted_ids"):
         baselines.vocabulary(rare, which="predicted")
     cells = baselines.domain_cells(one)
@@ -303,7 +304,7 @@ def test_units_are_sources_or_random_groups_of_one_domain() -> None:
 
 def test_drawing_units_again_is_drawing_their_tokens_again() -> None:
     """The resampled vocabulary score, worked out from counts, against a trace that really repeats the documents."""
-    from moe_core.routing.baselines.vocabulary import _Typed
+    from moe_core.routing.measures.vocabulary import _Typed
 
     trace = random_trace(3, layers=1)
     labels = trace.token_ids.astype(np.int64)
@@ -319,9 +320,9 @@ def test_drawing_units_again_is_drawing_their_tokens_again() -> None:
 def test_strength_by_hand() -> None:
     """Half the tokens choose experts 0 and 1, half 2 and 3: of six equally likely pairs two carry everything."""
     indices = np.array([[0, 1], [2, 3]] * 300)
-    frame = coactivation_function(trace_of(indices, documents=np.arange(600) // 60), permutations=200)
+    frame = baselines.coactivation(trace_of(indices, documents=np.arange(600) // 60), permutations=200)
     assert frame["strength"][0] == pytest.approx(2 / 3, abs=0.02)
-    assert frame["verdict"][0] == baselines.findings.COACTIVATION.clearly
+    assert frame["verdict"][0] == COACTIVATION.clearly
     pairs = baselines.coactivation_pairs(trace_of(indices, documents=np.arange(600) // 60))
     assert pairs["lift_over_chance"].round(1).tolist() == [3.0, 0.0, 0.0, 0.0, 0.0, 3.0]
     assert not pairs["uncertain"].any()

@@ -8,9 +8,19 @@ import numpy as np
 import pandas as pd
 from routing_support import trace_of
 
-from moe_core.routing import baselines, verdicts
-from moe_core.routing.baselines import findings
+from moe_core.routing import baselines
 from moe_core.routing.glossary import GLOSSARY
+from moe_core.routing.measures.against_chance import NOTHING_THERE
+from moe_core.routing.measures.causes import ablation_verdict, importance_verdict, text_loss_verdict
+from moe_core.routing.measures.coactivation import COACTIVATION, coactivation_verdict
+from moe_core.routing.measures.comparison import diff_verdict
+from moe_core.routing.measures.experts import expert_sentence, layer_verdict
+from moe_core.routing.measures.flow import FLOW, flow_verdict, strongest_flow
+from moe_core.routing.measures.movers import movers_verdict
+from moe_core.routing.measures.persistence import PERSISTENCE, persistence_verdict
+from moe_core.routing.measures.saturation import saturation_verdict
+from moe_core.routing.measures.vocabulary import VOCABULARY, vocabulary_verdict
+from moe_core.routing.verdicts.words import points
 
 
 def frame_of(measure: str, *rows: tuple[int, float, float, float, str], **columns: Any) -> pd.DataFrame:
@@ -19,27 +29,27 @@ def frame_of(measure: str, *rows: tuple[int, float, float, float, str], **column
 
 
 def test_persistence_in_words() -> None:
-    clear = (2, 0.41, 0.22, 1 / 201, findings.PERSISTENCE.clearly)
+    clear = (2, 0.41, 0.22, 1 / 201, PERSISTENCE.clearly)
     chance = (0, 0.2, 0.2, 0.6, baselines.CHANCE)
-    assert verdicts.persistence_verdict(frame_of("first", chance, clear)) == (
+    assert persistence_verdict(frame_of("first", chance, clear)) == (
         "Neighbouring tokens keep the same first expert more often than chance: layer 2 most, 41 % of neighbours "
         "against 22 % in shuffled documents (p < 0.005); layer 0 not distinguishable from chance."
     )
-    assert verdicts.persistence_verdict(frame_of("first", chance)) == verdicts.NOTHING_THERE
-    slight = (1, 0.23, 0.22, 0.01, findings.PERSISTENCE.slightly)
-    assert "only slightly more often than chance: 23 %" in verdicts.persistence_verdict(frame_of("first", slight))
+    assert persistence_verdict(frame_of("first", chance)) == NOTHING_THERE
+    slight = (1, 0.23, 0.22, 0.01, PERSISTENCE.slightly)
+    assert "only slightly more often than chance: 23 %" in persistence_verdict(frame_of("first", slight))
     few = frame_of("first", (1, np.nan, np.nan, np.nan, baselines.FEW_DOCUMENTS))
-    assert verdicts.persistence_verdict(few) == "This cannot be tested: too few documents."
-    assert verdicts.persistence_verdict(few.iloc[:0]).startswith("There is nothing to test")
+    assert persistence_verdict(few) == "This cannot be tested: too few documents."
+    assert persistence_verdict(few.iloc[:0]).startswith("There is nothing to test")
 
 
 def test_coactivation_in_words() -> None:
-    frame = frame_of("strength", (1, 0.24, 0.06, 1 / 201, findings.COACTIVATION.clearly))
+    frame = frame_of("strength", (1, 0.24, 0.06, 1 / 201, COACTIVATION.clearly))
     sentence = (
         "Some experts are chosen together more than chance: 24 % of the pairs are others than chance would choose, "
         "against 6 % in random choices of the same load (p < 0.005)."
     )
-    assert verdicts.coactivation_verdict(frame) == sentence
+    assert coactivation_verdict(frame) == sentence
     pairs = pd.DataFrame(
         {
             "layer": [1, 1, 0],
@@ -51,20 +61,20 @@ def test_coactivation_in_words() -> None:
             "uncertain": [False, True, False],
         }
     )
-    assert verdicts.coactivation_verdict(frame, pairs) == (
+    assert coactivation_verdict(frame, pairs) == (
         f"{sentence} Strongest: experts 3 and 5 of layer 1, 2.4 times as often as chance."
     )
-    assert verdicts.coactivation_verdict(frame, pairs.assign(uncertain=True)) == sentence
+    assert coactivation_verdict(frame, pairs.assign(uncertain=True)) == sentence
 
 
 def test_vocabulary_and_flow_in_words() -> None:
-    frame = frame_of("score", (0, 0.78, 0.55, 1 / 201, findings.VOCABULARY.clearly), which="predicted")
-    assert verdicts.vocabulary_verdict(frame) == (
+    frame = frame_of("score", (0, 0.78, 0.55, 1 / 201, VOCABULARY.clearly), which="predicted")
+    assert vocabulary_verdict(frame) == (
         "Expert choice specialises by predicted token: the favourite expert of a predicted token takes 78 % of its "
         "occurrences against 55 % by chance (p < 0.005)."
     )
-    rows = [(0, 0.2, 0.01, 1 / 201, findings.FLOW.clearly), (1, 0.01, 0.01, 0.4, baselines.CHANCE)]
-    assert verdicts.flow_verdict(frame_of("nmi", *rows, next_layer=[1, 3])) == (
+    rows = [(0, 0.2, 0.01, 1 / 201, FLOW.clearly), (1, 0.01, 0.01, 0.4, baselines.CHANCE)]
+    assert flow_verdict(frame_of("nmi", *rows, next_layer=[1, 3])) == (
         "A token's expert in one layer tells about its expert in the next: layers 0 to 1 most, NMI 0.2 against 0.01 by "
         "chance (p < 0.005); layer 1 not distinguishable from chance."
     )
@@ -79,12 +89,12 @@ def test_saturation_in_words() -> None:
             "chance_top_k": 0.25,
         }
     )
-    assert verdicts.saturation_verdict(frame) == (
+    assert saturation_verdict(frame) == (
         "Still changing at the last snapshot, step 100, in layer 1; at step 0 a token had 30 % of its final experts "
         "(25 % by chance)."
     )
-    assert verdicts.saturation_verdict(frame[frame["layer"] == 0]).startswith("Settled from step 50 of 100: ")
-    assert verdicts.saturation_verdict(frame[frame["step"] == 0]).startswith("One snapshot only")
+    assert saturation_verdict(frame[frame["layer"] == 0]).startswith("Settled from step 50 of 100: ")
+    assert saturation_verdict(frame[frame["step"] == 0]).startswith("One snapshot only")
 
 
 def test_diff_and_movers_in_words() -> None:
@@ -101,11 +111,11 @@ def test_diff_and_movers_in_words() -> None:
             "high": [0.12, 0.38],
         }
     )
-    assert verdicts.diff_verdict(diff) == (
+    assert diff_verdict(diff) == (
         "Different: layer 1 most, 34 % of 2,016 tokens choose other experts (95 % interval 30 % to 38 %), 20 % another "
         "first one; the router's margin was 0.03 where the choice changed, 0.21 where it stayed."
     )
-    assert verdicts.diff_verdict(diff.assign(flip_rate=0.0)).startswith("The same: not one of 2,016 tokens")
+    assert diff_verdict(diff.assign(flip_rate=0.0)).startswith("The same: not one of 2,016 tokens")
     movers = pd.DataFrame(
         {
             "layer": [1, 0],
@@ -119,12 +129,12 @@ def test_diff_and_movers_in_words() -> None:
             "uncertain": [False, True],
         }
     )
-    assert verdicts.movers_verdict(movers) == (
+    assert movers_verdict(movers) == (
         "1 of 2 shares surely changed. Most: expert 3 of layer 1, from 12 % to 31 % of legal tokens "
         "(+19 points, 95 % interval +15 points to +22 points)."
     )
-    assert verdicts.movers_verdict(movers.assign(uncertain=True)).startswith("Not distinguishable from chance")
-    assert [verdicts.points(x) for x in (-0.031, 0.0001, -0.0001, 0.5, np.nan)] == [
+    assert movers_verdict(movers.assign(uncertain=True)).startswith("Not distinguishable from chance")
+    assert [points(x) for x in (-0.031, 0.0001, -0.0001, 0.5, np.nan)] == [
         "-3.1 points", "+0.0 points", "+0.0 points", "+50 points", "unknown",
     ]  # fmt: skip
 
@@ -149,19 +159,19 @@ def test_ablation_and_importance_in_words() -> None:
         "Without expert 5 of layer 2 the loss rises by 0.12 nats per token (95 % interval +0.1 to +0.14); "
         "most on legal text, +0.3."
     )
-    assert verdicts.ablation_verdict(effects[effects["layer"] == 2]) == one
-    assert verdicts.ablation_verdict(effects) == (
+    assert ablation_verdict(effects[effects["layer"] == 2]) == one
+    assert ablation_verdict(effects) == (
         f"1 of 2 experts surely cost something when switched off, 0.01 nats or more by estimate. {one}"
     )
-    nothing = verdicts.ablation_verdict(effects[effects["layer"] == 3])
+    nothing = ablation_verdict(effects[effects["layer"] == 3])
     assert nothing == (
         "Without expert 0 of layer 3 the loss on all text is not distinguishable from what it was (95 % interval −0.01 "
         "to +0.01)."
     )
-    assert verdicts.ablation_verdict(effects.assign(uncertain=True)) == (
+    assert ablation_verdict(effects.assign(uncertain=True)) == (
         "Not distinguishable from chance: whether the loss changes without any one of 2 experts cannot be told."
     )
-    assert "too little to matter" in verdicts.ablation_verdict(effects.iloc[:1].assign(delta_nats=0.001))
+    assert "too little to matter" in ablation_verdict(effects.iloc[:1].assign(delta_nats=0.001))
     correlations = pd.DataFrame(
         {
             "measure": ["load", "reap"],
@@ -172,35 +182,33 @@ def test_ablation_and_importance_in_words() -> None:
             "n": 32,
         }
     )
-    assert verdicts.importance_verdict(correlations) == (
+    assert importance_verdict(correlations) == (
         "REAP score predicts which experts matter: rank correlation 0.62 over 32 experts (95 % interval 0.40 to 0.80, "
         "0 by chance); load not distinguishable from chance."
     )
-    assert verdicts.importance_verdict(correlations.assign(rho=0.3)).startswith("REAP score predicts only weakly")
-    assert verdicts.importance_verdict(correlations.assign(p_adjusted=0.3)).startswith("Not distinguishable")
-    assert verdicts.importance_verdict(correlations.assign(rho=np.nan)).startswith("Too few experts")
+    assert importance_verdict(correlations.assign(rho=0.3)).startswith("REAP score predicts only weakly")
+    assert importance_verdict(correlations.assign(p_adjusted=0.3)).startswith("Not distinguishable")
+    assert importance_verdict(correlations.assign(rho=np.nan)).startswith("Too few experts")
 
 
 def test_one_text_in_words() -> None:
     # Tokens 1 and 3 come after one that had chosen the expert; the first is predicted by nothing.
     delta = np.array([np.nan, 0.4, 0.1, 0.2, -0.1], np.float32)
     chosen = np.array([True, False, True, False, False])
-    assert verdicts.text_loss_verdict(delta, chosen) == (
+    assert text_loss_verdict(delta, chosen) == (
         "This text's loss changes by +0.15 nats per token: +0.3 for the 2 tokens after one that had chosen it, 0 for "
         "the other 2."
     )
-    assert "0 for the 2 tokens after one that had not chosen it" in verdicts.text_loss_verdict(
-        delta, chosen, forced=True
-    )
+    assert "0 for the 2 tokens after one that had not chosen it" in text_loss_verdict(delta, chosen, forced=True)
 
 
 def test_the_leading_expert_and_the_strongest_flow_in_words() -> None:
     trace = trace_of([[[0, 1], [0, 2], [1, 0], [-1, -1]], [[-1, -1]] * 4], num_experts=4, layers=[2, 5])
-    assert verdicts.layer_verdict(trace, 2) == (
+    assert layer_verdict(trace, 2) == (
         "Layer 2: expert 0 is the first choice of 67 % of 3 tokens (even share 25 %); 2 of 4 experts are somebody's "
         "first choice."
     )
-    assert verdicts.layer_verdict(trace, 5) == "Layer 5: no token is routed."
+    assert layer_verdict(trace, 5) == "Layer 5: no token is routed."
     flow = pd.DataFrame(
         {
             "layer": 0, "next_layer": 1, "expert": [0, 0, 1], "next_expert": [0, 1, 1], "tokens": [90, 10, 50],
@@ -208,11 +216,11 @@ def test_the_leading_expert_and_the_strongest_flow_in_words() -> None:
         }
     )  # fmt: skip
     # Beyond chance: 90 - 60 = 30 tokens, and 50 - 25 = 25.
-    assert verdicts.strongest_flow(flow) == (
+    assert strongest_flow(flow) == (
         "Most beyond chance goes from expert 0 of layer 0 to expert 0 of layer 1: 90 % of its tokens, 1.5 times that "
         "expert's share."
     )
-    assert verdicts.strongest_flow(flow.assign(lift=1.0)).startswith("No expert's tokens go to any expert")
+    assert strongest_flow(flow.assign(lift=1.0)).startswith("No expert's tokens go to any expert")
 
 
 def test_one_expert_in_words() -> None:
@@ -230,15 +238,15 @@ def test_one_expert_in_words() -> None:
         }
     )
     tokens = pd.DataFrame({"text": [" shall"], "share": [0.9], "lift": [4.5]})
-    assert verdicts.expert_sentence(2, 5, load=load, cells=cells, tokens=tokens, effects=effects_frame()) == (
+    assert expert_sentence(2, 5, load=load, cells=cells, tokens=tokens, effects=effects_frame()) == (
         "Expert 5 of layer 2 takes 18 % of the layer's choices (12 % when even); specialises in legal text (2.1 times "
         "its even share); takes 90 % of the token ' shall' (4.5 times its usual share); switching it off costs 0.12 "
         "nats per token (95 % interval 0.1 to 0.14)."
     )
-    assert "no domain distinguishably" in verdicts.expert_sentence(2, 5, cells=cells.assign(uncertain=True))
+    assert "no domain distinguishably" in expert_sentence(2, 5, cells=cells.assign(uncertain=True))
     # Finance takes it more than evenly, but less than text of any domain does.
-    assert "no domain distinguishably" in verdicts.expert_sentence(2, 5, cells=cells[cells["domain"] == "finance"])
-    assert verdicts.expert_sentence(0, 1, load=load) == "Expert 1 of layer 0 has not been measured yet."
+    assert "no domain distinguishably" in expert_sentence(2, 5, cells=cells[cells["domain"] == "finance"])
+    assert expert_sentence(0, 1, load=load) == "Expert 1 of layer 0 has not been measured yet."
 
 
 def test_every_new_measure_has_its_term() -> None:

@@ -23,7 +23,7 @@ from moe_core.evaluation.importance import (
     rank_correlations,
 )
 from moe_core.routing import RoutingTrace
-from moe_core.routing.baselines import CHANCE
+from moe_core.routing.measures.against_chance import CHANCE
 
 ROOT = Path(__file__).resolve().parent.parent
 

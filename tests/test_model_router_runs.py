@@ -35,7 +35,8 @@ from moe_core.inference.tracing import trace_text
 from moe_core.model.experts import Experts
 from moe_core.model.experts.dropout import with_dropout
 from moe_core.model.routers.hashing import balanced_table
-from moe_core.routing import capture, intervene, metrics, verdicts
+from moe_core.routing import capture, intervene, metrics
+from moe_core.routing.measures.health import routing_health
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
 from moe_core.training.loop import train
@@ -86,7 +87,7 @@ def test_a_run_is_trained_traced_and_written_with(kind: RouterKind, runs: Path, 
     assert np.allclose(balance["experts_per_token"], used)
     # Slots that the rule left unused are none that were dropped.
     assert balance["dropped_fraction"].isna().all() if trace.varying_experts else (used == trace.top_k).all()
-    assert "dropped" not in verdicts.routing_health(balance)
+    assert "dropped" not in routing_health(balance)
     ids = torch.from_numpy(trace.token_ids.astype(np.int64))[None]
     with torch.no_grad():
         routed = loaded.model(ids).router_outputs

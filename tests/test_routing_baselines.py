@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from moe_core.errors import UsageError
-from moe_core.routing import RoutingTrace, baselines, metrics, verdicts
+from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.glossary import GLOSSARY
+from moe_core.routing.measures import domains
+from moe_core.routing.measures.context import token_verdict
+from moe_core.routing.measures.domains import domain_cell, domain_verdict, strongest_expert
+from moe_core.routing.measures.health import describe_model, routing_health
+from moe_core.routing.verdicts.words import number, p_value, percent
 
 
 def make_trace(
@@ -74,7 +79,7 @@ def test_the_nmi_is_that_of_metrics_and_the_seed_repeats_it() -> None:
 def test_working_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = make_trace(1, planted=0.5, L=2)
     whole = baselines.domain_nmi(trace, permutations=20)
-    monkeypatch.setattr(baselines.domains, "_CHUNK_NUMBERS", 7 * 2 * 4 * 8)  # seven permutations at a time
+    monkeypatch.setattr(domains, "_CHUNK_NUMBERS", 7 * 2 * 4 * 8)  # seven permutations at a time
     pd.testing.assert_frame_equal(baselines.domain_nmi(trace, permutations=20), whole)
 
 
@@ -117,7 +122,7 @@ def test_labels_are_shuffled_over_documents_not_tokens() -> None:
 def test_what_cannot_be_tested_is_said(documents: int, domains: int, verdict: str, sentence: str) -> None:
     frame = baselines.domain_nmi(make_trace(0, planted=5.0, documents=documents, domains=domains))
     assert frame["verdict"].tolist() == [verdict]
-    assert verdicts.domain_verdict(frame).startswith(sentence)
+    assert domain_verdict(frame).startswith(sentence)
     if verdict != baselines.CLEARLY:
         assert frame[["null_mean", "null_p99", "p_value", "effect"]].isna().all(axis=None)
 
@@ -145,18 +150,16 @@ def test_domain_verdict_in_words() -> None:
     clear = (3, 0.2134, 0.0201, 1 / 201, baselines.CLEARLY)
     weaker = (2, 0.05, 0.01, 0.02, baselines.CLEARLY)
     chance = (0, 0.01, 0.01, 0.7, baselines.CHANCE)
-    assert verdicts.domain_verdict(nmi_frame(weaker, clear)) == (
+    assert domain_verdict(nmi_frame(weaker, clear)) == (
         "Experts know a token's domain: layer 3 most, NMI 0.21 against 0.02 by chance (p < 0.005)."
     )
-    assert verdicts.domain_verdict(nmi_frame(clear)) == (
+    assert domain_verdict(nmi_frame(clear)) == (
         "Experts know a token's domain: NMI 0.21 against 0.02 by chance (p < 0.005)."
     )
-    assert verdicts.domain_verdict(nmi_frame(chance, clear)).endswith("; layer 0 not distinguishable from chance.")
-    assert verdicts.domain_verdict(nmi_frame(chance)) == (
-        "Not distinguishable from chance: do not read patterns into this map."
-    )
+    assert domain_verdict(nmi_frame(chance, clear)).endswith("; layer 0 not distinguishable from chance.")
+    assert domain_verdict(nmi_frame(chance)) == ("Not distinguishable from chance: do not read patterns into this map.")
     slight = (1, 0.0031, 0.001, 0.03, baselines.SLIGHTLY)
-    assert verdicts.domain_verdict(nmi_frame(slight)) == (
+    assert domain_verdict(nmi_frame(slight)) == (
         "Experts know a token's domain only slightly better than chance: NMI 0.0031 against 0.001 by chance "
         "(p < 0.05), too little to rely on."
     )
@@ -168,57 +171,57 @@ def balance_frame(**columns: Any) -> pd.DataFrame:
 
 
 def test_routing_health_in_words() -> None:
-    assert verdicts.routing_health(balance_frame()) == "Healthy: no dead expert, worst load 1.5 times the mean."
-    assert verdicts.routing_health(balance_frame(dead_experts=[0, 2], load_imbalance=[1.1, 3.04])) == (
+    assert routing_health(balance_frame()) == "Healthy: no dead expert, worst load 1.5 times the mean."
+    assert routing_health(balance_frame(dead_experts=[0, 2], load_imbalance=[1.1, 3.04])) == (
         "Not healthy: 2 dead experts in layer 1; uneven load in layer 1; worst load 3.0 times the mean."
     )
-    assert "up to 12 % of the slots dropped in layers 0, 1" in verdicts.routing_health(
+    assert "up to 12 % of the slots dropped in layers 0, 1" in routing_health(
         balance_frame(dropped_fraction=[0.02, 0.12])
     )
-    assert verdicts.routing_health(
+    assert routing_health(
         balance_frame(load_imbalance=[np.nan] * 2, dead_experts=[8, 8], dropped_fraction=[1.0, 1.0])
     ) == ("Not healthy: nothing was routed in layers 0, 1.")
     entropy = pd.DataFrame({"layer": [0, 1], "router_entropy": [0.5, 0.999], "basis": "logits"})
-    assert "the router hardly prefers any expert in layer 1" in verdicts.routing_health(balance_frame(), entropy)
-    assert verdicts.routing_health(balance_frame(), entropy.assign(basis="scores")).startswith("Healthy")
+    assert "the router hardly prefers any expert in layer 1" in routing_health(balance_frame(), entropy)
+    assert routing_health(balance_frame(), entropy.assign(basis="scores")).startswith("Healthy")
     many = pd.concat([balance_frame(layer=[i, i + 1], dead_experts=[1, 1]) for i in range(0, 8, 2)])
-    assert "8 dead experts in layers 0, 1, 2, 3 and 4 more" in verdicts.routing_health(many)
+    assert "8 dead experts in layers 0, 1, 2, 3 and 4 more" in routing_health(many)
 
 
 def test_health_and_cells_of_real_frames() -> None:
     trace = make_trace(0, planted=3.0)
-    assert verdicts.routing_health(metrics.load_balance(trace)).startswith("Healthy: no dead expert, worst load 1.")
+    assert routing_health(metrics.load_balance(trace)).startswith("Healthy: no dead expert, worst load 1.")
     frame = baselines.domain_cells(trace)
-    assert verdicts.strongest_expert(frame).startswith("Strongest: in layer 0, expert ")
-    assert " of d" in verdicts.strongest_expert(frame)
+    assert strongest_expert(frame).startswith("Strongest: in layer 0, expert ")
+    assert " of d" in strongest_expert(frame)
     chance = baselines.domain_cells(make_trace(0, documents=4))
-    assert verdicts.strongest_expert(chance) == "No single expert is surely preferred by any domain."
-    assert verdicts.domain_cell(chance.iloc[0]).endswith("; of one source only, so uncertain")
+    assert strongest_expert(chance) == "No single expert is surely preferred by any domain."
+    assert domain_cell(chance.iloc[0]).endswith("; of one source only, so uncertain")
 
 
 def test_domain_cell_and_token_verdict_in_words() -> None:
     cell = {"expert": 5, "domain": "legal", "share": 0.314, "lift": 2.51, "lift_low": 2.2, "lift_high": 2.8}
-    assert verdicts.domain_cell(cell | {"uncertain": False}) == (
+    assert domain_cell(cell | {"uncertain": False}) == (
         "expert 5 takes 31 % of legal tokens, 2.5 times its even share, 95 % interval 2.2 to 2.8"
     )
-    assert verdicts.domain_cell(cell | {"uncertain": True}).endswith(": uncertain")
-    assert verdicts.domain_cell(cell | {"share": np.nan}) == "no legal tokens in this trace"
+    assert domain_cell(cell | {"uncertain": True}).endswith(": uncertain")
+    assert domain_cell(cell | {"share": np.nan}) == "no legal tokens in this trace"
     context = pd.DataFrame({"layer": [0, 1], "token_share": [0.2, 0.45], "token_chance": 0.03, "domain_share": 0.04})
     context = context.assign(domain_beyond_token=0.02, domain_beyond_chance=0.01, tokens=99)
-    assert verdicts.token_verdict(context) == (
+    assert token_verdict(context) == (
         "The token alone explains 45 % of the choice of expert in layer 1 (3 % by chance), its domain 4 %; "
         "what the domain adds to the token is 2 % (1 % by chance)."
     )
-    assert verdicts.token_verdict(context.assign(domain_beyond_token=np.nan)).endswith("its domain 4 %.")
-    assert verdicts.token_verdict(context.assign(token_share=np.nan)).startswith("No token occurs often enough")
+    assert token_verdict(context.assign(domain_beyond_token=np.nan)).endswith("its domain 4 %.")
+    assert token_verdict(context.assign(token_share=np.nan)).startswith("No token occurs often enough")
 
 
 def test_describe_model_in_words() -> None:
-    assert verdicts.describe_model(layers=4, experts=8, top_k=2) == "4 MoE layers of 8 experts, 2 for each token."
-    assert "8 experts, at most 4 for each" in verdicts.describe_model(layers=4, experts=8, top_k=4, varying=True)
-    assert verdicts.describe_model(
-        layers=1, experts=8, top_k=1, total_parameters=27_300_000, active_parameters=999_600
-    ) == ("1 MoE layer of 8 experts, 1 for each token; 27.3M parameters, 1000k active for each token.")
+    assert describe_model(layers=4, experts=8, top_k=2) == "4 MoE layers of 8 experts, 2 for each token."
+    assert "8 experts, at most 4 for each" in describe_model(layers=4, experts=8, top_k=4, varying=True)
+    assert describe_model(layers=1, experts=8, top_k=1, total_parameters=27_300_000, active_parameters=999_600) == (
+        "1 MoE layer of 8 experts, 1 for each token; 27.3M parameters, 1000k active for each token."
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,24 +229,24 @@ def test_describe_model_in_words() -> None:
     [(0.2134, "0.21"), (1.5, "1.5"), (2.0, "2.0"), (12.6, "13"), (1234.5, "1,234"), (0.00123, "0.0012"), (0, "0")],
 )
 def test_numbers_for_people(value: float, text: str) -> None:
-    assert verdicts.number(value) == text
+    assert number(value) == text
 
 
 def test_percent_and_p_for_people() -> None:
-    assert [verdicts.percent(x) for x in (0, 0.0004, 0.004, 0.31, 1.0)] == [
+    assert [percent(x) for x in (0, 0.0004, 0.004, 0.31, 1.0)] == [
         "0 %",
         "under 0.1 %",
         "0.4 %",
         "31 %",
         "100 %",
     ]
-    assert [verdicts.p_value(x) for x in (0.0005, 1 / 201, 0.3, 1.0)] == [
+    assert [p_value(x) for x in (0.0005, 1 / 201, 0.3, 1.0)] == [
         "p < 0.001",
         "p < 0.005",
         "p = 0.30",
         "p = 1.00",
     ]
-    assert verdicts.percent(np.nan) == verdicts.number(np.nan) == "unknown"
+    assert percent(np.nan) == number(np.nan) == "unknown"
 
 
 def test_the_glossary_is_one_line_each() -> None:

@@ -14,6 +14,7 @@ from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 
 from moe_core.errors import UsageError
 from moe_core.routing import RoutingTrace, metrics
+from moe_core.routing.measures import decisions
 from moe_core.routing.trace.counts import (
     block_counts,
     domain_counts,
@@ -193,7 +194,7 @@ def test_one_expert_leaves_no_choice() -> None:
 def test_token_entropy_is_what_router_entropy_averages(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = random_trace(0, drop=0)
     whole = metrics.router_entropy(trace)
-    monkeypatch.setattr(metrics.decisions, "_CHUNK_TOKENS", 7)
+    monkeypatch.setattr(decisions, "_CHUNK_TOKENS", 7)
     pd.testing.assert_frame_equal(metrics.router_entropy(trace), whole)
     assert metrics.token_entropy(trace, 1).mean() == pytest.approx(whole["router_entropy"][1])
 

@@ -20,7 +20,8 @@ from app.components.figure import show_figure
 from app.components.page import answer, header, plain
 from app.components.token_view import token_view, view_payload
 from moe_core.errors import UsageError
-from moe_core.routing import baselines, verdicts
+from moe_core.routing import baselines
+from moe_core.routing.measures.domains import domain_verdict
 from moe_core.runs import RunFolder
 
 RUNS, TEXTS, EXPERIMENTS = "Runs, steps or traces", "Two texts", "Dense models and routers"
@@ -45,7 +46,7 @@ def show(comparison: Comparison) -> None:
         verdict = comparison.movers().verdict
     else:
         nmi = [(letter, side.measured.get(baselines.domain_nmi)) for letter, side in comparison.sides]
-        verdict = " ".join(f"{letter}: {verdicts.domain_verdict(frame)}" for letter, frame in nmi)
+        verdict = " ".join(f"{letter}: {domain_verdict(frame)}" for letter, frame in nmi)
     with head:
         answer(f"A is {comparison.first.name}, B is {comparison.second.name}. {verdict}")
     if remark := relation(comparison):

@@ -13,7 +13,7 @@ from app.components.progress import progress_bar
 from app.components.routing_text import amount, first_routing
 from moe_core.figures.domains import domain_map_figure, domain_nmi_figure
 from moe_core.routing import baselines
-from moe_core.routing.baselines import FEW_DOCUMENTS
+from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
 from moe_core.runs import RunFolder
 
 subject, layer = state.subject(), state.selected_layer()

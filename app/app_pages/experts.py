@@ -16,7 +16,8 @@ from app.subjects import TraceFile
 from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.experts import expert_domains_figure, expert_history_figure
 from moe_core.figures.load import loads_over_time
-from moe_core.routing import baselines, metrics, verdicts
+from moe_core.routing import baselines, metrics
+from moe_core.routing.measures.experts import expert_sentence
 from moe_core.runs import RunFolder
 
 subject, layer = state.subject(), state.selected_layer()
@@ -42,7 +43,7 @@ with place:
 tokens = measured.get(metrics.token_experts, layer, expert)
 words = tokens[tokens["text"] != END_OF_TEXT]  # every text begins with it, so it says little of an expert
 with said:
-    answer(verdicts.expert_sentence(layer, expert, load=load, cells=cells, tokens=words, effects=effects))
+    answer(expert_sentence(layer, expert, load=load, cells=cells, tokens=words, effects=effects))
 
 left, right = st.columns(2)
 with left:

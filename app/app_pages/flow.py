@@ -11,7 +11,8 @@ from app.components.routing_text import deep_or_probe, layers_around, measure_al
 from app.measured import Measured
 from moe_core.figures.associations import coactivation_figure, flow_map_figure, flow_test_figure, persistence_figure
 from moe_core.figures.sankey import MAX_SANKEY_LAYERS, flow_sankey_figure
-from moe_core.routing import baselines, metrics, verdicts
+from moe_core.routing import baselines, metrics
+from moe_core.routing.measures.flow import flow_verdict, strongest_flow
 
 NEXT_LAYER, TOGETHER, NEXT_TOKEN = "Layer to layer", "Chosen together", "Token to token"
 SHOWN = "flow_shown"
@@ -37,7 +38,7 @@ def next_layer(around: Measured) -> None:
     flow, test = around.get(metrics.layer_flow), around.get(baselines.layer_flow)
     figure = around.keep(("flow map", start), lambda: flow_map_figure(flow, test, start))
     note = "" if start == layer else f"Layer {layer} is the last: this is how tokens come into it. "
-    answer(f"{note}{verdicts.strongest_flow(figure.frame)}")
+    answer(f"{note}{strongest_flow(figure.frame)}")
     show_figure(figure, key=figure.name, title="", terms=["cross-layer flow", "lift"])
     show_figure(
         around.keep(("flow test",), lambda: flow_test_figure(test)),
@@ -85,7 +86,7 @@ views = [NEXT_LAYER, TOGETHER, NEXT_TOKEN]
 if len(run_layers) > 1:
     measure_all(around, [(metrics.layer_flow, ()), (baselines.layer_flow, ())], "Following tokens through the layers")
     with head.container():
-        header("How do tokens travel through the layers?", verdicts.flow_verdict(around.get(baselines.layer_flow)))
+        header("How do tokens travel through the layers?", flow_verdict(around.get(baselines.layer_flow)))
     sankey(around)
 else:
     views = views[1:]

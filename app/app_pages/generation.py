@@ -14,7 +14,7 @@ from app.components.token_view_job import GenerationJob, arrays_of_job, trace_of
 from app.components.token_view_passages import fit, opening_words
 from moe_core.figures.tokens import WINDOW, token_map_figure, token_path_figure
 from moe_core.inference.generate import SamplingConfig
-from moe_core.routing import verdicts
+from moe_core.routing.measures.experts import layer_verdict
 
 # Session keys of this page: the running or last job, the prompt it was given, how many jobs there were, the view, the
 # prompt being typed, the sampling settings.
@@ -64,7 +64,7 @@ def answer(job: GenerationJob | None) -> str:
     if job.is_running:
         return "The model is writing; every new token takes the colour of its expert."
     trace = trace_of_job(job)
-    return verdicts.layer_verdict(trace, layer) if trace is not None else "The model ended the text at once."
+    return layer_verdict(trace, layer) if trace is not None else "The model ended the text at once."
 
 
 def progress_line(job: GenerationJob, live: bool) -> str:

@@ -24,8 +24,11 @@ from app.components.page import (
 from app.components.routing_text import first_routing, text_caption
 from app.subjects import need
 from moe_core.figures.load import load_map_figure
-from moe_core.routing import baselines, metrics, verdicts
-from moe_core.routing.baselines import FEW_DOCUMENTS
+from moe_core.routing import baselines, metrics
+from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
+from moe_core.routing.measures.domains import domain_verdict
+from moe_core.routing.measures.health import IMBALANCE_LIMIT, describe_model, routing_health
+from moe_core.routing.verdicts.words import number, short_count
 from moe_core.runs import RunFolder, RunSummary
 
 LOOK = (
@@ -49,15 +52,15 @@ load, balance = measured.get(metrics.expert_load), measured.get(metrics.load_bal
 nmi = measured.get(baselines.domain_nmi)
 
 # The answer: what it is, is it healthy, do experts know domains.
-made_of = verdicts.describe_model(
+made_of = describe_model(
     layers=trace.num_layers, experts=trace.num_experts, top_k=trace.top_k, varying=trace.varying_experts
 )
-health = verdicts.routing_health(balance)
+health = routing_health(balance)
 too_few = (nmi["verdict"] == FEW_DOCUMENTS).any()
 domain = "Whether experts know domains takes more text to tell: see Domains."
 header(
     f"What is {subject.name}, and is its routing healthy?",
-    f"{made_of} {health} {domain if too_few else verdicts.domain_verdict(nmi)}",
+    f"{made_of} {health} {domain if too_few else domain_verdict(nmi)}",
 )
 
 # Four figures, each beside its chance or target.
@@ -80,7 +83,7 @@ else:
     more = ", ..." if len(trace.domains) > 3 else ""
     loss.metric(
         "Tokens",
-        verdicts.short_count(trace.num_tokens),
+        short_count(trace.num_tokens),
         delta_description=plain(f"{len(trace.domains)} {of}{more}"),
         border=True,
         height="stretch",
@@ -89,7 +92,7 @@ worst = balance.iloc[int(balance["load_imbalance"].argmax())]
 busiest.metric(
     "Busiest expert",
     f"{worst['load_imbalance']:.2f} × mean",
-    delta_description=f"1 is even, {verdicts.IMBALANCE_LIMIT:.0f} still fine",
+    delta_description=f"1 is even, {IMBALANCE_LIMIT:.0f} still fine",
     help=term_help("load imbalance"),
     border=True,
     height="stretch",
@@ -106,8 +109,8 @@ known = nmi.dropna(subset=["p_value"])
 best = known.iloc[int(known["effect"].argmax())] if len(known) else None
 domains.metric(
     "Experts know domains",
-    "–" if best is None else f"NMI {verdicts.number(best['nmi'])}",
-    delta_description="too little text to tell" if best is None else f"by chance {verdicts.number(best['null_mean'])}",
+    "–" if best is None else f"NMI {number(best['nmi'])}",
+    delta_description="too little text to tell" if best is None else f"by chance {number(best['null_mean'])}",
     help=term_help("NMI"),
     border=True,
     height="stretch",

@@ -26,7 +26,7 @@ from app.subjects import Live, TraceFile
 from moe_core.errors import UsageError
 from moe_core.figures.export import csv_bytes
 from moe_core.figures.tokens import token_choices
-from moe_core.routing import verdicts
+from moe_core.routing.measures.experts import layer_verdict
 
 # Session keys of this page: the last traced text with its payload, which examples are shown, of what.
 TRACED, NUMBER, SOURCE = "tokens_traced", "tokens_example", "tokens_source"
@@ -80,7 +80,7 @@ except UsageError as error:
     st.info(f"{str(error)[:1].upper()}{str(error)[1:]}.", icon=":material/edit:")
 else:
     with head:
-        header("Which expert does each token go to?", verdicts.layer_verdict(traced.trace, layer))
+        header("Which expert does each token go to?", layer_verdict(traced.trace, layer))
     given = sum(len(passage.text) for passage in passages)
     if source == OWN and traced.characters < given:
         st.warning(

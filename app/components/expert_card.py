@@ -13,7 +13,8 @@ from app.components.concordance import WINDOW, concordance, show_concordance, sh
 from app.components.figure import explain, term_help
 from app.components.page import INTERVENTIONS, answer, plain
 from app.measured import Measured
-from moe_core.routing import baselines, metrics, verdicts
+from moe_core.routing import baselines, metrics
+from moe_core.routing.measures.causes import ablation_verdict
 from moe_core.routing.trace.contexts import contexts
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def worth(run: RunFolder, effects: pd.DataFrame | None, layer: int, expert: int)
         st.caption("Not measured yet. Switching off every expert once takes a minute or two:")
         st.code(f"python main.py ablate --run {run.name}", language="bash")
     else:
-        answer(verdicts.ablation_verdict(own))
+        answer(ablation_verdict(own))
         st.dataframe(
             own[["domain", "delta_nats", "low", "high", "affected"]],
             hide_index=True,

@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import state
 from app.components.figure import term_help
-from moe_core.routing import verdicts
+from moe_core.routing.measures.domains import preferred
 
 KEY = "experts_table"
 ROWS_SHOWN = 12
@@ -31,7 +31,7 @@ def expert_table(
     """
     even = 1 / load.groupby("layer")["expert"].transform("size")
     table = load.assign(lift=load["share"] / even)[["layer", "expert", "tokens", "share", "lift"]]
-    best = verdicts.preferred(cells).drop_duplicates(["layer", "expert"])
+    best = preferred(cells).drop_duplicates(["layer", "expert"])
     best = best[["layer", "expert", "domain", "lift"]].rename(columns={"lift": "domain_lift"})
     table = table.merge(best, on=["layer", "expert"], how="left")
     table["domain"] = table["domain"].fillna("")

@@ -15,7 +15,7 @@ from app import loaders, state
 from app.components.figure import show_figure, term_help
 from app.components.page import answer, duration, errors_as_boxes, plain, sentence
 from moe_core.errors import RunError
-from moe_core.routing import verdicts
+from moe_core.routing.measures.health import IMBALANCE_LIMIT
 from moe_core.runs import RunFolder, RunStatus, RunSummary
 from moe_core.runs.listing import LAUNCH_PATIENCE_SECONDS
 
@@ -161,7 +161,7 @@ def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary) -> Non
     balance.metric(
         "Busiest expert",
         "–" if last.empty else f"{last['load_imbalance'].max():.2f} × mean",
-        delta_description=f"1 is even, {verdicts.IMBALANCE_LIMIT:.0f} still fine",
+        delta_description=f"1 is even, {IMBALANCE_LIMIT:.0f} still fine",
         help=term_help("load imbalance"),
     )
     speed.metric(

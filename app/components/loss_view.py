@@ -21,7 +21,7 @@ from app.components.token_view import TokenArrays, token_view, view_payload
 from app.components.token_view_passages import TOKEN_LIMIT, Passage, fit
 from moe_core.errors import UsageError
 from moe_core.figures.export import csv_bytes
-from moe_core.routing import verdicts
+from moe_core.routing.measures.causes import text_loss_verdict
 
 if TYPE_CHECKING:
     from app.subjects import Live
@@ -48,7 +48,7 @@ def _explore(subject: Live, loaded: LanguageModel, change: Change, text: TextCho
             st.info(plain(sentence(str(error))), icon=":material/edit:")
             return
         forced = change.mode == FORCE
-        st.markdown(plain(verdicts.text_loss_verdict(effects.delta, chosen(effects, change), forced=forced)))
+        st.markdown(plain(text_loss_verdict(effects.delta, chosen(effects, change), forced=forced)))
         choice = token_view(payload, layer=change.layer, key=VIEW, on_layer=partial(state.follow_layer, VIEW))
         if choice.layer is not None and choice.layer != change.layer:
             st.rerun()

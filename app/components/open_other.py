@@ -13,7 +13,7 @@ from app import loaders, state
 from app.components.page import errors_as_boxes, plain
 from app.subjects import OPENED, Opened, TraceFile
 from moe_core.errors import MoescopeError, UsageError
-from moe_core.routing import verdicts
+from moe_core.routing.verdicts.words import short_count
 
 # Session keys: the path field, the upload, what of it was opened last.
 PATH, UPLOAD, TAKEN = "open_path", "open_upload", "open_taken"
@@ -95,5 +95,5 @@ def _facts(opened: Opened) -> str:
         return f"{trace.num_tokens:,} tokens of {trace.source or 'an unnamed model'}"
     model = loaders.language_model(opened)
     weights = next(model.model.parameters())
-    size = verdicts.short_count(sum(parameter.numel() for parameter in model.model.parameters()))
+    size = short_count(sum(parameter.numel() for parameter in model.model.parameters()))
     return f"{size} parameters, {str(weights.dtype).removeprefix('torch.')} on {weights.device.type}"

@@ -18,7 +18,7 @@ from app.components.token_view_passages import TOKEN_LIMIT
 from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.export import csv_bytes
 from moe_core.figures.tokens import token_choices, visible
-from moe_core.routing import verdicts
+from moe_core.routing.measures.experts import layer_verdict
 
 if TYPE_CHECKING:
     from app.subjects import TraceFile
@@ -42,7 +42,7 @@ def show_trace_text(file: TraceFile, layer: int) -> None:
         mask = _pick(trace, titles)
     shown = trace.select(mask)
     with head:
-        header("Which expert does each token go to?", verdicts.layer_verdict(shown, layer))
+        header("Which expert does each token go to?", layer_verdict(shown, layer))
     digest = hashlib.sha256(np.packbits(mask).tobytes() + str(loaders.stamp(file.path)).encode()).hexdigest()
     explore(shown, view_payload(arrays_of_trace(shown), series=digest[:16]), layer)
     st.download_button(

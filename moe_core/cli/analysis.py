@@ -27,21 +27,21 @@ def ablate(arguments: argparse.Namespace, output: Output) -> int:
         raise UsageError(f"--expert {arguments.expert} needs --layer: every layer has an expert of that number")
     run = existing_run(arguments.run)
     from moe_core.inference.device import resolve_device
-    from moe_core.routing import verdicts
+    from moe_core.routing.measures.causes import ablation_verdict, importance_verdict
     from moe_core.runs.checkpoint import load_run
 
     began = time.perf_counter()
     loaded = load_run(run.name, device=resolve_device(arguments.device))
     result = _whole_map(loaded, arguments) if arguments.layer is None else _part(loaded, arguments)
     effects: pd.DataFrame = result["effects"]
-    said = {"ablation": verdicts.ablation_verdict(effects)}
+    said = {"ablation": ablation_verdict(effects)}
     output.say(_effects_table(effects))
     output.say(
         "Change of loss in nats per token (with its 95 % interval) when the expert is off; ~ behind a domain's: "
         "0 is possible too."
     )
     if "correlations" in result:
-        said["importance"] = verdicts.importance_verdict(result["correlations"])
+        said["importance"] = importance_verdict(result["correlations"])
         output.say()
         output.say(_correlations_table(result["correlations"]))
         output.say("rho: rank correlation with the change of loss within a layer; pooled: over all experts.")

@@ -16,7 +16,9 @@ from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN, held_out_text
 from moe_core.inference.tracing import trace_batches
 from moe_core.json_values import json_safe
 from moe_core.progress import Progress, silent
-from moe_core.routing import baselines, capture, metrics, verdicts
+from moe_core.routing import baselines, capture, metrics
+from moe_core.routing.measures.domains import domain_verdict
+from moe_core.routing.measures.health import routing_health
 
 if TYPE_CHECKING:
     from moe_core.data.document import Document
@@ -145,8 +147,8 @@ def _routing(trace: RoutingTrace) -> tuple[list[dict[str, Any]], dict[str, str]]
         for _, row in table.iterrows()
     ]
     return rows, {
-        "routing": verdicts.routing_health(balance, entropy),
-        "domains": verdicts.domain_verdict(nmi),
+        "routing": routing_health(balance, entropy),
+        "domains": domain_verdict(nmi),
     }
 
 

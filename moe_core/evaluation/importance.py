@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing import metrics
-from moe_core.routing.baselines import CHANCE
+from moe_core.routing.measures.against_chance import CHANCE
 from moe_core.routing.measures.causes import STRONG_CORRELATION
 from moe_core.routing.statistics.bootstrap import draws
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust

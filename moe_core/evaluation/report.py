@@ -9,7 +9,8 @@ from typing import Any
 from moe_core.config.router import SIGHT_WARNING
 from moe_core.evaluation.markdown import escape, table
 from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN
-from moe_core.routing import verdicts
+from moe_core.routing.measures.health import describe_model
+from moe_core.routing.verdicts.words import percent, short_count
 from moe_core.runs.files import write_atomic
 from moe_core.runs.folder import RunFolder
 
@@ -33,7 +34,7 @@ def write_report(run: RunFolder, evaluation: Mapping[str, Any]) -> Path:
 def report_text(run: RunFolder, evaluation: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     config = run.config()
-    model = verdicts.describe_model(
+    model = describe_model(
         layers=len(config.model.moe_layers),
         experts=config.model.num_experts,
         top_k=config.model.top_k,
@@ -77,7 +78,7 @@ def report_text(run: RunFolder, evaluation: Mapping[str, Any]) -> str:
             "NMI: the part of a token's domain that one choice of expert tells, 0 to 1. It is never 0 on finite text, "
             "so it stands beside the 99th percentile of what shuffling the domain labels over documents gives.",
             "",
-            f"Forward cost: {verdicts.short_count(evaluation['flops_per_token'])} floating-point operations a token. "
+            f"Forward cost: {short_count(evaluation['flops_per_token'])} floating-point operations a token. "
             f"Made by `python main.py --evaluate --run {run.name}`.",
             "",
         ]
@@ -126,7 +127,7 @@ def _routing_table(routing: Sequence[Mapping[str, Any]]) -> list[str]:
                 _cell(row["load_imbalance"], 2),
                 str(row["dead_experts"]),
                 _cell(row["router_entropy"], 2),
-                verdicts.percent(row["dropped_fraction"]) if row["dropped_fraction"] is not None else "–",
+                percent(row["dropped_fraction"]) if row["dropped_fraction"] is not None else "–",
             ]
             for row in routing
         ],

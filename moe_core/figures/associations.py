@@ -14,8 +14,10 @@ from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS
 from moe_core.figures.maps import lift_map
 from moe_core.figures.measures import chance_bars
 from moe_core.figures.words import rows
-from moe_core.routing import verdicts
-from moe_core.routing.verdicts import number, p_value, percent
+from moe_core.routing.measures.coactivation import coactivation_verdict
+from moe_core.routing.measures.flow import flow_verdict
+from moe_core.routing.measures.persistence import persistence_verdict
+from moe_core.routing.verdicts.words import number, p_value, percent
 
 FEW_EXPECTED = 5.0
 """Cells of which chance expects fewer tokens are faded (the usual rule for counts, Cochran 1954)."""
@@ -47,7 +49,7 @@ def coactivation_figure(coactivation: pd.DataFrame, test: pd.DataFrame, layer: i
         y=alt.Y("expert_i:O", title="expert", axis=ROW_AXIS, sort=order),
         title="times as often as chance",
     )
-    verdict = verdicts.coactivation_verdict(test[test["layer"] == layer], pairs)
+    verdict = coactivation_verdict(test[test["layer"] == layer], pairs)
     return Figure(
         f"coactivation_layer_{layer}", f"Experts chosen together in layer {layer}",
         "Which experts work as a team on the same token?", verdict, chart, frame.reset_index(drop=True),
@@ -64,7 +66,7 @@ def coactivation_test_figure(test: pd.DataFrame) -> Figure:
     chart = chance_bars(test, "strength", title="part of the pairs that differ from chance (0..1)", sentences=sentences)
     return Figure(
         "coactivation", "Teams of experts, by layer", "Are some experts chosen together more than chance?",
-        verdicts.coactivation_verdict(test), chart, test,
+        coactivation_verdict(test), chart, test,
     )  # fmt: skip
 
 
@@ -92,7 +94,7 @@ def flow_map_figure(flow: pd.DataFrame, test: pd.DataFrame, layer: int) -> Figur
         x=alt.X("next_expert:O", title=f"expert of layer {following}{note}", axis=COLUMN_AXIS, sort=_by_source(data)),
         y=alt.Y("expert:O", title=f"expert of layer {layer}", axis=ROW_AXIS),
     )
-    verdict = verdicts.flow_verdict(test[test["layer"] == layer])
+    verdict = flow_verdict(test[test["layer"] == layer])
     return Figure(
         f"flow_map_layer_{layer}", f"From layer {layer} to layer {following}",
         "Where do the tokens of each expert go next?", verdict, chart, frame.reset_index(drop=True),
@@ -112,7 +114,7 @@ def flow_test_figure(test: pd.DataFrame) -> Figure:
     )  # fmt: skip
     return Figure(
         "flow", "Paths through the layers", "Does the expert of one layer tell the expert of the next?",
-        verdicts.flow_verdict(test), chart, test,
+        flow_verdict(test), chart, test,
     )  # fmt: skip
 
 
@@ -128,7 +130,7 @@ def persistence_figure(test: pd.DataFrame) -> Figure:
     )
     return Figure(
         "persistence", "Neighbouring tokens", "Does a token keep the expert of the token before it?",
-        verdicts.persistence_verdict(test), chart, test,
+        persistence_verdict(test), chart, test,
     )  # fmt: skip
 
 

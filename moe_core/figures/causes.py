@@ -14,8 +14,8 @@ from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, layered
 from moe_core.figures.maps import CELL, nats_limit, nats_map, share_map
 from moe_core.figures.palette import BAR, HEAT, LAYER_SHADES, NEUTRAL
 from moe_core.figures.words import rows
-from moe_core.routing import verdicts
-from moe_core.routing.verdicts import number, p_value, percent, signed
+from moe_core.routing.measures.causes import ablation_verdict, importance_verdict
+from moe_core.routing.verdicts.words import number, p_value, percent, signed
 
 MAX_POINTS = 2000
 """More experts than this are counted in a grid instead of drawn as dots."""
@@ -64,7 +64,7 @@ def ablation_map_figure(effects: pd.DataFrame) -> Figure:
         f"ablation_map_{mode}" if mode else "ablation_map",
         "Without each expert: all text" + (f" ({mode})" if mode else ""),
         "What does the model lose on all text when an expert is switched off?",
-        verdicts.ablation_verdict(effects), chart, frame,
+        ablation_verdict(effects), chart, frame,
     )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def ablation_domains_figure(effects: pd.DataFrame, layer: int) -> Figure:
     )
     return Figure(
         f"ablation_domains_layer_{layer}", f"Who needs the experts of layer {layer}",
-        "Which kind of text loses most without which expert?", verdicts.ablation_verdict(frame), chart, frame,
+        "Which kind of text loses most without which expert?", ablation_verdict(frame), chart, frame,
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def importance_figure(importance: pd.DataFrame, correlations: pd.DataFrame, meas
     return Figure(
         f"importance_{_slug(measure)}", f"Does {name} predict what matters?",
         f"Do experts with more {name} cost more when they are switched off?",
-        verdicts.importance_verdict(row), chart, importance,
+        importance_verdict(row), chart, importance,
     )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def correlations_figure(correlations: pd.DataFrame) -> Figure:
     ]
     return Figure(
         "importance", "What predicts which experts matter", "Does anything we can observe tell what matters?",
-        verdicts.importance_verdict(correlations), layered(layers, data, 60 + 34 * len(data)), correlations,
+        importance_verdict(correlations), layered(layers, data, 60 + 34 * len(data)), correlations,
     )  # fmt: skip
 
 

@@ -12,8 +12,10 @@ from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, la
 from moe_core.figures.measures import bar_mark, interval_mark
 from moe_core.figures.palette import HEAT, LAYER_SHADES, NEUTRAL, expert_colour
 from moe_core.figures.words import rows, spread
-from moe_core.routing import verdicts
-from moe_core.routing.verdicts import percent, points
+from moe_core.routing.measures.comparison import diff_verdict
+from moe_core.routing.measures.movers import movers_verdict
+from moe_core.routing.measures.saturation import saturation_verdict
+from moe_core.routing.verdicts.words import percent, points
 
 MAX_MOVERS = 20
 MAX_LAYER_LINES = 8
@@ -50,7 +52,7 @@ def saturation_figure(saturation: pd.DataFrame) -> Figure:
     layers_of_chart = [grey, lines.encode(color=colour), rule, _layer_names(data, shown, chance)]
     return Figure(
         "saturation", "When the routing settled", "Since when do tokens go to the experts they go to now?",
-        verdicts.saturation_verdict(saturation), layered(layers_of_chart, data, 320), saturation,
+        saturation_verdict(saturation), layered(layers_of_chart, data, 320), saturation,
     )  # fmt: skip
 
 
@@ -76,7 +78,7 @@ def diff_figure(diff: pd.DataFrame) -> Figure:
         layers.append(base.mark_text(align="left", dx=5, fontSize=11).encode(x="end:Q", text="label:N"))
     return Figure(
         "routing_diff", "Changed choices by layer", "How many tokens choose other experts?",
-        verdicts.diff_verdict(diff), layered(layers, data, bars_height(len(data))), diff,
+        diff_verdict(diff), layered(layers, data, bars_height(len(data))), diff,
     )  # fmt: skip
 
 
@@ -116,7 +118,7 @@ def movers_figure(movers: pd.DataFrame) -> Figure:
     ]
     return Figure(
         "movers", "Experts that moved", "Which experts take more or fewer tokens than before?",
-        verdicts.movers_verdict(movers), layered(layers, data, bars_height(len(data))), movers,
+        movers_verdict(movers), layered(layers, data, bars_height(len(data))), movers,
     )  # fmt: skip
 
 

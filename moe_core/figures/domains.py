@@ -14,9 +14,9 @@ from moe_core.figures.maps import lift_map
 from moe_core.figures.measures import chance_bars
 from moe_core.figures.palette import BAR, HEAT, NEUTRAL
 from moe_core.figures.words import rows
-from moe_core.routing import verdicts
-from moe_core.routing.baselines import CLEARLY, SLIGHTLY
-from moe_core.routing.verdicts import domain_cell, p_value, percent, sentence
+from moe_core.routing.measures.context import token_verdict
+from moe_core.routing.measures.domains import CLEARLY, SLIGHTLY, domain_cell, domain_verdict, strongest_expert
+from moe_core.routing.verdicts.words import p_value, percent, sentence
 
 _EXPLAINED: dict[str, tuple[str, str, str]] = {
     "the token alone": ("token_share", "token_chance", BAR),
@@ -62,7 +62,7 @@ def domain_nmi_figure(nmi: pd.DataFrame) -> Figure:
     """Do experts know the domain? Frame of baselines.domain_nmi."""
     return Figure(
         "domain_nmi", "What experts know of domains", "Does the choice of expert tell the domain of a token?",
-        verdicts.domain_verdict(nmi), domain_nmi_by_layer(nmi), nmi,
+        domain_verdict(nmi), domain_nmi_by_layer(nmi), nmi,
     )  # fmt: skip
 
 
@@ -73,9 +73,9 @@ def domain_map_figure(cells: pd.DataFrame, nmi: pd.DataFrame, layer: int) -> Fig
     """
     frame = cells[cells["layer"] == layer].reset_index(drop=True)
     row = nmi[nmi["layer"] == layer]
-    verdict = verdicts.domain_verdict(row)
+    verdict = domain_verdict(row)
     if row["verdict"].isin([CLEARLY, SLIGHTLY]).all():
-        verdict = f"{verdict} {verdicts.strongest_expert(frame)}"
+        verdict = f"{verdict} {strongest_expert(frame)}"
     return Figure(
         f"domain_map_layer_{layer}", f"Experts and domains in layer {layer}",
         "Which experts prefer which kind of text?", verdict, domain_map(cells, layer), frame,
@@ -115,7 +115,7 @@ def context_figure(context: pd.DataFrame) -> Figure:
     ]
     return Figure(
         "context_independence", "The token or its context", "What explains the choice of expert?",
-        verdicts.token_verdict(context), layered(layers, data, bars_height(context["layer"].nunique()) + 30), context,
+        token_verdict(context), layered(layers, data, bars_height(context["layer"].nunique()) + 30), context,
     )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from moe_core.figures.figure import Figure
 from moe_core.figures.layout import MAX_COLUMNS, bars_height, layered
 from moe_core.figures.palette import HEAT, LIFT_COLOURS, NEUTRAL, expert_colour
 from moe_core.figures.words import rows
-from moe_core.routing.verdicts import effects_verdict, signed
+from moe_core.routing.measures.causes import effects_verdict
+from moe_core.routing.verdicts.words import signed
 
 
 def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:

@@ -12,8 +12,9 @@ from moe_core.figures.load import expert_load_over_time
 from moe_core.figures.maps import share_map
 from moe_core.figures.palette import HEAT, domain_colour
 from moe_core.figures.words import rows
-from moe_core.routing import verdicts
-from moe_core.routing.verdicts import domain_cell, number, percent, sentence
+from moe_core.routing.measures.domains import domain_cell
+from moe_core.routing.measures.experts import expert_sentence
+from moe_core.routing.verdicts.words import number, percent, sentence
 
 
 def expert_domains_figure(cells: pd.DataFrame, layer: int, expert: int) -> Figure:
@@ -49,7 +50,7 @@ def expert_domains_figure(cells: pd.DataFrame, layer: int, expert: int) -> Figur
     return Figure(
         f"expert_domains_layer_{layer}_expert_{expert}", f"Text of expert {expert} in layer {layer}",
         "Which kind of text does this expert prefer?",
-        verdicts.expert_sentence(layer, expert, cells=cells),
+        expert_sentence(layer, expert, cells=cells),
         layered(layers, data, bars_height(len(data))), frame,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from moe_core.figures.layout import MAX_COLUMNS
 from moe_core.figures.maps import share_map
 from moe_core.figures.words import rows
 from moe_core.routing.metrics import formed_at
-from moe_core.routing.verdicts import percent
+from moe_core.routing.verdicts.words import percent
 
 _NAMED = 3
 _FORMED = "holds at least half of its last tokens, beyond those that its load alone brings, and keeps them"

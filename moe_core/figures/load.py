@@ -11,8 +11,8 @@ from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_hei
 from moe_core.figures.maps import lift_map
 from moe_core.figures.palette import BAR, EXPERT_COLOURS, NEUTRAL, expert_colour
 from moe_core.figures.words import rows, spread
-from moe_core.routing import verdicts
-from moe_core.routing.verdicts import number, percent
+from moe_core.routing.measures.health import routing_health
+from moe_core.routing.verdicts.words import number, percent
 
 MAX_LINES = len(EXPERT_COLOURS)
 """More experts than this: the most unusual few are coloured and labelled, the others are grey."""
@@ -117,7 +117,7 @@ def load_map_figure(load: pd.DataFrame, balance: pd.DataFrame) -> Figure:
     """Is the work shared evenly? Frames of metrics.expert_load and metrics.load_balance."""
     return Figure(
         "expert_load_map", "Load of every expert", "Is the work shared evenly among the experts?",
-        verdicts.routing_health(balance), expert_load_map(load), load,
+        routing_health(balance), expert_load_map(load), load,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, layered
 from moe_core.figures.palette import BAR, HEAT
-from moe_core.routing.verdicts import number
+from moe_core.routing.verdicts.words import number
 
 
 def chance_bars(

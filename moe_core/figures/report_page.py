@@ -26,7 +26,8 @@ from moe_core.figures.plotly_export import PLOTLY_STYLE, plotly_bundle, plotly_c
 from moe_core.figures.run_figures import Section
 from moe_core.progress import Progress, silent
 from moe_core.routing.glossary import GLOSSARY
-from moe_core.routing.verdicts import describe_model, number, short_count
+from moe_core.routing.measures.health import describe_model
+from moe_core.routing.verdicts.words import number, short_count
 
 MAX_TABLE_ROWS = 100
 """Rows of a figure's numbers that are shown; the CSV beside them has all."""

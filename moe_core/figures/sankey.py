@@ -12,8 +12,8 @@ from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.palette import NEUTRAL, expert_colour
 from moe_core.figures.words import rows
-from moe_core.routing import verdicts
-from moe_core.routing.verdicts import number, percent
+from moe_core.routing.measures.flow import flow_verdict
+from moe_core.routing.verdicts.words import number, percent
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -42,7 +42,7 @@ def flow_sankey_figure(flow: pd.DataFrame, test: pd.DataFrame, layers: Sequence[
     frame = flow[flow["layer"].isin(chosen) & flow["next_layer"].isin(chosen)].reset_index(drop=True)
     if frame["layer"].nunique() != len(chosen) - 1:
         raise UsageError(f"layers {chosen} are not consecutive; expected neighbours among {known}")
-    verdict = verdicts.flow_verdict(test[test["layer"].isin(set(frame["layer"]))])
+    verdict = flow_verdict(test[test["layer"].isin(set(frame["layer"]))])
     return Figure(
         "flow_sankey", "How tokens travel", "Which ways do tokens take from layer to layer?", verdict,
         _sankey(frame, chosen), frame,

@@ -13,8 +13,8 @@ from moe_core.figures.measures import chance_bars
 from moe_core.figures.palette import HEAT, expert_colour
 from moe_core.figures.tokens import visible
 from moe_core.figures.words import rows
-from moe_core.routing import verdicts
-from moe_core.routing.verdicts import number, p_value, percent
+from moe_core.routing.measures.vocabulary import vocabulary_verdict
+from moe_core.routing.verdicts.words import number, p_value, percent
 
 MAX_TOKENS = 20
 """Token types drawn: those that most surely belong to one expert."""
@@ -66,7 +66,7 @@ def vocabulary_figure(vocabulary: pd.DataFrame, test: pd.DataFrame, layer: int) 
     chart = layered([bars, ticks, labels], data.drop(columns=["text"]), bars_height(len(data)))
     return Figure(
         f"vocabulary_layer_{layer}", f"Tokens of one expert in layer {layer}",
-        f"Which {what}s belong to one expert?", verdicts.vocabulary_verdict(test[test["layer"] == layer]), chart, frame,
+        f"Which {what}s belong to one expert?", vocabulary_verdict(test[test["layer"] == layer]), chart, frame,
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def vocabulary_test_figure(test: pd.DataFrame) -> Figure:
     )
     return Figure(
         "vocabulary", "Specialisation by token", "Does a token go to the same expert every time?",
-        verdicts.vocabulary_verdict(test), chart, test,
+        vocabulary_verdict(test), chart, test,
     )  # fmt: skip
 
 

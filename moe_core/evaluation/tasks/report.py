@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.evaluation.markdown import escape, fenced, table
-from moe_core.routing import verdicts
+from moe_core.routing.measures.health import describe_model
+from moe_core.routing.verdicts.words import p_value
 from moe_core.runs.files import write_atomic
 from moe_core.runs.folder import RunFolder
 
@@ -117,7 +118,7 @@ def _summary_table(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _architecture(run: RunFolder, result: Mapping[str, Any]) -> list[str]:
     model = run.config().model
-    described = verdicts.describe_model(
+    described = describe_model(
         layers=len(model.moe_layers),
         experts=model.num_experts,
         top_k=model.top_k,
@@ -170,7 +171,7 @@ def _result(task: Mapping[str, Any]) -> list[str]:
     rows = []
     for score in task["scores"]:
         name, value, interval, level, verdict = score_cells(score)
-        p = "unknown" if score["p_adjusted"] is None else verdicts.p_value(score["p_adjusted"])
+        p = "unknown" if score["p_adjusted"] is None else p_value(score["p_adjusted"])
         of = f"{score['n']:,} {score['unit']}{'' if score['n'] == 1 else 's'}"
         rows.append([escape(name), verdict, escape(score["level_is"]), value, interval, level, p, of])
     header = ["score", "verdict", "held against", "value", "95 % interval", "there", "adjusted p", "of"]

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.routing.baselines import CHANCE
+from moe_core.routing.measures.against_chance import CHANCE
 from moe_core.routing.statistics.intervals import (
     mean_error,
     number_of_hits_p,

@@ -1,4 +1,4 @@
-"""What the null models share: when a value counts as found, and how many tests at once are paid for.
+"""What a measure with a null says: found or not, how clearly, in one row a layer and in one sentence.
 
 A verdict needs both: significance (above the null) and size (large enough to matter), never a bare p. With several
 layers the p-values are adjusted (Benjamini-Hochberg), so that one of many layers does not look special by luck.
@@ -6,19 +6,39 @@ layers the p-values are adjusted (Benjamini-Hochberg), so that one of many layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from moe_core.routing.baselines.findings import Finding
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.statistics.permutation import p_values
 from moe_core.routing.trace.types import Float64Array
+from moe_core.routing.verdicts.words import layers_of, p_value
 
 CHANCE = "not distinguishable from chance"
 FEW_DOCUMENTS = "cannot be tested: too few documents"
+NOTHING_THERE = "Not distinguishable from chance: do not read patterns into this map."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the column `verdict` says when a measure is above its null: by enough to matter, or only slightly."""
+
+    clearly: str
+    slightly: str
+
+    @property
+    def both(self) -> tuple[str, str]:
+        """Every verdict that says something was found."""
+        return self.clearly, self.slightly
+
+
+def finding_of(what: str, comparison: str) -> Finding:
+    """finding_of("knows the domain of a token", "better")."""
+    return Finding(f"{what} clearly {comparison} than chance", f"{what} slightly {comparison} than chance")
 
 
 def judge(p_adjusted: float, effect: float, *, clear_effect: float, finding: Finding) -> str:
@@ -70,3 +90,31 @@ def tested(
             ],
         }
     )
+
+
+def layers_verdict(
+    test: pd.DataFrame,
+    finding: Finding,
+    size: Callable[[pd.Series[Any]], str],
+    *,
+    clear: str,
+    slight: str,
+    place: Callable[[pd.Series[Any]], str] = lambda row: f"layer {int(row['layer'])}",
+) -> str:
+    """The layer with the largest effect of those found, with its size; or why there is none."""
+    if test.empty:
+        return "There is nothing to test: the trace has too few MoE layers."
+    found = test[test["verdict"].isin(finding.both)]
+    if found.empty:
+        untestable = test[test["verdict"] != CHANCE]
+        if len(untestable) == len(test):
+            return f"This {untestable['verdict'].iloc[0]}."
+        return NOTHING_THERE
+    best = found.iloc[int(found["effect"].argmax())]
+    where = f"{place(best)} most, " if len(test) > 1 else ""
+    certainty = f"{size(best)} ({p_value(best['p_adjusted'])})"
+    others = test[test["verdict"] == CHANCE]
+    rest = f"; {layers_of(others)} not distinguishable from chance" if len(others) else ""
+    if best["verdict"] == finding.clearly:
+        return f"{clear}: {where}{certainty}{rest}."
+    return f"{slight}: {where}{certainty}, too little to rely on{rest}."

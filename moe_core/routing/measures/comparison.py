@@ -14,6 +14,7 @@ from moe_core.routing.statistics.bootstrap import percentile_interval, resampled
 from moe_core.routing.trace.counts import entropy, expert_counts, grouped_counts, normalised, ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
+from moe_core.routing.verdicts.words import number, percent
 
 
 def routing_diff(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> pd.DataFrame:
@@ -167,3 +168,23 @@ def _intervals(a: RoutingTrace, flipped_LT: BoolArray, rng: np.random.Generator)
     return percentile_interval(
         flipped_LT.mean(axis=1), totals_RX[:, :-1] / totals_RX[:, -1:], N, N - 1, limits=(0.0, 1.0)
     )
+
+
+def diff_verdict(diff: pd.DataFrame) -> str:
+    """How differently do two traces route the same tokens? From metrics.routing_diff, all layers or the rows of one."""
+    tokens = int(diff["tokens"].max())
+    if not (diff["flip_rate"] > 0).any():
+        return f"The same: not one of {tokens:,} tokens chooses other experts in any layer."
+    most = diff.iloc[int(diff["flip_rate"].argmax())]
+    where = f"layer {int(most['layer'])} most, " if len(diff) > 1 else ""
+    interval = "" if pd.isna(most["low"]) else f" (95 % interval {percent(most['low'])} to {percent(most['high'])})"
+    text = (
+        f"Different: {where}{percent(most['flip_rate'])} of {tokens:,} tokens choose other experts{interval}, "
+        f"{percent(most['first_flip_rate'])} another first one"
+    )
+    if pd.notna(most["margin_flipped"]) and pd.notna(most["margin_kept"]):
+        text += (
+            f"; the router's margin was {number(most['margin_flipped'])} where the choice changed, "
+            f"{number(most['margin_kept'])} where it stayed"
+        )
+    return f"{text}."

@@ -16,6 +16,7 @@ from moe_core.routing.trace.counts import entropy, mutual_information, ratio
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import Int64Array
+from moe_core.routing.verdicts.words import percent
 
 
 def context_independence(trace: AnyTrace, min_count: int = 10) -> pd.DataFrame:
@@ -115,3 +116,25 @@ def _keys_of(part: RoutingTrace, domains: int) -> Int64Array:
     """[T] a number for each pair of token id and domain, ascending by id."""
     keys: Int64Array = part.token_ids.astype(np.int64) * domains + part.domain_ids
     return keys
+
+
+def token_verdict(context: pd.DataFrame) -> str:
+    """How much of the choice the token alone explains, and what its domain adds; from metrics.context_independence.
+
+    Shares are of the choice's entropy; both are given beside what chance gives, which grows with rare tokens.
+    """
+    known = context[context["token_share"].notna()]
+    if known.empty or not known["tokens"].iloc[0]:
+        return "No token occurs often enough to say how much of the choice the token alone explains."
+    best = known.iloc[int((known["token_share"] - known["token_chance"]).argmax())]
+    where = f" in layer {int(best['layer'])}" if len(context) > 1 else ""
+    text = (
+        f"The token alone explains {percent(best['token_share'])} of the choice of expert{where} "
+        f"({percent(best['token_chance'])} by chance), its domain {percent(best['domain_share'])}"
+    )
+    if pd.isna(best["domain_beyond_token"]):
+        return f"{text}."
+    return (
+        f"{text}; what the domain adds to the token is {percent(best['domain_beyond_token'])} "
+        f"({percent(best['domain_beyond_chance'])} by chance)."
+    )

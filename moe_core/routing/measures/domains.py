@@ -1,11 +1,19 @@
-"""What experts know of domains, and which prefer which."""
+"""What experts know of domains, and which prefer which. Null: domain labels shuffled over whole sources."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import lgamma, log
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from moe_core.routing.measures.against_chance import CHANCE, FEW_DOCUMENTS, NOTHING_THERE, finding_of, tested
+from moe_core.routing.statistics.bootstrap import RESAMPLES, by_domain, count_interval
 from moe_core.routing.statistics.intervals import wilson_of_clusters
+from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
+from moe_core.routing.statistics.permutation import check_permutations
 from moe_core.routing.trace.counts import (
     BlockCounts,
     block_counts,
@@ -17,6 +25,7 @@ from moe_core.routing.trace.counts import (
 )
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
+from moe_core.routing.verdicts.words import count_of, layers_of, number, p_value, percent
 
 
 def domain_specialization(trace: AnyTrace) -> pd.DataFrame:
@@ -117,3 +126,171 @@ def _share_intervals(
             for row, counts_NE in enumerate(parts.counts):
                 low[row, m], high[row, m] = wilson_of_clusters(counts_NE[own], parts.tokens[own], share_LME[row, m])
     return low, high
+
+
+DOMAIN = finding_of("knows the domain of a token", "better")
+# Excess NMI over chance from which an expert choice says something useful about the domain. Measured: genres of one
+# language reach .001-.003 in a small model, significant and of no use; really different domains .04-.2.
+CLEAR_EFFECT = 0.02
+
+_CHUNK_NUMBERS = 2**21  # counts of several permutations are evaluated together, in about this much memory
+
+CLEARLY, SLIGHTLY = DOMAIN.both
+ONE_DOMAIN = "cannot be tested: one domain only"
+
+
+def domain_nmi_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
+    """metrics.domain_nmi against label permutation by source: do experts know a token's domain?
+
+    The domain labels are shuffled over whole sources, since tokens of one source are alike whatever its domain.
+    Columns, one row per layer: layer, nmi; null_mean, null_p99 (99th percentile) of the shuffled nmi;
+    p_value = (1 + #{null >= nmi}) / (1 + permutations), 0..1; p_adjusted over the layers;
+    effect = nmi - null_mean, the size; low, high (95 % interval of nmi, see bootstrap.Units.interval);
+    documents (blocks of tokens that could be shuffled);
+    verdict = CLEARLY (p_adjusted <= 0.05 and effect >= 0.02), SLIGHTLY (significant but smaller), CHANCE, or why it
+    cannot be tested (NaN values): ONE_DOMAIN, or FEW_DOCUMENTS where not even a perfect split could reach 5 %.
+    """
+    check_permutations(permutations)
+    parts, M = block_counts(trace), len(trace.domains)
+    nmi_L = nmi_of_counts(by_domain(parts.counts, parts.domain_ids, M))
+    untestable = _untestable(parts.domain_ids)
+    null_PL = np.full((permutations, trace.num_layers), np.nan)
+    if not untestable:
+        shuffled = _shuffled(parts, permutations, np.random.default_rng(seed))
+        null_PL = np.concatenate([nmi_of_counts(counts_PMLE.transpose(0, 2, 1, 3)) for counts_PMLE, _ in shuffled])
+    return tested(
+        {"layer": trace.layers, "nmi": nmi_L},
+        null_PL,
+        count_interval(parts, M, nmi_L, nmi_of_counts, RESAMPLES, seed, (0.0, 1.0)),
+        finding=DOMAIN,
+        clear_effect=CLEAR_EFFECT,
+        untestable=[untestable] * trace.num_layers,
+        documents=len(parts.tokens),
+    )
+
+
+def domain_cells(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
+    """metrics.domain_specialization, each cell tested: does this domain choose this expert other than the rest does?
+
+    The columns of the measure (its interval included), and: expected (mean share after label permutation by source, as
+    in domain_nmi: what text of any domain gives); p_value, two-sided, NaN where it cannot be tested: one domain, too
+    few sources, or fewer than 5 tokens expected (see Pool); p_adjusted over all cells (Benjamini-Hochberg);
+    uncertain = p_adjusted is not SIGNIFICANCE or less. It takes the place of the measure's own `uncertain`, which says
+    whether one cell's lift differs from 1 and of hundreds of cells of chance names one in twenty.
+    """
+    check_permutations(permutations)
+    parts = block_counts(trace)
+    frame = specialization_of(trace, parts)
+    E, M = trace.num_experts, len(trace.domains)
+    if _untestable(parts.domain_ids):
+        return frame.assign(expected=np.nan, p_value=np.nan, p_adjusted=np.nan, uncertain=True)
+    present = np.unique(parts.domain_ids)
+    # [P,M,L,E] shares after shuffling; how many tokens a domain has depends on the sources it got.
+    drawn = [
+        ratio(counts_PMLE, tokens_PM[:, :, None, None])
+        for counts_PMLE, tokens_PM in _shuffled(parts, permutations, np.random.default_rng(seed))
+    ]
+    shares_PLME = np.full((1 + permutations, trace.num_layers, M, E), np.nan)
+    shares_PLME[0] = frame["share"].to_numpy().reshape(-1, M, E)
+    shares_PLME[1:, :, present] = np.concatenate(drawn).transpose(0, 2, 1, 3)
+    expected_LME = shares_PLME[1:].mean(axis=0)
+    tokens_LME = expected_LME * frame["domain_tokens"].to_numpy().reshape(-1, M, E)
+    pool = Pool()
+    pool.add(shares_PLME.reshape(1 + permutations, -1), np.nan_to_num(tokens_LME).reshape(-1) >= MIN_EXPECTED)
+    p_values = pool.p_values()
+    adjusted = adjust(p_values)
+    return frame.assign(
+        expected=expected_LME.reshape(-1),
+        p_value=p_values,
+        p_adjusted=adjusted,
+        uncertain=~(adjusted <= SIGNIFICANCE),
+    )
+
+
+def _shuffled(
+    parts: BlockCounts, permutations: int, rng: np.random.Generator
+) -> Iterator[tuple[Int64Array, Int64Array]]:
+    """(counts [p,M,L,E], tokens [p,M]) after shuffling the labels of the N blocks, some permutations at a time.
+
+    M: domains that have tokens. All layers share a shuffle.
+    """
+    L, N, E = parts.counts.shape
+    # Blocks ordered by domain: dealing them out anew in this order is the same as shuffling the labels.
+    starts = np.unique(np.sort(parts.domain_ids), return_index=True)[1]
+    counts_NX = np.ascontiguousarray(parts.counts.transpose(1, 0, 2)).reshape(N, L * E)
+    M = len(starts)
+    together = max(1, _CHUNK_NUMBERS // (L * M * E))
+    for start in range(0, permutations, together):
+        shuffles = [rng.permutation(N) for _ in range(min(together, permutations - start))]
+        counts_PMX = np.stack([np.add.reduceat(counts_NX[shuffle], starts, axis=0) for shuffle in shuffles])
+        tokens_PM = np.stack([np.add.reduceat(parts.tokens[shuffle], starts) for shuffle in shuffles])
+        yield counts_PMX.reshape(-1, M, L, E), tokens_PM
+
+
+def _untestable(domain_ids_N: Int64Array) -> str:
+    """Why labels of these blocks cannot be tested at 5 %, or ""."""
+    sizes = np.unique(domain_ids_N, return_counts=True)[1]
+    if len(sizes) < 2:
+        return ONE_DOMAIN
+    # Different ways to deal N blocks to the domains; swapping two domains of equal size leaves the NMI as it is.
+    ways = lgamma(sizes.sum() + 1) - sum(lgamma(n + 1) for n in sizes)
+    ways -= sum(lgamma(n + 1) for n in np.unique(sizes, return_counts=True)[1])
+    return "" if ways >= log(1 / SIGNIFICANCE) - 1e-9 else FEW_DOCUMENTS
+
+
+def domain_verdict(nmi: pd.DataFrame) -> str:
+    """Do experts know a token's domain? From baselines.domain_nmi, all layers or the rows of one."""
+    verdicts = set(nmi["verdict"])
+    if ONE_DOMAIN in verdicts:
+        return "All text is of one domain: whether experts know a token's domain cannot be tested."
+    if FEW_DOCUMENTS in verdicts:
+        documents = count_of(int(nmi["documents"].iloc[0]), "document")
+        return f"Too few documents to tell ({documents}): trace more of each domain before reading this map."
+    found = nmi[nmi["verdict"].isin([CLEARLY, SLIGHTLY])]
+    if found.empty:
+        return NOTHING_THERE
+    best = found.iloc[int(found["effect"].argmax())]
+    where = f"layer {int(best['layer'])} most, " if len(nmi) > 1 else ""
+    size = (
+        f"{where}NMI {number(best['nmi'])} against {number(best['null_mean'])} by chance "
+        f"({p_value(best['p_adjusted'])})"
+    )
+    others = nmi[nmi["verdict"] == CHANCE]
+    rest = f"; {layers_of(others)} not distinguishable from chance" if len(others) else ""
+    if best["verdict"] == CLEARLY:
+        return f"Experts know a token's domain: {size}{rest}."
+    return f"Experts know a token's domain only slightly better than chance: {size}, too little to rely on{rest}."
+
+
+def domain_cell(cell: Mapping[str, Any] | pd.Series[Any]) -> str:
+    """One row of baselines.domain_cells as a sentence without a full stop, for tooltips and captions."""
+    if pd.isna(cell["share"]):
+        return f"no {cell['domain']} tokens in this trace"
+    text = (
+        f"expert {cell['expert']} takes {percent(cell['share'])} of {cell['domain']} tokens, "
+        f"{number(cell['lift'])} times its even share"
+    )
+    if pd.isna(cell["lift_low"]):
+        return f"{text}; of one source only, so uncertain" if cell["uncertain"] else text
+    text += f", 95 % interval {number(cell['lift_low'])} to {number(cell['lift_high'])}"
+    return f"{text}: uncertain" if cell["uncertain"] else text
+
+
+def preferred(cells: pd.DataFrame) -> pd.DataFrame:
+    """The rows of baselines.domain_cells that are preferences, the surest first.
+
+    A preference is certain and goes beyond both the even share and what text of any domain gives the expert: a busy
+    expert is above its even share everywhere, and may still be avoided by a domain.
+    """
+    beyond = (cells["lift"] > 1) & (cells["share"] > cells["expected"])
+    found = cells[beyond & ~cells["uncertain"].astype(bool)]
+    return found.sort_values("lift_low", ascending=False, kind="stable")
+
+
+def strongest_expert(cells: pd.DataFrame) -> str:
+    """The expert that a domain most surely prefers, from baselines.domain_cells."""
+    certain = preferred(cells)
+    if certain.empty:
+        return "No single expert is surely preferred by any domain."
+    best = certain.iloc[0]
+    return f"Strongest: in layer {best['layer']}, {domain_cell(best)}."

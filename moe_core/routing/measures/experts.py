@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from moe_core.routing.measures.domains import preferred
 from moe_core.routing.measures.persistence import first_choice
 from moe_core.routing.trace.trace import RoutingTrace
-from moe_core.routing.verdicts.domains import preferred
 from moe_core.routing.verdicts.words import number, percent
 
 

@@ -16,6 +16,7 @@ from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjus
 from moe_core.routing.trace.counts import grouped_counts, ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
+from moe_core.routing.verdicts.words import percent, points
 
 EVERY_DOMAIN = "all"
 _ROUNDING = 1e-12  # a standard error below this is none
@@ -151,4 +152,18 @@ def _frame(
             "high": np.minimum(change_LE + half_LE, 1.0).reshape(-1),
             "p_adjusted": p_LE.reshape(-1),
         }
+    )
+
+
+def movers_verdict(movers: pd.DataFrame) -> str:
+    """Which expert changed its share most? From metrics.routing_movers, all rows or those of a layer or domain."""
+    certain = movers[~movers["uncertain"].astype(bool)]
+    if certain.empty:
+        return "Not distinguishable from chance: no expert's share of any domain surely changed."
+    best = certain.iloc[int(certain["change"].abs().argmax())]
+    whose = "all" if best["domain"] == "all" else str(best["domain"])
+    return (
+        f"{len(certain):,} of {len(movers):,} shares surely changed. Most: expert {int(best['expert'])} of layer "
+        f"{int(best['layer'])}, from {percent(best['share_a'])} to {percent(best['share_b'])} of {whose} tokens "
+        f"({points(best['change'])}, 95 % interval {points(best['low'])} to {points(best['high'])})."
     )

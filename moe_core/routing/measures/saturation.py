@@ -12,6 +12,10 @@ from moe_core.routing.measures.comparison import check_same_experts, check_same_
 from moe_core.routing.measures.persistence import first_choice, shared_experts
 from moe_core.routing.trace.counts import expert_counts, ratio
 from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.verdicts.words import layers_of, percent
+
+SETTLED = 0.8
+"""Part of the way from chance to identity from which routing counts as settled: its experts can be given names."""
 
 
 def saturation(traces: Mapping[int, RoutingTrace]) -> pd.DataFrame:
@@ -52,3 +56,34 @@ def saturation(traces: Mapping[int, RoutingTrace]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows).astype({"step": np.int64})
+
+
+def saturation_verdict(saturation: pd.DataFrame) -> str:
+    """Since when is the routing what it is? From metrics.saturation, all layers or the rows of one."""
+    frame = saturation.assign(
+        done=(saturation["top_k"] - saturation["chance_top_k"]) / (1 - saturation["chance_top_k"]).clip(lower=1e-9)
+    )
+    steps = sorted(int(step) for step in frame["step"].unique())
+    if len(steps) < 2:
+        return "One snapshot only: when the routing settled cannot be told."
+    last = steps[-1]
+    settled: dict[int, int] = {}
+    for layer in frame["layer"].unique():
+        ordered = frame[frame["layer"] == layer].sort_values("step")
+        unsettled = ordered[ordered["done"] < SETTLED]["step"]
+        after = [step for step in ordered["step"] if unsettled.empty or step > unsettled.max()]
+        settled[int(layer)] = int(after[0])
+    slowest = max(settled, key=lambda layer: settled[layer])
+    start = frame[frame["step"] == steps[0]]
+    begin = (
+        f"at step {steps[0]:,} a token had {percent(start['top_k'].mean())} of its final experts "
+        f"({percent(start['chance_top_k'].mean())} by chance)"
+    )
+    if settled[slowest] == last:
+        late = frame[frame["layer"].isin([layer for layer, step in settled.items() if step == last])]
+        return f"Still changing at the last snapshot, step {last:,}, in {layers_of(late)}; {begin}."
+    where = f", layer {slowest} last" if len(set(settled.values())) > 1 else ""
+    return (
+        f"Settled from step {settled[slowest]:,} of {last:,}{where}: from there on {percent(SETTLED)} of the way from "
+        f"chance to the final choice is made; {begin}."
+    )

@@ -8,17 +8,17 @@ What each null keeps, and what it breaks:
 - vocabulary: the choices of every document, in their order; which token has which.
 - layer_flow: the choices of every document in each layer, in their order; which belong to one token.
 
-All are seeded. Intervals are by block bootstrap over sources (bootstrap for any other measure of counts).
+All are seeded. Intervals are by block bootstrap over sources (`bootstrap` for any other measure of counts).
 """
 
-from moe_core.routing.baselines import findings
-from moe_core.routing.baselines.coactivation import coactivation, coactivation_pairs
-from moe_core.routing.baselines.domains import CLEARLY, ONE_DOMAIN, SLIGHTLY, domain_cells, domain_nmi
-from moe_core.routing.baselines.findings import Finding
-from moe_core.routing.baselines.flow import layer_flow
-from moe_core.routing.baselines.persistence import persistence
-from moe_core.routing.baselines.vocabulary import vocabulary
-from moe_core.routing.measures.against_chance import CHANCE, FEW_DOCUMENTS
+from moe_core.routing.measures.against_chance import CHANCE, FEW_DOCUMENTS, Finding
+from moe_core.routing.measures.coactivation import coactivation_pairs
+from moe_core.routing.measures.coactivation import coactivation_test as coactivation
+from moe_core.routing.measures.domains import CLEARLY, ONE_DOMAIN, SLIGHTLY, domain_cells
+from moe_core.routing.measures.domains import domain_nmi_test as domain_nmi
+from moe_core.routing.measures.flow import layer_flow_test as layer_flow
+from moe_core.routing.measures.persistence import persistence_test as persistence
+from moe_core.routing.measures.vocabulary import vocabulary_test as vocabulary
 from moe_core.routing.statistics.bootstrap import bootstrap
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.statistics.permutation import MAX_NULL_TOKENS
@@ -38,7 +38,6 @@ __all__ = [
     "coactivation_pairs",
     "domain_cells",
     "domain_nmi",
-    "findings",
     "layer_flow",
     "persistence",
     "vocabulary",
