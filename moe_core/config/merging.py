@@ -38,14 +38,14 @@ def load_config(
     if isinstance(base, str) and base not in PRESETS:
         raise UsageError(f"unknown preset {base!r}; expected one of {', '.join(PRESETS)}")
     tree: dict[str, Any] = {}
-    _merge(tree, PRESETS[base].tree if isinstance(base, str) else base.model_dump())
+    _merge_into(tree, PRESETS[base].tree if isinstance(base, str) else base.model_dump())
     if file is not None:
-        _merge(tree, _read_hocon(Path(file)))
+        _merge_into(tree, _read_hocon(Path(file)))
     for name, value in (os.environ if environment is None else environment).items():
         if name.startswith(ENVIRONMENT_PREFIX) and name not in ENVIRONMENT_OTHER:
-            _merge(tree, _nested(_environment_key(name), value))
+            _merge_into(tree, _nested_dict(_environment_key(name), value))
     for dotted, value in (overrides or {}).items():
-        _merge(tree, _nested(dotted.split("."), value))
+        _merge_into(tree, _nested_dict(dotted.split("."), value))
     return validate_config(tree)
 
 
@@ -79,7 +79,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
 def _environment_key(name: str) -> list[str]:
     key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
     if ".".join(key) not in _known_keys(Config):
-        hint = _nearest(".".join(key))
+        hint = _nearest_keys(".".join(key))
         raise UsageError(f"environment variable {name} is not a config key; {hint}, or unset it")
     return key
 
@@ -101,11 +101,11 @@ def _read_hocon(path: Path) -> dict[str, Any]:
         with _missing_includes_fail():
             parsed = ConfigFactory.parse_string(text, basedir=str(path.parent))
     except (ConfigException, ParseBaseException, OSError, RecursionError) as error:
-        summary = _shorten(" ".join(str(error).split()), 200)
+        summary = _shorten_to(" ".join(str(error).split()), 200)
         raise UsageError(f"config file {str(path)!r} is not valid HOCON: {summary}") from None
     if not isinstance(parsed, dict):
         raise UsageError(f"config file {str(path)!r} is a list; expected sections such as model {{ num_experts = 8 }}")
-    return _plain(parsed)
+    return _as_dicts(parsed)
 
 
 @contextmanager
@@ -128,23 +128,23 @@ def _missing_includes_fail() -> Iterator[None]:
         logger.removeFilter(refuse)
 
 
-def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+def _as_dicts(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _as_dicts(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
 
 
-def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+def _nested_dict(path: Sequence[str], value: Any) -> dict[str, Any]:
     for key in reversed(path):
         value = {key: value}
     return dict(value)
 
 
-def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
+def _merge_into(base: dict[str, Any], update: Mapping[str, Any]) -> None:
     for key, value in update.items():
         if isinstance(value, Mapping):
             slot = base.get(key)
             if not isinstance(slot, dict):
                 slot = base[key] = {}
-            _merge(slot, value)
+            _merge_into(slot, value)
         else:
             base[key] = value
 
@@ -152,16 +152,16 @@ def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
 def _one_line(error: ValidationError) -> str:
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])
-    value = _shorten(repr(fault["input"]), 60)
+    value = _shorten_to(repr(fault["input"]), 60)
     if fault["type"] == "extra_forbidden":
-        return f"unknown config key {_shorten(key, 60)!r} (value {value}); {_nearest(key)}"
+        return f"unknown config key {_shorten_to(key, 60)!r} (value {value}); {_nearest_keys(key)}"
     message = fault["msg"].removeprefix("Value error, ")
     if not key or fault["type"] == "value_error":
         return message
     return f"config key {key!r} has value {value}: {message[:1].lower()}{message[1:]}"
 
 
-def _nearest(key: str) -> str:
+def _nearest_keys(key: str) -> str:
     """The key meant, if one of the same section is alike; else the keys of the section, or of all sections."""
     known = sorted([*_known_keys(Config), *Config.model_fields])
     section = f"{key.rpartition('.')[0]}."
@@ -171,7 +171,7 @@ def _nearest(key: str) -> str:
     return f"did you mean {names[0]!r}?" if near else f"expected one of {', '.join(names)}"
 
 
-def _shorten(text: str, limit: int) -> str:
+def _shorten_to(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

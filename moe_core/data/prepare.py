@@ -45,7 +45,7 @@ def prepare_data(
     the text is missing, unreadable, or smaller than one batch.
     """
     report = progress or silent
-    documents = _documents(config, report)
+    documents = _read_or_generate(config, report)
     by_split = {split: [d for d in documents if d.split == split] for split in ("train", "validation", "unseen")}
     train = by_split["train"]
     domains = DOMAINS if config.data.path is None else tuple(sorted({document.domain for document in train}))
@@ -63,11 +63,11 @@ def prepare_data(
         unseen=by_split["unseen"],
         domains=tuple(domains),
         token_counts=np.bincount(dataset.token_ids, minlength=tokenizer.vocab_size).astype(np.int64),
-        fingerprint=_fingerprint(dataset, [*by_split["validation"], *by_split["unseen"]]),
+        fingerprint=_fingerprint_of(dataset, [*by_split["validation"], *by_split["unseen"]]),
     )
 
 
-def _documents(config: Config, report: Progress) -> list[Document]:
+def _read_or_generate(config: Config, report: Progress) -> list[Document]:
     data = config.data
     if data.path is None:
         return generated_documents(data.documents, seed=data.seed, overlap=data.overlap, progress=report)
@@ -87,7 +87,7 @@ def _check_size(config: Config, dataset: TokenDataset) -> None:
         )
 
 
-def _fingerprint(dataset: TokenDataset, held_out: Sequence[Document]) -> str:
+def _fingerprint_of(dataset: TokenDataset, held_out: Sequence[Document]) -> str:
     digest = hashlib.sha256(dataset.token_ids.astype("<i4").tobytes())
     for document in held_out:
         digest.update(f"{document.split}\0{document.domain}\0{len(document.text)}\0{document.text}".encode())

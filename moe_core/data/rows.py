@@ -32,12 +32,12 @@ class Row:
 
 def read_text(path: Path) -> str:
     """A whole file as clean text. Raises DataError with line and byte offset where it is not UTF-8."""
-    return clean_text(_decode(path), path, None)
+    return clean_text(_read_utf8(path), path, None)
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
     """One JSON object a line with the field `text`, optionally `domain` and `source`; blank lines are passed over."""
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+    for number, line in enumerate(_read_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue
         place = f"line {number}"
@@ -49,15 +49,17 @@ def read_jsonl(path: Path) -> Iterator[Row]:
                 f'{str(path)!r} {place} is not valid JSON ({reason}); expected an object such as {{"text": "..."}}'
             ) from None
         if not isinstance(value, dict):
-            raise DataError(f'{str(path)!r} {place} is {_kind(value)}; expected an object such as {{"text": "..."}}')
+            raise DataError(
+                f'{str(path)!r} {place} is {_kind_in_words(value)}; expected an object such as {{"text": "..."}}'
+            )
         columns = _Columns.find(list(value), path, place)
-        yield _row(path, place, number, *(None if key is None else value[key] for key in columns.keys))
+        yield _checked_row(path, place, number, *(None if key is None else value[key] for key in columns.keys))
 
 
 def read_csv(path: Path) -> Iterator[Row]:
     """Comma-separated with a header line that has a column `Text`, optionally `Domain` and `Source`."""
     csv.field_size_limit(MAX_CSV_FIELD)
-    reader = csv.reader(io.StringIO(_unix_newlines(_decode(path)), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(_unix_newlines(_read_utf8(path)), newline=""), strict=True)
     try:
         header = next(reader, [])
         columns = _Columns.find([name.strip() for name in header], path, "line 1")
@@ -73,7 +75,9 @@ def read_csv(path: Path) -> Iterator[Row]:
                     f"{str(path)!r} {place} has {len(fields)} fields; expected {len(header)} as in the header; "
                     "put texts that hold commas or line ends in double quotes"
                 )
-            yield _row(path, place, number, *(None if position is None else fields[position] for position in positions))
+            yield _checked_row(
+                path, place, number, *(None if position is None else fields[position] for position in positions)
+            )
     except csv.Error as error:
         raise DataError(
             f"{str(path)!r} line {reader.line_num} is not valid CSV ({error}); expected comma-separated fields, "
@@ -103,7 +107,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
             raise DataError(
                 f"{str(path)!r} {place} is not valid UTF-8 at byte {error.start} of its cell; write it as UTF-8"
             ) from None
-        yield _row(path, place, number, *values)
+        yield _checked_row(path, place, number, *values)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
@@ -139,41 +143,44 @@ class _Columns:
 
     @classmethod
     def find(cls, names: Sequence[str], path: Path, place: str) -> _Columns:
-        text, domain, source = (_match(wanted, names) for wanted in ("text", "domain", "source"))
+        text, domain, source = (_name_like(wanted, names) for wanted in ("text", "domain", "source"))
         if text is None:
             raise DataError(
-                f"{str(path)!r} has no Text column in {place}; found {_list(names)}; give the text column that name"
+                f"{str(path)!r} has no Text column in {place}; found {_list_of_names(names)}; "
+                "give the text column that name"
             )
         return cls((text, domain, source))
 
 
-def _match(wanted: str, names: Sequence[str]) -> str | None:
+def _name_like(wanted: str, names: Sequence[str]) -> str | None:
     if wanted in names:
         return wanted
     return next((name for name in names if name.lower() == wanted), None)
 
 
-def _row(path: Path, place: str, number: int, text: Any, domain: Any, source: Any) -> Row:
+def _checked_row(path: Path, place: str, number: int, text: Any, domain: Any, source: Any) -> Row:
     if not isinstance(text, str):
-        raise DataError(f"{str(path)!r} {place} has a text that is {_kind(text)}; expected a string")
+        raise DataError(f"{str(path)!r} {place} has a text that is {_kind_in_words(text)}; expected a string")
     return Row(
         text=clean_text(text, path, place),
-        domain=_label(path, place, "domain", domain),
-        source=_label(path, place, "source", source),
+        domain=_single_line(path, place, "domain", domain),
+        source=_single_line(path, place, "source", source),
         number=number,
     )
 
 
-def _label(path: Path, place: str, field: str, value: Any) -> str | None:
+def _single_line(path: Path, place: str, field: str, value: Any) -> str | None:
     """A domain or source on one line; whole numbers are taken as their digits, blank ones as missing."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise DataError(f"{str(path)!r} {place} has a {field} that is {_kind(value)}; expected a string or nothing")
+        raise DataError(
+            f"{str(path)!r} {place} has a {field} that is {_kind_in_words(value)}; expected a string or nothing"
+        )
     return " ".join(clean_text(str(value), path, place).split()) or None
 
 
-def _decode(path: Path) -> str:
+def _read_utf8(path: Path) -> str:
     data = path.read_bytes()
     if not data:
         raise DataError(f"{str(path)!r} is empty (0 bytes); expected text")
@@ -193,13 +200,13 @@ def _unix_newlines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _kind(value: Any) -> str:
+def _kind_in_words(value: Any) -> str:
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
     names |= {list: "a list", dict: "an object", bytes: "bytes"}
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def _list(names: Sequence[str]) -> str:
+def _list_of_names(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name[:40]) for name in names[:8])
     return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or "none"
 

@@ -70,7 +70,7 @@ def read_documents(path: str | Path) -> list[Document]:
     documents: list[Document] = []
     plain_sources: set[str] = set()
     try:
-        for file in _files(path):
+        for file in _files_of(path):
             documents += _documents_of_sections(file) if file.is_plain_text else _documents_of_rows(file)
             if file.is_plain_text:
                 plain_sources.add(file.name)
@@ -81,7 +81,7 @@ def read_documents(path: str | Path) -> list[Document]:
     return _part_lonely_plain_texts(documents, plain_sources)
 
 
-def _files(path: Path) -> list[_File]:
+def _files_of(path: Path) -> list[_File]:
     if path.is_dir():
         return _files_of_folder(path)
     if not path.exists():
@@ -92,7 +92,7 @@ def _files(path: Path) -> list[_File]:
         raise DataError(f"{str(path)!r} has the ending {path.suffix!r}; expected {EXPECTED}")
     if path.stat().st_size == 0:
         raise DataError(f"{str(path)!r} is empty (0 bytes); expected {EXPECTED}")
-    return [_File(path, _displayable(path.name), _displayable(path.stem), in_folder=False)]
+    return [_File(path, _displayable_name(path.name), _displayable_name(path.stem), in_folder=False)]
 
 
 def _files_of_folder(folder: Path) -> list[_File]:
@@ -110,7 +110,9 @@ def _files_of_folder(folder: Path) -> list[_File]:
         for path in sorted(subfolder.rglob("*")):
             parts = path.relative_to(folder).parts
             if path.is_file() and path.stat().st_size and not any(_is_passed_over(part) for part in parts):
-                files.append(_File(path, _displayable("/".join(parts)), _displayable(subfolder.name), in_folder=True))
+                files.append(
+                    _File(path, _displayable_name("/".join(parts)), _displayable_name(subfolder.name), in_folder=True)
+                )
         if len(files) == before:
             raise DataError(f"domain folder {str(subfolder)!r} holds no text; put files into it or remove it")
     return files
@@ -120,7 +122,7 @@ def _is_passed_over(name: str) -> bool:
     return name.startswith(".") or name == "__pycache__"
 
 
-def _displayable(name: str) -> str:
+def _displayable_name(name: str) -> str:
     """A file name as one line of valid text: names that are not UTF-8 would break every file that stores them."""
     return " ".join(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace").split()) or "text"
 

@@ -62,7 +62,7 @@ def _assign_domain(domain: str, sizes: dict[str, int], seed: int, split_of: dict
     for source, size in sizes.items():
         if split_of.get(source) in taken:
             taken[split_of[source]] += size
-    free = sorted((source for source in sizes if source not in split_of), key=lambda source: _draw(seed, source))
+    free = sorted((source for source in sizes if source not in split_of), key=lambda source: _seeded_rank(seed, source))
     kept_for_training = 0 if any(split_of.get(source) == "train" for source in sizes) else 1
     for source in list(free):
         split = min(taken, key=lambda split: taken[split])
@@ -84,7 +84,7 @@ def _assign_domain(domain: str, sizes: dict[str, int], seed: int, split_of: dict
         )
 
 
-def _draw(seed: int, source: str) -> bytes:
+def _seeded_rank(seed: int, source: str) -> bytes:
     """A seeded order that does not depend on how many other sources there are."""
     return hashlib.sha256(f"{seed}\n{source}".encode()).digest()
 

@@ -48,18 +48,20 @@ def routing_losses(
     by = config.balances_by
     counts = load.add(router_outputs) if load is not None and by == "global_batch" else [None] * len(router_outputs)
     with torch.set_grad_enabled(torch.is_grad_enabled() and by in ("layer", "global_batch")):
-        balancing = _mean(
+        balancing = _mean_of_layers(
             load_balancing_loss(one.router_logits, one.router_indices, one.router_logits.shape[-1], function, counts_E)
             for one, counts_E in zip(router_outputs, counts, strict=True)
         )
-    z = _mean(router_z_loss(one.router_logits) for one in router_outputs)
+    z = _mean_of_layers(router_z_loss(one.router_logits) for one in router_outputs)
     total = config.router_z_loss_coef * z
     if by in ("layer", "global_batch"):
         total = total + config.load_balancing_loss_coef * balancing
     elif by == "cv_squared":
-        total = total + config.load_balancing_loss_coef * _mean(variation_loss(one) for one in router_outputs)
+        total = total + config.load_balancing_loss_coef * _mean_of_layers(variation_loss(one) for one in router_outputs)
     if "entropy_loss_coef" in config.facts.own_keys:
-        total = total + config.entropy_loss_coef * _mean(entropy_loss(one.router_logits) for one in router_outputs)
+        total = total + config.entropy_loss_coef * _mean_of_layers(
+            entropy_loss(one.router_logits) for one in router_outputs
+        )
     return RoutingLosses(total, balancing, z)
 
 
@@ -119,10 +121,10 @@ def tokens_per_expert(router_indices: Tensor, num_experts: int) -> Tensor:
     return torch.bincount(router_indices.flatten() + 1, minlength=num_experts + 1)[1:]
 
 
-def _mean(values: Iterable[Tensor]) -> Tensor:
+def _mean_of_layers(values: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(values)).mean()
 
 
 def _probabilities(logits_TE: Tensor, score_function: str) -> Tensor:
-    """[T, E], each row sums to 1. Sigmoids by way of logarithms: those of very negative logits underflow to 0."""
+    """[T, E], each row sums to 1. Sigmoids are taken as logarithms: of very negative logits they underflow to 0."""
     return (logits_TE if score_function == "softmax" else nn.functional.logsigmoid(logits_TE)).softmax(dim=-1)

@@ -29,7 +29,7 @@ def apply_rope(x_BSHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + head_dim / 2) of every head of [B, S, H, head_dim]; lengths of vectors stay the same."""
     cos, sin = cos.to(x_BSHd.dtype), sin.to(x_BSHd.dtype)
     if not torch.is_grad_enabled():
-        return _rotate(x_BSHd, cos, sin, 1.0)
+        return _rotate_halves(x_BSHd, cos, sin, 1.0)
     rotated: Tensor = _Rotation.apply(x_BSHd, cos, sin)  # type: ignore[no-untyped-call]
     return rotated
 
@@ -40,16 +40,16 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin, 1.0)
+        return _rotate_halves(x, cos, sin, 1.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotate(d_out, cos, sin, -1.0), None, None
+        return _rotate_halves(d_out, cos, sin, -1.0), None, None
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
+def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
     out = torch.empty_like(x)
     (first, second), (out_first, out_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-direction)

@@ -33,15 +33,17 @@ def total_parameters(config: ModelConfig) -> int:
     _, moe = _layer_kinds(config)
     norms = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)
     gate = config.dim if config.shared_expert_hidden_dim and config.shared_expert_gate else 0
-    others = config.num_layers * norms + moe * (_router(config) + gate) + config.dim
-    return _matrices(config) + others + embedding_parameters(config)
+    others = config.num_layers * norms + moe * (_router_weights(config) + gate) + config.dim
+    return _matrix_weights(config) + others + embedding_parameters(config)
 
 
 def active_parameters(config: ModelConfig, experts: float | None = None) -> int:
     """Weights that one token passes: as total_parameters, with `experts` per MoE layer (None =
     config.experts_per_token) instead of all; rounded where that is a mean."""
     passed = config.experts_per_token if experts is None else experts
-    return total_parameters(config) - round(len(config.moe_layers) * (config.num_experts - passed) * _expert(config))
+    return total_parameters(config) - round(
+        len(config.moe_layers) * (config.num_experts - passed) * _expert_weights(config)
+    )
 
 
 def embedding_parameters(config: ModelConfig) -> int:
@@ -61,7 +63,7 @@ def flops_per_token(config: ModelConfig, context_len: int, experts: float | None
     multiply_adds += dense * 3 * config.dim * config.dense_hidden_dim
     used = config.router.matrices - config.router.facts.training_matrices
     router = used * config.num_experts * config.dim
-    multiply_adds += moe * (router + _shared(config) + experts * _expert(config))
+    multiply_adds += moe * (router + _shared_expert_weights(config) + experts * _expert_weights(config))
     return round(2 * (multiply_adds + embedding_parameters(config)))
 
 
@@ -112,7 +114,7 @@ def training_memory(config: Config, device: str = "cpu", *, autocast: bool = Fal
     Left out: fragmentation, the process itself (about 0.5 GiB with torch) and what evaluation keeps.
     """
     model, training = config.model, config.training
-    total, matrices = total_parameters(model), _matrices(model)
+    total, matrices = total_parameters(model), _matrix_weights(model)
     by_muon = matrices if training.optimizer == "muon" else 0
     copies = 2 * (matrices + embedding_parameters(model)) if autocast else 0
     tokens = training.batch_size // training.gradient_accumulation * training.seq_len
@@ -125,7 +127,7 @@ def training_memory(config: Config, device: str = "cpu", *, autocast: bool = Fal
 
 def serving_memory(config: ModelConfig, precision: Precision, batch_size: int = 1) -> ServingMemory:
     """Weights and a key/value cache of max_seq_len tokens for each of `batch_size` sequences."""
-    matrices = _matrices(config)
+    matrices = _matrix_weights(config)
     others = total_parameters(config) - matrices
     cached = 2 * config.num_layers * config.num_kv_heads * config.head_dim * config.max_seq_len * batch_size
     return ServingMemory(
@@ -201,12 +203,14 @@ def _activation_bytes(config: ModelConfig, kept: bool, autocast: bool) -> int:
     return body + 4 * 3 * config.vocab_size
 
 
-def _matrices(config: ModelConfig) -> int:
+def _matrix_weights(config: ModelConfig) -> int:
     """Weights of the attention's and the feed-forward blocks' matrices."""
     dense, moe = _layer_kinds(config)
     total = config.num_layers * _attention_matrices(config)
     total += dense * 3 * config.dim * config.dense_hidden_dim
-    return total + moe * (3 * config.dim * config.shared_expert_hidden_dim + config.num_experts * _expert(config))
+    return total + moe * (
+        3 * config.dim * config.shared_expert_hidden_dim + config.num_experts * _expert_weights(config)
+    )
 
 
 def _layer_kinds(config: ModelConfig) -> tuple[int, int]:
@@ -222,15 +226,15 @@ def _attention_matrices(config: ModelConfig) -> int:
     return 2 * config.dim * (_query_dim(config) + config.num_kv_heads * config.head_dim)
 
 
-def _expert(config: ModelConfig) -> int:
+def _expert_weights(config: ModelConfig) -> int:
     return 3 * config.dim * config.expert_hidden_dim
 
 
-def _router(config: ModelConfig) -> int:
+def _router_weights(config: ModelConfig) -> int:
     return config.router.matrices * config.num_experts * config.dim
 
 
-def _shared(config: ModelConfig) -> int:
+def _shared_expert_weights(config: ModelConfig) -> int:
     """Multiply-adds of the shared expert and its gate."""
     hidden = config.shared_expert_hidden_dim
     return 3 * config.dim * hidden + (config.dim if hidden and config.shared_expert_gate else 0)

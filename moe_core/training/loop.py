@@ -83,10 +83,12 @@ def train(
         run.clear_stop()
         try:
             report = progress or silent
-            trainer = _prepare(run, config, device, before, data, stopper.interrupting(report))
-            return _train(trainer, report, stopper)
+            trainer = _prepare_trainer(run, config, device, before, data, stopper.interrupting(report))
+            return _run_loop(trainer, report, stopper)
         except PreparationStopped:
-            status = replace(before or _preparing(config, None), state="stopped", message="stopped while preparing")
+            status = replace(
+                before or _preparing_status(config, None), state="stopped", message="stopped while preparing"
+            )
             run.write_status(status)
             return TrainingResult(
                 "stopped", status.step, status.steps, None, None, status.elapsed_seconds, stopper.signal
@@ -98,7 +100,7 @@ def train(
             run.clear_stop()
 
 
-def _train(trainer: Trainer, progress: Progress, stopper: Stopper) -> TrainingResult:
+def _run_loop(trainer: Trainer, progress: Progress, stopper: Stopper) -> TrainingResult:
     """The loop itself, until the steps are done or someone asks to stop."""
     run, state, training = trainer.run, trainer.state, trainer.config.training
     log_interval = max(1, training.steps // LOGGED_STEPS)
@@ -144,7 +146,7 @@ def _train(trainer: Trainer, progress: Progress, stopper: Stopper) -> TrainingRe
     )
 
 
-def _prepare(
+def _prepare_trainer(
     run: RunFolder,
     config: Config,
     device: torch.device,
@@ -153,7 +155,7 @@ def _prepare(
     progress: Progress,
 ) -> Trainer:
     """Text to tokens, then the trainer as new or as it was left. `before`: the status of a run to continue."""
-    run.write_status(_preparing(config, before))
+    run.write_status(_preparing_status(config, before))
     origin = None if before else origin_of(run, config, device)
     tokenizer = tokenizer_of(run, config, origin)
     data = prepared or prepare_data(config, progress=progress, tokenizer=tokenizer)
@@ -173,7 +175,7 @@ def _check_memory(config: Config, device: torch.device) -> None:
     check_fits_training(config, device.type, autocast=resolve_autocast(config, device))
 
 
-def _preparing(config: Config, before: RunStatus | None) -> RunStatus:
+def _preparing_status(config: Config, before: RunStatus | None) -> RunStatus:
     now = time.time()
     status = before or RunStatus("preparing", steps=config.training.steps, started_at=now)
     return replace(status, state="preparing", updated_at=now, pid=os.getpid(), message="preparing the data")

@@ -31,10 +31,10 @@ def origin_of(run: RunFolder, config: Config, device: torch.device) -> LoadedRun
     origin = load_run(name, run.root, device=device)
     model, theirs = config.model, origin.config.model
     pairs: dict[str, tuple[Any, Any]] = {
-        **{f"model.{key}": (getattr(model, key), getattr(theirs, key)) for key in _bound(model, FREE_MODEL_KEYS)},
+        **{f"model.{key}": (getattr(model, key), getattr(theirs, key)) for key in _bound_keys(model, FREE_MODEL_KEYS)},
         **{
             f"model.router.{key}": (getattr(model.router, key), getattr(theirs.router, key))
-            for key in _bound(model.router, FREE_ROUTER_KEYS)
+            for key in _bound_keys(model.router, FREE_ROUTER_KEYS)
         },
     }
     if model.router.has_bias != theirs.router.has_bias:
@@ -57,5 +57,5 @@ def tokenizer_of(run: RunFolder, config: Config, origin: LoadedRun | None) -> To
     return Tokenizer.load(find_checkpoint(run) / "tokenizer.json")
 
 
-def _bound(section: object, free: tuple[str, ...]) -> list[str]:
+def _bound_keys(section: object, free: tuple[str, ...]) -> list[str]:
     return [key for key in type(section).model_fields if key not in free]  # type: ignore[attr-defined]

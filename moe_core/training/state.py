@@ -104,10 +104,10 @@ def check_same_run(run: RunFolder, config: Config) -> None:
         was, now = (getattr(getattr(tree, section), key) for tree in (stored, config))
         if was != now:
             raise RunError(
-                f"run {run.name!r} was started with {name} = {_plain(was)!r} and cannot continue with {_plain(now)!r}; "
-                "resume it without that change, or start a new --run NAME"
+                f"run {run.name!r} was started with {name} = {_as_plain_value(was)!r} and cannot continue with "
+                f"{_as_plain_value(now)!r}; resume it without that change, or start a new --run NAME"
             )
 
 
-def _plain(value: Any) -> Any:
+def _as_plain_value(value: Any) -> Any:
     return value.model_dump() if hasattr(value, "model_dump") else value

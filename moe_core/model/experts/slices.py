@@ -52,7 +52,7 @@ def sorted_slices(
     if torch.is_grad_enabled():
         out_TD: Tensor = _Slices.apply(x_TD, scores_N, gate, up, down, tokens_N, pieces)  # type: ignore[no-untyped-call]
         return out_TD
-    return _forward(x_TD, scores_N, _Weights(gate, up, down), tokens_N, pieces, None)
+    return _forward_pass(x_TD, scores_N, _Weights(gate, up, down), tokens_N, pieces, None)
 
 
 def sort_by_expert(indices_TK: Tensor, num_experts: int) -> tuple[Tensor, list[Piece]]:
@@ -60,10 +60,10 @@ def sort_by_expert(indices_TK: Tensor, num_experts: int) -> tuple[Tensor, list[P
     indices_N = indices_TK.flatten()
     unused, *counts = torch.bincount(indices_N + 1, minlength=num_experts + 1).tolist()
     slots_N = indices_N.argsort(stable=True)[unused:]
-    return slots_N, list(_pieces(counts))
+    return slots_N, list(_cut_into_pieces(counts))
 
 
-def _pieces(counts: list[int]) -> Iterator[Piece]:
+def _cut_into_pieces(counts: list[int]) -> Iterator[Piece]:
     start = 0
     for expert, count in enumerate(counts):
         end = start + count
@@ -87,14 +87,14 @@ class _Workspace:
 
     def product(self, name: str, count: int) -> Tensor:
         """[count, width], in the order in which a product with a transposed matrix is written fastest."""
-        return _ordered(self._flat[name], 0, count, self._widths[name])
+        return _ordered_rows(self._flat[name], 0, count, self._widths[name])
 
     def plain_product(self, name: str, count: int) -> Tensor:
         """The same with a matrix that is not transposed."""
         return self.rows(name, count) if count < ROWS_BELOW else self.product(name, count)
 
 
-def _ordered(flat: Tensor, start: int, count: int, width: int) -> Tensor:
+def _ordered_rows(flat: Tensor, start: int, count: int, width: int) -> Tensor:
     """Rows `start` to `start + count` of a buffer of rows of `width`, as [count, width]."""
     part = flat[start * width : (start + count) * width]
     if count < COLUMNS_BELOW and flat.dtype == torch.float32:
@@ -102,7 +102,7 @@ def _ordered(flat: Tensor, start: int, count: int, width: int) -> Tensor:
     return part.view(count, width)
 
 
-def _forward(
+def _forward_pass(
     x_TD: Tensor,
     scores_N: Tensor,
     weights: _Weights,
@@ -121,7 +121,7 @@ def _forward(
         if kept is None:
             gate, up = space.product("gate", n), space.product("up", n)
         else:
-            gate, up = (_ordered(buffer, start, n, F) for buffer in kept)
+            gate, up = (_ordered_rows(buffer, start, n, F) for buffer in kept)
         torch.mm(x, weights.gate[expert].t(), out=gate)
         torch.mm(x, weights.up[expert].t(), out=up)
         hidden = space.product("gate", n)
@@ -149,7 +149,7 @@ class _Slices(torch.autograd.Function):
         kept = x_TD.new_empty(len(tokens_N) * gate.shape[1]), x_TD.new_empty(len(tokens_N) * gate.shape[1])
         ctx.save_for_backward(x_TD, scores_N, gate, up, down, tokens_N, *kept)
         ctx.pieces = pieces
-        return _forward(x_TD, scores_N, _Weights(gate, up, down), tokens_N, pieces, kept)
+        return _forward_pass(x_TD, scores_N, _Weights(gate, up, down), tokens_N, pieces, kept)
 
     @staticmethod
     @once_differentiable
@@ -164,7 +164,7 @@ class _Slices(torch.autograd.Function):
             expert, start, end, _ = piece
             n = end - start
             tokens, scores = tokens_N[start:end], scores_N[start:end, None]
-            gate, up = _ordered(gate_NF, start, n, F), _ordered(up_NF, start, n, F)
+            gate, up = _ordered_rows(gate_NF, start, n, F), _ordered_rows(up_NF, start, n, F)
             silu, hidden, d_hidden = (space.plain_product(name, n) for name in ("silu", "hidden", "d_hidden"))
             _silu(gate, out=silu)
             torch.mul(silu, up, out=hidden)

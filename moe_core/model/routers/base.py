@@ -138,7 +138,7 @@ class Router(nn.Module):
         # Autocast would round the logits to bfloat16, where a tie between experts is common.
         with torch.autocast(x_TD.device.type, enabled=False):
             routed = self.route(x_TD, context)
-        return self._dropped(routed) if self.training else routed
+        return self._drop_slots(routed) if self.training else routed
 
     def route(self, x_TD: Tensor, context: RouterContext | None) -> RouterOutput:  # noqa: ARG002 - some read it
         """Every step before the drops."""
@@ -179,7 +179,7 @@ class Router(nn.Module):
         absent_E[drawn_E.topk(self.top_k).indices] = False
         return logits_TE.masked_fill(absent_E, -math.inf)
 
-    def _dropped(self, routed: RouterOutput) -> RouterOutput:
+    def _drop_slots(self, routed: RouterOutput) -> RouterOutput:
         """Slots beyond an expert's capacity, and of dropped outputs, become -1 with score 0; noted as wanted."""
         scores_TK, indices_TK = routed.router_scores, routed.router_indices
         gone_TK = None

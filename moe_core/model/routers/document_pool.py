@@ -40,7 +40,7 @@ class DocumentPoolRouter(TopKRouter):
         assert context is not None
         logits_TE = self.logits(x_TD)
         present_TE = self.present(logits_TE)
-        sums_BSE = self._sums(present_TE.detach().double().softmax(dim=-1), context)
+        sums_BSE = self._running_sums(present_TE.detach().double().softmax(dim=-1), context)
         pool_TM = sums_BSE.flatten(0, 1).sort(dim=-1, descending=True, stable=True).indices[:, : self.pool_size]
         pool_TE = torch.zeros_like(logits_TE, dtype=torch.bool).scatter_(-1, pool_TM, True)
         scores_TK, indices_TK = self.choose(present_TE.masked_fill(~pool_TE, -math.inf), self.top_k)
@@ -57,7 +57,7 @@ class DocumentPoolRouter(TopKRouter):
         """Remember the token that begins a document."""
         self.document_start.fill_(document_start)
 
-    def _sums(self, p_TE: Tensor, context: RouterContext) -> Tensor:
+    def _running_sums(self, p_TE: Tensor, context: RouterContext) -> Tensor:
         """float64 [B, S, E]: sum of p over the tokens of the document so far, the token included.
 
         float64 is needed: the difference of two long sums then has far more correct digits than p itself.

@@ -34,7 +34,9 @@ class TopKRouter(Router):
         """See Router.choose."""
         order_TE = by_logit(logits_TE)
         indices_TK = (
-            order_TE[:, :top_k] if self.expert_bias is None else self._biased(logits_TE, order_TE, top_k, forced)
+            order_TE[:, :top_k]
+            if self.expert_bias is None
+            else self._select_by_bias(logits_TE, order_TE, top_k, forced)
         )
         return self.weigh(logits_TE, indices_TK), indices_TK
 
@@ -57,7 +59,7 @@ class TopKRouter(Router):
             counts_E = torch.bincount(slots_N + 1, minlength=self.num_experts + 1)[1:].float()
             self.expert_bias += self.config.bias_update_speed * torch.sign(counts_E.mean() - counts_E)
 
-    def _biased(self, logits_TE: Tensor, order_TE: Tensor, top_k: int, forced: Sequence[int]) -> Tensor:
+    def _select_by_bias(self, logits_TE: Tensor, order_TE: Tensor, top_k: int, forced: Sequence[int]) -> Tensor:
         """[T, top_k] the largest p + b; `order_TE`, by logit, decides where p saturates to equals."""
         assert self.expert_bias is not None
         selection_TE = self.probabilities(logits_TE.detach()) + self.expert_bias.float()
