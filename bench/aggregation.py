@@ -48,7 +48,7 @@ KEYS: dict[str, tuple[str, list[str]]] = {
     "vocabulary": ("assignments", ["layer", "token_id", "expert"]),
     "flow": ("flow", ["layer", "expert", "next_expert"]),
 }
-"""By measure: the long table it is counted from, and the columns that make a group."""
+"""For each measure: the long table it is counted from, and the columns that make a group."""
 
 
 def run(scale: Scale) -> list[Result]:
@@ -149,7 +149,7 @@ def _long_columns(trace: RoutingTrace) -> dict[str, dict[str, npt.NDArray[Any]]]
 
 
 def as_series(measure: str, counts: pa.Table) -> pd.Series[int]:
-    """What LongTables.by_arrow found in the shape of what by_pandas finds."""
+    """Results of LongTables.by_arrow in the shape of by_pandas."""
     found: pd.Series[int] = counts.to_pandas().set_index(KEYS[measure][1])["count_all"].sort_index()
     return found
 

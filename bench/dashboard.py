@@ -96,7 +96,7 @@ def run(scale: Scale) -> list[Result]:
 
 @dataclass(frozen=True)
 class Visit:
-    """What a browser saw of one page."""
+    """A browser's measurements of one page."""
 
     page: str
     opened: float
@@ -127,7 +127,7 @@ def rows_of(visits: Sequence[Visit], subject: str) -> list[Result]:
 
 
 def what_is_missing() -> str:
-    """What keeps the dashboard from being measured, or ""."""
+    """The reason why the dashboard cannot be measured, or ""."""
     if not (ROOT / "app").is_dir():
         return "the dashboard's files are not beside the library"
     for module in ("streamlit", "playwright"):
@@ -142,7 +142,7 @@ class Server:
 
     url: str
     start_seconds: float
-    """From the start of the process to its first healthy answer."""
+    """Seconds from the start of the process to its first healthy answer."""
     pid: int
 
     def peak_mib(self) -> float:
@@ -253,7 +253,7 @@ def _visit(page: Page, url: str, name: str, query: str) -> Visit:
 
 
 def _shows(page: Page, selector: str) -> bool:
-    """Does the page show it, now or as soon as it has drawn what it was sent?"""
+    """Whether the page shows it, now or as soon as it has drawn what it was sent."""
     from playwright.sync_api import TimeoutError as TooLate
 
     try:

@@ -49,7 +49,7 @@ DENSE = "no experts in its text model"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one family."""
+    """The outcome for one family."""
 
     family: str
     model: str = ""
@@ -98,7 +98,7 @@ def captured(model: torch.nn.Module, routers: dict[int, Router]) -> tuple[Routin
 
 
 class Seen:
-    """What the experts of one router were called with, from hooks of its own."""
+    """The arguments of one router's experts, recorded by hooks of this file."""
 
     def __init__(self, router: Router) -> None:
         where, self._judge = _JUDGES.get(router.family, ("experts", _same_arguments))
@@ -111,7 +111,7 @@ class Seen:
             self._handles.append(self._block.register_forward_hook(self._after))
 
     def agrees(self, indices_TK: npt.NDArray[Any], scores_TK: npt.NDArray[Any]) -> bool:
-        """Is this what was seen, in every slot? -1 = the token has no expert there."""
+        """Whether every slot equals what was seen; -1 = the token has no expert there."""
         import torch
 
         return self._judge(self, torch.from_numpy(indices_TK.astype(np.int64)), torch.from_numpy(scores_TK.copy()))
@@ -194,7 +194,7 @@ _JUDGES: dict[str, tuple[str, Callable[[Seen, Tensor, Tensor], bool]]] = {
     "jetmoe": ("input_linear", _same_sorted),
     "doge": ("up_embed", _same_lookup),
 }
-"""By model_type: the part of the block whose call is read, and what it must say."""
+"""For each model_type: the part of the block whose call is read, and what it must say."""
 
 
 def _changes(routers: Iterable[Router]) -> str:

@@ -101,7 +101,7 @@ _CLASSES = {
     "switch_transformers": "SwitchTransformersEncoderModel",
     "nllb_moe": "NllbMoeEncoder",
 }
-"""Where neither ...ForCausalLM nor ...TextModel is the text model, or where only a part of it reads one text."""
+"""Text models that are neither ...ForCausalLM nor ...TextModel, or of which only a part reads one text."""
 
 
 def families() -> list[str]:

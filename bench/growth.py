@@ -55,14 +55,14 @@ MEASURES: dict[str, tuple[Callable[[AnyTrace], object], ...]] = {
         baselines.persistence,
     ),
 }
-"""In the order they are timed: what the nulls have in common with the counts is not counted again."""
+"""In the order in which they are timed: work that the nulls share with the counts is not timed twice."""
 PICTURE = ROOT / "docs" / "benchmarks" / "growth.svg"
 _CHUNK = 2**17
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a synthetic trace is made of."""
+    """Sizes of a synthetic trace."""
 
     tokens: int = 200_000
     experts: int = 16
@@ -112,7 +112,7 @@ def measure(place: Path, axes: Mapping[str, Sequence[int]], base: Size, scale: S
 
 
 def exponents(points: pd.DataFrame) -> dict[tuple[str, str], float]:
-    """By axis and kind, see exponent."""
+    """Exponents by axis and kind, see exponent."""
     return {
         (str(axis), str(kind)): exponent(own["size"].tolist(), own["seconds"].tolist())
         for (axis, kind), own in points.groupby(["axis", "kind"], sort=False)
@@ -178,7 +178,7 @@ def _parts(size: Size, rng: np.random.Generator) -> Iterator[RoutingTrace]:
 
 
 def _plots(path: Path, place: Path, file_format: str) -> Took:
-    """What a user runs on a trace: every measure, every null, every figure."""
+    """Everything that a user runs on a trace: every measure, every null, every figure."""
     out = str(place / "out")
     return run_python(["main.py", "plots", "--trace", str(path), "--out", out, "--format", file_format])
 

@@ -45,7 +45,7 @@ GOALS: Mapping[tuple[int, int, bool, str], Goal] = {
     (8, 4096, False, PRODUCTS): Goal(0.75, 0.9),
     (8, 4096, True, PRODUCTS): Goal(0.65, 0.8),
 }
-"""By experts, tokens, whether backward too, and the other way."""
+"""Goals by number of experts, tokens, whether the backward pass is included, and peer."""
 
 
 @dataclass(frozen=True)

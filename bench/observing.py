@@ -1,4 +1,4 @@
-"""What it costs to look: capture of every routing decision, and streaming token by token."""
+"""The cost of looking: capture of every routing decision, and streaming token by token."""
 
 from __future__ import annotations
 

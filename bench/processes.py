@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Took:
-    """What a process took from its start to its end, the imports of its libraries included."""
+    """Cost of a process from its start to its end, the imports of its libraries included."""
 
     seconds: float
     peak_mib: float
     """Most memory (resident set) it ever held."""
     output: str
-    """What it printed."""
+    """The text that it printed."""
 
 
 def run_python(arguments: Sequence[str]) -> Took:

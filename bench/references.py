@@ -37,7 +37,7 @@ def absent_rows(case: str) -> list[Result]:
 def naive_loop(
     x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor, experts: Sequence[Callable[[Tensor], Tensor]]
 ) -> Tensor:
-    """What Experts.forward computes."""
+    """The same output as Experts.forward."""
     out_TD = torch.zeros_like(x_TD)
     for number, expert in enumerate(experts):
         for slot in range(indices_TK.shape[1]):
@@ -95,7 +95,7 @@ def with_experts(model: MoETransformer, kind: type[StackedLoop] | type[ModuleLoo
 
 
 def moe_blocks(model: MoETransformer) -> list[MoE]:
-    """Of all layers that have experts, bottom first."""
+    """The blocks of all layers that have experts, bottom first."""
     return [block.moe for block in model.layers if isinstance(block, Block) and block.moe is not None]
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark found: one row a comparison, kept as JSON with the machine it was measured on."""
+"""Results of a benchmark: one row per comparison, kept as JSON with the machine that it was measured on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moe_core.json_values import json_safe
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure is held against; `at_most`: smaller is better."""
+    """The goal of a figure; `at_most`: smaller is better."""
 
     floor: float
     stretch: float | None = None
@@ -35,7 +35,7 @@ class Result:
     """One row: a value in its unit and, if measured against another way, by how much that is slower."""
 
     case: str
-    """What was done, at which size: "prefill 8 x 256 tokens, 16 experts"."""
+    """The task and its size: "prefill 8 x 256 tokens, 16 experts"."""
     value: float
     """The median of ours, in `unit`; NaN when not measured, `note` then says why."""
     unit: str

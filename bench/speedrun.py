@@ -48,10 +48,10 @@ class Sprint:
     """Done; fewer than asked for where the time budget did not reach."""
     seconds_per_step: float
     load_imbalance: float
-    """Of the worst layer."""
+    """Value of the worst layer."""
     dead_experts: int
     nmi_above_null: bool
-    """In every layer."""
+    """Whether it holds in every layer."""
 
 
 def run(scale: Scale) -> list[Result]:

@@ -30,7 +30,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark lives and what it answers."""
+    """The module of a benchmark and the question it answers."""
 
     module: str
     answers: str

@@ -45,7 +45,7 @@ def summary(records: Sequence[Record]) -> str:
 
 
 def _worst(rows: Sequence[Result]) -> list[Result]:
-    """Of rows that stand alone and share their unit and goal, as one for every page has, only the worst."""
+    """Only the worst of the rows that stand alone and share their unit and goal, such as one row for every page."""
     kinds: dict[object, list[Result]] = {}
     for number, row in enumerate(rows):
         kinds.setdefault(number if row.ratio is not None else (row.unit, row.goal), []).append(row)

@@ -24,7 +24,7 @@ REFERENCE_BYTES = 27.0
 """A token of 4 layers, top-2, with uint8 experts and float16 weights. Ours keeps float32 weights to the bit, and where
 each token stands: document, source, position, domain, the model's guess."""
 TOKENS_PER_DOCUMENT = 612
-"""Of our text, about."""
+"""About as many as our text has."""
 
 
 def run(scale: Scale) -> list[Result]:
@@ -66,7 +66,7 @@ def documents(tokens: int) -> list[Row]:
 
 
 def bytes_without_logits(path: Path) -> int:
-    """What the columns of a stored trace take on disk, those of logits left out."""
+    """Bytes on disk of the columns of a stored trace, those of logits left out."""
     stored = pq.ParquetFile(path).metadata
     columns = [
         stored.row_group(group).column(place)

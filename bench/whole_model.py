@@ -49,7 +49,7 @@ GOALS: Mapping[tuple[str, int, str], Goal] = {
     ("decoding 1", 8, EAGER): Goal(1.2, 1.5),
     ("decoding 1", 8, GROUPED): Goal(1.2, 1.5),
 }
-"""By what is done, experts, and the other way."""
+"""Goals by task, number of experts and peer."""
 
 
 def run(scale: Scale) -> list[Result]:

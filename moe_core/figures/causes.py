@@ -258,7 +258,7 @@ def _dots(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:
 
 
 def _apart(named: pd.DataFrame, measure: str) -> list[Any]:
-    """Of the experts to name, the first of those whose names would lie over each other."""
+    """The experts to name: among those whose names would overlap, only the first."""
     place = pd.DataFrame({"x": named[measure].astype(float), "y": named["delta_nats"]})
     place = (place - place.min()) / (place.max() - place.min()).replace(0, 1)
     kept: list[Any] = []

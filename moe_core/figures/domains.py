@@ -23,7 +23,7 @@ _EXPLAINED: dict[str, tuple[str, str, str]] = {
     "its domain alone": ("domain_share", "", NEUTRAL),
     "its domain beyond the token": ("domain_beyond_token", "domain_beyond_chance", HEAT),
 }
-"""What context_figure draws: name, column, column of its chance, colour."""
+"""Series of context_figure: name, column, column of its chance, colour."""
 
 
 def domain_map(cells: pd.DataFrame, layer: int) -> alt.LayerChart:

@@ -1,4 +1,4 @@
-"""What one change of the model does to the loss on each kind of text."""
+"""The effect of one change of the model on the loss of each kind of text."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def _own_ids(element: ElementTree.Element, key: str) -> None:
 
 
 def _title(element: ElementTree.Element) -> None:
-    """What Vega wrote for screen readers becomes a <title>; on a line it would be that of its first point only."""
+    """Vega's text for screen readers becomes a <title>. A line gets none: its text is that of its first point only."""
     sentence, kind = element.attrib.pop("aria-label", ""), element.attrib.pop("aria-roledescription", "")
     for name in ("role", "aria-hidden"):
         element.attrib.pop(name, None)

@@ -79,7 +79,7 @@ dt { font-weight: 600; margin-top: 6px; } dd { margin: 0; max-width: 90ch; } nav
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the report says about the run beside its figures."""
+    """Facts about the run that the report gives beside its figures."""
 
     run: str
     config: Config
@@ -93,7 +93,7 @@ class ModelCard:
     evaluation: Mapping[str, Any] | None
     """Figures of evaluation.evaluate_run; None if the run was never scored."""
     routing_of: str
-    """What the routing in the pictures was recorded on."""
+    """The text on which the routing in the pictures was recorded."""
     made: str
     """When the report was made, for people."""
 

@@ -180,7 +180,7 @@ def _history(run: RunFolder, steps: list[int]) -> Section:
 
 
 def _causes(run: RunFolder) -> Section:
-    """What is cached of switching experts off, of any mode; nothing is computed here."""
+    """The cached effects of switching experts off, in any mode. Nothing is computed here."""
     figures: list[Figure] = []
     for mode in MODES:
         effects = read_ablation_map(run, mode)

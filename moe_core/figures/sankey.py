@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MAX_SANKEY_LAYERS = 6
 MAX_SANKEY_EXPERTS = 12
-"""Of more experts in a layer, the busiest are drawn and the others are one grey node."""
+"""If a layer has more experts, the busiest are drawn and the others are one grey node."""
 _OTHERS = -1
 _FAINT, _STRONG = 0.1, 0.65
 _HEIGHT = 520

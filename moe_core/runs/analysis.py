@@ -1,4 +1,4 @@
-"""What was found out about a run afterwards, kept beside it under checkpoints/<run>/analysis/.
+"""Findings about a run after its training, kept beside it under checkpoints/<run>/analysis/.
 
   ablation_zero_1f0c….jsonl   effects of switching experts off: a line that says of what, then a line an expert
   saliency.parquet …          tables; of what they are stands in the schema's metadata
@@ -36,7 +36,7 @@ _METADATA_KEY = b"moescope.analysis"
 
 @dataclass(frozen=True)
 class AnalysisOf:
-    """What an analysis is of. Two of the same are interchangeable."""
+    """Identity of an analysis. Two analyses with the same identity are interchangeable."""
 
     checkpoint: str
     """SHA-256 of the weights file."""
@@ -44,7 +44,7 @@ class AnalysisOf:
     text: str
     """For people: HELD_OUT_TEXT, or where the text came from."""
     fingerprint: str
-    """Of the token ids, documents and domains that were read."""
+    """Hash of the token ids, documents and domains that were read."""
     tokens: int
     mode: str = ""
     """How experts were switched off; "" where none was."""
@@ -90,10 +90,10 @@ class AblationJournal:
 
 
 def read_ablation_map(run: RunFolder, mode: str = "zero", text: str = HELD_OUT_TEXT) -> pd.DataFrame | None:
-    """What is known of switching each expert off: EFFECT_COLUMNS and `uncertain`, see evaluation.ablation.ablation_map.
+    """The known effects of switching each expert off: EFFECT_COLUMNS and `uncertain`, as ablation_map gives them.
 
-    Of the newest step that has any; perhaps not all experts yet. None where nothing was computed. `frame.attrs` holds
-    the fields of AnalysisOf.
+    The newest step with any effects counts; its experts may not all be done yet. None if nothing was computed.
+    `frame.attrs` holds the fields of AnalysisOf.
     """
     found = []
     for path in (run.path / "analysis").glob(f"ablation_{mode}_*.jsonl"):
@@ -162,7 +162,7 @@ def _table_path(run: RunFolder, name: Table, mode: str) -> Path:
 
 
 def _read_journal(path: Path) -> tuple[AnalysisOf | None, dict[tuple[int, int], list[dict[str, Any]]]]:
-    """What a journal is of, and its experts' rows; half a line, as a killed writer leaves it, does not count."""
+    """The identity of a journal and its experts' rows. Half a line, which a killed writer leaves, does not count."""
     of: AnalysisOf | None = None
     experts: dict[tuple[int, int], list[dict[str, Any]]] = {}
     try:

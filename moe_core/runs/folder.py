@@ -206,7 +206,7 @@ class RunFolder:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def probe_path(self, step: int) -> Path:
-        """Where the probe routing of `step` is kept."""
+        """File of the probe routing of `step`."""
         return self.path / "probes" / f"step_{step:06d}.parquet"
 
     def write_held_out(

@@ -28,7 +28,7 @@ class RunSummary:
     unseen_nats: float | None = None
     """Nats per token: of the whole split once the run was scored, until then of the part scored while training."""
     unigram_nats: float | None = None
-    """What guessing by token frequency costs on those same unseen tokens."""
+    """Loss of guessing by token frequency on the same unseen tokens."""
     is_live: bool = False
     error: str | None = None
 
