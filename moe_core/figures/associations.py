@@ -156,7 +156,7 @@ def _held_against(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _strongest(data: pd.DataFrame, row: str, column: str, *, square: bool) -> tuple[pd.DataFrame, str]:
-    """At most MAX_COLUMNS experts, those with the strongest certain lift either way; a note says if any are left out."""
+    """At most MAX_COLUMNS experts, those with the strongest certain lift either way; a note if any are left out."""
     experts = data[column].nunique()
     if max(experts, data[row].nunique()) <= MAX_COLUMNS:
         return data.copy(), ""
