@@ -9,7 +9,7 @@ import numpy as np
 
 from app.components.snapshots import snapshot_arrays
 from app.components.token_view import TokenArrays
-from app.measured import Measured
+from moe_core.routing.measured import Measured
 
 if TYPE_CHECKING:
     import pandas as pd

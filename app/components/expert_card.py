@@ -12,9 +12,10 @@ from app import loaders, state
 from app.components.concordance import WINDOW, concordance, show_concordance, shown_token
 from app.components.figure import explain, term_help
 from app.components.page import INTERVENTIONS, answer, plain
-from app.measured import Measured
 from moe_core.routing import baselines, metrics
 from moe_core.routing.measures.causes import ablation_verdict
+from moe_core.routing import baselines, metrics, verdicts
+from moe_core.routing.measured import Measured
 from moe_core.routing.trace.contexts import contexts
 
 if TYPE_CHECKING:

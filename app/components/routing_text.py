@@ -12,9 +12,9 @@ import streamlit as st
 from app import loaders
 from app.components.page import plain
 from app.components.progress import progress_bar
-from app.measured import Measured
 from app.subjects import ForeignModel, Subject, TraceFile
 from moe_core.errors import MoescopeError
+from moe_core.routing.measured import Measured
 from moe_core.runs import RunFolder
 
 # Pairs of experts: layers x E x E. More rows than this are measured around the chosen layer only.

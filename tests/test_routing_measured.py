@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from app.components.routing_text import MAX_PAIRS, layers_around
-from app.measured import Measured
 from moe_core.errors import TraceError
 from moe_core.routing import RoutingTrace, metrics
+from moe_core.routing.measured import Measured
 
 
 def trace(layers: int = 3) -> RoutingTrace:
