@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
-from app.components.change import FORCE, MODES, Change
 from app.components.loss_view import arrays_of_effects, chosen, passage_effects, table
 from app.components.text_pair import TextPair, arrays_of_pair, differences, pair_verdict
 from app.components.token_view_job import GenerationJob
@@ -27,6 +26,8 @@ from moe_core.figures.load import load_map_figure
 from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.measures.causes import effects_verdict, text_loss_verdict
+from moe_core.routing import RoutingTrace, metrics, verdicts
+from moe_core.routing.instruments.change import FORCE, MODES, Change
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
 

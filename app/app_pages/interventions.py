@@ -9,7 +9,6 @@ import pandas as pd
 import streamlit as st
 
 from app import loaders, state
-from app.components.change import ABOUT, FORCE, MODES, Change
 from app.components.figure import show_figure
 from app.components.loss_view import show_loss
 from app.components.page import answer, errors_as_boxes, header, plain
@@ -22,6 +21,7 @@ from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.load import load_map_figure
 from moe_core.inference.generate import SamplingConfig
 from moe_core.routing import metrics
+from moe_core.routing.instruments.change import ABOUT, FORCE, MODES, Change
 from moe_core.runs import RunFolder
 
 # Keys of this page, the first two in the URL: what is done, which two texts are shown; then the form of those.

@@ -13,7 +13,6 @@ import pandas as pd
 import streamlit as st
 
 from app import loaders, state
-from app.components.change import FORCE, Change
 from app.components.figure import explain
 from app.components.page import errors_as_boxes, plain, sentence
 from app.components.text_choice import OWN, TextChoice, pick_source, type_text
@@ -22,6 +21,8 @@ from app.components.token_view_passages import TOKEN_LIMIT, Passage, fit
 from moe_core.errors import UsageError
 from moe_core.figures.export import csv_bytes
 from moe_core.routing.measures.causes import text_loss_verdict
+from moe_core.routing import verdicts
+from moe_core.routing.instruments.change import FORCE, Change
 
 if TYPE_CHECKING:
     from app.subjects import Live
