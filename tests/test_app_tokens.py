@@ -24,6 +24,7 @@ from app.components.token_view_passages import (
     trace_passages,
 )
 from moe_core.data.document import Document
+from data_gen import Document
 from moe_core.figures.palette import (
     DARK_PAGE,
     DARK_TEXT,
@@ -34,6 +35,15 @@ from moe_core.figures.palette import (
 )
 from moe_core.routing import metrics
 from moe_core.routing.measures.experts import layer_verdict
+from moe_core.inference.passages import (
+    TOKEN_LIMIT,
+    Passage,
+    arrays_of,
+    examples,
+    fit,
+    trace_passages,
+)
+from moe_core.routing import metrics, verdicts
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
 

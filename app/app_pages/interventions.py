@@ -15,11 +15,11 @@ from app.components.page import answer, errors_as_boxes, header, plain
 from app.components.progress import progress_bar
 from app.components.routing_text import first_routing
 from app.components.text_pair import PROMPT_TOKENS, TextPair, show_pair
-from app.components.token_view_passages import opening_words
 from moe_core.figures.causes import ablation_map_figure
 from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.load import load_map_figure
 from moe_core.inference.generate import SamplingConfig
+from moe_core.inference.passages import opening_words
 from moe_core.routing import metrics
 from moe_core.routing.instruments.change import ABOUT, FORCE, MODES, Change
 from moe_core.runs import RunFolder

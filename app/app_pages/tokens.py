@@ -14,7 +14,12 @@ from app.components.page import header
 from app.components.text_choice import OWN, TextChoice, pick_source, type_text
 from app.components.token_explorer import explore
 from app.components.token_view import view_payload
-from app.components.token_view_passages import (
+from app.components.trace_text import show_trace_text
+from app.subjects import Live, TraceFile
+from moe_core.errors import UsageError
+from moe_core.figures.export import csv_bytes
+from moe_core.figures.tokens import token_choices
+from moe_core.inference.passages import (
     TOKEN_LIMIT,
     Passage,
     TracedPassages,
@@ -27,6 +32,7 @@ from moe_core.errors import UsageError
 from moe_core.figures.export import csv_bytes
 from moe_core.figures.tokens import token_choices
 from moe_core.routing.measures.experts import layer_verdict
+from moe_core.routing import verdicts
 
 # Session keys of this page: the last traced text with its payload, which examples are shown, of what.
 TRACED, NUMBER, SOURCE = "tokens_traced", "tokens_example", "tokens_source"

@@ -15,7 +15,7 @@ import streamlit as st
 from app.components.page import errors_as_boxes, plain
 from app.components.token_view import TokenArrays, token_view, view_payload
 from app.components.token_view_job import GenerationJob, arrays_of_job
-from app.components.token_view_passages import fit
+from moe_core.inference.passages import fit
 
 if TYPE_CHECKING:
     from moe_core.inference.generate import SamplingConfig
