@@ -17,7 +17,6 @@ from streamlit.testing.v1 import AppTest
 
 from app.components.loss_view import arrays_of_effects, chosen, passage_effects, table
 from app.components.text_pair import TextPair, arrays_of_pair, differences, pair_verdict
-from app.components.token_view_job import GenerationJob
 from moe_core.errors import UsageError
 from moe_core.evaluation.ablation import ablation_map
 from moe_core.figures.effects import domain_effects_figure, with_outline
@@ -25,6 +24,7 @@ from moe_core.figures.load import load_map_figure
 from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.measures.causes import effects_verdict, text_loss_verdict
+from moe_core.inference.job import GenerationJob
 from moe_core.inference.passages import Passage
 from moe_core.routing import RoutingTrace, metrics, verdicts
 from moe_core.routing.instruments.change import FORCE, MODES, Change

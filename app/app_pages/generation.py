@@ -10,10 +10,10 @@ from app import loaders, state
 from app.components.figure import show_figure
 from app.components.page import errors_as_boxes, header
 from app.components.token_view import token_view, view_payload
-from app.components.token_view_job import GenerationJob, arrays_of_job, trace_of_job
 from moe_core.figures.tokens import WINDOW, token_map_figure, token_path_figure
 from moe_core.inference.generate import SamplingConfig
 from moe_core.routing.measures.experts import layer_verdict
+from moe_core.inference.job import GenerationJob, arrays_of_job, trace_of_job
 from moe_core.inference.passages import fit, opening_words
 from moe_core.routing import verdicts
 

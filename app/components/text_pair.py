@@ -14,7 +14,7 @@ import streamlit as st
 
 from app.components.page import errors_as_boxes, plain
 from app.components.token_view import TokenArrays, token_view, view_payload
-from app.components.token_view_job import GenerationJob, arrays_of_job
+from moe_core.inference.job import GenerationJob, arrays_of_job
 from moe_core.inference.passages import fit
 
 if TYPE_CHECKING:
