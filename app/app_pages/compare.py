@@ -7,13 +7,6 @@ from functools import partial
 import streamlit as st
 
 from app import state
-from app.components.comparison import (
-    Comparison,
-    domains_figure,
-    load_figure,
-    relation,
-    texts_of_both,
-)
 from app.components.comparison_sides import against_other, against_text
 from app.components.experiments import show_experiments
 from app.components.figure import show_figure
@@ -22,6 +15,14 @@ from app.components.token_view import token_view, view_payload
 from moe_core.errors import UsageError
 from moe_core.routing import baselines
 from moe_core.routing.measures.domains import domain_verdict
+from moe_core.figures.sides import (
+    Comparison,
+    domains_figure,
+    load_figure,
+    relation,
+    texts_of_both,
+)
+from moe_core.routing import baselines, verdicts
 from moe_core.runs import RunFolder
 
 RUNS, TEXTS, EXPERIMENTS = "Runs, steps or traces", "Two texts", "Dense models and routers"
