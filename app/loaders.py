@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import streamlit as st
 
-from app.subjects import ForeignModel, Live, TraceFile
 from moe_core.config import Config
 from moe_core.errors import RunError, UsageError
+from moe_core.inference.subjects import ForeignModel, Live, TraceFile
 from moe_core.progress import Progress
 from moe_core.routing.measured import Measured
 from moe_core.runs import RunFolder, RunSummary, list_runs

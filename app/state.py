@@ -11,8 +11,8 @@ from typing import Any
 
 import streamlit as st
 
-from app.subjects import OPENED, Live, Subject, TraceFile
 from moe_core.errors import RunError
+from moe_core.inference.subjects import OPENED, Live, Subject, TraceFile
 from moe_core.runs import RunFolder
 
 RUN = "run"

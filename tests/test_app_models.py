@@ -14,8 +14,8 @@ from huggingface_support import saved_model, tiny_model
 from streamlit.testing.v1 import AppTest
 
 from app.components.open_other import open_path
-from app.subjects import OPENED
 from moe_core.errors import MoescopeError, UsageError
+from moe_core.inference.subjects import OPENED
 
 pytestmark = pytest.mark.usefixtures("dashboard")  # closes what was opened, also without a page
 NAME = "model some-moe"

@@ -15,7 +15,6 @@ from app.components.text_choice import OWN, TextChoice, pick_source, type_text
 from app.components.token_explorer import explore
 from app.components.token_view import view_payload
 from app.components.trace_text import show_trace_text
-from app.subjects import Live, TraceFile
 from moe_core.errors import UsageError
 from moe_core.figures.export import csv_bytes
 from moe_core.figures.tokens import token_choices
@@ -27,11 +26,11 @@ from moe_core.inference.passages import (
     trace_passages,
 )
 from app.components.trace_text import show_trace_text
-from app.subjects import Live, TraceFile
 from moe_core.errors import UsageError
 from moe_core.figures.export import csv_bytes
 from moe_core.figures.tokens import token_choices
 from moe_core.routing.measures.experts import layer_verdict
+from moe_core.inference.subjects import Live, TraceFile
 from moe_core.routing import verdicts
 
 # Session keys of this page: the last traced text with its payload, which examples are shown, of what.

@@ -25,9 +25,10 @@ from moe_core.routing import verdicts
 from moe_core.routing.instruments.change import FORCE, Change
 
 if TYPE_CHECKING:
-    from app.subjects import Live
     from moe_core.evaluation.effects import TokenEffects
     from moe_core.inference.protocol import LanguageModel, Loaded
+    from moe_core.inference.loaded import LanguageModel, Loaded
+    from moe_core.inference.subjects import Live
 
 # Session keys: which text, what was typed, the view, the last text that was read with its effects.
 SOURCE, TYPED, VIEW, READ = "loss_source", "loss_typed", "loss_view", "loss_read"

@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import loaders
 from app.components.page import OVERVIEW, TRAINING, header, plain, sentence
-from app.subjects import Opened, TraceFile
+from moe_core.inference.subjects import Opened, TraceFile
 from moe_core.runs import RunSummary
 
 WAIT_SECONDS = 2.0

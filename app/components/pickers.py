@@ -10,8 +10,8 @@ import streamlit as st
 from app import loaders, state
 from app.components.open_other import describe_opened
 from app.components.page import ago, plain
-from app.subjects import OPENED, Opened, TraceFile
 from moe_core.errors import MoescopeError
+from moe_core.inference.subjects import OPENED, Opened, TraceFile
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.runs.names import is_run_name
 

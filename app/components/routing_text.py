@@ -12,8 +12,8 @@ import streamlit as st
 from app import loaders
 from app.components.page import plain
 from app.components.progress import progress_bar
-from app.subjects import ForeignModel, Subject, TraceFile
 from moe_core.errors import MoescopeError
+from moe_core.inference.subjects import ForeignModel, Subject, TraceFile
 from moe_core.routing.measured import Measured
 from moe_core.runs import RunFolder
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import streamlit as st
 
 from app import loaders, state
-from app.subjects import Live
 from moe_core.errors import UsageError
 from moe_core.inference.passages import TOKEN_LIMIT, Passage, examples
+from moe_core.inference.subjects import Live
 
 ALL, OWN = "One of each domain", "Your own text"
 OWN_TEXT = """The court ordered the bank to repay the loan of 12,500 euros by 31 March.

@@ -10,10 +10,10 @@ import streamlit as st
 from app import loaders, state
 from app.components.progress import progress_bar
 from app.components.text_choice import OWN, TextChoice, type_text
-from app.subjects import Live, Subject, TraceFile
 from moe_core.errors import UsageError
 from moe_core.figures.sides import Side, one_text
 from moe_core.inference.passages import trace_passages
+from moe_core.inference.subjects import Live, Subject, TraceFile
 from moe_core.routing.measured import Measured
 from moe_core.runs import RunFolder
 

@@ -22,7 +22,7 @@ from moe_core.inference.passages import TOKEN_LIMIT
 from moe_core.routing import verdicts
 
 if TYPE_CHECKING:
-    from app.subjects import TraceFile
+    from moe_core.inference.subjects import TraceFile
     from moe_core.routing import RoutingTrace
 
 # Keys: the chosen document, in the URL; the first token shown of a long one.
