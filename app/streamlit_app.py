@@ -19,11 +19,12 @@ if str(ROOT) not in sys.path:
 
 import streamlit as st
 
-from app import loaders, subjects
+from app import loaders
 from app.components import pickers
-from app.components.no_run import explain_broken_run, explain_need, explain_no_runs
+from app.components.no_run import DENSE, explain_broken_run, explain_need, explain_no_runs, need
 from app.components.open_other import open_field
 from app.components.page import errors_as_boxes, plain, sentence
+from moe_core.inference.subjects import open_from_command_line
 from moe_core.runs import RunFolder, RunSummary
 
 PAGES = {
@@ -101,7 +102,7 @@ ICON = str(ROOT / "app" / "icon.svg")  # a file of ours: an icon by name would b
 st.set_page_config(page_title="Moescope", page_icon=ICON, layout="wide")
 st.logo(ICON, size="large")
 page = st.navigation(PAGES)
-first, errors = subjects.open_from_command_line()
+first, errors = open_from_command_line()
 runs = loaders.runs()
 with st.sidebar:
     chosen = pickers.pick_subject(runs, first)
@@ -120,10 +121,10 @@ with errors_as_boxes():
         if chosen.error is not None or (chosen.state == "preparing" and not RunFolder(chosen.name).probe_steps()):
             explain_broken_run(chosen)
         elif not loaders.config(RunFolder(chosen.name)).model.moe_layers:
-            explain_need(chosen, page.title.lower(), subjects.DENSE)
+            explain_need(chosen, page.title.lower(), DENSE)
         else:
             page.run()
-    elif (reason := subjects.need(page.url_path, chosen)) is not None:
+    elif (reason := need(page.url_path, chosen)) is not None:
         explain_need(chosen, page.title.lower(), reason)
     else:
         page.run()

@@ -18,7 +18,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from app import subjects
+from moe_core.inference import subjects
 
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 Open = Callable[..., AppTest]

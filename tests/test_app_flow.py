@@ -11,6 +11,7 @@ import pytest
 from app_support import Open, shown
 
 from app import loaders
+from app.components.routing_text import MAX_PAIRS, layers_around
 from moe_core.routing import metrics
 from moe_core.runs import RunFolder
 
@@ -73,3 +74,14 @@ def test_before_the_first_snapshot_one_line_says_so(trained_root: Path, tmp_path
     at = opened(tmp_path / "runs")
     assert len(at.error) == 1
     assert "\n" not in at.error[0].value
+
+
+def test_layers_around_the_chosen_one_are_as_many_as_their_pairs_allow() -> None:
+    layers = list(range(1, 64, 2))
+    assert layers_around(layers, 1, 8) == layers  # 32 layers x 64 pairs
+    few = layers_around(layers, 31, 256)  # one layer alone is 65,536 pairs
+    assert few == [29, 31]
+    assert layers_around(layers, 1, 256) == [1, 3]
+    assert layers_around(layers, 63, 256) == [61, 63]
+    assert len(layers_around(layers, 31, 128)) == MAX_PAIRS // 128**2
+    assert layers_around([5], 5, 1000) == [5]

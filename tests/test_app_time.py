@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from app_support import Open, payload_of, shown
 
-from app.components.snapshots import TOKENS_OF_EACH_DOMAIN, snapshot_arrays, snapshot_payload
+from app.components.snapshots import snapshot_payload
 from moe_core.figures.formation import formation_figure, formation_verdict
+from moe_core.figures.tokens import TOKENS_OF_EACH_DOMAIN, snapshot_arrays
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.runs import RunFolder
 

@@ -24,6 +24,7 @@ from app.components.token_view_passages import (
     trace_passages,
 )
 from moe_core.data.document import Document
+from app.components.token_view import EASIER, HARDER, display, view_payload
 from data_gen import Document
 from moe_core.figures.palette import (
     DARK_PAGE,
@@ -44,6 +45,7 @@ from moe_core.inference.passages import (
     trace_passages,
 )
 from moe_core.routing import metrics, verdicts
+from moe_core.routing.token_arrays import TokenArrays
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
 

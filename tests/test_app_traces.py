@@ -10,10 +10,10 @@ import pytest
 from app_support import ENTRY, Open, payload_of, shown, text_of
 from streamlit.testing.v1 import AppTest
 
-from app import subjects
 from app.components.open_other import open_path, open_upload
 from app.components.trace_text import document_titles
 from moe_core.errors import TraceError, UsageError
+from moe_core.inference import subjects
 from moe_core.inference.subjects import Registry, TraceFile, open_from_command_line
 from moe_core.routing import RoutingTrace
 from moe_core.routing.measured import Measured

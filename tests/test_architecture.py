@@ -116,6 +116,13 @@ def test_the_walker_sees_a_violation(tmp_path: Path) -> None:
     assert not matches("torchvision", "torch")
 
 
+def test_all_of_the_dashboard_needs_streamlit() -> None:
+    """What does not is of use without the dashboard, so that its place is in moe_core."""
+    for path in SOURCES:
+        if path.is_relative_to(ROOT / "app") and path.name != "__init__.py":
+            assert "streamlit" in imported_modules(path), f"{path.relative_to(ROOT)} belongs in moe_core"
+
+
 def test_caching_lives_in_loaders_only() -> None:
     for path in SOURCES:
         if path.name != "loaders.py":

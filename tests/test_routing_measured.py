@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pytest
 
-from app.components.routing_text import MAX_PAIRS, layers_around
 from moe_core.errors import TraceError
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.measured import Measured
@@ -73,14 +72,3 @@ def test_a_part_holds_the_layers_that_were_asked_for() -> None:
     assert part.get(metrics.expert_load)["layer"].unique().tolist() == [3, 5]
     assert measured.part([3, 5]) is part
     assert measured.part([1, 3, 5]).trace is measured.trace
-
-
-def test_layers_around_the_chosen_one_are_as_many_as_their_pairs_allow() -> None:
-    layers = list(range(1, 64, 2))
-    assert layers_around(layers, 1, 8) == layers  # 32 layers x 64 pairs
-    few = layers_around(layers, 31, 256)  # one layer alone is 65,536 pairs
-    assert few == [29, 31]
-    assert layers_around(layers, 1, 256) == [1, 3]
-    assert layers_around(layers, 63, 256) == [61, 63]
-    assert len(layers_around(layers, 31, 128)) == MAX_PAIRS // 128**2
-    assert layers_around([5], 5, 1000) == [5]

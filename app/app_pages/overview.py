@@ -8,6 +8,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure, term_help
+from app.components.no_run import need
 from app.components.page import (
     COMPARE,
     DOMAINS,

@@ -10,6 +10,21 @@ from moe_core.inference.subjects import Opened, TraceFile
 from moe_core.runs import RunSummary
 
 WAIT_SECONDS = 2.0
+DENSE = (
+    "This run is a dense model: it has no experts, so that there is no routing to look at. See Training for its loss."
+)
+_TRACES = "A trace keeps where tokens went and nothing else, so this page cannot show it: "
+_TRACE_NEEDS = {
+    "generation": f"{_TRACES}writing takes the model itself.",
+    "interventions": f"{_TRACES}switching experts off takes the model itself.",
+    "time": f"{_TRACES}the film of a training takes a run that was trained here.",
+}
+_MODEL_NEEDS = {"time": "The film of a training takes snapshots, which only a run that was trained here has."}
+
+
+def need(page: str, subject: Opened) -> str | None:
+    """Why the page with this URL cannot show the subject, in one sentence; None where it can."""
+    return (_TRACE_NEEDS if isinstance(subject, TraceFile) else _MODEL_NEEDS).get(page)
 
 
 def explain_no_runs() -> None:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import streamlit as st
 
 from app.components.page import errors_as_boxes, plain
-from app.components.token_view import TokenArrays, token_view, view_payload
+from app.components.token_view import token_view, view_payload
 from moe_core.inference.job import GenerationJob, arrays_of_job
 from moe_core.inference.passages import fit
+from moe_core.routing.token_arrays import TokenArrays
 
 if TYPE_CHECKING:
     from moe_core.inference.generate import SamplingConfig

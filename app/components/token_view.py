@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy.typing as npt
 import streamlit as st
 
 from moe_core.figures.palette import DOMAIN_COLOURS, EXPERT_COLOURS, HEAT, TOKEN_STRENGTH
+from moe_core.routing.token_arrays import TokenArrays
 
 EASIER, HARDER = "#6f63b8", HEAT
 """Change of loss below and above 0: purple and orange, as on every map that diverges."""
@@ -35,39 +36,6 @@ _MOUNT = st.components.v2.component(
 )
 # Characters that would hide or reorder text are written as codes: control, format, surrogate, private, separators.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
-
-@dataclass(frozen=True, eq=False)
-class TokenArrays:
-    """What the view shows of T tokens in L layers, K slots each."""
-
-    tokens: Sequence[bytes | None]
-    """[T] UTF-8 bytes of each token, perhaps part of a character; None = the end-of-text before a passage."""
-    layers: Sequence[int]
-    """[L] layer numbers."""
-    num_experts: int
-    indices: npt.NDArray[np.int16]
-    """[L,T,K] chosen experts, -1 = unused."""
-    scores: npt.NDArray[np.float32]
-    """[L,T,K] weights >= 0."""
-    entropies: npt.NDArray[np.float32] | None = None
-    """[L,T] router entropy, 0..1."""
-    losses: npt.NDArray[np.float32] | None = None
-    """[T] nats, NaN = not predicted."""
-    ranks: npt.NDArray[np.int32] | None = None
-    """[T] place of the token among the model's guesses, 0 = not predicted."""
-    changes: npt.NDArray[np.float32] | None = None
-    """[T] nats: loss after a change of the model less the loss before it, NaN = not predicted."""
-    marks: npt.NDArray[np.bool_] | None = None
-    """[L,T] tokens to underline with dots where that layer is shown."""
-    mark_label: str = ""
-    """What the dots mean, for the legend; also under which words a marked token is described."""
-    domain_ids: npt.NDArray[np.int16] | None = None
-    """[T] index into `domains`."""
-    domains: Sequence[str] = ()
-    """Two or more: the view offers them as colours and puts the name above each passage."""
-    starts: Sequence[int] = ()
-    """First token of each passage."""
 
 
 @dataclass(frozen=True)

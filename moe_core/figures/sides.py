@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from app.components.snapshots import snapshot_arrays
-from app.components.token_view import TokenArrays
+from moe_core.figures.tokens import snapshot_arrays
 from moe_core.routing.measured import Measured
+from moe_core.routing.token_arrays import TokenArrays
 
 if TYPE_CHECKING:
     import pandas as pd

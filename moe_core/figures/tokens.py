@@ -6,14 +6,19 @@ from typing import TYPE_CHECKING
 
 import altair as alt
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.layout import AUTOSIZE, AXIS_ROOM, WIDTH
 from moe_core.figures.palette import NEUTRAL, TOKEN_STRENGTH, expert_colour, ink_on
 from moe_core.figures.words import rows
 from moe_core.routing.verdicts.words import number, percent
+from moe_core.routing.metrics import token_entropy
+from moe_core.routing.token_arrays import TokenArrays
+from moe_core.routing.verdicts import number, percent
 
 if TYPE_CHECKING:
     from moe_core.routing.trace.trace import RoutingTrace
@@ -22,6 +27,9 @@ WINDOW = 64
 """Tokens drawn by token_layer_map: more cannot be read, and raw tokens never go to the browser by the thousand."""
 _NUMBERED_CELLS = 64
 LABEL_CHARACTERS = 9  # of a token below its column
+TOKENS_OF_EACH_DOMAIN = 120
+"""Shown of the first document of every domain, so that the film needs no scrolling."""
+MOST_DOMAINS = 5
 _LABEL_ROOM = 84  # for the tokens' text, written upwards
 
 
@@ -187,3 +195,39 @@ def _shown(character: str) -> str:
 def _coloured(choices: pd.DataFrame) -> pd.DataFrame:
     colours = [expert_colour(int(expert)) for expert in choices["expert"]]
     return choices.assign(colour=colours, ink=[ink_on(colour) for colour in colours])
+
+
+def snapshot_arrays(trace: RoutingTrace) -> TokenArrays:
+    """The beginning of the first document of each domain, as a view of text takes it."""
+    return arrays_of_trace(trace.select(first_documents(trace)))
+
+
+def first_documents(trace: RoutingTrace) -> npt.NDArray[np.bool_]:
+    """bool [T]: the beginning of the first document of each domain."""
+    mask = np.zeros(trace.num_tokens, dtype=np.bool_)
+    shown = 0
+    for domain in range(len(trace.domains)):
+        own = np.flatnonzero(trace.domain_ids == domain)
+        if own.size and shown < MOST_DOMAINS:
+            document = own[trace.document_ids[own] == trace.document_ids[own[0]]]
+            mask[document[:TOKENS_OF_EACH_DOMAIN]] = True
+            shown += 1
+    return mask
+
+
+def arrays_of_trace(shown: RoutingTrace) -> TokenArrays:
+    """All tokens of a trace as a view of text takes them; their texts are what the trace's vocabulary says."""
+    texts = [shown.token_text(i) for i in range(shown.num_tokens)]
+    first = np.flatnonzero(np.diff(shown.document_ids, prepend=shown.document_ids[0] - 1))
+    has_entropy = shown.router_logits is not None
+    return TokenArrays(
+        tokens=[None if text == END_OF_TEXT else text.encode("utf-8", "replace") for text in texts],
+        layers=shown.layers,
+        num_experts=shown.num_experts,
+        indices=shown.router_indices,
+        scores=shown.router_scores,
+        entropies=np.stack([token_entropy(shown, layer) for layer in shown.layers]) if has_entropy else None,
+        domain_ids=shown.domain_ids,
+        domains=shown.domains,
+        starts=[int(place) for place in first],
+    )

@@ -1,6 +1,6 @@
-"""Text that is being written: one background thread that fills a list, which a page reads as often as it likes.
+"""Text that is being written: one background thread that fills a list, to be read as often as one likes.
 
-The thread calls no Streamlit function, and a rerun or another page does not disturb it; it ends by itself at the last
+Whoever reads it does not disturb the thread, a page that runs again included; it ends by itself at the last
 token, or when it is told to stop.
 """
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.components.token_view import TokenArrays
 from moe_core.errors import MoescopeError
+from moe_core.routing.token_arrays import TokenArrays
 
 if TYPE_CHECKING:
     from moe_core.inference.generate import GeneratedToken, SamplingConfig

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from app.components.token_view import TokenArrays
+from moe_core.routing.token_arrays import TokenArrays
 
 if TYPE_CHECKING:
     from moe_core.data.document import Document
