@@ -209,7 +209,7 @@ def test_a_trace_on_disk_gives_the_same_answers_as_in_memory(trace_path: Path) -
 def test_a_trace_larger_than_memory_is_counted_on_disk(
     opened: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from app import measured
+    from moe_core.routing import measured
     from moe_core.routing.trace import stored
 
     large = tmp_path / "large.parquet"
