@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 @dataclass(eq=False)
 class Measured:
-    """One trace, shared between sessions (see app/loaders.py). What `get` returns is shared too: read, never written."""
+    """One trace, shared between sessions (see app/loaders.py). What `get` returns is shared too: only read it."""
 
     trace: AnyTrace
     """In memory, or on disk where it is larger than that: then counted part by part."""
