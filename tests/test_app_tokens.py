@@ -14,18 +14,8 @@ from colour_support import blend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.components.token_view import EASIER, HARDER, TokenArrays, display, view_payload
-from app.components.token_view_passages import (
-    TOKEN_LIMIT,
-    Passage,
-    arrays_of,
-    examples,
-    fit,
-    trace_passages,
-)
-from moe_core.data.document import Document
 from app.components.token_view import EASIER, HARDER, display, view_payload
-from data_gen import Document
+from moe_core.data.document import Document
 from moe_core.figures.palette import (
     DARK_PAGE,
     DARK_TEXT,

@@ -9,10 +9,10 @@ from app.components.progress import progress_bar
 from app.components.routing_text import deep_or_probe
 from app.components.text_picker import pick_text
 from moe_core.errors import RunError, UsageError
-from moe_core.routing.measures.comparison import token_difference
 from moe_core.figures.sides import Comparison, Side, compare
 from moe_core.inference.subjects import Subject
 from moe_core.routing.measured import Measured
+from moe_core.routing.measures.comparison import token_difference
 from moe_core.runs import RunFolder
 
 

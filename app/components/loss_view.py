@@ -28,7 +28,6 @@ from moe_core.routing.token_arrays import TokenArrays
 if TYPE_CHECKING:
     from moe_core.evaluation.effects import TokenEffects
     from moe_core.inference.protocol import LanguageModel, Loaded
-    from moe_core.inference.loaded import LanguageModel, Loaded
     from moe_core.inference.subjects import Live
 
 # Session keys: which text, what was typed, the view, the last text that was read with its effects.
