@@ -17,11 +17,10 @@ from streamlit.testing.v1 import AppTest
 from training_support import TINY_CONFIG
 
 from moe_core.config import validate_config
-from moe_core.routing import RoutingTrace, baselines, metrics
-from moe_core.routing.measures.comparison import diff_verdict
 from moe_core.figures.sides import Side, compare, domains_figure, one_text, relation, texts_of_both
-from moe_core.routing import RoutingTrace, baselines, metrics, verdicts
+from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.measured import Measured
+from moe_core.routing.measures.comparison import diff_verdict
 from moe_core.runs import RunFolder
 from moe_core.training.loop import train
 

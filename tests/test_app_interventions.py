@@ -22,12 +22,11 @@ from moe_core.evaluation.ablation import ablation_map
 from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.load import load_map_figure
 from moe_core.inference.generate import SamplingConfig, generate
-from moe_core.routing import RoutingTrace, metrics
-from moe_core.routing.measures.causes import effects_verdict, text_loss_verdict
 from moe_core.inference.job import GenerationJob
 from moe_core.inference.passages import Passage
-from moe_core.routing import RoutingTrace, metrics, verdicts
+from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.instruments.change import FORCE, MODES, Change
+from moe_core.routing.measures.causes import effects_verdict, text_loss_verdict
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
 

@@ -24,8 +24,6 @@ from moe_core.figures.palette import (
     TOKEN_STRENGTH,
     contrast_ratio,
 )
-from moe_core.routing import metrics
-from moe_core.routing.measures.experts import layer_verdict
 from moe_core.inference.passages import (
     TOKEN_LIMIT,
     Passage,
@@ -34,7 +32,8 @@ from moe_core.inference.passages import (
     fit,
     trace_passages,
 )
-from moe_core.routing import metrics, verdicts
+from moe_core.routing import metrics
+from moe_core.routing.measures.experts import layer_verdict
 from moe_core.routing.token_arrays import TokenArrays
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run

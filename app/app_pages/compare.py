@@ -13,8 +13,6 @@ from app.components.figure import show_figure
 from app.components.page import answer, header, plain
 from app.components.token_view import token_view, view_payload
 from moe_core.errors import UsageError
-from moe_core.routing import baselines
-from moe_core.routing.measures.domains import domain_verdict
 from moe_core.figures.sides import (
     Comparison,
     domains_figure,
@@ -22,7 +20,8 @@ from moe_core.figures.sides import (
     relation,
     texts_of_both,
 )
-from moe_core.routing import baselines, verdicts
+from moe_core.routing import baselines
+from moe_core.routing.measures.domains import domain_verdict
 from moe_core.runs import RunFolder
 
 RUNS, TEXTS, EXPERIMENTS = "Runs, steps or traces", "Two texts", "Dense models and routers"

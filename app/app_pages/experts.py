@@ -15,10 +15,9 @@ from app.components.routing_text import deep_or_probe, measure_all, text_caption
 from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.experts import expert_domains_figure, expert_history_figure
 from moe_core.figures.load import loads_over_time
+from moe_core.inference.subjects import TraceFile
 from moe_core.routing import baselines, metrics
 from moe_core.routing.measures.experts import expert_sentence
-from moe_core.inference.subjects import TraceFile
-from moe_core.routing import baselines, metrics, verdicts
 from moe_core.runs import RunFolder
 
 subject, layer = state.subject(), state.selected_layer()

@@ -11,9 +11,8 @@ from app.components.routing_text import deep_or_probe, layers_around, measure_al
 from moe_core.figures.associations import coactivation_figure, flow_map_figure, flow_test_figure, persistence_figure
 from moe_core.figures.sankey import MAX_SANKEY_LAYERS, flow_sankey_figure
 from moe_core.routing import baselines, metrics
-from moe_core.routing.measures.flow import flow_verdict, strongest_flow
-from moe_core.routing import baselines, metrics, verdicts
 from moe_core.routing.measured import Measured
+from moe_core.routing.measures.flow import flow_verdict, strongest_flow
 
 NEXT_LAYER, TOGETHER, NEXT_TOKEN = "Layer to layer", "Chosen together", "Token to token"
 SHOWN = "flow_shown"

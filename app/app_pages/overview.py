@@ -29,9 +29,6 @@ from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
 from moe_core.routing.measures.domains import domain_verdict
 from moe_core.routing.measures.health import IMBALANCE_LIMIT, describe_model, routing_health
 from moe_core.routing.verdicts.words import number, short_count
-from moe_core.inference.subjects import need
-from moe_core.routing import baselines, metrics, verdicts
-from moe_core.routing.baselines import FEW_DOCUMENTS
 from moe_core.runs import RunFolder, RunSummary
 
 LOOK = (

@@ -25,13 +25,8 @@ from moe_core.inference.passages import (
     arrays_of,
     trace_passages,
 )
-from app.components.trace_text import show_trace_text
-from moe_core.errors import UsageError
-from moe_core.figures.export import csv_bytes
-from moe_core.figures.tokens import token_choices
-from moe_core.routing.measures.experts import layer_verdict
 from moe_core.inference.subjects import Live, TraceFile
-from moe_core.routing import verdicts
+from moe_core.routing.measures.experts import layer_verdict
 
 # Session keys of this page: the last traced text with its payload, which examples are shown, of what.
 TRACED, NUMBER, SOURCE = "tokens_traced", "tokens_example", "tokens_source"

@@ -13,9 +13,8 @@ from app.components.concordance import WINDOW, concordance, show_concordance, sh
 from app.components.figure import explain, term_help
 from app.components.page import INTERVENTIONS, answer, plain
 from moe_core.routing import baselines, metrics
-from moe_core.routing.measures.causes import ablation_verdict
-from moe_core.routing import baselines, metrics, verdicts
 from moe_core.routing.measured import Measured
+from moe_core.routing.measures.causes import ablation_verdict
 from moe_core.routing.trace.contexts import contexts
 
 if TYPE_CHECKING:
