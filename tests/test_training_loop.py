@@ -421,6 +421,7 @@ def test_sigterm_ends_a_process_with_143_and_a_checkpoint(corpus: Path, tmp_path
         if line.startswith("training 5"):
             break
     assert list_runs(tmp_path)[0].is_live
+    asked = time.time()
     process.terminate()
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 143, errors
@@ -428,4 +429,4 @@ def test_sigterm_ends_a_process_with_143_and_a_checkpoint(corpus: Path, tmp_path
     summary = list_runs(tmp_path)[0]
     assert (summary.state, summary.is_live) == ("stopped", False)
     assert load_run("one", tmp_path).step == summary.step >= 5
-    assert time.time() - summary.updated_at < 60
+    assert summary.updated_at >= asked
