@@ -1,27 +1,8 @@
-"""Moescope's command line: `python main.py --help`. Parse, call, print; the work is in moe_core."""
-
-from __future__ import annotations
+"""Moescope's command line from a checkout: `python main.py --help`. Installed, the same is called `moescope`."""
 
 import sys
-from collections.abc import Sequence
 
-from moe_core.cli.exits import guarded
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 Ctrl+C, 143 SIGTERM."""
-    return guarded(lambda: _run(sys.argv[1:] if arguments is None else arguments))
-
-
-def _run(arguments: Sequence[str]) -> int:
-    from moe_core.cli.output import Output
-    from moe_core.cli.parser import parse
-
-    parsed = parse(arguments)
-    with Output(parsed.json) as output:
-        code: int = parsed.handler(parsed, output)
-        return code
-
+from moe_core.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

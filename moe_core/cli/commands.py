@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moe_core.cli.exits import printable
 from moe_core.cli.output import Output, count_of, progress_on_stderr, table, write_bytes
 from moe_core.errors import UsageError
+from moe_core.program import program
 
 if TYPE_CHECKING:
     from moe_core.routing import Intervention
@@ -103,7 +104,7 @@ def runs(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 
             "unseen, validation: nats per token, of all held-out text once the run is scored, of a part until then"
         )
     else:
-        output.say("No runs yet. Train one:  python main.py --quick")
+        output.say(f"No runs yet. Train one:  {program()} --quick")
     output.figures([asdict(run) for run in found])
     return 0
 

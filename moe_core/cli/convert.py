@@ -9,6 +9,7 @@ from pathlib import Path
 
 from moe_core.cli.output import Output, check_regular, progress_on_stderr, table
 from moe_core.errors import TraceError, UsageError
+from moe_core.program import program
 
 
 def convert(arguments: argparse.Namespace, output: Output) -> int:
@@ -50,7 +51,7 @@ def convert(arguments: argparse.Namespace, output: Output) -> int:
     )
     for note in found.notes:
         output.say(f"Note: {note}.")
-    output.say(f"Look at it:  python main.py plots --trace {arguments.to} --out out/plots")
+    output.say(f"Look at it:  {program()} plots --trace {arguments.to} --out out/plots")
     output.figures({"from": arguments.source, "out": arguments.to, **asdict(found)})
     return 0
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from moe_core.cli.commands import existing_run
 from moe_core.cli.output import Output, check_regular, progress_on_stderr, write_bytes
 from moe_core.errors import UsageError
+from moe_core.program import program
 
 if TYPE_CHECKING:
     from moe_core.runs.checkpoint import LoadedRun
@@ -63,8 +64,8 @@ def import_(arguments: argparse.Namespace, output: Output) -> int:
         config, family = import_checkpoint(source, run, data=arguments.data, progress=progress)
     parameters = total_parameters(config.model)
     output.say(f"Run {run.name}: {parameters:,} parameters of a {family} checkpoint, with its tokenizer")
-    output.say(f'Next:  python main.py generate --run {run.name} --prompt "The "')
-    output.say(f"       python main.py --run {run.name}-tuned --init-from {run.name} --data TEXTS.jsonl")
+    output.say(f'Next:  {program()} generate --run {run.name} --prompt "The "')
+    output.say(f"       {program()} --run {run.name}-tuned --init-from {run.name} --data TEXTS.jsonl")
     output.figures(
         {
             "run": run.name,

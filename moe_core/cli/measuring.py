@@ -12,7 +12,8 @@ def presets_parser() -> Parser:
         "presets",
         "List the named configurations that --preset trains: parameters, operations for a token, and the memory that\n"
         "training and serving take at each precision. docs/presets.md has the formulas and where the numbers are from.",
-        "python main.py presets\n  python main.py presets --json presets.json",
+        "presets",
+        "presets --json presets.json",
     )
     return finish(parser, presets.presets)
 
@@ -24,7 +25,7 @@ def bench_parser() -> Parser:
         "Time Moescope against other ways of doing the same work, both in turn. Results go to\n"
         "docs/benchmarks/<date>.json, and the tables in docs/BENCHMARKS.md and docs/results.md are written anew.\n"
         "Leave the machine alone meanwhile.",
-        "python main.py bench --only aggregation --json out/bench.json",
+        "bench --only aggregation --json out/bench.json",
     )
     parser.add_argument(
         "--only", metavar="NAME", action="append", default=[], help="only this benchmark; repeatable. An unknown name "
@@ -48,7 +49,8 @@ def compare_dense_parser() -> Parser:
         "equal size on the same tokens, each with the best of three learning rates, scores them on unseen text over\n"
         "several seeds, and times them. About 65 minutes with --workers 2 on two cores. May be stopped or killed at\n"
         "any time.",
-        "python main.py compare-dense --workers 2\n  python main.py compare-dense --data texts.jsonl --resume",
+        "compare-dense --workers 2",
+        "compare-dense --data texts.jsonl --resume",
     )
     _add_comparison(parser, seeds=5)
     return finish(parser, comparison.dense)
@@ -61,7 +63,7 @@ def compare_routers_parser() -> Parser:
         "Which router? Trains the same model with every kind of router and way of balancing on the same tokens: loss,\n"
         "load, dead experts, domains and speed, seed by seed. About 80 minutes with --workers 2 on two cores. May be\n"
         "stopped or killed at any time.",
-        "python main.py compare-routers --workers 2",
+        "compare-routers --workers 2",
     )
     _add_comparison(parser, seeds=5)
     return finish(parser, comparison.routers)

@@ -9,6 +9,7 @@ from typing import NoReturn
 from moe_core.cli.output import JSON_TO_STDOUT
 from moe_core.errors import UsageError
 from moe_core.inference.device import DEVICES, DTYPES
+from moe_core.program import program
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,9 +28,10 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
-def command(name: str, description: str, example: str) -> Parser:
-    """The parser of `python main.py NAME`."""
-    return Parser(f"python main.py {name}", description, f"example:\n  {example}")
+def command(name: str, description: str, *examples: str) -> Parser:
+    """The parser of the command `name`; an example is what follows the program's name."""
+    lines = (f"  {program()} {example}" for example in examples)
+    return Parser(f"{program()} {name}", description, "\n".join(["example:", *lines]))
 
 
 def finish(parser: Parser, handler: Callable[..., int]) -> Parser:

@@ -6,11 +6,24 @@ import argparse
 import difflib
 from collections.abc import Callable, Sequence
 
-from moe_core.cli import analysis, commands, convert, exchange, measuring, reporting, suite, tracing, training
+from moe_core import __version__
+from moe_core.cli import (
+    analysis,
+    commands,
+    convert,
+    dashboard,
+    exchange,
+    measuring,
+    reporting,
+    suite,
+    tracing,
+    training,
+)
 from moe_core.cli.options import Parser, add_device, add_json, add_model, command, finish, whole
 from moe_core.config.presets import PRESETS
 from moe_core.errors import UsageError
 from moe_core.inference.device import DEVICES
+from moe_core.program import program
 
 ABLATION_MODES = ("zero", "renormalise", "reroute")
 IMPORT_FORMATS = ("auto", "vllm", "sglang", "llama.cpp", "parquet")
@@ -37,19 +50,22 @@ commands (each has its own --help):
   bench      time Moescope against its peers and the machine's limit
   compare-dense    the mixture against dense models of equal cost and of equal size, over several seeds
   compare-routers  routers and ways of balancing against each other under one budget
+  dashboard  open the dashboard in a browser
 
 any configuration key can be given as --section.key VALUE, in a HOCON file (--config) or as an environment variable
 MOESCOPE_SECTION__KEY; the command line wins over the environment, that over the file.
 
-examples:
-  python main.py --quick
-  python main.py --quick --run mine --data texts.jsonl --seed 1
-  python main.py --run wide --model.num_experts 32 --training.steps 5000
-  python main.py --run wide --resume
-  python main.py --preset blues --training.steps 200
-  python main.py --quick --run tuned --init-from wide --data texts.jsonl
-  python main.py --evaluate --run wide --json figures.json
-  python main.py --evaluate --suite --run wide"""
+examples:"""
+EXAMPLES = (
+    "--quick",
+    "--quick --run mine --data texts.jsonl --seed 1",
+    "--run wide --model.num_experts 32 --training.steps 5000",
+    "--run wide --resume",
+    "--preset blues --training.steps 200",
+    "--quick --run tuned --init-from wide --data texts.jsonl",
+    "--evaluate --run wide --json figures.json",
+    "--evaluate --suite --run wide",
+)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -58,7 +74,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises UsageError for anything unknown; SystemExit(0) after printing help.
     """
     if arguments and arguments[0] in COMMANDS:
-        return COMMANDS[arguments[0]]().parse_args(arguments[1:])
+        return _parse_command(COMMANDS[arguments[0]](), arguments[1:])
     parsed, rest = _train_parser().parse_known_args(arguments)
     for argument in rest:
         _refuse_misplaced_command(argument, rest)
@@ -73,16 +89,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
+def _parse_command(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    parsed, rest = parser.parse_known_args(arguments)
+    if "rest" in parsed:  # a command that passes on what it does not know itself
+        parsed.rest = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return parsed
+
+
 def _refuse_misplaced_command(argument: str, rest: Sequence[str]) -> None:
     """A word that is no value of a --section.key: a command in the wrong place, or a typo of one."""
     before = rest[rest.index(argument) - 1] if rest.index(argument) else ""
     if argument.startswith("-") or (before.startswith("--") and "." in before and "=" not in before):
         return
     if argument in COMMANDS:
-        raise UsageError(f"{argument!r} must come first: python main.py {argument} ...")
+        raise UsageError(f"{argument!r} must come first: {program()} {argument} ...")
     near = difflib.get_close_matches(argument, list(COMMANDS), n=1)
     hint = f"did you mean {near[0]!r}" if near else f"expected one of {', '.join(COMMANDS)}, or options only"
-    raise UsageError(f"unknown command {argument[:60]!r}; {hint}; see `python main.py --help`")
+    raise UsageError(f"unknown command {argument[:60]!r}; {hint}; see `{program()} --help`")
 
 
 def _refuse_training_options(parsed: argparse.Namespace) -> None:
@@ -100,11 +125,13 @@ def _refuse_training_options(parsed: argparse.Namespace) -> None:
 
 
 def _train_parser() -> Parser:
-    parser = Parser("python main.py", TRAIN_DESCRIPTION, COMMANDS_TEXT)
+    epilog = "\n".join([COMMANDS_TEXT, *(f"  {program()} {example}" for example in EXAMPLES)])
+    parser = Parser(program(), TRAIN_DESCRIPTION, epilog)
+    parser.add_argument("--version", action="version", version=f"moescope {__version__}")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--preset", metavar="NAME", choices=PRESETS, help=f"which model and training: {', '.join(PRESETS)} (default: "
-        "default); `python main.py presets` shows what each one is and needs",
+        f"default); `{program()} presets` shows what each one is and needs",
     )  # fmt: skip
     size.add_argument(
         "--quick", dest="preset", action="store_const", const="quick", help="the same as --preset quick: a smaller "
@@ -142,7 +169,7 @@ def _data_parser() -> Parser:
     parser = command(
         "data",
         "Write the synthetic documents as train.jsonl, validation.jsonl and unseen.jsonl, and measure their quality.",
-        "python main.py data --out out/corpus --documents 200 --seed 3",
+        "data --out out/corpus --documents 200 --seed 3",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; made where missing")
     parser.add_argument(
@@ -158,8 +185,8 @@ def _trace_parser() -> Parser:
         "trace",
         "Record which experts every token of a text goes to, as a Parquet file that pandas, DuckDB and Polars read.\n"
         "The file is written as the text is read; the routing is never all in memory.",
-        'python main.py trace --run demo --text "The tenant shall pay 4.5 percent." --out out/trace.parquet\n'
-        "  python main.py trace --model ../some-moe --data texts.jsonl --out out/trace.parquet --dtype bfloat16",
+        'trace --run demo --text "The tenant shall pay 4.5 percent." --out out/trace.parquet',
+        "trace --model ../some-moe --data texts.jsonl --out out/trace.parquet --dtype bfloat16",
     )
     add_model(parser, "reads the text")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -178,7 +205,7 @@ def _convert_parser() -> Parser:
         "convert",
         "Make a trace of routing that was recorded elsewhere: routed_experts of vLLM or SGLang (.npy, .npz, .json,\n"
         ".jsonl), a moe-trace CSV of llama.cpp, or a Parquet table. docs/trace-format.md describes them all.",
-        "python main.py convert --from answers.jsonl --tokenizer tokenizer.json --num-experts 128 --to out/x.parquet",
+        "convert --from answers.jsonl --tokenizer tokenizer.json --num-experts 128 --to out/x.parquet",
     )
     parser.add_argument("--from", dest="source", metavar="X", required=True, help="the recording")
     parser.add_argument("--to", metavar="X.parquet", required=True, help="file to write")
@@ -200,7 +227,7 @@ def _plots_parser() -> Parser:
     parser = command(
         "plots",
         "Write every figure of a run or of a trace to files, named after what they show.",
-        "python main.py plots --run demo --out out/plots --format png --format csv",
+        "plots --run demo --out out/plots --format png --format csv",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -219,7 +246,7 @@ def _report_parser() -> Parser:
         "report",
         "Write one HTML file with everything a run has: pictures, verdicts, numbers, what the model is. It needs\n"
         "neither network nor program to be read, and prints.",
-        "python main.py report --run demo --out out/demo.html",
+        "report --run demo --out out/demo.html",
     )
     parser.add_argument("--run", metavar="NAME", required=True, help="run to report on")
     parser.add_argument("--out", metavar="FILE", help="file to write (default out/report-NAME.html)")
@@ -230,9 +257,9 @@ def _generate_parser() -> Parser:
     parser = command(
         "generate",
         "Continue a text. It appears on stdout as it comes, the speed on stderr.",
-        'python main.py generate --run demo --prompt "The tenant shall" --max-new-tokens 60 --temperature 0\n'
-        '  python main.py generate --run demo --prompt "The tenant shall" --ablate 2:5 --ablate 3:1 --mode reroute\n'
-        '  python main.py generate --run demo --prompt "The tenant shall" --force 2:5',
+        'generate --run demo --prompt "The tenant shall" --max-new-tokens 60 --temperature 0',
+        'generate --run demo --prompt "The tenant shall" --ablate 2:5 --ablate 3:1 --mode reroute',
+        'generate --run demo --prompt "The tenant shall" --force 2:5',
     )
     add_model(parser, "writes")
     parser.add_argument("--prompt", metavar="P", required=True, help="the text to continue")
@@ -272,7 +299,8 @@ def _ablate_parser() -> Parser:
         "Switch experts off one by one and measure what the loss on each domain becomes; for the whole map, also "
         "whether\nanything observed predicts which experts matter. What is measured is kept in the run's folder: "
         "repeat the command\nto go on after an interruption.",
-        "python main.py ablate --run demo\n  python main.py ablate --run demo --layer 2 --expert 5 --mode reroute",
+        "ablate --run demo",
+        "ablate --run demo --layer 2 --expert 5 --mode reroute",
     )
     parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint is examined")
     add_device(parser)
@@ -291,7 +319,7 @@ def _ablate_parser() -> Parser:
 
 def _runs_parser() -> Parser:
     parser = command("runs", "List the runs, the last updated first, with their state and key figures.",
-                      "python main.py runs --json runs.json")  # fmt: skip
+                      "runs --json runs.json")  # fmt: skip
     return finish(parser, commands.runs)
 
 
@@ -299,7 +327,7 @@ def _slim_parser() -> Parser:
     parser = command(
         "slim",
         "Make a run small enough to ship: bfloat16 weights, no optimizer state. It can then no longer be resumed.",
-        "python main.py slim --run demo",
+        "slim --run demo",
     )
     parser.add_argument("--run", metavar="NAME", required=True, help="run to change")
     parser.add_argument(
@@ -315,7 +343,7 @@ def _export_parser() -> Parser:
         "Write a run's newest checkpoint as one that Hugging Face transformers loads, of the architecture that\n"
         "computes exactly the same: mixtral, qwen3_moe, qwen2_moe, granitemoeshared or glm4_moe.\n"
         "transformers is not needed.",
-        "python main.py export --run demo --to out/demo-hf",
+        "export --run demo --to out/demo-hf",
     )
     parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint is exported")
     parser.add_argument("--to", metavar="DIR", required=True, help="folder to write; must be missing or empty")
@@ -330,8 +358,8 @@ def _import_parser() -> Parser:
     parser = command(
         "import",
         "Make a run of a checkpoint of Hugging Face transformers whose architecture ours equals (see export), to look\n"
-        "at it, generate with it, or fine-tune it: python main.py --run tuned --init-from NAME --data texts.jsonl",
-        "python main.py import --from out/demo-hf --run demo-again",
+        f"at it, generate with it, or fine-tune it: {program()} --run tuned --init-from NAME --data texts.jsonl",
+        "import --from out/demo-hf --run demo-again",
     )
     parser.add_argument(
         "--from", dest="source", metavar="DIR", required=True, help="folder with config.json, safetensors and tokenizer"
@@ -360,4 +388,5 @@ COMMANDS: dict[str, Callable[[], Parser]] = {
     "bench": measuring.bench_parser,
     "compare-dense": measuring.compare_dense_parser,
     "compare-routers": measuring.compare_routers_parser,
+    "dashboard": dashboard.parser,
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from moe_core.cli.options import Parser, whole
 from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.errors import DataError, UsageError
+from moe_core.program import program
 
 if TYPE_CHECKING:
     from moe_core.evaluation.tasks import Inputs
@@ -38,7 +39,7 @@ def add_suite(parser: Parser) -> None:
 def refuse_without_suite(arguments: argparse.Namespace) -> None:
     """Raise UsageError for an option of the suite without it."""
     if arguments.suite and not arguments.evaluate:
-        raise UsageError("--suite goes with --evaluate: python main.py --evaluate --suite")
+        raise UsageError(f"--suite goes with --evaluate: {program()} --evaluate --suite")
     for name in ("tasks", "text", "text_file", *QUESTION_TASKS, "plugin"):
         if getattr(arguments, name) is not None and not arguments.suite:
             raise UsageError(f"--{name.replace('_', '-')} goes with --evaluate --suite; add --suite")

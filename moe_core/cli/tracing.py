@@ -7,6 +7,7 @@ import argparse
 from moe_core.cli.models import load_language_model, said_of
 from moe_core.cli.output import Output, check_regular, count_of, progress_on_stderr
 from moe_core.errors import UsageError
+from moe_core.program import program
 
 
 def trace(arguments: argparse.Namespace, output: Output) -> int:
@@ -42,7 +43,7 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
             f"Without the routers' logits, which would take {size:,.0f} MiB (kept up to {MAX_LOGITS_BYTES // 2**20}): "
             "experts and weights are all there."
         )
-    output.say(f"Look at it:  python main.py plots --trace {arguments.out} --out out/plots")
+    output.say(f"Look at it:  {program()} plots --trace {arguments.out} --out out/plots")
     output.figures(
         {
             "run": arguments.run,

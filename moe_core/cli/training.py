@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.cli.output import Output, duration, progress_on_stderr
 from moe_core.errors import RunError, UsageError
+from moe_core.program import dashboard_command, program
 from moe_core.progress import Progress
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def run_to_evaluate(arguments: argparse.Namespace) -> str:
         return str(arguments.preset)
     runs = [run for run in list_runs() if run.error is None and run.step > 0]
     if not runs:
-        raise UsageError("there is no trained run to evaluate; train one with `python main.py --quick`")
+        raise UsageError(f"there is no trained run to evaluate; train one with `{program()} --quick`")
     return runs[0].name
 
 
@@ -110,14 +111,14 @@ def _summarise(run: RunFolder, result: TrainingResult, evaluation: Mapping[str, 
     done = f"{result.step:,} of {result.steps:,} steps, {duration(result.seconds)} of training"
     if evaluation is None:
         output.say(f"Run {run.name} stopped after {done}; what it learned is saved.")
-        output.say(f"Continue:  python main.py --run {run.name} --resume")
+        output.say(f"Continue:  {program()} --run {run.name} --resume")
         return
     output.say(f"Run {run.name} finished: {done}.")
     _say_figures(run.name, evaluation, output)
-    output.say("Next:      make dashboard")
+    output.say(f"Next:      {dashboard_command()}")
     if run.config().model.can_write:
-        output.say(f'           python main.py generate --run {run.name} --prompt "The "')
-    output.say(f"           python main.py plots --run {run.name} --out out/plots")
+        output.say(f'           {program()} generate --run {run.name} --prompt "The "')
+    output.say(f"           {program()} plots --run {run.name} --out out/plots")
 
 
 def _say_figures(name: str, evaluation: Mapping[str, Any], output: Output) -> None:
