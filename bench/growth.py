@@ -25,37 +25,25 @@ from bench.suite import Scale
 from moe_core.figures.figure import figure_bytes
 from moe_core.figures.growth import growth_figure
 from moe_core.files import replaced
-from moe_core.routing import baselines, metrics
+from moe_core.routing.measures import registry
 from moe_core.routing.trace.parquet import TraceWriter
-from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.trace import RoutingTrace
 
 LARGE_TOKENS, LARGE_MEMORY_MIB = 10_000_000, 4096.0
 PAGES = ("overview", "tokens", "domains", "experts", "flow")
 NEARLY_LINEAR = 1.15
 """An exponent up to which cost counts as linear: caches alone account for some of it."""
-MEASURES: dict[str, tuple[Callable[[AnyTrace], object], ...]] = {
-    "counts": (
-        metrics.expert_load,
-        metrics.router_entropy,
-        metrics.dropped_by_position,
-        metrics.domain_specialization,
-        metrics.vocabulary_specialization,
-        metrics.coactivation,
-        metrics.layer_flow,
-        metrics.persistence,
+MEASURES: dict[str, tuple[Callable[..., object], ...]] = {
+    "counts": tuple(
+        dict.fromkeys(  # pairs and strength of co-activation are the same counts
+            measure.function
+            for measure in registry.MEASURES
+            if measure.function is not None and measure.of == "trace" and measure.null is not measure.function
+        )
     ),
-    "nulls": (
-        metrics.context_independence,
-        baselines.domain_nmi,
-        baselines.domain_cells,
-        baselines.vocabulary,
-        baselines.coactivation,
-        baselines.layer_flow,
-        baselines.persistence,
-    ),
+    "nulls": tuple(measure.null for measure in registry.MEASURES if measure.null is not None),
 }
-"""In the order in which they are timed: work that the nulls share with the counts is not timed twice."""
+"""In the order they are timed: what the nulls have in common with the counts is not counted again."""
 PICTURE = ROOT / "docs" / "benchmarks" / "growth.svg"
 _CHUNK = 2**17
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moe_core.routing import calibration
+from moe_core.routing import baselines, calibration
 
 DRAWS = 39  # 40 values of p: 5 % is exactly two of them
 # domain_nmi has such a test in test_routing_baselines; pairs and cells are skewed in the study.
-UNIFORM = [name for name in calibration.BASELINES if name != "domain_nmi"]
-SKEWED = [name for name in calibration.MEASURES if name != "domain_nmi"]
+UNIFORM = [name for name in calibration.MEASURES if name != "domain_nmi"]
+SKEWED = [name for name in calibration.BY_LAYER if name != "domain_nmi"]
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ def test_random_routing_is_called_chance_in_90_of_100_seeds(name: str, kind: str
     assert stats.kstest(spread, "uniform").pvalue > 0.001
 
 
-@pytest.mark.parametrize("name", calibration.BASELINES)
+@pytest.mark.parametrize("name", calibration.MEASURES)
 def test_a_planted_connection_is_found_in_every_seed(name: str) -> None:
     assert calibration.found_count(name, 20, DRAWS) == 20
 
 
-@pytest.mark.parametrize("name", calibration.MEASURES)
+@pytest.mark.parametrize("name", calibration.BY_LAYER)
 def test_the_interval_holds_the_measure_of_other_samples(name: str) -> None:
     """95 % wanted; of 40 seeds, 8 misses tell that something is wrong."""
     assert calibration.coverage(name, 40) >= 0.8
@@ -47,7 +47,7 @@ def test_one_planted_layer_does_not_spread_to_the_others() -> None:
         planted = calibration.random_trace(seed, layers=1, planted="vocabulary")
         indices = mixed.router_indices.copy()
         indices[0] = planted.router_indices[0]
-        frame = calibration.BASELINES["vocabulary"](
+        frame = baselines.vocabulary(
             calibration.RoutingTrace.from_arrays(
                 router_indices=indices,
                 router_scores=mixed.router_scores,

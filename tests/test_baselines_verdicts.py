@@ -9,13 +9,13 @@ import pandas as pd
 from routing_support import trace_of
 
 from moe_core.routing import baselines
-from moe_core.routing.glossary import GLOSSARY
 from moe_core.routing.measures.against_chance import NOTHING_THERE
 from moe_core.routing.measures.causes import ablation_verdict, importance_verdict, text_loss_verdict
 from moe_core.routing.measures.coactivation import COACTIVATION, coactivation_verdict
 from moe_core.routing.measures.comparison import diff_verdict
 from moe_core.routing.measures.experts import expert_sentence, layer_verdict
 from moe_core.routing.measures.flow import FLOW, flow_verdict, strongest_flow
+from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.routing.measures.movers import movers_verdict
 from moe_core.routing.measures.persistence import PERSISTENCE, persistence_verdict
 from moe_core.routing.measures.saturation import saturation_verdict

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from moe_core.errors import UsageError
 from moe_core.figures import domains, load, tokens, training
 from moe_core.figures.load import entropy_figure, loads_over_time
+from moe_core.figures.measures import chance_figure
 from moe_core.figures.palette import EXPERT_COLOURS, expert_colour
 from moe_core.figures.run_figures import sections_of_trace, spaced
 from moe_core.figures.tokens import token_map_figure, token_path_figure
 from moe_core.figures.training import loss_figure
 from moe_core.figures.words import spread
 from moe_core.routing import RoutingTrace, baselines, metrics
+from moe_core.routing.measures.registry import DOMAIN_NMI
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -116,13 +118,13 @@ def test_domain_map_fades_uncertain_cells_and_says_the_interval(trace: RoutingTr
 
 def test_nmi_bars_carry_their_null(trace: RoutingTrace) -> None:
     nmi = baselines.domain_nmi(trace, permutations=50)
-    chart = domains.domain_nmi_by_layer(nmi)
+    chart = chance_figure(DOMAIN_NMI, nmi).chart
     ticks = [layer for layer in chart.to_dict()["layer"] if layer["mark"]["type"] == "tick"]
     assert [layer["encoding"]["x"]["field"] for layer in ticks] == ["null_p99"]
     assert "by chance at most" in chart.data["sentence"][0]
     drawn(chart)
     one = nmi.assign(nmi=np.nan, null_p99=np.nan, verdict=baselines.ONE_DOMAIN)
-    assert domains.domain_nmi_by_layer(one).data["sentence"][0] == "Layer 0: cannot be tested: one domain only."
+    assert chance_figure(DOMAIN_NMI, one).chart.data["sentence"][0] == "Layer 0: cannot be tested: one domain only."
 
 
 def test_load_over_time_colours_experts_or_the_few_unusual_ones() -> None:

@@ -25,7 +25,7 @@ from moe_core.figures.report_page import MAX_CSV_BYTES, MAX_TABLE_ROWS, ModelCar
 from moe_core.figures.run_figures import Section, _causes, sections_of_run, sections_of_trace
 from moe_core.figures.sankey import flow_sankey_figure
 from moe_core.routing import RoutingTrace, metrics
-from moe_core.routing.glossary import GLOSSARY
+from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.routing.verdicts.words import number
 from moe_core.runs.folder import RunFolder
 

@@ -18,10 +18,7 @@ from moe_core.errors import UsageError
 from moe_core.figures import associations, causes, changes, maps, sankey, vocabulary
 from moe_core.figures.associations import (
     coactivation_figure,
-    coactivation_test_figure,
     flow_map_figure,
-    flow_test_figure,
-    persistence_figure,
 )
 from moe_core.figures.causes import (
     ablation_domains_figure,
@@ -36,10 +33,12 @@ from moe_core.figures.experts import dropped_figure, expert_domains_figure, expe
 from moe_core.figures.figure import Figure, figure_bytes
 from moe_core.figures.layout import MAX_COLUMNS
 from moe_core.figures.maps import CELL, nats_limit
+from moe_core.figures.measures import chance_figure
 from moe_core.figures.palette import LIFT_LIMIT, NEUTRAL, expert_colour
 from moe_core.figures.sankey import flow_sankey_figure
-from moe_core.figures.vocabulary import vocabulary_figure, vocabulary_test_figure
+from moe_core.figures.vocabulary import vocabulary_figure
 from moe_core.routing import RoutingTrace, baselines, metrics
+from moe_core.routing.measures import registry
 from moe_core.routing.measures.against_chance import NOTHING_THERE
 from moe_core.routing.measures.coactivation import COACTIVATION
 from moe_core.routing.measures.flow import FLOW
@@ -190,16 +189,16 @@ def test_many_experts_keep_their_strongest_ties_within_the_browsers_limit(seed: 
 def test_bars_of_a_test_carry_chance_interval_and_words() -> None:
     cases = [
         (
-            persistence_figure(null_table("first", [0.3, 0.2], PERSISTENCE)),
+            chance_figure(registry.PERSISTENCE, null_table("first", [0.3, 0.2], PERSISTENCE)),
             "same first expert as the token before",
         ),
         (
-            coactivation_test_figure(null_table("strength", [0.3, 0.2], COACTIVATION)),
+            chance_figure(registry.COACTIVATION, null_table("strength", [0.3, 0.2], COACTIVATION)),
             "of the pairs are others",
         ),
-        (flow_test_figure(null_table("nmi", [0.3, 0.2], FLOW, next_layer=[1, 2])), "Layers 1 to 2"),
+        (chance_figure(registry.LAYER_FLOW, null_table("nmi", [0.3, 0.2], FLOW, next_layer=[1, 2])), "Layers 1 to 2"),
         (
-            vocabulary_test_figure(null_table("score", [0.3, 0.2], VOCABULARY, which="input")),
+            chance_figure(registry.VOCABULARY, null_table("score", [0.3, 0.2], VOCABULARY, which="input")),
             "favourite expert",
         ),
     ]
@@ -210,7 +209,7 @@ def test_bars_of_a_test_carry_chance_interval_and_words() -> None:
         assert all(f'"{field}"' in fields for field in ("null_p99", "low", "high"))
         assert ">0.3<" in svg(figure)
     many = null_table("first", [0.3] * 64, PERSISTENCE)
-    assert "0.3</text>" not in svg(persistence_figure(many)), "numbers would overlap"
+    assert "0.3</text>" not in svg(chance_figure(registry.PERSISTENCE, many)), "numbers would overlap"
 
 
 # ---- Sankey ----
@@ -482,12 +481,12 @@ def test_every_figure_of_a_real_trace_is_drawn(trace: RoutingTrace) -> None:
     words = baselines.vocabulary(trace, permutations=20)
     figures = [
         coactivation_figure(metrics.coactivation(trace), together, 1, pairs),
-        coactivation_test_figure(together),
+        chance_figure(registry.COACTIVATION, together),
         flow_map_figure(flow, paths, 0),
-        flow_test_figure(paths),
-        persistence_figure(baselines.persistence(trace, permutations=20)),
+        chance_figure(registry.LAYER_FLOW, paths),
+        chance_figure(registry.PERSISTENCE, baselines.persistence(trace, permutations=20)),
         vocabulary_figure(metrics.vocabulary_specialization(trace), words, 2),
-        vocabulary_test_figure(words),
+        chance_figure(registry.VOCABULARY, words),
         context_figure(metrics.context_independence(trace)),
         dropped_figure(metrics.dropped_by_position(trace)),
         expert_domains_figure(baselines.domain_cells(trace, permutations=20), 1, 3),

@@ -11,9 +11,11 @@ from app.components.figure import show_figure
 from app.components.page import answer, errors_as_boxes, header, plain
 from app.components.progress import progress_bar
 from app.components.routing_text import amount, first_routing
-from moe_core.figures.domains import domain_map_figure, domain_nmi_figure
-from moe_core.routing import baselines
+from moe_core.figures.domains import domain_map_figure
+from moe_core.figures.measures import chance_figure
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
+from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
+from moe_core.routing.measures.registry import DOMAIN_NMI
 from moe_core.runs import RunFolder
 
 subject, layer = state.subject(), state.selected_layer()
@@ -22,7 +24,7 @@ place = st.empty()
 measured, text = first_routing(subject)
 
 # The probe is small. Where it cannot tell, or on demand, more held-out text goes through the model.
-too_few = bool((measured.get(baselines.domain_nmi)["verdict"] == FEW_DOCUMENTS).any())
+too_few = bool((measured.get(domain_nmi_test)["verdict"] == FEW_DOCUMENTS).any())
 has_more = isinstance(subject, RunFolder)
 more = has_more and (too_few or st.session_state.get(state.MORE_TEXT) == subject.name)
 if more and isinstance(subject, RunFolder):
@@ -31,7 +33,7 @@ if more and isinstance(subject, RunFolder):
         clock = time.strftime("%H:%M", time.localtime(measured.made_at))
         text = f"beginnings of held-out documents, sent through the newest checkpoint at {clock}"
 
-nmi, cells = measured.get(baselines.domain_nmi), measured.get(baselines.domain_cells)
+nmi, cells = measured.get(domain_nmi_test), measured.get(domain_cells)
 figure = measured.keep(("domains", layer), lambda: domain_map_figure(cells, nmi, layer))
 with place:
     answer(f"Layer {layer}: {figure.verdict}")
@@ -52,7 +54,7 @@ with st.container(horizontal=True, vertical_alignment="center"):
         )
 
 show_figure(
-    domain_nmi_figure(nmi),
+    chance_figure(DOMAIN_NMI, nmi),
     key="domain_nmi",
     title="Is it more than chance, in every layer?",
     terms=["NMI", "null", "p-value", "effect"],

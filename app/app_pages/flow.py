@@ -8,11 +8,14 @@ from app import state
 from app.components.figure import show_figure
 from app.components.page import answer, header
 from app.components.routing_text import deep_or_probe, layers_around, measure_all, text_caption
-from moe_core.figures.associations import coactivation_figure, flow_map_figure, flow_test_figure, persistence_figure
+from moe_core.figures.associations import coactivation_figure, flow_map_figure
+from moe_core.figures.measures import chance_figure
 from moe_core.figures.sankey import MAX_SANKEY_LAYERS, flow_sankey_figure
-from moe_core.routing import baselines, metrics
 from moe_core.routing.measured import Measured
-from moe_core.routing.measures.flow import flow_verdict, strongest_flow
+from moe_core.routing.measures.coactivation import coactivation, coactivation_pairs, coactivation_test
+from moe_core.routing.measures.flow import flow_verdict, layer_flow, layer_flow_test, strongest_flow
+from moe_core.routing.measures.persistence import persistence_test
+from moe_core.routing.measures.registry import LAYER_FLOW, PERSISTENCE
 
 NEXT_LAYER, TOGETHER, NEXT_TOKEN = "Layer to layer", "Chosen together", "Token to token"
 SHOWN = "flow_shown"
@@ -24,7 +27,7 @@ def sankey(around: Measured) -> None:
     place = layers.index(layer)
     first = max(0, min(place - MAX_SANKEY_LAYERS // 2, len(layers) - MAX_SANKEY_LAYERS))
     window = layers[first : first + MAX_SANKEY_LAYERS]
-    flow, test = around.get(metrics.layer_flow), around.get(baselines.layer_flow)
+    flow, test = around.get(layer_flow), around.get(layer_flow_test)
     figure = around.keep(("sankey", *window), lambda: flow_sankey_figure(flow, test, window))
     show_figure(figure, key="flow_sankey", title="", terms=["cross-layer flow", "expert", "layer"])
     if len(window) < len(run_layers):
@@ -35,13 +38,13 @@ def next_layer(around: Measured) -> None:
     """Where the tokens of each expert go in the following layer."""
     layers = around.trace.layers
     start = layer if layer != layers[-1] else layers[-2]
-    flow, test = around.get(metrics.layer_flow), around.get(baselines.layer_flow)
+    flow, test = around.get(layer_flow), around.get(layer_flow_test)
     figure = around.keep(("flow map", start), lambda: flow_map_figure(flow, test, start))
     note = "" if start == layer else f"Layer {layer} is the last: this is how tokens come into it. "
     answer(f"{note}{strongest_flow(figure.frame)}")
     show_figure(figure, key=figure.name, title="", terms=["cross-layer flow", "lift"])
     show_figure(
-        around.keep(("flow test",), lambda: flow_test_figure(test)),
+        around.keep(("flow test",), lambda: chance_figure(LAYER_FLOW, test)),
         key="flow",
         terms=["NMI", "null of vocabulary and flow", "p-value", "effect", "interval"],
     )
@@ -52,10 +55,10 @@ def together(around: Measured) -> None:
     if around.trace.top_k == 1:
         st.info("Every token passes one expert of a layer only, so none are chosen together.", icon=":material/info:")
         return
-    measure_all(around, [(metrics.coactivation, ()), (baselines.coactivation, ()), (baselines.coactivation_pairs, ())],
+    measure_all(around, [(coactivation, ()), (coactivation_test, ()), (coactivation_pairs, ())],
                 "Choosing experts at random, to compare with")  # fmt: skip
-    found, test = around.get(metrics.coactivation), around.get(baselines.coactivation)
-    pairs = around.get(baselines.coactivation_pairs)
+    found, test = around.get(coactivation), around.get(coactivation_test)
+    pairs = around.get(coactivation_pairs)
     figure = around.keep(("coactivation", layer), lambda: coactivation_figure(found, test, layer, pairs))
     answer(f"Layer {layer}: {figure.verdict}")
     show_figure(
@@ -68,8 +71,8 @@ def together(around: Measured) -> None:
 
 def next_token(around: Measured) -> None:
     """Whether a token keeps the expert of the one before it."""
-    measure_all(around, [(baselines.persistence, ())], "Shuffling the tokens of each document, to compare with")
-    figure = around.keep(("persistence",), lambda: persistence_figure(around.get(baselines.persistence)))
+    measure_all(around, [(persistence_test, ())], "Shuffling the tokens of each document, to compare with")
+    figure = around.keep(("persistence",), lambda: chance_figure(PERSISTENCE, around.get(persistence_test)))
     answer(figure.verdict)
     show_figure(figure, key=figure.name, title="", terms=["persistence", "null of persistence", "p-value", "interval"])
 
@@ -84,9 +87,9 @@ around = measured.part(layers_around(run_layers, layer, measured.trace.num_exper
 
 views = [NEXT_LAYER, TOGETHER, NEXT_TOKEN]
 if len(run_layers) > 1:
-    measure_all(around, [(metrics.layer_flow, ()), (baselines.layer_flow, ())], "Following tokens through the layers")
+    measure_all(around, [(layer_flow, ()), (layer_flow_test, ())], "Following tokens through the layers")
     with head.container():
-        header("How do tokens travel through the layers?", flow_verdict(around.get(baselines.layer_flow)))
+        header("How do tokens travel through the layers?", flow_verdict(around.get(layer_flow_test)))
     sankey(around)
 else:
     views = views[1:]

@@ -13,7 +13,7 @@ from app.components.page import plain
 from moe_core.figures.figure import Figure, figure_bytes
 from moe_core.figures.maps import CELL
 from moe_core.figures.palette import DARK_TEXT, LIGHT_TEXT
-from moe_core.routing.glossary import GLOSSARY
+from moe_core.routing.measures.glossary import GLOSSARY
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

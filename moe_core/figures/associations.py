@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -12,12 +10,10 @@ from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS
 from moe_core.figures.maps import lift_map
-from moe_core.figures.measures import chance_bars
 from moe_core.figures.words import rows
 from moe_core.routing.measures.coactivation import coactivation_verdict
 from moe_core.routing.measures.flow import flow_verdict
-from moe_core.routing.measures.persistence import persistence_verdict
-from moe_core.routing.verdicts.words import number, p_value, percent
+from moe_core.routing.verdicts.words import number, percent
 
 FEW_EXPECTED = 5.0
 """Cells of which chance expects fewer tokens are faded (the usual rule for counts, Cochran 1954)."""
@@ -56,20 +52,6 @@ def coactivation_figure(coactivation: pd.DataFrame, test: pd.DataFrame, layer: i
     )  # fmt: skip
 
 
-def coactivation_test_figure(test: pd.DataFrame) -> Figure:
-    """In which layers do experts form teams? Frame of baselines.coactivation."""
-    sentences = [
-        f"Layer {row.layer}: {percent(row.strength)} of the pairs are others than chance would choose, "
-        f"{_null(row)}: {row.verdict}."
-        for row in rows(test)
-    ]
-    chart = chance_bars(test, "strength", title="part of the pairs that differ from chance (0..1)", sentences=sentences)
-    return Figure(
-        "coactivation", "Teams of experts, by layer", "Are some experts chosen together more than chance?",
-        coactivation_verdict(test), chart, test,
-    )  # fmt: skip
-
-
 def flow_map_figure(flow: pd.DataFrame, test: pd.DataFrame, layer: int) -> Figure:
     """Where do the tokens of each expert go in the next layer? Frames of metrics.layer_flow and baselines.layer_flow.
 
@@ -99,44 +81,6 @@ def flow_map_figure(flow: pd.DataFrame, test: pd.DataFrame, layer: int) -> Figur
         f"flow_map_layer_{layer}", f"From layer {layer} to layer {following}",
         "Where do the tokens of each expert go next?", verdict, chart, frame.reset_index(drop=True),
     )  # fmt: skip
-
-
-def flow_test_figure(test: pd.DataFrame) -> Figure:
-    """Between which layers do tokens keep to paths? Frame of baselines.layer_flow."""
-    sentences = [
-        f"Layers {row.layer} to {row.next_layer}: the expert in one tells {percent(row.nmi)} of that in the next, "
-        f"{_null(row)}: {row.verdict}."
-        for row in rows(test)
-    ]
-    chart = chance_bars(
-        test, "nmi", title="NMI of the experts in one layer and the next (0..1)", sentences=sentences,
-        row_title="from MoE layer",
-    )  # fmt: skip
-    return Figure(
-        "flow", "Paths through the layers", "Does the expert of one layer tell the expert of the next?",
-        flow_verdict(test), chart, test,
-    )  # fmt: skip
-
-
-def persistence_figure(test: pd.DataFrame) -> Figure:
-    """Do neighbouring tokens keep their expert? Frame of baselines.persistence."""
-    sentences = [
-        f"Layer {row.layer}: {percent(row.first)} of tokens have the same first expert as the token before, "
-        f"{_null(row)}: {row.verdict}."
-        for row in rows(test)
-    ]
-    chart = chance_bars(
-        test, "first", title="part of neighbouring tokens with the same first expert", sentences=sentences
-    )
-    return Figure(
-        "persistence", "Neighbouring tokens", "Does a token keep the expert of the token before it?",
-        persistence_verdict(test), chart, test,
-    )  # fmt: skip
-
-
-def _null(row: Any) -> str:
-    most = f"at most {percent(row.null_p99)} in 99 of 100"
-    return f"{percent(row.null_mean)} by chance and {most} ({p_value(row.p_adjusted)})"
 
 
 def _of_layer(frame: pd.DataFrame, layer: int, what: str) -> pd.DataFrame:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import altair as alt
 import pandas as pd
 
@@ -11,12 +9,11 @@ from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_height, layered, percent_axis
 from moe_core.figures.maps import lift_map
-from moe_core.figures.measures import chance_bars
 from moe_core.figures.palette import BAR, HEAT, NEUTRAL
 from moe_core.figures.words import rows
 from moe_core.routing.measures.context import token_verdict
 from moe_core.routing.measures.domains import CLEARLY, SLIGHTLY, domain_cell, domain_verdict, strongest_expert
-from moe_core.routing.verdicts.words import p_value, percent, sentence
+from moe_core.routing.verdicts.words import percent, sentence
 
 _EXPLAINED: dict[str, tuple[str, str, str]] = {
     "the token alone": ("token_share", "token_chance", BAR),
@@ -46,24 +43,6 @@ def domain_map(cells: pd.DataFrame, layer: int) -> alt.LayerChart:
         x=alt.X("expert:O", title=f"expert of layer {layer}{note}", axis=COLUMN_AXIS),
         y=alt.Y("domain:N", title="domain", sort=list(dict.fromkeys(cells["domain"]))),
     )
-
-
-def domain_nmi_by_layer(nmi: pd.DataFrame) -> alt.LayerChart:
-    """How much one expert choice tells about the token's domain, per layer, with what chance reaches.
-
-    `nmi` has the columns of baselines.domain_nmi: layer, nmi, null_mean, null_p99, p_value, verdict. The tick is the
-    99th percentile over shuffled domain labels: a bar that does not reach beyond it is not distinguishable from chance.
-    """
-    title = "NMI of expert and domain (0 = tells nothing, 1 = tells the domain)"
-    return chance_bars(nmi, "nmi", title=title, sentences=[_knowledge(row) for row in rows(nmi)])
-
-
-def domain_nmi_figure(nmi: pd.DataFrame) -> Figure:
-    """Do experts know the domain? Frame of baselines.domain_nmi."""
-    return Figure(
-        "domain_nmi", "What experts know of domains", "Does the choice of expert tell the domain of a token?",
-        domain_verdict(nmi), domain_nmi_by_layer(nmi), nmi,
-    )  # fmt: skip
 
 
 def domain_map_figure(cells: pd.DataFrame, nmi: pd.DataFrame, layer: int) -> Figure:
@@ -125,13 +104,3 @@ def _clearest(frame: pd.DataFrame) -> list[int]:
     ranked = list(distance.sort_values(ascending=False).index)
     rest = [expert for expert in frame["expert"].unique() if expert not in set(ranked)]
     return [int(expert) for expert in (ranked + rest)[:MAX_COLUMNS]]
-
-
-def _knowledge(row: Any) -> str:
-    if pd.isna(row.nmi) or pd.isna(row.null_p99):
-        return f"Layer {row.layer}: {row.verdict}."
-    return (
-        f"Layer {row.layer}: one expert choice carries {percent(row.nmi)} of what there is to know about the token's "
-        f"domain; by chance at most {percent(row.null_p99)} (99th percentile of shuffled labels, "
-        f"{p_value(row.p_adjusted)}): {row.verdict}."
-    )

@@ -8,9 +8,30 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from moe_core.figures.figure import Figure
 from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, layered
 from moe_core.figures.palette import BAR, HEAT
+from moe_core.figures.words import rows
+from moe_core.routing.measures.record import Measure
 from moe_core.routing.verdicts.words import number
+
+
+def chance_figure(measure: Measure, test: pd.DataFrame) -> Figure:
+    """A measure against its null, layer by layer: bars, verdict and numbers from the frame of its null.
+
+    Raises ValueError for a measure whose record has no bars.
+    """
+    bars, verdict = measure.bars, measure.verdict
+    if bars is None or verdict is None:
+        raise ValueError(f"the measure {measure.name!r} has no bars in its record; expected one with a null a layer")
+    chart = chance_bars(
+        test,
+        measure.value,
+        title=bars.axis,
+        sentences=[bars.sentence(row) for row in rows(test)],
+        row_title=bars.row_title,
+    )
+    return Figure(bars.figure, bars.title, bars.question, verdict(test), chart, test)
 
 
 def chance_bars(

@@ -25,8 +25,9 @@ from moe_core.figures.palette import DARK_PAGE, DARK_TEXT, LIGHT_PAGE, LIGHT_TEX
 from moe_core.figures.plotly_export import PLOTLY_STYLE, plotly_bundle, plotly_call
 from moe_core.figures.run_figures import Section
 from moe_core.progress import Progress, silent
-from moe_core.routing.glossary import GLOSSARY
+from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.routing.measures.health import describe_model
+from moe_core.routing.measures.registry import MEASURES
 from moe_core.routing.verdicts.words import number, short_count
 
 MAX_TABLE_ROWS = 100
@@ -36,13 +37,7 @@ _SPLITS = {
     "validation": "validation (held-out documents of known kinds)",
     "unseen": "unseen (held-out kinds or sources)",
 }
-_MEASURES = {
-    "domain_nmi": ("nmi", "NMI with the domain"),
-    "vocabulary": ("score", "token's favourite expert"),
-    "coactivation": ("strength", "teams"),
-    "persistence": ("first", "same expert as token before"),
-    "flow": ("nmi", "NMI with next layer"),
-}
+_MEASURES = {measure.bars.figure: measure for measure in MEASURES if measure.bars is not None}
 _STYLE = """
 :root { color-scheme: light dark; --page: %(light_page)s; --ink: %(light_text)s; --line: #d5dae1; --soft: #4b5663; }
 @media (prefers-color-scheme: dark) {
@@ -228,11 +223,11 @@ def _layers(sections: Sequence[Section]) -> str:
     columns: dict[str, pd.Series[Any]] = {}
     for figure in (figure for section in sections for figure in section.figures):
         if figure.name in _MEASURES:
-            measure, words = _MEASURES[figure.name]
+            measure = _MEASURES[figure.name]
             frame = figure.frame.set_index("layer")
-            both = zip(frame[measure], frame["null_p99"], strict=True)
+            both = zip(frame[measure.value], frame["null_p99"], strict=True)
             cells = [f"{number(value)} ({number(null)})" for value, null in both]
-            columns[words] = pd.Series(cells, index=frame.index)
+            columns[measure.title] = pd.Series(cells, index=frame.index)
     if not columns:
         return ""
     table = pd.DataFrame(columns).rename_axis("layer").reset_index().fillna("")

@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING
 from moe_core.errors import RunError
 from moe_core.figures.associations import (
     coactivation_figure,
-    coactivation_test_figure,
     flow_map_figure,
-    flow_test_figure,
-    persistence_figure,
 )
 from moe_core.figures.causes import (
     ablation_domains_figure,
@@ -22,18 +19,30 @@ from moe_core.figures.causes import (
     similarity_figure,
 )
 from moe_core.figures.changes import saturation_figure
-from moe_core.figures.domains import context_figure, domain_map_figure, domain_nmi_figure
+from moe_core.figures.domains import context_figure, domain_map_figure
 from moe_core.figures.experts import dropped_figure
 from moe_core.figures.figure import Figure
 from moe_core.figures.formation import formation_figure
 from moe_core.figures.load import entropy_figure, load_map_figure, load_over_time_figure, loads_over_time
+from moe_core.figures.measures import chance_figure
 from moe_core.figures.sankey import flow_sankey_figure
 from moe_core.figures.tokens import token_map_figure
 from moe_core.figures.training import loss_figure
-from moe_core.figures.vocabulary import vocabulary_figure, vocabulary_test_figure
+from moe_core.figures.vocabulary import vocabulary_figure
 from moe_core.progress import Progress, silent
-from moe_core.routing import RoutingTrace, baselines, metrics
+from moe_core.routing import RoutingTrace
 from moe_core.routing.instruments.interventions import MODES
+from moe_core.routing.measures.coactivation import coactivation, coactivation_pairs, coactivation_test
+from moe_core.routing.measures.context import context_independence
+from moe_core.routing.measures.decisions import router_entropy
+from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
+from moe_core.routing.measures.flow import layer_flow, layer_flow_test
+from moe_core.routing.measures.formation import formation
+from moe_core.routing.measures.load import dropped_by_position, expert_load, load_balance
+from moe_core.routing.measures.persistence import persistence_test
+from moe_core.routing.measures.registry import COACTIVATION, DOMAIN_NMI, LAYER_FLOW, PERSISTENCE, VOCABULARY
+from moe_core.routing.measures.saturation import saturation
+from moe_core.routing.measures.vocabulary import vocabulary_specialization, vocabulary_test
 from moe_core.routing.trace.counts import domain_tokens
 from moe_core.runs.analysis import read_ablation_map, read_table
 
@@ -100,10 +109,10 @@ def spaced(layers: list[int]) -> list[int]:
 
 def _load(trace: AnyTrace) -> Section:
     figures = [
-        load_map_figure(metrics.expert_load(trace), metrics.load_balance(trace)),
-        entropy_figure(metrics.router_entropy(trace)),
+        load_map_figure(expert_load(trace), load_balance(trace)),
+        entropy_figure(router_entropy(trace)),
     ]
-    if not trace.varying_experts and (dropped := metrics.dropped_by_position(trace))["dropped"].any():
+    if not trace.varying_experts and (dropped := dropped_by_position(trace))["dropped"].any():
         figures.append(dropped_figure(dropped))
     terms = ("expert load", "load imbalance", "dead expert", "router entropy", "lift", "dropped tokens")
     return Section("Is the work shared evenly among the experts?", figures, terms)
@@ -112,8 +121,8 @@ def _load(trace: AnyTrace) -> Section:
 def _domains(trace: AnyTrace) -> Section:
     figures: list[Figure] = []
     if (domain_tokens(trace) > 0).sum() > 1:
-        nmi, cells = baselines.domain_nmi(trace), baselines.domain_cells(trace)
-        figures.append(domain_nmi_figure(nmi))
+        nmi, cells = domain_nmi_test(trace), domain_cells(trace)
+        figures.append(chance_figure(DOMAIN_NMI, nmi))
         figures += [domain_map_figure(cells, nmi, layer) for layer in spaced(trace.layers)]
     return Section(
         "Do experts know what kind of text a token is from?", figures, ("domain", "NMI", "lift", "null of domains")
@@ -122,10 +131,10 @@ def _domains(trace: AnyTrace) -> Section:
 
 def _vocabulary(trace: AnyTrace) -> Section:
     figures: list[Figure] = []
-    words = metrics.vocabulary_specialization(trace)
+    words = vocabulary_specialization(trace)
     if len(words):
-        test, layers = baselines.vocabulary(trace), set(words["layer"])
-        figures = [vocabulary_test_figure(test), context_figure(metrics.context_independence(trace))]
+        test, layers = vocabulary_test(trace), set(words["layer"])
+        figures = [chance_figure(VOCABULARY, test), context_figure(context_independence(trace))]
         figures += [vocabulary_figure(words, test, layer) for layer in spaced(trace.layers) if layer in layers]
     if len(set(domain_tokens(trace).nonzero()[0])) < 2:
         figures.append(token_map_figure(next(trace.parts())))
@@ -136,9 +145,9 @@ def _vocabulary(trace: AnyTrace) -> Section:
 def _teams(trace: AnyTrace) -> Section:
     figures: list[Figure] = []
     if trace.top_k > 1:
-        together, test = metrics.coactivation(trace), baselines.coactivation(trace)
-        pairs = baselines.coactivation_pairs(trace)
-        figures.append(coactivation_test_figure(test))
+        together, test = coactivation(trace), coactivation_test(trace)
+        pairs = coactivation_pairs(trace)
+        figures.append(chance_figure(COACTIVATION, test))
         figures += [coactivation_figure(together, test, layer, pairs) for layer in spaced(trace.layers)]
     return Section(
         "Which experts work together?",
@@ -148,10 +157,10 @@ def _teams(trace: AnyTrace) -> Section:
 
 
 def _paths(trace: AnyTrace) -> Section:
-    figures = [persistence_figure(baselines.persistence(trace))]
+    figures = [chance_figure(PERSISTENCE, persistence_test(trace))]
     if trace.num_layers > 1:
-        flow, test = metrics.layer_flow(trace), baselines.layer_flow(trace)
-        figures += [flow_test_figure(test), flow_sankey_figure(flow, test)]
+        flow, test = layer_flow(trace), layer_flow_test(trace)
+        figures += [chance_figure(LAYER_FLOW, test), flow_sankey_figure(flow, test)]
         figures += [flow_map_figure(flow, test, layer) for layer in spaced(trace.layers[:-1])]
     return Section(
         "How do tokens travel?",
@@ -171,9 +180,9 @@ def _history(run: RunFolder, steps: list[int]) -> Section:
     figures: list[Figure] = []
     if len(steps) > 1:
         traces = {step: RoutingTrace.load(run.probe_path(step)) for step in steps}
-        figures.append(saturation_figure(metrics.saturation(traces)))
-        formation = metrics.formation(traces)
-        figures += [formation_figure(formation, layer) for layer in spaced(sorted(set(formation["layer"])))]
+        figures.append(saturation_figure(saturation(traces)))
+        forming = formation(traces)
+        figures += [formation_figure(forming, layer) for layer in spaced(sorted(set(forming["layer"])))]
     loads = loads_over_time(run.metrics("load"))
     figures += [load_over_time_figure(loads, int(layer)) for layer in spaced(sorted(set(loads["layer"])))]
     return Section("When did the routing become what it is?", figures, ("saturation", "formation", "expert load"))

@@ -9,12 +9,11 @@ import pandas as pd
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.layout import bars_height, layered
-from moe_core.figures.measures import chance_bars
 from moe_core.figures.palette import HEAT, expert_colour
 from moe_core.figures.tokens import visible
 from moe_core.figures.words import rows
 from moe_core.routing.measures.vocabulary import vocabulary_verdict
-from moe_core.routing.verdicts.words import number, p_value, percent
+from moe_core.routing.verdicts.words import number, percent
 
 MAX_TOKENS = 20
 """Token types drawn: those that most surely belong to one expert."""
@@ -67,23 +66,6 @@ def vocabulary_figure(vocabulary: pd.DataFrame, test: pd.DataFrame, layer: int) 
     return Figure(
         f"vocabulary_layer_{layer}", f"Tokens of one expert in layer {layer}",
         f"Which {what}s belong to one expert?", vocabulary_verdict(test[test["layer"] == layer]), chart, frame,
-    )  # fmt: skip
-
-
-def vocabulary_test_figure(test: pd.DataFrame) -> Figure:
-    """In which layers do experts specialise in tokens? Frame of baselines.vocabulary."""
-    sentences = [
-        f"Layer {row.layer}: the favourite expert of a token type takes {percent(row.score)} of its occurrences, "
-        f"{percent(row.null_mean)} by chance and at most {percent(row.null_p99)} in 99 of 100 "
-        f"({p_value(row.p_adjusted)}): {row.verdict}."
-        for row in rows(test)
-    ]
-    chart = chance_bars(
-        test, "score", title="mean share of a token type's favourite expert (0..1)", sentences=sentences
-    )
-    return Figure(
-        "vocabulary", "Specialisation by token", "Does a token go to the same expert every time?",
-        vocabulary_verdict(test), chart, test,
     )  # fmt: skip
 
 

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_core.routing import baselines
+from moe_core.routing.measures import registry
+from moe_core.routing.measures.against_chance import CHANCE
+from moe_core.routing.measures.record import RandomRouting
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import Float64Array
 
@@ -32,23 +34,10 @@ RANDOM: dict[str, dict[str, Any]] = {
 WEAK = (0.25, 0.5, 1.0)
 """Strengths of a planted connection that chance may hide; random logits have a standard deviation of 1.28."""
 
-Test = Callable[..., pd.DataFrame]
-BASELINES: dict[str, Test] = {
-    "domain_nmi": baselines.domain_nmi,
-    "domain_cells": baselines.domain_cells,
-    "persistence": baselines.persistence,
-    "coactivation": baselines.coactivation,
-    "coactivation_pairs": baselines.coactivation_pairs,
-    "vocabulary": baselines.vocabulary,
-    "layer_flow": baselines.layer_flow,
-}
-MEASURES = {
-    "domain_nmi": "nmi",
-    "persistence": "first",
-    "coactivation": "strength",
-    "vocabulary": "score",
-    "layer_flow": "nmi",
-}
+MEASURES = {measure.name: measure for measure in registry.MEASURES if measure.plant is not None}
+"""Those with a null that is drawn."""
+BY_LAYER = [name for name, measure in MEASURES.items() if measure.plant is not None and measure.plant.found is None]
+"""Those with a verdict and an interval a layer; the others are tables of cells."""
 
 
 def random_trace(
@@ -57,9 +46,7 @@ def random_trace(
     """Random routing: every token chooses the experts with the largest of random logits.
 
     `skew`: how much experts differ in load; `alike`: how much tokens of a document share tastes, beyond their domain;
-    `planted`: the name of a baseline, for whose finding `strength` is added to some logits. Domain m prefers expert m;
-    a token the first expert of the one before; token type x the expert x modulo E; a third of the tokens experts 0 and
-    1, another third 2 and 3; a layer the expert after the first one of the layer before.
+    `planted`: the name of a measure, for whose connection (see its Plant) `strength` is added to some logits.
     """
     rng = np.random.default_rng(seed)
     T = DOCUMENTS * DOCUMENT_TOKENS
@@ -67,22 +54,18 @@ def random_trace(
     tokens = rng.integers(0, TYPES, T)
     logits = rng.gumbel(size=(layers, T, EXPERTS)) + skew * rng.normal(size=(layers, 1, EXPERTS))
     logits += alike * rng.normal(size=(layers, DOCUMENTS, EXPERTS))[:, documents]
-    everyone, of_layer = np.arange(T), np.arange(layers)
-    if planted in ("domain_nmi", "domain_cells"):
-        logits[:, everyone, documents % DOMAINS] += strength
-    elif planted == "vocabulary":
-        logits[:, everyone, tokens % EXPERTS] += strength
-    elif planted in ("coactivation", "coactivation_pairs"):
-        team = rng.integers(0, 3, (layers, T, 1))
-        logits[:, :, :2] += strength * (team == 0)
-        logits[:, :, 2:4] += strength * (team == 1)
-    elif planted == "persistence":
-        for t in np.flatnonzero(np.diff(documents) == 0) + 1:
-            logits[of_layer, t, logits[:, t - 1].argmax(axis=-1)] += strength
-    elif planted == "layer_flow":
-        for layer in range(1, layers):
-            logits[layer, everyone, (logits[layer - 1].argmax(axis=-1) + 1) % EXPERTS] += strength
+    plant = MEASURES[planted].plant if planted else None
+    if plant is not None:
+        plant.add(RandomRouting(logits, documents, documents % DOMAINS, tokens, strength, rng))
     return _routed(logits, documents, tokens)
+
+
+def against_chance(name: str) -> Callable[..., pd.DataFrame]:
+    """The null of the measure with this name."""
+    null = MEASURES[name].null
+    if null is None:
+        raise ValueError(f"the measure {name!r} has something planted, but no null to find it")
+    return null
 
 
 def chance_count(name: str, seeds: int, kind: str, permutations: int = PERMUTATIONS) -> tuple[int, Float64Array]:
@@ -90,10 +73,8 @@ def chance_count(name: str, seeds: int, kind: str, permutations: int = PERMUTATI
     nothing = 0
     p_values: list[float] = []
     for seed in range(seeds):
-        frame = BASELINES[name](random_trace(seed, **RANDOM[kind]), permutations=permutations)
-        nothing += bool(
-            frame["uncertain"].all() if name not in MEASURES else (frame["verdict"] == baselines.CHANCE).all()
-        )
+        frame = against_chance(name)(random_trace(seed, **RANDOM[kind]), permutations=permutations)
+        nothing += bool(frame["uncertain"].all() if name not in BY_LAYER else (frame["verdict"] == CHANCE).all())
         p_values += frame["p_value"].dropna().tolist()[:1]
     return nothing, np.array(p_values)
 
@@ -105,16 +86,14 @@ def found_count(
 
     A verdict must say "clearly", or with `slightly` at least that something was found; cells must be certain.
     """
+    plant = MEASURES[name].plant
+    found_in_cells = None if plant is None else plant.found
     found = 0
     for seed in range(seeds):
         trace = random_trace(seed, skew=0.5, planted=name, strength=strength)
-        frame = BASELINES[name](trace, permutations=permutations)
-        if name == "domain_cells":
-            own = frame[frame["domain"] == frame["expert"].map(_domain)]
-            found += bool((~own["uncertain"] & (own["share"] > own["expected"])).all())
-        elif name == "coactivation_pairs":
-            own = frame[(frame["expert_i"] == 0) & (frame["expert_j"] == 1)]
-            found += bool((~own["uncertain"] & (own["lift_over_chance"] > 1)).all())
+        frame = against_chance(name)(trace, permutations=permutations)
+        if found_in_cells is not None:
+            found += found_in_cells(frame)
         else:
             found += bool(frame["verdict"].str.contains("clearly|slightly" if slightly else "clearly").all())
     return found
@@ -123,8 +102,8 @@ def found_count(
 def coverage(name: str, seeds: int) -> float:
     """Part of the seeds, 0..1, whose 95 % interval holds the measure's mean over the seeds; documents alike."""
     traces = (random_trace(seed, skew=0.0, alike=0.5, planted=name, strength=1.0, layers=2) for seed in range(seeds))
-    frames = [BASELINES[name](trace, permutations=20).iloc[0] for trace in traces]
-    mean = np.mean([frame[MEASURES[name]] for frame in frames])
+    frames = [against_chance(name)(trace, permutations=20).iloc[0] for trace in traces]
+    mean = np.mean([frame[MEASURES[name].value] for frame in frames])
     return float(np.mean([frame["low"] <= mean <= frame["high"] for frame in frames]))
 
 
@@ -133,7 +112,7 @@ def calibrate(seeds: int = SEEDS) -> list[dict[str, Any]]:
     from scipy import stats
 
     rows: list[dict[str, Any]] = []
-    for name in BASELINES:
+    for name in MEASURES:
         row: dict[str, Any] = {"baseline": name, "seeds": seeds}
         for kind in RANDOM:
             nothing, p_values = chance_count(name, seeds, kind)
@@ -142,7 +121,7 @@ def calibrate(seeds: int = SEEDS) -> list[dict[str, Any]]:
         for strength in WEAK:
             row[f"found, planted {strength}"] = found_count(name, seeds, strength=strength, slightly=True)
         row["found clearly, planted 3.0"] = found_count(name, seeds)
-        row["coverage"] = round(coverage(name, seeds), 2) if name in MEASURES else None
+        row["coverage"] = round(coverage(name, seeds), 2) if name in BY_LAYER else None
         rows.append(row)
     return rows
 
@@ -157,12 +136,8 @@ def _routed(logits: Float64Array, documents: np.ndarray, tokens: np.ndarray) -> 
         token_ids=tokens,
         document_ids=documents,
         domain_ids=documents % DOMAINS,
-        domains=[_domain(m) for m in range(DOMAINS)],
+        domains=[f"domain {m}" for m in range(DOMAINS)],
     )
-
-
-def _domain(number: int) -> str:
-    return f"domain {number}"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.statistics.permutation import p_values
 from moe_core.routing.trace.types import Float64Array
-from moe_core.routing.verdicts.words import layers_of, p_value
+from moe_core.routing.verdicts.words import layers_of, p_value, percent
 
 CHANCE = "not distinguishable from chance"
 FEW_DOCUMENTS = "cannot be tested: too few documents"
@@ -118,3 +118,9 @@ def layers_verdict(
     if best["verdict"] == finding.clearly:
         return f"{clear}: {where}{certainty}{rest}."
     return f"{slight}: {where}{certainty}, too little to rely on{rest}."
+
+
+def against_null(row: Any) -> str:
+    """What chance gives in a row of `tested`, for the sentence of a bar."""
+    most = f"at most {percent(row.null_p99)} in 99 of 100"
+    return f"{percent(row.null_mean)} by chance and {most} ({p_value(row.p_adjusted)})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE
 from moe_core.routing.trace.types import BoolArray, Float32Array
 from moe_core.routing.verdicts.words import count_of, number, sentence, signed
@@ -102,3 +103,66 @@ def importance_verdict(correlations: pd.DataFrame) -> str:
         f"{name} {predicts} which experts matter: rank correlation {best['rho']:.2f} over "
         f"{experts} experts (95 % interval {best['low']:.2f} to {best['high']:.2f}, 0 by chance){others}."
     )
+
+
+ABLATION_TERMS = (
+    Term("ablation", "Switching an expert off to see what the model loses; everything else stays as it is."),
+    Term("zero", "Switched off: the expert's output is left out, the token's other experts keep their weights."),
+    Term("renormalise", "Switched off: the token's other experts share the weight of the expert that is gone."),
+    Term("reroute", "Switched off: the router chooses again, without the expert, by its own rule."),
+    Term(
+        "force",
+        "The expert is put first for every token: its logit is set to the token's largest.",
+        "z_e = max z",
+        "",
+        "2509.09660",
+    ),
+    Term(
+        "causal effect",
+        "By how much the loss rises when an expert is switched off; above 0 the expert was of use.",
+        "nats per token without it - with it",
+        "0",
+        "2606.10703",
+    ),
+    Term(
+        "KL",
+        "How differently the model predicts the next token after a change, in nats; not whether it is worse.",
+        "mean_t sum_v p_v ln(p_v / p'_v)",
+        "0 = the same predictions",
+        "Kullback and Leibler 1951",
+    ),
+)
+
+
+IMPORTANCE_TERMS = (
+    Term(
+        "REAP",
+        "How much an expert adds where it is used: its weight times the size of its output, over its tokens.",
+        "mean over routed tokens of g_e(x) · ||E_e(x)||",
+        "",
+        "2510.13999",
+    ),
+    Term(
+        "EAN",
+        "Expert activation norm: the size of an expert's output, summed over its tokens.",
+        "sum over routed tokens of ||E_e(x)||",
+    ),
+    Term(
+        "CKA",
+        "How alike two experts' outputs are on the same tokens, whatever their rotation and size.",
+        "||A'B||² / (||A'A|| ||B'B||), columns centred",
+        "0 = unrelated, 1 = alike; above 0 by chance for few tokens",
+        "1905.00414",
+    ),
+    Term(
+        "gate cosine", "How alike two experts' rows of the router are: what they are chosen for.", "cos(w_i, w_j)", "0"
+    ),
+    Term("weight cosine", "How alike the weights of two experts are, as they stand.", "cos(W_i, W_j)", "0"),
+    Term(
+        "rank correlation",
+        "Whether experts that are high in one measure are high in another: -1 to 1.",
+        "Pearson's correlation of ranks",
+        "0",
+        "Spearman 1904",
+    ),
+)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from moe_core.routing.measures.against_chance import finding_of, layers_verdict, tested
+from moe_core.routing.measures.against_chance import against_null, finding_of, layers_verdict, tested
+from moe_core.routing.measures.record import Bars, Plant, RandomRouting
+from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import MAX_UNITS, RESAMPLES, units
 from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
 from moe_core.routing.statistics.permutation import PairChain, check_permutations, documents, sampled
@@ -238,3 +240,66 @@ def coactivation_verdict(test: pd.DataFrame, pairs: pd.DataFrame | None = None) 
         f"{text} Strongest: experts {int(best['expert_i'])} and {int(best['expert_j'])} of layer {int(best['layer'])}, "
         f"{number(best['lift_over_chance'])} times as often as chance."
     )
+
+
+STRENGTH_TERMS = (
+    Term(
+        "co-activation",
+        "The part of an expert's tokens that also chose a certain other expert.",
+        "N_ij / N_i",
+        "(K-1)/(E-1) when even; uneven load alone changes it",
+        "2409.02060, eq. 6",
+    ),
+    Term(
+        "co-activation strength",
+        "The part of a layer's expert pairs that would have to be others to look like chance, 0 to 1.",
+        "1/2 · sum over i < j of |N_ij - M_ij| / N, M_ij the mean of the null",
+        "its null, which is above 0",
+        "total variation distance",
+    ),
+    Term(
+        "null of co-activation",
+        "Random sets of experts, with every document's load and every token's number of experts as they are.",
+        "swaps of experts between tokens of a document",
+        "",
+        "Besag and Clifford 1989",
+    ),
+)
+
+
+PAIR_TERMS = (
+    Term(
+        "lift over chance",
+        "How many times as often as in random choices of the same load two experts serve the same token.",
+        "N_ij / M_ij",
+        "1",
+    ),
+)
+
+
+BARS = Bars(
+    figure="coactivation",
+    title="Teams of experts, by layer",
+    question="Are some experts chosen together more than chance?",
+    axis="part of the pairs that differ from chance (0..1)",
+    sentence=lambda row: (
+        f"Layer {row.layer}: {percent(row.strength)} of the pairs are others than chance would choose, "
+        f"{against_null(row)}: {row.verdict}."
+    ),
+)
+
+
+def _plant(routing: RandomRouting) -> None:
+    """A third of the tokens prefer experts 0 and 1, another third 2 and 3."""
+    L, T, _ = routing.logits.shape
+    team = routing.rng.integers(0, 3, (L, T, 1))
+    routing.logits[:, :, :2] += routing.strength * (team == 0)
+    routing.logits[:, :, 2:4] += routing.strength * (team == 1)
+
+
+def _found(pairs: pd.DataFrame) -> bool:
+    planted = pairs[(pairs["expert_i"] == 0) & (pairs["expert_j"] == 1)]
+    return bool((~planted["uncertain"] & (planted["lift_over_chance"] > 1)).all())
+
+
+PLANT, PAIRS_PLANT = Plant(_plant), Plant(_plant, _found)

@@ -10,6 +10,7 @@ import pandas as pd
 from moe_core.errors import TraceError
 from moe_core.routing.measures.decisions import token_boundary
 from moe_core.routing.measures.persistence import first_choice, shared_experts
+from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import percentile_interval, resampled_totals, source_blocks
 from moe_core.routing.trace.counts import entropy, expert_counts, grouped_counts, normalised, ratio
 from moe_core.routing.trace.trace import RoutingTrace
@@ -188,3 +189,32 @@ def diff_verdict(diff: pd.DataFrame) -> str:
             f"{number(most['margin_kept'])} where it stayed"
         )
     return f"{text}."
+
+
+DIFF_TERMS = (
+    Term(
+        "flip rate",
+        "The part of the tokens that choose another set of experts in the second trace.",
+        "P(S_t ≠ S'_t)",
+        "0 when the routing is the same",
+        "2510.11370",
+    ),
+    Term(
+        "Jaccard",
+        "How much two sets of experts have in common.",
+        "|S ∩ S'| / |S ∪ S'|",
+        "1 = the same, 0 = none in common",
+        "Jaccard 1901",
+    ),
+)
+
+
+MATCH_TERMS = (
+    Term(
+        "matched experts",
+        "Experts of two models paired so that they share as many tokens as possible; their numbers mean nothing.",
+        "largest total Jaccard of token sets (Hungarian method)",
+        "",
+        "Kuhn 1955",
+    ),
+)

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import special
 
 from moe_core.routing.measures.chance import expected_xlogx
+from moe_core.routing.measures.term import Term
 from moe_core.routing.measures.tokens import layer_counts, place_in, tally, token_types
 from moe_core.routing.trace.counts import entropy, mutual_information, ratio
 from moe_core.routing.trace.stored import AnyTrace
@@ -138,3 +139,20 @@ def token_verdict(context: pd.DataFrame) -> str:
         f"{text}; what the domain adds to the token is {percent(best['domain_beyond_token'])} "
         f"({percent(best['domain_beyond_chance'])} by chance)."
     )
+
+
+TERMS = (
+    Term(
+        "token share",
+        "How much of the choice of expert the token alone explains, whatever its context, 0 to 1.",
+        "I(expert; token id) / H(expert)",
+        "its chance, which grows with rare tokens",
+        "after OpenMoE, 2402.01739, section 4.2",
+    ),
+    Term(
+        "domain beyond token",
+        "What a token's domain tells about its expert once the token itself is known, 0 to 1.",
+        "I(expert; domain | token id) / H(expert)",
+        "its chance, a little above 0",
+    ),
+)

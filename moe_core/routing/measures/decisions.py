@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from moe_core.routing.measures.term import Term
 from moe_core.routing.trace.counts import entropy, normalised, ratio
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.trace import RoutingTrace
@@ -105,3 +106,27 @@ def _probabilities(trace: RoutingTrace, row: int) -> Iterator[Float64Array]:
             yield normalised(np.sqrt(np.logaddexp(0.0, logits)))
         else:
             yield special.softmax(logits, axis=1)
+
+
+TERMS = (
+    Term(
+        "router entropy",
+        "How undecided the router is about a token: 0 = sure of one expert, 1 = no preference at all.",
+        "mean_t H(p_t) / ln E",
+        "1 for a router that does not choose",
+    ),
+    Term("confidence", "The router's probability of its first choice, averaged over tokens.", "mean_t max p", "1/E"),
+    Term("margin", "How far the first choice is ahead of the second.", "mean_t (p_(1) - p_(2))", "0 for a tie"),
+    Term(
+        "boundary margin",
+        "How far the last expert chosen is ahead of the first one left out; where it is small, choices flip easily.",
+        "mean_t (p_(K) - p_(K+1))",
+        "0 for a tie",
+    ),
+    Term(
+        "router information",
+        "How much of the router's indecision differs from token to token: 0 = it treats all tokens alike.",
+        "H(mean_t p_t) - mean_t H(p_t), in nats",
+        "0",
+    ),
+)

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_core.routing.measures.against_chance import CHANCE, FEW_DOCUMENTS, NOTHING_THERE, finding_of, tested
+from moe_core.routing.measures.against_chance import (
+    CHANCE,
+    FEW_DOCUMENTS,
+    NOTHING_THERE,
+    finding_of,
+    tested,
+)
+from moe_core.routing.measures.record import Bars, Plant, RandomRouting
+from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import RESAMPLES, by_domain, count_interval
 from moe_core.routing.statistics.intervals import wilson_of_clusters
 from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
@@ -294,3 +302,73 @@ def strongest_expert(cells: pd.DataFrame) -> str:
         return "No single expert is surely preferred by any domain."
     best = certain.iloc[0]
     return f"Strongest: in layer {best['layer']}, {domain_cell(best)}."
+
+
+NMI_TERMS = (
+    Term(
+        "NMI",
+        "Normalised mutual information: how much of a token's domain one expert choice gives away, 0 to 1.",
+        "I(expert; domain) / H(domain)",
+        "its null, a little above 0",
+        "Shannon 1948",
+    ),
+    Term(
+        "null of domains",
+        "Domain labels shuffled over whole sources: every source keeps its choices.",
+        "labels permuted by source",
+    ),
+)
+
+
+SPECIALIZATION_TERMS = (
+    Term(
+        "domain specialization",
+        "The part of a domain's tokens that chose an expert.",
+        "N_eD / N_D",
+        "K/E",
+        "2409.02060, eq. 7",
+    ),
+)
+
+
+DIVERGENCE_TERMS = (
+    Term(
+        "JSD",
+        "Jensen-Shannon divergence: how differently two domains use the experts, in nats.",
+        "H((q_i + q_j)/2) - (H(q_i) + H(q_j))/2",
+        "0 = alike, 0.693 = no expert in common",
+        "Lin 1991",
+    ),
+)
+
+
+def _knowledge(row: Any) -> str:
+    if pd.isna(row.nmi) or pd.isna(row.null_p99):
+        return f"Layer {row.layer}: {row.verdict}."
+    return (
+        f"Layer {row.layer}: one expert choice carries {percent(row.nmi)} of what there is to know about the token's "
+        f"domain; by chance at most {percent(row.null_p99)} (99th percentile of shuffled labels, "
+        f"{p_value(row.p_adjusted)}): {row.verdict}."
+    )
+
+
+NMI_BARS = Bars(
+    figure="domain_nmi",
+    title="What experts know of domains",
+    question="Does the choice of expert tell the domain of a token?",
+    axis="NMI of expert and domain (0 = tells nothing, 1 = tells the domain)",
+    sentence=_knowledge,
+)
+
+
+def _plant(routing: RandomRouting) -> None:
+    """Domain m prefers expert m."""
+    routing.logits[:, np.arange(len(routing.domain_ids)), routing.domain_ids] += routing.strength
+
+
+def _found(cells: pd.DataFrame) -> bool:
+    planted = cells[cells["domain"] == "domain " + cells["expert"].astype(str)]
+    return bool((~planted["uncertain"] & (planted["share"] > planted["expected"])).all())
+
+
+NMI_PLANT, CELLS_PLANT = Plant(_plant), Plant(_plant, _found)

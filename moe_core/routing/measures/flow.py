@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_core.routing.measures.against_chance import finding_of, layers_verdict, tested
+from moe_core.routing.measures.against_chance import against_null, finding_of, layers_verdict, tested
+from moe_core.routing.measures.record import Bars, Plant, RandomRouting
+from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import RESAMPLES, Units, units
 from moe_core.routing.statistics.permutation import Documents, check_permutations, documents, sampled
 from moe_core.routing.trace.counts import blocks, entropy, flow_counts, mutual_information, normalised, ratio
@@ -135,3 +137,38 @@ def strongest_flow(flow: pd.DataFrame) -> str:
         f"{int(row['next_expert'])} of layer {int(row['next_layer'])}: "
         f"{percent(row['probability'])} of its tokens, {number(row['lift'])} times that expert's share."
     )
+
+
+TERMS = (
+    Term(
+        "cross-layer flow",
+        "Where the tokens of an expert go in the next MoE layer.",
+        "P(expert of layer l + 1 | expert of layer l)",
+        "the next expert's own share",
+        "2409.02060, section 5",
+    ),
+)
+
+
+BARS = Bars(
+    figure="flow",
+    title="Paths through the layers",
+    question="Does the expert of one layer tell the expert of the next?",
+    axis="NMI of the experts in one layer and the next (0..1)",
+    sentence=lambda row: (
+        f"Layers {row.layer} to {row.next_layer}: the expert in one tells {percent(row.nmi)} of that in the next, "
+        f"{against_null(row)}: {row.verdict}."
+    ),
+    row_title="from MoE layer",
+)
+
+
+def _plant(routing: RandomRouting) -> None:
+    """A layer prefers the expert after the first one of the layer before."""
+    L, T, E = routing.logits.shape
+    for layer in range(1, L):
+        preferred = (routing.logits[layer - 1].argmax(axis=-1) + 1) % E
+        routing.logits[layer, np.arange(T), preferred] += routing.strength
+
+
+PLANT = Plant(_plant)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from moe_core.errors import TraceError
 from moe_core.routing.measures.comparison import check_same_experts, check_same_tokens
+from moe_core.routing.measures.term import Term
 from moe_core.routing.trace.counts import ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray
@@ -84,3 +85,14 @@ def _chosen(trace: RoutingTrace) -> BoolArray:
     chosen: BoolArray = np.zeros((L, T, trace.num_experts + 1), dtype=np.bool_)
     np.put_along_axis(chosen, trace.router_indices.astype(np.int64), True, axis=2)
     return chosen[:, :, :-1]
+
+
+TERMS = (
+    Term(
+        "formation",
+        "How much of what an expert takes in the end it took at an earlier step, beyond what its load alone brings.",
+        "(kept - chance) / (1 - chance), chance = its tokens / T; formed from 1/2 on, for good",
+        "0 as by chance, 1 at the last step",
+        "after 2409.02060, eq. 5, and Cohen 1960",
+    ),
+)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import UsageError
+from moe_core.routing.measures.term import Term
 from moe_core.routing.trace.counts import entropy, expert_counts, ratio
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.types import Int64Array
@@ -121,3 +122,73 @@ def _padded(counts: Int64Array, size: int) -> Int64Array:
     """`counts` [...,P] with at least `size` places, the new ones 0."""
     missing = max(size - counts.shape[-1], 0)
     return np.pad(counts, [*[(0, 0)] * (counts.ndim - 1), (0, missing)])
+
+
+EXPERT_LOAD_TERMS = (
+    Term(
+        "expert load",
+        "The part of a layer's assignments that went to an expert.",
+        "f_e = c_e / sum c",
+        "1/E when even",
+        "2101.03961, eq. 5",
+    ),
+)
+
+
+LOAD_BALANCE_TERMS = (
+    Term(
+        "load imbalance",
+        "How many times the average load the busiest expert of a layer has.",
+        "max c / mean c",
+        "1 when even, E when all tokens go to one expert",
+        "2408.15664",
+    ),
+    Term(
+        "MaxVio",
+        "By what part the busiest expert exceeds the average load: load imbalance minus 1.",
+        "(max c - mean c) / mean c",
+        "0 when even",
+        "2408.15664",
+    ),
+    Term("CV", "Coefficient of variation of the load over experts.", "std c / mean c", "0 when even", "1701.06538"),
+    Term(
+        "Gini",
+        "Inequality of the load over experts, as used for incomes.",
+        "sum_i (2i - E - 1) c_(i) / (E sum c)",
+        "0 when even, (E-1)/E when one expert has all",
+        "Gini 1912",
+    ),
+    Term(
+        "effective experts",
+        "As many equally busy experts would have a load as uneven as this one.",
+        "exp(H(f))",
+        "E when even, 1 when one expert has all",
+    ),
+    Term(
+        "MinVio",
+        "By what part the least busy expert falls short of the average load.",
+        "(mean c - min c) / mean c",
+        "0 when even, 1 with a dead expert",
+        "2408.15664",
+    ),
+    Term("utilisation", "The part of a layer's experts that got any token.", "#{c_e > 0} / E", "1 wanted"),
+    Term("oversubscribed", "The part of a layer's experts with more than the average load.", "#{c_e > mean c} / E"),
+    Term(
+        "top mass",
+        "The part of a layer's assignments that its busiest tenth of experts has.",
+        "sum of the ceil(E/10) largest f_e",
+        "ceil(E/10) / E when even",
+    ),
+    Term("dead expert", "An expert that got no token at all of those traced.", "c_e = 0", "0 wanted"),
+)
+
+
+DROPPED_TERMS = (
+    Term(
+        "dropped tokens",
+        "Slots left empty because the chosen expert was full, not because the router's rule asked for fewer experts.",
+        "unused slots / (T K)",
+        "0 without a capacity limit",
+        "2101.03961, section 2.2",
+    ),
+)

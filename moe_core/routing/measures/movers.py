@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import special
 
 from moe_core.routing.measures.comparison import check_same_experts, token_difference
+from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import resampled_totals, source_blocks
 from moe_core.routing.statistics.intervals import t_quantile
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
@@ -167,3 +168,8 @@ def movers_verdict(movers: pd.DataFrame) -> str:
         f"{int(best['layer'])}, from {percent(best['share_a'])} to {percent(best['share_b'])} of {whose} tokens "
         f"({points(best['change'])}, 95 % interval {points(best['low'])} to {points(best['high'])})."
     )
+
+
+TERMS = (
+    Term("mover", "An expert whose share of a domain's tokens differs between two traces.", "share B - share A", "0"),
+)

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from moe_core.routing.measures.against_chance import finding_of, layers_verdict, tested
+from moe_core.routing.measures.against_chance import against_null, finding_of, layers_verdict, tested
 from moe_core.routing.measures.chance import chance_of_sharing
+from moe_core.routing.measures.record import Bars, Plant, RandomRouting
+from moe_core.routing.measures.term import Term
 from moe_core.routing.measures.tokens import consecutive
 from moe_core.routing.statistics.bootstrap import RESAMPLES, units
 from moe_core.routing.statistics.permutation import check_permutations, documents, sampled
@@ -181,3 +183,41 @@ def persistence_verdict(test: pd.DataFrame) -> str:
         clear="Neighbouring tokens keep the same first expert more often than chance",
         slight="Neighbouring tokens keep the same first expert only slightly more often than chance",
     )
+
+
+TERMS = (
+    Term(
+        "persistence",
+        "How often a token's first expert is that of the token before it.",
+        "P(first choice of t = first choice of t + 1)",
+        "the sum of f_e² when neighbours are independent, 1/E if load is even besides",
+        "2401.04088, table 5",
+    ),
+    Term(
+        "null of persistence",
+        "The tokens of every document in random order: the document keeps its load.",
+        "choices permuted within documents",
+    ),
+)
+
+
+BARS = Bars(
+    figure="persistence",
+    title="Neighbouring tokens",
+    question="Does a token keep the expert of the token before it?",
+    axis="part of neighbouring tokens with the same first expert",
+    sentence=lambda row: (
+        f"Layer {row.layer}: {percent(row.first)} of tokens have the same first expert as the token before, "
+        f"{against_null(row)}: {row.verdict}."
+    ),
+)
+
+
+def _plant(routing: RandomRouting) -> None:
+    """A token prefers the first expert of the token before."""
+    logits, layers = routing.logits, np.arange(len(routing.logits))
+    for t in np.flatnonzero(np.diff(routing.document_ids) == 0) + 1:
+        logits[layers, t, logits[:, t - 1].argmax(axis=-1)] += routing.strength
+
+
+PLANT = Plant(_plant)

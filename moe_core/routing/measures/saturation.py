@@ -10,6 +10,7 @@ import pandas as pd
 from moe_core.errors import TraceError
 from moe_core.routing.measures.comparison import check_same_experts, check_same_tokens
 from moe_core.routing.measures.persistence import first_choice, shared_experts
+from moe_core.routing.measures.term import Term
 from moe_core.routing.trace.counts import expert_counts, ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.verdicts.words import layers_of, percent
@@ -87,3 +88,14 @@ def saturation_verdict(saturation: pd.DataFrame) -> str:
         f"Settled from step {settled[slowest]:,} of {last:,}{where}: from there on {percent(SETTLED)} of the way from "
         f"chance to the final choice is made; {begin}."
     )
+
+
+TERMS = (
+    Term(
+        "saturation",
+        "How many of its final experts a token already had at an earlier step of training.",
+        "mean_t |S_t(step) ∩ S_t(last)| / K",
+        "1 at the last step; two independent choices of the same loads share some by chance",
+        "2409.02060, eq. 5",
+    ),
+)

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import TraceError
-from moe_core.routing.measures.against_chance import finding_of, layers_verdict, tested
+from moe_core.routing.measures.against_chance import against_null, finding_of, layers_verdict, tested
+from moe_core.routing.measures.record import Bars, Plant, RandomRouting
+from moe_core.routing.measures.term import Term
 from moe_core.routing.measures.tokens import (
     TOGETHER,
     TokenKind,
@@ -226,3 +228,35 @@ def vocabulary_verdict(test: pd.DataFrame) -> str:
         clear=f"Expert choice specialises by {of_what}",
         slight=f"Expert choice specialises by {of_what} only slightly more than chance",
     )
+
+
+TERMS = (
+    Term(
+        "vocabulary specialization",
+        "How much of a token type goes to its favourite expert; a layer's score is the mean over types.",
+        "max_e N_xe / N_x, types with a minimum count",
+        "its null: well above K/E, more so for rare types",
+        "2409.02060, eq. 8",
+    ),
+)
+
+
+BARS = Bars(
+    figure="vocabulary",
+    title="Specialisation by token",
+    question="Does a token go to the same expert every time?",
+    axis="mean share of a token type's favourite expert (0..1)",
+    sentence=lambda row: (
+        f"Layer {row.layer}: the favourite expert of a token type takes {percent(row.score)} of its occurrences, "
+        f"{against_null(row)}: {row.verdict}."
+    ),
+)
+
+
+def _plant(routing: RandomRouting) -> None:
+    """Token type x prefers expert x modulo E."""
+    T, E = routing.logits.shape[1:]
+    routing.logits[:, np.arange(T), routing.token_ids % E] += routing.strength
+
+
+PLANT = Plant(_plant)

@@ -1,0 +1,244 @@
+"""Every measure, once: the list that plots, pages, the report, the glossary, calibration and bench read."""
+
+from __future__ import annotations
+
+from moe_core.routing.measures import (
+    causes,
+    coactivation,
+    comparison,
+    context,
+    decisions,
+    domains,
+    flow,
+    formation,
+    health,
+    load,
+    movers,
+    persistence,
+    saturation,
+    vocabulary,
+)
+from moe_core.routing.measures.record import Measure
+
+EXPERT_LOAD = Measure(
+    name="expert_load",
+    title="expert load",
+    needs="counts",
+    function=load.expert_load,
+    value="share",
+    terms=load.EXPERT_LOAD_TERMS,
+)
+LOAD_BALANCE = Measure(
+    name="load_balance",
+    title="load imbalance",
+    needs="counts",
+    function=load.load_balance,
+    value="load_imbalance",
+    verdict=health.routing_health,
+    terms=load.LOAD_BALANCE_TERMS,
+)
+ROUTER_ENTROPY = Measure(
+    name="router_entropy",
+    title="router entropy",
+    needs="tokens",
+    function=decisions.router_entropy,
+    value="router_entropy",
+    terms=decisions.TERMS,
+)
+DROPPED_BY_POSITION = Measure(
+    name="dropped_by_position",
+    title="dropped tokens",
+    needs="tokens",
+    function=load.dropped_by_position,
+    value="dropped_fraction",
+    terms=load.DROPPED_TERMS,
+)
+DOMAIN_NMI = Measure(
+    name="domain_nmi",
+    title="NMI with the domain",
+    needs="counts",
+    function=domains.domain_nmi,
+    value="nmi",
+    null=domains.domain_nmi_test,
+    verdict=domains.domain_verdict,
+    terms=domains.NMI_TERMS,
+    bars=domains.NMI_BARS,
+    plant=domains.NMI_PLANT,
+)
+DOMAIN_CELLS = Measure(
+    name="domain_cells",
+    title="experts of a domain",
+    needs="counts",
+    function=domains.domain_specialization,
+    value="share",
+    null=domains.domain_cells,
+    verdict=domains.strongest_expert,
+    terms=domains.SPECIALIZATION_TERMS,
+    plant=domains.CELLS_PLANT,
+)
+DOMAIN_DIVERGENCE = Measure(
+    name="domain_divergence",
+    title="difference of two domains",
+    needs="counts",
+    function=domains.domain_divergence,
+    value="jsd",
+    terms=domains.DIVERGENCE_TERMS,
+)
+VOCABULARY = Measure(
+    name="vocabulary",
+    title="token's favourite expert",
+    needs="tokens",
+    function=vocabulary.vocabulary_specialization,
+    value="score",
+    null=vocabulary.vocabulary_test,
+    verdict=vocabulary.vocabulary_verdict,
+    terms=vocabulary.TERMS,
+    bars=vocabulary.BARS,
+    plant=vocabulary.PLANT,
+)
+CONTEXT_INDEPENDENCE = Measure(
+    name="context_independence",
+    title="what the token alone explains",
+    needs="tokens",
+    function=context.context_independence,
+    value="token_share",
+    null=context.context_independence,  # its chance is worked out, not drawn, and stands in its own frame
+    verdict=context.token_verdict,
+    terms=context.TERMS,
+)
+COACTIVATION = Measure(
+    name="coactivation",
+    title="teams",
+    needs="tokens",
+    function=coactivation.coactivation,
+    value="strength",
+    null=coactivation.coactivation_test,
+    verdict=coactivation.coactivation_verdict,
+    terms=coactivation.STRENGTH_TERMS,
+    bars=coactivation.BARS,
+    plant=coactivation.PLANT,
+)
+COACTIVATION_PAIRS = Measure(
+    name="coactivation_pairs",
+    title="pairs of experts",
+    needs="tokens",
+    function=coactivation.coactivation,
+    value="lift_over_chance",
+    null=coactivation.coactivation_pairs,
+    terms=coactivation.PAIR_TERMS,
+    plant=coactivation.PAIRS_PLANT,
+)
+PERSISTENCE = Measure(
+    name="persistence",
+    title="same expert as token before",
+    needs="tokens",
+    function=persistence.persistence,
+    value="first",
+    null=persistence.persistence_test,
+    verdict=persistence.persistence_verdict,
+    terms=persistence.TERMS,
+    bars=persistence.BARS,
+    plant=persistence.PLANT,
+)
+LAYER_FLOW = Measure(
+    name="layer_flow",
+    title="NMI with next layer",
+    needs="tokens",
+    function=flow.layer_flow,
+    value="nmi",
+    null=flow.layer_flow_test,
+    verdict=flow.flow_verdict,
+    terms=flow.TERMS,
+    bars=flow.BARS,
+    plant=flow.PLANT,
+)
+FORMATION = Measure(
+    name="formation",
+    title="formation of experts",
+    needs="tokens",
+    of="snapshots",
+    function=formation.formation,
+    value="agreement",
+    terms=formation.TERMS,
+)
+SATURATION = Measure(
+    name="saturation",
+    title="saturation",
+    needs="tokens",
+    of="snapshots",
+    function=saturation.saturation,
+    value="top_k",
+    verdict=saturation.saturation_verdict,
+    terms=saturation.TERMS,
+)
+ROUTING_DIFF = Measure(
+    name="routing_diff",
+    title="tokens with other experts",
+    needs="tokens",
+    of="two traces",
+    function=comparison.routing_diff,
+    value="flip_rate",
+    verdict=comparison.diff_verdict,
+    terms=comparison.DIFF_TERMS,
+)
+MATCH_EXPERTS = Measure(
+    name="match_experts",
+    title="matched experts",
+    needs="tokens",
+    of="two traces",
+    function=comparison.match_experts,
+    value="overlap",
+    terms=comparison.MATCH_TERMS,
+)
+ROUTING_MOVERS = Measure(
+    name="routing_movers",
+    title="experts that moved",
+    needs="tokens",
+    of="two traces",
+    function=movers.routing_movers,
+    value="change",
+    verdict=movers.movers_verdict,
+    terms=movers.TERMS,
+)
+ABLATION = Measure(
+    name="ablation",
+    title="loss without the expert",
+    needs="model",
+    function=None,
+    value="delta_nats",
+    verdict=causes.ablation_verdict,
+    terms=causes.ABLATION_TERMS,
+)
+IMPORTANCE = Measure(
+    name="importance",
+    title="what predicts the loss without the expert",
+    needs="model",
+    function=None,
+    value="rho",
+    verdict=causes.importance_verdict,
+    terms=causes.IMPORTANCE_TERMS,
+)
+
+MEASURES: tuple[Measure, ...] = (
+    EXPERT_LOAD,
+    LOAD_BALANCE,
+    ROUTER_ENTROPY,
+    DROPPED_BY_POSITION,
+    DOMAIN_NMI,
+    DOMAIN_CELLS,
+    DOMAIN_DIVERGENCE,
+    VOCABULARY,
+    CONTEXT_INDEPENDENCE,
+    COACTIVATION,
+    COACTIVATION_PAIRS,
+    PERSISTENCE,
+    LAYER_FLOW,
+    FORMATION,
+    SATURATION,
+    ROUTING_DIFF,
+    MATCH_EXPERTS,
+    ROUTING_MOVERS,
+    ABLATION,
+    IMPORTANCE,
+)
+"""In the order a reader meets them; a test holds this list against the constants above."""
