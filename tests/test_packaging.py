@@ -1,0 +1,80 @@
+"""What pip is told about Moescope: versions, pins, the name of the command."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import moe_core
+from moe_core import program as names
+from moe_core.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PINNED_FOR = {
+    "requirements.txt": PROJECT["dependencies"],
+    "requirements-huggingface.txt": PROJECT["optional-dependencies"]["huggingface"],
+}
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return dict(line.strip().split("==") for line in lines if "==" in line)
+
+
+@pytest.mark.parametrize("name", PINNED_FOR)
+def test_each_pin_lies_in_the_range_that_the_package_asks_for(name: str) -> None:
+    ranges = {range_.name: range_ for range_ in map(Requirement, PINNED_FOR[name])}
+    assert pins(name)
+    for library, version in pins(name).items():
+        assert ranges[library].specifier.contains(version), f"{library} {version} is outside {ranges[library]}"
+
+
+def test_what_the_package_needs_is_pinned_for_the_tests() -> None:
+    assert {Requirement(text).name for text in PROJECT["dependencies"]} == set(pins("requirements.txt"))
+
+
+def test_version_is_one_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"moescope {moe_core.__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", moe_core.__version__)
+    assert f"## {moe_core.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("called", "in_checkout", "expected"),
+    [
+        ("/usr/bin/moescope", True, "moescope"),
+        ("/usr/bin/moescope", False, "moescope"),
+        ("main.py", True, "python main.py"),
+        ("/x/app/streamlit_app.py", True, "python main.py"),
+        ("/x/app/streamlit_app.py", False, "moescope"),
+        ("/x/moe_core/__main__.py", False, "moescope"),
+    ],
+)
+def test_sentences_name_the_program_that_was_called(
+    called: str, in_checkout: bool, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "main.py"
+    if in_checkout:
+        script.touch()
+    monkeypatch.setattr(names, "_CHECKOUT_SCRIPT", script)
+    monkeypatch.setattr(sys, "argv", [called])
+    assert names.program() == expected
+
+
+def test_the_dashboard_passes_its_options_on_to_streamlit() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), "dashboard", "--server.nonsense", "--", "--trace", "x.parquet"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "No such option '--server.nonsense'" in done.stderr
