@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moe_core.data.document import Document
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.data.tokens import TokenDataset
-from moe_core.data.windows import window_batches
+from moe_core.data.windows import OVERLAPPING_WINDOWS, window_batches, window_words
 from moe_core.errors import UsageError
 
 
@@ -27,7 +27,7 @@ def dataset_of(tokenizer: Tokenizer, lengths: list[int]) -> TokenDataset:
 def test_the_last_window_of_a_long_document_reaches_back_to_be_whole(tokenizer: Tokenizer) -> None:
     """End-of-text and "abcdef" in windows of 4: the second predicts e and f, with b and c again as context."""
     dataset = TokenDataset.build([Document("abcdef", "a", "1", "train")], tokenizer, ["a"])
-    (batch,) = window_batches(dataset, 4, rule="restart")
+    (batch,) = window_batches(dataset, 4, every_token=False)
     assert batch.index.tolist() == [[0, 1, 2, 3], [2, 3, 4, 5]]
     assert batch.scored.tolist() == [[True] * 4, [False, False, True, True]]
     assert batch.targets.tolist() == [1, 2, 3, 4, 5, 6]
@@ -40,7 +40,7 @@ def test_every_text_token_is_scored_once_and_never_across_documents(
 ) -> None:
     dataset = dataset_of(tokenizer, lengths)
     scored: list[int] = []
-    for batch in window_batches(dataset, size, rule="restart", tokens_per_batch=rows * size, by_length=by_length):
+    for batch in window_batches(dataset, size, every_token=False, tokens_per_batch=rows * size, by_length=by_length):
         assert len(batch.index) <= rows
         assert batch.index.shape[1] <= size
         edges = np.diff(np.pad(batch.scored.astype(int), ((0, 0), (1, 1))), axis=1)
@@ -58,18 +58,33 @@ def test_every_text_token_is_scored_once_and_never_across_documents(
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=12), st.integers(2, 17))
-def test_windows_that_overlap_count_every_token_once_with_half_a_window_before_it(
+def test_every_token_is_read_once_and_scored_as_without_the_last_ones(
     tokenizer: Tokenizer, lengths: list[int], size: int
 ) -> None:
+    """A document's last token predicts nothing; it comes with the text before it, as much as fits."""
     dataset = dataset_of(tokenizer, lengths)
-    kept, scored = [], []
-    for batch in window_batches(dataset, size, rule="overlap"):
+    kept, scored, contexts = [], [], {}
+    for batch in window_batches(dataset, size):
+        assert batch.index.shape[1] <= size
         kept += batch.index[batch.keep].tolist()
         scored += batch.targets.tolist()
-        place = np.broadcast_to(np.arange(batch.index.shape[1]), batch.index.shape)[batch.keep]
-        assert (place >= np.minimum(dataset.positions[batch.index[batch.keep]], size // 2)).all()
+        for row, place in zip(*np.nonzero(batch.keep), strict=True):
+            contexts[int(batch.index[row, place])] = int(batch.index[row, 0])
     assert kept == list(range(len(dataset)))
     assert scored == np.flatnonzero(dataset.positions > 0).tolist()
+    for batch in window_batches(dataset, size, every_token=False):
+        for row, place in zip(*np.nonzero(batch.scored), strict=True):
+            assert contexts[int(batch.index[row, place])] == batch.index[row, 0], "the same context before it"
+    for first, end in zip(*dataset.document_bounds(), strict=True):
+        assert contexts[int(end) - 1] == max(first, end - size)
+
+
+def test_the_rule_is_said_in_words() -> None:
+    assert window_words(128) == (
+        "Each document is read alone, in windows of 128 tokens: context restarts at a window's border."
+    )
+    assert "the trained length that overlap by half" in window_words(rule=OVERLAPPING_WINDOWS)
+    assert "'later'" in window_words(rule="later")
 
 
 def test_fewer_than_two_tokens_a_batch_are_refused(tokenizer: Tokenizer) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import resource
 import shutil
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 from moe_core.config import ModelConfig
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
+from moe_core.data.windows import OVERLAPPING_WINDOWS, WINDOW_RULE
 from moe_core.errors import RunError, UsageError
 from moe_core.evaluation import ablation, analysis
 from moe_core.evaluation.ablation import ablation_map, domain_effects, read_ablation_map, token_effects
@@ -271,6 +275,28 @@ def test_the_map_of_the_held_out_text_is_the_one_that_is_shown(
     later = LoadedRun(run, loaded.config, without_expert(loaded, 0, 3).model, loaded.tokenizer, loaded.step + 1)
     newest = ablation_map(later, layers=[0], experts=[1], run=run)
     pd.testing.assert_frame_equal(read_ablation_map(run), newest)
+
+
+def test_what_an_older_window_rule_measured_is_shown_alone_and_never_joined(
+    loaded: LoadedRun, text: TokenDataset, run: RunFolder
+) -> None:
+    frame = ablation_map(loaded, text, layers=[0], experts=[0, 1])
+    rows = [own.drop(columns="uncertain").to_dict("records") for _, own in frame.groupby("expert")]
+    today = ablation.analysis_of(loaded, text, "held-out text", "zero")
+    older = replace(today, windows=OVERLAPPING_WINDOWS)
+    AblationJournal(run, older).append(rows[0])
+    shown = read_ablation_map(run)
+    assert shown is not None
+    assert shown.attrs["windows"] == OVERLAPPING_WINDOWS
+    assert AblationJournal(run, today).read() == {}, "so it is measured again"
+    AblationJournal(run, today).append(rows[1])
+    later = time.time() + 60
+    (path,) = (path for path in (run.path / "analysis").iterdir() if older.key in path.name)
+    os.utime(path, (later, later))  # what is newer by the clock is not what counts
+    shown = read_ablation_map(run)
+    assert shown is not None
+    assert shown.attrs["windows"] == WINDOW_RULE
+    assert set(shown["expert"]) == {1}
 
 
 def test_two_writers_count_an_expert_once(loaded: LoadedRun, text: TokenDataset, run: RunFolder) -> None:

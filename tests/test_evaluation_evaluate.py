@@ -43,7 +43,8 @@ def copied(trained_root: Path, tmp_path: Path) -> RunFolder:
 def test_the_result_has_the_documented_keys_and_is_plain_json(evaluation: dict[str, Any]) -> None:
     assert json.loads(json.dumps(evaluation, allow_nan=False)) == evaluation
     assert {*evaluation} == {
-        "run", "step", "validation", "unseen", "baselines", "parameters", "flops_per_token", "routing", "verdicts"
+        "run", "step", "windows", "validation", "unseen", "baselines", "parameters", "flops_per_token", "routing",
+        "verdicts",
     }  # fmt: skip
     for split in ("validation", "unseen"):
         assert {*evaluation[split]} == {"nats_per_token", "perplexity", "bits_per_byte", "by_domain"}

@@ -78,14 +78,18 @@ def test_a_text_within_the_window_has_the_losses_ranks_and_routing_of_one_plain_
     assert "".join(traced.trace.token_text(i) for i in range(1, len(ids))) == "The café"
 
 
-def test_long_texts_go_through_in_windows_that_overlap_by_half(foreign: LanguageModel) -> None:
+def test_long_texts_go_through_in_windows_that_begin_anew(foreign: LanguageModel) -> None:
     text = TEXT * 2
     ids = [0, *foreign.tokenizer.encode(text)]
     traced = trace_text(foreign, text)
     assert traced.trace.token_ids.tolist() == ids
-    assert len(ids) > 64 + 32
-    _, second = read_plainly(foreign.model, ids[32:96])
-    np.testing.assert_array_equal(traced.trace.router_indices[:, 64:96], second.router_indices[:, 32:])
+    last = len(ids) - 1
+    assert 64 < last < 128, "two windows, and one for the last token"
+    for first, end, fresh in ((0, 64, 0), (last - 64, last, 64), (last - 63, last + 1, last)):
+        _, alone = read_plainly(foreign.model, ids[first:end])
+        np.testing.assert_array_equal(
+            traced.trace.router_indices[:, fresh:end], alone.router_indices[:, fresh - first :]
+        )
 
 
 def test_greedy_generation_with_its_cache_is_the_uncached_argmax_and_its_experts_those_of_the_whole_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,17 @@ import torch
 
 from moe_core.data.tokens import TokenDataset
 from moe_core.data.windows import window_batches
+from moe_core.evaluation.ablation import ablation_map
+from moe_core.evaluation.effects import token_effects
+from moe_core.evaluation.loss import evaluate_loss
+from moe_core.evaluation.tasks import encode_pair, likelihoods
+from moe_core.evaluation.tasks.held_out import score_tokens
 from moe_core.inference import scoring
+from moe_core.inference.open import language_model
 from moe_core.inference.scoring import predictions, token_nats, token_ranks
+from moe_core.inference.tracing import trace_dataset
+from moe_core.routing import Intervention
+from moe_core.runs.checkpoint import load_run
 
 
 def test_nats_and_ranks_by_hand() -> None:
@@ -38,7 +48,7 @@ def test_a_text_is_scored_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     table = torch.randn(11, 11, generator=torch.Generator().manual_seed(1))
 
     def read() -> tuple[np.ndarray, np.ndarray]:
-        windows = window_batches(dataset, 8, rule="restart")
+        windows = window_batches(dataset, 8, every_token=False)
         (found,) = predictions(lambda ids_BS: table[ids_BS], torch.device("cpu"), dataset, windows)
         assert found.windows.targets.tolist() == list(range(1, 30))
         return found.nats(), found.ranks()
@@ -50,3 +60,27 @@ def test_a_text_is_scored_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     in_parts = read()
     np.testing.assert_array_equal(in_parts[0], nats)
     np.testing.assert_array_equal(in_parts[1], ranks)
+
+
+def test_a_text_has_one_loss_whoever_asks(trained_root: Path) -> None:
+    """--evaluate, the suite, traces, interventions, the causal map and likelihoods, on documents of several windows."""
+    loaded = load_run("tiny", trained_root)
+    model, tokenizer = language_model(loaded), loaded.tokenizer
+    size = model.context_window
+    long = [document for split in ("validation", "unseen") for document in loaded.run.held_out(split)]
+    documents = [document for document in long if len(tokenizer.encode(document.text)) > 2 * size][:4]
+    assert len(documents) == 4
+    dataset = TokenDataset.build(documents, tokenizer, loaded.run.domains())
+    text_T = dataset.positions > 0
+    losses = trace_dataset(loaded, dataset).losses.astype(np.float64)[text_T]
+    evaluated = evaluate_loss(loaded.model, dataset, seq_len=loaded.config.training.seq_len)
+    assert evaluated.tokens == len(losses)
+    assert evaluated.nats_per_token == pytest.approx(losses.mean(), rel=1e-6)
+    scored = score_tokens(model, dataset, seq_len=loaded.config.training.seq_len)
+    assert np.sort(scored.nats) == pytest.approx(np.sort(losses), rel=1e-4)
+    effects = token_effects(loaded, dataset, Intervention(ablate=((0, 1),)))
+    np.testing.assert_allclose(effects.losses_before[text_T], losses, rtol=1e-4)
+    (row,) = ablation_map(loaded, dataset, layers=[0], experts=[1]).query("domain == 'all'").to_dict("records")
+    assert row["delta_nats"] == pytest.approx(effects.delta[text_T].astype(np.float64).mean(), abs=1e-5)
+    found = likelihoods(model, [encode_pair(model, "", document.text) for document in documents])
+    assert -sum(one.log_probability for one in found) == pytest.approx(losses.sum(), rel=1e-5)

@@ -99,27 +99,26 @@ def test_a_text_within_the_window_has_the_losses_ranks_and_routing_of_one_plain_
         np.testing.assert_array_equal(traced.trace.router_scores[layer], routed.router_scores.numpy())
 
 
-def test_a_long_text_is_traced_once_a_token_with_half_a_window_of_context(loaded: Loaded) -> None:
+def test_a_long_text_is_traced_once_a_token_in_windows_that_begin_anew(loaded: Loaded) -> None:
     traced = trace_text(loaded, TEXT)
     ids = [loaded.tokenizer.end_of_text, *loaded.tokenizer.encode(TEXT)]
-    size = context_window(loaded)
+    size, last = context_window(loaded), len(ids) - 1
     assert len(ids) > 3 * size
     assert traced.trace.token_ids.tolist() == ids
     assert traced.trace.positions.tolist() == list(range(len(ids)))
     assert np.isfinite(traced.losses[1:]).all()
-    # The window that accounts for token i is the one of its half-window step, or the shifted last one.
-    for i in range(1, len(ids)):
-        end = size if i < size else min(size + (1 + (i - size) // (size // 2)) * (size // 2), len(ids))
-        window = ids[end - size : end]
+    assert traced.trace.predicted_ids is not None
+    for i in range(len(ids)):
+        # Whole windows one after the other; the last one reaches back to be whole. The last token predicts nothing
+        # and is read behind as many tokens as fit.
+        start = last + 1 - size if i == last else min(i // size * size, last - size)
         with torch.inference_mode():
-            output = loaded.model(torch.tensor([window]))
-        place = i - (end - size)
-        assert place >= min(i, size // 2)
-        loss = -output.logits[0, place - 1].log_softmax(-1)[ids[i]].item()
-        assert traced.losses[i] == pytest.approx(loss, rel=1e-4)
-        assert traced.trace.predicted_ids is not None
-        assert traced.trace.predicted_ids[i] == output.logits[0, place].argmax()
-        chosen = set(output.router_outputs[-1].router_indices[place].tolist())
+            output = loaded.model(torch.tensor([ids[start : start + size]]))
+        if i < last:
+            loss = -output.logits[0, i - start].log_softmax(-1)[ids[i + 1]].item()
+            assert traced.losses[i + 1] == pytest.approx(loss, rel=1e-4)
+        assert traced.trace.predicted_ids[i] == output.logits[0, i - start].argmax()
+        chosen = set(output.router_outputs[-1].router_indices[i - start].tolist())
         assert set(traced.trace.router_indices[-1, i].tolist()) == chosen
 
 

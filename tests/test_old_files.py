@@ -107,7 +107,10 @@ def test_the_dashboard_opens_an_old_run(root: Path, dashboard: Open) -> None:
     assert "2 MoE layers of 4 experts" in shown(at)
     assert "Stopped at step 35 of 40" in shown(dashboard(root, "training"))
     for page in ("domains", "experts", "interventions", "time"):
-        assert not dashboard(root, page).exception
+        at = dashboard(root, page)
+        assert not at.exception
+        older = any("Measured by an older rule" in caption.value for caption in at.caption)
+        assert older == (page in ("experts", "interventions")), "what ablate found before has the rule of its time"
 
 
 def test_the_dashboard_opens_an_old_trace(root: Path, dashboard: Open) -> None:

@@ -15,6 +15,7 @@ from app.components.page import answer, errors_as_boxes, header, plain
 from app.components.progress import progress_bar
 from app.components.routing_text import first_routing
 from app.components.text_pair import PROMPT_TOKENS, TextPair, show_pair
+from moe_core.data.windows import WINDOW_RULE, window_words
 from moe_core.figures.causes import ablation_map_figure
 from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.load import load_map_figure
@@ -148,5 +149,7 @@ with errors_as_boxes("The effect could not be measured"):
     with picture:
         show_map(effects)
     show_figure(figure, key="domain_effects", terms=["loss", "nats", "interval", "domain"])
+    measured_by = WINDOW_RULE if effects is None else effects.attrs["windows"]
+    st.caption(window_words(loaded.context_window, measured_by))
 show_texts()
 show_loss(subject, loaded, change)

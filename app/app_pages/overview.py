@@ -23,6 +23,7 @@ from app.components.page import (
     plain,
 )
 from app.components.routing_text import first_routing, text_caption
+from moe_core.data.windows import window_words
 from moe_core.figures.load import load_map_figure
 from moe_core.routing import baselines, metrics
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
@@ -122,6 +123,8 @@ show_figure(
     terms=["expert load", "lift", "load imbalance", "dead expert"],
 )
 text_caption(measured, text)
+if isinstance(subject, RunFolder):
+    st.caption(f"Loss: {window_words(loaders.config(subject).training.seq_len)}")
 
 st.markdown("#### What to ask next")
 left, right = st.columns(2)

@@ -15,6 +15,7 @@ from app.components.text_choice import OWN, TextChoice, pick_source, type_text
 from app.components.token_explorer import explore
 from app.components.token_view import view_payload
 from app.components.trace_text import show_trace_text
+from moe_core.data.windows import window_words
 from moe_core.errors import UsageError
 from moe_core.figures.export import csv_bytes
 from moe_core.figures.tokens import token_choices
@@ -89,6 +90,7 @@ else:
             icon=":material/content_cut:",
         )
     explore(traced.trace, payload, layer)
+    st.caption(window_words(loaded.context_window))
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.download_button(
             "All tokens as CSV", lambda: csv_bytes(token_choices(traced.trace, 0, traced.trace.num_tokens)),

@@ -12,6 +12,7 @@ from app import loaders, state
 from app.components.concordance import WINDOW, concordance, show_concordance, shown_token
 from app.components.figure import explain, term_help
 from app.components.page import INTERVENTIONS, answer, plain
+from moe_core.data.windows import window_words
 from moe_core.routing import baselines, metrics
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.causes import ablation_verdict
@@ -175,7 +176,12 @@ def worth(run: RunFolder, effects: pd.DataFrame | None, layer: int, expert: int)
             },
         )
         explain(["ablation", "causal effect", "interval"], key="expert_worth_terms")
-        st.caption(plain(f"Measured at step {own.attrs.get('step', '?')}, with the expert's output left out."))
+        st.caption(
+            plain(
+                f"Measured at step {own.attrs['step']}, with the expert's output left out. "
+                f"{window_words(rule=own.attrs['windows'])}"
+            )
+        )
     st.page_link(INTERVENTIONS, label="Switch it off and see what is written", icon=":material/switch_access_shortcut:")
 
 

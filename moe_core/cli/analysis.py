@@ -26,7 +26,9 @@ def ablate(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.expert is not None and arguments.layer is None:
         raise UsageError(f"--expert {arguments.expert} needs --layer: every layer has an expert of that number")
     run = existing_run(arguments.run)
+    from moe_core.data.windows import window_words
     from moe_core.inference.device import resolve_device
+    from moe_core.inference.open import context_window
     from moe_core.routing.measures.causes import ablation_verdict, importance_verdict
     from moe_core.runs.checkpoint import load_run
 
@@ -49,6 +51,7 @@ def ablate(arguments: argparse.Namespace, output: Output) -> int:
     for sentence in said.values():
         output.say(sentence)
     seconds = time.perf_counter() - began
+    output.say(window_words(context_window(loaded), effects.attrs["windows"]))
     read = f"{effects.attrs['tokens']:,} tokens of {effects.attrs['text']}"
     output.say(f"{read} through step {loaded.step:,} in {duration(seconds)}; kept in {run.path / 'analysis'}")
     output.figures(
@@ -58,6 +61,7 @@ def ablate(arguments: argparse.Namespace, output: Output) -> int:
             "mode": arguments.mode,
             "text": effects.attrs["text"],
             "tokens": effects.attrs["tokens"],
+            "windows": effects.attrs["windows"],
             "seconds": seconds,
             **{name: frame.to_dict("records") for name, frame in result.items()},
             "verdicts": said,

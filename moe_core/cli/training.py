@@ -122,14 +122,15 @@ def _summarise(run: RunFolder, result: TrainingResult, evaluation: Mapping[str, 
 
 
 def _say_figures(name: str, evaluation: Mapping[str, Any], output: Output) -> None:
-    from moe_core.evaluation.report import loss_verdict
+    from moe_core.evaluation.report import loss_verdict, windows_read
     from moe_core.runs.folder import RunFolder
 
-    nats = evaluation["validation"]["nats_per_token"]
+    run, nats = RunFolder(name), evaluation["validation"]["nats_per_token"]
     if nats is None:
         raise RunError(f"the loss of run {name!r} is not finite: its weights are damaged; train it again")
     output.say(f"Unseen:    {loss_verdict(evaluation)}")
     output.say(f"Known:     {nats:.3f} nats a token on held-out documents of known kinds.")
+    output.say(f"Windows:   {windows_read(run.config(), evaluation)}")
     output.say(f"Routing:   {evaluation['verdicts']['routing']}")
     output.say(f"Domains:   {evaluation['verdicts']['domains']}")
-    output.say(f"Report:    {RunFolder(name).path / 'report.md'}")
+    output.say(f"Report:    {run.path / 'report.md'}")

@@ -1,10 +1,16 @@
-"""How texts longer than a model's context go through it: cut into windows, each of which is read alone. No torch."""
+"""How texts longer than a model's context go through it: cut into windows, each of which is read alone. No torch.
+
+A document is cut into windows of `size` inputs, each of which is followed by a token to predict. Context restarts at a
+window's border; the last window reaches back to be as long as the others. These are the windows of lm-eval's rolling
+log-likelihood (docs/decisions/0009). The last token of a document predicts nothing: where it counts all the same, as
+for routing, and its window is full, it is read once more, in a window that ends with it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +20,23 @@ from moe_core.errors import UsageError
 
 TOKENS_PER_BATCH = 4096
 """Tokens that go through the model together, at most; no window is longer."""
-WindowRule = Literal["restart", "overlap"]
-"""restart: a document is cut into windows of `size` inputs, each of which is followed by a token to predict; the last
-window reaches back to be as long as the others. These are the windows of lm-eval's rolling log-likelihood. The last
-token of a document predicts nothing and is not read.
-overlap: windows of `size` tokens overlap by half: the first half is context, the second half is new. Every token is
-read and sees at least half a window before it, as far as its document has that much."""
+WINDOW_RULE = "restart"
+"""Names the rule above; kept beside every figure that was made by it."""
+OVERLAPPING_WINDOWS = "overlap"
+"""The rule of what was found by `ablate` before figures named theirs: windows that overlapped by half."""
+
+
+def window_words(size: int | None = None, rule: str = WINDOW_RULE) -> str:
+    """The rule in a sentence, for whoever reads a figure; `size` tokens a window, None = the trained length."""
+    length = "the trained length" if size is None else f"{size:,} tokens"
+    if rule == WINDOW_RULE:
+        return f"Each document is read alone, in windows of {length}: context restarts at a window's border."
+    if rule == OVERLAPPING_WINDOWS:
+        return (
+            f"Measured by an older rule, in windows of {length} that overlap by half; "
+            "not to be compared with newer figures."
+        )
+    return f"Measured by a window rule that this version does not know ({rule!r})."
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +69,13 @@ def window_batches(
     dataset: TokenDataset,
     size: int,
     *,
-    rule: WindowRule = "overlap",
+    every_token: bool = True,
     tokens_per_batch: int | None = None,
     by_length: bool = False,
 ) -> Iterator[WindowBatch]:
     """All windows of `dataset`, at most `size` tokens each and `tokens_per_batch` together (None = TOKENS_PER_BATCH).
 
+    Without `every_token` the last token of each document is left out, which scores the same in fewer windows.
     They come in the order of the data set; `by_length` puts long ones first, so that windows of like length share a
     batch and padding is scarce. Raises UsageError for fewer than two tokens a batch, which leave none to be predicted.
     """
@@ -65,15 +83,17 @@ def window_batches(
     if limit < 2:
         raise UsageError(f"tokens_per_batch = {limit} is too few; expected 2 or more, e.g. {TOKENS_PER_BATCH}")
     size = min(size, limit)
-    cut = reaching_back if rule == "restart" else _overlapping
+    last = np.zeros(len(dataset), dtype=np.bool_)
     windows: list[Window] = []
     for first, end in zip(*dataset.document_bounds(), strict=True):
-        windows += cut(int(first), int(first), int(end) - (rule == "restart"), size)
+        last[end - 1] = True
+        windows += _of_document(int(first), int(end), size, every_token=every_token)
     if by_length:
         windows.sort(key=lambda window: window.start - window.end)
     rows = limit // size
     for at in range(0, len(windows), rows):
-        yield _layout(windows[at : at + rows], rule)
+        index, keep = _layout(windows[at : at + rows])
+        yield WindowBatch(index, keep, keep & ~last[index])
 
 
 def reaching_back(first: int, fresh: int, end: int, size: int) -> list[Window]:
@@ -85,23 +105,16 @@ def reaching_back(first: int, fresh: int, end: int, size: int) -> list[Window]:
     ]
 
 
-def _overlapping(first: int, fresh: int, end: int, size: int) -> list[Window]:
-    """Windows of at most `size` tokens; all but the first are full and bring up to size // 2 new ones."""
-    reached = min(fresh + size, end)
-    windows = [Window(first, fresh, reached)]
-    while reached < end:
-        fresh, reached = reached, min(reached + size // 2, end)
-        windows.append(Window(reached - size, fresh, reached))
-    return windows
+def _of_document(first: int, end: int, size: int, *, every_token: bool) -> list[Window]:
+    if end - first <= size:
+        return [Window(first, first, end)] if every_token else reaching_back(first, first, end - 1, size)
+    windows = reaching_back(first, first, end - 1, size)
+    return [*windows, Window(end - size, end - 1, end)] if every_token else windows
 
 
-def _layout(windows: Sequence[Window], rule: WindowRule) -> WindowBatch:
+def _layout(windows: Sequence[Window]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Index and keep of a WindowBatch."""
     starts, fresh, ends = (np.array(column)[:, None] for column in zip(*windows, strict=True))
     index = starts + np.arange((ends - starts).max())
     keep = (index >= fresh) & (index < ends)
-    index = np.minimum(index, ends - 1)
-    if rule == "restart":
-        return WindowBatch(index, keep, keep)
-    # What counts here is predicted here, from the place before it.
-    scored = np.pad(keep[:, 1:], ((0, 0), (0, 1)))
-    return WindowBatch(index, keep, scored)
+    return np.minimum(index, ends - 1), keep

@@ -19,7 +19,7 @@ import torch
 
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
-from moe_core.data.windows import WindowBatch, window_batches
+from moe_core.data.windows import WINDOW_RULE, WindowBatch, window_batches
 from moe_core.errors import RunError, UsageError
 from moe_core.evaluation.ablation_passes import effects_by_passes
 from moe_core.evaluation.effects import (
@@ -33,7 +33,7 @@ from moe_core.inference.open import language_model
 from moe_core.inference.own_model import OwnModel
 from moe_core.inference.partial_forward import MoEStep, block_of, moe_step, through
 from moe_core.inference.protocol import LanguageModel, Loaded
-from moe_core.inference.scoring import as_dataset
+from moe_core.inference.scoring import as_dataset, token_nats
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, intervene
 from moe_core.routing.instruments.interventions import Mode
@@ -123,7 +123,8 @@ def analysis_of(loaded: Loaded | LanguageModel, dataset: TokenDataset, text: str
         weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     for array in (dataset.token_ids, dataset.document_ids, dataset.source_ids, dataset.domain_ids):
         read.update(array.tobytes())
-    return AnalysisOf(weights.hexdigest(), getattr(loaded, "step", 0), text, read.hexdigest(), len(dataset), mode)
+    step = getattr(loaded, "step", 0)
+    return AnalysisOf(weights.hexdigest(), step, text, read.hexdigest(), len(dataset), mode, WINDOW_RULE)
 
 
 def _wanted(
@@ -271,8 +272,8 @@ def _head(
     for start in range(0, len(hidden_ND), rows):
         part = slice(start, start + rows)
         logits_NV = torch.nn.functional.linear(hidden_ND[part], model.embedding.weight)
-        log_sums[part] = logits_NV.logsumexp(dim=-1)
-        losses[part] = log_sums[part] - logits_NV.gather(1, targets_N[part, None])[:, 0]
+        losses[part] = token_nats(logits_NV, targets_N[part])
+        log_sums[part] = losses[part] + logits_NV.gather(1, targets_N[part, None])[:, 0]
         if with_expected:
             expected[part] = logits_NV.softmax(dim=-1) @ model.embedding.weight
     return losses, log_sums, expected

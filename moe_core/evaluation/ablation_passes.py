@@ -15,8 +15,9 @@ import torch
 
 from moe_core.data.windows import WindowBatch, window_batches
 from moe_core.errors import RunError
-from moe_core.evaluation.effects import SourceBootstrap, compare
+from moe_core.evaluation.effects import SourceBootstrap
 from moe_core.inference.protocol import LanguageModel
+from moe_core.inference.scoring import compare
 from moe_core.routing import capture, intervene
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from moe_core.data.tokens import TokenDataset
 from moe_core.data.windows import window_batches
 from moe_core.inference.open import language_model
 from moe_core.inference.protocol import LanguageModel, Loaded
-from moe_core.inference.scoring import as_dataset
+from moe_core.inference.scoring import as_dataset, compare
 from moe_core.inference.tracing import logits_fit, trace_of_windows
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, RoutingTrace, capture, concatenate, intervene
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RESAMPLES = 1000
-_MAX_LOGITS = 2**23
-"""Numbers of one matrix of logits, so that a large vocabulary does not take the memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,20 +154,3 @@ class SourceBootstrap:
         means_R = (weights_RN @ delta_N[own]) / (weights_RN @ self._tokens_N[own])
         low, high = percentile_interval(mean, means_R, N, freedom)
         return float(low), float(high)
-
-
-def compare(
-    original_NV: torch.Tensor, changed_NV: torch.Tensor, targets_N: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Losses of the targets [N] under both logits [N, V], and KL(original || changed), each [N] in nats."""
-    rows = max(1, _MAX_LOGITS // original_NV.shape[1])
-    parts = []
-    for start in range(0, len(targets_N), rows):
-        part = slice(start, start + rows)
-        log_p, log_q = (logits[part].float().log_softmax(dim=-1) for logits in (original_NV, changed_NV))
-        target = targets_N[part, None]
-        kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0.0)
-        parts.append((-log_p.gather(1, target)[:, 0], -log_q.gather(1, target)[:, 0], kl))
-    empty = original_NV.new_zeros(0)
-    before, after, divergence = zip(*parts, strict=True) if parts else ((empty,), (empty,), (empty,))
-    return torch.cat(before), torch.cat(after), torch.cat(divergence)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.data.tokens import TokenDataset
+from moe_core.data.windows import WINDOW_RULE
 from moe_core.errors import RunError
 from moe_core.evaluation.loss import LossReport, count_text_tokens, evaluate_loss, scored_windows, unigram_nats
 from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN, held_out_text
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict[str, Any]:
     """Score and trace the run's held-out documents; the result is plain JSON values, NaN and infinity as None.
 
-    Keys: run; step; validation and unseen, each {nats_per_token, perplexity, bits_per_byte, by_domain: {domain: nats}},
-    documents scored alone in contexts of training.seq_len tokens, at most SCORED_TOKENS_PER_DOMAIN a domain;
+    Keys: run; step; windows, the rule by which long documents are cut (moe_core.data.windows);
+    validation and unseen, each {nats_per_token, perplexity, bits_per_byte, by_domain: {domain: nats}},
+    documents scored alone in windows of training.seq_len tokens, at most SCORED_TOKENS_PER_DOMAIN a domain;
     baselines {uniform_nats = ln V, unigram_nats: training frequencies, add-one smoothed, on the unseen split};
     parameters {total, active}; flops_per_token (2 per multiply-add, forward, context training.seq_len);
     routing: per MoE layer, on the scored tokens of both splits, {layer, load_imbalance (1 = even), dead_experts,
@@ -60,6 +62,7 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
     figures: dict[str, Any] = {
         "run": run.name,
         "step": loaded.step,
+        "windows": WINDOW_RULE,
         **{split: _figures(losses[split]) for split in HELD_OUT_SPLITS},
         "baselines": {
             "uniform_nats": math.log(loaded.tokenizer.vocab_size),

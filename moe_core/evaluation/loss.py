@@ -1,8 +1,8 @@
 """Loss on whole documents: nats per token, perplexity, bits per UTF-8 byte, and the unigram baseline to beat.
 
-Every text token of a document is predicted from the tokens before it in the same chunk of `seq_len`; the first chunk
-begins with end-of-text, which itself is never scored. Nats per token depend on the tokenizer; bits per byte do not, so
-they compare runs with different vocabularies.
+Every text token of a document is predicted from the tokens before it in the same window of `seq_len`
+(moe_core.data.windows); the first window begins with end-of-text, which itself is never scored. Nats per token depend
+on the tokenizer; bits per byte do not, so they compare runs with different vocabularies.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def evaluate_loss(
 
 def scored_windows(dataset: TokenDataset, seq_len: int, batch_size: int = EVALUATION_BATCH) -> Iterator[WindowBatch]:
     """The windows in which every text token of `dataset` is scored once."""
-    return window_batches(dataset, seq_len, rule="restart", tokens_per_batch=batch_size * seq_len, by_length=True)
+    return window_batches(dataset, seq_len, every_token=False, tokens_per_batch=batch_size * seq_len, by_length=True)
 
 
 def unigram_nats(token_counts: np.ndarray, dataset: TokenDataset) -> float:

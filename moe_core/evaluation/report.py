@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_core.config import Config
 from moe_core.config.router import SIGHT_WARNING
+from moe_core.data.windows import WINDOW_RULE, window_words
 from moe_core.evaluation.markdown import escape, table
 from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN
 from moe_core.routing.measures.health import describe_model
@@ -56,9 +58,9 @@ def report_text(run: RunFolder, evaluation: Mapping[str, Any]) -> str:
             "",
             *_loss_table(evaluation),
             "",
-            "Nats per token depend on the vocabulary; bits per byte do not, compare runs by these. Each document is "
-            f"scored alone, in contexts of {config.training.seq_len} tokens, and at most {SCORED_TOKENS_PER_DOMAIN:,} "
-            "tokens of a domain and split.",
+            "Nats per token depend on the vocabulary; bits per byte do not, compare runs by these. "
+            f"{windows_read(config, evaluation)} At most {SCORED_TOKENS_PER_DOMAIN:,} tokens of a domain and split are "
+            "scored.",
             "",
             "## Is its routing healthy?",
             "",
@@ -83,6 +85,11 @@ def report_text(run: RunFolder, evaluation: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def windows_read(config: Config, evaluation: Mapping[str, Any]) -> str:
+    """In which windows the text was read; evaluations that name no rule are older, and were made by the same one."""
+    return window_words(config.training.seq_len, evaluation.get("windows", WINDOW_RULE))
 
 
 def loss_verdict(evaluation: Mapping[str, Any]) -> str:

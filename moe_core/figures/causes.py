@@ -8,6 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from moe_core.data.windows import window_words
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, layered
@@ -63,9 +64,14 @@ def ablation_map_figure(effects: pd.DataFrame) -> Figure:
     return Figure(
         f"ablation_map_{mode}" if mode else "ablation_map",
         "Without each expert: all text" + (f" ({mode})" if mode else ""),
-        "What does the model lose on all text when an expert is switched off?",
+        f"What does the model lose on all text when an expert is switched off?{_windows(effects)}",
         ablation_verdict(effects), chart, frame,
     )  # fmt: skip
+
+
+def _windows(effects: pd.DataFrame) -> str:
+    """In which windows the text was read, where the frame says it."""
+    return f" {window_words(rule=effects.attrs['windows'])}" if "windows" in effects.attrs else ""
 
 
 def ablation_domains_figure(effects: pd.DataFrame, layer: int) -> Figure:

@@ -18,6 +18,7 @@ import altair as alt
 import pandas as pd
 
 from moe_core.config import Config
+from moe_core.data.windows import WINDOW_RULE, window_words
 from moe_core.figures.export import csv_bytes, unbroken
 from moe_core.figures.figure import Figure
 from moe_core.figures.inline_svg import inline_svg
@@ -120,7 +121,7 @@ def report_page(card: ModelCard, sections: Sequence[Section], progress: Progress
             _head(f"Moescope: run {card.run}", scripts),
             f"<body>\n<header>{_card(card)}</header>",
             f"<nav><h2>What is in this report</h2><ol>{contents}</ol></nav>",
-            _losses(card.evaluation),
+            _losses(card.evaluation, card.config.training.seq_len),
             _layers(sections),
             *parts,
             f"<footer><h2>How this was made</h2><p>{_text(_origin(card))}</p></footer>",
@@ -192,7 +193,7 @@ def _loss_sentence(evaluation: Mapping[str, Any] | None) -> str:
     )
 
 
-def _losses(evaluation: Mapping[str, Any] | None) -> str:
+def _losses(evaluation: Mapping[str, Any] | None, window: int) -> str:
     """Loss by split and domain, with the baselines; nothing if the run was never scored."""
     if evaluation is None:
         return ""
@@ -214,7 +215,8 @@ def _losses(evaluation: Mapping[str, Any] | None) -> str:
     ]
     return (
         f"<section><h2>How well does it predict text it has not seen?</h2>"
-        f'<p class="verdict">{_text(_loss_sentence(evaluation))}</p>{_table(pd.DataFrame(rows), digits=3)}</section>'
+        f'<p class="verdict">{_text(_loss_sentence(evaluation))}</p>{_table(pd.DataFrame(rows), digits=3)}'
+        f'<p class="soft">{_text(window_words(window, evaluation.get("windows", WINDOW_RULE)))}</p></section>'
     )
 
 

@@ -83,6 +83,23 @@ def token_ranks(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tenso
     return (1 + before_NV.sum(dim=1)).to(torch.int32)
 
 
+def compare(
+    original_NV: torch.Tensor, changed_NV: torch.Tensor, targets_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses of the targets [N] under both logits [N, V], and KL(original || changed), each [N] in nats."""
+    rows = max(1, _MAX_SCORED // original_NV.shape[1])
+    parts = []
+    for start in range(0, len(targets_N), rows):
+        part = slice(start, start + rows)
+        log_p, log_q = (logits[part].float().log_softmax(dim=-1) for logits in (original_NV, changed_NV))
+        target = targets_N[part, None]
+        kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0.0)
+        parts.append((-log_p.gather(1, target)[:, 0], -log_q.gather(1, target)[:, 0], kl))
+    empty = original_NV.new_zeros(0)
+    before, after, divergence = zip(*parts, strict=True) if parts else ((empty,), (empty,), (empty,))
+    return torch.cat(before), torch.cat(after), torch.cat(divergence)
+
+
 def as_dataset(loaded: Loaded | LanguageModel, documents: Sequence[Document] | TokenDataset) -> TokenDataset:
     """Documents tokenised, their domains numbered as they first occur.
 

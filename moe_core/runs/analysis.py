@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from moe_core.data.windows import OVERLAPPING_WINDOWS, WINDOW_RULE
 from moe_core.errors import RunError
 from moe_core.json_values import json_safe
 from moe_core.runs.files import translate_os_errors, write_atomic
@@ -48,11 +49,13 @@ class AnalysisOf:
     tokens: int
     mode: str = ""
     """How experts were switched off; "" where none was."""
+    windows: str = OVERLAPPING_WINDOWS
+    """The rule by which long documents were cut; what names none was made by the older one."""
 
     @property
     def key(self) -> str:
         """Names the file: twelve hexadecimal digits of everything that decides the numbers."""
-        identity = [self.checkpoint, self.fingerprint, self.mode]
+        identity = [self.checkpoint, self.fingerprint, self.mode, self.windows]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
 
 
@@ -92,17 +95,17 @@ class AblationJournal:
 def read_ablation_map(run: RunFolder, mode: str = "zero", text: str = HELD_OUT_TEXT) -> pd.DataFrame | None:
     """The known effects of switching each expert off: EFFECT_COLUMNS and `uncertain`, as ablation_map gives them.
 
-    The newest step with any effects counts; its experts may not all be done yet. None if nothing was computed.
-    `frame.attrs` holds the fields of AnalysisOf.
+    The newest step with any effects counts, and there what was measured by today's window rule; its experts may not all
+    be done yet. None if nothing was computed. `frame.attrs` holds the fields of AnalysisOf.
     """
     found = []
     for path in (run.path / "analysis").glob(f"ablation_{mode}_*.jsonl"):
         of, experts = _read_journal(path)
         if of is not None and of.text == text and experts:
-            found.append((of.step, path.stat().st_mtime, of, experts))
+            found.append((of.step, of.windows == WINDOW_RULE, path.stat().st_mtime, of, experts))
     if not found:
         return None
-    *_, of, experts = max(found, key=lambda entry: entry[:2])
+    *_, of, experts = max(found, key=lambda entry: entry[:3])
     return effects_frame([row for rows in experts.values() for row in rows], of)
 
 
@@ -146,19 +149,25 @@ def read_table(run: RunFolder, name: Table, mode: str = "zero") -> pd.DataFrame 
     path = _table_path(run, name, mode if name in TABLES_OF_A_MODE else "")
     try:
         table = pq.read_table(pa.BufferReader(path.read_bytes()))
-        of = json.loads(table.schema.metadata[_METADATA_KEY])
+        of = _analysis_of(json.loads(table.schema.metadata[_METADATA_KEY]))
     except FileNotFoundError:
         return None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{str(path)!r} is damaged; delete it, `python main.py ablate` makes it again") from None
     frame: pd.DataFrame = table.to_pandas()
-    frame.attrs.update(of)
+    frame.attrs.update(asdict(of))
     return frame
 
 
 def _table_path(run: RunFolder, name: Table, mode: str) -> Path:
     # The default mode needs no word.
     return run.path / "analysis" / (f"{name}.parquet" if mode in ("", "zero") else f"{name}_{mode}.parquet")
+
+
+def _analysis_of(record: Mapping[str, Any]) -> AnalysisOf:
+    """As it was kept; what it does not know is left out. Raises TypeError where something is missing."""
+    known = {field.name for field in fields(AnalysisOf)}
+    return AnalysisOf(**{name: value for name, value in record.items() if name in known})
 
 
 def _read_journal(path: Path) -> tuple[AnalysisOf | None, dict[tuple[int, int], list[dict[str, Any]]]]:
@@ -171,12 +180,11 @@ def _read_journal(path: Path) -> tuple[AnalysisOf | None, dict[tuple[int, int], 
         return None, {}
     except OSError as error:
         raise RunError(f"cannot read {str(path)!r}: {error.strerror or error}; check its permissions") from None
-    known = {field.name for field in fields(AnalysisOf)}
     for line in lines:
         with suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
             record = json.loads(line)
             if "of" in record:
-                of = AnalysisOf(**{name: value for name, value in record["of"].items() if name in known})
+                of = _analysis_of(record["of"])
             else:
                 rows = [{name: row[name] for name in EFFECT_COLUMNS} for row in record["rows"]]
                 experts[int(rows[0]["layer"]), int(rows[0]["expert"])] = rows

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_core.data.windows import WINDOW_RULE, window_words
 from moe_core.evaluation.markdown import escape, fenced, table
 from moe_core.routing.measures.health import describe_model
 from moe_core.routing.verdicts.words import p_value
@@ -39,7 +40,7 @@ def suite_text(run: RunFolder, result: Mapping[str, Any]) -> str:
         "",
         "Intervals: 95 %. A verdict needs a p-value of at most 0.05 after adjusting for all scores of this page "
         "(Benjamini-Hochberg); clearly: at least a tenth of the way from chance to perfect, or 10 points from "
-        "held-out text.",
+        f"held-out text. {window_words(run.config().training.seq_len, result.get('windows', WINDOW_RULE))}",
         "",
         "## Architecture",
         "",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_core.config.router import SIGHT_WARNING
+from moe_core.data.windows import WINDOW_RULE
 from moe_core.errors import UsageError
 from moe_core.evaluation.tasks.context import Context, Inputs, Outcome
 from moe_core.evaluation.tasks.registry import Benchmark, describe
@@ -31,10 +32,11 @@ def run_suite(
 ) -> dict[str, Any]:
     """Run `benchmarks` one after the other; the same seed gives the same result.
 
-    Keys: run; step; seed; parameters {total, active}; tasks, a list of {name, asks, plugin, not_run ("" when it was
-    run), failed, note, samples [{title, prompt, text}], scores [Score's fields, p_adjusted, verdict]}. p_adjusted:
-    Benjamini-Hochberg over all scores of the result. NaN and infinity are None. A plugin that raises an error has
-    failed = True and the error in not_run; the others go on. Raises RunError when the run's held-out text is missing.
+    Keys: run; step; seed; windows (as in evaluate_run); parameters {total, active}; tasks, a list of {name, asks,
+    plugin, not_run ("" when it was run), failed, note, samples [{title, prompt, text}], scores [Score's fields,
+    p_adjusted, verdict]}. p_adjusted: Benjamini-Hochberg over all scores of the result. NaN and infinity are None.
+    A plugin that raises an error has failed = True and the error in not_run; the others go on. Raises RunError when
+    the run's held-out text is missing.
     """
     context = Context(loaded, seed, inputs or Inputs())
     report = progress or silent
@@ -68,6 +70,7 @@ def run_suite(
             "run": loaded.run.name,
             "step": loaded.step,
             "seed": seed,
+            "windows": WINDOW_RULE,
             "parameters": {"total": loaded.model.total_parameters, "active": loaded.model.active_parameters},
             "tasks": tasks,
         }
