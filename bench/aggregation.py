@@ -22,8 +22,11 @@ import pyarrow as pa
 from bench.results import Goal, Result, compared
 from bench.suite import Scale
 from moe_core.experiments.timing import Timings, interleave
-from moe_core.routing.metrics import coactivation, domain_specialization, expert_load, layer_flow
-from moe_core.routing.metrics import vocabulary_specialization as vocabulary
+from moe_core.routing.measures.coactivation import coactivation
+from moe_core.routing.measures.domains import domain_specialization
+from moe_core.routing.measures.flow import layer_flow
+from moe_core.routing.measures.load import expert_load
+from moe_core.routing.measures.vocabulary import vocabulary_specialization as vocabulary
 from moe_core.routing.trace.trace import RoutingTrace
 
 TOKENS, LAYERS, TOP_K, EXPERTS = 1_000_000, 4, 2, 64

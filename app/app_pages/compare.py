@@ -20,8 +20,7 @@ from moe_core.figures.sides import (
     relation,
     texts_of_both,
 )
-from moe_core.routing import baselines
-from moe_core.routing.measures.domains import domain_verdict
+from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
 from moe_core.runs import RunFolder
 
 RUNS, TEXTS, EXPERIMENTS = "Runs, steps or traces", "Two texts", "Dense models and routers"
@@ -45,7 +44,7 @@ def show(comparison: Comparison) -> None:
     elif comparison.comparable:
         verdict = comparison.movers().verdict
     else:
-        nmi = [(letter, side.measured.get(baselines.domain_nmi)) for letter, side in comparison.sides]
+        nmi = [(letter, side.measured.get(domain_nmi_test)) for letter, side in comparison.sides]
         verdict = " ".join(f"{letter}: {domain_verdict(frame)}" for letter, frame in nmi)
     with head:
         answer(f"A is {comparison.first.name}, B is {comparison.second.name}. {verdict}")

@@ -16,8 +16,12 @@ from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.experts import expert_domains_figure, expert_history_figure
 from moe_core.figures.load import loads_over_time
 from moe_core.inference.subjects import TraceFile
-from moe_core.routing import baselines, metrics
+from moe_core.routing.measures.coactivation import coactivation_pairs
+from moe_core.routing.measures.domains import domain_cells
 from moe_core.routing.measures.experts import expert_sentence
+from moe_core.routing.measures.formation import formation, formed_at
+from moe_core.routing.measures.load import expert_load
+from moe_core.routing.measures.vocabulary import token_experts
 from moe_core.runs import RunFolder
 
 subject, layer = state.subject(), state.selected_layer()
@@ -25,13 +29,13 @@ header("What does this expert do, and what is it worth?")
 place = st.container()
 measured, text = deep_or_probe(subject)
 own = measured.part([layer])
-pairs = [(baselines.coactivation_pairs, ())] if measured.trace.top_k > 1 else []
+pairs = [(coactivation_pairs, ())] if measured.trace.top_k > 1 else []
 measure_all(own, pairs, "Choosing experts at random, to compare with")
 
-load, cells = measured.get(metrics.expert_load), measured.get(baselines.domain_cells)
+load, cells = measured.get(expert_load), measured.get(domain_cells)
 run = subject if isinstance(subject, RunFolder) else None  # what only a run of ours knows is left out for others
 effects = loaders.ablation(run) if run else None
-formed = metrics.formed_at(loaders.over_time(run, metrics.formation)) if run and run.probe_steps() else None
+formed = formed_at(loaders.over_time(run, formation)) if run and run.probe_steps() else None
 table = expert_table(load, cells, formed, effects)
 with place:
     said = st.empty()
@@ -40,7 +44,7 @@ with place:
     with st.expander("All experts", icon=":material/table_rows:", key="experts_all", on_change="rerun") as every:
         if every.open:
             pick_from_table(table)
-tokens = measured.get(metrics.token_experts, layer, expert)
+tokens = measured.get(token_experts, layer, expert)
 words = tokens[tokens["text"] != END_OF_TEXT]  # every text begins with it, so it says little of an expert
 with said:
     answer(expert_sentence(layer, expert, load=load, cells=cells, tokens=words, effects=effects))

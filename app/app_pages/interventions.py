@@ -21,8 +21,8 @@ from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.load import load_map_figure
 from moe_core.inference.generate import SamplingConfig
 from moe_core.inference.passages import opening_words
-from moe_core.routing import metrics
 from moe_core.routing.instruments.change import ABOUT, FORCE, MODES, Change
+from moe_core.routing.measures.load import expert_load, load_balance
 from moe_core.runs import RunFolder
 
 # Keys of this page, the first two in the URL: what is done, which two texts are shown; then the form of those.
@@ -59,7 +59,7 @@ def show_map(effects: pd.DataFrame | None) -> None:
         show_figure(figure, key="causal_map", on_cell=choose, terms=MAP_TERMS)
         return
     measured, _ = first_routing(subject)
-    figure = load_map_figure(measured.get(metrics.expert_load), measured.get(metrics.load_balance))
+    figure = load_map_figure(measured.get(expert_load), measured.get(load_balance))
     figure = with_outline(figure, layer, expert)
     show_figure(figure, key="load_map", on_cell=choose, terms=["expert load", "lift"])
     if mode != FORCE and isinstance(subject, RunFolder):

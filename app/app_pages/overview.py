@@ -25,10 +25,10 @@ from app.components.page import (
 from app.components.routing_text import first_routing, text_caption
 from moe_core.data.windows import window_words
 from moe_core.figures.load import load_map_figure
-from moe_core.routing import baselines, metrics
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
-from moe_core.routing.measures.domains import domain_verdict
+from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
 from moe_core.routing.measures.health import IMBALANCE_LIMIT, describe_model, routing_health
+from moe_core.routing.measures.load import expert_load, load_balance
 from moe_core.routing.verdicts.words import number, short_count
 from moe_core.runs import RunFolder, RunSummary
 
@@ -49,8 +49,8 @@ CHANGE = (
 subject = state.subject()
 measured, text = first_routing(subject)
 trace = measured.trace
-load, balance = measured.get(metrics.expert_load), measured.get(metrics.load_balance)
-nmi = measured.get(baselines.domain_nmi)
+load, balance = measured.get(expert_load), measured.get(load_balance)
+nmi = measured.get(domain_nmi_test)
 
 # The answer: what it is, is it healthy, do experts know domains.
 made_of = describe_model(

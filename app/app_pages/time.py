@@ -15,7 +15,10 @@ from moe_core.figures.changes import saturation_figure
 from moe_core.figures.domains import domain_map_figure
 from moe_core.figures.formation import formation_figure
 from moe_core.figures.load import load_map_figure
-from moe_core.routing import baselines, metrics
+from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
+from moe_core.routing.measures.formation import formation
+from moe_core.routing.measures.load import expert_load, load_balance
+from moe_core.routing.measures.saturation import saturation
 from moe_core.runs import RunFolder
 
 TEXT, DOMAINS, LOAD = "Text", "Domains", "Load"
@@ -56,13 +59,13 @@ def film(run: RunFolder, steps: list[int], layer: int) -> None:
             if choice.layer is not None and choice.layer != layer:
                 st.rerun()
         elif what == DOMAINS:
-            cells, nmi = snapshot.get(baselines.domain_cells), snapshot.get(baselines.domain_nmi)
+            cells, nmi = snapshot.get(domain_cells), snapshot.get(domain_nmi_test)
             figure = snapshot.keep(("domains", layer), lambda: domain_map_figure(cells, nmi, layer))
             answer(f"Step {step:,}, layer {layer}: {figure.verdict}")
             if len(snapshot.trace.domains) > 1:
                 show_figure(figure, key=figure.name, title="", terms=["domain", "lift", "interval"])
         else:
-            figure = load_map_figure(snapshot.get(metrics.expert_load), snapshot.get(metrics.load_balance))
+            figure = load_map_figure(snapshot.get(expert_load), snapshot.get(load_balance))
             answer(f"Step {step:,}: {figure.verdict}")
             show_figure(figure, key="expert_load", title="", terms=["expert load", "lift", "load imbalance"])
 
@@ -70,9 +73,9 @@ def film(run: RunFolder, steps: list[int], layer: int) -> None:
 run, layer = state.selected_run(), state.selected_layer()
 loaders.probe_step(run)  # says what to do before the first
 steps = run.probe_steps()
-formation = loaders.over_time(run, metrics.formation)
+forming = loaders.over_time(run, formation)
 latest = loaders.probe(run)  # keeps the figures until there is a newer snapshot
-figure = latest.keep(("formation", layer, *steps), lambda: formation_figure(formation, layer))
+figure = latest.keep(("formation", layer, *steps), lambda: formation_figure(forming, layer))
 header("When did each expert become what it is?", figure.verdict)
 if any(item.is_live and item.name == run.name for item in loaders.runs()):
     watch_snapshots(run.name, len(steps))
@@ -87,8 +90,8 @@ playing = st.session_state.get(PLAYING, False) and len(steps) > 1
 st.fragment(run_every=FRAME_SECONDS if playing else None)(film)(run, steps, layer)
 
 if len(steps) > 1:
-    saturation = loaders.over_time(run, metrics.saturation)
-    settled = latest.keep(("saturation", *steps), lambda: saturation_figure(saturation))
+    settling = loaders.over_time(run, saturation)
+    settled = latest.keep(("saturation", *steps), lambda: saturation_figure(settling))
     show_figure(settled, key=settled.name, title="Since when do all layers route as they do now?", terms=["saturation"])
     answer(settled.verdict)
 events = loaders.metrics(run, "event")

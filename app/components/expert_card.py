@@ -13,9 +13,10 @@ from app.components.concordance import WINDOW, concordance, show_concordance, sh
 from app.components.figure import explain, term_help
 from app.components.page import INTERVENTIONS, answer, plain
 from moe_core.data.windows import window_words
-from moe_core.routing import baselines, metrics
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.causes import ablation_verdict
+from moe_core.routing.measures.coactivation import coactivation_pairs
+from moe_core.routing.measures.vocabulary import token_experts
 from moe_core.routing.trace.contexts import contexts
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def pick_expert(num_experts: int, default: int) -> int:
 def tokens_and_contexts(measured: Measured, layer: int, expert: int) -> None:
     """What it takes, and where."""
     left, right = st.columns([3, 7])
-    tokens = measured.get(metrics.token_experts, layer, expert).head(TOP_TOKENS)
+    tokens = measured.get(token_experts, layer, expert).head(TOP_TOKENS)
     with left:
         st.markdown("#### Its tokens")
         if tokens.empty:
@@ -99,7 +100,7 @@ def neighbours(run: RunFolder | None, measured: Measured, layer: int, expert: in
     """Which experts it works with, and which are like it. Selecting one opens it."""
     st.markdown("#### Its neighbours")
     table = neighbour_table(
-        None if measured.trace.top_k == 1 else measured.get(baselines.coactivation_pairs),
+        None if measured.trace.top_k == 1 else measured.get(coactivation_pairs),
         loaders.analysis(run, "similarity") if run else None,
         layer,
         expert,

@@ -114,7 +114,7 @@ def passage_effects(
 
 def arrays_of_effects(loaded: Loaded | LanguageModel, effects: TokenEffects, change: Change) -> TokenArrays:
     """Text, routing before the change, and change of loss; tokens that had chosen the expert are marked."""
-    from moe_core.routing.metrics import token_entropy
+    from moe_core.routing.measures.decisions import token_entropy
 
     trace, tokenizer = effects.trace, loaded.tokenizer
     token_bytes = {int(i): tokenizer.token_bytes(int(i)) for i in np.unique(trace.token_ids)}

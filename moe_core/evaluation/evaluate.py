@@ -17,9 +17,11 @@ from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN, held_out_text
 from moe_core.inference.tracing import trace_batches
 from moe_core.json_values import json_safe
 from moe_core.progress import Progress, silent
-from moe_core.routing import baselines, capture, metrics
-from moe_core.routing.measures.domains import domain_verdict
+from moe_core.routing import capture
+from moe_core.routing.measures.decisions import router_entropy
+from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
 from moe_core.routing.measures.health import routing_health
+from moe_core.routing.measures.load import load_balance
 
 if TYPE_CHECKING:
     from moe_core.data.document import Document
@@ -133,7 +135,7 @@ def _figures(loss: LossReport) -> dict[str, Any]:
 
 def _routing(trace: RoutingTrace) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """One entry per MoE layer, and the verdicts in words."""
-    balance, entropy, nmi = metrics.load_balance(trace), metrics.router_entropy(trace), baselines.domain_nmi(trace)
+    balance, entropy, nmi = load_balance(trace), router_entropy(trace), domain_nmi_test(trace)
     table = balance.merge(entropy, on="layer").merge(nmi, on="layer")
     rows = [
         {

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from moe_core.routing import metrics
 from moe_core.routing.measures.against_chance import CHANCE
 from moe_core.routing.measures.causes import STRONG_CORRELATION
+from moe_core.routing.measures.domains import domain_specialization
+from moe_core.routing.measures.load import expert_load
 from moe_core.routing.statistics.bootstrap import draws
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.statistics.permutation import p_values
@@ -33,13 +34,13 @@ def measures(trace: RoutingTrace, saliency: pd.DataFrame) -> pd.DataFrame:
     """What is seen of each expert without touching it, one row each.
 
     Columns: layer, expert; load = its share of the assignments, 0..1;
-    specialization = its largest lift over the domains, from metrics.domain_specialization, NaN with fewer than two;
+    specialization = its largest lift over the domains, from domain_specialization, NaN with fewer than two;
     vocabulary = how exclusively the token types it receives go to it: the mean, over its assignments, of the share of
     that type's occurrences that chose it, 0..1 (token types with at least MIN_COUNT; after OLMoE, 2409.02060, eq. 8);
     confidence = the mean combine weight among tokens that chose it; NaN for an expert that nobody chose;
     reap, ean: from expert_saliency of the same text.
     """
-    load = metrics.expert_load(trace)[["layer", "expert", "share"]].rename(columns={"share": "load"})
+    load = expert_load(trace)[["layer", "expert", "share"]].rename(columns={"share": "load"})
     frame = load.merge(_specialization(trace), on=["layer", "expert"])
     frame["vocabulary"] = _vocabulary(trace).ravel()
     frame["confidence"] = _confidence(trace).ravel()
@@ -142,7 +143,7 @@ def _ranks(values_N: Float64Array, weights_RN: Float64Array) -> Float64Array:
 
 
 def _specialization(trace: RoutingTrace) -> pd.DataFrame:
-    table = metrics.domain_specialization(trace)
+    table = domain_specialization(trace)
     table = table[table["domain_tokens"] > 0]
     best = table.groupby(["layer", "expert"])["lift"].max().rename("specialization").reset_index()
     if table["domain"].nunique() < 2:

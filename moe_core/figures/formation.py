@@ -11,7 +11,7 @@ from moe_core.figures.figure import Figure
 from moe_core.figures.layout import MAX_COLUMNS
 from moe_core.figures.maps import share_map
 from moe_core.figures.words import rows
-from moe_core.routing.metrics import formed_at
+from moe_core.routing.measures.formation import formed_at
 from moe_core.routing.verdicts.words import percent
 
 _NAMED = 3

@@ -60,8 +60,7 @@ class Comparison:
 
 def compare(first: Side, second: Side, *, one_model: bool) -> Comparison:
     """`one_model`: both are the same model, perhaps at different steps, so that an expert is told by its number."""
-    from moe_core.routing import metrics
-    from moe_core.routing.measures.comparison import token_difference
+    from moe_core.routing.measures.comparison import match_experts, rename_experts, token_difference
 
     a, b = first.measured.tokens, second.measured.tokens
     same_tokens = not token_difference(a, b)
@@ -69,8 +68,8 @@ def compare(first: Side, second: Side, *, one_model: bool) -> Comparison:
         return Comparison(first, second, "same", same_tokens)
     if not same_tokens or not _have_same_shape(a, b):
         return Comparison(first, second, "unrelated", same_tokens)
-    matches = first.measured.look(metrics.match_experts, b)
-    renamed = second.measured.keep(("matched", first.measured), lambda: Measured(metrics.rename_experts(b, matches)))
+    matches = first.measured.look(match_experts, b)
+    renamed = second.measured.keep(("matched", first.measured), lambda: Measured(rename_experts(b, matches)))
     return Comparison(first, replace(second, measured=renamed), "matched", True, matches)
 
 
@@ -111,21 +110,21 @@ def _too_few_sources(comparison: Comparison) -> str:
 def load_figure(trace: AnyTrace) -> Figure:
     """The load of all experts; for Measured.get, as drawing takes longer than measuring."""
     from moe_core.figures.load import load_map_figure
-    from moe_core.routing import metrics
+    from moe_core.routing.measures.load import expert_load, load_balance
 
-    return load_map_figure(metrics.expert_load(trace), metrics.load_balance(trace))
+    return load_map_figure(expert_load(trace), load_balance(trace))
 
 
 def domains_figure(trace: RoutingTrace, layer: int) -> Figure | None:
     """The domains of one layer's experts, of the nearest one where the model has no such layer; None where there is
     one domain only."""
     from moe_core.figures.domains import domain_map_figure
-    from moe_core.routing import baselines
+    from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
 
     if len(np.unique(trace.domain_ids)) < 2:
         return None
     shown = min(trace.layers, key=lambda own: abs(own - layer))
-    return domain_map_figure(baselines.domain_cells(trace), baselines.domain_nmi(trace), shown)
+    return domain_map_figure(domain_cells(trace), domain_nmi_test(trace), shown)
 
 
 def one_text(trace: RoutingTrace, name: str) -> RoutingTrace:
@@ -148,16 +147,16 @@ def _have_same_shape(a: RoutingTrace, b: RoutingTrace) -> bool:
 
 def _diff(a: RoutingTrace, b: RoutingTrace) -> Figure:
     from moe_core.figures.changes import diff_figure
-    from moe_core.routing import metrics
+    from moe_core.routing.measures.comparison import routing_diff
 
-    return diff_figure(metrics.routing_diff(a, b))
+    return diff_figure(routing_diff(a, b))
 
 
 def _movers(a: RoutingTrace, b: RoutingTrace) -> Figure:
     from moe_core.figures.changes import movers_figure
-    from moe_core.routing import metrics
+    from moe_core.routing.measures.movers import routing_movers
 
-    movers = metrics.routing_movers(a, b)
+    movers = routing_movers(a, b)
     if movers["domain"].nunique() == 2:  # "all", and the only one there is
         movers = movers[movers["domain"] == "all"].reset_index(drop=True)
     return movers_figure(movers)

@@ -15,7 +15,7 @@ from moe_core.figures.figure import Figure
 from moe_core.figures.layout import AUTOSIZE, AXIS_ROOM, WIDTH
 from moe_core.figures.palette import NEUTRAL, TOKEN_STRENGTH, expert_colour, ink_on
 from moe_core.figures.words import rows
-from moe_core.routing.metrics import token_entropy
+from moe_core.routing.measures.decisions import token_entropy
 from moe_core.routing.token_arrays import TokenArrays
 from moe_core.routing.verdicts.words import number, percent
 

@@ -1,4 +1,4 @@
-"""Small helpers of the figures. Numbers and sentences come from moe_core.routing.verdicts, as on every page."""
+"""Small helpers of the figures. Numbers and sentences come from the words of the product, as on every page."""
 
 from __future__ import annotations
 

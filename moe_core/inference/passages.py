@@ -99,7 +99,7 @@ def trace_passages(
 
 def arrays_of(traced: TracedPassages) -> TokenArrays:
     """The traced passages as the token view takes them."""
-    from moe_core.routing.metrics import token_entropy
+    from moe_core.routing.measures.decisions import token_entropy
 
     trace = traced.trace
     return TokenArrays(

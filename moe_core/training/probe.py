@@ -14,7 +14,10 @@ from moe_core.data.tokens import TokenDataset
 from moe_core.evaluation.loss import scored_windows
 from moe_core.inference.scoring import predictions
 from moe_core.inference.tracing import likeliest, trace_batches
-from moe_core.routing import RoutingTrace, capture, metrics
+from moe_core.routing import RoutingTrace, capture
+from moe_core.routing.measures.decisions import router_entropy
+from moe_core.routing.measures.domains import domain_nmi, domain_specialization
+from moe_core.routing.measures.load import expert_load, load_balance
 
 # An expert counts as a domain's own once that domain's tokens choose it this many times as often as by even routing.
 OWN_EXPERT_LIFT = 2.0
@@ -61,14 +64,14 @@ def compact(trace: RoutingTrace) -> RoutingTrace:
 
 def load_records(trace: RoutingTrace, step: int) -> list[dict[str, Any]]:
     """One "load" line for metrics.jsonl per MoE layer; domain_nmi is None where there is one domain only."""
-    shares = metrics.expert_load(trace).groupby("layer")["share"].apply(list)
-    balance = metrics.load_balance(trace)
+    shares = expert_load(trace).groupby("layer")["share"].apply(list)
+    balance = load_balance(trace)
     rows = zip(
         trace.layers,
         balance["load_imbalance"],
         balance["dead_experts"],
-        metrics.router_entropy(trace)["router_entropy"],
-        metrics.domain_nmi(trace)["nmi"],
+        router_entropy(trace)["router_entropy"],
+        domain_nmi(trace)["nmi"],
         strict=True,
     )
     return [
@@ -91,7 +94,7 @@ def domain_experts(trace: RoutingTrace, known: Collection[DomainExpert]) -> list
 
     A domain owns an expert when its lift is at least OWN_EXPERT_LIFT and the 95 % interval leaves out even routing.
     """
-    frame = metrics.domain_specialization(trace)
+    frame = domain_specialization(trace)
     owned = frame[(frame["lift"] >= OWN_EXPERT_LIFT) & ~frame["uncertain"].astype(bool)]
     found = [
         ((int(layer), int(expert), str(domain)), float(lift))
