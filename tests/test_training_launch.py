@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -28,7 +30,7 @@ def test_it_runs_detached_with_its_log_in_the_run(tmp_path: Path, monkeypatch: p
         "print(sys.argv[1:], os.environ['MOESCOPE_CHECKPOINTS'], os.getsid(0) == os.getpid(), 'out')\n"
         "print('err', file=sys.stderr)\n"
     )
-    monkeypatch.setattr(launch, "MAIN", script)
+    monkeypatch.setattr(launch, "COMMAND", (sys.executable, str(script)))
     pid = launch.start_training(["--quick", "--run", "one"], tmp_path / "runs")
     log = wait_for(tmp_path / "runs" / "one" / "train.log", "err")
     assert f"['--quick', '--run', 'one'] {tmp_path / 'runs'} True out" in log
@@ -36,6 +38,20 @@ def test_it_runs_detached_with_its_log_in_the_run(tmp_path: Path, monkeypatch: p
     while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists(), "an ended trainer must not stay as a zombie"
+
+
+def test_it_starts_from_any_folder_and_takes_no_file_there_for_a_library(tmp_path: Path) -> None:
+    """The real command, from a process whose own path leads to the checkout only by what it was told."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('taken for torch')\n")
+    root = str(Path(__file__).resolve().parents[1])
+    script = (
+        f"import sys; sys.path.insert(0, {root!r})\n"
+        "from moe_core.training.launch import start_training\n"
+        "start_training(['--run', 'one', '--training.steps', 'many'])\n"
+    )
+    subprocess.run([sys.executable, "-P", "-c", script], cwd=tmp_path, check=True)
+    log = wait_for(tmp_path / "checkpoints" / "one" / "train.log", "error: ")
+    assert "training.steps" in log
 
 
 def test_a_busy_run_and_arguments_without_a_run_are_refused(tmp_path: Path) -> None:

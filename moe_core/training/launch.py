@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,14 @@ from moe_core.errors import RunBusyError, RunError, UsageError
 from moe_core.runs.files import translate_os_errors
 from moe_core.runs.folder import RunFolder
 
-MAIN = Path(__file__).resolve().parents[2] / "main.py"
+# -P: a file of the working folder that has the name of a library must not be taken for it.
+COMMAND = (sys.executable, "-P", "-m", "moe_core")
+_PACKAGES = str(Path(__file__).resolve().parents[2])
+"""The folder that holds moe_core: a checkout, or where packages are installed."""
 
 
 def start_training(arguments: Sequence[str], root: str | Path | None = None) -> int:
-    """Run `main.py <arguments>` in its own session; returns its process id at once.
+    """Run the command line with these arguments in its own session; returns its process id at once.
 
     `arguments` are those of the command line and must hold --run NAME; everything the process prints goes to
     <run>/train.log. Raises RunBusyError when the run is being trained already.
@@ -31,18 +35,27 @@ def start_training(arguments: Sequence[str], root: str | Path | None = None) -> 
     with log:
         try:
             process = subprocess.Popen(
-                [sys.executable, str(MAIN), *arguments],
+                [*COMMAND, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "MOESCOPE_CHECKPOINTS": str(run.root.resolve())},
+                env=_environment(run),
             )
         except OSError as error:
             raise RunError(f"cannot start a training process: {error.strerror or error}") from None
     # Nobody waits for it otherwise, and an ended child that nobody waited for stays in the process table.
     threading.Thread(target=process.wait, daemon=True).start()
     return process.pid
+
+
+def _environment(run: RunFolder) -> dict[str, str]:
+    """Ours, with the root of the runs, and with the folder of a checkout where Python does not look by itself."""
+    environment = {**os.environ, "MOESCOPE_CHECKPOINTS": str(run.root.resolve())}
+    if _PACKAGES not in sysconfig.get_paths().values():
+        known = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = _PACKAGES + (os.pathsep + known if known else "")
+    return environment
 
 
 def _run_name(arguments: Sequence[str]) -> str:
