@@ -137,4 +137,4 @@ def test_an_error_in_the_background_reaches_the_reader(trained_root: Path) -> No
 
 def test_reruns_do_not_collect_all_garbage() -> None:
     """With it, each rerun of the live text held up the writing thread: 2 instead of 80 tokens a second."""
-    assert "postScriptGC = false" in (ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8")
+    assert "postScriptGC = false" in (ROOT / "app" / ".streamlit" / "config.toml").read_text(encoding="utf-8")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
+import time
 import tomllib
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,47 @@ def test_the_dashboard_passes_its_options_on_to_streamlit() -> None:
     )
     assert done.returncode == 2
     assert "No such option '--server.nonsense'" in done.stderr
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["from the checkout", "from an empty folder"])
+def test_the_dashboard_has_its_settings_from_any_folder(elsewhere: bool, tmp_path: Path) -> None:
+    """Without them it would answer the whole network; with them it listens at 127.0.0.1, not at another address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", "run", str(ROOT / "app") if elsewhere else "app",
+         "--server.headless=true", f"--server.port={port}"],
+        cwd=tmp_path if elsewhere else ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not _answers(port) and time.monotonic() < deadline:
+            assert process.poll() is None, "the dashboard ended"
+            time.sleep(0.1)
+        assert _answers(port)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port), timeout=5).close()
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def test_no_folder_of_runs_is_watched() -> None:
+    from streamlit.watcher.folder_black_list import FolderBlackList
+
+    settings = tomllib.loads((ROOT / "app" / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
+    unwatched = FolderBlackList(settings["server"]["folderWatchBlacklist"])
+    assert unwatched.is_blacklisted("/home/me/work/checkpoints/demo/metrics.jsonl")
+    assert unwatched.is_blacklisted("/home/me/moescope/.venv/lib/x.py")
+    assert not unwatched.is_blacklisted("/home/me/moescope/app/loaders.py")
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
