@@ -84,12 +84,17 @@ def unigram_nats(token_counts: np.ndarray, dataset: TokenDataset) -> float:
     `token_counts` [V] counts the tokens of the training split, n_v, with sum N. Raises ValueError when the dataset has
     no text token.
     """
-    counts_V = np.asarray(token_counts, dtype=np.float64)
-    log_p_V = np.log(counts_V + 1.0) - math.log(counts_V.sum() + len(counts_V))
     ids_T = dataset.token_ids[dataset.positions > 0]
     if not len(ids_T):
         raise ValueError("the dataset has no text token to score")
-    return float(-log_p_V[ids_T].mean())
+    return float(unigram_nats_by_token(token_counts)[ids_T].mean())
+
+
+def unigram_nats_by_token(token_counts: np.ndarray) -> np.ndarray:
+    """float64 [V] the same for each entry of the vocabulary."""
+    counts_V = np.asarray(token_counts, dtype=np.float64)
+    nats_V: np.ndarray = math.log(counts_V.sum() + len(counts_V)) - np.log(counts_V + 1.0)
+    return nats_V
 
 
 def count_text_tokens(dataset: TokenDataset) -> int:

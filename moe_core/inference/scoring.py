@@ -86,7 +86,10 @@ def token_ranks(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tenso
 def compare(
     original_NV: torch.Tensor, changed_NV: torch.Tensor, targets_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Losses of the targets [N] under both logits [N, V], and KL(original || changed), each [N] in nats."""
+    """Losses of the targets [N] under both logits [N, V], and KL(original || changed), each [N] in nats.
+
+    The losses are those of token_nats; the divergence needs the whole distributions, so they are not computed twice.
+    """
     rows = max(1, _MAX_SCORED // original_NV.shape[1])
     parts = []
     for start in range(0, len(targets_N), rows):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,10 +82,3 @@ def score_tokens(
     joined = (np.concatenate(column) for column in zip(*parts, strict=True))
     nats, ranks, token_ids, source_ids, domain_ids = joined
     return ScoredTokens(nats, ranks, token_ids, source_ids, domain_ids, dataset.domains, dataset.domain_bytes)
-
-
-def unigram_nats_of(token_counts: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], NDArray[np.float64]]:
-    """Nats of tokens under training frequencies alone, add-one smoothed, as evaluation's unigram_nats means them."""
-    counts_V = token_counts.astype(np.float64) + 1.0
-    nats_V = np.log(counts_V.sum()) - np.log(counts_V)
-    return lambda token_ids: nats_V[token_ids]

@@ -9,8 +9,9 @@ import numpy as np
 from moe_core.data.document import Document
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.data.tokens import TokenDataset
+from moe_core.evaluation.loss import unigram_nats_by_token
 from moe_core.evaluation.tasks.context import Context, Outcome
-from moe_core.evaluation.tasks.held_out import score_tokens, unigram_nats_of
+from moe_core.evaluation.tasks.held_out import score_tokens
 from moe_core.evaluation.tasks.registry import benchmark
 from moe_core.evaluation.tasks.scores import Score, of_sources
 
@@ -23,11 +24,11 @@ UNIGRAM = "guessing by token frequency"
 @benchmark("perplexity", "How well does it foresee held-out text? Lower is better.")
 def perplexity(context: Context) -> Outcome:
     """exp of the mean nats a token, of each split and of each domain in it."""
-    unigram = unigram_nats_of(context.loaded.run.token_counts())
+    unigram_V = unigram_nats_by_token(context.loaded.run.token_counts())
     scores, bits = [], []
     for split in HELD_OUT_SPLITS:
         tokens = context.held_out[split]
-        chance = unigram(tokens.token_ids)
+        chance = unigram_V[tokens.token_ids]
         present = [name for number, name in enumerate(tokens.domains) if (tokens.domain_ids == number).any()]
         for domain in [None, *(present if len(present) > 1 else [])]:
             name = split if domain is None else f"{split}, {domain}"
@@ -62,7 +63,7 @@ def text(context: Context) -> Outcome:
     tokens = score_tokens(
         context.model, dataset, seq_len=loaded.config.training.seq_len, progress=context.progress
     )  # fmt: skip
-    chance = unigram_nats_of(loaded.run.token_counts())(tokens.token_ids)
+    chance = unigram_nats_by_token(loaded.run.token_counts())[tokens.token_ids]
     bits = tokens.nats.sum() / math.log(2) / len(given.encode())
     return Outcome(
         (_of_blocks(tokens.nats, chance),),
