@@ -20,7 +20,7 @@ from moe_core.routing.measures.movers import movers_verdict
 from moe_core.routing.measures.persistence import PERSISTENCE, persistence_verdict
 from moe_core.routing.measures.saturation import saturation_verdict
 from moe_core.routing.measures.vocabulary import VOCABULARY, vocabulary_verdict
-from moe_core.routing.verdicts.words import points
+from moe_core.words import points
 
 
 def frame_of(measure: str, *rows: tuple[int, float, float, float, str], **columns: Any) -> pd.DataFrame:

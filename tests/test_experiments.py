@@ -30,7 +30,7 @@ from moe_core.experiments.runner import choose_factors, run_trials, stored_plan
 from moe_core.experiments.speed import measure_speed
 from moe_core.experiments.tables import result_table, summary_table
 from moe_core.experiments.trial import TrialStopped, run_trial
-from moe_core.experiments.words import losses_verdict
+from moe_core.experiments.verdicts import losses_verdict
 from moe_core.figures.figure import figure_bytes
 from moe_core.figures.quality import result_figures
 from moe_core.model import size

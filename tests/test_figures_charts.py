@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from moe_core.errors import UsageError
 from moe_core.figures import domains, load, tokens, training
+from moe_core.figures.labels import spread
 from moe_core.figures.load import entropy_figure, loads_over_time
 from moe_core.figures.measures import chance_figure
 from moe_core.figures.palette import EXPERT_COLOURS, expert_colour
 from moe_core.figures.run_figures import sections_of_trace, spaced
 from moe_core.figures.tokens import token_map_figure, token_path_figure
 from moe_core.figures.training import loss_figure
-from moe_core.figures.words import spread
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.measures.registry import DOMAIN_NMI
 

@@ -26,8 +26,8 @@ from moe_core.figures.run_figures import Section, _causes, sections_of_run, sect
 from moe_core.figures.sankey import flow_sankey_figure
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.measures.glossary import GLOSSARY
-from moe_core.routing.verdicts.words import number
 from moe_core.runs.folder import RunFolder
+from moe_core.words import number
 
 HOSTILE = [
     "</script><script>alert(1)</script>",

@@ -18,7 +18,7 @@ from moe_core.routing.measures.context import token_verdict
 from moe_core.routing.measures.domains import domain_cell, domain_verdict, strongest_expert
 from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.routing.measures.health import describe_model, routing_health
-from moe_core.routing.verdicts.words import number, p_value, percent
+from moe_core.words import number, p_value, percent
 
 
 def make_trace(

@@ -29,8 +29,8 @@ from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
 from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
 from moe_core.routing.measures.health import IMBALANCE_LIMIT, describe_model, routing_health
 from moe_core.routing.measures.load import expert_load, load_balance
-from moe_core.routing.verdicts.words import number, short_count
 from moe_core.runs import RunFolder, RunSummary
+from moe_core.words import number, short_count
 
 LOOK = (
     (TOKENS, "Where does each token of my text go?", "text_fields"),

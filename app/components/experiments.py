@@ -12,7 +12,7 @@ from app.components.figure import show_figure
 from app.components.page import answer, plain
 from moe_core.experiments.library import Found, find_results
 from moe_core.experiments.tables import notes, result_table
-from moe_core.experiments.words import losses_verdict
+from moe_core.experiments.verdicts import losses_verdict
 from moe_core.figures.quality import result_figures
 
 CHOSEN = "experiment"

@@ -13,7 +13,7 @@ from app import loaders, state
 from app.components.page import errors_as_boxes, plain
 from moe_core.errors import MoescopeError, UsageError
 from moe_core.inference.subjects import OPENED, Opened, TraceFile
-from moe_core.routing.verdicts.words import short_count
+from moe_core.words import short_count
 
 # Session keys: the path field, the upload, what of it was opened last.
 PATH, UPLOAD, TAKEN = "open_path", "open_upload", "open_taken"

@@ -12,9 +12,9 @@ from moe_core.data.windows import WINDOW_RULE, window_words
 from moe_core.evaluation.markdown import escape, table
 from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN
 from moe_core.routing.measures.health import describe_model
-from moe_core.routing.verdicts.words import percent, short_count
 from moe_core.runs.files import write_atomic
 from moe_core.runs.folder import RunFolder
+from moe_core.words import percent, short_count
 
 SPLIT_WORDS = {
     "validation": "validation (held-out documents of known kinds)",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.errors import DataError, MoescopeError
-from moe_core.routing.verdicts.words import short_count
 from moe_core.runs.files import read_json_object
+from moe_core.words import short_count
 
 SHIPPED = Path(__file__).resolve().parents[2] / "docs" / "comparisons"
 FORMAT = 1

@@ -8,8 +8,8 @@ from typing import Any
 
 from moe_core.config.router import SIGHT_WARNING
 from moe_core.experiments.claims import CLAIMED_DENSE_PERPLEXITY, CLAIMED_PERPLEXITY, fewest_experts
-from moe_core.experiments.words import difference_words, interval_words, losses_verdict, signed, where_measured
-from moe_core.routing.verdicts.words import short_count
+from moe_core.experiments.verdicts import difference_words, interval_words, losses_verdict, signed, where_measured
+from moe_core.words import short_count
 
 DOMAINS_SHOWN = 6
 

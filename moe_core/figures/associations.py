@@ -8,12 +8,12 @@ import pandas as pd
 
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS
 from moe_core.figures.maps import lift_map
-from moe_core.figures.words import rows
 from moe_core.routing.measures.coactivation import coactivation_verdict
 from moe_core.routing.measures.flow import flow_verdict
-from moe_core.routing.verdicts.words import number, percent
+from moe_core.words import number, percent
 
 FEW_EXPECTED = 5.0
 """Cells of which chance expects fewer tokens are faded (the usual rule for counts, Cochran 1954)."""

@@ -11,12 +11,12 @@ import pandas as pd
 from moe_core.data.windows import window_words
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, layered
 from moe_core.figures.maps import CELL, nats_limit, nats_map, share_map
 from moe_core.figures.palette import BAR, HEAT, LAYER_SHADES, NEUTRAL
-from moe_core.figures.words import rows
 from moe_core.routing.measures.causes import ablation_verdict, importance_verdict
-from moe_core.routing.verdicts.words import number, p_value, percent, signed
+from moe_core.words import number, p_value, percent, signed
 
 MAX_POINTS = 2000
 """More experts than this are counted in a grid instead of drawn as dots."""

@@ -8,14 +8,14 @@ import altair as alt
 import pandas as pd
 
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, layered, step_axis
 from moe_core.figures.measures import bar_mark, interval_mark
 from moe_core.figures.palette import HEAT, LAYER_SHADES, NEUTRAL, expert_colour
-from moe_core.figures.words import rows, spread
 from moe_core.routing.measures.comparison import diff_verdict
 from moe_core.routing.measures.movers import movers_verdict
 from moe_core.routing.measures.saturation import saturation_verdict
-from moe_core.routing.verdicts.words import percent, points
+from moe_core.words import percent, points
 
 MAX_MOVERS = 20
 MAX_LAYER_LINES = 8

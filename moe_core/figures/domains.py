@@ -7,13 +7,13 @@ import pandas as pd
 
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_height, layered, percent_axis
 from moe_core.figures.maps import lift_map
 from moe_core.figures.palette import BAR, HEAT, NEUTRAL
-from moe_core.figures.words import rows
 from moe_core.routing.measures.context import token_verdict
 from moe_core.routing.measures.domains import CLEARLY, SLIGHTLY, domain_cell, domain_verdict, strongest_expert
-from moe_core.routing.verdicts.words import percent, sentence
+from moe_core.words import percent, sentence
 
 _EXPLAINED: dict[str, tuple[str, str, str]] = {
     "the token alone": ("token_share", "token_chance", BAR),

@@ -8,11 +8,11 @@ import altair as alt
 import pandas as pd
 
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows
 from moe_core.figures.layout import MAX_COLUMNS, bars_height, layered
 from moe_core.figures.palette import HEAT, LIFT_COLOURS, NEUTRAL, expert_colour
-from moe_core.figures.words import rows
 from moe_core.routing.measures.causes import effects_verdict
-from moe_core.routing.verdicts.words import signed
+from moe_core.words import signed
 
 
 def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:

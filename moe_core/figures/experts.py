@@ -7,14 +7,14 @@ import pandas as pd
 
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows
 from moe_core.figures.layout import COLUMN_AXIS, ROW_AXIS, bars_height, layered
 from moe_core.figures.load import expert_load_over_time
 from moe_core.figures.maps import share_map
 from moe_core.figures.palette import HEAT, domain_colour
-from moe_core.figures.words import rows
 from moe_core.routing.measures.domains import domain_cell
 from moe_core.routing.measures.experts import expert_sentence
-from moe_core.routing.verdicts.words import number, percent, sentence
+from moe_core.words import number, percent, sentence
 
 
 def expert_domains_figure(cells: pd.DataFrame, layer: int, expert: int) -> Figure:

@@ -8,11 +8,11 @@ import pandas as pd
 
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows
 from moe_core.figures.layout import MAX_COLUMNS
 from moe_core.figures.maps import share_map
-from moe_core.figures.words import rows
 from moe_core.routing.measures.formation import formed_at
-from moe_core.routing.verdicts.words import percent
+from moe_core.words import percent
 
 _NAMED = 3
 _FORMED = "holds at least half of its last tokens, beyond those that its load alone brings, and keeps them"

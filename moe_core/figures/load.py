@@ -7,12 +7,12 @@ import pandas as pd
 
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_height, layered, percent_axis, step_axis
 from moe_core.figures.maps import lift_map
 from moe_core.figures.palette import BAR, EXPERT_COLOURS, NEUTRAL, expert_colour
-from moe_core.figures.words import rows, spread
 from moe_core.routing.measures.health import routing_health
-from moe_core.routing.verdicts.words import number, percent
+from moe_core.words import number, percent
 
 MAX_LINES = len(EXPERT_COLOURS)
 """More experts than this: the most unusual few are coloured and labelled, the others are grey."""

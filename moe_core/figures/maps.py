@@ -23,7 +23,7 @@ from moe_core.figures.palette import (
     LIFT_WHITE_BELOW,
     NEUTRAL,
 )
-from moe_core.routing.verdicts.words import number, signed
+from moe_core.words import number, signed
 
 CELL = "cell"
 """Name of the selection of clickable maps."""

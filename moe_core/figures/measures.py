@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows
 from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, layered
 from moe_core.figures.palette import BAR, HEAT
-from moe_core.figures.words import rows
 from moe_core.routing.measures.record import Measure
-from moe_core.routing.verdicts.words import number
+from moe_core.words import number
 
 
 def chance_figure(measure: Measure, test: pd.DataFrame) -> Figure:

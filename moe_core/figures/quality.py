@@ -8,11 +8,11 @@ from typing import Any, Literal
 import altair as alt
 import pandas as pd
 
-from moe_core.experiments.words import difference_words, losses_verdict, signed, speed_verdict
+from moe_core.experiments.verdicts import difference_words, losses_verdict, signed, speed_verdict
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import AXIS_ROOM, bars_height, layered
 from moe_core.figures.palette import BAR, HEAT, LAYER_SHADES, NEUTRAL
-from moe_core.figures.words import rows, spread
 
 ARM_COLOURS = (HEAT, *LAYER_SHADES)
 """The mixture, then the dense arms in their order."""

@@ -29,7 +29,7 @@ from moe_core.progress import Progress, silent
 from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.routing.measures.health import describe_model
 from moe_core.routing.measures.registry import MEASURES
-from moe_core.routing.verdicts.words import number, short_count
+from moe_core.words import number, short_count
 
 MAX_TABLE_ROWS = 100
 """Rows of a figure's numbers that are shown; the CSV beside them has all."""

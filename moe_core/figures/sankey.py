@@ -10,10 +10,10 @@ import pandas as pd
 
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows
 from moe_core.figures.palette import NEUTRAL, expert_colour
-from moe_core.figures.words import rows
 from moe_core.routing.measures.flow import flow_verdict
-from moe_core.routing.verdicts.words import number, percent
+from moe_core.words import number, percent
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -12,12 +12,12 @@ import pandas as pd
 from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows
 from moe_core.figures.layout import AUTOSIZE, AXIS_ROOM, WIDTH
 from moe_core.figures.palette import NEUTRAL, TOKEN_STRENGTH, expert_colour, ink_on
-from moe_core.figures.words import rows
 from moe_core.routing.measures.decisions import token_entropy
 from moe_core.routing.token_arrays import TokenArrays
-from moe_core.routing.verdicts.words import number, percent
+from moe_core.words import number, percent
 
 if TYPE_CHECKING:
     from moe_core.routing.trace.trace import RoutingTrace

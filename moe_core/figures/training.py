@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import AUTOSIZE, WIDTH, step_axis
 from moe_core.figures.palette import NEUTRAL, SPLIT_COLOURS
-from moe_core.figures.words import rows, spread
 
 MAX_POINTS = 200
 """Points per curve; training losses are averaged in as many stretches of steps."""

@@ -8,12 +8,12 @@ import pandas as pd
 
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows
 from moe_core.figures.layout import bars_height, layered
 from moe_core.figures.palette import HEAT, expert_colour
 from moe_core.figures.tokens import visible
-from moe_core.figures.words import rows
 from moe_core.routing.measures.vocabulary import vocabulary_verdict
-from moe_core.routing.verdicts.words import number, percent
+from moe_core.words import number, percent
 
 MAX_TOKENS = 20
 """Token types drawn: those that most surely belong to one expert."""

@@ -12,11 +12,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moe_core.evaluation.tasks.common_words import WORDS
 from moe_core.evaluation.tasks.context import Context, Outcome
 from moe_core.evaluation.tasks.likelihood import encode_pair, likelihoods
 from moe_core.evaluation.tasks.registry import benchmark
 from moe_core.evaluation.tasks.scores import of_questions
-from moe_core.evaluation.tasks.words import WORDS
 from moe_core.inference.generate import SamplingConfig, generate
 
 MOST_LETTERS = 3

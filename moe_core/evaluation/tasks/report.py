@@ -10,9 +10,9 @@ from typing import Any
 from moe_core.data.windows import WINDOW_RULE, window_words
 from moe_core.evaluation.markdown import escape, fenced, table
 from moe_core.routing.measures.health import describe_model
-from moe_core.routing.verdicts.words import p_value
 from moe_core.runs.files import write_atomic
 from moe_core.runs.folder import RunFolder
+from moe_core.words import p_value
 
 
 def write_suite(run: RunFolder, result: Mapping[str, Any]) -> Path:

@@ -16,7 +16,7 @@ import pandas as pd
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.statistics.permutation import p_values
 from moe_core.routing.trace.types import Float64Array
-from moe_core.routing.verdicts.words import layers_of, p_value, percent
+from moe_core.words import layers_of, p_value, percent
 
 CHANCE = "not distinguishable from chance"
 FEW_DOCUMENTS = "cannot be tested: too few documents"

@@ -8,7 +8,7 @@ import pandas as pd
 from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE
 from moe_core.routing.trace.types import BoolArray, Float32Array
-from moe_core.routing.verdicts.words import count_of, number, sentence, signed
+from moe_core.words import count_of, number, sentence, signed
 
 SMALL_NATS = 0.01
 """Change of loss below which it is of no use to anyone: 1 % of perplexity."""

@@ -18,7 +18,7 @@ from moe_core.routing.trace.counts import blocks, pair_counts, ratio
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import Float64Array, Int16Array, Int64Array
-from moe_core.routing.verdicts.words import number, percent
+from moe_core.words import number, percent
 
 
 def coactivation(trace: AnyTrace) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from moe_core.routing.statistics.bootstrap import percentile_interval, resampled
 from moe_core.routing.trace.counts import entropy, expert_counts, grouped_counts, normalised, ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
-from moe_core.routing.verdicts.words import number, percent
+from moe_core.words import number, percent
 
 
 def routing_diff(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> pd.DataFrame:

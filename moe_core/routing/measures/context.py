@@ -17,7 +17,7 @@ from moe_core.routing.trace.counts import entropy, mutual_information, ratio
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import Int64Array
-from moe_core.routing.verdicts.words import percent
+from moe_core.words import percent
 
 
 def context_independence(trace: AnyTrace, min_count: int = 10) -> pd.DataFrame:

@@ -33,7 +33,7 @@ from moe_core.routing.trace.counts import (
 )
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
-from moe_core.routing.verdicts.words import count_of, layers_of, number, p_value, percent
+from moe_core.words import count_of, layers_of, number, p_value, percent
 
 
 def domain_specialization(trace: AnyTrace) -> pd.DataFrame:

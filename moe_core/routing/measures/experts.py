@@ -8,7 +8,7 @@ import pandas as pd
 from moe_core.routing.measures.domains import preferred
 from moe_core.routing.measures.persistence import first_choice
 from moe_core.routing.trace.trace import RoutingTrace
-from moe_core.routing.verdicts.words import number, percent
+from moe_core.words import number, percent
 
 
 def expert_sentence(

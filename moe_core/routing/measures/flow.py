@@ -17,7 +17,7 @@ from moe_core.routing.trace.counts import blocks, entropy, flow_counts, mutual_i
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
-from moe_core.routing.verdicts.words import number, percent
+from moe_core.words import number, percent
 
 
 def layer_flow(trace: AnyTrace) -> pd.DataFrame:

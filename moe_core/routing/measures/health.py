@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from moe_core.routing.verdicts.words import count_of, layers_of, number, percent, short_count
+from moe_core.words import count_of, layers_of, number, percent, short_count
 
 IMBALANCE_LIMIT = 2.0
 """Load imbalance above which a layer is called uneven: its busiest expert does the work of two."""

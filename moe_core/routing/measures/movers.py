@@ -17,7 +17,7 @@ from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjus
 from moe_core.routing.trace.counts import grouped_counts, ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
-from moe_core.routing.verdicts.words import percent, points
+from moe_core.words import percent, points
 
 EVERY_DOMAIN = "all"
 _ROUNDING = 1e-12  # a standard error below this is none

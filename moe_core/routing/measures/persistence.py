@@ -20,7 +20,7 @@ from moe_core.routing.trace.counts import blocks, ratio
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int16Array, Int64Array
-from moe_core.routing.verdicts.words import percent
+from moe_core.words import percent
 
 
 def persistence(trace: AnyTrace) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from moe_core.routing.measures.persistence import first_choice, shared_experts
 from moe_core.routing.measures.term import Term
 from moe_core.routing.trace.counts import expert_counts, ratio
 from moe_core.routing.trace.trace import RoutingTrace
-from moe_core.routing.verdicts.words import layers_of, percent
+from moe_core.words import layers_of, percent
 
 SETTLED = 0.8
 """Part of the way from chance to identity from which routing counts as settled: its experts can be given names."""

@@ -25,7 +25,7 @@ from moe_core.routing.statistics.permutation import check_permutations, document
 from moe_core.routing.trace.counts import blocks, ratio
 from moe_core.routing.trace.stored import AnyTrace, StoredTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
-from moe_core.routing.verdicts.words import percent
+from moe_core.words import percent
 
 
 def vocabulary_specialization(trace: AnyTrace, which: TokenKind = "input", min_count: int = 10) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Small helpers of the figures. Numbers and sentences come from the words of the product, as on every page."""
+"""Where labels stand, and the rows that they are written from. Numbers and sentences are made in moe_core.words."""
 
 from __future__ import annotations
 

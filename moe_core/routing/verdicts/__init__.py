@@ -1,1 +1,0 @@
-"""Numbers and words of sentences; the sentences themselves stand beside their measures."""
