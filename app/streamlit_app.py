@@ -23,9 +23,10 @@ from app import loaders
 from app.components import pickers
 from app.components.no_run import DENSE, explain_broken_run, explain_need, explain_no_runs, need
 from app.components.open_other import open_field
-from app.components.page import errors_as_boxes, plain, sentence
+from app.components.page import errors_as_boxes, plain
 from moe_core.inference.subjects import open_from_command_line
 from moe_core.runs import RunFolder, RunSummary
+from moe_core.words import sentence
 
 PAGES = {
     "Look": [

@@ -1,24 +1,40 @@
-"""Numbers and lists for people: what every sentence is made of."""
+"""Numbers and words for people, once for pages, figures, reports and the command line.
+
+Every rounding here goes to the nearest value, and a tie goes away from zero: 16.5 % is "17 %". JavaScript's toFixed and
+toPrecision round so, Python's format rounds a tie to the even digit. app/components/words.js says the same in a
+browser; a test holds the two together.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from decimal import ROUND_HALF_UP, Context, Decimal
 
-import pandas as pd
-
+_ALL_DIGITS = Context(prec=400)  # any float with a few decimals
 _LAYERS_NAMED = 4
 
 
+def fixed(value: float, digits: int, *, thousands: bool = False) -> str:
+    """`value` with `digits` decimals, a tie away from zero: 0.125, 2 -> "0.13"."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{_rounded(value, -digits):{',' if thousands else ''}f}"
+
+
 def number(value: float) -> str:
-    """A number for people: two significant digits, never in powers of ten."""
+    """A number for people: two significant digits, never in powers of ten; whole from 10 on, "1,235"."""
     if math.isnan(value):
         return "unknown"
-    if abs(value) >= 10:
-        return f"{value:,.0f}"
-    if abs(value) < 5e-5:
+    size = abs(value)
+    if size >= 10:
+        return fixed(value, 0, thousands=True)
+    if size < 5e-5:
         return "0"
-    text = f"{float(f'{value:.2g}'):.5f}".rstrip("0").rstrip(".")
-    return f"{value:.1f}" if abs(value) >= 1 else text
+    if size >= 1:
+        return fixed(value, 1)
+    two_digits = _rounded(value, Decimal(value).adjusted() - 1)
+    return fixed(float(two_digits), 5).rstrip("0").rstrip(".")
 
 
 def percent(share: float) -> str:
@@ -27,15 +43,30 @@ def percent(share: float) -> str:
         return "unknown"
     if 0 < share < 0.001:
         return "under 0.1 %"
-    return f"{100 * share:.1f} %" if 0 < share < 0.0095 else f"{100 * share:.0f} %"
+    return f"{fixed(100 * share, 1 if 0 < share < 0.0095 else 0)} %"
 
 
-def signed(change: float) -> str:
-    """A change with its sign: "+0.12", "−0.03", "0"; "" where it is unknown."""
+def signed(change: float, digits: int | None = None) -> str:
+    """A change with its sign: "+0.12", "−0.03", "0"; "" where it is unknown.
+
+    `digits` None writes the size as `number` does; in a column of a table it is the number of decimals.
+    """
     if math.isnan(change):
         return ""
+    sign = "−" if change < 0 else "+"
+    if digits is not None:
+        return sign + fixed(abs(change), digits)
     text = number(abs(change))
-    return text if text == "0" else f"{'+' if change > 0 else '−'}{text}"
+    return text if text == "0" else sign + text
+
+
+def points(share: float) -> str:
+    """A change of a share in percentage points, with its sign: 0.031 -> "+3.1 points"."""
+    if math.isnan(share):
+        return "unknown"
+    size = 100 * abs(share)
+    text = fixed(size, 0 if size >= 9.5 else 1)
+    return f"{'−' if share < 0 and float(text) else '+'}{text} points"
 
 
 def p_value(p: float) -> str:
@@ -43,7 +74,7 @@ def p_value(p: float) -> str:
     for limit in (0.001, 0.005, 0.01, 0.05):
         if p < limit:
             return f"p < {limit}"
-    return f"p = {p:.2f}"
+    return f"p = {fixed(p, 2)}"
 
 
 def short_count(value: int) -> str:
@@ -54,29 +85,36 @@ def short_count(value: int) -> str:
     return str(value)
 
 
-def points(share: float) -> str:
-    """A change of a share in percentage points, with its sign: 0.031 -> "+3.1 points"."""
-    if math.isnan(share):
-        return "unknown"
-    size = 100 * abs(share)
-    text = f"{size:.0f}" if size >= 9.5 else f"{size:.1f}"
-    return f"{'-' if share < 0 and float(text) else '+'}{text} points"
-
-
 def count_of(count: int, noun: str) -> str:
-    """2, "layer" -> "2 layers"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    """2000, "token" -> "2,000 tokens"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "40 s", "3 min 20 s" or "1 h 05 min"; what is negative counts as nothing."""
+    whole = round(max(0.0, seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def sentence(text: str) -> str:
-    """`text` with a capital first letter and a full stop."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    """`text` with a capital first letter and, unless it ends in a mark or in code, a full stop."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "`")) else ".")
 
 
-def layers_of(frame: pd.DataFrame) -> str:
-    """The layers of a frame by number: "layer 3", "layers 0, 1, 2, 3 and 4 more"."""
-    names = [str(int(layer)) for layer in frame["layer"].unique()]
+def layers_named(layers: Iterable[float]) -> str:
+    """Layers by number, each once: "layer 3", "layers 0, 1, 2, 3 and 4 more"."""
+    names = [str(int(layer)) for layer in dict.fromkeys(layers)]
     if len(names) == 1:
         return f"layer {names[0]}"
-    shown = names[:_LAYERS_NAMED]
-    return f"layers {', '.join(shown)}{f' and {len(names) - _LAYERS_NAMED} more' if len(names) > _LAYERS_NAMED else ''}"
+    more = f" and {len(names) - _LAYERS_NAMED} more" if len(names) > _LAYERS_NAMED else ""
+    return f"layers {', '.join(names[:_LAYERS_NAMED])}{more}"
+
+
+def _rounded(value: float, exponent: int) -> Decimal:
+    """`value` to the nearest multiple of 10 ** exponent, a tie away from zero; exact, whatever the float's size."""
+    return Decimal(value).quantize(Decimal(1).scaleb(exponent), rounding=ROUND_HALF_UP, context=_ALL_DIGITS)

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
 from app.components.new_run import PATH, UPLOAD, keep_upload
-from app.components.page import duration, plain, sentence
+from app.components.page import plain
 from app.components.router_choice import balancings
 from moe_core.config import load_config
 from moe_core.config.router import BALANCING_MEANINGS, BALANCINGS, ROUTER_FACTS, ROUTER_KINDS, RouterKind
 from moe_core.errors import UsageError
 from moe_core.runs import RunFolder, list_runs
+from moe_core.words import sentence
 
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 # The quick preset, made tiny by the environment, which a trainer inherits.
@@ -174,10 +175,3 @@ def test_plain_text_has_no_markdown_left(text: str) -> None:
     assert escaped.replace("\\", "") == text.replace("\\", "")
     for mark in "*_`[]$:<>#|~":
         assert escaped.count(mark) == escaped.count("\\" + mark)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"), [(0.4, "0 s"), (59.4, "59 s"), (130, "2 min 10 s"), (3900, "1 h 05 min")]
-)
-def test_durations_read_well(seconds: float, expected: str) -> None:
-    assert duration(seconds) == expected

@@ -17,7 +17,7 @@ import pytest
 import main as command_line
 from moe_core.cli import output as output_module
 from moe_core.cli.exits import guarded, one_line
-from moe_core.cli.output import Output, _Lines, duration, progress_on_stderr, table, write_bytes
+from moe_core.cli.output import Output, _Lines, progress_on_stderr, table, write_bytes
 from moe_core.errors import DataError, RunError, UsageError
 from moe_core.json_values import json_safe
 
@@ -137,13 +137,6 @@ def test_json_safe_keeps_everything_else() -> None:
 
 def test_table_aligns_and_keeps_a_row_on_its_line() -> None:
     assert table(["run", "state"], [["a", "x\ny"], ["long", ""]]) == "run   state\na     x y\nlong"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (185, "3:05"), (3723, "1:02:03"), (-1, "0 s")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_progress_lines_are_throttled_and_tell_the_time_left(

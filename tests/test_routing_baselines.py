@@ -226,7 +226,7 @@ def test_describe_model_in_words() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.2134, "0.21"), (1.5, "1.5"), (2.0, "2.0"), (12.6, "13"), (1234.5, "1,234"), (0.00123, "0.0012"), (0, "0")],
+    [(0.2134, "0.21"), (1.5, "1.5"), (2.0, "2.0"), (12.6, "13"), (1234.5, "1,235"), (0.00123, "0.0012"), (0, "0")],
 )
 def test_numbers_for_people(value: float, text: str) -> None:
     assert number(value) == text

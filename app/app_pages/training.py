@@ -7,8 +7,9 @@ import streamlit as st
 from app import loaders, state
 from app.components.live_run import follow, log_tail
 from app.components.new_run import new_run_form
-from app.components.page import header, plain, sentence
+from app.components.page import header, plain
 from moe_core.runs import RunFolder
+from moe_core.words import sentence
 
 runs = loaders.runs()
 chosen = next((run for run in runs if run.name == st.session_state.get(state.RUN)), None)

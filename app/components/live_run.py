@@ -13,11 +13,12 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure, term_help
-from app.components.page import answer, duration, errors_as_boxes, plain, sentence
+from app.components.page import answer, errors_as_boxes, plain
 from moe_core.errors import RunError
 from moe_core.routing.measures.health import IMBALANCE_LIMIT
 from moe_core.runs import RunFolder, RunStatus, RunSummary
 from moe_core.runs.listing import LAUNCH_PATIENCE_SECONDS
+from moe_core.words import duration, sentence
 
 # Drawing takes some tenths of a second of the very processor that trains, so pictures move less often than numbers.
 NUMBERS_SECONDS = 1.5

@@ -14,7 +14,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import explain
-from app.components.page import errors_as_boxes, plain, sentence
+from app.components.page import errors_as_boxes, plain
 from app.components.text_choice import OWN, TextChoice, pick_source, type_text
 from app.components.token_view import token_view, view_payload
 from moe_core.errors import UsageError
@@ -23,6 +23,7 @@ from moe_core.inference.passages import TOKEN_LIMIT, Passage, fit
 from moe_core.routing.instruments.change import FORCE, Change
 from moe_core.routing.measures.causes import text_loss_verdict
 from moe_core.routing.token_arrays import TokenArrays
+from moe_core.words import sentence
 
 if TYPE_CHECKING:
     from moe_core.evaluation.effects import TokenEffects

@@ -10,12 +10,13 @@ from pathlib import Path
 import streamlit as st
 
 from app import loaders, state
-from app.components.page import duration, errors_as_boxes
+from app.components.page import errors_as_boxes
 from app.components.router_choice import router_choice
 from moe_core.config import load_config
 from moe_core.errors import DataError, UsageError
 from moe_core.runs import RunFolder
 from moe_core.runs.names import checkpoints_root
+from moe_core.words import duration
 
 SYNTHETIC, UPLOAD, PATH = "Four made-up domains", "A file of mine", "A path on this computer"
 # The presets that end by themselves within a time budget; the others are for the command line (presets.py).

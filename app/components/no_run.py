@@ -5,9 +5,10 @@ from __future__ import annotations
 import streamlit as st
 
 from app import loaders
-from app.components.page import OVERVIEW, TRAINING, header, plain, sentence
+from app.components.page import OVERVIEW, TRAINING, header, plain
 from moe_core.inference.subjects import Opened, TraceFile
 from moe_core.runs import RunSummary
+from moe_core.words import sentence
 
 WAIT_SECONDS = 2.0
 DENSE = (

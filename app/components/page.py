@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import streamlit as st
 
 from moe_core.errors import MoescopeError
+from moe_core.words import count_of, sentence
 
 # Pages as st.page_link takes them: relative to the entry file.
 OVERVIEW = "app_pages/overview.py"
@@ -58,12 +59,6 @@ def errors_as_boxes(title: str = "This could not be shown") -> Iterator[None]:
         error_box(error, title=title)
 
 
-def sentence(text: str) -> str:
-    """`text` with a capital first letter and a full stop."""
-    text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "`")) else ".")
-
-
 def ago(seconds_since_1970: float) -> str:
     """ "just now", "5 min ago", "3 h ago", "2 days ago", or a date."""
     age = time.time() - seconds_since_1970
@@ -76,16 +71,5 @@ def ago(seconds_since_1970: float) -> str:
     if age < 86_400:
         return f"{age / 3600:.0f} h ago"
     if age < 7 * 86_400:
-        days = round(age / 86_400)
-        return f"{days} day{'s' if days != 1 else ''} ago"
+        return f"{count_of(round(age / 86_400), 'day')} ago"
     return time.strftime("%d %b %Y", time.localtime(seconds_since_1970))
-
-
-def duration(seconds: float) -> str:
-    """ "40 s", "3 min 20 s", "1 h 05 min"."""
-    whole = round(max(0.0, seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -14,6 +14,7 @@ from moe_core.errors import MoescopeError
 from moe_core.inference.subjects import OPENED, Opened, TraceFile
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.runs.names import is_run_name
+from moe_core.words import percent
 
 REFRESH_SECONDS = 3.0
 # More layers than this do not fit side by side in the side bar.
@@ -83,7 +84,7 @@ def _describe(name: str) -> None:
         return
     label, colour, icon = _BADGES[run.state]
     if run.is_live and run.steps:
-        label = f"live, {run.step / run.steps:.0%}"
+        label = f"live, {percent(run.step / run.steps)}"
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.badge(label, color=colour, icon=icon)
         if run.updated_at:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import streamlit as st
 
-from app.components.page import duration, plain
+from app.components.page import plain
+from moe_core.words import duration
 
 # Redrawing more often costs more than it tells.
 _REDRAW_SECONDS = 0.1

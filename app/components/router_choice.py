@@ -5,13 +5,14 @@ from __future__ import annotations
 import streamlit as st
 
 from app import state
-from app.components.page import plain, sentence
+from app.components.page import plain
 from moe_core.config.router import (
     BALANCING_MEANINGS,
     ROUTER_FACTS,
     Balancing,
     RouterKind,
 )
+from moe_core.words import sentence
 
 
 def router_choice() -> list[str]:

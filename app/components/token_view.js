@@ -213,7 +213,7 @@ class TokenView {
     for (let i = 0; i < this.count; i++) {
       let colour = data.heat_colour;
       let strength = 0;
-      let number = "";
+      let label = "";
       if (byExpert) {
         const expert = this.expert(at, i, slot);
         if (expert >= 0) {
@@ -222,8 +222,8 @@ class TokenView {
           // A second expert has at most half the weight: twice as strong, so that both modes use the whole range.
           strength = Math.min(1, this.weight(at, i, slot) * (slot + 1)) * 0.85 + 0.15;
           if (this.focus >= 0 && expert !== this.focus) strength = 0;
-          number = String(expert);
-        } else number = "–";
+          label = String(expert);
+        } else label = "–";
       } else if (mode === "entropy") strength = this.entropy[at * this.count + i] / 255;
       else if (mode === "surprise") strength = Math.min(1, (this.losses[i] || 0) / SURPRISE_NATS);
       else if (mode === "change") {
@@ -237,7 +237,7 @@ class TokenView {
       }
       const span = this.spans[i];
       span.style.backgroundColor = strength > 0 ? rgba(colour, strength * data.strength) : "transparent";
-      if (span.dataset.e !== number) span.dataset.e = number;
+      if (span.dataset.e !== label) span.dataset.e = label;
       span.classList.toggle("marked", this.isMarked(i));
     }
     this.text.classList.toggle("numbered", byExpert && this.numbers.checked);
@@ -259,11 +259,11 @@ class TokenView {
         chip.type = "button";
         chip.dataset.expert = String(expert);
         chip.setAttribute("aria-pressed", String(expert === this.focus));
-        const share = Math.round((100 * (counts.get(expert) || 0)) / routed);
+        const share = percent((counts.get(expert) || 0) / routed);
         chip.title = `Expert ${expert}: ${counts.get(expert) || 0} of ${routed} tokens. Click to show only these.`;
         const swatch = element("span", "swatch");
         swatch.style.backgroundColor = this.expertColour(expert);
-        chip.append(swatch, element("b", "", String(expert)), element("span", "share", `${share} %`));
+        chip.append(swatch, element("b", "", String(expert)), element("span", "share", share));
         parts.push(chip);
       }
     } else if (mode === "domain") {
@@ -370,8 +370,8 @@ class TokenView {
       line.append(element("span", "", `, the model's guess no. ${this.ranks[i].toLocaleString("en")}`));
     }
     if (this.entropy) {
-      const share = Math.round((100 * this.entropy[this.at * this.count + i]) / 255);
-      line.append(element("span", "", `, router entropy ${share} % in layer ${this.data.layers[this.at]}`));
+      const share = percent(this.entropy[this.at * this.count + i] / 255);
+      line.append(element("span", "", `, router entropy ${share} in layer ${this.data.layers[this.at]}`));
     }
     return line;
   }
@@ -391,7 +391,7 @@ class TokenView {
     fill.style.width = `${Math.min(100, 100 * weight)}%`;
     fill.style.backgroundColor = this.expertColour(expert);
     meter.append(fill);
-    row.append(swatch, element("b", "", String(expert)), meter, element("span", "share", weight.toFixed(2)));
+    row.append(swatch, element("b", "", String(expert)), meter, element("span", "share", number(weight)));
     return row;
   }
 
@@ -441,7 +441,7 @@ class TokenView {
     const parts = [head, element("div", "hint", `layer ${this.data.layers[this.at]}`)];
     for (let slot = 0; slot < this.data.top_k; slot++) parts.push(this.row(this.at, i, slot));
     const facts = [];
-    if (this.entropy) facts.push(`router entropy ${Math.round((100 * this.entropy[this.at * this.count + i]) / 255)} %`);
+    if (this.entropy) facts.push(`router entropy ${percent(this.entropy[this.at * this.count + i] / 255)}`);
     if (this.losses && this.losses[i] === this.losses[i]) facts.push(`surprise ${this.losses[i].toFixed(2)} nats`);
     if (this.changeText(i)) facts.push(`${this.changeText(i)} by the change`);
     if (this.isMarked(i)) facts.push(this.data.mark_label);
@@ -550,10 +550,6 @@ function element(tag, className, text) {
   if (className) node.className = className;
   if (text !== undefined) node.textContent = text;
   return node;
-}
-
-function signed(value) {
-  return `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixed(2)}`;
 }
 
 function rgba(hex, alpha) {

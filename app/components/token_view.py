@@ -32,7 +32,8 @@ _MOUNT = st.components.v2.component(
     "moescope_token_view",
     html=(_HERE / "token_view.html").read_text(encoding="utf-8"),
     css=(_HERE / "token_view.css").read_text(encoding="utf-8"),
-    js=(_HERE / "token_view.js").read_text(encoding="utf-8"),
+    # words.js first: a component is one script, and a module's functions are seen in the whole of it.
+    js="".join((_HERE / name).read_text(encoding="utf-8") for name in ("words.js", "token_view.js")),
 )
 # Characters that would hide or reorder text are written as codes: control, format, surrogate, private, separators.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})

@@ -8,8 +8,9 @@ from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from moe_core.cli.commands import existing_run
-from moe_core.cli.output import Output, duration, progress_on_stderr, table
+from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.errors import UsageError
+from moe_core.words import duration, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,19 +120,19 @@ def _effects_table(effects: pd.DataFrame) -> str:
         layer, expert = one["layer"], one["expert"]
         own = (cells.get((layer, expert, name)) for name in domains)
         rows.append(
-            [str(layer), str(expert), f"{one['affected']:,}", f"{one['delta_nats']:+.4f}", _interval(one, 4)]
-            + ["-" if cell is None else f"{cell['delta_nats']:+.4f}{'~' if cell['uncertain'] else ''}" for cell in own]
+            [str(layer), str(expert), f"{one['affected']:,}", signed(one["delta_nats"], 4), _interval(one, 4)]
+            + ["-" if cell is None else signed(cell["delta_nats"], 4) + "~" * bool(cell["uncertain"]) for cell in own]
         )
     return table(["layer", "expert", "affected", "all", "interval", *domains], rows)
 
 
 def _correlations_table(correlations: pd.DataFrame) -> str:
     rows = [
-        [row["measure"], f"{row['rho']:+.2f}", _interval(row, 2), f"{row['rho_pooled']:+.2f}", row["verdict"]]
+        [row["measure"], signed(row["rho"], 2), _interval(row, 2), signed(row["rho_pooled"], 2), row["verdict"]]
         for row in correlations.to_dict("records")
     ]
     return table(["measure", "rho", "interval", "pooled", "verdict"], rows)
 
 
 def _interval(row: Mapping[Hashable, Any], digits: int) -> str:
-    return f"{row['low']:+.{digits}f} to {row['high']:+.{digits}f}"
+    return f"{signed(row['low'], digits)} to {signed(row['high'], digits)}"

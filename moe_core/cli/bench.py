@@ -6,8 +6,9 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from moe_core.cli.output import Output, duration, progress_on_stderr, table
+from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.errors import UsageError
+from moe_core.words import duration
 
 ROOT = Path(__file__).resolve().parents[2]
 

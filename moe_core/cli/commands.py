@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.cli.exits import printable
-from moe_core.cli.output import Output, count_of, progress_on_stderr, table, write_bytes
+from moe_core.cli.output import Output, progress_on_stderr, table, write_bytes
 from moe_core.errors import UsageError
 from moe_core.program import program
+from moe_core.words import count_of
 
 if TYPE_CHECKING:
     from moe_core.routing import Intervention

@@ -15,6 +15,7 @@ from moe_core.cli.exits import printable
 from moe_core.errors import UsageError
 from moe_core.json_values import json_safe
 from moe_core.progress import Progress
+from moe_core.words import duration
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -98,27 +99,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_atomic(path, content)
 
 
-def count_of(count: int, noun: str) -> str:
-    """2000, "token" -> "2,000 tokens"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned with spaces; the last one is not padded."""
     lines = [tuple(printable(cell).replace("\n", " ") for cell in row) for row in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
     return "\n".join(padded)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 42 s, 3:05 or 1:02:03."""
-    whole = round(max(0.0, seconds))
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    minutes, last = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{last:02}" if hours else f"{minutes}:{last:02}"
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_core.cli.commands import existing_run, output_folder
-from moe_core.cli.output import Output, check_regular, count_of, progress_on_stderr, write_bytes
+from moe_core.cli.output import Output, check_regular, progress_on_stderr, write_bytes
 from moe_core.errors import MoescopeError
 from moe_core.progress import Progress
+from moe_core.words import count_of
 
 if TYPE_CHECKING:
     from moe_core.figures.run_figures import Section

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from moe_core.cli.models import load_language_model, said_of
-from moe_core.cli.output import Output, check_regular, count_of, progress_on_stderr
+from moe_core.cli.output import Output, check_regular, progress_on_stderr
 from moe_core.errors import UsageError
 from moe_core.program import program
+from moe_core.words import count_of
 
 
 def trace(arguments: argparse.Namespace, output: Output) -> int:

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moe_core.cli.output import Output, duration, progress_on_stderr
+from moe_core.cli.output import Output, progress_on_stderr
 from moe_core.errors import RunError, UsageError
 from moe_core.program import dashboard_command, program
 from moe_core.progress import Progress
+from moe_core.words import duration
 
 if TYPE_CHECKING:
     from moe_core.config import Config

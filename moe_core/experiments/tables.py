@@ -8,8 +8,8 @@ from typing import Any
 
 from moe_core.config.router import SIGHT_WARNING
 from moe_core.experiments.claims import CLAIMED_DENSE_PERPLEXITY, CLAIMED_PERPLEXITY, fewest_experts
-from moe_core.experiments.verdicts import difference_words, interval_words, losses_verdict, signed, where_measured
-from moe_core.words import short_count
+from moe_core.experiments.verdicts import difference_words, interval_words, losses_verdict, where_measured
+from moe_core.words import short_count, signed
 
 DOMAINS_SHOWN = 6
 
@@ -116,7 +116,7 @@ def _with_difference(score: Mapping[str, Any]) -> str:
     if difference is None:
         return f"{score['mean']:.3f}"
     mark = "~" if difference["verdict"] == "not distinguishable" else ""
-    return f"{score['mean']:.3f} ({signed(difference['mean'])}{mark})"
+    return f"{score['mean']:.3f} ({signed(difference['mean'], 3)}{mark})"
 
 
 def notes(result: Mapping[str, Any]) -> str:

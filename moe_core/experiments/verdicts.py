@@ -6,13 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from moe_core.words import count_of, signed
+
 MAX_NAMED = 4
 """Arms of one kind that a sentence names; of more, the two ends."""
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """+0.012 or −0.012."""
-    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def interval_words(difference: Mapping[str, Any] | None) -> str:
@@ -38,13 +35,12 @@ def losses_verdict(result: Mapping[str, Any]) -> str:
     groups: dict[str, list[str]] = {"higher": [], "lower": [], "not distinguishable": []}
     known = [(arm["scores"]["unseen_nats"]["difference"], arm["label"]) for arm in others]
     for difference, label in sorted(((d, label) for d, label in known if d is not None), key=lambda at: at[0]["mean"]):
-        groups[difference["verdict"]].append(f"{label} ({signed(difference['mean'])})")
+        groups[difference["verdict"]].append(f"{label} ({signed(difference['mean'], 3)})")
     said = [f"{kind}: {_listed(names)}" for kind, names in groups.items() if names]
-    seeds = len(result["seeds"])
     if not said:
         return f"{first['label']} alone; nothing to hold it against."
     return (
-        f"Loss on unseen text over {seeds} seed{'' if seeds == 1 else 's'}, against {first['label']} with "
+        f"Loss on unseen text over {count_of(len(result['seeds']), 'seed')}, against {first['label']} with "
         f"{first['scores']['unseen_nats']['mean']:.3f} nats per token: {'; '.join(said)}."
     )
 

@@ -8,11 +8,12 @@ from typing import Any, Literal
 import altair as alt
 import pandas as pd
 
-from moe_core.experiments.verdicts import difference_words, losses_verdict, signed, speed_verdict
+from moe_core.experiments.verdicts import difference_words, losses_verdict, speed_verdict
 from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import AXIS_ROOM, bars_height, layered
 from moe_core.figures.palette import BAR, HEAT, LAYER_SHADES, NEUTRAL
+from moe_core.words import signed
 
 ARM_COLOURS = (HEAT, *LAYER_SHADES)
 """The mixture, then the dense arms in their order."""
@@ -145,7 +146,7 @@ def routers_figure(result: Mapping[str, Any]) -> Figure:
     data = data.assign(
         end=data[["high", "difference"]].max(axis=1).clip(low, high),
         label=data["label"].where(
-            ~beyond, data["difference"].map(lambda nats: f"outside: {signed(nats)}; ") + data["label"]
+            ~beyond, data["difference"].map(lambda nats: f"outside: {signed(nats, 3)}; ") + data["label"]
         ),
     )
     scale = alt.Scale(domain=[low - 0.05 * span, high + 1.3 * span], nice=False)

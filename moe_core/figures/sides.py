@@ -10,6 +10,7 @@ import numpy as np
 from moe_core.figures.tokens import snapshot_arrays
 from moe_core.routing.measured import Measured
 from moe_core.routing.token_arrays import TokenArrays
+from moe_core.words import percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,8 +93,8 @@ def relation(comparison: Comparison) -> str:
     return (
         "The two were trained separately, where the number of an expert means nothing: each expert of "
         f"{comparison.second.name} has been given the number of the one in {comparison.first.name} that serves most of "
-        f"the same tokens. Matched experts share {comparison.matches['overlap'].mean():.0%} of their tokens "
-        f"(about {even / (2 - even):.0%} if they had nothing to do with each other)."
+        f"the same tokens. Matched experts share {percent(comparison.matches['overlap'].mean())} of their tokens "
+        f"(about {percent(even / (2 - even))} if they had nothing to do with each other)."
     )
 
 

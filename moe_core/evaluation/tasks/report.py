@@ -12,7 +12,7 @@ from moe_core.evaluation.markdown import escape, fenced, table
 from moe_core.routing.measures.health import describe_model
 from moe_core.runs.files import write_atomic
 from moe_core.runs.folder import RunFolder
-from moe_core.words import p_value
+from moe_core.words import count_of, p_value
 
 
 def write_suite(run: RunFolder, result: Mapping[str, Any]) -> Path:
@@ -173,7 +173,7 @@ def _result(task: Mapping[str, Any]) -> list[str]:
     for score in task["scores"]:
         name, value, interval, level, verdict = score_cells(score)
         p = "unknown" if score["p_adjusted"] is None else p_value(score["p_adjusted"])
-        of = f"{score['n']:,} {score['unit']}{'' if score['n'] == 1 else 's'}"
+        of = count_of(score["n"], score["unit"])
         rows.append([escape(name), verdict, escape(score["level_is"]), value, interval, level, p, of])
     header = ["score", "verdict", "held against", "value", "95 % interval", "there", "adjusted p", "of"]
     lines += [*table(header, rows, text_columns=3), ""] if rows else []

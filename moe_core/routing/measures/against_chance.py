@@ -16,7 +16,7 @@ import pandas as pd
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.statistics.permutation import p_values
 from moe_core.routing.trace.types import Float64Array
-from moe_core.words import layers_of, p_value, percent
+from moe_core.words import layers_named, p_value, percent
 
 CHANCE = "not distinguishable from chance"
 FEW_DOCUMENTS = "cannot be tested: too few documents"
@@ -114,7 +114,7 @@ def layers_verdict(
     where = f"{place(best)} most, " if len(test) > 1 else ""
     certainty = f"{size(best)} ({p_value(best['p_adjusted'])})"
     others = test[test["verdict"] == CHANCE]
-    rest = f"; {layers_of(others)} not distinguishable from chance" if len(others) else ""
+    rest = f"; {layers_named(others['layer'])} not distinguishable from chance" if len(others) else ""
     if best["verdict"] == finding.clearly:
         return f"{clear}: {where}{certainty}{rest}."
     return f"{slight}: {where}{certainty}, too little to rely on{rest}."

@@ -33,7 +33,7 @@ from moe_core.routing.trace.counts import (
 )
 from moe_core.routing.trace.stored import AnyTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
-from moe_core.words import count_of, layers_of, number, p_value, percent
+from moe_core.words import count_of, layers_named, number, p_value, percent
 
 
 def domain_specialization(trace: AnyTrace) -> pd.DataFrame:
@@ -264,7 +264,7 @@ def domain_verdict(nmi: pd.DataFrame) -> str:
         f"({p_value(best['p_adjusted'])})"
     )
     others = nmi[nmi["verdict"] == CHANCE]
-    rest = f"; {layers_of(others)} not distinguishable from chance" if len(others) else ""
+    rest = f"; {layers_named(others['layer'])} not distinguishable from chance" if len(others) else ""
     if best["verdict"] == CLEARLY:
         return f"Experts know a token's domain: {size}{rest}."
     return f"Experts know a token's domain only slightly better than chance: {size}, too little to rely on{rest}."

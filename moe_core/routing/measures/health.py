@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from moe_core.words import count_of, layers_of, number, percent, short_count
+from moe_core.words import count_of, layers_named, number, percent, short_count
 
 IMBALANCE_LIMIT = 2.0
 """Load imbalance above which a layer is called uneven: its busiest expert does the work of two."""
@@ -48,20 +48,19 @@ def routing_health(balance: pd.DataFrame, entropy: pd.DataFrame | None = None) -
     dropped = balance[balance["dropped_fraction"].between(DROPPED_LIMIT, 1.0, inclusive="neither")]
     faults = []
     if len(silent):
-        faults.append(f"nothing was routed in {layers_of(silent)}")
+        faults.append(f"nothing was routed in {layers_named(silent['layer'])}")
     if len(dead):
         experts = count_of(int(dead["dead_experts"].sum()), "dead expert")
-        faults.append(f"{experts} in {layers_of(dead)}")
+        faults.append(f"{experts} in {layers_named(dead['layer'])}")
     if len(uneven):
-        faults.append(f"uneven load in {layers_of(uneven)}")
+        faults.append(f"uneven load in {layers_named(uneven['layer'])}")
     if len(dropped):
-        faults.append(
-            f"up to {percent(dropped['dropped_fraction'].max())} of the slots dropped in {layers_of(dropped)}"
-        )
+        most = percent(dropped["dropped_fraction"].max())
+        faults.append(f"up to {most} of the slots dropped in {layers_named(dropped['layer'])}")
     if entropy is not None:
         undecided = entropy[(entropy["router_entropy"] >= UNDECIDED_ENTROPY) & (entropy["basis"] == "logits")]
         if len(undecided):
-            faults.append(f"the router hardly prefers any expert in {layers_of(undecided)}")
+            faults.append(f"the router hardly prefers any expert in {layers_named(undecided['layer'])}")
     worst = balance["load_imbalance"].max()
     load = "" if pd.isna(worst) else f"worst load {number(worst)} times the mean"
     if not faults:

@@ -13,7 +13,7 @@ from moe_core.routing.measures.persistence import first_choice, shared_experts
 from moe_core.routing.measures.term import Term
 from moe_core.routing.trace.counts import expert_counts, ratio
 from moe_core.routing.trace.trace import RoutingTrace
-from moe_core.words import layers_of, percent
+from moe_core.words import layers_named, percent
 
 SETTLED = 0.8
 """Part of the way from chance to identity from which routing counts as settled: its experts can be given names."""
@@ -82,7 +82,7 @@ def saturation_verdict(saturation: pd.DataFrame) -> str:
     )
     if settled[slowest] == last:
         late = frame[frame["layer"].isin([layer for layer, step in settled.items() if step == last])]
-        return f"Still changing at the last snapshot, step {last:,}, in {layers_of(late)}; {begin}."
+        return f"Still changing at the last snapshot, step {last:,}, in {layers_named(late['layer'])}; {begin}."
     where = f", layer {slowest} last" if len(set(settled.values())) > 1 else ""
     return (
         f"Settled from step {settled[slowest]:,} of {last:,}{where}: from there on {percent(SETTLED)} of the way from "

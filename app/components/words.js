@@ -1,0 +1,22 @@
+/* Numbers for people, as moe_core/words.py writes them: nearest value, a tie away from zero. A test runs both. */
+
+function number(value) {
+  if (value !== value) return "unknown";
+  const size = Math.abs(value);
+  if (size >= 10) return value.toFixed(0).replace(/\B(?=(\d{3})+$)/g, ",");
+  if (size < 5e-5) return "0";
+  if (size >= 1) return value.toFixed(1);
+  return Number(value.toPrecision(2)).toFixed(5).replace(/\.?0+$/, "");
+}
+
+function percent(share) {
+  if (share !== share) return "unknown";
+  if (share > 0 && share < 0.001) return "under 0.1 %";
+  return `${(100 * share).toFixed(share > 0 && share < 0.0095 ? 1 : 0)} %`;
+}
+
+function signed(change) {
+  if (change !== change) return "";
+  const text = number(Math.abs(change));
+  return text === "0" ? text : `${change < 0 ? "\u2212" : "+"}${text}`;
+}
