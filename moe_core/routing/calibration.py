@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,10 @@ WEAK = (0.25, 0.5, 1.0)
 """Strengths of a planted connection that chance may hide; random logits have a standard deviation of 1.28."""
 
 MEASURES = {measure.name: measure for measure in registry.MEASURES if measure.plant is not None}
-"""Those with a null that is drawn."""
-BY_LAYER = [name for name, measure in MEASURES.items() if measure.plant is not None and measure.plant.found is None]
+"""Those whose chance is drawn."""
+PLANTS = {name: measure.plant for name, measure in MEASURES.items() if measure.plant is not None}
+NULLS = {name: measure.null for name, measure in MEASURES.items() if measure.null is not None}
+BY_LAYER = [name for name, plant in PLANTS.items() if plant.found is None]
 """Those with a verdict and an interval a layer; the others are tables of cells."""
 
 
@@ -54,18 +55,9 @@ def random_trace(
     tokens = rng.integers(0, TYPES, T)
     logits = rng.gumbel(size=(layers, T, EXPERTS)) + skew * rng.normal(size=(layers, 1, EXPERTS))
     logits += alike * rng.normal(size=(layers, DOCUMENTS, EXPERTS))[:, documents]
-    plant = MEASURES[planted].plant if planted else None
-    if plant is not None:
-        plant.add(RandomRouting(logits, documents, documents % DOMAINS, tokens, strength, rng))
+    if planted:
+        PLANTS[planted].add(RandomRouting(logits, documents, documents % DOMAINS, tokens, strength, rng))
     return _routed(logits, documents, tokens)
-
-
-def against_chance(name: str) -> Callable[..., pd.DataFrame]:
-    """The null of the measure with this name."""
-    null = MEASURES[name].null
-    if null is None:
-        raise ValueError(f"the measure {name!r} has something planted, but no null to find it")
-    return null
 
 
 def chance_count(name: str, seeds: int, kind: str, permutations: int = PERMUTATIONS) -> tuple[int, Float64Array]:
@@ -73,7 +65,7 @@ def chance_count(name: str, seeds: int, kind: str, permutations: int = PERMUTATI
     nothing = 0
     p_values: list[float] = []
     for seed in range(seeds):
-        frame = against_chance(name)(random_trace(seed, **RANDOM[kind]), permutations=permutations)
+        frame = NULLS[name](random_trace(seed, **RANDOM[kind]), permutations=permutations)
         nothing += bool(frame["uncertain"].all() if name not in BY_LAYER else (frame["verdict"] == CHANCE).all())
         p_values += frame["p_value"].dropna().tolist()[:1]
     return nothing, np.array(p_values)
@@ -86,12 +78,11 @@ def found_count(
 
     A verdict must say "clearly", or with `slightly` at least that something was found; cells must be certain.
     """
-    plant = MEASURES[name].plant
-    found_in_cells = None if plant is None else plant.found
+    found_in_cells = PLANTS[name].found
     found = 0
     for seed in range(seeds):
         trace = random_trace(seed, skew=0.5, planted=name, strength=strength)
-        frame = against_chance(name)(trace, permutations=permutations)
+        frame = NULLS[name](trace, permutations=permutations)
         if found_in_cells is not None:
             found += found_in_cells(frame)
         else:
@@ -102,7 +93,7 @@ def found_count(
 def coverage(name: str, seeds: int) -> float:
     """Part of the seeds, 0..1, whose 95 % interval holds the measure's mean over the seeds; documents alike."""
     traces = (random_trace(seed, skew=0.0, alike=0.5, planted=name, strength=1.0, layers=2) for seed in range(seeds))
-    frames = [against_chance(name)(trace, permutations=20).iloc[0] for trace in traces]
+    frames = [NULLS[name](trace, permutations=20).iloc[0] for trace in traces]
     mean = np.mean([frame[MEASURES[name].value] for frame in frames])
     return float(np.mean([frame["low"] <= mean <= frame["high"] for frame in frames]))
 
