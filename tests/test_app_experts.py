@@ -19,7 +19,7 @@ from app.components.concordance import CHARACTERS, concordance, shown_token
 from app.components.expert_card import neighbour_table
 from app.components.expert_table import most_telling
 from moe_core.data.tokenizer import END_OF_TEXT
-from moe_core.routing.trace.contexts import Context
+from moe_core.routing.measures.concordance import Context
 from moe_core.runs import RunFolder
 
 HOSTILE = "<img src=x onerror=alert(1)>"

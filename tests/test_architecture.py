@@ -43,7 +43,14 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "moe_core.data",
         "moe_core.figures",
     ),
-    "moe_core/routing/trace/trace.py": ("torch", "moe_core.routing.instruments.capture"),
+    "moe_core/routing/trace": (
+        "torch",
+        "moe_core.routing.instruments",
+        "moe_core.routing.statistics",
+        "moe_core.routing.measures",
+        "moe_core.routing.metrics",
+        "moe_core.routing.baselines",
+    ),
     "moe_core/routing/metrics.py": ("torch", "moe_core.routing.instruments"),
     "moe_core/routing/baselines.py": ("torch", "moe_core.routing.instruments"),
     "moe_core/routing/measures": (

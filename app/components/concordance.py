@@ -12,7 +12,7 @@ from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.tokens import visible
 
 if TYPE_CHECKING:
-    from moe_core.routing.trace.contexts import Context
+    from moe_core.routing.measures.concordance import Context
 
 START = "(start)"
 CHARACTERS = 32

@@ -16,8 +16,8 @@ from moe_core.data.windows import window_words
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.causes import ablation_verdict
 from moe_core.routing.measures.coactivation import coactivation_pairs
+from moe_core.routing.measures.concordance import contexts
 from moe_core.routing.measures.vocabulary import token_experts
-from moe_core.routing.trace.contexts import contexts
 
 if TYPE_CHECKING:
     from moe_core.runs import RunFolder

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace
-from moe_core.routing.trace.contexts import Context, contexts
+from moe_core.routing.measures.concordance import Context, contexts
 
 WORDS = dict(enumerate(["the", "cat", "sat", "on", "a", "mat", ".", "<b>"]))
 
