@@ -11,7 +11,7 @@ from moe_core.errors import DataError, MoescopeError
 from moe_core.runs.files import read_json_object
 from moe_core.words import short_count
 
-SHIPPED = Path(__file__).resolve().parents[2] / "docs" / "comparisons"
+SHIPPED = Path(__file__).resolve().parent / "shipped"
 FORMAT = 1
 """Of the files; another one is of another version."""
 OWN = Path("out") / "comparisons"
