@@ -28,9 +28,9 @@ from moe_core.evaluation.tasks import (
     of_sources,
 )
 from moe_core.evaluation.tasks.choices import arithmetic_questions, choose, letter_questions
-from moe_core.evaluation.tasks.held_out import score_tokens
 from moe_core.evaluation.tasks.predicting import perplexity, token_accuracy
 from moe_core.evaluation.tasks.questions import read_questions
+from moe_core.evaluation.tasks.scored_tokens import score_tokens
 from moe_core.evaluation.tasks.scores import verdict, wilson
 from moe_core.evaluation.tasks.written import correct_so_far, distinct, go_on, parses, repetition, whole_lines
 from moe_core.inference.generate import SamplingConfig, generate

@@ -15,7 +15,7 @@ from moe_core.evaluation.ablation import ablation_map
 from moe_core.evaluation.effects import token_effects
 from moe_core.evaluation.loss import evaluate_loss
 from moe_core.evaluation.tasks import encode_pair, likelihoods
-from moe_core.evaluation.tasks.held_out import score_tokens
+from moe_core.evaluation.tasks.scored_tokens import score_tokens
 from moe_core.inference import scoring
 from moe_core.inference.open import language_model
 from moe_core.inference.scoring import predictions, token_nats, token_ranks

@@ -12,7 +12,7 @@ import numpy as np
 from moe_core.data.document import Document
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.evaluation.evaluate import scored_text
-from moe_core.evaluation.tasks.held_out import ScoredTokens, score_tokens
+from moe_core.evaluation.tasks.scored_tokens import ScoredTokens, score_tokens
 from moe_core.evaluation.tasks.scores import Score
 from moe_core.inference.open import language_model
 from moe_core.inference.protocol import LanguageModel

@@ -11,8 +11,8 @@ from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.data.tokens import TokenDataset
 from moe_core.evaluation.loss import unigram_nats_by_token
 from moe_core.evaluation.tasks.context import Context, Outcome
-from moe_core.evaluation.tasks.held_out import score_tokens
 from moe_core.evaluation.tasks.registry import benchmark
+from moe_core.evaluation.tasks.scored_tokens import score_tokens
 from moe_core.evaluation.tasks.scores import Score, of_sources
 
 TOP = 5
