@@ -64,7 +64,8 @@ def test_commands_are_found_and_a_wrong_one_is_refused() -> None:
     assert [arguments_of(line) for line in commands(text)] == [["presets"], ["trace", "--nonsense"], ["runs"]]
     with pytest.raises(UsageError, match="nonsense"):
         parse(["runs", "--nonsense"])
-    assert len(commands((ROOT / "README.md").read_text())) == 10
+    listed = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    python main.py ")]
+    assert len(listed) == 10
     assert len(commands((ROOT / "docs" / "cli.md").read_text())) > 20
 
 
