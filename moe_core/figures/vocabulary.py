@@ -13,12 +13,12 @@ from moe_core.figures.layout import bars_height, layered
 from moe_core.figures.palette import HEAT, expert_colour
 from moe_core.figures.tokens import visible
 from moe_core.routing.measures.vocabulary import vocabulary_verdict
+from moe_core.routing.statistics.intervals import wilson_of_shares
 from moe_core.words import number, percent
 
 MAX_TOKENS = 20
 """Token types drawn: those that most surely belong to one expert."""
 MAX_TOKEN_CHARACTERS = 24
-_Z = 1.96
 _WORDS = {"input": "token", "predicted": "predicted token", "next": "next token"}
 
 
@@ -36,7 +36,7 @@ def vocabulary_figure(vocabulary: pd.DataFrame, test: pd.DataFrame, layer: int) 
             f"{sorted({int(value) for value in vocabulary['layer']})}; lower min_count or trace more text"
         )
     what = _WORDS[str(test["which"].iloc[0])] if "which" in test and len(test) else "token"
-    surely = _lower_end(frame["share"], frame["tokens"])
+    surely, _ = wilson_of_shares(frame["share"].to_numpy(np.float64), frame["tokens"].to_numpy(np.float64))
     top = frame.assign(surely=surely).sort_values("surely", ascending=False, kind="stable").head(MAX_TOKENS)
     top = top.sort_values("expert", kind="stable")
     data = top.assign(
@@ -85,10 +85,3 @@ def _distinct_names(frame: pd.DataFrame) -> list[str]:
         f"{name} #{token_id}" if double else name
         for name, token_id, double in zip(names, frame["token_id"], twice, strict=True)
     ]
-
-
-def _lower_end(share: pd.Series[float], tokens: pd.Series[int]) -> pd.Series[float]:
-    """Lower end of Wilson's 95 % interval of a share of so many tokens."""
-    n = tokens.astype(float).clip(lower=1.0)
-    root = np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return (share + _Z**2 / (2 * n) - _Z * root) / (1 + _Z**2 / n)

@@ -1,4 +1,4 @@
-"""Routing analysis, the heart of Moescope: capture -> RoutingTrace -> metrics -> baselines.."""
+"""Routing analysis, the heart of Moescope: capture -> RoutingTrace -> metrics -> baselines."""
 
 from moe_core.routing import baselines, metrics
 from moe_core.routing.instruments.capture import Recorder, capture

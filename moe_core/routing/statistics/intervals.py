@@ -112,6 +112,14 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def wilson_of_shares(share_E: Float64Array, n_E: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """(low, high) [E]: Wilson's interval of shares of so many independent trials each, which need not be whole."""
+    z = float(special.ndtri(TAILS[1]))
+    centre_E = (share_E + z**2 / (2 * n_E)) / (1 + z**2 / n_E)
+    half_E = z / (1 + z**2 / n_E) * np.sqrt(np.clip(share_E * (1 - share_E), 0.0, None) / n_E + z**2 / (4 * n_E**2))
+    return np.clip(centre_E - half_E, 0.0, None), centre_E + half_E
+
+
 def wilson_of_clusters(
     counts_NE: Int64Array, tokens_N: Int64Array, share_E: Float64Array
 ) -> tuple[Float64Array, Float64Array]:
@@ -129,9 +137,8 @@ def wilson_of_clusters(
     effect_E = np.divide(between_E, independent_E, out=np.full_like(share_E, common), where=independent_E > 0)
     z, t = float(special.ndtri(TAILS[1])), float(t_quantile(N - 1))
     n_E = total / np.maximum(effect_E, 1.0) * (z / t) ** 2
-    centre_E = (share_E + z**2 / (2 * n_E)) / (1 + z**2 / n_E)
-    half_E = z / (1 + z**2 / n_E) * np.sqrt(np.clip(share_E * (1 - share_E), 0.0, None) / n_E + z**2 / (4 * n_E**2))
-    return np.minimum(np.clip(centre_E - half_E, 0.0, None), share_E), np.maximum(centre_E + half_E, share_E)
+    low_E, high_E = wilson_of_shares(share_E, n_E)
+    return np.minimum(low_E, share_E), np.maximum(high_E, share_E)
 
 
 def number_of_hits_p(hits: int, chance_N: Float64Array) -> float:
