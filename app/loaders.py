@@ -70,7 +70,7 @@ def _runs(root: str) -> list[RunSummary]:
 
 def config(run: RunFolder) -> Config:
     """The configuration the run was started with. Raises RunError."""
-    return _config(str(run.root), run.name, stamp(run.path / "config.json"))
+    return _config(str(run.root), run.name, stamp(run.place.find("config.json")))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
@@ -203,7 +203,7 @@ def deep_routing(run: RunFolder, progress: Progress | None = None, through: RunF
     """
     from moe_core.inference.held_out import trace_held_out
 
-    model, text = through or run, run.path / "held_out.parquet"
+    model, text = through or run, run.place.find("held_out.parquet")
     place = _routing_place(*_weights_key(model), str(text), stamp(text))
     return place.once(lambda: Measured(trace_held_out(loaded_run(model), run, progress)))
 
@@ -236,7 +236,7 @@ def ablation(run: RunFolder, mode: str = "zero") -> pd.DataFrame | None:
     `frame.attrs["step"]` says at which step. Measuring is the work of `python main.py ablate`, or of the Interventions
     page.
     """
-    files = sorted((run.path / "analysis").glob(f"ablation_{mode}_*"))
+    files = run.place.matching("analysis", f"ablation_{mode}_*")
     return _ablation(str(run.root), run.name, mode, tuple(stamp(path) for path in files)) if files else None
 
 
@@ -281,7 +281,7 @@ def _measure_effect(subject: Live, intervention: Intervention, progress: Progres
 
 def analysis(run: RunFolder, table: Table) -> pd.DataFrame | None:
     """What `python main.py ablate` found out beside the map: see runs.analysis.read_table. None before."""
-    return _analysis(str(run.root), run.name, table, stamp(run.path / "analysis" / f"{table}.parquet"))
+    return _analysis(str(run.root), run.name, table, stamp(run.place.find(f"analysis/{table}.parquet")))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

@@ -12,7 +12,6 @@ from moe_core.data.windows import WINDOW_RULE, window_words
 from moe_core.evaluation.markdown import escape, table
 from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN
 from moe_core.routing.measures.health import describe_model
-from moe_core.runs.files import write_atomic
 from moe_core.runs.folder import RunFolder
 from moe_core.words import percent, short_count
 
@@ -28,9 +27,7 @@ def write_report(run: RunFolder, evaluation: Mapping[str, Any]) -> Path:
     Raises RunError when the disk refuses; an older report is then untouched.
     """
     run.write_evaluation(evaluation)
-    path = run.path / "report.md"
-    write_atomic(path, report_text(run, evaluation).encode("utf-8", errors="backslashreplace"))
-    return path
+    return run.write_file("report.md", report_text(run, evaluation).encode("utf-8", errors="backslashreplace"))
 
 
 def report_text(run: RunFolder, evaluation: Mapping[str, Any]) -> str:

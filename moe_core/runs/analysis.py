@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from moe_core.data.windows import OVERLAPPING_WINDOWS, WINDOW_RULE
 from moe_core.errors import RunError
 from moe_core.json_values import json_safe
+from moe_core.program import program
 from moe_core.runs.files import translate_os_errors, write_atomic
 
 if TYPE_CHECKING:
@@ -68,17 +69,21 @@ class AblationJournal:
 
     def __init__(self, run: RunFolder, of: AnalysisOf) -> None:
         self._of = of
-        self._path = run.path / "analysis" / f"ablation_{of.mode}_{of.key}.jsonl"
+        self._name = f"analysis/ablation_{of.mode}_{of.key}.jsonl"
+        self._place = run.place
+        self._path = run.path / self._name
 
     def read(self) -> dict[tuple[int, int], list[dict[str, Any]]]:
         """Rows (EFFECT_COLUMNS, one a domain) of each expert that is done, by (layer, expert)."""
-        return _read_journal(self._path)[1]
+        return _read_journal(self._place.find(self._name))[1]
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep the rows of one expert. Raises RunError when the disk refuses; what was there is then untouched."""
         content = json.dumps(json_safe({"rows": rows}), allow_nan=False) + "\n"
         with translate_os_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if (begun := self._place.find(self._name)) != self._path and begun.exists():
+                write_atomic(self._path, begun.read_bytes())  # what comes with Moescope is gone on with in a copy
             if not self._path.exists():
                 content = json.dumps({"of": asdict(self._of)}) + "\n" + content
             with self._path.open("a+b", buffering=0) as file:
@@ -99,7 +104,7 @@ def read_ablation_map(run: RunFolder, mode: str = "zero", text: str = HELD_OUT_T
     be done yet. None if nothing was computed. `frame.attrs` holds the fields of AnalysisOf.
     """
     found = []
-    for path in (run.path / "analysis").glob(f"ablation_{mode}_*.jsonl"):
+    for path in run.place.matching("analysis", f"ablation_{mode}_*.jsonl"):
         of, experts = _read_journal(path)
         if of is not None and of.text == text and experts:
             found.append((of.step, of.windows == WINDOW_RULE, path.stat().st_mtime, of, experts))
@@ -131,10 +136,7 @@ def write_table(run: RunFolder, name: Table, frame: pd.DataFrame, of: AnalysisOf
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(of)).encode()})
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
-    path = _table_path(run, name, of.mode)
-    with translate_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, buffer.getvalue().to_pybytes())
+    run.write_file(_table_name(name, of.mode), buffer.getvalue().to_pybytes())
 
 
 def read_table(run: RunFolder, name: Table, mode: str = "zero") -> pd.DataFrame | None:
@@ -146,22 +148,22 @@ def read_table(run: RunFolder, name: Table, mode: str = "zero") -> pd.DataFrame 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = _table_path(run, name, mode if name in TABLES_OF_A_MODE else "")
+    path = run.place.find(_table_name(name, mode if name in TABLES_OF_A_MODE else ""))
     try:
         table = pq.read_table(pa.BufferReader(path.read_bytes()))
         of = _analysis_of(json.loads(table.schema.metadata[_METADATA_KEY]))
     except FileNotFoundError:
         return None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
-        raise RunError(f"{str(path)!r} is damaged; delete it, `python main.py ablate` makes it again") from None
+        raise RunError(f"{str(path)!r} is damaged; delete it, `{program()} ablate` makes it again") from None
     frame: pd.DataFrame = table.to_pandas()
     frame.attrs.update(asdict(of))
     return frame
 
 
-def _table_path(run: RunFolder, name: Table, mode: str) -> Path:
+def _table_name(name: Table, mode: str) -> str:
     # The default mode needs no word.
-    return run.path / "analysis" / (f"{name}.parquet" if mode in ("", "zero") else f"{name}_{mode}.parquet")
+    return f"analysis/{name}.parquet" if mode in ("", "zero") else f"analysis/{name}_{mode}.parquet"
 
 
 def _analysis_of(record: Mapping[str, Any]) -> AnalysisOf:

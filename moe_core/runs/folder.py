@@ -1,4 +1,4 @@
-"""A run is a folder: what it was asked to do, how far it is, what it measured.
+"""A run is a folder: what it was asked to do, how far it is, what it measured. places.py says where it lies.
 
 checkpoints/<run>/
   config.json       the whole configuration tree
@@ -29,8 +29,10 @@ from moe_core.config import Config, validate_config
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.errors import RunBusyError, RunError, UsageError
 from moe_core.json_values import json_safe
+from moe_core.program import program
 from moe_core.runs.files import read_json_object, remove_folder, remove_stale, translate_os_errors, write_atomic
-from moe_core.runs.names import checkpoints_root, run_path
+from moe_core.runs.names import checkpoints_root
+from moe_core.runs.places import place_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,10 +68,8 @@ class RunFolder:
     def __init__(self, name: str, root: str | Path | None = None) -> None:
         self.name = name
         self.root = checkpoints_root(root)
-        self.path = run_path(name, root)
-        self.weights_path = self.path / "weights"
-        self.metrics_path = self.path / "metrics.jsonl"
-        self.evaluation_path = self.path / "evaluation.json"
+        self.place = place_of(name, root)
+        self.path = self.place.written
         self.log_path = self.path / "train.log"
         self._stop_path = self.path / "stop"
         self._lock_path = self.path / "trainer.lock"
@@ -79,7 +79,35 @@ class RunFolder:
 
     def exists(self) -> bool:
         """True once a trainer has created it (a log of a trainer that never started is not a run)."""
-        return any((self.path / name).exists() for name in ("config.json", "status.json", "weights"))
+        marks = ("config.json", "status.json", "weights")
+        return self.is_shipped() or any((self.path / name).exists() for name in marks)
+
+    def is_shipped(self) -> bool:
+        """True for a run that comes with Moescope: it is only read, and what is found out about it goes to `path`."""
+        return self.place.is_shipped()
+
+    @property
+    def weights_path(self) -> Path:
+        """The folder of the checkpoints (checkpoint.py)."""
+        return self.place.find("weights")
+
+    @property
+    def metrics_path(self) -> Path:
+        """The file of metric lines."""
+        return self.place.find("metrics.jsonl")
+
+    @property
+    def evaluation_path(self) -> Path:
+        """The file of the figures kept last."""
+        return self.place.find("evaluation.json")
+
+    def write_file(self, name: str, content: bytes) -> Path:
+        """Keep a file in the run's folder, which is made where it is missing; returns its path. Raises RunError."""
+        path = self.path / name
+        with translate_os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+        return path
 
     def create(self, config: Config) -> None:
         """Start a new run. Raises UsageError if the name holds a checkpoint already; what a trainer left that died
@@ -112,7 +140,7 @@ class RunFolder:
 
     def config(self) -> Config:
         """The configuration the run was started with. Raises RunError if it is missing or no longer valid."""
-        path = self.path / "config.json"
+        path = self.place.find("config.json")
         try:
             return validate_config(read_json_object(path))
         except FileNotFoundError:
@@ -122,7 +150,7 @@ class RunFolder:
 
     def status(self) -> RunStatus | None:
         """The last status, or None before the first. Raises RunError if the file is damaged."""
-        path = self.path / "status.json"
+        path = self.place.find("status.json")
         try:
             tree = read_json_object(path)
         except FileNotFoundError:
@@ -155,7 +183,7 @@ class RunFolder:
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Keep the figures of scoring the whole held-out text (moe_core.evaluation.evaluate)."""
-        write_atomic(self.evaluation_path, (json.dumps(json_safe(evaluation), indent=2) + "\n").encode())
+        self.write_file("evaluation.json", (json.dumps(json_safe(evaluation), indent=2) + "\n").encode())
 
     def evaluation(self) -> dict[str, Any] | None:
         """The figures kept last; None when the run was never scored. Their `step` says what was scored."""
@@ -202,12 +230,12 @@ class RunFolder:
 
     def probe_steps(self) -> list[int]:
         """Steps whose probe routing is kept, ascending."""
-        names = (path.stem.removeprefix("step_") for path in (self.path / "probes").glob("step_*.parquet"))
+        names = (path.stem.removeprefix("step_") for path in self.place.find("probes").glob("step_*.parquet"))
         return sorted(int(name) for name in names if name.isdecimal())
 
     def probe_path(self, step: int) -> Path:
         """File of the probe routing of `step`."""
-        return self.path / "probes" / f"step_{step:06d}.parquet"
+        return self.place.find("probes") / f"step_{step:06d}.parquet"
 
     def write_held_out(
         self,
@@ -240,7 +268,7 @@ class RunFolder:
 
         if split not in HELD_OUT_SPLITS:
             raise UsageError(f"unknown split {split!r}; expected one of {', '.join(HELD_OUT_SPLITS)}")
-        path = self.path / "held_out.parquet"
+        path = self.place.find("held_out.parquet")
         try:
             rows = pq.read_table(pa.BufferReader(path.read_bytes())).to_pylist()
             return [Document(**row) for row in rows if row["split"] == split]
@@ -274,7 +302,13 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for writing. Raises RunBusyError when another trainer does. Dies with the process."""
+        """Hold the run for training. Raises RunBusyError when another trainer does, UsageError for a run that comes
+        with Moescope. Dies with the process."""
+        if self.is_shipped():
+            raise UsageError(
+                f"run {self.name!r} comes with Moescope and stays as it is; choose another --run NAME, or fine-tune it "
+                f"as one: --run NAME --init-from {self.name}"
+            )
         with translate_os_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -307,7 +341,7 @@ class RunFolder:
         return FileLock(self._lock_path, timeout=timeout, thread_local=False, fallback_to_soft=False)
 
     def _corpus(self) -> dict[str, Any]:
-        path = self.path / "corpus.json"
+        path = self.place.find("corpus.json")
         try:
             corpus = read_json_object(path)
         except FileNotFoundError:
@@ -319,8 +353,8 @@ class RunFolder:
     def _missing(self, name: str) -> RunError:
         if not self.path.is_dir():
             return RunError(
-                f"no run {self.name!r} in {str(self.root)!r}; `python main.py runs` lists those there are, "
-                f"`python main.py --quick --run {self.name}` trains one"
+                f"no run {self.name!r} in {str(self.root)!r}; `{program()} runs` lists those there are, "
+                f"`{program()} --quick --run {self.name}` trains one"
             )
         return RunError(
             f"run {self.name!r} has no {name}; restore {str(self.path / name)!r} from a copy, "

@@ -9,7 +9,8 @@ from pathlib import Path
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.errors import MoescopeError, RunError
 from moe_core.runs.folder import RunFolder
-from moe_core.runs.names import checkpoints_root, is_run_name
+from moe_core.runs.names import checkpoints_root
+from moe_core.runs.places import run_names
 
 # A new process needs this long at most to import torch and write its first status.
 LAUNCH_PATIENCE_SECONDS = 60.0
@@ -36,10 +37,7 @@ class RunSummary:
 def list_runs(root: str | Path | None = None) -> list[RunSummary]:
     """All runs, the last updated first. A broken one is listed with what is broken; the others are unaffected."""
     base = checkpoints_root(root)
-    if not base.is_dir():
-        return []
-    names = [path.name for path in base.iterdir() if is_run_name(path.name) and path.is_dir()]
-    return sorted((_summarise(name, base) for name in names), key=lambda run: (-run.updated_at, run.name))
+    return sorted((_summarise(name, base) for name in run_names(base)), key=lambda run: (-run.updated_at, run.name))
 
 
 def _summarise(name: str, root: Path) -> RunSummary:

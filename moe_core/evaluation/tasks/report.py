@@ -10,7 +10,6 @@ from typing import Any
 from moe_core.data.windows import WINDOW_RULE, window_words
 from moe_core.evaluation.markdown import escape, fenced, table
 from moe_core.routing.measures.health import describe_model
-from moe_core.runs.files import write_atomic
 from moe_core.runs.folder import RunFolder
 from moe_core.words import count_of, p_value
 
@@ -20,10 +19,8 @@ def write_suite(run: RunFolder, result: Mapping[str, Any]) -> Path:
 
     Raises RunError when the disk refuses; an older report is then untouched.
     """
-    write_atomic(run.path / "suite.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
-    path = run.path / "suite.md"
-    write_atomic(path, suite_text(run, result).encode("utf-8", errors="backslashreplace"))
-    return path
+    run.write_file("suite.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    return run.write_file("suite.md", suite_text(run, result).encode("utf-8", errors="backslashreplace"))
 
 
 def suite_text(run: RunFolder, result: Mapping[str, Any]) -> str:
