@@ -342,7 +342,7 @@ def test_diff_and_movers_say_how_many_and_how_surely() -> None:
     figure = movers_figure(movers)
     assert len(figure.chart.data) == changes.MAX_MOVERS
     assert figure.chart.data["change"].abs().is_monotonic_decreasing
-    assert figure.chart.data["label"].iloc[0] == "-30 points"
+    assert figure.chart.data["label"].iloc[0] == "−30 points"
     assert "<i>" not in svg(figure)
     empty = movers_figure(movers.head(0))
     assert empty.verdict.startswith("Not distinguishable")
