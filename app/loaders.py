@@ -118,7 +118,7 @@ def _probe(path: str, changed: Stamp) -> Measured:
 
 
 def trace(file: TraceFile) -> Measured:
-    """The trace in the file, see routing.stored.open_or_load. Raises TraceError."""
+    """The trace in the file, see routing.trace.stored.open_or_load. Raises TraceError."""
     return _trace(str(file.path), stamp(file.path))
 
 

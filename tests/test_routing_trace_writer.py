@@ -146,7 +146,7 @@ import resource, signal, sys
 import numpy as np
 from moe_core.errors import TraceError
 from moe_core.routing import RoutingTrace
-from moe_core.routing.parquet import TraceWriter
+from moe_core.routing.trace.parquet import TraceWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 rng = np.random.default_rng(0)

@@ -33,7 +33,7 @@ class TraceFile:
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A model that routing.huggingface can load."""
+    """A model that instruments.huggingface can load."""
 
     name: str
     """As in the side bar and the URL: "model mixtral"."""

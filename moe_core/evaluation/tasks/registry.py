@@ -1,6 +1,6 @@
 """The benchmarks by name. A custom one is a registered function, in a file given with --plugin:
 
-from moe_core.evaluation.suite import Context, Outcome, benchmark, of_questions
+from moe_core.evaluation.tasks import Context, Outcome, benchmark, of_questions
 
 @benchmark("vowels", "Does it finish 'a e i o' with u?")
 def vowels(context: Context) -> Outcome: ...
