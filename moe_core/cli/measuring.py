@@ -11,7 +11,7 @@ def presets_parser() -> Parser:
     parser = command(
         "presets",
         "List the named configurations that --preset trains: parameters, operations for a token, and the memory that\n"
-        "training and serving take at each precision. docs/presets.md has the formulas and where the numbers are from.",
+        "training and serving take at each precision. docs/presets.md has the formulas and the numbers' sources.",
         "presets",
         "presets --json presets.json",
     )
@@ -22,18 +22,18 @@ def bench_parser() -> Parser:
     """`python main.py bench`"""
     parser = command(
         "bench",
-        "Time Moescope against other ways of doing the same work, both in turn. Results go to\n"
-        "docs/benchmarks/<date>.json, and the tables in docs/BENCHMARKS.md and docs/results.md are written anew.\n"
+        "Time Moescope against other ways of doing the same work; both take turns. Results go to\n"
+        "docs/benchmarks/<date>.json, and the tables in docs/BENCHMARKS.md and docs/results.md are rewritten.\n"
         "Leave the machine alone meanwhile.",
         "bench --only aggregation --json out/bench.json",
     )
     parser.add_argument(
         "--only", metavar="NAME", action="append", default=[], help="only this benchmark; repeatable. An unknown name "
-        "lists those there are",
+        "lists all",
     )  # fmt: skip
     parser.add_argument(
-        "--smoke", action="store_true", help="tiny sizes, in seconds: does everything still run and agree? The figures "
-        "mean nothing and are not kept",
+        "--smoke", action="store_true", help="tiny sizes, in seconds: check that everything still runs and agrees. The "
+        "figures mean nothing and are not kept",
     )  # fmt: skip
     parser.add_argument(
         "--threads", metavar="N", type=whole(1, 1_024), help="threads, on as many processors (default: torch's choice)"
@@ -47,8 +47,8 @@ def compare_dense_parser() -> Parser:
         "compare-dense",
         "Is the mixture better than a dense model? Trains the mixture, a dense model of equal active FLOPs and one of\n"
         "equal size on the same tokens, each with the best of three learning rates, scores them on unseen text over\n"
-        "several seeds, and times them. About 65 minutes with --workers 2 on two cores. May be stopped or killed at\n"
-        "any time.",
+        "several seeds, and times them. About 65 minutes with --workers 2 on two cores. You may stop or kill it at\n"
+        "any time; --resume continues.",
         "compare-dense --workers 2",
         "compare-dense --data texts.jsonl --resume",
     )
@@ -61,8 +61,8 @@ def compare_routers_parser() -> Parser:
     parser = command(
         "compare-routers",
         "Which router? Trains the same model with every kind of router and way of balancing on the same tokens: loss,\n"
-        "load, dead experts, domains and speed, seed by seed. About 80 minutes with --workers 2 on two cores. May be\n"
-        "stopped or killed at any time.",
+        "load, dead experts, domains and speed, seed by seed. About 80 minutes with --workers 2 on two cores. You may\n"
+        "stop or kill it at any time; --resume continues.",
         "compare-routers --workers 2",
     )
     _add_comparison(parser, seeds=5)
@@ -70,26 +70,26 @@ def compare_routers_parser() -> Parser:
 
 
 def _add_comparison(parser: Parser, *, seeds: int) -> None:
-    parser.add_argument("--config", metavar="FILE", help="HOCON file with keys that go over the quick preset's")
+    parser.add_argument("--config", metavar="FILE", help="HOCON file with keys that override the quick preset's")
     parser.add_argument("--data", metavar="PATH", help="your own text, as for training (default: synthetic documents)")
     parser.add_argument(
         "--seeds", metavar="N", type=whole(2, 1_000), default=seeds, help=f"seeds that are scored (default {seeds})"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on where it was left; whatever was finished is not trained again"
+        "--resume", action="store_true", help="continue an interrupted comparison; finished trainings are kept"
     )
     parser.add_argument(
-        "--time-again", action="store_true", help="measure the times of a finished comparison anew, as on a machine "
-        "that is quiet now",
+        "--time-again", action="store_true", help="measure the times of a finished comparison again, as on "
+        "a quieter machine",
     )  # fmt: skip
     parser.add_argument(
-        "--workers", metavar="W", type=whole(1, 256), default=1, help="trainings side by side, a thread each; they do "
-        "not change the losses (default 1)",
+        "--workers", metavar="W", type=whole(1, 256), default=1, help="trainings side by side, one thread each; "
+        "they do not change the losses (default 1)",
     )  # fmt: skip
     parser.add_argument(
         "--out", metavar="DIR", default="out/comparisons", help="folder of the results, and of the trainings they come "
         "from (default out/comparisons, which the dashboard's Compare page shows)",
     )  # fmt: skip
     parser.add_argument(
-        "--smoke", action="store_true", help="seconds only, a tiny model: shows whether everything still runs"
+        "--smoke", action="store_true", help="a tiny model, in seconds: check that everything still runs"
     )

@@ -171,7 +171,7 @@ def _data_parser() -> Parser:
         "Write the synthetic documents as train.jsonl, validation.jsonl and unseen.jsonl, and measure their quality.",
         "data --out out/corpus --documents 200 --seed 3",
     )
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; made where missing")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created if missing")
     parser.add_argument(
         "--documents", metavar="N", type=whole(10, 1_000_000), default=1000, help="training documents per domain "
         "(default 1000); the held-out splits have a 25th each",
@@ -195,7 +195,7 @@ def _trace_parser() -> Parser:
     parser.add_argument("--out", metavar="X.parquet", required=True, help="file to write")
     parser.add_argument(
         "--tokens-per-batch", metavar="N", type=whole(2, 10_000_000), help="tokens that go through the model "
-        "together, and no window of a long text is longer (default 4096); fewer take less memory",
+        "together; windows of a long text are no longer than that (default 4096). Fewer take less memory",
     )  # fmt: skip
     return finish(parser, tracing.trace)
 
@@ -210,16 +210,14 @@ def _convert_parser() -> Parser:
     parser.add_argument("--from", dest="source", metavar="X", required=True, help="the recording")
     parser.add_argument("--to", metavar="X.parquet", required=True, help="file to write")
     parser.add_argument("--format", choices=IMPORT_FORMATS, default="auto", help="default auto: by name and content")
-    parser.add_argument(
-        "--token-ids", metavar="F", help="the tokens' ids where the recording has none: .npy, .json, .csv"
-    )
+    parser.add_argument("--token-ids", metavar="F", help="token ids, if the recording has none: .npy, .json, .csv")
     parser.add_argument("--tokenizer", metavar="F", help="tokenizer.json of the model, for the tokens' texts")
-    parser.add_argument("--num-experts", metavar="E", type=whole(2, 32_767), help="experts in a layer, where the "
+    parser.add_argument("--num-experts", metavar="E", type=whole(2, 32_767), help="experts per layer, if the "
         "recording does not say")  # fmt: skip
-    parser.add_argument("--top-k", metavar="K", type=whole(1, 32_767), help="experts of a token in a layer, where the "
+    parser.add_argument("--top-k", metavar="K", type=whole(1, 32_767), help="experts per token and layer, if the "
         "recording does not say")  # fmt: skip
     parser.add_argument("--layers", metavar="L", type=convert.layer_numbers, help="numbers of the recorded layers, "
-        "such as 3-47; fewer than were recorded: those to keep")  # fmt: skip
+        "such as 3-47; if fewer are named than were recorded, only these are kept")  # fmt: skip
     return finish(parser, convert.convert)
 
 
@@ -234,7 +232,7 @@ def _plots_parser() -> Parser:
         "--run", metavar="NAME", help="figures of this run: training, routing of held-out text, and what `ablate` found"
     )
     source.add_argument("--trace", metavar="X.parquet", help="figures of this trace")
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; made where missing")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created if missing")
     parser.add_argument(
         "--format", choices=PLOT_FORMATS, action="append", help="repeatable (default png); csv holds the numbers"
     )
@@ -244,8 +242,8 @@ def _plots_parser() -> Parser:
 def _report_parser() -> Parser:
     parser = command(
         "report",
-        "Write one HTML file with everything a run has: pictures, verdicts, numbers, what the model is. It needs\n"
-        "neither network nor program to be read, and prints.",
+        "Write one HTML file with everything about a run: pictures, verdicts, numbers and the model. It can be read\n"
+        "without a network or a program, and printed.",
         "report --run demo --out out/demo.html",
     )
     parser.add_argument("--run", metavar="NAME", required=True, help="run to report on")
@@ -256,7 +254,7 @@ def _report_parser() -> Parser:
 def _generate_parser() -> Parser:
     parser = command(
         "generate",
-        "Continue a text. It appears on stdout as it comes, the speed on stderr.",
+        "Continue a text. The text appears on stdout as it is written, the speed on stderr.",
         'generate --run demo --prompt "The tenant shall" --max-new-tokens 60 --temperature 0',
         'generate --run demo --prompt "The tenant shall" --ablate 2:5 --ablate 3:1 --mode reroute',
         'generate --run demo --prompt "The tenant shall" --force 2:5',
@@ -264,18 +262,22 @@ def _generate_parser() -> Parser:
     add_model(parser, "writes")
     parser.add_argument("--prompt", metavar="P", required=True, help="the text to continue")
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=whole(1, 1_000_000), default=200, help="stop after so many (default 200)"
+        "--max-new-tokens",
+        metavar="N",
+        type=whole(1, 1_000_000),
+        default=200,
+        help="most tokens to write (default 200)",
     )
     parser.add_argument(
         "--temperature", metavar="T", type=float, default=0.8, help="0 = always the likeliest token (default 0.8)"
     )
     parser.add_argument(
-        "--top-k", metavar="K", type=whole(0, 1_000_000), default=50, help="among the K likeliest tokens; "
-        "0 = among all (default 50)",
+        "--top-k", metavar="K", type=whole(0, 1_000_000), default=50, help="draw from the K likeliest "
+        "tokens; 0 = from all (default 50)",
     )  # fmt: skip
     parser.add_argument(
-        "--top-p", metavar="P", type=float, default=0.95, help="among the likeliest tokens that hold this share "
-        "of the probability (default 0.95)",
+        "--top-p", metavar="P", type=float, default=0.95, help="draw from the likeliest tokens that hold this "
+        "share of the probability (default 0.95)",
     )  # fmt: skip
     parser.add_argument("--seed", metavar="S", type=whole(0, 2**32 - 1), default=0, help="default 0")
     parser.add_argument(
@@ -296,9 +298,9 @@ def _generate_parser() -> Parser:
 def _ablate_parser() -> Parser:
     parser = command(
         "ablate",
-        "Switch experts off one by one and measure what the loss on each domain becomes; for the whole map, also "
-        "whether\nanything observed predicts which experts matter. What is measured is kept in the run's folder: "
-        "repeat the command\nto go on after an interruption.",
+        "Switch experts off one by one and measure the loss on each domain. The whole map also says whether anything\n"
+        "observed predicts which experts matter. Results are kept in the run's folder: repeat the command to\n"
+        "continue after an interruption.",
         "ablate --run demo",
         "ablate --run demo --layer 2 --expert 5 --mode reroute",
     )
@@ -312,7 +314,7 @@ def _ablate_parser() -> Parser:
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="PATH", help="read this text, a file or folder of documents as for training, instead of the "
-        "run's held-out text: at most 2048 tokens of each domain, of documents that are always the same ones",
+        "run's held-out text: at most 2048 tokens of each domain, always from the same documents",
     )  # fmt: skip
     return finish(parser, analysis.ablate)
 
@@ -340,8 +342,8 @@ def _slim_parser() -> Parser:
 def _export_parser() -> Parser:
     parser = command(
         "export",
-        "Write a run's newest checkpoint as one that Hugging Face transformers loads, of the architecture that\n"
-        "computes exactly the same: mixtral, qwen3_moe, qwen2_moe, granitemoeshared or glm4_moe.\n"
+        "Write a run's newest checkpoint for Hugging Face transformers, in the architecture that computes exactly\n"
+        "the same: mixtral, qwen3_moe, qwen2_moe, granitemoeshared or glm4_moe.\n"
         "transformers is not needed.",
         "export --run demo --to out/demo-hf",
     )
@@ -357,7 +359,7 @@ def _export_parser() -> Parser:
 def _import_parser() -> Parser:
     parser = command(
         "import",
-        "Make a run of a checkpoint of Hugging Face transformers whose architecture ours equals (see export), to look\n"
+        "Make a run from a checkpoint of Hugging Face transformers whose architecture equals ours (see export). Look\n"
         f"at it, generate with it, or fine-tune it: {program()} --run tuned --init-from NAME --data texts.jsonl",
         "import --from out/demo-hf --run demo-again",
     )
