@@ -6,6 +6,7 @@ one; goals hold for the real text alone. Loss is on held-out sources, bits per U
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -77,15 +78,20 @@ def sprint(config: Config, seed: int, root: Path, scale: Scale) -> Sprint:
     lines = folder.metrics("train")
     return Sprint(
         seed,
-        evaluation["unseen"]["bits_per_byte"],
-        evaluation["baselines"]["unigram_nats"] - evaluation["unseen"]["nats_per_token"],
+        known(evaluation.unseen.bits_per_byte),
+        evaluation.baselines.unigram_nats - known(evaluation.unseen.nats_per_token),
         seconds,
         result.step,
         config.training.batch_size * config.training.seq_len / float(lines["tokens_per_second"].iloc[-1]),
-        max(layer["load_imbalance"] for layer in evaluation["routing"]),
-        sum(layer["dead_experts"] for layer in evaluation["routing"]),
-        all(_above_null(layer["domain_nmi"], layer["domain_nmi_null_p99"]) for layer in evaluation["routing"]),
+        max(known(layer.load_imbalance) for layer in evaluation.routing),
+        sum(layer.dead_experts for layer in evaluation.routing),
+        all(_above_null(layer.domain_nmi, layer.domain_nmi_null_p99) for layer in evaluation.routing),
     )
+
+
+def known(value: float | None) -> float:
+    """NaN where a figure is not finite."""
+    return math.nan if value is None else value
 
 
 def results(sprints: list[Sprint], text: str, *, goals: bool) -> list[Result]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,6 +10,7 @@ from moe_core.evaluation.evaluate import evaluate_run
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.runs import RunFolder, list_runs
 from moe_core.runs.checkpoint import load_run
+from moe_core.runs.evaluation import Evaluation
 
 ROOT = Path(__file__).resolve().parent.parent / "checkpoints"
 MAX_BYTES = 10 * 2**20
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def evaluation() -> dict[str, Any]:
+def evaluation() -> Evaluation:
     return evaluate_run(load_run("demo", ROOT))
 
 
@@ -34,23 +34,23 @@ def test_it_is_listed_as_finished() -> None:
     assert summary.step == summary.steps > 0
 
 
-def test_it_predicts_unseen_text_far_better_than_token_frequencies(evaluation: dict[str, Any]) -> None:
-    assert evaluation["baselines"]["unigram_nats"] - evaluation["unseen"]["nats_per_token"] >= 1.5
-    assert set(evaluation["unseen"]["by_domain"]) == {"finance", "legal", "code", "general"}
+def test_it_predicts_unseen_text_far_better_than_token_frequencies(evaluation: Evaluation) -> None:
+    assert evaluation.baselines.unigram_nats - evaluation.unseen.nats_per_token >= 1.5
+    assert set(evaluation.unseen.by_domain) == {"finance", "legal", "code", "general"}
 
 
-def test_its_routing_is_healthy_and_knows_domains(evaluation: dict[str, Any]) -> None:
-    assert len(evaluation["routing"]) == 4
-    for layer in evaluation["routing"]:
-        assert layer["dead_experts"] == 0
-        assert layer["load_imbalance"] <= 2.0
-        assert layer["domain_nmi"] > layer["domain_nmi_null_p99"]
+def test_its_routing_is_healthy_and_knows_domains(evaluation: Evaluation) -> None:
+    assert len(evaluation.routing) == 4
+    for layer in evaluation.routing:
+        assert layer.dead_experts == 0
+        assert layer.load_imbalance <= 2.0
+        assert layer.domain_nmi > layer.domain_nmi_null_p99
 
 
-def test_its_last_evaluation_while_training_agrees(evaluation: dict[str, Any]) -> None:
+def test_its_last_evaluation_while_training_agrees(evaluation: Evaluation) -> None:
     """Weights rounded to bfloat16 and the whole split instead of a part of it: near, not equal."""
     records = [record for record in RunFolder("demo", ROOT).metric_records("evaluation") if record["split"] == "unseen"]
-    assert records[-1]["nats_per_token"] == pytest.approx(evaluation["unseen"]["nats_per_token"], abs=0.3)
+    assert records[-1]["nats_per_token"] == pytest.approx(evaluation.unseen.nats_per_token, abs=0.3)
 
 
 def test_its_probes_show_the_routing_at_every_evaluation() -> None:

@@ -101,7 +101,7 @@ def test_rolling_likelihood_of_unseen_text_is_that_of_evaluate(loaded: LoadedRun
     requests = [Instance("loglikelihood_rolling", {}, (text,), number) for number, text in enumerate(texts)]
     log_p = sum(MoescopeLM(language_model(loaded)).loglikelihood_rolling(requests))
     tokens = sum(len(ids) for ids in loaded.tokenizer.encode_batch(texts))
-    assert -log_p / tokens == pytest.approx(evaluate_run(loaded)["unseen"]["nats_per_token"], rel=1e-5)
+    assert -log_p / tokens == pytest.approx(evaluate_run(loaded).unseen.nats_per_token, rel=1e-5)
 
 
 def test_the_suite_asks_all_three_and_gives_their_chance(loaded: LoadedRun) -> None:

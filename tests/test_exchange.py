@@ -330,7 +330,7 @@ def test_an_imported_run_is_scored_and_shown_like_any_other(
     evaluation = evaluate_run(load_run("again", tmp_path))
     while_importing = [record for record in run.metric_records("evaluation") if record["split"] == "unseen"]
     # Three documents of 90 words a split and domain: all of them were scored at once.
-    assert evaluation["unseen"]["nats_per_token"] == pytest.approx(while_importing[0]["nats_per_token"], rel=1e-6)
+    assert evaluation.unseen.nats_per_token == pytest.approx(while_importing[0]["nats_per_token"], rel=1e-6)
 
 
 def test_text_that_cannot_be_used_leaves_no_run(checkpoint: Path, tmp_path: Path) -> None:

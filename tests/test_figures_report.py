@@ -7,6 +7,7 @@ import hashlib
 import html
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
+from evaluation_support import evaluation_record
 
 from moe_core.config import Config
 from moe_core.figures.figure import Figure
@@ -26,6 +28,7 @@ from moe_core.figures.run_figures import Section, _causes, sections_of_run, sect
 from moe_core.figures.sankey import flow_sankey_figure
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.measures.glossary import GLOSSARY
+from moe_core.runs.evaluation import GuessingFigures, SplitFigures
 from moe_core.runs.folder import RunFolder
 from moe_core.words import number
 
@@ -36,12 +39,11 @@ HOSTILE = [
     "\x00\x1b",
     "url(#gradient_0)",
 ]
-EVALUATION: dict[str, Any] = {
-    "step": 40,
-    "unseen": {"nats_per_token": 3.5, "perplexity": 33.1, "bits_per_byte": 1.75, "by_domain": {"<b>": 3.5}},
-    "validation": {"nats_per_token": 2.5, "perplexity": 12.2, "bits_per_byte": 1.25, "by_domain": {"<b>": None}},
-    "baselines": {"uniform_nats": 5.7, "unigram_nats": 4.75},
-}
+EVALUATION = evaluation_record(
+    unseen=SplitFigures(3.5, 33.1, 1.75, {"<b>": 3.5}),
+    validation=SplitFigures(2.5, 12.2, 1.25, {"<b>": None}),
+    baselines=GuessingFigures(uniform_nats=5.7, unigram_nats=4.75),
+)
 
 
 class Page(HTMLParser):
@@ -175,7 +177,7 @@ def test_the_card_says_what_the_model_is(text: str, tiny_config: Config) -> None
     unscored = report_page(card(tiny_config, evaluation=None), [])
     assert "not scored yet" in unscored
     assert "guessing by token frequency" not in unscored
-    broken = {**EVALUATION, "unseen": {**EVALUATION["unseen"], "nats_per_token": None}}
+    broken = replace(EVALUATION, unseen=replace(EVALUATION.unseen, nats_per_token=None))
     assert "the model is broken" in report_page(card(tiny_config, evaluation=broken), [])
 
 

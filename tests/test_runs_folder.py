@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import resource
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation_support import evaluation_record
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +17,7 @@ from moe_core.config import Config, load_config
 from moe_core.data.document import Document
 from moe_core.errors import RunBusyError, RunError, UsageError
 from moe_core.runs import RunFolder, RunStatus, list_runs
+from moe_core.runs.evaluation import GuessingFigures, SplitFigures
 from moe_core.runs.names import is_run_name
 
 
@@ -248,15 +251,15 @@ def test_figures_of_the_whole_held_out_text_replace_those_of_training(tmp_path: 
     assert run.evaluation() is None
     (summary,) = list_runs(tmp_path)
     assert (summary.validation_nats, summary.unseen_nats, summary.unigram_nats) == (3.0, 4.0, 6.0)
-    figures = {
-        "validation": {"nats_per_token": 2.5},
-        "unseen": {"nats_per_token": 3.5},
-        "baselines": {"unigram_nats": 5.5},
-    }
-    run.write_evaluation({"step": 40, **figures})
+    figures = evaluation_record(
+        validation=SplitFigures(2.5, None, None, {}),
+        unseen=SplitFigures(3.5, None, None, {}),
+        baselines=GuessingFigures(uniform_nats=6.0, unigram_nats=5.5),
+    )
+    run.write_evaluation(figures)
     (summary,) = list_runs(tmp_path)
     assert (summary.validation_nats, summary.unseen_nats, summary.unigram_nats) == (2.5, 3.5, 5.5)
-    run.write_evaluation({"step": 20, **figures})  # of an older checkpoint: training has gone on since
+    run.write_evaluation(replace(figures, step=20))  # of an older checkpoint: training has gone on since
     assert list_runs(tmp_path)[0].unseen_nats == 4.0
-    run.write_evaluation({"step": 40})
+    run.evaluation_path.write_text('{"step": 40}')
     assert "--evaluate" in str(list_runs(tmp_path)[0].error)

@@ -44,9 +44,9 @@ def test_a_dense_model_learns_and_resumes_to_the_bit(dense_root: Path) -> None:
 def test_a_dense_model_is_scored_without_routing(dense_root: Path) -> None:
     loaded = load_run("dense", dense_root)
     evaluation = evaluate_run(loaded)
-    assert evaluation["routing"] == []
-    assert evaluation["parameters"]["total"] == evaluation["parameters"]["active"]
-    assert evaluation["parameters"]["total"] == sum(weight.numel() for weight in loaded.model.parameters())
+    assert evaluation.routing == ()
+    assert evaluation.parameters.total == evaluation.parameters.active
+    assert evaluation.parameters.total == sum(weight.numel() for weight in loaded.model.parameters())
     assert "Dense, without experts; " in write_report(loaded.run, evaluation).read_text()
 
 

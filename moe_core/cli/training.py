@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from moe_core.cli.output import Output, progress_on_stderr
@@ -14,6 +13,7 @@ from moe_core.words import duration
 
 if TYPE_CHECKING:
     from moe_core.config import Config
+    from moe_core.runs.evaluation import Evaluation
     from moe_core.runs.folder import RunFolder
     from moe_core.training.loop import TrainingResult
 
@@ -40,7 +40,7 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
             "step": result.step,
             "steps": result.steps,
             "seconds": result.seconds,
-            "evaluation": evaluation,
+            "evaluation": None if evaluation is None else evaluation.to_json(),
         }
     )
     return 128 + result.signal if result.signal is not None else 0
@@ -52,7 +52,7 @@ def evaluate(arguments: argparse.Namespace, output: Output) -> int:
     with progress_on_stderr() as progress:
         evaluation = _score(name, progress, arguments.device or "cpu")
     _say_figures(name, evaluation, output)
-    output.figures(evaluation)
+    output.figures(evaluation.to_json())
     return 0
 
 
@@ -96,7 +96,7 @@ def run_to_evaluate(arguments: argparse.Namespace) -> str:
     return runs[0].name
 
 
-def _score(name: str, progress: Progress, device: str = "cpu") -> dict[str, Any]:
+def _score(name: str, progress: Progress, device: str = "cpu") -> Evaluation:
     from moe_core.evaluation.evaluate import evaluate_run
     from moe_core.evaluation.report import write_report
     from moe_core.inference.device import resolve_device
@@ -108,7 +108,7 @@ def _score(name: str, progress: Progress, device: str = "cpu") -> dict[str, Any]
     return evaluation
 
 
-def _summarise(run: RunFolder, result: TrainingResult, evaluation: Mapping[str, Any] | None, output: Output) -> None:
+def _summarise(run: RunFolder, result: TrainingResult, evaluation: Evaluation | None, output: Output) -> None:
     done = f"{result.step:,} of {result.steps:,} steps, {duration(result.seconds)} of training"
     if evaluation is None:
         output.say(f"Run {run.name} stopped after {done}; what it learned is saved.")
@@ -122,16 +122,16 @@ def _summarise(run: RunFolder, result: TrainingResult, evaluation: Mapping[str, 
     output.say(f"           {program()} plots --run {run.name} --out out/plots")
 
 
-def _say_figures(name: str, evaluation: Mapping[str, Any], output: Output) -> None:
+def _say_figures(name: str, evaluation: Evaluation, output: Output) -> None:
     from moe_core.evaluation.report import loss_verdict, windows_read
     from moe_core.runs.folder import RunFolder
 
-    run, nats = RunFolder(name), evaluation["validation"]["nats_per_token"]
+    run, nats = RunFolder(name), evaluation.validation.nats_per_token
     if nats is None:
         raise RunError(f"the loss of run {name!r} is not finite: its weights are damaged; train it again")
     output.say(f"Unseen:    {loss_verdict(evaluation)}")
     output.say(f"Known:     {nats:.3f} nats a token on held-out documents of known kinds.")
     output.say(f"Windows:   {windows_read(run.config(), evaluation)}")
-    output.say(f"Routing:   {evaluation['verdicts']['routing']}")
-    output.say(f"Domains:   {evaluation['verdicts']['domains']}")
+    output.say(f"Routing:   {evaluation.verdicts.routing}")
+    output.say(f"Domains:   {evaluation.verdicts.domains}")
     output.say(f"Report:    {run.path / 'report.md'}")

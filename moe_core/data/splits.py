@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from moe_core.data.document import Document
 from moe_core.data.sources import MIN_SOURCES
@@ -19,7 +20,8 @@ HELD_OUT_SHARE = 0.08
 """Bytes of a domain that each held-out split should get."""
 LARGEST_SHARE = 0.10
 """A source that would take a held-out split beyond this is passed over, unless nothing smaller is left."""
-HELD_OUT_SPLITS = ("validation", "unseen")
+HeldOutSplit = Literal["validation", "unseen"]
+HELD_OUT_SPLITS: tuple[HeldOutSplit, ...] = ("validation", "unseen")
 
 
 def split_documents(documents: Sequence[Document], *, seed: int) -> list[Document]:
@@ -58,7 +60,7 @@ def _assign_domain(domain: str, sizes: dict[str, int], seed: int, split_of: dict
         )
     most = LARGEST_SHARE * sum(sizes.values())
     enough = HELD_OUT_SHARE * sum(sizes.values())
-    taken = dict.fromkeys(HELD_OUT_SPLITS, 0)
+    taken: dict[str, int] = dict.fromkeys(HELD_OUT_SPLITS, 0)
     for source, size in sizes.items():
         if split_of.get(source) in taken:
             taken[split_of[source]] += size

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.data.tokens import TokenDataset
@@ -15,13 +15,20 @@ from moe_core.errors import RunError
 from moe_core.evaluation.loss import LossReport, count_text_tokens, evaluate_loss, scored_windows, unigram_nats
 from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN, held_out_text
 from moe_core.inference.tracing import trace_batches
-from moe_core.json_values import json_safe
 from moe_core.progress import Progress, silent
 from moe_core.routing import capture
 from moe_core.routing.measures.decisions import router_entropy
 from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
 from moe_core.routing.measures.health import routing_health
 from moe_core.routing.measures.load import load_balance
+from moe_core.runs.evaluation import (
+    Evaluation,
+    GuessingFigures,
+    LayerRouting,
+    ParameterCounts,
+    RoutingVerdicts,
+    SplitFigures,
+)
 
 if TYPE_CHECKING:
     from moe_core.data.document import Document
@@ -30,18 +37,11 @@ if TYPE_CHECKING:
     from moe_core.runs.checkpoint import LoadedRun
 
 
-def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Score and trace the run's held-out documents; the result is plain JSON values, NaN and infinity as None.
+def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> Evaluation:
+    """Score and trace the run's held-out documents.
 
-    Keys: run; step; windows, the rule by which long documents are cut (moe_core.data.windows);
-    validation and unseen, each {nats_per_token, perplexity, bits_per_byte, by_domain: {domain: nats}},
-    documents scored alone in windows of training.seq_len tokens, at most SCORED_TOKENS_PER_DOMAIN a domain;
-    baselines {uniform_nats = ln V, unigram_nats: training frequencies, add-one smoothed, on the unseen split};
-    parameters {total, active}; flops_per_token (2 per multiply-add, forward, context training.seq_len);
-    routing: per MoE layer, on the scored tokens of both splits, {layer, load_imbalance (1 = even), dead_experts,
-    router_entropy (0..1), experts_per_token, dropped_fraction (0..1, None where the router's rule leaves slots unused),
-    domain_nmi (0..1), domain_nmi_null_p99, p_value (label shuffle by document)}, none for a dense model;
-    verdicts {routing, domains}: the same in words.
+    Documents are scored alone in windows of training.seq_len tokens, at most SCORED_TOKENS_PER_DOMAIN a domain and
+    split; the routing is that of the scored tokens of both splits. What is not finite is None.
 
     Raises RunError when the run's held-out documents are missing or do not fit its tokenizer.
     """
@@ -61,22 +61,21 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> dict
                 progress=lambda stage, done, _, before=before: report(stage, before + done, total),  # type: ignore[misc]
             )
     routing, words = _no_routing() if recorder is None else _routing(_trace(loaded, recorder, datasets))
-    figures: dict[str, Any] = {
-        "run": run.name,
-        "step": loaded.step,
-        "windows": WINDOW_RULE,
-        **{split: _figures(losses[split]) for split in HELD_OUT_SPLITS},
-        "baselines": {
-            "uniform_nats": math.log(loaded.tokenizer.vocab_size),
-            "unigram_nats": unigram_nats(run.token_counts(), datasets["unseen"]),
-        },
-        "parameters": {"total": model.total_parameters, "active": model.active_parameters},
-        "flops_per_token": model.flops_per_token(seq_len),
-        "routing": routing,
-        "verdicts": words,
-    }
-    plain: dict[str, Any] = json_safe(figures)
-    return plain
+    return Evaluation(
+        run=run.name,
+        step=loaded.step,
+        windows=WINDOW_RULE,
+        validation=_split_figures(losses["validation"]),
+        unseen=_split_figures(losses["unseen"]),
+        baselines=GuessingFigures(
+            uniform_nats=math.log(loaded.tokenizer.vocab_size),
+            unigram_nats=unigram_nats(run.token_counts(), datasets["unseen"]),
+        ),
+        parameters=ParameterCounts(total=model.total_parameters, active=model.active_parameters),
+        flops_per_token=model.flops_per_token(seq_len),
+        routing=routing,
+        verdicts=words,
+    )
 
 
 def scored_documents(loaded: LoadedRun, split: str) -> list[Document]:
@@ -124,39 +123,40 @@ def scored_text(loaded: LoadedRun, split: str) -> TokenDataset:
     return held_out_text(loaded.run, loaded.tokenizer, SCORED_TOKENS_PER_DOMAIN, splits=[split])
 
 
-def _figures(loss: LossReport) -> dict[str, Any]:
-    return {
-        "nats_per_token": loss.nats_per_token,
-        "perplexity": loss.perplexity,
-        "bits_per_byte": loss.bits_per_byte,
-        "by_domain": dict(loss.by_domain),
-    }
+def _split_figures(loss: LossReport) -> SplitFigures:
+    return SplitFigures(
+        nats_per_token=_finite(loss.nats_per_token),
+        perplexity=_finite(loss.perplexity),
+        bits_per_byte=_finite(loss.bits_per_byte),
+        by_domain={domain: _finite(nats) for domain, nats in loss.by_domain.items()},
+    )
 
 
-def _routing(trace: RoutingTrace) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _routing(trace: RoutingTrace) -> tuple[tuple[LayerRouting, ...], RoutingVerdicts]:
     """One entry per MoE layer, and the verdicts in words."""
     balance, entropy, nmi = load_balance(trace), router_entropy(trace), domain_nmi_test(trace)
     table = balance.merge(entropy, on="layer").merge(nmi, on="layer")
-    rows = [
-        {
-            "layer": int(row["layer"]),
-            "load_imbalance": float(row["load_imbalance"]),
-            "dead_experts": int(row["dead_experts"]),
-            "router_entropy": float(row["router_entropy"]),
-            "experts_per_token": float(row["experts_per_token"]),
-            "dropped_fraction": float(row["dropped_fraction"]),
-            "domain_nmi": float(row["nmi"]),
-            "domain_nmi_null_p99": float(row["null_p99"]),
-            "p_value": float(row["p_value"]),
-        }
+    layers = tuple(
+        LayerRouting(
+            layer=int(row["layer"]),
+            load_imbalance=_finite(row["load_imbalance"]),
+            dead_experts=int(row["dead_experts"]),
+            router_entropy=_finite(row["router_entropy"]),
+            experts_per_token=_finite(row["experts_per_token"]),
+            dropped_fraction=_finite(row["dropped_fraction"]),
+            domain_nmi=_finite(row["nmi"]),
+            domain_nmi_null_p99=_finite(row["null_p99"]),
+            p_value=_finite(row["p_value"]),
+        )
         for _, row in table.iterrows()
-    ]
-    return rows, {
-        "routing": routing_health(balance, entropy),
-        "domains": domain_verdict(nmi),
-    }
+    )
+    return layers, RoutingVerdicts(routing=routing_health(balance, entropy), domains=domain_verdict(nmi))
 
 
-def _no_routing() -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _no_routing() -> tuple[tuple[LayerRouting, ...], RoutingVerdicts]:
     nothing = "The model is dense: it has no routers."
-    return [], {"routing": nothing, "domains": nothing}
+    return (), RoutingVerdicts(routing=nothing, domains=nothing)

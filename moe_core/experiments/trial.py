@@ -68,7 +68,7 @@ def run_trial(
             raise TrialStopped(result.signal)
         # As many threads as trained it: workers would fight for the processors, and sums differ in the last digit.
         with repeatable(config.training.threads, torch.device("cpu")):
-            evaluation = evaluate_run(load_run(run.name, run.root))
+            evaluation = evaluate_run(load_run(run.name, run.root)).to_json()
         outcome |= {"evaluation": evaluation, "curve": _curve(run)}
     except RunError as error:
         if "not finite" not in str(error):

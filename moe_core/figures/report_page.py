@@ -10,7 +10,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ import altair as alt
 import pandas as pd
 
 from moe_core.config import Config
-from moe_core.data.windows import WINDOW_RULE, window_words
+from moe_core.data.splits import HeldOutSplit
+from moe_core.data.windows import window_words
 from moe_core.figures.export import csv_bytes, unbroken
 from moe_core.figures.figure import Figure
 from moe_core.figures.inline_svg import inline_svg
@@ -29,12 +30,13 @@ from moe_core.progress import Progress, silent
 from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.routing.measures.health import describe_model
 from moe_core.routing.measures.registry import MEASURES
+from moe_core.runs.evaluation import Evaluation
 from moe_core.words import number, short_count
 
 MAX_TABLE_ROWS = 100
 """Rows of a figure's numbers that are shown; the CSV beside them has all."""
 MAX_CSV_BYTES = 400_000
-_SPLITS = {
+_SPLITS: dict[HeldOutSplit, str] = {
     "validation": "validation (held-out documents of known kinds)",
     "unseen": "unseen (held-out kinds or sources)",
 }
@@ -86,7 +88,7 @@ class ModelCard:
     flops_per_token: int
     """Forward pass, 2 per multiply-add."""
     domains: Sequence[str]
-    evaluation: Mapping[str, Any] | None
+    evaluation: Evaluation | None
     """Figures of evaluation.evaluate_run; None if the run was never scored."""
     routing_of: str
     """The text on which the routing in the pictures was recorded."""
@@ -181,42 +183,42 @@ def _card(card: ModelCard) -> str:
     )
 
 
-def _loss_sentence(evaluation: Mapping[str, Any] | None) -> str:
+def _loss_sentence(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return "not scored yet"
-    nats, unigram = evaluation["unseen"]["nats_per_token"], evaluation["baselines"]["unigram_nats"]
+    nats, unigram = evaluation.unseen.nats_per_token, evaluation.baselines.unigram_nats
     if nats is None:
         return "not finite on unseen text: the model is broken"
     return (
         f"{nats:.3f} nats a token on unseen text; guessing by token frequency {unigram:.3f}, uniformly "
-        f"{evaluation['baselines']['uniform_nats']:.3f} (step {evaluation['step']:,})"
+        f"{evaluation.baselines.uniform_nats:.3f} (step {evaluation.step:,})"
     )
 
 
-def _losses(evaluation: Mapping[str, Any] | None, window: int) -> str:
+def _losses(evaluation: Evaluation | None, window: int) -> str:
     """Loss by split and domain, with the baselines; nothing if the run was never scored."""
     if evaluation is None:
         return ""
-    domains = sorted({domain for split in _SPLITS for domain in evaluation[split]["by_domain"]})
+    domains = sorted({domain for split in _SPLITS for domain in evaluation.split(split).by_domain})
     rows = [
         {
             "split": words,
-            "nats per token": evaluation[split]["nats_per_token"],
-            "perplexity": evaluation[split]["perplexity"],
-            "bits per byte": evaluation[split]["bits_per_byte"],
-            **{f"{domain} (nats)": evaluation[split]["by_domain"].get(domain) for domain in domains},
+            "nats per token": evaluation.split(split).nats_per_token,
+            "perplexity": evaluation.split(split).perplexity,
+            "bits per byte": evaluation.split(split).bits_per_byte,
+            **{f"{domain} (nats)": evaluation.split(split).by_domain.get(domain) for domain in domains},
         }
         for split, words in _SPLITS.items()
     ]
-    baselines = evaluation["baselines"]
+    baselines = evaluation.baselines
     rows += [
-        {"split": "unseen, guessing by token frequency", "nats per token": baselines["unigram_nats"]},
-        {"split": "guessing uniformly", "nats per token": baselines["uniform_nats"]},
+        {"split": "unseen, guessing by token frequency", "nats per token": baselines.unigram_nats},
+        {"split": "guessing uniformly", "nats per token": baselines.uniform_nats},
     ]
     return (
         f"<section><h2>How well does it predict text it has not seen?</h2>"
         f'<p class="verdict">{_text(_loss_sentence(evaluation))}</p>{_table(pd.DataFrame(rows), digits=3)}'
-        f'<p class="soft">{_text(window_words(window, evaluation.get("windows", WINDOW_RULE)))}</p></section>'
+        f'<p class="soft">{_text(window_words(window, evaluation.windows))}</p></section>'
     )
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -13,6 +10,7 @@ from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import AUTOSIZE, WIDTH, step_axis
 from moe_core.figures.palette import NEUTRAL, SPLIT_COLOURS
+from moe_core.runs.evaluation import Evaluation
 
 MAX_POINTS = 200
 """Points per curve; training losses are averaged in as many stretches of steps."""
@@ -69,7 +67,7 @@ def loss_figure(
     evaluations: pd.DataFrame,
     baselines: pd.DataFrame,
     *,
-    scored: Mapping[str, Any] | None = None,
+    scored: Evaluation | None = None,
 ) -> Figure | None:
     """Does the model learn? Frames of the run's metrics of kind train, evaluation and baseline; None if both first
     ones are empty.
@@ -94,8 +92,8 @@ def loss_figure(
         last = float(unseen.sort_values("step", kind="stable")["nats"].iloc[-1])
         gain = f", {nats(unigram - last)} below guessing by token frequency" if unigram == unigram else ""
         verdict = f"Loss on unseen text is {nats(last)} nats per token{gain}; lower is better."
-    if scored is not None and scored["unseen"]["nats_per_token"] is not None:
-        whole, guess = scored["unseen"]["nats_per_token"], scored["baselines"]["unigram_nats"]
+    if scored is not None and scored.unseen.nats_per_token is not None:
+        whole, guess = scored.unseen.nats_per_token, scored.baselines.unigram_nats
         verdict = (
             f"Loss on all unseen text is {nats(whole)} nats per token, {nats(guess - whole)} below guessing "
             "by token frequency; lower is better. The curves are of a part of that text."

@@ -30,6 +30,7 @@ from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.errors import RunBusyError, RunError, UsageError
 from moe_core.json_values import json_safe
 from moe_core.program import program
+from moe_core.runs.evaluation import Evaluation, evaluation_from_json
 from moe_core.runs.files import read_json_object, remove_folder, remove_stale, translate_os_errors, write_atomic
 from moe_core.runs.names import checkpoints_root
 from moe_core.runs.places import place_of
@@ -181,16 +182,24 @@ class RunFolder:
                 file.truncate(start)
                 raise
 
-    def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+    def write_evaluation(self, evaluation: Evaluation) -> None:
         """Keep the figures of scoring the whole held-out text (moe_core.evaluation.evaluate)."""
-        self.write_file("evaluation.json", (json.dumps(json_safe(evaluation), indent=2) + "\n").encode())
+        content = json.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n"
+        self.write_file("evaluation.json", content.encode())
 
-    def evaluation(self) -> dict[str, Any] | None:
-        """The figures kept last; None when the run was never scored. Their `step` says what was scored."""
+    def evaluation(self) -> Evaluation | None:
+        """The figures kept last; None when the run was never scored. Their `step` says what was scored.
+
+        Raises RunError naming the file and the field where it is no evaluation.
+        """
         try:
-            return read_json_object(self.evaluation_path)
+            content = self.evaluation_path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunError(f"cannot read {str(self.evaluation_path)!r}: {reason}; check its permissions") from None
+        return evaluation_from_json(content, str(self.evaluation_path))
 
     def metric_records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """All metric lines, or those of one kind, oldest first; a torn last line is skipped.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_core.data.splits import HELD_OUT_SPLITS
-from moe_core.errors import MoescopeError, RunError
+from moe_core.errors import MoescopeError
 from moe_core.runs.folder import RunFolder
 from moe_core.runs.names import checkpoints_root
 from moe_core.runs.places import run_names
@@ -80,14 +80,9 @@ def _summarise_unstarted(run: RunFolder) -> RunSummary:
 def _last_nats(run: RunFolder, step: int) -> dict[str, float | None]:
     """Nats per token of both held-out splits, and of guessing by frequency on the unseen one."""
     scored = run.evaluation()
-    try:
-        if scored is not None and scored["step"] == step:
-            nats = {split: scored[split]["nats_per_token"] for split in HELD_OUT_SPLITS}
-            return {**nats, "unigram": scored["baselines"]["unigram_nats"]}
-    except (KeyError, TypeError):
-        raise RunError(
-            f"{str(run.evaluation_path)!r} is not an evaluation; delete it, or score the run again with --evaluate"
-        ) from None
+    if scored is not None and scored.step == step:
+        losses: dict[str, float | None] = {split: scored.split(split).nats_per_token for split in HELD_OUT_SPLITS}
+        return {**losses, "unigram": scored.baselines.unigram_nats}
     last: dict[str, float | None] = {}
     for record in run.metric_records():
         if record["kind"] == "evaluation":

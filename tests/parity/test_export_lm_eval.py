@@ -27,7 +27,7 @@ def exported(trained_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     loaded = load_run("tiny", trained_root)
     export_run(loaded, folder / "hf")
     assert write_unseen(loaded, folder / "unseen.jsonl") == len(loaded.run.held_out("unseen"))
-    return folder, evaluate_run(loaded)["unseen"]["bits_per_byte"]
+    return folder, evaluate_run(loaded).unseen.bits_per_byte
 
 
 def rolling_windows(token_ids: list[int], prefix: int, size: int) -> list[tuple[list[int], list[int]]]:

@@ -75,7 +75,8 @@ class Context:
 
         Raises RunError when the run's held-out text is missing.
         """
-        loaded, scored = self.loaded, {}
+        loaded = self.loaded
+        scored: dict[str, ScoredTokens] = {}
         datasets = {split: scored_text(loaded, split) for split in HELD_OUT_SPLITS}
         total, before = sum(int((dataset.positions > 0).sum()) for dataset in datasets.values()), 0
         for split, dataset in datasets.items():
