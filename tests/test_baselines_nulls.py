@@ -304,13 +304,13 @@ def test_units_are_sources_or_random_groups_of_one_domain() -> None:
 
 def test_drawing_units_again_is_drawing_their_tokens_again() -> None:
     """The resampled vocabulary score, worked out from counts, against a trace that really repeats the documents."""
-    from moe_core.routing.measures.vocabulary import _Typed
+    from moe_core.routing.measures.vocabulary import _TypedTokens
 
     trace = random_trace(3, layers=1)
     labels = trace.token_ids.astype(np.int64)
     slots = trace.router_indices[0].T.astype(np.int64) + 1
     weights = np.random.default_rng(0).multinomial(24, np.full(24, 1 / 24), size=3)
-    found = _Typed(labels, 12, 8).resampled(slots, trace.document_ids.astype(np.int64), weights.astype(float))
+    found = _TypedTokens(labels, 12, 8).resampled(slots, trace.document_ids.astype(np.int64), weights.astype(float))
     for score, weight in zip(found, weights, strict=True):
         again = np.repeat(np.arange(trace.num_tokens), weight[trace.document_ids])
         repeated = trace_of(trace.router_indices[0, again], num_experts=8, token_ids=trace.token_ids[again])

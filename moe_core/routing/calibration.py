@@ -57,7 +57,7 @@ def random_trace(
     logits += alike * rng.normal(size=(layers, DOCUMENTS, EXPERTS))[:, documents]
     if planted:
         PLANTS[planted].add(RandomRouting(logits, documents, documents % DOMAINS, tokens, strength, rng))
-    return _routed(logits, documents, tokens)
+    return _routed_trace(logits, documents, tokens)
 
 
 def chance_count(name: str, seeds: int, kind: str, permutations: int = PERMUTATIONS) -> tuple[int, Float64Array]:
@@ -117,7 +117,7 @@ def calibrate(seeds: int = SEEDS) -> list[dict[str, Any]]:
     return rows
 
 
-def _routed(logits: Float64Array, documents: np.ndarray, tokens: np.ndarray) -> RoutingTrace:
+def _routed_trace(logits: Float64Array, documents: np.ndarray, tokens: np.ndarray) -> RoutingTrace:
     indices = np.argsort(-logits, axis=-1)[..., :TOP_K]
     weights = np.exp(np.take_along_axis(logits, indices, axis=-1))
     return RoutingTrace.from_arrays(

@@ -23,9 +23,9 @@ def chance_of_sharing(chose_E: Float64Array, sizes_S: Float64Array) -> float:
     """
     if (chose_E >= 1.0 - 1e-12).any():
         return 1.0
-    w_E = _weights(chose_E[chose_E > 0], sizes_S)
+    w_E = _expert_weights(chose_E[chose_E > 0], sizes_S)
     most = len(sizes_S) - 1
-    e = _symmetric(w_E, 2 * most)
+    e = _symmetric_polynomials(w_E, 2 * most)
     disjoint = sum(
         sizes_S[s] * sizes_S[r] * special.comb(s + r, s) * e[s + r] / (e[s] * e[r])
         for s in range(1, most + 1)
@@ -49,17 +49,17 @@ def expected_xlogx(population: Int64Array, chose: Int64Array, drawn: Int64Array)
     fixed = (s == n) | (d == n) | (s == 0) | (d == 0)
     result[fixed] = special.xlogy(mean[fixed], mean[fixed])
     large = ~fixed & (mean >= _SERIES_MEAN)
-    result[large] = _series(n[large], s[large], d[large])
+    result[large] = _series_around_mean(n[large], s[large], d[large])
     small = ~fixed & ~large
-    result[small] = _summed(n[small], s[small], d[small])
+    result[small] = _summed_over_probabilities(n[small], s[small], d[small])
     return result.reshape(population.shape)
 
 
-def _weights(chose_E: Float64Array, sizes_S: Float64Array) -> Float64Array:
+def _expert_weights(chose_E: Float64Array, sizes_S: Float64Array) -> Float64Array:
     """[E] weights with which independent sets choose each expert as often as observed."""
     w_E: Float64Array = chose_E / chose_E.sum()
     for _ in range(_ROUNDS):
-        expected_E = _inclusion(w_E, sizes_S)
+        expected_E = _inclusion_probabilities(w_E, sizes_S)
         w_E *= chose_E / expected_E
         w_E /= w_E.sum()
         if np.abs(expected_E - chose_E).max() < _CLOSE:
@@ -67,7 +67,7 @@ def _weights(chose_E: Float64Array, sizes_S: Float64Array) -> Float64Array:
     return w_E
 
 
-def _inclusion(w_E: Float64Array, sizes_S: Float64Array) -> Float64Array:
+def _inclusion_probabilities(w_E: Float64Array, sizes_S: Float64Array) -> Float64Array:
     """[E] probability that a set contains each expert."""
     E, most = len(w_E), len(sizes_S) - 1
     # Polynomials of the experts before and after each: their product leaves the expert out, without a difference.
@@ -79,7 +79,7 @@ def _inclusion(w_E: Float64Array, sizes_S: Float64Array) -> Float64Array:
         j = E - 1 - i
         after[j] = after[j + 1]
         after[j, 1:] += w_E[j] * after[j + 1, :-1]
-    total = _symmetric(w_E, most)
+    total = _symmetric_polynomials(w_E, most)
     expected_E = np.zeros(E)
     for s in np.flatnonzero(sizes_S[1:]) + 1:
         without_E = np.einsum("ej,ej->e", before[:E, :s], after[1:, s - 1 :: -1][:, :s])
@@ -87,7 +87,7 @@ def _inclusion(w_E: Float64Array, sizes_S: Float64Array) -> Float64Array:
     return expected_E
 
 
-def _symmetric(w_E: Float64Array, most: int) -> Float64Array:
+def _symmetric_polynomials(w_E: Float64Array, most: int) -> Float64Array:
     """[most+1] elementary symmetric polynomials e_0 .. e_most of the weights."""
     e = np.zeros(most + 1)
     e[0] = 1.0
@@ -96,7 +96,7 @@ def _symmetric(w_E: Float64Array, most: int) -> Float64Array:
     return e
 
 
-def _series(n: Float64Array, s: Float64Array, d: Float64Array) -> Float64Array:
+def _series_around_mean(n: Float64Array, s: Float64Array, d: Float64Array) -> Float64Array:
     """h ln h around its mean to the fourth order."""
     mean = s * d / n
     variance = mean * (1 - s / n) * (n - d) / (n - 1)
@@ -107,7 +107,7 @@ def _series(n: Float64Array, s: Float64Array, d: Float64Array) -> Float64Array:
     return result
 
 
-def _summed(n: Float64Array, s: Float64Array, d: Float64Array) -> Float64Array:
+def _summed_over_probabilities(n: Float64Array, s: Float64Array, d: Float64Array) -> Float64Array:
     """h ln h summed over the hypergeometric probabilities, each from the one before."""
     low, high = np.maximum(0.0, s + d - n), np.minimum(s, d)
     mean = s * d / n

@@ -78,9 +78,9 @@ def coactivation_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -
     unit_T = drawn.of_block[parts.of_token[texts.order]]
     weights_RU = drawn.weights(RESAMPLES, np.random.default_rng([seed, 1]))
     strength, resampled = [], []
-    for rows in _together(trace, permutations):
+    for rows in _layers_together(trace, permutations):
         chain = PairChain(trace.router_indices[rows], texts, np.random.default_rng([seed, 2, rows.start]))
-        draws = _Draws.of(chain, trace.num_experts, permutations, unit_T, drawn.count)
+        draws = _PairDraws.of(chain, trace.num_experts, permutations, unit_T, drawn.count)
         strength.append(draws.strength())
         resampled.append(draws.resampled(weights_RU))
     strength_PL = np.concatenate(strength, axis=1)
@@ -108,9 +108,9 @@ def coactivation_pairs(trace: AnyTrace, permutations: int = 200, seed: int = 0) 
     texts, pool = documents(trace), Pool()
     one, other = np.triu_indices(trace.num_experts, 1)
     tokens, expected = [], []
-    for rows in _together(trace, permutations):
+    for rows in _layers_together(trace, permutations):
         chain = PairChain(trace.router_indices[rows], texts, np.random.default_rng([seed, 2, rows.start]))
-        of_layer = _of_layer(chain, trace.num_tokens)
+        of_layer = _layer_of_token(chain, trace.num_tokens)
         counts_PLC = np.stack(
             [
                 _pair_counts(chain.slots, trace.num_experts, *of_layer),
@@ -137,7 +137,7 @@ def coactivation_pairs(trace: AnyTrace, permutations: int = 200, seed: int = 0) 
     )
 
 
-class _Draws(NamedTuple):
+class _PairDraws(NamedTuple):
     """Tokens of every pair of experts. Axes: P draws, L layers, C pairs i < j, U units."""
 
     pairs: Int64Array
@@ -148,8 +148,8 @@ class _Draws(NamedTuple):
     """[L,U,C] drawn on average, by unit."""
 
     @classmethod
-    def of(cls, chain: PairChain, E: int, permutations: int, unit_T: Int64Array, U: int) -> _Draws:
-        layer_X, L = _of_layer(chain, len(unit_T))
+    def of(cls, chain: PairChain, E: int, permutations: int, unit_T: Int64Array, U: int) -> _PairDraws:
+        layer_X, L = _layer_of_token(chain, len(unit_T))
         unit_X = layer_X * U + np.tile(unit_T, L)
 
         def by_unit(slots_KX: Int16Array) -> Int64Array:
@@ -182,7 +182,7 @@ class _Draws(NamedTuple):
         return np.stack(columns, axis=1)
 
 
-def _together(trace: RoutingTrace, permutations: int) -> Iterator[slice]:
+def _layers_together(trace: RoutingTrace, permutations: int) -> Iterator[slice]:
     """Layers that are drawn together: all, unless so many counts would not fit into _NUMBERS."""
     pairs = trace.num_experts * (trace.num_experts - 1) // 2
     together = max(1, _NUMBERS // max(permutations * pairs, MAX_UNITS * trace.num_experts**2, 1))
@@ -190,7 +190,7 @@ def _together(trace: RoutingTrace, permutations: int) -> Iterator[slice]:
         yield slice(start, min(start + together, trace.num_layers))
 
 
-def _of_layer(chain: PairChain, tokens: int) -> tuple[Int64Array, int]:
+def _layer_of_token(chain: PairChain, tokens: int) -> tuple[Int64Array, int]:
     """(layer [L T] of each token of the chain, L)."""
     L = chain.slots.shape[1] // tokens
     return np.repeat(np.arange(L), tokens), L
@@ -289,7 +289,7 @@ BARS = Bars(
 )
 
 
-def _plant(routing: RandomRouting) -> None:
+def _plant_teams(routing: RandomRouting) -> None:
     """A third of the tokens prefer experts 0 and 1, another third 2 and 3."""
     L, T, _ = routing.logits.shape
     team = routing.rng.integers(0, 3, (L, T, 1))
@@ -297,9 +297,9 @@ def _plant(routing: RandomRouting) -> None:
     routing.logits[:, :, 2:4] += routing.strength * (team == 1)
 
 
-def _found(pairs: pd.DataFrame) -> bool:
+def _planted_pair_found(pairs: pd.DataFrame) -> bool:
     planted = pairs[(pairs["expert_i"] == 0) & (pairs["expert_j"] == 1)]
     return bool((~planted["uncertain"] & (planted["lift_over_chance"] > 1)).all())
 
 
-PLANT, PAIRS_PLANT = Plant(_plant), Plant(_plant, _found)
+PLANT, PAIRS_PLANT = Plant(_plant_teams), Plant(_plant_teams, _planted_pair_found)

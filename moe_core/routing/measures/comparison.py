@@ -34,8 +34,8 @@ def routing_diff(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> pd.DataFram
     """
     check_same_tokens(a, b)
     check_same_experts(a, b)
-    flipped_LT = np.stack([_flipped(a, b, row) for row in range(a.num_layers)])
-    low_L, high_L = _intervals(a, flipped_LT, np.random.default_rng(seed))
+    flipped_LT = np.stack([_flipped_tokens(a, b, row) for row in range(a.num_layers)])
+    low_L, high_L = _flip_rate_intervals(a, flipped_LT, np.random.default_rng(seed))
     q_LE, r_LE = normalised(expert_counts(a)), normalised(expert_counts(b))
     jsd_L = entropy((q_LE + r_LE) / 2) - (entropy(q_LE) + entropy(r_LE)) / 2
     rows = []
@@ -47,7 +47,7 @@ def routing_diff(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> pd.DataFram
                 "tokens": a.num_tokens,
                 "flip_rate": float(flipped_T.mean()),
                 "first_flip_rate": float((first_choice(a, row) != first_choice(b, row)).mean()),
-                "jaccard": float(_jaccard(a, b, row).mean()),
+                "jaccard": float(_jaccard_of_tokens(a, b, row).mean()),
                 "jsd": max(float(jsd_L[row]), 0.0),
                 "margin_flipped": float(ratio(margin_T[flipped_T].sum(), flipped_T.sum())),
                 "margin_kept": float(ratio(margin_T[~flipped_T].sum(), (~flipped_T).sum())),
@@ -74,7 +74,7 @@ def match_experts(a: RoutingTrace, b: RoutingTrace) -> pd.DataFrame:
     check_same_layers(a, b)
     frames, own_LE, other_LF = [], expert_counts(a), expert_counts(b)
     for row, layer in enumerate(a.layers):
-        both_EF = _both(a, b, row)
+        both_EF = _tokens_of_both(a, b, row)
         overlap_EF = ratio(both_EF, own_LE[row, :, None] + other_LF[row] - both_EF)
         chosen = linear_sum_assignment(np.nan_to_num(overlap_EF), maximize=True)
         frames.append(
@@ -133,7 +133,7 @@ def check_same_experts(a: RoutingTrace, b: RoutingTrace, names: str = "the two t
         )
 
 
-def _flipped(a: RoutingTrace, b: RoutingTrace, row: int) -> BoolArray:
+def _flipped_tokens(a: RoutingTrace, b: RoutingTrace, row: int) -> BoolArray:
     """[T] has the token another set of experts?"""
     one_TK, other_TK = a.router_indices[row], b.router_indices[row]
     shared_T = shared_experts(one_TK, other_TK)
@@ -141,7 +141,7 @@ def _flipped(a: RoutingTrace, b: RoutingTrace, row: int) -> BoolArray:
     return flipped_T
 
 
-def _jaccard(a: RoutingTrace, b: RoutingTrace, row: int) -> Float64Array:
+def _jaccard_of_tokens(a: RoutingTrace, b: RoutingTrace, row: int) -> Float64Array:
     """[T] experts in common / experts in either; 1 where there are none."""
     one_TK, other_TK = a.router_indices[row], b.router_indices[row]
     shared_T = shared_experts(one_TK, other_TK)
@@ -150,7 +150,7 @@ def _jaccard(a: RoutingTrace, b: RoutingTrace, row: int) -> Float64Array:
     return jaccard_T
 
 
-def _both(a: RoutingTrace, b: RoutingTrace, row: int) -> Int64Array:
+def _tokens_of_both(a: RoutingTrace, b: RoutingTrace, row: int) -> Int64Array:
     """[E,F] tokens that chose expert e in `a` and f in `b`."""
     other_TK, shape = b.router_indices[row], (a.num_experts, b.num_experts)
     both_EF = np.zeros(shape, dtype=np.int64)
@@ -159,7 +159,9 @@ def _both(a: RoutingTrace, b: RoutingTrace, row: int) -> Int64Array:
     return both_EF
 
 
-def _intervals(a: RoutingTrace, flipped_LT: BoolArray, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:
+def _flip_rate_intervals(
+    a: RoutingTrace, flipped_LT: BoolArray, rng: np.random.Generator
+) -> tuple[Float64Array, Float64Array]:
     """(low, high) [L] of the flip rates."""
     block_T, N = source_blocks(a.source_ids, rng)
     if N < 2:

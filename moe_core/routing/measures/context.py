@@ -37,7 +37,7 @@ def context_independence(trace: AnyTrace, min_count: int = 10) -> pd.DataFrame:
     token's K choices stay together). Tokens of one document are alike, so that a share above its chance is a size, no
     proof: for that see baselines.domain_nmi. Where slots are unused the chance is correct to first order.
     """
-    cells = _Cells.of(trace, min_count)
+    cells = _TokenDomainCells.of(trace, min_count)
     P, rows = len(cells.tokens), []
     for layer, counts_PE in zip(trace.layers, layer_counts(trace, cells.label, P + 1), strict=True):
         nats = cells.nats(counts_PE[:P])
@@ -48,7 +48,7 @@ def context_independence(trace: AnyTrace, min_count: int = 10) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", *columns, "tokens", "token_types"])
 
 
-class _Cells:
+class _TokenDomainCells:
     """The pairs of a token type and a domain that occur together, by type. Axes: P pairs, V types, M domains."""
 
     def __init__(self, keys_P: Int64Array, tokens_P: Int64Array, domains: int) -> None:
@@ -63,15 +63,15 @@ class _Cells:
         """[P] type of each pair, 0..V-1."""
 
     @classmethod
-    def of(cls, trace: AnyTrace, min_count: int) -> _Cells:
+    def of(cls, trace: AnyTrace, min_count: int) -> _TokenDomainCells:
         types, M = token_types(trace, "input", min_count), len(trace.domains)
-        keys, tokens = tally(_keys(trace, M))
+        keys, tokens = tally(_token_domain_keys(trace, M))
         often = types.label(keys // M) < len(types.ids)
         return cls(keys[often], tokens[often], M)
 
     def label(self, part: RoutingTrace) -> Int64Array:
         """[T] place of each token's pair; P where its type is rare."""
-        return place_in(self._keys, _keys_of(part, self._domains))
+        return place_in(self._keys, _keys_of_part(part, self._domains))
 
     def nats(self, counts_PE: Int64Array) -> tuple[float, float, float, float, float]:
         """Of one layer: I(X; token) and its chance, I(X; domain), I(X; domain | token) and its chance."""
@@ -84,14 +84,16 @@ class _Cells:
         everything = np.zeros(len(tokens_V), dtype=np.int64)
         return (
             of_token,
-            _chance(counts_E[None], np.array([tokens_V.sum()]), tokens_V, everything),
+            _chance_information(counts_E[None], np.array([tokens_V.sum()]), tokens_V, everything),
             float(mutual_information(counts_ME)),
             max(float(mutual_information(counts_PE)) - of_token, 0.0),
-            _chance(counts_VE, tokens_V, self.tokens, self.type),
+            _chance_information(counts_VE, tokens_V, self.tokens, self.type),
         )
 
 
-def _chance(chose_SE: Int64Array, tokens_S: Int64Array, drawn_G: Int64Array, stratum_G: Int64Array) -> float:
+def _chance_information(
+    chose_SE: Int64Array, tokens_S: Int64Array, drawn_G: Int64Array, stratum_G: Int64Array
+) -> float:
     """I(X; group | stratum) in nats to expect if the groups were shuffled among the tokens of each of S strata."""
     chose_GE = chose_SE[stratum_G]
     population_GE = np.broadcast_to(tokens_S[stratum_G, None], chose_GE.shape)
@@ -101,19 +103,19 @@ def _chance(chose_SE: Int64Array, tokens_S: Int64Array, drawn_G: Int64Array, str
     # Assignments of each group: K a token, on average fewer where slots are unused.
     used_S = chose_SE.sum(axis=1)
     used_G = drawn_G * (used_S / tokens_S)[stratum_G]
-    nats = joint - _xlogx(used_G) - _xlogx(chose_SE) + _xlogx(used_S)
+    nats = joint - _sum_of_xlogx(used_G) - _sum_of_xlogx(chose_SE) + _sum_of_xlogx(used_S)
     return max(float(nats / used_S.sum()), 0.0)
 
 
-def _xlogx(counts: npt.NDArray[np.number[Any]]) -> float:
+def _sum_of_xlogx(counts: npt.NDArray[np.number[Any]]) -> float:
     return float(special.xlogy(counts, counts).sum())
 
 
-def _keys(trace: AnyTrace, domains: int) -> Iterator[Int64Array]:
-    return (_keys_of(part, domains) for part in trace.parts())
+def _token_domain_keys(trace: AnyTrace, domains: int) -> Iterator[Int64Array]:
+    return (_keys_of_part(part, domains) for part in trace.parts())
 
 
-def _keys_of(part: RoutingTrace, domains: int) -> Int64Array:
+def _keys_of_part(part: RoutingTrace, domains: int) -> Int64Array:
     """[T] a number for each pair of token id and domain, ascending by id."""
     keys: Int64Array = part.token_ids.astype(np.int64) * domains + part.domain_ids
     return keys

@@ -35,12 +35,12 @@ def router_entropy(trace: AnyTrace) -> pd.DataFrame:
     E, L = trace.num_experts, trace.num_layers
     sums_L4, tokens_L, shares_LE, basis = np.zeros((L, 4)), np.zeros(L), np.zeros((L, E)), "logits"
     for part in trace.parts():
-        basis = _basis(part)
+        basis = _basis_of(part)
         for row in range(L):
-            for p in _probabilities(part, row):
+            for p in _probabilities_of_layer(part, row):
                 some_T = np.einsum("te->t", p) > 0  # over few columns several times faster than sum(axis=1)
                 p = p if some_T.all() else p[some_T]
-                sums_L4[row] += _sums(p, part.top_k)
+                sums_L4[row] += _sums_over_tokens(p, part.top_k)
                 tokens_L[row] += len(p)
                 if basis == "logits":
                     shares_LE[row] += p.sum(axis=0)
@@ -59,7 +59,7 @@ def router_entropy(trace: AnyTrace) -> pd.DataFrame:
     )
 
 
-def _sums(p_TE: Float64Array, top_k: int) -> list[float]:
+def _sums_over_tokens(p_TE: Float64Array, top_k: int) -> list[float]:
     """Sums over tokens of entropy, largest, lead of the largest, and lead of the K-th largest over the next."""
     E = p_TE.shape[1]
     if E == 2:  # pairs of scores: a partition takes ten times as long
@@ -73,7 +73,7 @@ def _sums(p_TE: Float64Array, top_k: int) -> list[float]:
 
 def token_entropy(trace: RoutingTrace, layer: int) -> Float32Array:
     """[T] router entropy of each token in one layer, H(p_t) / ln E, 0..1; basis and exceptions as in router_entropy."""
-    parts = [entropy(p) for p in _probabilities(trace, trace.layer_position(layer))]
+    parts = [entropy(p) for p in _probabilities_of_layer(trace, trace.layer_position(layer))]
     normalised: Float32Array = (np.concatenate(parts) / np.log(max(trace.num_experts, 2))).astype(np.float32)
     return normalised
 
@@ -84,15 +84,15 @@ def token_boundary(trace: RoutingTrace, layer: int) -> Float64Array:
     if trace.router_logits is None or trace.num_experts == K:
         return np.full(trace.num_tokens, np.nan)
     places = (trace.num_experts - K - 1, trace.num_experts - K)
-    parts = [np.partition(p, places, axis=1) for p in _probabilities(trace, row)]
+    parts = [np.partition(p, places, axis=1) for p in _probabilities_of_layer(trace, row)]
     return np.concatenate([p[:, places[1]] - p[:, places[0]] for p in parts])
 
 
-def _basis(trace: RoutingTrace) -> str:
+def _basis_of(trace: RoutingTrace) -> str:
     return "scores" if trace.router_logits is None else "logits"
 
 
-def _probabilities(trace: RoutingTrace, row: int) -> Iterator[Float64Array]:
+def _probabilities_of_layer(trace: RoutingTrace, row: int) -> Iterator[Float64Array]:
     """Rows of one layer that sum to 1, in chunks: [t,E] from logits, else [t,K] from scores (0 where no expert)."""
     for start in range(0, trace.num_tokens, _CHUNK_TOKENS):
         part = slice(start, start + _CHUNK_TOKENS)

@@ -161,10 +161,10 @@ def domain_nmi_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
     check_permutations(permutations)
     parts, M = block_counts(trace), len(trace.domains)
     nmi_L = nmi_of_counts(by_domain(parts.counts, parts.domain_ids, M))
-    untestable = _untestable(parts.domain_ids)
+    untestable = _why_untestable(parts.domain_ids)
     null_PL = np.full((permutations, trace.num_layers), np.nan)
     if not untestable:
-        shuffled = _shuffled(parts, permutations, np.random.default_rng(seed))
+        shuffled = _shuffled_counts(parts, permutations, np.random.default_rng(seed))
         null_PL = np.concatenate([nmi_of_counts(counts_PMLE.transpose(0, 2, 1, 3)) for counts_PMLE, _ in shuffled])
     return tested(
         {"layer": trace.layers, "nmi": nmi_L},
@@ -190,13 +190,13 @@ def domain_cells(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.
     parts = block_counts(trace)
     frame = specialization_of(trace, parts)
     E, M = trace.num_experts, len(trace.domains)
-    if _untestable(parts.domain_ids):
+    if _why_untestable(parts.domain_ids):
         return frame.assign(expected=np.nan, p_value=np.nan, p_adjusted=np.nan, uncertain=True)
     present = np.unique(parts.domain_ids)
     # [P,M,L,E] shares after shuffling; how many tokens a domain has depends on the sources it got.
     drawn = [
         ratio(counts_PMLE, tokens_PM[:, :, None, None])
-        for counts_PMLE, tokens_PM in _shuffled(parts, permutations, np.random.default_rng(seed))
+        for counts_PMLE, tokens_PM in _shuffled_counts(parts, permutations, np.random.default_rng(seed))
     ]
     shares_PLME = np.full((1 + permutations, trace.num_layers, M, E), np.nan)
     shares_PLME[0] = frame["share"].to_numpy().reshape(-1, M, E)
@@ -215,7 +215,7 @@ def domain_cells(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.
     )
 
 
-def _shuffled(
+def _shuffled_counts(
     parts: BlockCounts, permutations: int, rng: np.random.Generator
 ) -> Iterator[tuple[Int64Array, Int64Array]]:
     """(counts [p,M,L,E], tokens [p,M]) after shuffling the labels of the N blocks, some permutations at a time.
@@ -235,7 +235,7 @@ def _shuffled(
         yield counts_PMX.reshape(-1, M, L, E), tokens_PM
 
 
-def _untestable(domain_ids_N: Int64Array) -> str:
+def _why_untestable(domain_ids_N: Int64Array) -> str:
     """Why labels of these blocks cannot be tested at 5 %, or ""."""
     sizes = np.unique(domain_ids_N, return_counts=True)[1]
     if len(sizes) < 2:
@@ -342,7 +342,7 @@ DIVERGENCE_TERMS = (
 )
 
 
-def _knowledge(row: Any) -> str:
+def _bar_sentence(row: Any) -> str:
     if pd.isna(row.nmi) or pd.isna(row.null_p99):
         return f"Layer {row.layer}: {row.verdict}."
     return (
@@ -357,18 +357,18 @@ NMI_BARS = Bars(
     title="What experts know of domains",
     question="Does the choice of expert tell the domain of a token?",
     axis="NMI of expert and domain (0 = tells nothing, 1 = tells the domain)",
-    sentence=_knowledge,
+    sentence=_bar_sentence,
 )
 
 
-def _plant(routing: RandomRouting) -> None:
+def _plant_domains(routing: RandomRouting) -> None:
     """Domain m prefers expert m."""
     routing.logits[:, np.arange(len(routing.domain_ids)), routing.domain_ids] += routing.strength
 
 
-def _found(cells: pd.DataFrame) -> bool:
+def _planted_cells_found(cells: pd.DataFrame) -> bool:
     planted = cells[cells["domain"] == "domain " + cells["expert"].astype(str)]
     return bool((~planted["uncertain"] & (planted["share"] > planted["expected"])).all())
 
 
-NMI_PLANT, CELLS_PLANT = Plant(_plant), Plant(_plant, _found)
+NMI_PLANT, CELLS_PLANT = Plant(_plant_domains), Plant(_plant_domains, _planted_cells_found)

@@ -27,10 +27,10 @@ def expert_sentence(
     18 % of the layer's choices (13 % when even); specialises in legal text (2.1 times its even share); ..."
     """
     parts = []
-    if load is not None and len(own := _of(load, layer, expert)):
+    if load is not None and len(own := _rows_of_expert(load, layer, expert)):
         even = 1 / max(int((load["layer"] == layer).sum()), 1)
         parts.append(f"takes {percent(float(own['share'].iloc[0]))} of the layer's choices ({percent(even)} when even)")
-    if cells is not None and len(own := _of(cells, layer, expert)):
+    if cells is not None and len(own := _rows_of_expert(cells, layer, expert)):
         certain = preferred(own)
         if len(certain):
             best = certain.iloc[0]
@@ -43,7 +43,7 @@ def expert_sentence(
             f"takes {percent(float(best['share']))} of the token {str(best['text'])!r} "
             f"({number(best['lift'])} times its usual share)"
         )
-    if effects is not None and len(own := _of(effects[effects["domain"] == "all"], layer, expert)):
+    if effects is not None and len(own := _rows_of_expert(effects[effects["domain"] == "all"], layer, expert)):
         row = own.iloc[0]
         if bool(row["uncertain"]):
             parts.append("switching it off changes the loss not distinguishably from chance")
@@ -70,5 +70,5 @@ def layer_verdict(trace: RoutingTrace, layer: int) -> str:
     )
 
 
-def _of(frame: pd.DataFrame, layer: int, expert: int) -> pd.DataFrame:
+def _rows_of_expert(frame: pd.DataFrame, layer: int, expert: int) -> pd.DataFrame:
     return frame[(frame["layer"] == layer) & (frame["expert"] == expert)]

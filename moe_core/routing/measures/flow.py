@@ -67,10 +67,12 @@ def layer_flow_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
     texts, rng = documents(trace), np.random.default_rng(seed)
     slots_LKT = trace.router_indices.transpose(0, 2, 1)[:, :, texts.order].astype(np.int64) + 1
     here, after, E = slots_LKT[:-1], slots_LKT[1:], trace.num_experts + 1
-    value_L = _nmi(_pair_counts(here, after, E))
-    null_PL = np.stack([_nmi(_pair_counts(here, after[:, :, texts.rotation(rng)], E)) for _ in range(permutations)])
+    value_L = _nmi_of_pairs(_pair_counts(here, after, E))
+    null_PL = np.stack(
+        [_nmi_of_pairs(_pair_counts(here, after[:, :, texts.rotation(rng)], E)) for _ in range(permutations)]
+    )
     drawn = units(blocks(trace), seed)
-    resampled_RL = _resampled(trace, texts, slots_LKT, drawn, seed)
+    resampled_RL = _resampled_nmi(trace, texts, slots_LKT, drawn, seed)
     return tested(
         {"layer": trace.layers[:-1], "next_layer": trace.layers[1:], "nmi": value_L},
         null_PL,
@@ -83,21 +85,23 @@ def layer_flow_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
 
 
 def _pair_counts(one_LKT: Int64Array, other_LKT: Int64Array, E: int) -> Int64Array:
-    """[L,E,E] pairs of slots by their experts, 1..E-1; 0 = unused, left out by _nmi."""
+    """[L,E,E] pairs of slots by their experts, 1..E-1; 0 = unused, left out by _nmi_of_pairs."""
     L = len(one_LKT)
     rows_LKT = one_LKT * E + np.arange(L)[:, None, None] * (E * E)
     keys = rows_LKT[:, :, None] + other_LKT[:, None]
     return np.bincount(keys.reshape(-1), minlength=L * E * E).reshape(L, E, E)
 
 
-def _nmi(counts_EE: Int64Array | Float64Array) -> Float64Array:
+def _nmi_of_pairs(counts_EE: Int64Array | Float64Array) -> Float64Array:
     used = counts_EE[..., 1:, 1:]
     if not len(used):  # a trace of one layer has no next one
         return np.empty(0)
     return ratio(mutual_information(used), entropy(used.sum(axis=-2)))
 
 
-def _resampled(trace: RoutingTrace, texts: Documents, slots_LKT: Int64Array, drawn: Units, seed: int) -> Float64Array:
+def _resampled_nmi(
+    trace: RoutingTrace, texts: Documents, slots_LKT: Int64Array, drawn: Units, seed: int
+) -> Float64Array:
     """[R,L-1] nmi of sources drawn again."""
     E, U = trace.num_experts + 1, drawn.count
     unit_T = drawn.of_block[blocks(trace).of_token[texts.order]]
@@ -106,7 +110,7 @@ def _resampled(trace: RoutingTrace, texts: Documents, slots_LKT: Int64Array, dra
     for one_KT, other_KT in pairwise(slots_LKT):
         key_KKT = (unit_T * E + one_KT)[:, None] * E + other_KT[None]
         counts_UX = np.bincount(key_KKT.reshape(-1), minlength=U * E * E).reshape(U, E * E)
-        columns.append(_nmi((weights_RU @ counts_UX).reshape(-1, E, E)))
+        columns.append(_nmi_of_pairs((weights_RU @ counts_UX).reshape(-1, E, E)))
     return np.stack(columns, axis=1) if columns else np.empty((RESAMPLES, 0))
 
 
@@ -163,7 +167,7 @@ BARS = Bars(
 )
 
 
-def _plant(routing: RandomRouting) -> None:
+def _plant_flow(routing: RandomRouting) -> None:
     """A layer prefers the expert after the first one of the layer before."""
     L, T, E = routing.logits.shape
     for layer in range(1, L):
@@ -171,4 +175,4 @@ def _plant(routing: RandomRouting) -> None:
         routing.logits[layer, np.arange(T), preferred] += routing.strength
 
 
-PLANT = Plant(_plant)
+PLANT = Plant(_plant_flow)

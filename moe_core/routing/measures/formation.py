@@ -32,14 +32,14 @@ def formation(traces: Mapping[int, RoutingTrace]) -> pd.DataFrame:
         raise TraceError("there are no snapshots; expected one trace or more, by training step")
     steps = sorted(traces)
     last = traces[steps[-1]]
-    final_LTE = _chosen(last)
+    final_LTE = _chosen_experts(last)
     frames = []
     for step in steps:
         trace = traces[step]
         names = f"the traces of step {step} and of the last, {steps[-1]},"
         check_same_tokens(trace, last, names)
         check_same_experts(trace, last, names)
-        chosen_LTE = _chosen(trace)
+        chosen_LTE = _chosen_experts(trace)
         tokens_LE = chosen_LTE.sum(axis=1)
         kept_LE = ratio((chosen_LTE & final_LTE).sum(axis=1), final_LTE.sum(axis=1))
         chance_LE = tokens_LE / trace.num_tokens
@@ -78,7 +78,7 @@ def formed_at(formation: pd.DataFrame) -> pd.DataFrame:
     return last.assign(step=formed)[["step", "tokens"]].reset_index()
 
 
-def _chosen(trace: RoutingTrace) -> BoolArray:
+def _chosen_experts(trace: RoutingTrace) -> BoolArray:
     """[L,T,E] did the token choose the expert?"""
     L, T, _ = trace.router_indices.shape
     # A spare column takes the unused slots (-1), so that they need no mask.

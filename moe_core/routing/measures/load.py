@@ -96,8 +96,8 @@ def dropped_by_position(trace: AnyTrace, bins: int = 16) -> pd.DataFrame:
     tokens_P, dropped_LP = np.zeros(0, dtype=np.int64), np.zeros((trace.num_layers, 0), dtype=np.int64)
     for part in trace.parts():
         longest = int(part.positions.max()) + 1
-        tokens_P = _padded(tokens_P, longest)
-        dropped_LP = _padded(dropped_LP, longest)
+        tokens_P = _padded_counts(tokens_P, longest)
+        dropped_LP = _padded_counts(dropped_LP, longest)
         tokens_P[:longest] += np.bincount(part.positions)
         for dropped_P, indices_TK in zip(dropped_LP, part.router_indices, strict=True):
             for slot in range(trace.top_k):
@@ -118,7 +118,7 @@ def dropped_by_position(trace: AnyTrace, bins: int = 16) -> pd.DataFrame:
     )
 
 
-def _padded(counts: Int64Array, size: int) -> Int64Array:
+def _padded_counts(counts: Int64Array, size: int) -> Int64Array:
     """`counts` [...,P] with at least `size` places, the new ones 0."""
     missing = max(size - counts.shape[-1], 0)
     return np.pad(counts, [*[(0, 0)] * (counts.ndim - 1), (0, missing)])

@@ -41,16 +41,16 @@ def routing_movers(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> pd.DataFr
     paired = not token_difference(a, b) and a.domains == b.domains and np.array_equal(a.domain_ids, b.domain_ids)
     rng = np.random.default_rng(seed)
     frames = []
-    for domain, own_T, other_T in _domains(a, b):
-        block_T, N = _blocks(a, own_T, rng)
-        one = _Shares.of(a, block_T, N)
+    for domain, own_T, other_T in _domains_of_both(a, b):
+        block_T, N = _blocks_of_tokens(a, own_T, rng)
+        one = _ExpertShares.of(a, block_T, N)
         if paired:
-            other = _Shares.of(b, block_T, N)  # the same blocks, also where `b` numbers its sources otherwise
+            other = _ExpertShares.of(b, block_T, N)  # the same blocks, also where `b` numbers its sources otherwise
             error_LE, freedom_LE = _paired_error(one, other, rng)
         else:
-            other = _Shares.of(b, *_blocks(b, other_T, rng))
+            other = _ExpertShares.of(b, *_blocks_of_tokens(b, other_T, rng))
             error_LE, freedom_LE = _unpaired_error(one, other, rng)
-        frames.append(_frame(a, domain, one.share, other.share, error_LE, freedom_LE))
+        frames.append(_frame_of_domain(a, domain, one.share, other.share, error_LE, freedom_LE))
     frame = pd.concat(frames, ignore_index=True)
     frame["p_adjusted"] = adjust(frame["p_adjusted"].to_numpy())
     frame["uncertain"] = ~(frame["p_adjusted"] <= SIGNIFICANCE)
@@ -58,7 +58,7 @@ def routing_movers(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> pd.DataFr
     return frame.iloc[order].reset_index(drop=True)
 
 
-class _Shares(NamedTuple):
+class _ExpertShares(NamedTuple):
     """One trace's share of tokens per expert, by blocks of tokens that are not independent."""
 
     tokens: Int64Array
@@ -67,7 +67,7 @@ class _Shares(NamedTuple):
     """[L,N,E] those that chose each expert."""
 
     @classmethod
-    def of(cls, trace: RoutingTrace, block_T: Int64Array, N: int) -> _Shares:
+    def of(cls, trace: RoutingTrace, block_T: Int64Array, N: int) -> _ExpertShares:
         tokens_N = np.bincount(block_T + 1, minlength=N + 1)[1:].astype(np.int64, copy=False)
         shape = (N, trace.num_experts)
         counts = [grouped_counts(indices_TK, block_T, shape) for indices_TK in trace.router_indices]
@@ -83,14 +83,14 @@ class _Shares(NamedTuple):
         return self.counts.transpose(1, 0, 2).reshape(len(self.tokens), -1)
 
 
-def _blocks(trace: RoutingTrace, chosen_T: BoolArray, rng: np.random.Generator) -> tuple[Int64Array, int]:
+def _blocks_of_tokens(trace: RoutingTrace, chosen_T: BoolArray, rng: np.random.Generator) -> tuple[Int64Array, int]:
     """([T] block of each chosen token, -1 for the others; number of blocks)."""
     block_T = np.full(trace.num_tokens, -1, dtype=np.int64)
     block_T[chosen_T], N = source_blocks(trace.source_ids[chosen_T], rng)
     return block_T, N
 
 
-def _domains(a: RoutingTrace, b: RoutingTrace) -> Iterator[tuple[str, BoolArray, BoolArray]]:
+def _domains_of_both(a: RoutingTrace, b: RoutingTrace) -> Iterator[tuple[str, BoolArray, BoolArray]]:
     """(name, mask in a, mask in b): everything, then every domain with tokens in both."""
     yield EVERY_DOMAIN, np.ones(a.num_tokens, dtype=np.bool_), np.ones(b.num_tokens, dtype=np.bool_)
     for number, name in enumerate(a.domains):
@@ -101,21 +101,25 @@ def _domains(a: RoutingTrace, b: RoutingTrace) -> Iterator[tuple[str, BoolArray,
             yield name, own_T, other_T
 
 
-def _paired_error(one: _Shares, other: _Shares, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:
+def _paired_error(
+    one: _ExpertShares, other: _ExpertShares, rng: np.random.Generator
+) -> tuple[Float64Array, Float64Array]:
     """(standard error, degrees of freedom) [L,E] of the change, sources drawn for both at once."""
-    variance = _variance(other.flat() - one.flat(), one.tokens, rng).reshape(one.share.shape)
+    variance = _share_variance(other.flat() - one.flat(), one.tokens, rng).reshape(one.share.shape)
     return np.sqrt(variance), np.full(one.share.shape, len(one.tokens) - 1.0)
 
 
-def _unpaired_error(one: _Shares, other: _Shares, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:
+def _unpaired_error(
+    one: _ExpertShares, other: _ExpertShares, rng: np.random.Generator
+) -> tuple[Float64Array, Float64Array]:
     """(standard error, degrees of freedom) [L,E] of the change, sources drawn apart."""
-    v, w = (_variance(side.flat(), side.tokens, rng).reshape(side.share.shape) for side in (one, other))
+    v, w = (_share_variance(side.flat(), side.tokens, rng).reshape(side.share.shape) for side in (one, other))
     N, M = len(one.tokens) - 1.0, len(other.tokens) - 1.0
     freedom = ratio((v + w) ** 2, ratio(v**2, N) + ratio(w**2, M))
     return np.sqrt(v + w), np.where(v + w > 0, freedom, min(N, M))
 
 
-def _variance(values_NX: Int64Array, tokens_N: Int64Array, rng: np.random.Generator) -> Float64Array:
+def _share_variance(values_NX: Int64Array, tokens_N: Int64Array, rng: np.random.Generator) -> Float64Array:
     """[X] variance of sum(values) / sum(tokens) over resampled blocks; NaN with fewer than two."""
     N = len(tokens_N)
     if N < 2:
@@ -126,7 +130,7 @@ def _variance(values_NX: Int64Array, tokens_N: Int64Array, rng: np.random.Genera
     return variance
 
 
-def _frame(
+def _frame_of_domain(
     trace: RoutingTrace,
     domain: str,
     share_a: Float64Array,

@@ -35,7 +35,7 @@ def persistence(trace: AnyTrace) -> pd.DataFrame:
     """
     E, K = trace.num_experts, trace.top_k
     rows = []
-    for layer, counts in zip(trace.layers, _count(trace), strict=True):
+    for layer, counts in zip(trace.layers, _count_layers(trace), strict=True):
         pairs, first, shared = counts.pairs
         sizes_S = counts.sizes.astype(np.float64)
         sizes_S[0] = 0.0
@@ -79,7 +79,7 @@ def shared_experts(one_TK: npt.NDArray[np.integer], other_TK: npt.NDArray[np.int
     return shared_T
 
 
-class _Counts:
+class _PersistenceCounts:
     """What persistence of one layer is made of; sums over parts."""
 
     def __init__(self, E: int, K: int) -> None:
@@ -107,8 +107,8 @@ class _Counts:
         self.first_choices += np.bincount(first_T + 1, minlength=E + 1)[1:]
 
 
-def _count(trace: AnyTrace) -> list[_Counts]:
-    layers = [_Counts(trace.num_experts, trace.top_k) for _ in trace.layers]
+def _count_layers(trace: AnyTrace) -> list[_PersistenceCounts]:
+    layers = [_PersistenceCounts(trace.num_experts, trace.top_k) for _ in trace.layers]
     for part in trace.parts():
         earlier_P, later_P = consecutive(part)
         for row, counts in enumerate(layers):
@@ -136,11 +136,11 @@ def persistence_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) ->
     trace = sampled(trace, seed)
     texts, rng = documents(trace), np.random.default_rng(seed)
     first_LT = np.stack([first_choice(trace, row) for row in range(trace.num_layers)])[:, texts.order]
-    pairs_T, same_T = _pairs(first_LT, texts.next)
+    pairs_T, same_T = _neighbour_pairs(first_LT, texts.next)
     value_L = ratio(same_T.sum(axis=1), pairs_T.sum(axis=1))
     null_PL = np.empty((permutations, trace.num_layers))
     for null_L in null_PL:
-        pairs, same = _pairs(first_LT[:, texts.shuffle(rng)], texts.next)
+        pairs, same = _neighbour_pairs(first_LT[:, texts.shuffle(rng)], texts.next)
         null_L[:] = ratio(np.count_nonzero(same, axis=1), np.count_nonzero(pairs, axis=1))
     parts = blocks(trace)
     drawn = units(parts, seed)
@@ -159,7 +159,7 @@ def persistence_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) ->
     )
 
 
-def _pairs(first_LT: Int16Array, next_T: BoolArray) -> tuple[BoolArray, BoolArray]:
+def _neighbour_pairs(first_LT: Int16Array, next_T: BoolArray) -> tuple[BoolArray, BoolArray]:
     """[L,T-1] is it a pair of neighbours with an expert each, and is it the same one?"""
     routed = first_LT >= 0
     pairs = routed[:, 1:] & routed[:, :-1] & next_T
@@ -213,11 +213,11 @@ BARS = Bars(
 )
 
 
-def _plant(routing: RandomRouting) -> None:
+def _plant_persistence(routing: RandomRouting) -> None:
     """A token prefers the first expert of the token before."""
     logits, layers = routing.logits, np.arange(len(routing.logits))
     for t in np.flatnonzero(np.diff(routing.document_ids) == 0) + 1:
         logits[layers, t, logits[:, t - 1].argmax(axis=-1)] += routing.strength
 
 
-PLANT = Plant(_plant)
+PLANT = Plant(_plant_persistence)

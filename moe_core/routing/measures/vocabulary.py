@@ -146,7 +146,7 @@ def vocabulary_test(
     types = token_types(trace, which, min_count)
     texts, rng = documents(trace), np.random.default_rng(seed)
     labels_T = types.label(token_ids_of(trace, which))[texts.order]
-    counted = _Typed(labels_T, len(types.ids), trace.num_experts)
+    counted = _TypedTokens(labels_T, len(types.ids), trace.num_experts)
     slots_LKT = trace.router_indices.transpose(0, 2, 1)[:, :, texts.order].astype(np.int64) + 1
     value_L = counted.scores(slots_LKT)
     null_PL = np.stack([counted.scores(slots_LKT[:, :, texts.rotation(rng)]) for _ in range(permutations)])
@@ -168,7 +168,7 @@ def vocabulary_test(
     )
 
 
-class _Typed:
+class _TypedTokens:
     """Tokens whose type occurs often enough. Axes: V types, X of their tokens (by type), U units, R resamples."""
 
     def __init__(self, labels_T: Int64Array, V: int, E: int) -> None:
@@ -253,10 +253,10 @@ BARS = Bars(
 )
 
 
-def _plant(routing: RandomRouting) -> None:
+def _plant_types(routing: RandomRouting) -> None:
     """Token type x prefers expert x modulo E."""
     T, E = routing.logits.shape[1:]
     routing.logits[:, np.arange(T), routing.token_ids % E] += routing.strength
 
 
-PLANT = Plant(_plant)
+PLANT = Plant(_plant_types)

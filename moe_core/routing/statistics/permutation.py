@@ -140,11 +140,11 @@ class PairChain:
             if number == before:
                 self.slots = self._start.copy()
             for _ in range(self._K):  # as many as it takes to propose every slot once, on average
-                self._swap()
+                self._swap_experts()
             yield self.slots
 
-    def _swap(self) -> None:
-        partner = self._partners()
+    def _swap_experts(self) -> None:
+        partner = self._random_partners()
         one = np.flatnonzero(partner > self._self)
         other = partner[one]
         slot = self._rng.integers(0, self._K, size=(2, len(one)))
@@ -158,7 +158,7 @@ class PairChain:
         flat[here[allowed]] = yours[allowed]
         flat[there[allowed]] = mine[allowed]
 
-    def _partners(self) -> Int64Array:
+    def _random_partners(self) -> Int64Array:
         """[L T] a random token of its document for each token, each other's partner; some are their own.
 
         The reflection of each document about a random place: any two tokens are partners with the same probability.
