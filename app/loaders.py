@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from moe_core.runs.checkpoint import LoadedRun
 
 EXAMPLE_TOKENS_PER_DOMAIN = 1_024
-"""Of our own text for a model that brings none: some minutes for a large model on a processor."""
+"""Tokens of our own text for a model that brings none: they take a large model some minutes on a processor."""
 MAX_SNAPSHOTS = 64
-"""Of one run, read at once: more would not fit a picture."""
+"""Snapshots of one run that are read at once: more would not fit a picture."""
 T = TypeVar("T")
 Stamp = tuple[int, int, int]
 """Modification time in ns, size in bytes and inode: another file, or a changed one, has another stamp."""
@@ -210,7 +210,7 @@ def deep_routing(run: RunFolder, progress: Progress | None = None, through: RunF
 
 @dataclass
 class _Place(Generic[T]):
-    """Where something goes once it is made: outside the cached function, which may not draw a progress bar."""
+    """The place of a value that is made outside the cached function, which may not draw a progress bar."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     made: T | None = None

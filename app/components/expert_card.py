@@ -52,7 +52,7 @@ def pick_expert(num_experts: int, default: int) -> int:
 
 
 def tokens_and_contexts(measured: Measured, layer: int, expert: int) -> None:
-    """What it takes, and where."""
+    """The tokens that the expert takes, and their contexts."""
     left, right = st.columns([3, 7])
     tokens = measured.get(token_experts, layer, expert).head(TOP_TOKENS)
     with left:

@@ -23,7 +23,7 @@ It rained all night, and in the morning the garden was green again.
 """
 DOCUMENTS_OF_ONE_DOMAIN = 3
 EXAMPLE_TOKENS = 600
-"""Of documents, in all, so that they fit the view without scrolling far."""
+"""Tokens of all example documents together: they fit the view without scrolling far."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _held_out(loaded: Loaded | LanguageModel) -> TokenDataset:
 
 
 def analysis_of(loaded: Loaded | LanguageModel, dataset: TokenDataset, text: str, mode: str = "") -> AnalysisOf:
-    """What an analysis of this text through these weights is of."""
+    """The identity of an analysis of this text with these weights."""
     weights, read = hashlib.sha256(), hashlib.sha256(json.dumps(list(dataset.domains)).encode())
     for tensor in loaded.model.state_dict().values():
         weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())

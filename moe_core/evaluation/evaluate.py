@@ -93,7 +93,7 @@ def scored_documents(loaded: LoadedRun, split: str) -> list[Document]:
 
 
 def _trace(loaded: LoadedRun, recorder: Recorder, datasets: Mapping[str, TokenDataset]) -> RoutingTrace:
-    """Of what was scored, split by split."""
+    """The trace of the scored text, split by split."""
     seq_len = loaded.config.training.seq_len
     return trace_batches(
         recorder,

@@ -31,7 +31,7 @@ class SamplingConfig:
     top_k: int = 50
     """Only the k likeliest tokens are drawn from; 0 = all."""
     top_p: float = 0.95
-    """Of these, only the likeliest that together reach this probability, at least one; in (0, 1]."""
+    """Only the likeliest of these tokens that together reach this probability, at least one; in (0, 1]."""
     seed: int = 0
     """The same seed, prompt and model give the same text."""
 

@@ -19,7 +19,7 @@ from moe_core.routing import RoutingTrace
 from moe_core.runs.folder import RunFolder
 
 SCORED_TOKENS_PER_DOMAIN = 65_536
-"""Of each split: a corpus of a few megabytes is scored whole, a larger one so that scoring ends within minutes."""
+"""Limit for each split. A corpus of a few megabytes is scored whole; scoring a larger one ends within minutes."""
 TRACED_TOKENS_PER_DOMAIN = 4096
 """For the routing that pages show: some 25 documents of each domain, enough for a verdict, seconds of a small model's
 time."""

@@ -39,7 +39,7 @@ class HuggingFaceLanguageModel:
 
     @classmethod
     def of(cls, loaded: Any) -> HuggingFaceLanguageModel:
-        """Of a HuggingFaceModel, or anything with model, tokenizer (or None) and perhaps name.
+        """The language model of a HuggingFaceModel, or of anything with model, tokenizer (or None) and perhaps name.
 
         One token goes through the model: what it really does says more than its configuration, whose names differ from
         family to family. Raises UsageError, in one line, for a model that does not continue text or whose tokenizer is
@@ -101,7 +101,7 @@ class HuggingFaceLanguageModel:
 
 
 def _device(model: Any) -> torch.device:
-    """Where the embedding is; where it is kept elsewhere until it is needed, its hooks fetch the ids."""
+    """The embedding's device. If the embedding is kept elsewhere until it is needed, its hooks fetch the ids."""
     device: torch.device = model.get_input_embeddings().weight.device
     return torch.device("cpu") if device.type == "meta" else device
 

@@ -28,7 +28,7 @@ class OwnModel:
 
     @classmethod
     def of(cls, loaded: Any) -> OwnModel:
-        """Of a LoadedRun, or anything with model, tokenizer and config.
+        """The language model of a LoadedRun, or of anything with model, tokenizer and config.
 
         The window is the length the model was trained on, as far as its RoPE tables reach: angles beyond it were never
         learned. With windows that overlap by half, a 2-layer model trained at 64 tokens lost 0.02 nats per token more

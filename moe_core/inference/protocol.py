@@ -44,7 +44,7 @@ class LanguageModel(Protocol):
 
     @property
     def model(self) -> torch.nn.Module:
-        """What capture and intervene take."""
+        """The module that capture and intervene take."""
 
     @property
     def tokenizer(self) -> TextTokenizer: ...
@@ -79,7 +79,7 @@ class LanguageModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where token ids are expected."""
+        """The device on which token ids are expected."""
 
     def logits(self, token_ids_BS: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, V]; each sequence alone, from its beginning."""

@@ -47,9 +47,9 @@ class ForeignModel:
 
 Opened = TraceFile | ForeignModel
 Subject = RunFolder | Opened
-"""What a page shows."""
+"""Anything that a page can show."""
 Live = RunFolder | ForeignModel
-"""What can read and write text."""
+"""A subject that can read and write text."""
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Registry:
 
 
 OPENED = Registry()
-"""Of this server."""
+"""Everything that was opened on this server."""
 
 
 @dataclass

@@ -146,7 +146,7 @@ def logits_fit(model: LanguageModel, tokens: int) -> bool:
 
 
 def logits_bytes(model: LanguageModel, tokens: int) -> int:
-    """What the router logits of so many tokens take."""
+    """Bytes that the router logits of so many tokens take."""
     return 2 * len(model.moe_layers) * model.num_experts * tokens
 
 
@@ -184,7 +184,7 @@ def trace_dataset(
 def _read_batches(
     model: LanguageModel, dataset: TokenDataset, tokens_per_batch: int | None, progress: Progress | None
 ) -> Iterator[tuple[Predictions, RoutingTrace]]:
-    """What the model says of each batch of windows, and the routing of the tokens that count there."""
+    """The model's predictions for each batch of windows, and the routing of the tokens that count there."""
     keep_logits = logits_fit(model, len(dataset))
     for windows in window_batches(dataset, model.context_window, tokens_per_batch=tokens_per_batch):
         with capture(model.model, keep_logits=keep_logits) as recorder:

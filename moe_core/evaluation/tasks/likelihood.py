@@ -18,7 +18,7 @@ from moe_core.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of one continuation."""
+    """The likelihood of one continuation."""
 
     log_probability: float
     """Sum of ln p over its tokens, <= 0."""
@@ -38,7 +38,7 @@ class _Window(NamedTuple):
     """Which continuation."""
     read: list[int]
     predicted: list[int]
-    """What follows the last len(predicted) tokens of `read`."""
+    """The tokens that follow each of the last len(predicted) tokens of `read`."""
 
 
 def encode_pair(model: LanguageModel, context: str, continuation: str) -> Continuation:

@@ -21,7 +21,7 @@ from moe_core.inference.protocol import LanguageModel
 from moe_core.progress import Progress, silent
 
 MAX_NEW_TOKENS = 256
-"""Where the task names no other limit, as in lm-eval's own models."""
+"""The limit if the task names none, as in lm-eval's own models."""
 
 
 class MoescopeLM(TemplateLM):  # type: ignore[misc]

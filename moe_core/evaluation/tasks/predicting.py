@@ -17,7 +17,7 @@ from moe_core.evaluation.tasks.scores import Score, of_sources
 
 TOP = 5
 BLOCK_TOKENS = 32
-"""Of a given text, so many tokens in a row count as one source: neighbours are alike."""
+"""Tokens of a given text that together count as one source, because neighbours are alike."""
 UNIGRAM = "guessing by token frequency"
 
 

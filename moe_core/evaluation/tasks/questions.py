@@ -19,7 +19,7 @@ from moe_core.data.rows import read_text
 from moe_core.errors import DataError, UsageError
 
 MOST_QUESTIONS = {"arc": 500, "mmlu": 500, "gsm8k": 50}
-"""Of a larger file so many are asked, drawn by seed: what a small model answers is settled long before."""
+"""Questions of a larger file that are asked, drawn by seed: fewer would already settle a small model's score."""
 _LETTERS = "ABCD"
 
 

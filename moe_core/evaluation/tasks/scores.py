@@ -39,7 +39,7 @@ class Score:
     name: str
     value: float
     low: float
-    """Of the 95 % interval of `value`."""
+    """Lower end of the 95 % interval of `value`."""
     high: float
     level: float
     """The value that chance reaches, or held-out text has."""
@@ -52,7 +52,7 @@ class Score:
     Against held-out text: the difference."""
     n: int
     unit: str
-    """What `n` counts, and what is taken as independent: "question", "source", "document"."""
+    """The unit that `n` counts, which is taken to be independent: "question", "source", "document"."""
     against: Against = "chance"
 
 

@@ -184,7 +184,7 @@ def read_trace(path: Path) -> RoutingTrace:
 
 
 def read_metadata(path: Path) -> tuple[dict[str, Any], int]:
-    """What is not per token, its vocabulary by number, and the number of tokens. Raises TraceError as `read_trace`."""
+    """The facts of the whole trace, its vocabulary by number, and the number of tokens. Raises TraceError as `read_trace`."""
     with _opened(path) as (file, metadata):
         _check_columns(file.schema_arrow.names, metadata)
         return metadata, file.metadata.num_rows
@@ -314,7 +314,7 @@ def _from_table(table: pa.Table, metadata: dict[str, Any]) -> RoutingTrace:
 
 
 def _bytes_per_token(metadata: dict[str, Any]) -> int:
-    """Of the arrays in memory, about."""
+    """Bytes of the arrays in memory, about."""
     logits = 2 * metadata["num_experts"] if metadata["router_logits"] else 0
     return 22 + len(metadata["layers"]) * (6 * int(metadata["top_k"]) + logits)
 

@@ -16,7 +16,7 @@ PART_TOKENS = 262_144
 PART_BYTES = 2**26
 """Fewer tokens are read at a time where their arrays would take more than this: with logits of many experts."""
 MAX_IN_MEMORY_BYTES = 2**28
-"""Of the routing of one trace; a larger one is read part by part, and sampled where single tokens are looked at."""
+"""Largest routing of one trace. A larger one is read part by part, and sampled to look at single tokens."""
 
 T = TypeVar("T")
 
