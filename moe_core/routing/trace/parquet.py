@@ -184,7 +184,7 @@ def read_trace(path: Path) -> RoutingTrace:
 
 
 def read_metadata(path: Path) -> tuple[dict[str, Any], int]:
-    """The facts of the whole trace, its vocabulary by number, and the number of tokens. Raises TraceError as `read_trace`."""
+    """The facts of the whole trace, its vocabulary by number, and its number of tokens. Raises as `read_trace`."""
     with _opened(path) as (file, metadata):
         _check_columns(file.schema_arrow.names, metadata)
         return metadata, file.metadata.num_rows
