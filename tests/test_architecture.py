@@ -151,3 +151,37 @@ def test_no_html_from_tokens() -> None:
             assert "unsafe_allow_html" not in text, path
             assert "innerHTML" not in text, path
             assert "st.html" not in text, path
+
+
+FIGURES_READ = ("moe_core.runs.record", "moe_core.runs.evaluation")
+TOUCHES_A_DISK = {
+    "open", "read_text", "read_bytes", "write_text", "write_bytes", "glob", "rglob", "iterdir", "exists", "stat",
+    "read_csv", "read_parquet", "read_json", "to_parquet", "load", "read_run", "read_findings",
+}  # fmt: skip
+
+
+def disk_calls(path: Path) -> set[str]:
+    """Names of functions and methods called in the file that would read or write a file."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    names = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
+    return (names | {node.func.attr for node in calls if isinstance(node.func, ast.Attribute)}) & TOUCHES_A_DISK
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if path.is_relative_to(ROOT / "moe_core" / "figures")], ids=lambda path: path.name
+)
+def test_figures_read_no_disk(path: Path) -> None:
+    """Of a run they take what was read: a RunRecord, its evaluation."""
+    foreign = {m for m in imported_modules(path) if matches(m, "moe_core.runs")} - {"moe_core.runs"}
+    bad = {m for m in foreign if not any(matches(m, allowed) for allowed in FIGURES_READ)}
+    assert not bad, f"{path.name} must not import {sorted(bad)}"
+    assert not {m for m in imported_modules(path) if m.split(".")[0] in {"pathlib", "os", "shutil", "tempfile"}}
+    assert not disk_calls(path), f"{path.name} calls {sorted(disk_calls(path))}"
+
+
+def test_the_disk_rule_sees_a_violation(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "def f(path):\n    frame = pd.read_csv(path)\n    return frame, open(path), RoutingTrace.load(path)\n"
+    )
+    assert disk_calls(bad) == {"read_csv", "open", "load"}

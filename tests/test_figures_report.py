@@ -30,6 +30,7 @@ from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.runs.evaluation import GuessingFigures, SplitFigures
 from moe_core.runs.folder import RunFolder
+from moe_core.runs.record import read_run
 from moe_core.words import number
 
 HOSTILE = [
@@ -236,6 +237,6 @@ def test_a_picture_takes_the_pages_ink_and_speaks() -> None:
 
 def test_every_section_is_explained_in_the_glossarys_words(trained_root: Path) -> None:
     run = RunFolder("tiny", trained_root)
-    for section in sections_of_run(run):
+    for section in sections_of_run(read_run(run)):
         assert set(section.terms) <= set(GLOSSARY), section.question
-    assert set(_causes(run).terms) <= set(GLOSSARY), "also without anything found by `ablate`"
+    assert set(_causes(read_run(run).findings).terms) <= set(GLOSSARY), "also without anything found by `ablate`"

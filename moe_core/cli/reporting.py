@@ -16,6 +16,7 @@ from moe_core.words import count_of
 if TYPE_CHECKING:
     from moe_core.figures.run_figures import Section
     from moe_core.runs.folder import RunFolder
+    from moe_core.runs.record import RunRecord
 
 
 def plots(arguments: argparse.Namespace, output: Output) -> int:
@@ -26,10 +27,11 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
     from moe_core.figures.figure import figure_bytes
     from moe_core.figures.run_figures import sections_of_trace
     from moe_core.routing.trace.stored import open_or_load
+    from moe_core.runs.record import read_run
 
     with progress_on_stderr() as progress:
         if run is not None:
-            sections, _ = _sections(run, progress)
+            sections, _ = _sections(run, read_run(run), progress)
         else:
             sections = sections_of_trace(open_or_load(arguments.trace), progress)
         figures = [figure for section in sections for figure in section.figures]
@@ -73,20 +75,21 @@ def report(arguments: argparse.Namespace, output: Output) -> int:
     check_regular(str(path), "--out")
     from moe_core.figures.report_page import ModelCard, report_page
     from moe_core.model.size import active_parameters, flops_per_token, total_parameters
+    from moe_core.runs.record import read_run
 
-    config, evaluation = run.config(), run.evaluation()
     with progress_on_stderr() as progress:
-        sections, routing_of = _sections(run, progress)
-        status, steps = run.status(), run.probe_steps()
+        record = read_run(run)
+        config = record.config
+        sections, routing_of = _sections(run, record, progress)
         card = ModelCard(
             run=run.name,
             config=config,
-            step=status.step if status is not None else steps[-1] if steps else 0,
+            step=record.step,
             total_parameters=total_parameters(config.model),
             active_parameters=active_parameters(config.model),
             flops_per_token=flops_per_token(config.model, config.training.seq_len),
             domains=run.domains(),
-            evaluation=evaluation,
+            evaluation=record.evaluation,
             routing_of=routing_of,
             made=datetime.now().strftime("%Y-%m-%d %H:%M"),
         )
@@ -117,7 +120,7 @@ def report(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _sections(run: RunFolder, progress: Progress) -> tuple[list[Section], str]:
+def _sections(run: RunFolder, record: RunRecord, progress: Progress) -> tuple[list[Section], str]:
     """All figures of the run, and what the routing in them was recorded on.
 
     That is held-out text through the newest checkpoint; where the run has none to load, the newest probe of training.
@@ -125,19 +128,18 @@ def _sections(run: RunFolder, progress: Progress) -> tuple[list[Section], str]:
     from moe_core.figures.run_figures import sections_of_run
 
     trace, note = None, ""
-    if not run.config().model.moe_layers:
-        return sections_of_run(run, None, progress), "nothing: the model is dense"
+    if not record.config.model.moe_layers:
+        return sections_of_run(record, None, progress), "nothing: the model is dense"
     try:
         from moe_core.inference.held_out import trace_held_out
         from moe_core.runs.checkpoint import load_run
 
         trace = trace_held_out(load_run(run.name), run, progress)
     except MoescopeError as error:
-        steps = run.probe_steps()
-        if not steps:
+        if not record.probes:
             raise
-        note = f"the probe text at step {steps[-1]:,}, as the newest checkpoint cannot be used: {error}"
-    sections = sections_of_run(run, trace, progress)
+        note = f"the probe text at step {max(record.probes):,}, as the newest checkpoint cannot be used: {error}"
+    sections = sections_of_run(record, trace, progress)
     if trace is not None:
         documents = len(set(trace.document_ids.tolist()))
         note = f"{trace.num_tokens:,} tokens of {documents:,} held-out documents ({trace.source})"

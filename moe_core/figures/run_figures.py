@@ -30,8 +30,6 @@ from moe_core.figures.tokens import token_map_figure
 from moe_core.figures.training import loss_figure
 from moe_core.figures.vocabulary import vocabulary_figure
 from moe_core.progress import Progress, silent
-from moe_core.routing import RoutingTrace
-from moe_core.routing.instruments.interventions import MODES
 from moe_core.routing.measures.coactivation import coactivation, coactivation_pairs, coactivation_test
 from moe_core.routing.measures.context import context_independence
 from moe_core.routing.measures.decisions import router_entropy
@@ -44,11 +42,10 @@ from moe_core.routing.measures.registry import COACTIVATION, DOMAIN_NMI, LAYER_F
 from moe_core.routing.measures.saturation import saturation
 from moe_core.routing.measures.vocabulary import vocabulary_specialization, vocabulary_test
 from moe_core.routing.trace.counts import domain_tokens
-from moe_core.runs.analysis import read_ablation_map, read_table
 
 if TYPE_CHECKING:
     from moe_core.routing.trace.stored import AnyTrace
-    from moe_core.runs.folder import RunFolder
+    from moe_core.runs.record import RunFindings, RunRecord
 
 MAX_LAYER_FIGURES = 8
 """Figures of single layers are drawn for at most this many layers, evenly spaced."""
@@ -64,20 +61,19 @@ class Section:
     """Words of the glossary that explain them."""
 
 
-def sections_of_run(run: RunFolder, trace: AnyTrace | None = None, progress: Progress = silent) -> list[Section]:
+def sections_of_run(run: RunRecord, trace: AnyTrace | None = None, progress: Progress = silent) -> list[Section]:
     """Everything the run has: training, routing, what was found out by switching experts off.
 
     `trace` is the routing to show; without one, that of the newest probe. Raises RunError when the run has measured
     nothing yet.
     """
-    steps = run.probe_steps()
-    if trace is None and steps:
-        trace = RoutingTrace.load(run.probe_path(steps[-1]))
+    if trace is None:
+        trace = run.newest_probe
     sections = [
         _training(run),
         *(sections_of_trace(trace, progress) if trace is not None else []),
-        _history(run, steps),
-        _causes(run),
+        _history(run),
+        _causes(run.findings),
     ]
     found = [section for section in sections if section.figures]
     if not found:
@@ -169,43 +165,37 @@ def _paths(trace: AnyTrace) -> Section:
     )
 
 
-def _training(run: RunFolder) -> Section:
-    losses = loss_figure(
-        run.metrics("train"), run.metrics("evaluation"), run.metrics("baseline"), scored=run.evaluation()
-    )
+def _training(run: RunRecord) -> Section:
+    losses = loss_figure(run.metrics.train, run.metrics.evaluation, run.metrics.baseline, scored=run.evaluation)
     return Section("Does the model learn?", [] if losses is None else [losses], ("loss", "perplexity"))
 
 
-def _history(run: RunFolder, steps: list[int]) -> Section:
+def _history(run: RunRecord) -> Section:
     figures: list[Figure] = []
-    if len(steps) > 1:
-        traces = {step: RoutingTrace.load(run.probe_path(step)) for step in steps}
-        figures.append(saturation_figure(saturation(traces)))
-        forming = formation(traces)
+    if len(run.probes) > 1:
+        figures.append(saturation_figure(saturation(run.probes)))
+        forming = formation(run.probes)
         figures += [formation_figure(forming, layer) for layer in spaced(sorted(set(forming["layer"])))]
-    loads = loads_over_time(run.metrics("load"))
+    loads = loads_over_time(run.metrics.load)
     figures += [load_over_time_figure(loads, int(layer)) for layer in spaced(sorted(set(loads["layer"])))]
     return Section("When did the routing become what it is?", figures, ("saturation", "formation", "expert load"))
 
 
-def _causes(run: RunFolder) -> Section:
-    """The cached effects of switching experts off, in any mode. Nothing is computed here."""
+def _causes(found: RunFindings) -> Section:
+    """The known effects of switching experts off, in any mode."""
     figures: list[Figure] = []
-    for mode in MODES:
-        effects = read_ablation_map(run, mode)
-        if effects is not None:
-            figures.append(ablation_map_figure(effects))
-            layers = sorted({int(layer) for layer in effects["layer"]})
-            if mode == "zero":
-                figures += [ablation_domains_figure(effects, layer) for layer in spaced(layers)]
-    importance, correlations = read_table(run, "importance"), read_table(run, "correlations")
+    for mode, effects in found.effects.items():
+        figures.append(ablation_map_figure(effects))
+        layers = sorted({int(layer) for layer in effects["layer"]})
+        if mode == "zero":
+            figures += [ablation_domains_figure(effects, layer) for layer in spaced(layers)]
+    importance, correlations = found.importance, found.correlations
     if importance is not None and correlations is not None:
         figures.append(correlations_figure(correlations))
         known = correlations[correlations["rho"].notna()]
         figures += [importance_figure(importance, correlations, str(measure)) for measure in known["measure"]]
-    similarity = read_table(run, "similarity")
-    if similarity is not None:
-        layers = sorted({int(layer) for layer in similarity["layer"]})
-        figures += [similarity_figure(similarity, layer) for layer in spaced(layers)]
+    if found.similarity is not None:
+        layers = sorted({int(layer) for layer in found.similarity["layer"]})
+        figures += [similarity_figure(found.similarity, layer) for layer in spaced(layers)]
     terms = ("ablation", "causal effect", "nats", "rank correlation", "REAP", "EAN", "CKA")
     return Section("Which experts matter, and can one tell without trying?", figures, terms)

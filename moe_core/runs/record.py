@@ -1,0 +1,90 @@
+"""All that a run has measured, read once: what figures and reports are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from moe_core.config import Config
+from moe_core.routing import RoutingTrace
+from moe_core.routing.instruments.interventions import MODES
+from moe_core.runs.analysis import read_ablation_map, read_table
+from moe_core.runs.evaluation import Evaluation
+from moe_core.runs.folder import RunFolder, RunStatus
+
+
+@dataclass(frozen=True, eq=False)
+class RunMetrics:
+    """The lines of metrics.jsonl, a frame a kind; empty where none was written."""
+
+    train: pd.DataFrame
+    evaluation: pd.DataFrame
+    baseline: pd.DataFrame
+    load: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class RunFindings:
+    """What `ablate` found out about a run; None, or no mode, where nothing was computed yet."""
+
+    effects: Mapping[str, pd.DataFrame]
+    """By mode of switching experts off: the frames of ablation_map, perhaps not of all experts yet."""
+    importance: pd.DataFrame | None = None
+    correlations: pd.DataFrame | None = None
+    similarity: pd.DataFrame | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A run as it was when it was read."""
+
+    name: str
+    config: Config
+    status: RunStatus | None
+    metrics: RunMetrics
+    probes: Mapping[int, RoutingTrace]
+    """Routing of the fixed probe text by step, ascending."""
+    evaluation: Evaluation | None
+    """Figures of the whole held-out text; None if the run was never scored."""
+    findings: RunFindings
+
+    @property
+    def step(self) -> int:
+        """How far the run is; the newest probe tells it where no status does."""
+        return self.status.step if self.status is not None else max(self.probes, default=0)
+
+    @property
+    def newest_probe(self) -> RoutingTrace | None:
+        """The routing of the last step that was probed."""
+        return self.probes[max(self.probes)] if self.probes else None
+
+
+def read_run(run: RunFolder) -> RunRecord:
+    """Read all of a run. Raises RunError or TraceError naming the file that is missing or damaged."""
+    lines = run.metric_records()
+
+    def metrics(kind: str) -> pd.DataFrame:
+        return pd.DataFrame([line for line in lines if line.get("kind") == kind])
+
+    return RunRecord(
+        name=run.name,
+        config=run.config(),
+        status=run.status(),
+        metrics=RunMetrics(metrics("train"), metrics("evaluation"), metrics("baseline"), metrics("load")),
+        probes={step: RoutingTrace.load(run.probe_path(step)) for step in run.probe_steps()},
+        evaluation=run.evaluation(),
+        findings=read_findings(run),
+    )
+
+
+def read_findings(run: RunFolder) -> RunFindings:
+    """Read what `ablate` left beside the run. Raises RunError when a table is damaged."""
+    effects = {mode: read_ablation_map(run, mode) for mode in MODES}
+    return RunFindings(
+        effects={mode: frame for mode, frame in effects.items() if frame is not None},
+        importance=read_table(run, "importance"),
+        correlations=read_table(run, "correlations"),
+        similarity=read_table(run, "similarity"),
+    )
