@@ -17,10 +17,10 @@ from scipy import stats
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.calibration import random_trace
-from moe_core.routing.measures.coactivation import COACTIVATION, coactivation_verdict
+from moe_core.routing.measures.coactivation import COACTIVATION_FINDING, coactivation_verdict
 from moe_core.routing.measures.flow import flow_verdict
 from moe_core.routing.measures.persistence import persistence_verdict
-from moe_core.routing.measures.vocabulary import VOCABULARY, vocabulary_verdict
+from moe_core.routing.measures.vocabulary import VOCABULARY_FINDING, vocabulary_verdict
 from moe_core.routing.statistics import permutation
 from moe_core.routing.statistics.bootstrap import MAX_UNITS, units
 from moe_core.routing.statistics.multiple_comparisons import Pool
@@ -175,7 +175,7 @@ def test_tokens_without_documents_are_shuffled_within_their_domain() -> None:
         domain_ids=trace.domain_ids,
         domains=trace.domains,
     )
-    assert baselines.vocabulary(alone, permutations=39)["verdict"][0] == VOCABULARY.clearly
+    assert baselines.vocabulary(alone, permutations=39)["verdict"][0] == VOCABULARY_FINDING.clearly
     frame = baselines.persistence(alone, permutations=39)
     assert persistence_verdict(frame) == "This cannot be tested: no two tokens are neighbours."
     assert frame[["null_mean", "p_value", "p_adjusted", "effect", "low"]].isna().all(axis=None)
@@ -322,7 +322,7 @@ def test_strength_by_hand() -> None:
     indices = np.array([[0, 1], [2, 3]] * 300)
     frame = baselines.coactivation(trace_of(indices, documents=np.arange(600) // 60), permutations=200)
     assert frame["strength"][0] == pytest.approx(2 / 3, abs=0.02)
-    assert frame["verdict"][0] == COACTIVATION.clearly
+    assert frame["verdict"][0] == COACTIVATION_FINDING.clearly
     pairs = baselines.coactivation_pairs(trace_of(indices, documents=np.arange(600) // 60))
     assert pairs["lift_over_chance"].round(1).tolist() == [3.0, 0.0, 0.0, 0.0, 0.0, 3.0]
     assert not pairs["uncertain"].any()

@@ -11,15 +11,15 @@ from routing_support import trace_of
 from moe_core.routing import baselines
 from moe_core.routing.measures.against_chance import NOTHING_THERE
 from moe_core.routing.measures.causes import ablation_verdict, importance_verdict, text_loss_verdict
-from moe_core.routing.measures.coactivation import COACTIVATION, coactivation_verdict
+from moe_core.routing.measures.coactivation import COACTIVATION_FINDING, coactivation_verdict
 from moe_core.routing.measures.comparison import diff_verdict
 from moe_core.routing.measures.experts import expert_sentence, layer_verdict
-from moe_core.routing.measures.flow import FLOW, flow_verdict, strongest_flow
+from moe_core.routing.measures.flow import FLOW_FINDING, flow_verdict, strongest_flow
 from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.routing.measures.movers import movers_verdict
-from moe_core.routing.measures.persistence import PERSISTENCE, persistence_verdict
+from moe_core.routing.measures.persistence import PERSISTENCE_FINDING, persistence_verdict
 from moe_core.routing.measures.saturation import saturation_verdict
-from moe_core.routing.measures.vocabulary import VOCABULARY, vocabulary_verdict
+from moe_core.routing.measures.vocabulary import VOCABULARY_FINDING, vocabulary_verdict
 
 
 def frame_of(measure: str, *rows: tuple[int, float, float, float, str], **columns: Any) -> pd.DataFrame:
@@ -28,14 +28,14 @@ def frame_of(measure: str, *rows: tuple[int, float, float, float, str], **column
 
 
 def test_persistence_in_words() -> None:
-    clear = (2, 0.41, 0.22, 1 / 201, PERSISTENCE.clearly)
+    clear = (2, 0.41, 0.22, 1 / 201, PERSISTENCE_FINDING.clearly)
     chance = (0, 0.2, 0.2, 0.6, baselines.CHANCE)
     assert persistence_verdict(frame_of("first", chance, clear)) == (
         "Neighbouring tokens keep the same first expert more often than chance: layer 2 most, 41 % of neighbours "
         "against 22 % in shuffled documents (p < 0.005); layer 0 not distinguishable from chance."
     )
     assert persistence_verdict(frame_of("first", chance)) == NOTHING_THERE
-    slight = (1, 0.23, 0.22, 0.01, PERSISTENCE.slightly)
+    slight = (1, 0.23, 0.22, 0.01, PERSISTENCE_FINDING.slightly)
     assert "only slightly more often than chance: 23 %" in persistence_verdict(frame_of("first", slight))
     few = frame_of("first", (1, np.nan, np.nan, np.nan, baselines.FEW_DOCUMENTS))
     assert persistence_verdict(few) == "This cannot be tested: too few documents."
@@ -43,7 +43,7 @@ def test_persistence_in_words() -> None:
 
 
 def test_coactivation_in_words() -> None:
-    frame = frame_of("strength", (1, 0.24, 0.06, 1 / 201, COACTIVATION.clearly))
+    frame = frame_of("strength", (1, 0.24, 0.06, 1 / 201, COACTIVATION_FINDING.clearly))
     sentence = (
         "Some experts are chosen together more than chance: 24 % of the pairs are others than chance would choose, "
         "against 6 % in random choices of the same load (p < 0.005)."
@@ -67,12 +67,12 @@ def test_coactivation_in_words() -> None:
 
 
 def test_vocabulary_and_flow_in_words() -> None:
-    frame = frame_of("score", (0, 0.78, 0.55, 1 / 201, VOCABULARY.clearly), which="predicted")
+    frame = frame_of("score", (0, 0.78, 0.55, 1 / 201, VOCABULARY_FINDING.clearly), which="predicted")
     assert vocabulary_verdict(frame) == (
         "Expert choice specialises by predicted token: the favourite expert of a predicted token takes 78 % of its "
         "occurrences against 55 % by chance (p < 0.005)."
     )
-    rows = [(0, 0.2, 0.01, 1 / 201, FLOW.clearly), (1, 0.01, 0.01, 0.4, baselines.CHANCE)]
+    rows = [(0, 0.2, 0.01, 1 / 201, FLOW_FINDING.clearly), (1, 0.01, 0.01, 0.4, baselines.CHANCE)]
     assert flow_verdict(frame_of("nmi", *rows, next_layer=[1, 3])) == (
         "A token's expert in one layer tells about its expert in the next: layers 0 to 1 most, NMI 0.2 against 0.01 by "
         "chance (p < 0.005); layer 1 not distinguishable from chance."

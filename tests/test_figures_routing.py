@@ -40,10 +40,10 @@ from moe_core.figures.vocabulary import vocabulary_figure
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.measures import registry
 from moe_core.routing.measures.against_chance import NOTHING_THERE
-from moe_core.routing.measures.coactivation import COACTIVATION
-from moe_core.routing.measures.flow import FLOW
-from moe_core.routing.measures.persistence import PERSISTENCE
-from moe_core.routing.measures.vocabulary import VOCABULARY
+from moe_core.routing.measures.coactivation import COACTIVATION_FINDING
+from moe_core.routing.measures.flow import FLOW_FINDING
+from moe_core.routing.measures.persistence import PERSISTENCE_FINDING
+from moe_core.routing.measures.vocabulary import VOCABULARY_FINDING
 
 HOSTILE = [
     "<b>bold</b>",
@@ -140,7 +140,7 @@ def test_pairs_are_held_against_the_null_and_uncertain_ones_fade() -> None:
          "expected": [10.0, 20.0, 20.0], "lift_over_chance": [3.0, 0.5, 1.0], "uncertain": [False, False, True]}
     )  # fmt: skip
     data = coactivation_figure(
-        ordered_pairs(counts), null_table("strength", [0.3], COACTIVATION), 0, pairs
+        ordered_pairs(counts), null_table("strength", [0.3], COACTIVATION_FINDING), 0, pairs
     ).chart.data.set_index(["expert_i", "expert_j"])
     assert (data.loc[(1, 0), "lift"], data.loc[(2, 0), "lift"]) == (3.0, 0.5)
     assert data.loc[(2, 1), "uncertain"]
@@ -158,7 +158,7 @@ def test_nothing_there_is_said_and_an_unknown_layer_refused() -> None:
 
 def test_flow_cells_are_lifts_and_few_tokens_fade() -> None:
     tokens = np.array([[[90, 10, 0], [10, 90, 0], [50, 49, 1]]])
-    figure = flow_map_figure(flow_of(tokens), null_table("nmi", [0.3], FLOW, next_layer=1), 0)
+    figure = flow_map_figure(flow_of(tokens), null_table("nmi", [0.3], FLOW_FINDING, next_layer=1), 0)
     data = figure.chart.data.set_index(["expert", "next_expert"])
     assert data.loc[(0, 0), "lift"] == pytest.approx(0.9 / 0.5)
     # Of 100 tokens chance expects 1/3 for the last expert: too few for any cell of its column.
@@ -176,7 +176,9 @@ def test_many_experts_keep_their_strongest_ties_within_the_browsers_limit(seed: 
     counts = np.triu(rng.poisson(20, (E, E)), 1)
     counts[3, 250] = 500
     frame = ordered_pairs(counts + counts.T)
-    figure = coactivation_figure(frame, null_table("strength", [0.3] * 64, COACTIVATION), 0, against_null(frame))
+    figure = coactivation_figure(
+        frame, null_table("strength", [0.3] * 64, COACTIVATION_FINDING), 0, against_null(frame)
+    )
     shown = figure.chart.data
     assert shown["expert_i"].nunique() == shown["expert_j"].nunique() == MAX_COLUMNS
     assert {3, 250} <= set(shown["expert_i"])
@@ -189,16 +191,19 @@ def test_many_experts_keep_their_strongest_ties_within_the_browsers_limit(seed: 
 def test_bars_of_a_test_carry_chance_interval_and_words() -> None:
     cases = [
         (
-            chance_figure(registry.PERSISTENCE, null_table("first", [0.3, 0.2], PERSISTENCE)),
+            chance_figure(registry.PERSISTENCE, null_table("first", [0.3, 0.2], PERSISTENCE_FINDING)),
             "same first expert as the token before",
         ),
         (
-            chance_figure(registry.COACTIVATION, null_table("strength", [0.3, 0.2], COACTIVATION)),
+            chance_figure(registry.COACTIVATION, null_table("strength", [0.3, 0.2], COACTIVATION_FINDING)),
             "of the pairs are others",
         ),
-        (chance_figure(registry.LAYER_FLOW, null_table("nmi", [0.3, 0.2], FLOW, next_layer=[1, 2])), "Layers 1 to 2"),
         (
-            chance_figure(registry.VOCABULARY, null_table("score", [0.3, 0.2], VOCABULARY, which="input")),
+            chance_figure(registry.LAYER_FLOW, null_table("nmi", [0.3, 0.2], FLOW_FINDING, next_layer=[1, 2])),
+            "Layers 1 to 2",
+        ),
+        (
+            chance_figure(registry.VOCABULARY, null_table("score", [0.3, 0.2], VOCABULARY_FINDING, which="input")),
             "favourite expert",
         ),
     ]
@@ -208,7 +213,7 @@ def test_bars_of_a_test_carry_chance_interval_and_words() -> None:
         fields = json.dumps(figure.chart.to_dict()["layer"])
         assert all(f'"{field}"' in fields for field in ("null_p99", "low", "high"))
         assert ">0.3<" in svg(figure)
-    many = null_table("first", [0.3] * 64, PERSISTENCE)
+    many = null_table("first", [0.3] * 64, PERSISTENCE_FINDING)
     assert "0.3</text>" not in svg(chance_figure(registry.PERSISTENCE, many)), "numbers would overlap"
 
 
@@ -218,7 +223,7 @@ def test_bars_of_a_test_carry_chance_interval_and_words() -> None:
 def test_sankey_conserves_tokens_and_colours_experts() -> None:
     rng = np.random.default_rng(0)
     flow = flow_of(rng.integers(1, 50, (3, 4, 4)))
-    figure = flow_sankey_figure(flow, null_table("nmi", [0.3] * 3, FLOW, next_layer=[1, 2, 3]))
+    figure = flow_sankey_figure(flow, null_table("nmi", [0.3] * 3, FLOW_FINDING, next_layer=[1, 2, 3]))
     node, link = figure.chart.data[0].node, figure.chart.data[0].link
     assert sum(link.value) == flow["tokens"].sum()
     assert list(node.label) == [str(expert) for _ in range(4) for expert in range(4)]
@@ -234,7 +239,7 @@ def test_sankey_conserves_tokens_and_colours_experts() -> None:
 def test_sankey_of_many_experts_merges_the_small_ones_without_losing_a_token() -> None:
     rng = np.random.default_rng(1)
     flow = flow_of(rng.poisson(3, (5, 100, 100)) + 1)
-    figure = flow_sankey_figure(flow, null_table("nmi", [0.3] * 5, FLOW, next_layer=range(1, 6)))
+    figure = flow_sankey_figure(flow, null_table("nmi", [0.3] * 5, FLOW_FINDING, next_layer=range(1, 6)))
     node, link = figure.chart.data[0].node, figure.chart.data[0].link
     assert len(node.label) == 6 * sankey.MAX_SANKEY_EXPERTS
     assert list(node.label).count("others") == 6
@@ -245,7 +250,7 @@ def test_sankey_of_many_experts_merges_the_small_ones_without_losing_a_token() -
 
 def test_sankey_draws_consecutive_layers_only() -> None:
     flow = flow_of(np.ones((9, 2, 2), dtype=int))
-    test = null_table("nmi", [0.3] * 9, FLOW, next_layer=range(1, 10))
+    test = null_table("nmi", [0.3] * 9, FLOW_FINDING, next_layer=range(1, 10))
     assert set(flow_sankey_figure(flow, test).frame["layer"]) == set(range(sankey.MAX_SANKEY_LAYERS - 1))
     assert set(flow_sankey_figure(flow, test, [7, 8, 9]).frame["layer"]) == {7, 8}
     with pytest.raises(UsageError, match=r"layers \[0, 2, 4\] are not consecutive"):
@@ -266,7 +271,7 @@ def words_of(texts: list[str]) -> pd.DataFrame:
 
 @pytest.mark.slow
 def test_hostile_tokens_are_shown_as_text() -> None:
-    figure = vocabulary_figure(words_of(HOSTILE), null_table("score", [0.9], VOCABULARY, which="input"), 0)
+    figure = vocabulary_figure(words_of(HOSTILE), null_table("score", [0.9], VOCABULARY_FINDING, which="input"), 0)
     drawn = svg(figure)
     for tag in ("<b>", "<script", "<img"):
         assert tag not in drawn
@@ -284,13 +289,13 @@ def test_the_surest_tokens_are_drawn_and_those_that_look_alike_told_apart() -> N
     frame = words_of(["a"] * 2 + [f"t{i}" for i in range(60)])
     frame["tokens"] = [1000, 1000, *[10] * 60]
     frame.loc[5, "share"] = 0.0
-    data = vocabulary_figure(frame, null_table("score", [0.9], VOCABULARY, which="next"), 0).chart.data
+    data = vocabulary_figure(frame, null_table("score", [0.9], VOCABULARY_FINDING, which="next"), 0).chart.data
     assert len(data) == vocabulary.MAX_TOKENS
     assert {"a #0", "a #1"} <= set(data["name"])
     assert data["expert"].is_monotonic_increasing
     assert data["sentence"].str.contains("next token").all()
     with pytest.raises(UsageError, match="lower min_count or trace more text"):
-        vocabulary_figure(frame, null_table("score", [0.9], VOCABULARY, which="next"), 3)
+        vocabulary_figure(frame, null_table("score", [0.9], VOCABULARY_FINDING, which="next"), 3)
 
 
 def test_context_dots_stand_beside_their_chance() -> None:

@@ -50,7 +50,7 @@ def coactivation(trace: AnyTrace) -> pd.DataFrame:
     )
 
 
-COACTIVATION = finding_of("chooses some experts together", "more often")
+COACTIVATION_FINDING = finding_of("chooses some experts together", "more often")
 # Part of the pairs beyond chance from which experts work in teams. Measured on the demo run's probe: the untrained
 # router, whose weights are alike by accident only, has 0.05-0.11, the trained one 0.14-0.17.
 CLEAR_EFFECT = 0.1
@@ -88,7 +88,7 @@ def coactivation_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -
         {"layer": trace.layers, "strength": strength_PL[0]},
         strength_PL[1:],
         drawn.interval(strength_PL[0], np.concatenate(resampled, axis=1)),
-        finding=COACTIVATION,
+        finding=COACTIVATION_FINDING,
         clear_effect=CLEAR_EFFECT,
         untestable=[ONE_EXPERT if np.isnan(value) else "" for value in strength_PL[0]],
         tokens=trace.num_tokens,
@@ -224,12 +224,12 @@ def coactivation_verdict(test: pd.DataFrame, pairs: pd.DataFrame | None = None) 
 
     text = layers_verdict(
         test,
-        COACTIVATION,
+        COACTIVATION_FINDING,
         size,
         clear="Some experts are chosen together more than chance",
         slight="Experts are chosen together only slightly differently from chance",
     )
-    if pairs is None or not test["verdict"].isin(COACTIVATION.both).any():
+    if pairs is None or not test["verdict"].isin(COACTIVATION_FINDING.both).any():
         return text
     certain = pairs[~pairs["uncertain"].astype(bool) & pairs["layer"].isin(test["layer"])]
     together = certain[certain["lift_over_chance"] > 1]

@@ -136,14 +136,14 @@ def _share_intervals(
     return low, high
 
 
-DOMAIN = finding_of("knows the domain of a token", "better")
+DOMAIN_FINDING = finding_of("knows the domain of a token", "better")
 # Excess NMI over chance from which an expert choice says something useful about the domain. Measured: genres of one
 # language reach .001-.003 in a small model, significant and of no use; really different domains .04-.2.
 CLEAR_EFFECT = 0.02
 
 _CHUNK_NUMBERS = 2**21  # counts of several permutations are evaluated together, in about this much memory
 
-CLEARLY, SLIGHTLY = DOMAIN.both
+CLEARLY, SLIGHTLY = DOMAIN_FINDING.both
 ONE_DOMAIN = "cannot be tested: one domain only"
 
 
@@ -170,7 +170,7 @@ def domain_nmi_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
         {"layer": trace.layers, "nmi": nmi_L},
         null_PL,
         count_interval(parts, M, nmi_L, nmi_of_counts, RESAMPLES, seed, (0.0, 1.0)),
-        finding=DOMAIN,
+        finding=DOMAIN_FINDING,
         clear_effect=CLEAR_EFFECT,
         untestable=[untestable] * trace.num_layers,
         documents=len(parts.tokens),

@@ -46,7 +46,7 @@ def layer_flow(trace: AnyTrace) -> pd.DataFrame:
     )
 
 
-FLOW = finding_of("knows the expert of the layer before", "better")
+FLOW_FINDING = finding_of("knows the expert of the layer before", "better")
 # Excess NMI over chance, as for domains. Measured on the demo run's probe: 0.004-0.007 in the untrained model, where
 # the residual stream alone connects the layers, 0.05-0.08 in the trained one.
 CLEAR_EFFECT = 0.02
@@ -77,7 +77,7 @@ def layer_flow_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
         {"layer": trace.layers[:-1], "next_layer": trace.layers[1:], "nmi": value_L},
         null_PL,
         drawn.interval(value_L, resampled_RL),
-        finding=FLOW,
+        finding=FLOW_FINDING,
         clear_effect=CLEAR_EFFECT,
         tokens=trace.num_tokens,
         untestable=[NOTHING_ROUTED if np.isnan(value) else "" for value in value_L],
@@ -122,7 +122,7 @@ def flow_verdict(test: pd.DataFrame) -> str:
 
     return layers_verdict(
         test,
-        FLOW,
+        FLOW_FINDING,
         size,
         clear="A token's expert in one layer tells about its expert in the next",
         slight="A token's expert in one layer tells about its expert in the next only slightly better than chance",

@@ -116,7 +116,7 @@ def _count_layers(trace: AnyTrace) -> list[_PersistenceCounts]:
     return layers
 
 
-PERSISTENCE = finding_of("keeps the expert of the token before", "more often")
+PERSISTENCE_FINDING = finding_of("keeps the expert of the token before", "more often")
 # Share of neighbours above chance from which runs of one expert can be seen in text. Measured on the demo run's probe:
 # 0.00-0.03 in the untrained model, 0.07-0.13 in the trained one.
 CLEAR_EFFECT = 0.05
@@ -152,7 +152,7 @@ def persistence_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) ->
         {"layer": trace.layers, "first": value_L},
         null_PL,
         drawn.interval(value_L, resampled_RL),
-        finding=PERSISTENCE,
+        finding=PERSISTENCE_FINDING,
         clear_effect=CLEAR_EFFECT,
         tokens=trace.num_tokens,
         untestable=[NO_NEIGHBOURS if not pairs.any() else "" for pairs in pairs_T],
@@ -178,7 +178,7 @@ def persistence_verdict(test: pd.DataFrame) -> str:
 
     return layers_verdict(
         test,
-        PERSISTENCE,
+        PERSISTENCE_FINDING,
         size,
         clear="Neighbouring tokens keep the same first expert more often than chance",
         slight="Neighbouring tokens keep the same first expert only slightly more often than chance",

@@ -119,7 +119,7 @@ def check_expert(trace: AnyTrace, expert: int) -> None:
         raise TraceError(f"expert {expert} is not in this trace; expected 0 to {trace.num_experts - 1}")
 
 
-VOCABULARY = finding_of("specialises by token", "more")
+VOCABULARY_FINDING = finding_of("specialises by token", "more")
 # One in twenty occurrences beyond chance. This is a size, not a sign of learning: on the demo run's probe the untrained
 # router has 0.35-0.50, since it sees little but the token, and the trained one 0.32-0.46.
 CLEAR_EFFECT = 0.05
@@ -159,7 +159,7 @@ def vocabulary_test(
         {"layer": trace.layers, "score": value_L},
         null_PL,
         drawn.interval(value_L, resampled_RL),
-        finding=VOCABULARY,
+        finding=VOCABULARY_FINDING,
         clear_effect=CLEAR_EFFECT,
         untestable=["" if counted.V else NO_TYPES] * trace.num_layers,
         tokens=trace.num_tokens,
@@ -223,7 +223,7 @@ def vocabulary_verdict(test: pd.DataFrame) -> str:
 
     return layers_verdict(
         test,
-        VOCABULARY,
+        VOCABULARY_FINDING,
         size,
         clear=f"Expert choice specialises by {of_what}",
         slight=f"Expert choice specialises by {of_what} only slightly more than chance",
