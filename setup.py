@@ -13,6 +13,7 @@ setup(
     package_data={
         SHIPPED_RUNS: ["demo/**/*"],
         "moe_core.experiments.shipped": ["*.json"],
+        "moe_core.reports": ["templates/*.j2"],
         "app": ["icon.svg", ".streamlit/config.toml"],
         "app.components": ["*.html", "*.css", "*.js"],
     },

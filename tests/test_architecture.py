@@ -67,8 +67,16 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "moe_core.routing.measures",
     ),
     "moe_core/runs": ("moe_core.training", "moe_core.inference", "moe_core.evaluation", "moe_core.figures"),
-    "moe_core/figures": ("torch", "moe_core.model", "moe_core.training", "moe_core.inference", "moe_core.evaluation"),
-    "moe_core/evaluation": ("moe_core.training", "moe_core.figures"),
+    "moe_core/figures": (
+        "torch",
+        "moe_core.model",
+        "moe_core.training",
+        "moe_core.inference",
+        "moe_core.evaluation",
+        "moe_core.reports",
+    ),
+    "moe_core/evaluation": ("moe_core.training", "moe_core.figures", "moe_core.reports"),
+    "moe_core/reports": ("torch", "moe_core.model", "moe_core.training"),
     "moe_core/inference": ("moe_core.training", "moe_core.evaluation", "moe_core.figures"),
     "app": ("main", "moe_core.cli"),
 }

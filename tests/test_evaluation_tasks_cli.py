@@ -15,7 +15,6 @@ import pytest
 from cli_support import Run
 
 import main as command_line
-from moe_core.evaluation.markdown import fenced
 from moe_core.evaluation.tasks import Context, Outcome, run_suite, select, written
 from moe_core.evaluation.tasks.registry import Benchmark
 from moe_core.runs.checkpoint import load_run
@@ -185,8 +184,3 @@ def test_without_lm_eval_its_tasks_are_not_run(cli: Run, tmp_path: Path) -> None
     assert code == 0
     assert "gsm8k: not run: lm_eval is not installed" in out
     assert "mmlu: not run: no questions were given" in out
-
-
-def test_a_sample_cannot_leave_its_block() -> None:
-    assert fenced("a\n````\nb") == ["`````text", "a", "````", "b", "`````"]
-    assert fenced("plain")[0] == "```text"

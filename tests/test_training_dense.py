@@ -10,8 +10,8 @@ from training_support import make_config, tensor_hashes, timeless_metrics, write
 
 from main import main
 from moe_core.evaluation.evaluate import evaluate_run
-from moe_core.evaluation.report import write_report
 from moe_core.inference.generate import SamplingConfig, generate
+from moe_core.reports.run_report import write_report
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
 from moe_core.training.loop import train

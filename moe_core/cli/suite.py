@@ -49,7 +49,7 @@ def evaluate_suite(arguments: argparse.Namespace, output: Output) -> int:
     """Run benchmarks on a run; print the scores, write suite.md and suite.json. Exit code 1 when a plugin failed."""
     from moe_core.cli.training import run_to_evaluate
     from moe_core.evaluation.tasks import load_plugin, run_suite, select
-    from moe_core.evaluation.tasks.report import score_cells, summary, write_suite
+    from moe_core.reports.suite_report import score_cells, summary, write_suite
 
     seed = _seed(arguments.seed)
     for path in arguments.plugin or ():

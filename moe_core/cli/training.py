@@ -98,8 +98,8 @@ def run_to_evaluate(arguments: argparse.Namespace) -> str:
 
 def _score(name: str, progress: Progress, device: str = "cpu") -> Evaluation:
     from moe_core.evaluation.evaluate import evaluate_run
-    from moe_core.evaluation.report import write_report
     from moe_core.inference.device import resolve_device
+    from moe_core.reports.run_report import write_report
     from moe_core.runs.checkpoint import load_run
 
     loaded = load_run(name, device=resolve_device(device))
@@ -123,7 +123,7 @@ def _summarise(run: RunFolder, result: TrainingResult, evaluation: Evaluation | 
 
 
 def _say_figures(name: str, evaluation: Evaluation, output: Output) -> None:
-    from moe_core.evaluation.report import loss_verdict, windows_read
+    from moe_core.reports.run_report import loss_verdict, windows_read
     from moe_core.runs.folder import RunFolder
 
     run, nats = RunFolder(name), evaluation.validation.nats_per_token

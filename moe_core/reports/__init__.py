@@ -1,0 +1,1 @@
+"""Reports of results: a template a report, filled with what was measured."""
