@@ -118,13 +118,13 @@ def _probe(path: str, changed: Stamp) -> Measured:
 
 
 def trace(file: TraceFile) -> Measured:
-    """The trace in the file, see routing.trace.stored.open_or_load. Raises TraceError."""
+    """The trace in the file, see routing.trace.trace.open_or_load. Raises TraceError."""
     return _trace(str(file.path), stamp(file.path))
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the trace ...")
 def _trace(path: str, changed: Stamp) -> Measured:
-    from moe_core.routing.trace.stored import open_or_load
+    from moe_core.routing.trace.trace import open_or_load
 
     return Measured(open_or_load(path))
 

@@ -210,11 +210,11 @@ def test_a_trace_larger_than_memory_is_counted_on_disk(
     opened: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from moe_core.routing import measured
-    from moe_core.routing.trace import stored
+    from moe_core.routing.trace import trace as trace_file
 
     large = tmp_path / "large.parquet"
     small_trace(seed=2, documents=60).save(large)
-    monkeypatch.setattr(stored, "MAX_IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(trace_file, "MAX_IN_MEMORY_BYTES", 1000)
     monkeypatch.setattr(measured, "SAMPLE_TOKENS", 1200)
     at = opened("--trace", str(large))
     for page in PAGES:

@@ -131,6 +131,98 @@ def test_the_walker_sees_a_violation(tmp_path: Path) -> None:
     assert not matches("torchvision", "torch")
 
 
+KNOWN_CIRCLES: tuple[frozenset[str], ...] = (
+    frozenset({"moe_core/cli/commands.py", "moe_core/cli/models.py"}),
+    frozenset(
+        f"moe_core/evaluation/tasks/{name}.py"
+        for name in ("choices", "known_benchmarks", "predicting", "registry", "tasks", "written")
+    ),
+    frozenset(
+        f"moe_core/routing/instruments/{name}.py"
+        for name in ("contract", "huggingface/families", "huggingface/replay", "huggingface/routers")
+    ),
+)
+"""Circles of imports that are still there; the list only ever grows shorter."""
+
+
+def imported_files(path: Path, root: Path, sources: set[Path]) -> set[Path]:
+    """The files of the tree that a file imports when it runs, from within a function included."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    found: set[Path] = set()
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # A name is a submodule, or stands in the package's own file.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [name if file_of(name, root, sources) else node.module for name in names]
+        else:
+            continue
+        found |= {file for module in modules if (file := file_of(module, root, sources))}
+    return found - {path}
+
+
+def file_of(module: str, root: Path, sources: set[Path]) -> Path | None:
+    """The file of a module or package of the tree; None for another library's."""
+    base = root / module.replace(".", "/")
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path in sources), None)
+
+
+def circles(graph: dict[Path, set[Path]]) -> list[set[Path]]:
+    """Sets of files that reach each other by imports (strongly connected components of more than one file)."""
+
+    def reached(start: Path) -> set[Path]:
+        seen: set[Path] = set()
+        waiting = [start]
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    reach = {path: reached(path) for path in graph}
+    found: list[set[Path]] = []
+    for path in graph:
+        around = {other for other in reach[path] if path in reach[other]}
+        if around and not any(path in circle for circle in found):
+            found.append(around)
+    return found
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    sources = set(SOURCES)
+    graph = {path: imported_files(path, ROOT, sources) for path in SOURCES}
+    found = {frozenset(path.relative_to(ROOT).as_posix() for path in circle) for circle in circles(graph)}
+    assert found == set(KNOWN_CIRCLES)
+
+
+def test_the_circle_finder_sees_a_lazy_circle_and_no_circle_of_types(tmp_path: Path) -> None:
+    files = {
+        "a.py": "from b import thing\n",
+        "b.py": "def f():\n    import c\n",
+        "c.py": "from typing import TYPE_CHECKING\nfrom p import inner\nif TYPE_CHECKING:\n    import d\n",
+        "p/__init__.py": "",
+        "p/inner.py": "def g():\n    import a\n",
+        "d.py": "import c\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    sources = {tmp_path / name for name in files}
+    graph = {path: imported_files(path, tmp_path, sources) for path in sources}
+    (found,) = circles(graph)
+    assert {path.relative_to(tmp_path).as_posix() for path in found} == {"a.py", "b.py", "c.py", "p/inner.py"}
+
+
 def test_all_of_the_dashboard_needs_streamlit() -> None:
     """What does not is of use without the dashboard, so that its place is in moe_core."""
     for path in SOURCES:

@@ -25,7 +25,7 @@ from moe_core.routing.statistics import permutation
 from moe_core.routing.statistics.bootstrap import MAX_UNITS, units
 from moe_core.routing.statistics.multiple_comparisons import Pool
 from moe_core.routing.trace.counts import blocks
-from moe_core.routing.trace.stored import StoredTrace
+from moe_core.routing.trace.trace import StoredTrace
 
 ALL = [
     baselines.domain_nmi,

@@ -14,7 +14,7 @@ from app_support import Open, shown
 
 from moe_core.experiments.library import find_results, read_result
 from moe_core.routing import RoutingTrace, metrics
-from moe_core.routing.trace.stored import StoredTrace
+from moe_core.routing.trace.trace import StoredTrace
 from moe_core.runs.analysis import read_ablation_map, read_table
 from moe_core.runs.checkpoint import load_run, load_trainer_state
 from moe_core.runs.folder import RunFolder

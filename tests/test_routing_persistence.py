@@ -16,7 +16,7 @@ from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.measures.chance import chance_of_sharing
 from moe_core.routing.measures.persistence import first_choice, shared_experts
 from moe_core.routing.measures.tokens import consecutive
-from moe_core.routing.trace import stored
+from moe_core.routing.trace import trace as trace_file
 
 
 def trace_of(indices: Any, *, num_experts: int, scores: Any = None, **fields: Any) -> RoutingTrace:
@@ -189,7 +189,7 @@ def test_counts_of_two_parts_cut_at_a_document_add_up(seed: int, cut: int) -> No
 def test_a_trace_on_disk_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = random_trace(1)
     trace.save(tmp_path / "t.parquet")
-    monkeypatch.setattr(stored, "PART_TOKENS", 20)
+    monkeypatch.setattr(trace_file, "PART_TOKENS", 20)
     opened = RoutingTrace.open(tmp_path / "t.parquet")
     assert len(list(opened.parts())) > 2
     pd.testing.assert_frame_equal(metrics.persistence(opened), metrics.persistence(trace))

@@ -18,7 +18,8 @@ from routing_support import random_trace, trace_of
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace, StoredTrace, baselines, concatenate, metrics
-from moe_core.routing.trace import counts, parquet, stored
+from moe_core.routing.trace import counts, parquet
+from moe_core.routing.trace import trace as trace_file
 
 PER_TOKEN = ("token_ids", "document_ids", "source_ids", "positions", "domain_ids", "predicted_ids")
 
@@ -38,7 +39,7 @@ COUNTED: tuple[Callable[[StoredTrace | RoutingTrace], pd.DataFrame], ...] = (
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of about 7 tokens, out of row groups of 5."""
-    monkeypatch.setattr(stored, "PART_TOKENS", 7)
+    monkeypatch.setattr(trace_file, "PART_TOKENS", 7)
     monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 5)
 
 
@@ -96,7 +97,7 @@ def test_parts_are_whole_documents_in_order_and_no_larger_than_needed(
     for part, following in pairwise(parts):
         assert part.document_ids[-1] != following.document_ids[0]
     for part in parts:
-        assert part.num_tokens <= stored.PART_TOKENS + max(lengths)
+        assert part.num_tokens <= trace_file.PART_TOKENS + max(lengths)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -111,7 +112,7 @@ def test_every_measure_made_of_counts_has_the_same_answer(tmp_path_factory: pyte
 
 
 def test_parts_of_a_trace_with_many_logits_have_fewer_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored, "PART_BYTES", 40 * (22 + 6 + 2 * 16))
+    monkeypatch.setattr(trace_file, "PART_BYTES", 40 * (22 + 6 + 2 * 16))
     sizes = {}
     for name, logits in (("with", np.zeros((1, 200, 16))), ("without", None)):
         trace = RoutingTrace.from_arrays(
@@ -206,7 +207,7 @@ def test_ids_are_counted_over_all_batches(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_only_a_part_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """160,000 tokens would take 12 MB as arrays, about as much again in Arrow; in parts of 4,000 it is far less."""
-    monkeypatch.setattr(stored, "PART_TOKENS", 4_000)
+    monkeypatch.setattr(trace_file, "PART_TOKENS", 4_000)
     monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 8_000)
     T, rng = 160_000, np.random.default_rng(0)
     trace = trace_of(
@@ -235,7 +236,7 @@ def test_only_a_part_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_source_over_several_parts_is_one_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored, "PART_TOKENS", 2)
+    monkeypatch.setattr(trace_file, "PART_TOKENS", 2)
     trace = trace_of(
         [[0], [1], [0], [1], [1], [1]],
         num_experts=2,
@@ -307,7 +308,7 @@ def test_what_is_wrong_with_a_file_is_said_when_it_is_opened(tmp_path: Path) -> 
 
 
 def test_a_damaged_part_is_found_when_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored, "PART_TOKENS", 1000)
+    monkeypatch.setattr(trace_file, "PART_TOKENS", 1000)
     monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 1000)
     rng = np.random.default_rng(0)
     trace = trace_of(rng.integers(0, 4, (5000, 1)), num_experts=4, document_ids=np.arange(5000) // 10)

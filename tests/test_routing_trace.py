@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from moe_core.errors import TraceError
 from moe_core.routing import RoutingTrace, StoredTrace, concatenate
-from moe_core.routing.trace import stored
+from moe_core.routing.trace import trace as trace_file
 
 LAYERED = ("router_indices", "router_scores", "router_logits")
 ARRAYS = (*LAYERED, "token_ids", "document_ids", "source_ids", "positions", "domain_ids", "predicted_ids")
@@ -220,9 +220,9 @@ def test_the_file_is_plain_parquet_for_others(tmp_path: Path) -> None:
 def test_a_trace_is_in_memory_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.parquet"
     small().save(path)
-    assert isinstance(stored.open_or_load(path), RoutingTrace)
-    monkeypatch.setattr(stored, "MAX_IN_MEMORY_BYTES", 10)
-    assert isinstance(stored.open_or_load(path), StoredTrace)
+    assert isinstance(trace_file.open_or_load(path), RoutingTrace)
+    monkeypatch.setattr(trace_file, "MAX_IN_MEMORY_BYTES", 10)
+    assert isinstance(trace_file.open_or_load(path), StoredTrace)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

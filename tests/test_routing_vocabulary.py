@@ -19,7 +19,7 @@ from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.measures import tokens
 from moe_core.routing.measures.chance import expected_xlogx
-from moe_core.routing.trace import stored
+from moe_core.routing.trace import trace as trace_file
 
 
 def trace_of(indices: Any, *, num_experts: int, **fields: Any) -> RoutingTrace:
@@ -203,7 +203,7 @@ def test_counts_of_two_parts_add_up(seed: int, cut: int) -> None:
 def test_a_trace_on_disk_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = random_trace(3)
     trace.save(tmp_path / "t.parquet")
-    monkeypatch.setattr(stored, "PART_TOKENS", 20)
+    monkeypatch.setattr(trace_file, "PART_TOKENS", 20)
     monkeypatch.setattr(tokens, "TOGETHER", 1)  # one layer at a time
     opened = RoutingTrace.open(tmp_path / "t.parquet")
     assert len(list(opened.parts())) > 2

@@ -26,7 +26,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
     formats = list(dict.fromkeys(arguments.format or ["png"]))
     from moe_core.figures.figure import figure_bytes
     from moe_core.figures.run_figures import sections_of_trace
-    from moe_core.routing.trace.stored import open_or_load
+    from moe_core.routing.trace.trace import open_or_load
     from moe_core.runs.record import read_run
 
     with progress_on_stderr() as progress:

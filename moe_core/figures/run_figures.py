@@ -44,7 +44,7 @@ from moe_core.routing.measures.vocabulary import vocabulary_specialization, voca
 from moe_core.routing.trace.counts import domain_tokens
 
 if TYPE_CHECKING:
-    from moe_core.routing.trace.stored import AnyTrace
+    from moe_core.routing.trace.trace import AnyTrace
     from moe_core.runs.record import RunFindings, RunRecord
 
 MAX_LAYER_FIGURES = 8

@@ -74,7 +74,7 @@ def trace_passages(
 ) -> TracedPassages:
     """Send each passage through the model alone; each is cut to its part of `limit` tokens."""
     from moe_core.inference.tracing import trace_text
-    from moe_core.routing.trace.trace import concatenate
+    from moe_core.routing.trace.joining import concatenate
 
     share = max(limit // max(len(passages), 1) - 1, 1)  # one is the end-of-text before it
     traced = []

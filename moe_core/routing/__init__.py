@@ -3,8 +3,8 @@
 from moe_core.routing import baselines, metrics
 from moe_core.routing.instruments.capture import Recorder, capture
 from moe_core.routing.instruments.interventions import Intervention, intervene
-from moe_core.routing.trace.stored import AnyTrace, StoredTrace
-from moe_core.routing.trace.trace import RoutingTrace, concatenate
+from moe_core.routing.trace.joining import concatenate
+from moe_core.routing.trace.trace import AnyTrace, RoutingTrace, StoredTrace
 
 __all__ = [
     "AnyTrace",

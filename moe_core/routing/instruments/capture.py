@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from moe_core.errors import TraceError
 from moe_core.routing.instruments.contract import Call, Router, find_routers
-from moe_core.routing.trace.trace import RoutingTrace, positions_within
+from moe_core.routing.trace.joining import positions_within
+from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from moe_core.routing.statistics.bootstrap import MAX_UNITS, RESAMPLES, units
 from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
 from moe_core.routing.statistics.permutation import PairChain, check_permutations, documents, sampled
 from moe_core.routing.trace.counts import blocks, pair_counts, ratio
-from moe_core.routing.trace.stored import AnyTrace
-from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import Float64Array, Int16Array, Int64Array
 from moe_core.words import number, percent
 

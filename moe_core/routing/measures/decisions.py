@@ -10,8 +10,7 @@ from scipy import special
 
 from moe_core.routing.measures.term import Term
 from moe_core.routing.trace.counts import entropy, normalised, ratio
-from moe_core.routing.trace.stored import AnyTrace
-from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import Float32Array, Float64Array
 
 _CHUNK_TOKENS = 65_536  # bounds the memory of per-token probabilities

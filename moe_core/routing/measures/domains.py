@@ -31,7 +31,7 @@ from moe_core.routing.trace.counts import (
     normalised,
     ratio,
 )
-from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.trace import AnyTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
 from moe_core.words import count_of, layers_named, number, p_value, percent
 

@@ -14,8 +14,7 @@ from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import RESAMPLES, Units, units
 from moe_core.routing.statistics.permutation import Documents, check_permutations, documents, sampled
 from moe_core.routing.trace.counts import blocks, entropy, flow_counts, mutual_information, normalised, ratio
-from moe_core.routing.trace.stored import AnyTrace
-from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 from moe_core.words import number, percent
 

@@ -10,7 +10,7 @@ import pandas as pd
 from moe_core.errors import UsageError
 from moe_core.routing.measures.term import Term
 from moe_core.routing.trace.counts import entropy, expert_counts, ratio
-from moe_core.routing.trace.stored import AnyTrace
+from moe_core.routing.trace.trace import AnyTrace
 from moe_core.routing.trace.types import Int64Array
 
 TOP_SHARE = 10

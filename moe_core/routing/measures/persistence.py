@@ -17,8 +17,7 @@ from moe_core.routing.measures.tokens import consecutive
 from moe_core.routing.statistics.bootstrap import RESAMPLES, units
 from moe_core.routing.statistics.permutation import check_permutations, documents, sampled
 from moe_core.routing.trace.counts import blocks, ratio
-from moe_core.routing.trace.stored import AnyTrace
-from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int16Array, Int64Array
 from moe_core.words import percent
 

@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing.trace.counts import grouped_counts
-from moe_core.routing.trace.stored import AnyTrace, StoredTrace
-from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.trace import AnyTrace, RoutingTrace, StoredTrace
 from moe_core.routing.trace.types import Int64Array
 
 TokenKind = Literal["input", "predicted", "next"]

@@ -23,7 +23,7 @@ from moe_core.routing.measures.tokens import (
 from moe_core.routing.statistics.bootstrap import RESAMPLES, units
 from moe_core.routing.statistics.permutation import check_permutations, documents, sampled
 from moe_core.routing.trace.counts import blocks, ratio
-from moe_core.routing.trace.stored import AnyTrace, StoredTrace
+from moe_core.routing.trace.trace import AnyTrace, StoredTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 from moe_core.words import percent
 

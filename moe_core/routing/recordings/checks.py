@@ -9,7 +9,7 @@ import numpy as np
 from moe_core.errors import TraceError
 from moe_core.progress import Progress
 from moe_core.routing.recordings.pieces import Integers, Options, Piece, Recording
-from moe_core.routing.trace.trace import MAX_EXPERTS
+from moe_core.routing.trace.checks import MAX_EXPERTS
 from moe_core.routing.trace.types import BoolArray
 
 MAX_ID = int(np.iinfo(np.int32).max)

@@ -12,7 +12,8 @@ from moe_core.errors import TraceError, UsageError
 from moe_core.progress import Progress, silent
 from moe_core.routing.recordings.checks import Facts, examine, recorded_tokens
 from moe_core.routing.recordings.pieces import Options, Piece, Recording
-from moe_core.routing.trace.trace import RoutingTrace, concatenate
+from moe_core.routing.trace.joining import concatenate
+from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray
 
 FORMATS = ("auto", "vllm", "sglang", "llama.cpp", "parquet")

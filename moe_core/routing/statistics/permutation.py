@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe_core.errors import UsageError
-from moe_core.routing.trace.stored import AnyTrace
-from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int16Array, Int64Array
 
 MAX_NULL_TOKENS = 16_384

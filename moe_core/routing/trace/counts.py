@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.routing.trace.stored import AnyTrace, StoredTrace
-from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.trace import AnyTrace, RoutingTrace, StoredTrace
 from moe_core.routing.trace.types import Float64Array, Int16Array, Int64Array
 
 _CHUNK_TOKENS = 65_536

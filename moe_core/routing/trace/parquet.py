@@ -12,11 +12,11 @@ larger than memory. A file without source_id, as written at first, takes each do
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,13 @@ import pyarrow.parquet as pq
 
 from moe_core.errors import TraceError
 from moe_core.files import replaced
-from moe_core.routing.trace.trace import RoutingTrace, check_joinable
+from moe_core.routing.trace.joining import check_joinable
 from moe_core.routing.trace.types import Int64Array
 
+if TYPE_CHECKING:
+    from moe_core.routing.trace.trace import RoutingTrace
+
+Built = TypeVar("Built")
 METADATA_KEY = b"moescope"
 FORMAT = 1
 ROW_GROUP_TOKENS = 65_536
@@ -177,10 +181,13 @@ class TraceWriter:
             ) from None
 
 
-def read_trace(path: Path) -> RoutingTrace:
-    """Read and check a file written by `write_trace`. Raises TraceError in one line; page checksums are verified."""
+def read_trace(path: Path, build: Callable[..., Built]) -> Built:
+    """What `build`, RoutingTrace.from_arrays, makes of a file written by `write_trace`.
+
+    Raises TraceError in one line; page checksums are verified.
+    """
     with _opened(path) as (file, metadata):
-        return _from_table(file.read(), metadata)
+        return _from_table(file.read(), metadata, build)
 
 
 def read_metadata(path: Path) -> tuple[dict[str, Any], int]:
@@ -190,7 +197,7 @@ def read_metadata(path: Path) -> tuple[dict[str, Any], int]:
         return metadata, file.metadata.num_rows
 
 
-def read_parts(path: Path, part_tokens: int, part_bytes: int) -> Iterator[RoutingTrace]:
+def read_parts(path: Path, build: Callable[..., Built], part_tokens: int, part_bytes: int) -> Iterator[Built]:
     """The file in parts of about `part_tokens` tokens, or fewer where they would be about `part_bytes` in memory.
 
     No part cuts a document whose rows are adjacent.
@@ -206,12 +213,12 @@ def read_parts(path: Path, part_tokens: int, part_bytes: int) -> Iterator[Routin
             borders = np.flatnonzero(np.diff(documents_T, prepend=documents_T[:1] if last is None else last))
             if borders.size:
                 border = int(borders[-1])
-                yield _from_table(pa.Table.from_batches([*held, batch.slice(0, border)]), metadata)
+                yield _from_table(pa.Table.from_batches([*held, batch.slice(0, border)]), metadata, build)
                 held, batch = [], batch.slice(border)
             held.append(batch)
             last = documents_T[-1:]
         if held:
-            yield _from_table(pa.Table.from_batches(held), metadata)
+            yield _from_table(pa.Table.from_batches(held), metadata, build)
 
 
 def count_ids(path: Path, column: str) -> tuple[npt.NDArray[Any], Int64Array]:
@@ -283,13 +290,13 @@ def _leaf(column: str) -> str:
     return f"{column}.list.element" if column.endswith("_logits") else column
 
 
-def _from_table(table: pa.Table, metadata: dict[str, Any]) -> RoutingTrace:
+def _from_table(table: pa.Table, metadata: dict[str, Any], build: Callable[..., Built]) -> Built:
     _check_columns(table.column_names, metadata)
     layers, slots = metadata["layers"], range(metadata["top_k"])
     logits = None
     if metadata["router_logits"]:
         logits = np.stack([_lists(table, f"layer_{layer}_logits", metadata["num_experts"]) for layer in layers])
-    return RoutingTrace.from_arrays(
+    return build(
         router_indices=np.stack(
             [np.stack([_column(table, f"layer_{layer}_expert_{s}") for s in slots], axis=-1) for layer in layers]
         ),

@@ -1,31 +1,39 @@
-"""RoutingTrace: which experts every token went to, in every MoE layer. The one thing all analysis starts from."""
+"""RoutingTrace: which experts every token went to, in every MoE layer. The one thing all analysis starts from.
+
+StoredTrace is the same in a file that may be larger than memory: counted part by part.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.errors import TraceError, UsageError
+from moe_core.errors import TraceError
 from moe_core.routing.trace.arrays import describe, floats, integers, layered, some
+from moe_core.routing.trace.checks import ARRAYS, OPTIONAL, check_shapes, check_values
+from moe_core.routing.trace.joining import positions_within, sample_parts
 from moe_core.routing.trace.types import (
     BoolArray,
     Float16Array,
     Float32Array,
     Int16Array,
     Int32Array,
-    Int64Array,
     ScoreFunction,
 )
 
-if TYPE_CHECKING:
-    from moe_core.routing.trace.stored import StoredTrace
+PART_TOKENS = 262_144
+"""Tokens read at a time; a part ends at the last document border before this many."""
+PART_BYTES = 2**26
+"""Fewer tokens are read at a time where their arrays would take more than this: with logits of many experts."""
+MAX_IN_MEMORY_BYTES = 2**28
+"""Largest routing of one trace. A larger one is read part by part, and sampled to look at single tokens."""
 
-MAX_EXPERTS = 32_767  # int16
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +80,9 @@ class RoutingTrace:
     """Printable text of the token ids that occur; may be empty."""
 
     def __post_init__(self) -> None:
-        for name, dtype, axes in _ARRAYS:
+        for name, dtype, axes in ARRAYS:
             value = getattr(self, name)
-            if value is None and name in _OPTIONAL:
+            if value is None and name in OPTIONAL:
                 continue
             if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != len(axes):
                 raise TraceError(
@@ -83,8 +91,8 @@ class RoutingTrace:
             view = value.view()
             view.flags.writeable = False
             object.__setattr__(self, name, view)
-        _check_shapes(self)
-        _check_values(self)
+        check_shapes(self)
+        check_values(self)
 
     @property
     def top_k(self) -> int:
@@ -119,7 +127,7 @@ class RoutingTrace:
             raise TraceError(f"mask is {describe(chosen)}; expected bool [{self.num_tokens}], one per token")
         arrays = {
             name: getattr(self, name)[:, chosen] if len(axes) == 3 else getattr(self, name)[chosen]
-            for name, _, axes in _ARRAYS
+            for name, _, axes in ARRAYS
             if getattr(self, name) is not None
         }
         return replace(self, **arrays)
@@ -149,13 +157,11 @@ class RoutingTrace:
         """Read a file written by `save`. Raises TraceError if it is missing, damaged or no trace."""
         from moe_core.routing.trace.parquet import read_trace
 
-        return read_trace(Path(path))
+        return read_trace(Path(path), cls.from_arrays)
 
     @staticmethod
     def open(path: str | Path) -> StoredTrace:
         """A file written by `save` for counting in bounded memory; raises TraceError as `load`."""
-        from moe_core.routing.trace.stored import StoredTrace
-
         return StoredTrace.open(path)
 
     @classmethod
@@ -221,156 +227,99 @@ class RoutingTrace:
         )
 
 
-def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
-    """Join traces of one model along the token axis, in order.
+@dataclass(frozen=True, eq=False)
+class StoredTrace:
+    """A file written by RoutingTrace.save, of which only a part at a time is in memory.
 
-    Domains are matched by name, vocabularies merged. Document and source ids are kept as they are: two traces that
-    number different documents alike must be renumbered by the caller. Raises TraceError where the models differ.
+    The same facts as a RoutingTrace but no arrays: `parts()` yields those. Counts, and every measure made of counts,
+    take either and give the same answer. Make it with RoutingTrace.open.
     """
-    if not traces:
-        raise TraceError("no traces to concatenate; expected at least one")
-    first = traces[0]
-    domains = list(dict.fromkeys(name for trace in traces for name in trace.domains))
-    vocabulary: dict[int, str] = {}
-    for number, trace in enumerate(traces):
-        check_joinable(first, trace, f"trace {number}")
-        for token_id, text in trace.vocabulary.items():
-            if vocabulary.setdefault(token_id, text) != text:
-                raise TraceError(
-                    f"token {token_id} is {vocabulary[token_id]!r} in one trace and {text!r} in another; "
-                    "only traces with one tokenizer can be joined"
-                )
-    domain_ids = [
-        np.array([domains.index(name) for name in trace.domains], dtype=np.int16)[trace.domain_ids] for trace in traces
-    ]
-    arrays: dict[str, Any] = {
-        name: np.concatenate([getattr(trace, name) for trace in traces], axis=len(axes) // 2)
-        for name, _, axes in _ARRAYS
-        if getattr(first, name) is not None and name != "domain_ids"
-    }
-    return replace(
-        first,
-        **arrays,
-        domain_ids=np.concatenate(domain_ids),
-        domains=domains,
-        vocabulary=vocabulary,
-        source=", ".join(dict.fromkeys(trace.source for trace in traces if trace.source)),
-    )
 
+    path: Path
+    num_tokens: int
+    """T."""
+    layers: list[int]
+    """[L] layer numbers in the model, ascending."""
+    num_experts: int
+    """E."""
+    top_k: int
+    """K."""
+    domains: list[str]
+    score_function: ScoreFunction
+    varying_experts: bool
+    source: str
+    vocabulary: Mapping[int, str] = field(repr=False)
+    _counted: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
-def check_joinable(first: RoutingTrace, other: RoutingTrace, name: str) -> None:
-    """Raise TraceError, calling `other` by `name`, unless both are of one model and keep the same columns."""
-    for fact in ("layers", "num_experts", "top_k", "score_function", "varying_experts"):
-        if getattr(other, fact) != getattr(first, fact):
-            raise TraceError(
-                f"{name} has {fact} = {getattr(other, fact)}, the first {getattr(first, fact)}; "
-                "only traces of one model can be joined"
-            )
-    if (other.router_logits is None) != (first.router_logits is None):
-        raise TraceError("some traces have router_logits and some have not; capture all with the same keep_logits")
-    if (other.predicted_ids is None) != (first.predicted_ids is None):
-        raise TraceError("some traces have predicted_ids and some have not; keep them for all or for none")
+    @classmethod
+    def open(cls, path: str | Path) -> StoredTrace:
+        """Read what is not per token. Raises TraceError if the file is missing, damaged or no trace."""
+        from moe_core.routing.trace.parquet import read_metadata
 
-
-def sample_parts(
-    parts: Iterable[RoutingTrace],
-    documents_N: npt.NDArray[np.integer[Any]],
-    sizes_N: Int64Array,
-    max_tokens: int,
-    seed: int,
-) -> RoutingTrace:
-    """Tokens of randomly chosen ones of the N documents, see RoutingTrace.sample; `sizes_N` are their tokens."""
-    if max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens}; expected 1 or more")
-    order = np.random.default_rng(seed).permutation(len(documents_N))
-    chosen, rest, smallest = [], max_tokens, int(sizes_N.min())
-    for i in order:
-        if rest < smallest:
-            break  # of millions of documents most need not be looked at
-        if sizes_N[i] <= rest:
-            chosen.append(i)
-            rest -= int(sizes_N[i])
-    chosen_ids = documents_N[chosen or order[:1]]
-    found, rest = [], max_tokens
-    for part in parts:
-        mask = np.isin(part.document_ids, chosen_ids)
-        mask &= np.cumsum(mask) <= rest  # only cuts where not even one document fitted
-        if mask.any():
-            found.append(part.select(mask))
-            rest -= found[-1].num_tokens
-    return concatenate(found)
-
-
-def positions_within(document_ids: Int32Array) -> Int32Array:
-    """[T] how many earlier tokens are of the same document."""
-    order = np.argsort(document_ids, kind="stable")
-    ordered = document_ids[order]
-    first = np.searchsorted(ordered, ordered, side="left")
-    positions = np.empty(document_ids.size, dtype=np.int32)
-    positions[order] = np.arange(document_ids.size) - first
-    return positions
-
-
-# Name, dtype and axes of every array of a trace.
-_ARRAYS: tuple[tuple[str, type[np.generic], str], ...] = (
-    ("router_indices", np.int16, "LTK"),
-    ("router_scores", np.float32, "LTK"),
-    ("router_logits", np.float16, "LTE"),
-    ("token_ids", np.int32, "T"),
-    ("document_ids", np.int32, "T"),
-    ("source_ids", np.int32, "T"),
-    ("positions", np.int32, "T"),
-    ("domain_ids", np.int16, "T"),
-    ("predicted_ids", np.int32, "T"),
-)
-_OPTIONAL = ("router_logits", "predicted_ids")
-
-
-def _check_shapes(trace: RoutingTrace) -> None:
-    L, T, K = trace.router_indices.shape
-    E = trace.num_experts
-    if not (L and T and K):
-        raise TraceError(f"router_indices is {describe(trace.router_indices)}: nothing was routed; expected [L,T,K]")
-    if not 1 <= E <= MAX_EXPERTS or K > E:
-        raise TraceError(f"num_experts is {E} with {K} slots per token; expected {K} to {MAX_EXPERTS} experts")
-    sizes = {"L": L, "T": T, "K": K, "E": E}
-    for name, _, axes in _ARRAYS:
-        value = getattr(trace, name)
-        expected = tuple(sizes[axis] for axis in axes)
-        if value is not None and value.shape != expected:
-            raise TraceError(
-                f"{name} has shape {list(value.shape)}; expected {list(expected)} = [{','.join(axes)}] "
-                "to fit router_indices and num_experts"
-            )
-    if len(trace.layers) != L or sorted(set(trace.layers)) != trace.layers or trace.layers[0] < 0:
-        raise TraceError(f"layers is {some(trace.layers)}; expected {L} ascending layer numbers, one per routed layer")
-    if not trace.domains or len(set(trace.domains)) != len(trace.domains):
-        raise TraceError(f"domains is {some(trace.domains)}; expected at least one name, each once")
-
-
-def _check_values(trace: RoutingTrace) -> None:
-    indices, scores = trace.router_indices, trace.router_scores
-    if trace.score_function not in get_args(ScoreFunction):
-        raise TraceError(
-            f"score_function is {trace.score_function!r}; expected one of {', '.join(get_args(ScoreFunction))}"
+        metadata, num_tokens = read_metadata(Path(path))
+        if not num_tokens:
+            raise TraceError(f"trace {str(path)!r} has no tokens; trace some text again")
+        names = (
+            "layers",
+            "num_experts",
+            "top_k",
+            "domains",
+            "score_function",
+            "varying_experts",
+            "source",
+            "vocabulary",
         )
-    _check_range("router_indices", indices, -1, trace.num_experts - 1)
-    _check_range("domain_ids", trace.domain_ids, 0, len(trace.domains) - 1)
-    _check_range("token_ids", trace.token_ids, 0, np.iinfo(np.int32).max)
-    _check_range("positions", trace.positions, 0, np.iinfo(np.int32).max)
-    if trace.predicted_ids is not None:
-        _check_range("predicted_ids", trace.predicted_ids, 0, np.iinfo(np.int32).max)
-    for name, values in (("router_scores", scores), ("router_logits", trace.router_logits)):
-        if values is not None and not np.isfinite(values).all():
-            raise TraceError(
-                f"{name} holds NaN or infinity; expected finite numbers (float16 reaches 65504 for logits)"
-            )
-    if ((indices < 0) & (scores != 0)).any():
-        raise TraceError("a slot with index -1 (unused) has a score other than 0; expected 0 there")
+        return cls(path=Path(path), num_tokens=num_tokens, **{name: metadata[name] for name in names})
+
+    @property
+    def num_layers(self) -> int:
+        """L, MoE layers in the trace."""
+        return len(self.layers)
+
+    def parts(self) -> Iterator[RoutingTrace]:
+        """The trace in parts of whole documents, in order, each checked like any RoutingTrace.
+
+        About PART_TOKENS tokens or PART_BYTES a part, two parts in memory at a time; a document longer than that is
+        one part.
+        Raises TraceError at a damaged part.
+        """
+        from moe_core.routing.trace.parquet import read_parts
+
+        return read_parts(self.path, RoutingTrace.from_arrays, PART_TOKENS, PART_BYTES)
+
+    def once(self, key: tuple[Any, ...], count: Callable[[], T]) -> T:
+        """What `count` returned when it was first called with this key: reading the file takes seconds, and several
+        measures are made of the same counts or sample. For what is of bounded size; it is only read."""
+        if key not in self._counted:
+            self._counted[key] = count()
+        found: T = self._counted[key]
+        return found
+
+    def count_sources(self) -> int:
+        """How many different source_ids there are; only that column is read."""
+        from moe_core.routing.trace.parquet import count_ids
+
+        return self.once(("sources",), lambda: len(count_ids(self.path, "source_id")[0]))
+
+    def sample(self, max_tokens: int, seed: int = 0) -> RoutingTrace:
+        """As RoutingTrace.sample: whole documents in a seeded order, as many as fit into `max_tokens`."""
+        if self.num_tokens <= max_tokens:
+            return RoutingTrace.load(self.path)
+        return self.once(("sample", max_tokens, seed), lambda: self._sample(max_tokens, seed))
+
+    def _sample(self, max_tokens: int, seed: int) -> RoutingTrace:
+        from moe_core.routing.trace.parquet import count_ids
+
+        return sample_parts(self.parts(), *count_ids(self.path, "document_id"), max_tokens, seed)
 
 
-def _check_range(name: str, values: npt.NDArray[np.integer[Any]], low: int, high: int) -> None:
-    smallest, largest = int(values.min()), int(values.max())
-    if smallest < low or largest > high:
-        wrong = smallest if smallest < low else largest
-        raise TraceError(f"{name} holds {wrong}; expected {low} to {high}")
+AnyTrace = RoutingTrace | StoredTrace
+"""What every measure that is made of counts takes."""
+
+
+def open_or_load(path: str | Path) -> AnyTrace:
+    """The trace in the file: in memory, or on disk where it is too large for that. Raises TraceError."""
+    stored = StoredTrace.open(path)
+    slots, logits = 6 * stored.top_k, 2 * stored.num_experts  # bytes of a token in a layer; there may be no logits
+    fits = stored.num_tokens * stored.num_layers * (slots + logits) <= MAX_IN_MEMORY_BYTES
+    return RoutingTrace.load(path) if fits else stored

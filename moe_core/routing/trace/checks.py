@@ -1,0 +1,83 @@
+"""What makes a RoutingTrace consistent: types, shapes and ranges of its arrays; errors name the value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_core.errors import TraceError
+from moe_core.routing.trace.arrays import describe, some
+from moe_core.routing.trace.types import ScoreFunction
+
+if TYPE_CHECKING:
+    from moe_core.routing.trace.trace import RoutingTrace
+
+MAX_EXPERTS = 32_767  # int16
+
+# Name, dtype and axes of every array of a trace.
+ARRAYS: tuple[tuple[str, type[np.generic], str], ...] = (
+    ("router_indices", np.int16, "LTK"),
+    ("router_scores", np.float32, "LTK"),
+    ("router_logits", np.float16, "LTE"),
+    ("token_ids", np.int32, "T"),
+    ("document_ids", np.int32, "T"),
+    ("source_ids", np.int32, "T"),
+    ("positions", np.int32, "T"),
+    ("domain_ids", np.int16, "T"),
+    ("predicted_ids", np.int32, "T"),
+)
+OPTIONAL = ("router_logits", "predicted_ids")
+
+
+def check_shapes(trace: RoutingTrace) -> None:
+    """Raise TraceError unless all arrays fit together."""
+    L, T, K = trace.router_indices.shape
+    E = trace.num_experts
+    if not (L and T and K):
+        raise TraceError(f"router_indices is {describe(trace.router_indices)}: nothing was routed; expected [L,T,K]")
+    if not 1 <= E <= MAX_EXPERTS or K > E:
+        raise TraceError(f"num_experts is {E} with {K} slots per token; expected {K} to {MAX_EXPERTS} experts")
+    sizes = {"L": L, "T": T, "K": K, "E": E}
+    for name, _, axes in ARRAYS:
+        value = getattr(trace, name)
+        expected = tuple(sizes[axis] for axis in axes)
+        if value is not None and value.shape != expected:
+            raise TraceError(
+                f"{name} has shape {list(value.shape)}; expected {list(expected)} = [{','.join(axes)}] "
+                "to fit router_indices and num_experts"
+            )
+    if len(trace.layers) != L or sorted(set(trace.layers)) != trace.layers or trace.layers[0] < 0:
+        raise TraceError(f"layers is {some(trace.layers)}; expected {L} ascending layer numbers, one per routed layer")
+    if not trace.domains or len(set(trace.domains)) != len(trace.domains):
+        raise TraceError(f"domains is {some(trace.domains)}; expected at least one name, each once")
+
+
+def check_values(trace: RoutingTrace) -> None:
+    """Raise TraceError unless every number is in its range."""
+    indices, scores = trace.router_indices, trace.router_scores
+    if trace.score_function not in get_args(ScoreFunction):
+        raise TraceError(
+            f"score_function is {trace.score_function!r}; expected one of {', '.join(get_args(ScoreFunction))}"
+        )
+    _check_range("router_indices", indices, -1, trace.num_experts - 1)
+    _check_range("domain_ids", trace.domain_ids, 0, len(trace.domains) - 1)
+    _check_range("token_ids", trace.token_ids, 0, np.iinfo(np.int32).max)
+    _check_range("positions", trace.positions, 0, np.iinfo(np.int32).max)
+    if trace.predicted_ids is not None:
+        _check_range("predicted_ids", trace.predicted_ids, 0, np.iinfo(np.int32).max)
+    for name, values in (("router_scores", scores), ("router_logits", trace.router_logits)):
+        if values is not None and not np.isfinite(values).all():
+            raise TraceError(
+                f"{name} holds NaN or infinity; expected finite numbers (float16 reaches 65504 for logits)"
+            )
+    if ((indices < 0) & (scores != 0)).any():
+        raise TraceError("a slot with index -1 (unused) has a score other than 0; expected 0 there")
+
+
+def _check_range(name: str, values: npt.NDArray[np.integer[Any]], low: int, high: int) -> None:
+    smallest, largest = int(values.min()), int(values.max())
+    if smallest < low or largest > high:
+        wrong = smallest if smallest < low else largest
+        raise TraceError(f"{name} holds {wrong}; expected {low} to {high}")
