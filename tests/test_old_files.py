@@ -119,6 +119,7 @@ def test_the_dashboard_opens_an_old_trace(root: Path, dashboard: Open) -> None:
     assert not at.exception
 
 
+@pytest.mark.slow
 def test_an_old_run_is_plotted_and_reported(root: Path, cli: Run, tmp_path: Path) -> None:
     code, _, err = cli(root, "plots", "--run", "old", "--out", str(tmp_path / "plots"), "--format", "csv")
     assert code == 0, err

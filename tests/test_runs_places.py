@@ -11,6 +11,7 @@ from cli_support import Run, assert_one_line
 
 from moe_core.runs import RunFolder, list_runs, places
 from moe_core.runs.checkpoint import load_run
+from moe_core.runs.evaluation import evaluation_from_json
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_what_is_found_out_goes_to_the_working_folder(shipped: Path, tmp_path: P
     assert len([name for name in written if name.startswith("analysis/ablation_zero_")]) == 1
     run = RunFolder("tiny", root)
     assert run.is_shipped()
-    assert run.evaluation() == json.loads(written["evaluation.json"])
+    assert run.evaluation() == evaluation_from_json(written["evaluation.json"], "evaluation.json")
     assert load_run("tiny", root).step == 40
 
 
