@@ -19,7 +19,8 @@ import numpy.typing as npt
 from bench.family_configs import VOCABULARY, families, text_model_class, tiny_model
 from moe_core.errors import MoescopeError
 from moe_core.routing.instruments.capture import capture
-from moe_core.routing.instruments.contract import Router, find_routers
+from moe_core.routing.instruments.contract import Router
+from moe_core.routing.instruments.find import find_routers
 from moe_core.routing.trace.trace import RoutingTrace
 
 if TYPE_CHECKING:

@@ -142,7 +142,7 @@ def tiny_model(family: str) -> torch.nn.Module:
     """The text model of a family in eval mode, random, its routers decided: logits spread and biases not 0."""
     import torch
 
-    from moe_core.routing.instruments.contract import find_routers
+    from moe_core.routing.instruments.find import find_routers
 
     model_class = text_model_class(family)
     torch.manual_seed(0)

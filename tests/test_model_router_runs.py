@@ -26,7 +26,7 @@ from moe_core.config.router import ROUTER_FACTS, ROUTER_KINDS, RouterKind
 from moe_core.data.prepare import PreparedData, prepare_data
 from moe_core.errors import UsageError
 from moe_core.evaluation.ablation import ablation_map
-from moe_core.evaluation.tasks.registry import registered
+from moe_core.evaluation.tasks.catalogue import registered
 from moe_core.evaluation.tasks.run import run_suite
 from moe_core.exchange.targets import target_family
 from moe_core.inference.expert_outputs import expert_saliency

@@ -20,7 +20,7 @@ from moe_core.routing import (  # noqa: E402
     intervene,
     metrics,
 )
-from moe_core.routing.instruments.contract import find_routers  # noqa: E402
+from moe_core.routing.instruments.find import find_routers  # noqa: E402
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9], [30, 31, 32, 33, 34]])
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])

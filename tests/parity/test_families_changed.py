@@ -23,7 +23,8 @@ from moe_core.routing import (  # noqa: E402
     capture,
     intervene,
 )
-from moe_core.routing.instruments.contract import Router, find_routers  # noqa: E402
+from moe_core.routing.instruments.contract import Router  # noqa: E402
+from moe_core.routing.instruments.find import find_routers  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("families")
 

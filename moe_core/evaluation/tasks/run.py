@@ -11,8 +11,9 @@ import numpy as np
 from moe_core.config.router import SIGHT_WARNING
 from moe_core.data.windows import WINDOW_RULE
 from moe_core.errors import UsageError
+from moe_core.evaluation.tasks.catalogue import describe
 from moe_core.evaluation.tasks.context import Context, Inputs, Outcome
-from moe_core.evaluation.tasks.registry import Benchmark, describe
+from moe_core.evaluation.tasks.registry import Benchmark
 from moe_core.evaluation.tasks.scores import verdict
 from moe_core.json_values import json_safe
 from moe_core.progress import Progress, silent

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.errors import TraceError
-from moe_core.routing.instruments.contract import Call, Router, find_routers
+from moe_core.routing.instruments.contract import Call, Router
+from moe_core.routing.instruments.find import find_routers
 from moe_core.routing.trace.joining import positions_within
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray

@@ -1,10 +1,9 @@
-"""The routers of any model, by layer: where they are, and how to read and change what they chose.
+"""What a router promises, whichever library it is from: how its choice is watched, read and changed.
 
 Ours and other modules that obey the router contract (`is_moe_router = True`, forward returns router_logits [T,E],
 router_scores [T,K], router_indices [T,K]) are taken as they are. What a router notes beside its choice may follow as a
 fourth item, a mapping from names to tensors; of these `eligible`, bool [T,E], says among which experts an intervention
-makes a token choose again. Models of the transformers library are found and read by `huggingface.routers`; this module
-never imports transformers: whoever has such a model has imported it.
+makes a token choose again. Where the routers of a model are, `find` says.
 """
 
 from __future__ import annotations
@@ -162,35 +161,6 @@ class Router:
         return f"router {self.name!r}" + (f" of {self.family}" if self.family else "")
 
 
-def find_routers(model: torch.nn.Module) -> dict[int, Router]:
-    """The routers of a model, by layer number, ascending. Raises TraceError if there is none, or none to be relied on.
-
-    Any part of a model will do: of one that reads two texts, such as an encoder and a decoder, give the part.
-    """
-    modules = dict(model.named_modules())
-    # The class is asked: a module without the attribute would look for it long, and captures are opened often.
-    marked = [name for name, part in modules.items() if getattr(type(part), "is_moe_router", False) is True]
-    found = [_own(modules, name) for name in marked]
-    if not found:
-        from moe_core.routing.instruments.huggingface.routers import transformers_routers
-
-        found = transformers_routers(type(model).__name__, modules)
-    routers: dict[int, Router] = {}
-    for router in found:
-        if router.layer in routers:
-            raise TraceError(
-                f"layer {router.layer} has two routers, {routers[router.layer].name!r} and {router.name!r}; "
-                "expected one per layer"
-            )
-        routers[router.layer] = router
-    if not routers:
-        raise TraceError(
-            f"{type(model).__name__} has no router; expected an MoE model of the transformers library, or modules with "
-            "is_moe_router = True"
-        )
-    return dict(sorted(routers.items()))
-
-
 def layer_of(name: str) -> tuple[str, int]:
     """("model.layers", 3) of "model.layers.3.mlp.gate". Raises TraceError for a name without a layer number."""
     found = _LAYER.search(name)
@@ -225,21 +195,6 @@ def _refusal(router: Router) -> Callable[..., None]:
         )
 
     return hook
-
-
-def _own(modules: dict[str, torch.nn.Module], name: str) -> Router:
-    module = modules[name]
-    experts = getattr(modules[name.rpartition(".")[0]], "experts", None)
-    return Router(
-        layer=layer_of(name)[1],
-        name=name,
-        module=module,
-        num_experts=getattr(module, "num_experts", None),
-        top_k=getattr(module, "top_k", None),
-        score_function=str(getattr(module, "score_function", "softmax")),
-        varying_experts=getattr(module, "varying_experts", False) is True,
-        experts=experts if getattr(experts, "is_moe_experts", False) is True else None,
-    )
 
 
 def _checked(router: Router, output: object, num_experts: Any, top_k: Any) -> Choice:

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing.instruments.contract import Call, Router, find_routers
+from moe_core.routing.instruments.contract import Call, Router
+from moe_core.routing.instruments.find import find_routers
 
 if TYPE_CHECKING:
     import torch

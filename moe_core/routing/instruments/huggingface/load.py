@@ -142,7 +142,7 @@ def _check_routers(model_class: Any, config: Any, name: str, trust_remote_code: 
     """Raise TraceError now, from the architecture alone, for a model that could not be captured once it is loaded."""
     import torch
 
-    from moe_core.routing.instruments.contract import find_routers
+    from moe_core.routing.instruments.find import find_routers
 
     with torch.device("meta"):
         bare = model_class.from_config(config, trust_remote_code=trust_remote_code)

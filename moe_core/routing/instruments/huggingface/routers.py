@@ -3,7 +3,7 @@
 1. Every PreTrainedModel inside the model names, in `_can_record_outputs["router_logits"]`, the class of its routers.
 2. Beside them there may be more, which it does not record (hash routers): an experts module, that is one whose forward
    takes top_k_index and top_k_weights, without a router found so far has one beside it, called gate or router.
-3. What differs from the rest, by class: huggingface_families.py.
+3. What differs from the rest, by class: families.py.
 
 A model that reads two texts (encoder and decoder, thinker and talker) has one trace for each: TraceError says which
 part to give.
