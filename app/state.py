@@ -13,6 +13,7 @@ import streamlit as st
 
 from moe_core.errors import RunError
 from moe_core.inference.subjects import OPENED, Live, Subject, TraceFile
+from moe_core.program import program
 from moe_core.runs import RunFolder
 
 RUN = "run"
@@ -67,7 +68,7 @@ def subject() -> Subject:
     """The run, or what was opened, that is chosen in the side bar. Raises RunError when there is none."""
     name = st.session_state.get(RUN)
     if not name:
-        raise RunError("no run is chosen; start one on the Training page, or with `python main.py --quick --run first`")
+        raise RunError(f"no run is chosen; start one on the Training page, or with `{program()} --quick --run first`")
     return OPENED.find(name) or RunFolder(name)
 
 

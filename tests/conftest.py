@@ -98,3 +98,11 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Moescope as its wheel is installed: see wheel_support.Installed."""
+    from wheel_support import install
+
+    return install(tmp_path_factory.mktemp("installed"))

@@ -27,6 +27,7 @@ from moe_core.inference.passages import (
     trace_passages,
 )
 from moe_core.inference.subjects import Live, TraceFile
+from moe_core.program import program
 from moe_core.routing.measures.experts import layer_verdict
 
 # Session keys of this page: the last traced text with its payload, which examples are shown, of what.
@@ -99,5 +100,5 @@ else:
         st.download_button(
             "Trace as Parquet", lambda: trace_file(traced), "trace.parquet", "application/vnd.apache.parquet",
             key="tokens_parquet", type="tertiary", icon=":material/download:", on_click="ignore",
-            help="For `python main.py plots --trace trace.parquet`, pandas, DuckDB or Polars",
+            help=f"For `{program()} plots --trace trace.parquet`, pandas, DuckDB or Polars",
         )  # fmt: skip

@@ -14,13 +14,14 @@ from moe_core.experiments.library import Found, find_results
 from moe_core.experiments.tables import notes, result_table
 from moe_core.experiments.verdicts import losses_verdict
 from moe_core.figures.quality import result_figures
+from moe_core.program import program
 
 CHOSEN = "experiment"
 """Key of the picker, in the URL: the title of the result that is shown."""
 TERMS = {"moe_against_dense": ["loss", "unseen", "interval"], "routers": ["loss", "unseen", "interval", "dead expert"]}
 EMPTY = (
-    "No comparison was run yet. `python main.py compare-dense` trains a mixture and two dense models and holds them "
-    "against each other; `python main.py compare-routers` does it with the routers."
+    f"No comparison was run yet. `{program()} compare-dense` trains a mixture and two dense models and holds them "
+    f"against each other; `{program()} compare-routers` does it with the routers."
 )
 
 

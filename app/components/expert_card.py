@@ -13,6 +13,7 @@ from app.components.concordance import WINDOW, concordance, show_concordance, sh
 from app.components.figure import explain, term_help
 from app.components.page import INTERVENTIONS, answer, plain
 from moe_core.data.windows import window_words
+from moe_core.program import program
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.causes import ablation_verdict
 from moe_core.routing.measures.coactivation import coactivation_pairs
@@ -159,7 +160,7 @@ def worth(run: RunFolder, effects: pd.DataFrame | None, layer: int, expert: int)
     own = None if effects is None else effects[(effects["layer"] == layer) & (effects["expert"] == expert)]
     if own is None or own.empty:
         st.caption("Not measured yet. Switching off every expert once takes a minute or two:")
-        st.code(f"python main.py ablate --run {run.name}", language="bash")
+        st.code(f"{program()} ablate --run {run.name}", language="bash")
     else:
         answer(ablation_verdict(own))
         st.dataframe(

@@ -7,6 +7,7 @@ import streamlit as st
 from app import loaders
 from app.components.page import OVERVIEW, TRAINING, header, plain
 from moe_core.inference.subjects import Opened, TraceFile
+from moe_core.program import program
 from moe_core.runs import RunSummary
 from moe_core.words import sentence
 
@@ -37,7 +38,7 @@ def explain_no_runs() -> None:
     )
     st.page_link(TRAINING, label="Train a first run", icon=":material/play_arrow:")
     st.caption("Or on the command line:")
-    st.code("python main.py --quick --run first", language="bash")
+    st.code(f"{program()} --quick --run first", language="bash")
     st.markdown("Routing that was recorded elsewhere needs no run: open its trace in the side bar.")
 
 

@@ -13,6 +13,7 @@ from app import loaders, state
 from app.components.page import errors_as_boxes, plain
 from moe_core.errors import MoescopeError, UsageError
 from moe_core.inference.subjects import OPENED, Opened, TraceFile
+from moe_core.program import program
 from moe_core.words import short_count
 
 # Session keys: the path field, the upload, what of it was opened last.
@@ -28,7 +29,7 @@ def open_field() -> None:
             "Path on this computer",
             key=PATH,
             placeholder="/home/me/text.parquet",
-            help="A trace (.parquet, from `python main.py trace --out` or `python main.py convert --to`), the folder "
+            help=f"A trace (.parquet, from `{program()} trace --out` or `{program()} convert --to`), the folder "
             "of a model of the transformers library, or the name of one.",
         )
         pressed = st.button("Open", key="open_button", type="primary", icon=":material/folder_open:")

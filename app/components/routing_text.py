@@ -14,6 +14,7 @@ from app.components.page import plain
 from app.components.progress import progress_bar
 from moe_core.errors import MoescopeError
 from moe_core.inference.subjects import ForeignModel, Subject, TraceFile
+from moe_core.program import program
 from moe_core.routing.measured import Measured
 from moe_core.runs import RunFolder
 
@@ -41,7 +42,7 @@ def deep_or_probe(subject: Subject) -> tuple[Measured, str]:
 def _model_routing(model: ForeignModel) -> tuple[Measured, str]:
     with progress_bar("Sending text through the model") as bar:
         measured = loaders.model_routing(model, bar)
-    return measured, "made-up text of four domains; of your own, python main.py trace makes a trace to open here"
+    return measured, f"made-up text of four domains; of your own, {program()} trace makes a trace to open here"
 
 
 def _source(measured: Measured) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from moe_core.config import ModelConfig, validate_config
 from moe_core.errors import RunError, UsageError
 from moe_core.exchange.layouts import FAMILIES, Family
+from moe_core.program import program
 
 CLASSES: dict[Family, str] = {
     "mixtral": "MixtralForCausalLM",
@@ -163,7 +164,7 @@ def _family(tree: Mapping[str, Any]) -> Family:
             return family
     raise UsageError(
         f"the checkpoint's model_type is {str(found)[:60]!r}; our model can become one of {', '.join(FAMILIES)}: look "
-        "at other models with `python main.py trace --model`"
+        f"at other models with `{program()} trace --model`"
     )
 
 

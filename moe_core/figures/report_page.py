@@ -26,6 +26,7 @@ from moe_core.figures.inline_svg import inline_svg
 from moe_core.figures.palette import DARK_PAGE, DARK_TEXT, LIGHT_PAGE, LIGHT_TEXT
 from moe_core.figures.plotly_export import PLOTLY_STYLE, plotly_bundle, plotly_call
 from moe_core.figures.run_figures import Section
+from moe_core.program import program
 from moe_core.progress import Progress, silent
 from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.routing.measures.health import describe_model
@@ -255,7 +256,7 @@ def _numbers(figure: Figure) -> str:
     frame = figure.frame
     shown = "" if len(frame) <= MAX_TABLE_ROWS else f", the first {MAX_TABLE_ROWS} of them here"
     content = csv_bytes(frame)
-    link = f"<p>As CSV: <code>python main.py plots --format csv</code> writes {_text(figure.name)}.csv.</p>"
+    link = f"<p>As CSV: <code>{program()} plots --format csv</code> writes {_text(figure.name)}.csv.</p>"
     if len(content) <= MAX_CSV_BYTES:
         data = base64.b64encode(content).decode()
         link = f'<p><a download="{_text(figure.name)}.csv" href="data:text/csv;base64,{data}">Save as CSV</a></p>'
@@ -307,7 +308,7 @@ def _first_verdict(section: Section) -> str:
 
 def _origin(card: ModelCard) -> str:
     return (
-        f"Made by Moescope with `python main.py report --run {card.run}`. Pictures are SVG: point at a cell or bar to "
+        f"Made by Moescope with `{program()} report --run {card.run}`. Pictures are SVG: point at a cell or bar to "
         "read it. Chance is measured, not assumed: each test holds the routing against the same routing shuffled, or "
         "drawn anew with the same load, and its p-values are corrected for the number of layers or cells; 95 % "
         "intervals draw whole sources of text anew."

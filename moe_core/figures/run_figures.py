@@ -29,6 +29,7 @@ from moe_core.figures.sankey import flow_sankey_figure
 from moe_core.figures.tokens import token_map_figure
 from moe_core.figures.training import loss_figure
 from moe_core.figures.vocabulary import vocabulary_figure
+from moe_core.program import program
 from moe_core.progress import Progress, silent
 from moe_core.routing.measures.coactivation import coactivation, coactivation_pairs, coactivation_test
 from moe_core.routing.measures.context import context_independence
@@ -79,7 +80,7 @@ def sections_of_run(run: RunRecord, trace: AnyTrace | None = None, progress: Pro
     if not found:
         raise RunError(
             f"run {run.name!r} has measured nothing yet; wait for its first evaluation, or resume it with "
-            f"`python main.py --run {run.name} --resume`"
+            f"`{program()} --run {run.name} --resume`"
         )
     return found
 

@@ -13,6 +13,7 @@ from typing import Literal
 from moe_core.config import Config, ModelConfig
 from moe_core.errors import UsageError
 from moe_core.model.dispatch import few_rows
+from moe_core.program import program
 
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
 SERVING_PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8", "int4")
@@ -170,7 +171,7 @@ def check_fits_training(config: Config, device: str, *, autocast: bool = False) 
     need, present = training_memory(config, device, autocast=autocast), memory_present(device)
     if need.total > present:
         training = config.training
-        remedy = "choose a smaller preset (python main.py presets), or lower model.dim or model.num_experts"
+        remedy = f"choose a smaller preset ({program()} presets), or lower model.dim or model.num_experts"
         if need.weights + need.gradients + need.optimizer < present:
             remedy = "lower training.batch_size, or raise training.gradient_accumulation to pass it in smaller parts"
         part = f"{training.batch_size // training.gradient_accumulation} x {training.seq_len}"

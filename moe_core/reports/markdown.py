@@ -7,6 +7,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from moe_core.program import program
 from moe_core.words import count_of, fixed, p_value, percent, short_count
 
 
@@ -57,5 +58,5 @@ def _environment() -> Environment:
         "percent": percent,
         "short_count": short_count,
     }
-    environment.globals |= {"table": table, "count_of": count_of}
+    environment.globals |= {"table": table, "count_of": count_of, "program": program}
     return environment
