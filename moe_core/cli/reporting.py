@@ -73,8 +73,8 @@ def report(arguments: argparse.Namespace, output: Output) -> int:
     run = existing_run(arguments.run)
     path = Path(arguments.out if arguments.out is not None else f"out/report-{run.name}.html")
     check_regular(str(path), "--out")
-    from moe_core.figures.report_page import ModelCard, report_page
     from moe_core.model.size import active_parameters, flops_per_token, total_parameters
+    from moe_core.reports.page import ModelCard, report_page
     from moe_core.runs.record import read_run
 
     with progress_on_stderr() as progress:

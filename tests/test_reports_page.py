@@ -18,14 +18,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from evaluation_support import evaluation_record
+from markupsafe import Markup, escape
 
 from moe_core.config import Config
 from moe_core.figures.figure import Figure
 from moe_core.figures.inline_svg import inline_svg
 from moe_core.figures.load import load_map_figure
-from moe_core.figures.report_page import MAX_CSV_BYTES, MAX_TABLE_ROWS, ModelCard, report_page
 from moe_core.figures.run_figures import Section, _causes, sections_of_run, sections_of_trace
 from moe_core.figures.sankey import flow_sankey_figure
+from moe_core.reports.html import cell, render
+from moe_core.reports.page import MAX_CSV_BYTES, MAX_TABLE_ROWS, ModelCard, report_page
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.runs.evaluation import GuessingFigures, SplitFigures
@@ -119,9 +121,9 @@ def test_every_picture_verdict_and_question_is_there(text: str, sections: list[S
     shown = text.replace("\u00a0", " ")
     for figure in figures:
         for words in (figure.title, figure.question, figure.verdict):
-            assert html.escape(words) in shown
+            assert escape(words) in shown
     for section in sections:
-        assert shown.count(f">{html.escape(section.question)}<") >= 2, "in the contents and above its pictures"
+        assert shown.count(f">{escape(section.question)}<") >= 2, "in the contents and above its pictures"
     assert "Formula:" in text
 
 
@@ -194,7 +196,7 @@ def test_plotly_is_there_once_or_not_at_all(trace: RoutingTrace, tiny_config: Co
     load = load_map_figure(metrics.expert_load(trace), metrics.load_balance(trace))
     without = report_page(card(tiny_config), [Section("Even?", [load], ())])
     assert len(without) < 200_000
-    assert "script-src 'none'" in without.replace("&#x27;", "'")
+    assert "script-src 'none'" in html.unescape(without)
     second = flow_sankey_figure(sankey.frame, next(f for f in figures if f.name == "flow").frame)
     twice = Page(report_page(card(tiny_config), [Section("Ways?", [sankey, second], ())]))
     assert len(twice.scripts) == 2, "the library, and the calls"
@@ -240,3 +242,18 @@ def test_every_section_is_explained_in_the_glossarys_words(trained_root: Path) -
     for section in sections_of_run(read_run(run)):
         assert set(section.terms) <= set(GLOSSARY), section.question
     assert set(_causes(read_run(run).findings).terms) <= set(GLOSSARY), "also without anything found by `ablate`"
+
+
+def test_what_a_template_shows_is_escaped_unless_code_made_it() -> None:
+    colours = {"light_page": "<b>tokens</b>", "light_text": Markup("<i>"), "dark_page": "\x1b", "dark_text": "{{ 1 }}"}
+    shown = render("page.css.j2", **colours)
+    assert "--page: &lt;b&gt;tokens&lt;/b&gt;" in shown
+    assert "--ink: <i>" in shown
+    assert "--page: ⟨1B⟩" in shown
+    assert "--ink: {{ 1 }}" in shown
+
+
+def test_cells_of_a_table() -> None:
+    assert [cell(x, 3) for x in (0.12345, 12345.678, 1e-9, None, float("nan"), 7, True, "<b>")] == [
+        "0.123", "1.235e+04", "1e-09", "", "", "7", "True", "<b>",
+    ]  # fmt: skip
