@@ -170,7 +170,7 @@ def test_what_cannot_be_run_says_why(trained_root: Path, monkeypatch: pytest.Mon
     for name in ("PROMPT_TOKENS", "CODE_DOMAIN"):
         monkeypatch.setattr(written, name, {"PROMPT_TOKENS": 10**6, "CODE_DOMAIN": "poems"}[name])
     result = run_suite(load_run("tiny", trained_root), select(["generation", "code_syntax", "text"]))
-    reasons = {task["name"]: task["not_run"] for task in result["tasks"]}
+    reasons = {task.name: task.not_run for task in result.tasks}
     assert "no unseen document of run 'tiny' has" in reasons["generation"]
     assert reasons["code_syntax"] == "the run's text has no domain 'poems' to go on from"
     assert reasons["text"] == "no text was given; --text TEXT or --text-file FILE gives one"

@@ -107,11 +107,11 @@ def test_rolling_likelihood_of_unseen_text_is_that_of_evaluate(loaded: LoadedRun
 def test_the_suite_asks_all_three_and_gives_their_chance(loaded: LoadedRun) -> None:
     inputs = Inputs(questions={name: Questions(f"{name}.jsonl", tuple(rows)) for name, rows in ROWS.items()})
     result = run_suite(loaded, select(["arc", "mmlu", "gsm8k"]), inputs=inputs)
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
-    tasks = {task["name"]: task for task in result["tasks"]}
-    assert [task["not_run"] for task in tasks.values()] == ["", "", ""]
-    assert [score["name"] for score in tasks["arc"]["scores"]] == ["accuracy", "accuracy, likelihood per byte"]
-    assert tasks["arc"]["scores"][0]["level"] == pytest.approx((4 / 3 + 4 / 4) / 8)
-    assert tasks["mmlu"]["scores"][0]["level"] == 0.25
-    assert [score["level"] for score in tasks["gsm8k"]["scores"]] == [0.5, 0.5]
-    assert "8 of 8 questions of mmlu.jsonl" in tasks["mmlu"]["note"]
+    assert json.loads(json.dumps(result.to_json(), allow_nan=False)) == result.to_json()
+    tasks = {task.name: task for task in result.tasks}
+    assert [task.not_run for task in tasks.values()] == ["", "", ""]
+    assert [score.name for score in tasks["arc"].scores] == ["accuracy", "accuracy, likelihood per byte"]
+    assert tasks["arc"].scores[0].level == pytest.approx((4 / 3 + 4 / 4) / 8)
+    assert tasks["mmlu"].scores[0].level == 0.25
+    assert [score.level for score in tasks["gsm8k"].scores] == [0.5, 0.5]
+    assert "8 of 8 questions of mmlu.jsonl" in tasks["mmlu"].note

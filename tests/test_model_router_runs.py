@@ -98,9 +98,9 @@ def test_a_run_is_trained_traced_and_written_with(kind: RouterKind, runs: Path, 
         with pytest.raises(UsageError, match="sees the future"):
             generate(loaded, PROMPT, GREEDY)  # at once, before the first token
         found = run_suite(loaded, [registered()[name] for name in ("perplexity", "letter_counting")])
-        perplexity, counting = found["tasks"]
-        assert perplexity["note"].startswith("Its router lets later tokens decide about earlier ones")
-        assert "sees the future" in counting["not_run"]
+        perplexity, counting = found.tasks
+        assert perplexity.note.startswith("Its router lets later tokens decide about earlier ones")
+        assert "sees the future" in counting.not_run
         return
     text = list(generate(loaded, PROMPT, GREEDY))
     for token in text:  # read back without a cache: the same likeliest token, by way of the same experts

@@ -64,16 +64,16 @@ def evaluate_suite(arguments: argparse.Namespace, output: Output) -> int:
         loaded = load_run(name, device=resolve_device(arguments.device or "cpu"))
         result = run_suite(loaded, benchmarks, inputs=inputs, seed=seed, progress=progress)
         path = write_suite(loaded.run, result)
-    scored = [[task["name"], *score_cells(score)] for task in result["tasks"] for score in task["scores"]]
+    scored = [[task.name, *score_cells(score)] for task in result.tasks for score in task.scores]
     if scored:
         output.say(table(["task", "score", "value", "95 % interval", "chance or held-out", "verdict"], scored))
-    for task in result["tasks"]:
-        if task["not_run"]:
-            output.say(f"{task['name']}: not run: {task['not_run']}")
+    for task in result.tasks:
+        if task.not_run:
+            output.say(f"{task.name}: not run: {task.not_run}")
     output.say(f"Summary:   {summary(result)}")
     output.say(f"Report:    {path}")
-    output.figures(result)
-    return 1 if any(task["failed"] for task in result["tasks"]) else 0
+    output.figures(result.to_json())
+    return 1 if any(task.failed for task in result.tasks) else 0
 
 
 def _inputs(arguments: argparse.Namespace, tasks: set[str]) -> Inputs:

@@ -1,10 +1,9 @@
-"""Run benchmarks on a run, and put what they find into one result of plain JSON values."""
+"""Run benchmarks on a run, and put what they find into one result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,10 +13,10 @@ from moe_core.errors import UsageError
 from moe_core.evaluation.tasks.catalogue import describe
 from moe_core.evaluation.tasks.context import Context, Inputs, Outcome
 from moe_core.evaluation.tasks.registry import Benchmark
-from moe_core.evaluation.tasks.scores import verdict
-from moe_core.json_values import json_safe
+from moe_core.evaluation.tasks.result import SuiteResult, TaskResult, TestedScore
 from moe_core.progress import Progress, silent
 from moe_core.routing.statistics.multiple_comparisons import adjust
+from moe_core.runs.evaluation import ParameterCounts
 
 if TYPE_CHECKING:
     from moe_core.runs.checkpoint import LoadedRun
@@ -30,12 +29,9 @@ def run_suite(
     inputs: Inputs | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> SuiteResult:
     """Run `benchmarks` one after the other; the same seed gives the same result.
 
-    Keys: run; step; seed; windows (as in evaluate_run); parameters {total, active}; tasks, a list of {name, asks,
-    plugin, not_run ("" when it was run), failed, note, samples [{title, prompt, text}], scores [Score's fields,
-    p_adjusted, verdict]}. p_adjusted: Benjamini-Hochberg over all scores of the result. NaN and infinity are None.
     A plugin that raises an error has failed = True and the error in not_run; the others go on. Raises RunError when
     the run's held-out text is missing.
     """
@@ -48,35 +44,30 @@ def run_suite(
         outcomes.append(_outcome(one, context))
     scores = [score for outcome, _ in outcomes for score in outcome.scores]
     adjusted = iter(adjust(np.array([score.p_value for score in scores], dtype=np.float64)))
-    tasks, causal = [], loaded.config.model.can_write
+    causal = loaded.config.model.can_write
+    tasks = []
     for one, (outcome, failed) in zip(benchmarks, outcomes, strict=True):
-        rows = []
-        for score in outcome.scores:
-            p = float(next(adjusted))
-            rows.append({**asdict(score), "p_adjusted": p, "verdict": verdict(score, p)})
+        tested = tuple(TestedScore.of(score, float(next(adjusted))) for score in outcome.scores)
         tasks.append(
-            {
-                "name": one.name,
-                "asks": one.asks,
-                "plugin": one.plugin,
-                "not_run": outcome.not_run,
-                "failed": failed,
-                "note": outcome.note if causal or not rows else f"{SIGHT_WARNING} {outcome.note}".strip(),
-                "samples": [asdict(sample) for sample in outcome.samples],
-                "scores": rows,
-            }
+            TaskResult(
+                name=one.name,
+                asks=one.asks,
+                plugin=one.plugin,
+                not_run=outcome.not_run,
+                failed=failed,
+                note=outcome.note if causal or not tested else f"{SIGHT_WARNING} {outcome.note}".strip(),
+                samples=tuple(outcome.samples),
+                scores=tested,
+            )
         )
-    result: dict[str, Any] = json_safe(
-        {
-            "run": loaded.run.name,
-            "step": loaded.step,
-            "seed": seed,
-            "windows": WINDOW_RULE,
-            "parameters": {"total": loaded.model.total_parameters, "active": loaded.model.active_parameters},
-            "tasks": tasks,
-        }
+    return SuiteResult(
+        run=loaded.run.name,
+        step=loaded.step,
+        seed=seed,
+        windows=WINDOW_RULE,
+        parameters=ParameterCounts(total=loaded.model.total_parameters, active=loaded.model.active_parameters),
+        tasks=tuple(tasks),
     )
-    return result
 
 
 def _outcome(one: Benchmark, context: Context) -> tuple[Outcome, bool]:
