@@ -11,8 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 import main as command_line
-from moe_core.cli.convert import layer_numbers
-from moe_core.cli.parser import IMPORT_FORMATS
+from moe_core.cli.convert import IMPORT_FORMATS, layer_numbers
 from moe_core.routing import RoutingTrace, recordings
 
 

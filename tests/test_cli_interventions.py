@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cli_support import Run
 
-from moe_core.cli.parser import ABLATION_MODES
+from moe_core.cli.options import ABLATION_MODES
 from moe_core.routing.instruments.interventions import MODES
 
 ROOT = Path(__file__).resolve().parent.parent

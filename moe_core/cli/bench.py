@@ -1,16 +1,45 @@
-"""`python main.py bench`: how fast Moescope is, against its peers and the machine's limit."""
+"""`moescope bench`: how fast Moescope is, against its peers and the machine's limit."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from moe_core.cli.options import Parser, command, finish, whole
 from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.errors import UsageError
 from moe_core.words import duration
 
+if TYPE_CHECKING:
+    pass
+
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def parser() -> Parser:
+    """Its options."""
+    parser = command(
+        "bench",
+        "Time Moescope against other ways of doing the same work; both take turns. Results go to\n"
+        "docs/benchmarks/<date>.json, and the tables in docs/BENCHMARKS.md and docs/results.md are rewritten.\n"
+        "Leave the machine alone meanwhile.",
+        "bench --only aggregation --json out/bench.json",
+    )
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", default=[], help="only this benchmark; repeatable. An unknown name "
+        "lists all",
+    )  # fmt: skip
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny sizes, in seconds: check that everything still runs and agrees. The "
+        "figures mean nothing and are not kept",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads", metavar="N", type=whole(1, 1_024), help="threads, on as many processors (default: torch's choice)"
+    )
+    return finish(parser, bench)
 
 
 def bench(arguments: argparse.Namespace, output: Output) -> int:

@@ -1,4 +1,4 @@
-"""The command that makes a trace of routing recorded elsewhere."""
+"""`moescope convert`: a trace of routing that was recorded elsewhere."""
 
 from __future__ import annotations
 
@@ -6,10 +6,40 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from moe_core.cli.options import Parser, command, finish, whole
 from moe_core.cli.output import Output, check_regular, progress_on_stderr, table
 from moe_core.errors import TraceError, UsageError
 from moe_core.program import program
+
+if TYPE_CHECKING:
+    pass
+
+
+IMPORT_FORMATS = ("auto", "vllm", "sglang", "llama.cpp", "parquet")
+
+
+def parser() -> Parser:
+    """Its options."""
+    parser = command(
+        "convert",
+        "Make a trace of routing that was recorded elsewhere: routed_experts of vLLM or SGLang (.npy, .npz, .json,\n"
+        ".jsonl), a moe-trace CSV of llama.cpp, or a Parquet table. docs/trace-format.md describes them all.",
+        "convert --from answers.jsonl --tokenizer tokenizer.json --num-experts 128 --to out/x.parquet",
+    )
+    parser.add_argument("--from", dest="source", metavar="X", required=True, help="the recording")
+    parser.add_argument("--to", metavar="X.parquet", required=True, help="file to write")
+    parser.add_argument("--format", choices=IMPORT_FORMATS, default="auto", help="default auto: by name and content")
+    parser.add_argument("--token-ids", metavar="F", help="token ids, if the recording has none: .npy, .json, .csv")
+    parser.add_argument("--tokenizer", metavar="F", help="tokenizer.json of the model, for the tokens' texts")
+    parser.add_argument("--num-experts", metavar="E", type=whole(2, 32_767), help="experts per layer, if the "
+        "recording does not say")  # fmt: skip
+    parser.add_argument("--top-k", metavar="K", type=whole(1, 32_767), help="experts per token and layer, if the "
+        "recording does not say")  # fmt: skip
+    parser.add_argument("--layers", metavar="L", type=layer_numbers, help="numbers of the recorded layers, "
+        "such as 3-47; if fewer are named than were recorded, only these are kept")  # fmt: skip
+    return finish(parser, convert)
 
 
 def convert(arguments: argparse.Namespace, output: Output) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from moe_core.cli.commands import existing_run
+from moe_core.cli.options import existing_run
 from moe_core.errors import UsageError
 
 if TYPE_CHECKING:

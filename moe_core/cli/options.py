@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from moe_core.cli.output import JSON_TO_STDOUT
 from moe_core.errors import UsageError
 from moe_core.inference.device import DEVICES, DTYPES
 from moe_core.program import program
+
+if TYPE_CHECKING:
+    from moe_core.runs.folder import RunFolder
+
+
+ABLATION_MODES = ("zero", "renormalise", "reroute")
+"""What an expert that is switched off leaves behind."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,3 +100,27 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         return number
 
     return convert
+
+
+def existing_run(name: str) -> RunFolder:
+    """The run of that name; refused before torch is imported when there is none."""
+    from moe_core.runs.folder import RunFolder
+
+    run = RunFolder(name)
+    if not run.exists():
+        run.config()  # raises RunError: no run ...
+    return run
+
+
+def output_folder(path: str) -> Path:
+    """A folder to write into, refused before any work is done."""
+    if not path or "\0" in path or (Path(path).exists() and not Path(path).is_dir()):
+        raise UsageError(f"--out {path!r} is not a folder; expected one to write to, e.g. out/figures")
+    return Path(path)
+
+
+def folder_name(path: str, option: str) -> Path:
+    """A folder that an option names, whether it is there or not. Raises UsageError naming the option."""
+    if not path or "\0" in path:
+        raise UsageError(f"{option} {path!r} is not the name of a folder; expected one such as out/checkpoint")
+    return Path(path)

@@ -1,13 +1,18 @@
-"""`python main.py presets`: the named configurations, what they cost and whether they fit here. Needs no torch."""
+"""`moescope presets`: the named configurations, what they cost and whether they fit here. Needs no torch."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from moe_core.cli.options import Parser, command, finish
 from moe_core.cli.output import Output, table
 from moe_core.config.presets import PRESETS, Preset
+
+if TYPE_CHECKING:
+    pass
+
 
 TRAINING = ("float32", "bfloat16 autocast")
 NOTES = """\
@@ -17,6 +22,18 @@ token that attends to a whole training sequence. Memory is in GiB; training: wei
 activations of one batch; serving: weights, and a key/value cache for the whole context. * = more than this machine has
 ({memory:,.1f} GiB). int8 and int4: matrices of attention and experts, for engines that compute with them; this one does
 not."""
+
+
+def parser() -> Parser:
+    """Its options."""
+    parser = command(
+        "presets",
+        "List the named configurations that --preset trains: parameters, operations for a token, and the memory that\n"
+        "training and serving take at each precision. docs/presets.md has the formulas and the numbers' sources.",
+        "presets",
+        "presets --json presets.json",
+    )
+    return finish(parser, presets)
 
 
 def presets(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - every handler has this signature

@@ -1,4 +1,4 @@
-"""`python main.py --evaluate --suite`: its options, and what answers it. Heavy modules are imported inside."""
+"""`--evaluate --suite`: its options, and what answers it. Heavy modules are imported inside."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_core.cli.evaluate import run_to_evaluate
 from moe_core.cli.options import Parser, whole
 from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.errors import DataError, UsageError
@@ -47,7 +48,6 @@ def refuse_without_suite(arguments: argparse.Namespace) -> None:
 
 def evaluate_suite(arguments: argparse.Namespace, output: Output) -> int:
     """Run benchmarks on a run; print the scores, write suite.md and suite.json. Exit code 1 when a plugin failed."""
-    from moe_core.cli.training import run_to_evaluate
     from moe_core.evaluation.tasks import load_plugin, run_suite, select
     from moe_core.reports.suite_report import score_cells, summary, write_suite
 

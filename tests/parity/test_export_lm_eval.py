@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from moe_core.cli.exchange import write_unseen
+from moe_core.cli.export import write_unseen
 from moe_core.evaluation.evaluate import evaluate_run
 from moe_core.exchange.export import export_run
 from moe_core.runs.checkpoint import load_run

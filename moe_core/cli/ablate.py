@@ -1,4 +1,4 @@
-"""`python main.py ablate`: what a run loses without each of its experts. Heavy modules are imported inside."""
+"""`moescope ablate`: what a run loses without each of its experts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from moe_core.cli.commands import existing_run
+from moe_core.cli.options import ABLATION_MODES, Parser, add_device, command, existing_run, finish, whole
 from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.errors import UsageError
 from moe_core.words import duration, signed
@@ -18,8 +18,34 @@ if TYPE_CHECKING:
     from moe_core.data.tokens import TokenDataset
     from moe_core.runs.checkpoint import LoadedRun
 
+
 ROWS_SHOWN = 40
 """Experts that the printed table holds; --json and the run's folder hold all."""
+
+
+def parser() -> Parser:
+    """Its options."""
+    parser = command(
+        "ablate",
+        "Switch experts off one by one and measure the loss on each domain. The whole map also says whether anything\n"
+        "observed predicts which experts matter. Results are kept in the run's folder: repeat the command to\n"
+        "continue after an interruption.",
+        "ablate --run demo",
+        "ablate --run demo --layer 2 --expert 5 --mode reroute",
+    )
+    parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint is examined")
+    add_device(parser)
+    parser.add_argument("--layer", metavar="L", type=whole(0, 999_999), help="only this layer, counted from 0")
+    parser.add_argument("--expert", metavar="E", type=whole(0, 999_999), help="only this expert of --layer")
+    parser.add_argument(
+        "--mode", choices=ABLATION_MODES, default="zero", help="what the expert leaves behind: nothing (zero, the "
+        "default), the same total weight on the token's other experts (renormalise), or another choice (reroute)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="PATH", help="read this text, a file or folder of documents as for training, instead of the "
+        "run's held-out text: at most 2048 tokens of each domain, always from the same documents",
+    )  # fmt: skip
+    return finish(parser, ablate)
 
 
 def ablate(arguments: argparse.Namespace, output: Output) -> int:

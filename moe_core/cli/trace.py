@@ -1,14 +1,40 @@
-"""`python main.py trace`: where every token of a text goes, as a file."""
+"""`moescope trace`: where every token of a text goes, as a file."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from moe_core.cli.models import load_language_model, said_of
+from moe_core.cli.options import Parser, add_model, command, finish, whole
 from moe_core.cli.output import Output, check_regular, progress_on_stderr
 from moe_core.errors import UsageError
 from moe_core.program import program
 from moe_core.words import count_of
+
+if TYPE_CHECKING:
+    pass
+
+
+def parser() -> Parser:
+    """Its options."""
+    parser = command(
+        "trace",
+        "Record which experts every token of a text goes to, as a Parquet file that pandas, DuckDB and Polars read.\n"
+        "The file is written as the text is read; the routing is never all in memory.",
+        'trace --run demo --text "The tenant shall pay 4.5 percent." --out out/trace.parquet',
+        "trace --model ../some-moe --data texts.jsonl --out out/trace.parquet --dtype bfloat16",
+    )
+    add_model(parser, "reads the text")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", metavar="T", help="the text itself; token ids for a model without tokenizer")
+    source.add_argument("--data", metavar="PATH", help="a file or folder of documents, as for training")
+    parser.add_argument("--out", metavar="X.parquet", required=True, help="file to write")
+    parser.add_argument(
+        "--tokens-per-batch", metavar="N", type=whole(2, 10_000_000), help="tokens that go through the model "
+        "together; windows of a long text are no longer than that (default 4096). Fewer take less memory",
+    )  # fmt: skip
+    return finish(parser, trace)
 
 
 def trace(arguments: argparse.Namespace, output: Output) -> int:

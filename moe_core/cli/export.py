@@ -1,4 +1,4 @@
-"""`python main.py export` and `python main.py import`: checkpoints of Hugging Face's families."""
+"""`moescope export`: a run as a checkpoint of one of Hugging Face's families."""
 
 from __future__ import annotations
 
@@ -7,19 +7,35 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_core.cli.commands import existing_run
-from moe_core.cli.output import Output, check_regular, progress_on_stderr, write_bytes
-from moe_core.errors import UsageError
-from moe_core.program import program
+from moe_core.cli.options import Parser, command, existing_run, finish, folder_name
+from moe_core.cli.output import Output, check_regular, write_bytes
 
 if TYPE_CHECKING:
     from moe_core.runs.checkpoint import LoadedRun
 
 
+def parser() -> Parser:
+    """Its options."""
+    parser = command(
+        "export",
+        "Write a run's newest checkpoint for Hugging Face transformers, in the architecture that computes exactly\n"
+        "the same: mixtral, qwen3_moe, qwen2_moe, granitemoeshared or glm4_moe.\n"
+        "transformers is not needed.",
+        "export --run demo --to out/demo-hf",
+    )
+    parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint is exported")
+    parser.add_argument("--to", metavar="DIR", required=True, help="folder to write; must be missing or empty")
+    parser.add_argument(
+        "--unseen", metavar="FILE.jsonl", help="also write the unseen text that --evaluate scores, for lm-eval "
+        "(docs/lm_eval)",
+    )  # fmt: skip
+    return finish(parser, export)
+
+
 def export(arguments: argparse.Namespace, output: Output) -> int:
     """Write a run's newest checkpoint as a folder that transformers loads."""
     existing_run(arguments.run)
-    target = _folder(arguments.to, "--to")
+    target = folder_name(arguments.to, "--to")
     if arguments.unseen is not None:
         check_regular(arguments.unseen, "--unseen")
     from moe_core.exchange.export import export_run
@@ -48,40 +64,6 @@ def export(arguments: argparse.Namespace, output: Output) -> int:
         }
     )
     return 0
-
-
-def import_(arguments: argparse.Namespace, output: Output) -> int:
-    """Make a new run of a checkpoint that transformers wrote."""
-    source = _folder(arguments.source, "--from")
-    if not source.is_dir():
-        raise UsageError(f"--from {arguments.source!r} is not a folder; expected that of a Hugging Face checkpoint")
-    from moe_core.exchange.import_ import import_checkpoint
-    from moe_core.model.size import total_parameters
-    from moe_core.runs.folder import RunFolder
-
-    run = RunFolder(arguments.run)
-    with progress_on_stderr() as progress:
-        config, family = import_checkpoint(source, run, data=arguments.data, progress=progress)
-    parameters = total_parameters(config.model)
-    output.say(f"Run {run.name}: {parameters:,} parameters of a {family} checkpoint, with its tokenizer")
-    output.say(f'Next:  {program()} generate --run {run.name} --prompt "The "')
-    output.say(f"       {program()} --run {run.name}-tuned --init-from {run.name} --data TEXTS.jsonl")
-    output.figures(
-        {
-            "run": run.name,
-            "from": str(source),
-            "model_type": family,
-            "parameters": parameters,
-            "model": config.model.model_dump(),
-        }
-    )
-    return 0
-
-
-def _folder(path: str, option: str) -> Path:
-    if not path or "\0" in path:
-        raise UsageError(f"{option} {path!r} is not the name of a folder; expected one such as out/checkpoint")
-    return Path(path)
 
 
 def write_unseen(loaded: LoadedRun, path: Path) -> int:

@@ -1,0 +1,85 @@
+"""`moescope plots`: every figure of a run or a trace as files."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from moe_core.cli.options import Parser, command, existing_run, finish, output_folder
+from moe_core.cli.output import Output, progress_on_stderr, write_bytes
+from moe_core.cli.run_sections import run_sections
+from moe_core.words import count_of
+
+if TYPE_CHECKING:
+    pass
+
+
+PLOT_FORMATS = ("png", "svg", "pdf", "html", "csv")
+
+
+def parser() -> Parser:
+    """Its options."""
+    parser = command(
+        "plots",
+        "Write every figure of a run or of a trace to files, named after what they show.",
+        "plots --run demo --out out/plots --format png --format csv",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--run", metavar="NAME", help="figures of this run: training, routing of held-out text, and what `ablate` found"
+    )
+    source.add_argument("--trace", metavar="X.parquet", help="figures of this trace")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created if missing")
+    parser.add_argument(
+        "--format", choices=PLOT_FORMATS, action="append", help="repeatable (default png); csv holds the numbers"
+    )
+    return finish(parser, plots)
+
+
+def plots(arguments: argparse.Namespace, output: Output) -> int:
+    """Write every figure of a run or a trace in every format asked for."""
+    folder = output_folder(arguments.out)
+    run = existing_run(arguments.run) if arguments.run is not None else None
+    formats = list(dict.fromkeys(arguments.format or ["png"]))
+    from moe_core.figures.figure import figure_bytes
+    from moe_core.figures.run_figures import sections_of_trace
+    from moe_core.routing.trace.trace import open_or_load
+    from moe_core.runs.record import read_run
+
+    with progress_on_stderr() as progress:
+        if run is not None:
+            sections, _ = run_sections(run, read_run(run), progress)
+        else:
+            sections = sections_of_trace(open_or_load(arguments.trace), progress)
+        figures = [figure for section in sections for figure in section.figures]
+        folder.mkdir(parents=True, exist_ok=True)
+        written: dict[str, list[str]] = {}
+        for number, figure in enumerate(figures, start=1):
+            # A figure that cannot be a picture is written as what it can be, rather than left out.
+            chosen = [suffix for suffix in formats if suffix in figure.formats] or [figure.formats[0]]
+            written[figure.name] = [f"{figure.name}.{suffix}" for suffix in chosen]
+            for suffix, name in zip(chosen, written[figure.name], strict=True):
+                write_bytes(folder / name, figure_bytes(figure, suffix))
+            progress("drawing", number, len(figures))
+    for figure in figures:
+        output.say(f"{figure.title}: {figure.verdict}")
+        missing = [suffix for suffix in formats if suffix not in figure.formats]
+        if missing:
+            output.say(f"  (no {' or '.join(missing)} of this one: {', '.join(written[figure.name])})")
+    output.say(f"{count_of(len(figures), 'figure')} as {', '.join(formats)} in {folder}")
+    output.figures(
+        {
+            "out": str(folder),
+            "figures": [
+                {
+                    "name": figure.name,
+                    "title": figure.title,
+                    "question": figure.question,
+                    "verdict": figure.verdict,
+                    "files": written[figure.name],
+                }
+                for figure in figures
+            ],
+        }
+    )
+    return 0
