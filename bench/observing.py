@@ -16,8 +16,9 @@ from bench.whole_model import OURS, model_config, prefill
 from data_gen import generate_corpus
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.experiments.timing import interleave
-from moe_core.inference.generate import SamplingConfig, generate, sample
+from moe_core.inference.engine import Engine, Request
 from moe_core.inference.own_model import OwnModel
+from moe_core.inference.sampling import SamplingConfig, sample
 from moe_core.model import KVCache, MoETransformer
 from moe_core.routing import capture
 
@@ -85,14 +86,14 @@ def hook_share(model: MoETransformer, token_ids_BS: Tensor) -> float:
 
 
 def streaming_rows(model: MoETransformer, tokens: int, scale: Scale) -> list[Result]:
-    """generate(), which tells text, experts and loss of every token, against nothing but the model and the drawing."""
+    """The engine, which tells text, experts and loss of every token, against nothing but the model and the drawing."""
     vocabulary = model.config.vocab_size
     texts = [document.text for document in generate_corpus(10 if scale.smoke else 200, splits=("train",))]
     reader = OwnModel(model, Tokenizer.train(texts, vocabulary), "random weights", 256)
     sampling = SamplingConfig(max_new_tokens=tokens)
     streamed = partial(stream, reader, sampling)
     bare = partial(bare_loop, reader, sampling)
-    assert streamed() == bare(), "generate and the bare loop wrote different tokens"
+    assert streamed() == bare(), "the engine and the bare loop wrote different tokens"
     calls: dict[str, Callable[[], object]] = {OURS: streamed, BARE: bare}
     # Not over 5 % slower.
     goal = None if scale.smoke else Goal(1 / 1.05)
@@ -101,8 +102,8 @@ def streaming_rows(model: MoETransformer, tokens: int, scale: Scale) -> list[Res
 
 
 def stream(reader: OwnModel, sampling: SamplingConfig) -> list[int]:
-    """The token ids that generate() writes."""
-    return [token.token_id for token in generate(reader, PROMPT, sampling)]
+    """The token ids that the engine writes."""
+    return [token.token_id for token in Engine(reader).start(Request(PROMPT, sampling)).tokens()]
 
 
 def bare_loop(reader: OwnModel, sampling: SamplingConfig) -> list[int]:

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from app_support import SOON, Open, shown, wait_until
+from generation_support import generate
 from streamlit.testing.v1 import AppTest
 
 from moe_core.errors import RunError
-from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.inference.job import GenerationJob, arrays_of_job, trace_of_job
+from moe_core.inference.sampling import SamplingConfig
 from moe_core.runs.checkpoint import LoadedRun, load_run
 
 ROOT = Path(__file__).resolve().parent.parent

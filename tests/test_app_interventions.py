@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from app_support import SOON, Open, payloads, shown, wait_until, work_of_a_rerun
+from generation_support import generate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
@@ -21,9 +22,9 @@ from moe_core.errors import UsageError
 from moe_core.evaluation.ablation import ablation_map
 from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.load import load_map_figure
-from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.inference.job import GenerationJob
 from moe_core.inference.passages import Passage
+from moe_core.inference.sampling import SamplingConfig
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.instruments.change import FORCE, MODES, Change
 from moe_core.routing.measures.causes import effects_verdict, text_loss_verdict

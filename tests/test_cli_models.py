@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from cli_support import Run, assert_one_line
+from generation_support import generate
 from huggingface_support import TEXT, saved_model
 
 from moe_core.data.document import Document
 from moe_core.inference import tracing
-from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.inference.open import language_model
+from moe_core.inference.sampling import SamplingConfig
 from moe_core.inference.tracing import trace_documents
 from moe_core.routing import RoutingTrace
 from moe_core.routing.instruments.huggingface.load import load

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from generation_support import generate
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -33,7 +34,7 @@ from moe_core.evaluation.tasks.questions import read_questions
 from moe_core.evaluation.tasks.scored_tokens import score_tokens
 from moe_core.evaluation.tasks.scores import verdict, wilson
 from moe_core.evaluation.tasks.written import correct_so_far, distinct, go_on, parses, repetition, whole_lines
-from moe_core.inference.generate import SamplingConfig, generate
+from moe_core.inference.sampling import SamplingConfig
 from moe_core.runs.checkpoint import LoadedRun, load_run
 
 

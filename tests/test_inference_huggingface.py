@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from generation_support import generate
 from huggingface_support import FAMILIES, TEXT, VOCABULARY, Foreign, tiny_config, tiny_model, trained_tokenizer
 from test_inference_tracing import tiny_loaded
 
@@ -23,9 +24,9 @@ from moe_core.evaluation.ablation_passes import effects_by_passes
 from moe_core.evaluation.effects import token_effects
 from moe_core.inference import tracing
 from moe_core.inference.expert_outputs import expert_saliency, expert_similarity
-from moe_core.inference.generate import SamplingConfig, generate
 from moe_core.inference.open import context_window, language_model
 from moe_core.inference.protocol import LanguageModel
+from moe_core.inference.sampling import SamplingConfig
 from moe_core.inference.scoring import as_dataset
 from moe_core.inference.tracing import trace_documents, trace_text, write_documents_trace
 from moe_core.routing import Intervention, RoutingTrace, capture, intervene

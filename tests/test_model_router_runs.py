@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from generation_support import generate
 from routers_support import (
     CAUSAL,
     CHOOSING,
@@ -30,7 +31,7 @@ from moe_core.evaluation.tasks.catalogue import registered
 from moe_core.evaluation.tasks.run import run_suite
 from moe_core.exchange.targets import target_family
 from moe_core.inference.expert_outputs import expert_saliency
-from moe_core.inference.generate import SamplingConfig, generate
+from moe_core.inference.sampling import SamplingConfig
 from moe_core.inference.tracing import trace_text
 from moe_core.model.experts import Experts
 from moe_core.model.experts.dropout import with_dropout

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from generation_support import generate
 from streamlit.testing.v1 import AppTest
 from training_support import make_config, tensor_hashes, timeless_metrics, write_corpus
 
 from main import main
 from moe_core.evaluation.evaluate import evaluate_run
-from moe_core.inference.generate import SamplingConfig, generate
+from moe_core.inference.sampling import SamplingConfig
 from moe_core.reports.run_report import write_report
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder

@@ -11,9 +11,9 @@ from app.components.figure import show_figure
 from app.components.page import errors_as_boxes, header
 from app.components.token_view import token_view, view_payload
 from moe_core.figures.tokens import WINDOW, token_map_figure, token_path_figure
-from moe_core.inference.generate import SamplingConfig
 from moe_core.inference.job import GenerationJob, arrays_of_job, trace_of_job
 from moe_core.inference.passages import fit, opening_words
+from moe_core.inference.sampling import SamplingConfig
 from moe_core.routing.measures.experts import layer_verdict
 
 # Session keys of this page: the running or last job, the prompt it was given, how many jobs there were, the view, the

@@ -19,8 +19,8 @@ from moe_core.data.windows import WINDOW_RULE, window_words
 from moe_core.figures.causes import ablation_map_figure
 from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.load import load_map_figure
-from moe_core.inference.generate import SamplingConfig
 from moe_core.inference.passages import opening_words
+from moe_core.inference.sampling import SamplingConfig
 from moe_core.routing.instruments.change import ABOUT, FORCE, MODES, Change
 from moe_core.routing.measures.load import expert_load, load_balance
 from moe_core.runs import RunFolder

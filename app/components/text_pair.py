@@ -19,8 +19,8 @@ from moe_core.inference.passages import fit
 from moe_core.routing.token_arrays import TokenArrays
 
 if TYPE_CHECKING:
-    from moe_core.inference.generate import SamplingConfig
     from moe_core.inference.protocol import LanguageModel, Loaded
+    from moe_core.inference.sampling import SamplingConfig
     from moe_core.routing import Intervention
 
 PROMPT_TOKENS = 200

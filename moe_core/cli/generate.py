@@ -23,7 +23,8 @@ def parser() -> Parser:
     """Its options."""
     parser = command(
         "generate",
-        "Continue a text. The text appears on stdout as it is written, the speed on stderr.",
+        "Continue a text. The text appears on stdout as it is written, the speed on stderr. --json tells the\n"
+        "experts of every token, those of the prompt included.",
         'generate --run demo --prompt "The tenant shall" --max-new-tokens 60 --temperature 0',
         'generate --run demo --prompt "The tenant shall" --ablate 2:5 --ablate 3:1 --mode reroute',
         'generate --run demo --prompt "The tenant shall" --force 2:5',
@@ -50,6 +51,10 @@ def parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--seed", metavar="S", type=whole(0, 2**32 - 1), default=0, help="default 0")
     parser.add_argument(
+        "--stop", metavar="TEXT", action="append", default=[], help="end before this text, which is never shown; "
+        "repeatable",
+    )  # fmt: skip
+    parser.add_argument(
         "--ablate", metavar="L:E", action="append", default=[], help="switch off expert E of layer L, both counted "
         "from 0; repeatable",
     )  # fmt: skip
@@ -69,8 +74,8 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.run is not None:
         existing_run(arguments.run)
     intervention = _intervention(arguments)
-    from moe_core.inference.generate import SamplingConfig
-    from moe_core.inference.generate import generate as generate_tokens
+    from moe_core.inference.engine import Engine, GeneratedToken, PromptRead, Request
+    from moe_core.inference.sampling import SamplingConfig
 
     sampling = SamplingConfig(
         max_new_tokens=arguments.max_new_tokens,
@@ -80,17 +85,25 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
         seed=arguments.seed,
     )
     model = load_language_model(arguments)
+    request = Request(arguments.prompt, sampling, tuple(arguments.stop), intervention)
+    told = model.tokenizer.token_text
+    read: list[dict[str, Any]] = []
     tokens: list[dict[str, Any]] = []
     text = ""
     began = time.perf_counter()
     with progress_on_stderr() as progress:
-        for token in generate_tokens(model, arguments.prompt, sampling, intervention):
-            text += token.text
-            tokens.append({"text": model.tokenizer.token_text(token.token_id), "experts": token.experts.tolist()})
+        for event in Engine(model).start(request):
+            if isinstance(event, PromptRead):
+                pairs = zip(event.token_ids, event.experts.tolist(), strict=True)
+                read = [{"text": told(token_id), "experts": experts} for token_id, experts in pairs]
+                continue
+            if isinstance(event, GeneratedToken):
+                tokens.append({"text": told(event.token_id), "experts": event.experts.tolist()})
+            text += event.text
             if output.json_only:
                 progress("generating", len(tokens), sampling.max_new_tokens)
             else:
-                print(printable(token.text), end="", flush=True)
+                print(printable(event.text), end="", flush=True)
     seconds = time.perf_counter() - began
     if not output.json_only:
         print(flush=True)
@@ -103,6 +116,7 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
             "intervention": asdict(intervention),
             "text": text,
             "tokens_per_second": speed,
+            "prompt_tokens": read,
             "tokens": tokens,
         }
     )

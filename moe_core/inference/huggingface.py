@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +15,8 @@ from torch import nn
 from moe_core.data.tokenizer import TextTokenizer
 from moe_core.errors import UsageError
 from moe_core.inference.foreign_tokenizer import ForeignTokenizer, IdTokenizer
-from moe_core.inference.protocol import ReadTokens
-from moe_core.routing import capture
+from moe_core.inference.protocol import Read, ReadTokens
+from moe_core.routing import Recorder, capture
 
 UNLIMITED_WINDOW = 32_768
 """Context of a model that names no limit, because its layers have none: what it is shown at once at most."""
@@ -83,20 +85,26 @@ class HuggingFaceLanguageModel:
         logits_BSV: torch.Tensor = self.model(input_ids=token_ids_BS, use_cache=False).logits
         return logits_BSV
 
-    def read(self, token_ids: Sequence[int], cache: Any) -> ReadTokens:
+    @contextmanager
+    def reading(self) -> Iterator[Read]:
         """See LanguageModel. The cache is whatever the model itself makes: layers of some are no plain attention."""
         extra = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
-        ids_BS = torch.tensor([token_ids], device=self.device)
         with capture(self.model, keep_logits=False) as recorder:
+            recorder.pause()
+            yield partial(self._read, recorder, extra)
+
+    def _read(self, recorder: Recorder, extra: dict[str, int], token_ids: Sequence[int], cache: Any) -> ReadTokens:
+        ids_BS = torch.tensor([token_ids], device=self.device)
+        with recorder.restarted():
             output = self.model(input_ids=ids_BS, past_key_values=cache, use_cache=True, **extra)
         if getattr(output, "past_key_values", None) is None:
             raise UsageError(
                 f"{self.name} ({type(self.model).__name__}) keeps no cache of what it has read, so it cannot write "
                 "token by token; trace a text instead"
             )
-        trace = recorder.trace(token_ids=token_ids)
+        indices_LSK, scores_LSK = recorder.choices(len(token_ids))
         return ReadTokens(
-            output.logits[0, -1], trace.router_indices[:, -1], trace.router_scores[:, -1], output.past_key_values
+            output.logits[0, -1], indices_LSK.swapaxes(0, 1), scores_LSK.swapaxes(0, 1), output.past_key_values
         )
 
 

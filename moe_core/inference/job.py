@@ -18,8 +18,9 @@ from moe_core.errors import MoescopeError
 from moe_core.routing.token_arrays import TokenArrays
 
 if TYPE_CHECKING:
-    from moe_core.inference.generate import GeneratedToken, SamplingConfig
+    from moe_core.inference.engine import GeneratedToken
     from moe_core.inference.protocol import LanguageModel, Loaded
+    from moe_core.inference.sampling import SamplingConfig
     from moe_core.routing import Intervention, RoutingTrace
 
 STOP_PATIENCE_SECONDS = 5.0
@@ -39,16 +40,16 @@ class GenerationJob:
 
         Raises DataError when UTF-8 cannot hold the prompt, UsageError when the model has no such expert.
         """
-        from moe_core.inference.generate import generate
-        from moe_core.inference.open import language_model
+        from moe_core.inference.engine import Engine, Request
 
         self.loaded, self.prompt, self.sampling = loaded, prompt, sampling
-        self.language = language_model(loaded)
+        engine = Engine(loaded)
+        self.language = engine.model
         self.written: list[GeneratedToken] = []
         self.error: Exception | None = None
         """What ended the thread too early; the page shows it."""
         self.was_stopped = False
-        self._tokens = generate(self.language, prompt, sampling, intervention)
+        self._generation = engine.start(Request(prompt, sampling, intervention=intervention))
         self._began = time.perf_counter()
         self._first_at: float | None = None
         self._ended: float | None = None
@@ -82,6 +83,7 @@ class GenerationJob:
     def stop(self) -> None:
         """Ask the thread to end after the token it is writing."""
         self.was_stopped = self.is_running
+        self._generation.cancel()
 
     def wait(self, seconds: float) -> None:
         """Block until it has ended, at most this long."""
@@ -89,11 +91,9 @@ class GenerationJob:
 
     def _write(self) -> None:
         try:
-            for token in self._tokens:
+            for token in self._generation.tokens():
                 self.written.append(token)
                 self._first_at = self._first_at or time.perf_counter()
-                if self.was_stopped:
-                    break
         except Exception as error:
             self.error = error
         finally:

@@ -1,7 +1,7 @@
 """The one way to open a run of ours or a model of the transformers library as a language model.
 
     model = open_run("demo")                                  # or: open_huggingface("path/to/model")
-    trace_text(model, "The tenant shall"), generate(model, "The tenant shall")
+    trace_text(model, "The tenant shall"), Engine(model).start(Request("The tenant shall")).result()
 
 Everything in this folder takes either what was loaded or its language model. Making a language model of someone else's
 reads its tokenizer and one token, which takes up to seconds: make it once and hand it on.

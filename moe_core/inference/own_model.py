@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from moe_core.data.tokenizer import Tokenizer
-from moe_core.inference.protocol import ReadTokens
+from moe_core.inference.protocol import Read, ReadTokens
 from moe_core.model.kv_cache import KVCache
 from moe_core.model.transformer import MoETransformer
 
@@ -70,17 +71,21 @@ class OwnModel:
         logits_BSV: torch.Tensor = self.model(token_ids_BS).logits
         return logits_BSV
 
-    def read(self, token_ids: Sequence[int], cache: Any) -> ReadTokens:
-        """See LanguageModel."""
+    @contextmanager
+    def reading(self) -> Iterator[Read]:
+        """See LanguageModel. Nothing has to be put on the model: it tells what its routers chose."""
+        yield self._read
+
+    def _read(self, token_ids: Sequence[int], cache: Any) -> ReadTokens:
         if cache is None:
             weight = self.model.embedding.weight
             cache = KVCache(self.model.config, 1, self.context_window, weight.dtype, weight.device)
         output = self.model(torch.tensor([token_ids], device=self.device), cache=cache)
         # The same that capture records, without its checks for each token.
         routed = output.router_outputs
-        none = torch.zeros(0, self.top_k)  # of a dense model
-        experts = torch.stack([layer.router_indices[-1] for layer in routed]) if routed else none
-        scores = torch.stack([layer.router_scores[-1] for layer in routed]) if routed else none
+        none = torch.zeros(len(token_ids), 0, self.top_k)  # of a dense model
+        experts = torch.stack([layer.router_indices for layer in routed], dim=1) if routed else none
+        scores = torch.stack([layer.router_scores for layer in routed], dim=1) if routed else none
         return ReadTokens(
             logits=output.logits[0, -1],
             experts=experts.to(torch.int16).cpu().numpy(),

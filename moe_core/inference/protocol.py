@@ -5,7 +5,8 @@ Types only. open.py makes such a model, own_model.py and huggingface.py are the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,16 +28,21 @@ class Loaded(Protocol):
 
 
 class ReadTokens(NamedTuple):
-    """What is known after tokens were read."""
+    """What is known after S tokens were read."""
 
     logits: torch.Tensor
     """[V] for the token after the last one read."""
     experts: npt.NDArray[np.int16]
-    """[L, K] of the last token read; -1 = unused slot."""
+    """[S, L, K] of the tokens read; -1 = unused slot."""
     scores: npt.NDArray[np.float32]
-    """[L, K] combine weights of the last token read."""
+    """[S, L, K] their combine weights."""
     cache: Any
-    """To read on from; see LanguageModel.read."""
+    """To read on from."""
+
+
+Read = Callable[[Sequence[int], Any], ReadTokens]
+"""Appends token ids to those in a cache (None = to none), which must not be used again. Both together are at most
+`context_window` tokens."""
 
 
 class LanguageModel(Protocol):
@@ -84,18 +90,20 @@ class LanguageModel(Protocol):
     def logits(self, token_ids_BS: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, V]; each sequence alone, from its beginning."""
 
-    def read(self, token_ids: Sequence[int], cache: Any) -> ReadTokens:
-        """Append tokens to those in `cache` (None = to none), which must not be used again.
+    def reading(self) -> AbstractContextManager[Read]:
+        """Open for as long as one text is read piece by piece; what watches the routers is then put there once.
 
-        Both together are at most `context_window` tokens.
+        Each call of what it yields may come from another thread. Nothing else that the model reads meanwhile, in this
+        thread or another one, is disturbed or mixed in.
         """
 
 
 def check_token_ids(model: LanguageModel, token_ids: npt.ArrayLike) -> None:
     """Raise UsageError for an id the model cannot read; an accelerator would abort the whole program."""
     ids = np.asarray(token_ids)
-    if ids.size and (largest := int(ids.max())) >= model.vocab_size:
+    wrong = ids[(ids < 0) | (ids >= model.vocab_size)]
+    if wrong.size:
         raise UsageError(
-            f"token id {largest} is outside the {model.vocab_size:,} ids that {model.name} reads; "
+            f"token id {int(wrong.max())} is outside the {model.vocab_size:,} ids that {model.name} reads; "
             "expected the tokenizer that was made for it"
         )

@@ -10,7 +10,8 @@ from moe_core.config import Config, TrainingConfig
 from moe_core.data.prepare import PreparedData
 from moe_core.data.tokens import TokenDataset
 from moe_core.evaluation.loss import evaluate_loss, unigram_nats
-from moe_core.inference.generate import SamplingConfig, generate
+from moe_core.inference.engine import Engine, Request
+from moe_core.inference.sampling import SamplingConfig
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress
 from moe_core.runs.checkpoint import LoadedRun
@@ -130,7 +131,7 @@ def write_sample(
     loaded = LoadedRun(run, config, model.eval(), data.tokenizer, state.step)
     sampling = SamplingConfig(max_new_tokens=SAMPLE_TOKENS, seed=config.training.seed + state.step)
     try:
-        text = "".join(token.text for token in generate(loaded, "", sampling))
+        text = Engine(loaded).start(Request("", sampling)).result().text
     finally:
         model.train(was_training)
     run.append_metrics({"kind": "sample", "step": state.step, "text": text})

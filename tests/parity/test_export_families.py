@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from generation_support import generate
 from hugging_face_weights import as_transformers, exported, loaded, random_model, router_indices
 from training_support import write_corpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moe_core.config import ModelConfig
 from moe_core.exchange.import_ import import_checkpoint
 from moe_core.exchange.targets import target_family
-from moe_core.inference.generate import SamplingConfig, generate
+from moe_core.inference.sampling import SamplingConfig
 from moe_core.routing import capture
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder

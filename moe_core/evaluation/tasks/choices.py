@@ -17,7 +17,8 @@ from moe_core.evaluation.tasks.context import Context, Outcome
 from moe_core.evaluation.tasks.likelihood import encode_pair, likelihoods
 from moe_core.evaluation.tasks.registry import benchmark
 from moe_core.evaluation.tasks.scores import of_questions
-from moe_core.inference.generate import SamplingConfig, generate
+from moe_core.inference.engine import Engine, Request
+from moe_core.inference.sampling import SamplingConfig
 
 MOST_LETTERS = 3
 """Words are asked for that have a letter 0, 1, 2 or 3 times."""
@@ -129,6 +130,6 @@ def _greedy_answer(context: Context, one: Question, done: int, total: int) -> st
     """The number at the start of what the model writes; "" where it writes none."""
     context.progress("writing answers", done, total)
     sampling = SamplingConfig(max_new_tokens=ANSWER_TOKENS, temperature=0.0)
-    text = "".join(token.text for token in generate(context.model, one.prompt, sampling))
+    text = Engine(context.model).start(Request(one.prompt, sampling)).result().text
     number = re.match(r"\s*(-?\d+)", text)
     return number[1] if number else ""

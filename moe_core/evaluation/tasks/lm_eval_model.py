@@ -16,8 +16,9 @@ from lm_eval.api.model import TemplateLM
 
 from moe_core.errors import UsageError
 from moe_core.evaluation.tasks.likelihood import Continuation, likelihoods
-from moe_core.inference.generate import SamplingConfig, generate
+from moe_core.inference.engine import Engine, Request
 from moe_core.inference.protocol import LanguageModel
+from moe_core.inference.sampling import SamplingConfig
 from moe_core.progress import Progress, silent
 
 MAX_NEW_TOKENS = 256
@@ -71,14 +72,9 @@ class MoescopeLM(TemplateLM):  # type: ignore[misc]
         return texts
 
     def _write(self, prompt: str, stops: Sequence[str], most: int | None) -> str:
-        text = ""
         sampling = SamplingConfig(max_new_tokens=most or MAX_NEW_TOKENS, temperature=0.0)
-        for token in generate(self._model, prompt, sampling):
-            text += token.text
-            ends = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
-            if ends:
-                return text[: min(ends)]
-        return text
+        request = Request(prompt, sampling, stop=tuple(stop for stop in stops if stop))
+        return Engine(self._model).start(request).result().text
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any

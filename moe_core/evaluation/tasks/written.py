@@ -12,7 +12,8 @@ from moe_core.data.document import Document
 from moe_core.evaluation.tasks.context import Context, Outcome, Sample
 from moe_core.evaluation.tasks.registry import benchmark
 from moe_core.evaluation.tasks.scores import of_paired_shares, of_pairs
-from moe_core.inference.generate import SamplingConfig, generate
+from moe_core.inference.engine import Engine, Request
+from moe_core.inference.sampling import SamplingConfig
 
 PROMPT_TOKENS = 32
 """Tokens of a held-out document that the model goes on from."""
@@ -113,14 +114,15 @@ def code_syntax(context: Context) -> Outcome:
 
 def go_on(context: Context, documents: Sequence[Document], prompt_tokens: int, new_tokens: int) -> list[Continued]:
     """Let the model go on from the first tokens of each document, for as many more as it has or `new_tokens`."""
-    tokenizer, written = context.model.tokenizer, []
+    engine, tokenizer, written = Engine(context.model), context.model.tokenizer, []
     for number, document in enumerate(documents):
         ids = tokenizer.encode(document.text)
         begun = b"".join(tokenizer.token_bytes(token_id) for token_id in ids[:prompt_tokens]).decode("utf-8", "ignore")
         most = min(new_tokens, len(ids) - prompt_tokens)
         tokens = []
         # The seed differs by document: prompts that are alike are not to be continued alike.
-        for token in generate(context.model, begun, SamplingConfig(max_new_tokens=most, seed=context.seed + number)):
+        sampling = SamplingConfig(max_new_tokens=most, seed=context.seed + number)
+        for token in engine.start(Request(begun, sampling)).tokens():
             tokens.append(token)
             context.progress("writing", number * new_tokens + len(tokens), len(documents) * new_tokens)
         end = prompt_tokens + len(tokens)

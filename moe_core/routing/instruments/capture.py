@@ -44,7 +44,8 @@ class Recorder:
     """Collects router outputs while its `capture` is open; afterwards `trace(...)` turns them into a RoutingTrace."""
 
     def __init__(self, routers: Mapping[int, Router], *, keep_logits: bool) -> None:
-        self._thread = threading.get_ident()
+        self._thread: int | None = threading.get_ident()
+        """Whose calls are recorded; None while paused."""
         self._keep_logits = keep_logits
         self._routers = dict(routers)
         self._calls: dict[int, list[_Call]] = {layer: [] for layer in routers}
@@ -65,6 +66,36 @@ class Recorder:
     def num_tokens(self) -> int:
         """Tokens recorded so far, padding included."""
         return sum(len(call.indices) for call in self._calls[self.layers[0]])
+
+    def pause(self) -> None:
+        """Record nothing until `restarted`."""
+        self._thread = None
+
+    @contextmanager
+    def restarted(self) -> Iterator[None]:
+        """Forget what was recorded, record what the calling thread does inside the block, then pause.
+
+        For a text that is read token by token: the hooks stay, and a generator may hold the capture open over a yield,
+        whoever continues it and whatever its consumer does with the same model meanwhile.
+        """
+        for calls in self._calls.values():
+            calls.clear()
+        self._read.clear()
+        self._thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            self.pause()
+
+    def choices(self, num_tokens: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
+        """router_indices and router_scores, [L,T,K], of everything recorded: `num_tokens` tokens. Raises TraceError as
+        `trace` does."""
+        self._check_calls()
+        if self.num_tokens != num_tokens:
+            raise TraceError(
+                f"the routers were given {self.num_tokens} tokens; expected the {num_tokens} that were read"
+            )
+        return self._joined("indices"), self._joined("scores")
 
     def trace(
         self,
@@ -226,7 +257,7 @@ def capture(model: torch.nn.Module, *, keep_logits: bool = True) -> Iterator[Rec
 
     The model's output stays bit-identical; the hooks come off in every case, also after an exception. Captures may be
     nested, each records. `keep_logits=False` leaves the logits out (E numbers per token and layer). In a generator open
-    it around each step, not around a yield: the consumer may continue it from another thread.
+    it around each step, or pause it at each yield: the consumer may continue it from another thread.
     Raises TraceError if the model has no routers, or one returns something else than the contract says.
     """
     routers = find_routers(model)

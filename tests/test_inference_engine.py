@@ -9,14 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from generation_support import generate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_inference_tracing import Loaded, tiny_loaded
 
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.errors import DataError, RunError, UsageError
-from moe_core.inference.generate import GeneratedToken, SamplingConfig, generate, sample
+from moe_core.inference.engine import GeneratedToken
 from moe_core.inference.open import context_window
+from moe_core.inference.sampling import SamplingConfig, sample
 from moe_core.inference.tracing import trace_text
 from moe_core.routing import Intervention, capture, intervene
 
@@ -115,7 +117,7 @@ def test_when_the_window_is_full_the_later_half_is_read_in_anew(loaded: Loaded) 
 def scripted(loaded: Loaded, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> list[GeneratedToken]:
     """Generate exactly `ids`: the draw is replaced, everything after it is real."""
     queue = iter(ids)
-    monkeypatch.setattr("moe_core.inference.generate.sample", lambda *_: next(queue))
+    monkeypatch.setattr("moe_core.inference.engine.sample", lambda *_: next(queue))
     return list(generate(loaded, "", SamplingConfig(max_new_tokens=len(ids))))
 
 
