@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "data_gen": ("moe_core", "app", "main", "bench", "torch", "streamlit"),
     "moe_core": ("app", "main", "streamlit"),
     "moe_core/config": ("moe_core.", "torch"),
+    "moe_core/errors.py": ("moe_core", "torch"),
+    "moe_core/files.py": ("moe_core.", "torch"),
     "moe_core/config/presets.py": ("pydantic",),
     "moe_core/data": ("torch", "moe_core.model", "moe_core.training", "moe_core.inference", "moe_core.evaluation"),
     "moe_core/model": (
@@ -33,6 +36,9 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "moe_core.runs",
         "moe_core.data",
         "moe_core.figures",
+        "moe_core.reports",
+        "moe_core.experiments",
+        "moe_core.exchange",
     ),
     "moe_core/routing": (
         "moe_core.model",
@@ -42,10 +48,29 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "moe_core.runs",
         "moe_core.data",
         "moe_core.figures",
+        "moe_core.reports",
+        "moe_core.experiments",
+        "moe_core.exchange",
+    ),
+    "moe_core/routing/instruments": (
+        "moe_core.routing.recordings",
+        "moe_core.routing.statistics",
+        "moe_core.routing.measures",
+        "moe_core.routing.metrics",
+        "moe_core.routing.baselines",
+    ),
+    "moe_core/routing/recordings": (
+        "torch",
+        "moe_core.routing.instruments",
+        "moe_core.routing.statistics",
+        "moe_core.routing.measures",
+        "moe_core.routing.metrics",
+        "moe_core.routing.baselines",
     ),
     "moe_core/routing/trace": (
         "torch",
         "moe_core.routing.instruments",
+        "moe_core.routing.recordings",
         "moe_core.routing.statistics",
         "moe_core.routing.measures",
         "moe_core.routing.metrics",
@@ -66,7 +91,15 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "moe_core.routing.baselines",
         "moe_core.routing.measures",
     ),
-    "moe_core/runs": ("moe_core.training", "moe_core.inference", "moe_core.evaluation", "moe_core.figures"),
+    "moe_core/runs": (
+        "moe_core.training",
+        "moe_core.inference",
+        "moe_core.evaluation",
+        "moe_core.experiments",
+        "moe_core.exchange",
+        "moe_core.figures",
+        "moe_core.reports",
+    ),
     "moe_core/figures": (
         "torch",
         "moe_core.model",
@@ -75,12 +108,37 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "moe_core.evaluation",
         "moe_core.reports",
     ),
-    "moe_core/evaluation": ("moe_core.training", "moe_core.figures", "moe_core.reports"),
-    "moe_core/reports": ("torch", "moe_core.model", "moe_core.training"),
-    "moe_core/inference": ("moe_core.training", "moe_core.evaluation", "moe_core.figures"),
+    "moe_core/training": ("moe_core.experiments", "moe_core.exchange", "moe_core.figures", "moe_core.reports"),
+    "moe_core/evaluation": (
+        "moe_core.training",
+        "moe_core.experiments",
+        "moe_core.exchange",
+        "moe_core.figures",
+        "moe_core.reports",
+    ),
+    "moe_core/experiments": ("moe_core.exchange", "moe_core.figures", "moe_core.reports"),
+    "moe_core/exchange": (
+        "moe_core.inference",
+        "moe_core.evaluation",
+        "moe_core.experiments",
+        "moe_core.figures",
+        "moe_core.reports",
+    ),
+    "moe_core/reports": ("torch", "moe_core.model", "moe_core.training", "moe_core.experiments", "moe_core.exchange"),
+    "moe_core/inference": (
+        "moe_core.training",
+        "moe_core.evaluation",
+        "moe_core.experiments",
+        "moe_core.exchange",
+        "moe_core.figures",
+        "moe_core.reports",
+    ),
     "app": ("main", "moe_core.cli"),
 }
-ALLOWED: dict[str, tuple[str, ...]] = {"moe_core/config": ("moe_core.errors", "moe_core.config")}
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "moe_core/config": ("moe_core.errors", "moe_core.config"),
+    "moe_core/files.py": ("moe_core.errors",),
+}
 ONLY_MAIN_IMPORTS = "moe_core.cli"
 ONLY_ITS_COMMAND_IMPORTS = "bench"
 
@@ -131,9 +189,14 @@ def test_the_walker_sees_a_violation(tmp_path: Path) -> None:
     assert not matches("torchvision", "torch")
 
 
-def imported_files(path: Path, root: Path, sources: set[Path]) -> set[Path]:
-    """The files of the tree that a file imports when it runs, from within a function included."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def imported_at_run_time(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements of a file that run, those within a function included; not those for types alone."""
+    return _run_time_imports_of_text(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _run_time_imports_of_text(text: str) -> list[ast.Import | ast.ImportFrom]:
+    tree = ast.parse(text)
     typing_only = {
         inner
         for node in ast.walk(tree)
@@ -141,13 +204,16 @@ def imported_files(path: Path, root: Path, sources: set[Path]) -> set[Path]:
         for statement in node.body
         for inner in ast.walk(statement)
     }
+    return [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) and n not in typing_only]
+
+
+def imported_files(path: Path, root: Path, sources: set[Path]) -> set[Path]:
+    """The files of the tree that a file imports when it runs, from within a function included."""
     found: set[Path] = set()
-    for node in ast.walk(tree):
-        if node in typing_only:
-            continue
+    for node in imported_at_run_time(path):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif node.module:
             # A name is a submodule, or stands in the package's own file.
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             modules = [name if file_of(name, root, sources) else node.module for name in names]
@@ -155,6 +221,24 @@ def imported_files(path: Path, root: Path, sources: set[Path]) -> set[Path]:
             continue
         found |= {file for module in modules if (file := file_of(module, root, sources))}
     return found - {path}
+
+
+def way_to_torch(start: Path, graph: dict[Path, set[Path]]) -> list[Path]:
+    """The shortest chain of imports from a file to one that imports torch; empty where there is none."""
+    ways = {start: [start]}
+    waiting = [start]
+    for path in waiting:
+        modules = [
+            name
+            for node in imported_at_run_time(path)
+            for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        ]
+        if any(matches(module, "torch") for module in modules):
+            return ways[path]
+        for other in sorted(graph[path] - set(ways)):
+            ways[other] = [*ways[path], other]
+            waiting.append(other)
+    return []
 
 
 def file_of(module: str, root: Path, sources: set[Path]) -> Path | None:
@@ -189,6 +273,47 @@ def test_no_imports_run_in_a_circle() -> None:
     graph = {path: imported_files(path, ROOT, sources) for path in SOURCES}
     found = {frozenset(path.relative_to(ROOT).as_posix() for path in circle) for circle in circles(graph)}
     assert found == set()
+
+
+WITHOUT_TORCH = (
+    *("trace", "recordings", "statistics", "measures", "metrics.py", "baselines.py", "measured.py", "calibration.py"),
+    "token_arrays.py",
+)
+"""What analyses a trace, under moe_core/routing: it starts in a moment, and where no torch is installed."""
+
+
+def analysis_files() -> list[Path]:
+    places = [ROOT / "moe_core" / "figures", *(ROOT / "moe_core" / "routing" / place for place in WITHOUT_TORCH)]
+    assert not [place for place in places if not place.exists()]
+    return [path for path in SOURCES if any(path == place or path.is_relative_to(place) for place in places)]
+
+
+def test_analysis_and_figures_reach_torch_on_no_way() -> None:
+    """Neither at once nor later, through no other file of the tree."""
+    sources = set(SOURCES)
+    graph = {path: imported_files(path, ROOT, sources) for path in SOURCES}
+    for path in analysis_files():
+        way = " -> ".join(step.relative_to(ROOT).as_posix() for step in way_to_torch(path, graph))
+        assert not way, f"{way} imports torch"
+
+
+def test_only_instruments_touch_a_model_under_routing() -> None:
+    for path in SOURCES:
+        inside = path.is_relative_to(ROOT / "moe_core" / "routing")
+        if inside and not path.is_relative_to(ROOT / "moe_core" / "routing" / "instruments"):
+            assert not {module for module in imported_modules(path) if matches(module, "torch")}, path
+
+
+def test_the_way_to_torch_is_found_through_a_lazy_import(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first.py", "second.py", "third.py"))
+    first.write_text("def f():\n    import second\n")
+    second.write_text("import third\n")
+    third.write_text("from torch import nn\n")
+    sources = {first, second, third}
+    graph = {path: imported_files(path, tmp_path, sources) for path in sources}
+    assert way_to_torch(first, graph) == [first, second, third]
+    third.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import nn\n")
+    assert way_to_torch(first, graph) == []
 
 
 def test_the_circle_finder_sees_a_lazy_circle_and_no_circle_of_types(tmp_path: Path) -> None:
