@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace, metrics, recordings
-from moe_core.routing.recordings import arrays, pieces, tables
+from moe_core.routing.recordings import one_text, parquet_table, pieces
 
 Integers = npt.NDArray[Any]
 L, K, E = 4, 2, 8
@@ -606,7 +606,7 @@ def test_a_table_with_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert np.allclose(trace.router_scores.transpose(1, 0, 2), weights)
     assert trace.positions.tolist() == list(range(20, 40))
     assert "the whole table counts as one text" in trace.source
-    monkeypatch.setattr(tables, "PIECE_TOKENS", 3)
+    monkeypatch.setattr(parquet_table, "PIECE_TOKENS", 3)
     assert np.array_equal(indices_TLK(recordings.read(path)), x)
 
 
@@ -669,7 +669,7 @@ def test_a_trace_is_no_table_and_a_table_needs_experts(tmp_path: Path) -> None:
 
 
 def test_convert_writes_what_read_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "PIECE_TOKENS", 4)
+    monkeypatch.setattr(one_text, "PIECE_TOKENS", 4)
     assert pieces.PIECE_TOKENS > 4
     path = written(tmp_path / "v.jsonl", *(vllm_answer(chosen(9, seed=i), 5, domain=f"d{i % 2}") for i in range(5)))
     stages: list[tuple[str, int, int]] = []

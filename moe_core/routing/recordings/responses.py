@@ -9,7 +9,7 @@ from typing import Any
 
 from moe_core.errors import TraceError
 from moe_core.progress import Progress, silent
-from moe_core.routing.recordings.arrays import NAMES, npz_record
+from moe_core.routing.recordings.one_text import NAMES, npz_record
 from moe_core.routing.recordings.pieces import Integers, Options, Piece, Recording, read_token_ids, reason
 from moe_core.routing.recordings.sglang import is_sglang, sglang_texts
 from moe_core.routing.recordings.vllm import vllm_texts

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from moe_core.errors import TraceError
-from moe_core.routing.recordings.arrays import Text
 from moe_core.routing.recordings.decode import id_list, raw_integers
+from moe_core.routing.recordings.one_text import Text
 from moe_core.routing.recordings.pieces import Integers, Options
 
 Fields = dict[str, Any]

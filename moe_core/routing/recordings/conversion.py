@@ -10,7 +10,7 @@ import numpy as np
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.progress import Progress, silent
-from moe_core.routing.recordings.checks import Facts, examine, recorded_tokens
+from moe_core.routing.recordings.examine import Facts, examine, recorded_tokens
 from moe_core.routing.recordings.pieces import Options, Piece, Recording
 from moe_core.routing.trace.joining import concatenate
 from moe_core.routing.trace.trace import RoutingTrace
@@ -103,10 +103,10 @@ def convert(
 
 def open_recording(path: Path, format: str, options: Options) -> Recording:
     """Choose the reader by `format`, or for auto by the file's name and first bytes."""
-    from moe_core.routing.recordings.arrays import open_npy
     from moe_core.routing.recordings.llama_cpp import open_llama_cpp
+    from moe_core.routing.recordings.one_text import open_npy
+    from moe_core.routing.recordings.parquet_table import open_table
     from moe_core.routing.recordings.responses import open_responses
-    from moe_core.routing.recordings.tables import open_table
 
     if format not in FORMATS:
         raise UsageError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
