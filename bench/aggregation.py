@@ -62,7 +62,7 @@ def run(scale: Scale) -> list[Result]:
     rows = []
     for against, goal in GOALS.items():
         for measure in MEASURES:
-            rows.append(compared(f"{measure}, {size}", _one(timings, measure), OURS, against))
+            rows.append(compared(f"{measure}, {size}", _timings_of_measure(timings, measure), OURS, against))
         rows.append(compared(f"all five, {size}", together(timings), OURS, against, goal=goal))
     return rows
 
@@ -182,23 +182,23 @@ def compare(trace: RoutingTrace, rounds: int, on_round: Callable[[int], None] | 
         frame = function(trace)
         check_equal(measure, frame, tables.by_pandas(measure), trace)
         check_equal(measure, frame, as_series(measure, tables.by_arrow(measure)), trace)
-        sides[_side(measure, OURS)] = partial(function, trace)
-        sides[_side(measure, PANDAS)] = partial(tables.by_pandas, measure)
-        sides[_side(measure, ARROW)] = partial(tables.by_arrow, measure)
+        sides[_side_name(measure, OURS)] = partial(function, trace)
+        sides[_side_name(measure, PANDAS)] = partial(tables.by_pandas, measure)
+        sides[_side_name(measure, ARROW)] = partial(tables.by_arrow, measure)
     return interleave(sides, rounds=rounds, on_round=on_round)
 
 
 def together(timings: Timings) -> Timings:
     """Seconds of each way for all measures, round by round."""
-    of = {way: [_side(measure, way) for measure in MEASURES] for way in (OURS, PANDAS, ARROW)}
+    of = {way: [_side_name(measure, way) for measure in MEASURES] for way in (OURS, PANDAS, ARROW)}
     return Timings(pd.DataFrame({way: timings.seconds[sides].sum(axis=1) for way, sides in of.items()}))
 
 
-def _one(timings: Timings, measure: str) -> Timings:
-    return Timings(pd.DataFrame({way: timings.seconds[_side(measure, way)] for way in (OURS, PANDAS, ARROW)}))
+def _timings_of_measure(timings: Timings, measure: str) -> Timings:
+    return Timings(pd.DataFrame({way: timings.seconds[_side_name(measure, way)] for way in (OURS, PANDAS, ARROW)}))
 
 
-def _side(measure: str, way: str) -> str:
+def _side_name(measure: str, way: str) -> str:
     return f"{measure}, {way}"
 
 

@@ -224,11 +224,11 @@ def visit_all(browser: Browser, url: str, pages: Sequence[str], scale: Scale, qu
     for number, name in enumerate(pages):
         scale.progress("opening pages", number, len(pages))
         with tab(browser) as page:
-            found.append(_visit(page, url, name, query))
+            found.append(_visit_page(page, url, name, query))
     return found
 
 
-def _visit(page: Page, url: str, name: str, query: str) -> Visit:
+def _visit_page(page: Page, url: str, name: str, query: str) -> Visit:
     address = f"{url}/{'' if name == PAGES[0] else name}"
     page.goto(f"{address}?{query}" if query else address)
     opening = _messages(page)

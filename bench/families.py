@@ -77,7 +77,9 @@ def check(family: str) -> Outcome:
     except MoescopeError as error:
         return Outcome(family, name, reason=DENSE if "has no router" in str(error) else str(error))
     trace, exact = captured(model, routers)
-    return Outcome(family, name, trace.score_function, _changes(routers.values()), exact, "" if exact else "differs")
+    return Outcome(
+        family, name, trace.score_function, _possible_changes(routers.values()), exact, "" if exact else "differs"
+    )
 
 
 def captured(model: torch.nn.Module, routers: dict[int, Router]) -> tuple[RoutingTrace, bool]:
@@ -107,9 +109,9 @@ class Seen:
         self._block = block
         self._given: list[tuple[Any, ...]] = []
         self._around: list[tuple[Tensor, Tensor]] = []
-        self._handles: list[Any] = [self._block.get_submodule(where).register_forward_pre_hook(self._before)]
+        self._handles: list[Any] = [self._block.get_submodule(where).register_forward_pre_hook(self._note_input)]
         if self._judge is not _same_arguments:
-            self._handles.append(self._block.register_forward_hook(self._after))
+            self._handles.append(self._block.register_forward_hook(self._note_output))
 
     def agrees(self, indices_TK: npt.NDArray[Any], scores_TK: npt.NDArray[Any]) -> bool:
         """Whether every slot equals what was seen; -1 = the token has no expert there."""
@@ -122,10 +124,10 @@ class Seen:
         for handle in self._handles:
             handle.remove()
 
-    def _before(self, module: object, args: tuple[Any, ...]) -> None:  # noqa: ARG002 - torch's signature
+    def _note_input(self, module: object, args: tuple[Any, ...]) -> None:  # noqa: ARG002 - torch's signature
         self._given.append(args)
 
-    def _after(self, module: object, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
+    def _note_output(self, module: object, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
         self._around.append((args[0], output[0] if isinstance(output, tuple) else output))
 
 
@@ -198,7 +200,7 @@ _JUDGES: dict[str, tuple[str, Callable[[Seen, Tensor, Tensor], bool]]] = {
 """For each model_type: the part of the block whose call is read, and what it must say."""
 
 
-def _changes(routers: Iterable[Router]) -> str:
+def _possible_changes(routers: Iterable[Router]) -> str:
     kinds = set()
     for router in routers:
         if router.form.write_refused(router):

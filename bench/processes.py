@@ -51,7 +51,7 @@ def run_python(arguments: Sequence[str]) -> Took:
         return Took(took["seconds"], took["peak_mib"], output.read().decode(errors="replace"))
 
 
-def _between(output: int, arguments: Sequence[str]) -> None:
+def _print_usage(output: int, arguments: Sequence[str]) -> None:
     """Print as JSON what a process takes whose output goes to this descriptor."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=output)
@@ -65,4 +65,4 @@ def _between(output: int, arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    _between(int(sys.argv[1]), sys.argv[2:])
+    _print_usage(int(sys.argv[1]), sys.argv[2:])

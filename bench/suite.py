@@ -74,7 +74,7 @@ def run_benchmark(name: str, scale: Scale, threads: int) -> Record:
         from moe_core.training.device import keep_freed_memory
 
         keep_freed_memory()
-    with _pinned(threads):
+    with _pinned_threads(threads):
         where = environment(threads)
         date, start = datetime.now().isoformat(timespec="minutes"), time.perf_counter()
         results = run(scale)
@@ -82,7 +82,7 @@ def run_benchmark(name: str, scale: Scale, threads: int) -> Record:
 
 
 @contextmanager
-def _pinned(threads: int) -> Iterator[None]:
+def _pinned_threads(threads: int) -> Iterator[None]:
     """Torch computes in `threads` threads, which the system keeps on that many processors (where it can)."""
     import torch
 

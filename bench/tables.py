@@ -25,8 +25,8 @@ def document(records: Sequence[Record]) -> str:
         "does, and must agree before they are timed.\nRatios are medians of paired rounds; above 1, ours is faster.\n"
     ]
     for record in records:
-        parts.append(f"## {record.benchmark}\n\n{BENCHMARKS[record.benchmark].answers}\n\n{_where(record)}\n")
-        parts.append(HEADER + "".join(_line(result) for result in record.results))
+        parts.append(f"## {record.benchmark}\n\n{BENCHMARKS[record.benchmark].answers}\n\n{_where_measured(record)}\n")
+        parts.append(HEADER + "".join(_table_line(result) for result in record.results))
     return "\n".join(parts)
 
 
@@ -36,15 +36,15 @@ def summary(records: Sequence[Record]) -> str:
     if not rows:
         return ""
     counts = {word: sum(row.status == word for row in rows) for word in ("stretch", "floor", "short")}
-    shown = [row for record in records for row in _worst([row for row in record.results if row.goal is not None])]
+    shown = [row for record in records for row in _worst_rows([row for row in record.results if row.goal is not None])]
     return (
-        f"{_machine(records[0])}.\n\n{HEADER}{''.join(_line(row) for row in shown)}\n"
+        f"{_machine(records[0])}.\n\n{HEADER}{''.join(_table_line(row) for row in shown)}\n"
         f"Of {len(rows)} goals {counts['stretch'] + counts['floor']} are reached, {counts['stretch']} of them by the "
         f"stretch; {counts['short']} {'is' if counts['short'] == 1 else 'are'} missed.\n"
     )
 
 
-def _worst(rows: Sequence[Result]) -> list[Result]:
+def _worst_rows(rows: Sequence[Result]) -> list[Result]:
     """Only the worst of the rows that stand alone and share their unit and goal, such as one row for every page."""
     kinds: dict[object, list[Result]] = {}
     for number, row in enumerate(rows):
@@ -80,7 +80,7 @@ def figure(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.6f}"
 
 
-def _where(record: Record) -> str:
+def _where_measured(record: Record) -> str:
     load = record.environment["load_average_before"]
     return f"{_machine(record)}; load average before {load}, {record.seconds:.0f} s."
 
@@ -94,7 +94,7 @@ def _machine(record: Record) -> str:
     )
 
 
-def _line(result: Result) -> str:
+def _table_line(result: Result) -> str:
     spread = result.ratio
     return (
         "| "

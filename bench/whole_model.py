@@ -195,10 +195,10 @@ class Decoder:
                 else:
                     out = self._model(token_ids, past_key_values=self._cache, use_cache=True)
                 found.append(out.logits[:, -1])
-            self._forget(len(new_SB1))
+            self._forget_tokens(len(new_SB1))
             return torch.stack(found)
 
-    def _forget(self, tokens: int) -> None:
+    def _forget_tokens(self, tokens: int) -> None:
         if isinstance(self._cache, KVCache):
             self._cache.length = self._length
         else:

@@ -19,7 +19,7 @@ Namer = Callable[[str, str], str]  # (placeholder, type) -> identifier
 
 
 @lru_cache(maxsize=1024)
-def _written(node: ast.expr) -> str:
+def _annotation_source(node: ast.expr) -> str:
     """The source of an annotation of a skeleton; skeletons live as long as the process, so each is written once."""
     return ast.unparse(node)
 
@@ -69,7 +69,7 @@ class Filler:
 
     def kind(self, annotation: ast.expr | None) -> str:
         """The type an annotation writes, with T replaced."""
-        return _written(annotation).replace("T", self.scalar) if annotation is not None else ""
+        return _annotation_source(annotation).replace("T", self.scalar) if annotation is not None else ""
 
     def block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         filled: list[ast.stmt] = []

@@ -148,7 +148,7 @@ def _at_least(name: str, domain: str, value: float, limit: float) -> Gate:
     return Gate(name, domain, value, f">= {limit:g}", value >= limit)
 
 
-def _between(name: str, domain: str, value: float, low: float, high: float) -> Gate:
+def _gate_between(name: str, domain: str, value: float, low: float, high: float) -> Gate:
     return Gate(name, domain, value, f"{low:g} to {high:g}", low <= value <= high)
 
 
@@ -187,7 +187,7 @@ def measure_gates(documents: Sequence[Row]) -> list[Gate]:
     if set(DOMAINS) <= by_domain.keys() and {"train", "validation"} <= splits:
         gates.append(_at_least("document accuracy of a word classifier", "all", document_accuracy(documents), 0.85))
         accuracy = window_accuracy(documents, DOMAINS)
-        gates.append(_between("window accuracy of a word classifier", "all", accuracy, 0.60, 0.95))
+        gates.append(_gate_between("window accuracy of a word classifier", "all", accuracy, 0.60, 0.95))
     vocabulary = {
         domain: {token for document in sample(by_domain[domain]["train"]) for token in words(document.text)}
         for domain in PROSE_DOMAINS
@@ -197,5 +197,5 @@ def measure_gates(documents: Sequence[Row]) -> list[Gate]:
     for index, left in enumerate(names):
         for right in names[index + 1 :]:
             value = jaccard(vocabulary[left], vocabulary[right])
-            gates.append(_between("vocabulary Jaccard", f"{left}/{right}", value, 0.1, 0.5))
+            gates.append(_gate_between("vocabulary Jaccard", f"{left}/{right}", value, 0.1, 0.5))
     return gates

@@ -26,9 +26,9 @@ def concordance(contexts: Sequence[Context]) -> pd.DataFrame:
     """Columns before, token, after, domain, weight; the text in one line, with signs for line breaks and tabs."""
     return pd.DataFrame(
         {
-            "before": [_line("".join(context.before))[-CHARACTERS:] for context in contexts],
+            "before": [_one_line("".join(context.before))[-CHARACTERS:] for context in contexts],
             "token": [shown_token(context.token) for context in contexts],
-            "after": [_line("".join(context.after))[:CHARACTERS] for context in contexts],
+            "after": [_one_line("".join(context.after))[:CHARACTERS] for context in contexts],
             "domain": [context.domain for context in contexts],
             "weight": [float(context.score) for context in contexts],
         }
@@ -60,5 +60,5 @@ def shown_token(text: str) -> str:
     return START if text == END_OF_TEXT else visible(text)
 
 
-def _line(text: str) -> str:
+def _one_line(text: str) -> str:
     return text.replace(END_OF_TEXT, f"{START} ").replace("\n", "↵").replace("\t", "⇥")

@@ -184,7 +184,7 @@ def _pictures(name: str) -> None:
         run = RunFolder(name)
         if run.exists():  # else the numbers say that it is gone
             _charts(run)
-            _words(run)
+            _show_words(run)
 
 
 def _charts(run: RunFolder) -> None:
@@ -208,7 +208,7 @@ def _charts(run: RunFolder) -> None:
         show_figure(load_over_time_figure(loads, layer), key="load_over_time", terms=["expert load", "load imbalance"])
 
 
-def _words(run: RunFolder) -> None:
+def _show_words(run: RunFolder) -> None:
     """What changed, newest first, and the last text the model wrote."""
     events, samples = loaders.metrics(run, "event"), loaders.metrics(run, "sample")
     if len(events):

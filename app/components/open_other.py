@@ -87,10 +87,10 @@ def describe_opened(opened: Opened) -> None:
         st.button("Close", key="close_opened", type="tertiary", icon=":material/close:", on_click=OPENED.close,
                   args=(opened.name,), help="Take it off the list; the files stay.")  # fmt: skip
     with errors_as_boxes("It cannot be read"):
-        st.caption(plain(_facts(opened)))
+        st.caption(plain(_facts_of_opened(opened)))
 
 
-def _facts(opened: Opened) -> str:
+def _facts_of_opened(opened: Opened) -> str:
     if isinstance(opened, TraceFile):
         trace = loaders.trace(opened).trace
         return f"{trace.num_tokens:,} tokens of {trace.source or 'an unnamed model'}"

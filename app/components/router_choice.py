@@ -20,7 +20,7 @@ def router_choice() -> list[str]:
     left, right = st.columns(2)
     with left:
         kind: RouterKind = st.selectbox(
-            "Router", list(ROUTER_FACTS), format_func=_words, key=state.NEW_ROUTER,
+            "Router", list(ROUTER_FACTS), format_func=_spaced_words, key=state.NEW_ROUTER,
             help="How a token's experts are chosen.",
         )  # fmt: skip
         st.caption(plain(sentence(ROUTER_FACTS[kind].meaning)))
@@ -28,7 +28,7 @@ def router_choice() -> list[str]:
         options = balancings(kind)
         state.preset(state.NEW_BALANCING, options, options[0])
         balancing: Balancing = st.selectbox(
-            "Balancing", options, format_func=_words, key=state.NEW_BALANCING,
+            "Balancing", options, format_func=_spaced_words, key=state.NEW_BALANCING,
             help="What keeps some experts from getting all tokens. The first is usual for this router.",
         )  # fmt: skip
         st.caption(plain(sentence(BALANCING_MEANINGS[balancing])))
@@ -46,5 +46,5 @@ def balancings(kind: RouterKind) -> list[Balancing]:
     return [usual, *others]
 
 
-def _words(name: str) -> str:
+def _spaced_words(name: str) -> str:
     return name.replace("_", " ")

@@ -136,7 +136,7 @@ def _draw(pair: TextPair, layer: int, key: str, series: str, on_layer: Callable[
         if not live:
             for job in pair.jobs:
                 job.raise_error()
-            st.download_button("Both texts", _both(pair), "texts.txt", key=f"{key}_text", type="tertiary",
+            st.download_button("Both texts", _sentence_of_both(pair), "texts.txt", key=f"{key}_text", type="tertiary",
                                icon=":material/download:", on_click="ignore")  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def _progress(pair: TextPair, live: bool) -> str:
     return f"{'writing' if live else 'stopped' if stopped else 'finished'} · {' · '.join(parts)}"
 
 
-def _both(pair: TextPair) -> str:
+def _sentence_of_both(pair: TextPair) -> str:
     first, second = pair.jobs
     return (
         f"Seed {first.sampling.seed}, temperature {first.sampling.temperature:g}\n\n"

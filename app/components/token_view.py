@@ -59,8 +59,8 @@ def token_view(
     result = _MOUNT(
         key=key,
         data={**payload, "layer": layer},
-        on_picked_change=_nothing,
-        on_layer_change=on_layer or _nothing,
+        on_picked_change=_declare_key,
+        on_layer_change=on_layer or _declare_key,
     )
     picked = result.picked if isinstance(result.picked, dict) else {}
     token = picked.get("token")
@@ -151,5 +151,5 @@ def _packed(values: npt.ArrayLike | None, dtype: str) -> str | None:
     return None if values is None else base64.b64encode(np.ascontiguousarray(values).astype(dtype).tobytes()).decode()
 
 
-def _nothing() -> None:
+def _declare_key() -> None:
     """Declares a key of the component, so that its value is always there to read."""

@@ -61,7 +61,7 @@ def ablate(arguments: argparse.Namespace, output: Output) -> int:
 
     began = time.perf_counter()
     loaded = load_run(run.name, device=resolve_device(arguments.device))
-    result = _whole_map(loaded, arguments) if arguments.layer is None else _part(loaded, arguments)
+    result = _whole_map(loaded, arguments) if arguments.layer is None else _tables_of_part(loaded, arguments)
     effects: pd.DataFrame = result["effects"]
     said = {"ablation": ablation_verdict(effects)}
     output.say(_effects_table(effects))
@@ -105,7 +105,7 @@ def _whole_map(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[str, pd
     return {"effects": found.effects, "importance": found.importance, "correlations": found.correlations}
 
 
-def _part(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[str, pd.DataFrame]:
+def _tables_of_part(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[str, pd.DataFrame]:
     from moe_core.evaluation.ablation import ablation_map
 
     with progress_on_stderr() as progress:

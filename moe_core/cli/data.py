@@ -44,7 +44,7 @@ def data(arguments: argparse.Namespace, output: Output) -> int:
         progress("measuring", 0, 1)
         gates = measure_gates(documents)
     counts = {split: sum(document.split == split for document in documents) for split in SPLITS}
-    output.say(f"{_listed(counts)} documents in {folder}")
+    output.say(f"{_list_counts(counts)} documents in {folder}")
     rows = [
         [gate.name, gate.domain, f"{gate.value:.4g}", str(gate.limit), "yes" if gate.passed else "NO"] for gate in gates
     ]
@@ -53,5 +53,5 @@ def data(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _listed(counts: dict[str, int]) -> str:
+def _list_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {split}" for split, count in counts.items())

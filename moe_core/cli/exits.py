@@ -43,26 +43,26 @@ def guarded(call: Callable[[], int]) -> int:
         _silence_stdout()
         return 0
     except KeyboardInterrupt:
-        _complain("interrupted")
+        _print_error("interrupted")
         return INTERRUPTED
     except Terminated:
-        _complain("terminated")
+        _print_error("terminated")
         return TERMINATED
     except MoescopeError as error:
-        _complain(f"error: {error}")
+        _print_error(f"error: {error}")
         return error.exit_code
     except OSError as error:
         _silence_stdout()
-        _complain(f"error: {_of_operating_system(error)}")
+        _print_error(f"error: {_of_operating_system(error)}")
         return FAILED
     except MemoryError:
-        _complain(f"error: {_of_memory()}")
+        _print_error(f"error: {_of_memory()}")
         return FAILED
     except Exception as error:
         if isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY):
-            _complain(f"error: {_of_memory()}")
+            _print_error(f"error: {_of_memory()}")
         else:
-            _complain(f"error: {_bug(error)}")
+            _print_error(f"error: {_bug(error)}")
             if os.environ.get(DEBUG_VARIABLE):
                 traceback.print_exc()
         return FAILED
@@ -82,7 +82,7 @@ def _is_control(character: str) -> bool:
     return ord(character) < 32 or 127 <= ord(character) < 160
 
 
-def _complain(line: str) -> None:
+def _print_error(line: str) -> None:
     with suppress(OSError, ValueError):  # nobody may be listening any more
         print(one_line(line), file=sys.stderr, flush=True)
 

@@ -45,8 +45,8 @@ def presets(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG0
     output.say(table(SIZE_HEADER, [_size_row(row) for row in rows]) + "\n")
     output.say(table(_memory_header(rows[0]), [_memory_row(row, present) for row in rows]) + "\n")
     output.say(NOTES.format(memory=present / 2**30) + "\n")
-    for text in dict.fromkeys(text for preset in PRESETS.values() for text in _notes(preset)):
-        names = ", ".join(name for name, preset in PRESETS.items() if text in _notes(preset))
+    for text in dict.fromkeys(text for preset in PRESETS.values() for text in _notes_of_preset(preset)):
+        names = ", ".join(name for name, preset in PRESETS.items() if text in _notes_of_preset(preset))
         output.say(f"{names}: {text}")
     output.figures({"memory_bytes": present, "presets": rows})
     return 0
@@ -93,7 +93,7 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def _notes(preset: Preset) -> list[str]:
+def _notes_of_preset(preset: Preset) -> list[str]:
     notes = {"its document leaves open, chosen here": preset.chosen, "different here": preset.differs}
     return [f"{what}: {text}." for what, text in notes.items() if text]
 

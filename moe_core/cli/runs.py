@@ -29,7 +29,7 @@ def runs(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 
     found = list_runs()
     if found:
         output.say(
-            table(["run", "state", "steps", "unseen", "validation", "updated", ""], [_row(run) for run in found])
+            table(["run", "state", "steps", "unseen", "validation", "updated", ""], [_table_row(run) for run in found])
         )
         output.say(
             "unseen, validation: nats per token, of all held-out text once the run is scored, of a part until then"
@@ -40,7 +40,7 @@ def runs(arguments: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 
     return 0
 
 
-def _row(run: RunSummary) -> list[str]:
+def _table_row(run: RunSummary) -> list[str]:
     updated = datetime.fromtimestamp(run.updated_at).strftime("%Y-%m-%d %H:%M") if run.updated_at else "-"
     return [
         run.name,

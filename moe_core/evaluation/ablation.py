@@ -92,7 +92,7 @@ def ablation_map(
     the disk refuses.
     """
     report, model = progress or silent, language_model(loaded)
-    wanted = _wanted(model, mode, layers, experts)
+    wanted = _wanted_experts(model, mode, layers, experts)
     report("tokenising", 0, 1)
     dataset = _held_out(loaded) if documents is None else as_dataset(model, documents)
     of = analysis_of(loaded, dataset, HELD_OUT_TEXT if documents is None else text, mode)
@@ -127,7 +127,7 @@ def analysis_of(loaded: Loaded | LanguageModel, dataset: TokenDataset, text: str
     return AnalysisOf(weights.hexdigest(), step, text, read.hexdigest(), len(dataset), mode, WINDOW_RULE)
 
 
-def _wanted(
+def _wanted_experts(
     model: LanguageModel, mode: Mode, layers: Sequence[int] | None, experts: Sequence[int] | None
 ) -> list[tuple[int, int]]:
     """(layer, expert) in ascending order; UsageError for one that is not there."""
@@ -212,7 +212,7 @@ def _one_expert(
         chosen_BS = (step.routed.router_indices == expert[1]).any(dim=1).view_as(reading.keep)
         chosen_T[reading.batch.index[(chosen_BS & reading.keep).cpu().numpy()]] = 1
         if chosen_BS.any():
-            which_N, delta_N, kl_N = _changes(model, reading, step, chosen_BS, expert, mode)
+            which_N, delta_N, kl_N = _changes_of_expert(model, reading, step, chosen_BS, expert, mode)
             at = reading.batch.targets[which_N.cpu().numpy()]
             delta_T[at], kl_T[at] = delta_N.cpu().numpy(), kl_N.cpu().numpy()
     affected_M = np.bincount(dataset.domain_ids, chosen_T, len(dataset.domains)).astype(int)
@@ -224,7 +224,7 @@ def _one_expert(
     ]
 
 
-def _changes(
+def _changes_of_expert(
     model: MoETransformer, reading: _Reading, step: MoEStep, chosen_BS: Tensor, expert: tuple[int, int], mode: Mode
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Which of a batch's N scored tokens may have changed, their change of loss, and KL(original || changed)."""
@@ -242,7 +242,7 @@ def _changes(
     changed_BS = reach_BS & reading.scored
     which_N = changed_BS[reading.scored]
     hidden_CD = model.norm(x_RSD[changed_BS[rows_B]])
-    losses, log_sums, _ = _head(model, hidden_CD, reading.targets[which_N])
+    losses, log_sums, _ = _losses_of_hidden(model, hidden_CD, reading.targets[which_N])
     # sum p (log p - log q) with log q = z - logsumexp z and z linear in hidden: p enters as its mean embedding only.
     moved = torch.linalg.vecdot(reading.expected[which_N], reading.hidden[which_N] - hidden_CD)
     kl = (moved + log_sums - reading.log_sums[which_N]).clamp(min=0.0)
@@ -257,12 +257,12 @@ def _read(model: MoETransformer, dataset: TokenDataset, batch: WindowBatch) -> _
     targets = torch.from_numpy(dataset.token_ids[batch.targets].astype(np.int64)).to(device)
     state: Tensor = model.embedding(ids_BS)
     hidden: Tensor = model.norm(through(model, state, 0, len(model.layers))[scored])
-    losses, log_sums, expected = _head(model, hidden, targets, with_expected=True)
+    losses, log_sums, expected = _losses_of_hidden(model, hidden, targets, with_expected=True)
     keep = torch.from_numpy(batch.keep).to(device)
     return _Reading(batch, state, scored, keep, targets, hidden, losses, log_sums, expected)
 
 
-def _head(
+def _losses_of_hidden(
     model: MoETransformer, hidden_ND: Tensor, targets_N: Tensor, *, with_expected: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses [N], logsumexp of the logits [N], and, if asked for, the mean embedding [N, D] under the prediction."""

@@ -49,7 +49,9 @@ def effects_by_passes(
             chosen_BS = (batch.indices[place[layer]] == expert).any(axis=-1)
             chosen_T[batch.windows.index[chosen_BS & batch.windows.keep]] = 1
             if chosen_BS.any():
-                at_N, delta_N, kl_N = _changes(model, dataset, batch.windows, chosen_BS, (layer, expert), mode)
+                at_N, delta_N, kl_N = _changes_of_expert(
+                    model, dataset, batch.windows, chosen_BS, (layer, expert), mode
+                )
                 delta_T[at_N], kl_T[at_N] = delta_N, kl_N
         affected_M = np.bincount(dataset.domain_ids, chosen_T, len(dataset.domains)).astype(int)
         affected = {"all": int(affected_M.sum()), **dict(zip(dataset.domains, affected_M.tolist(), strict=True))}
@@ -71,7 +73,7 @@ def _choices(model: LanguageModel, dataset: TokenDataset, windows: WindowBatch) 
 
 
 @torch.inference_mode()
-def _changes(
+def _changes_of_expert(
     model: LanguageModel,
     dataset: TokenDataset,
     windows: WindowBatch,

@@ -57,19 +57,23 @@ def analyse_run(
     name = HELD_OUT_TEXT if documents is None else text
     effects = ablation_map(loaded, dataset, mode=mode, run=loaded.run, text=name, progress=progress)
     of = analysis_of(loaded, dataset, name)
-    saliency = _kept(loaded, of, "saliency", lambda: expert_saliency(loaded, dataset, progress))
-    similarity = _kept(loaded, of, "similarity", lambda: expert_similarity(loaded, dataset, progress=progress))
+    saliency = _kept_or_computed(loaded, of, "saliency", lambda: expert_saliency(loaded, dataset, progress))
+    similarity = _kept_or_computed(
+        loaded, of, "similarity", lambda: expert_similarity(loaded, dataset, progress=progress)
+    )
 
     def joined() -> pd.DataFrame:
         return importance(effects, measures(trace_dataset(loaded, dataset, progress).trace, saliency))
 
     of_mode = replace(of, mode=mode)
-    importances = _kept(loaded, of_mode, "importance", joined)
-    correlations = _kept(loaded, of_mode, "correlations", lambda: rank_correlations(importances))
+    importances = _kept_or_computed(loaded, of_mode, "importance", joined)
+    correlations = _kept_or_computed(loaded, of_mode, "correlations", lambda: rank_correlations(importances))
     return RunAnalysis(of_mode, effects, similarity, importances, correlations)
 
 
-def _kept(loaded: LoadedRun, of: AnalysisOf, name: Table, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+def _kept_or_computed(
+    loaded: LoadedRun, of: AnalysisOf, name: Table, compute: Callable[[], pd.DataFrame]
+) -> pd.DataFrame:
     """The table kept in the run's folder where it is of the same, else computed and, for the held-out text, kept."""
     kept = read_table(loaded.run, name, of.mode)
     if kept is not None and kept.attrs == asdict(of):

@@ -84,12 +84,12 @@ def rank_correlations(
         rows.append((measure, rho, low, high, p, n, pooled))
     table = pd.DataFrame(rows, columns=["measure", "rho", "low", "high", "p_value", "n", "rho_pooled"])
     table.insert(5, "p_adjusted", adjust(table["p_value"].to_numpy(np.float64)))
-    words = [_words(rho, p) for rho, p in zip(table["rho"], table["p_adjusted"], strict=True)]
+    words = [_correlation_words(rho, p) for rho, p in zip(table["rho"], table["p_adjusted"], strict=True)]
     table.insert(7, "verdict", words)
     return table
 
 
-def _words(rho: float, p_adjusted: float) -> str:
+def _correlation_words(rho: float, p_adjusted: float) -> str:
     if np.isnan(rho):
         return TOO_FEW
     if not p_adjusted <= SIGNIFICANCE:

@@ -119,12 +119,12 @@ def from_huggingface(tree: Mapping[str, Any]) -> tuple[ModelConfig, Family]:
     top_k = _size(tree, "num_experts_per_tok")
     normalized = bool(tree.get("norm_topk_prob", True))
     if normalized and top_k == 1:
-        raise _unlike("num_experts_per_tok", 1, "our model weighs a single expert by its probability, not by 1")
+        raise _refuse_key("num_experts_per_tok", 1, "our model weighs a single expert by its probability, not by 1")
     layers, heads = _size(tree, "num_hidden_layers"), _size(tree, "num_attention_heads")
     dim = _size(tree, "hidden_size")
     head_dim = int(tree.get("head_dim") or dim // heads)
     if family == "granitemoeshared" and abs(tree["attention_multiplier"] * head_dim**0.5 - 1) > 1e-6:
-        raise _unlike(
+        raise _refuse_key(
             "attention_multiplier", tree["attention_multiplier"], f"expected head_dim**-0.5 = {head_dim**-0.5}"
         )
     first_dense, every = _dense_pattern(_moe_layers(tree, family, layers), layers)
@@ -171,22 +171,22 @@ def _family(tree: Mapping[str, Any]) -> Family:
 def _refuse_unlike(tree: Mapping[str, Any], family: Family) -> None:
     for key, value in PLAIN.items():
         if tree.get(key, value) != value:
-            raise _unlike(key, tree[key], f"our model has {value!r} only")
+            raise _refuse_key(key, tree[key], f"our model has {value!r} only")
     if tree.get("quantization_config"):
-        raise _unlike("quantization_config", "…", "expected weights that are not quantised")
+        raise _refuse_key("quantization_config", "…", "expected weights that are not quantised")
     # These families use a window if it is given; Qwen's are off unless use_sliding_window is true.
     if family == "mixtral" and tree.get("sliding_window"):
-        raise _unlike("sliding_window", tree["sliding_window"], "our attention sees the whole context")
+        raise _refuse_key("sliding_window", tree["sliding_window"], "our attention sees the whole context")
     rope = _rope(tree)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise _unlike("rope_type", kind, "our model has the default one only")
+        raise _refuse_key("rope_type", kind, "our model has the default one only")
     part = rope.get("partial_rotary_factor", tree.get("partial_rotary_factor", 1.0))
     if part != 1.0:
-        raise _unlike("partial_rotary_factor", part, "our model rotates whole heads, 1.0")
+        raise _refuse_key("partial_rotary_factor", part, "our model rotates whole heads, 1.0")
 
 
-def _unlike(key: str, value: object, reason: str) -> UsageError:
+def _refuse_key(key: str, value: object, reason: str) -> UsageError:
     return UsageError(f"the checkpoint cannot be imported: its {key} is {value!r}; {reason}")
 
 

@@ -40,7 +40,7 @@ def coactivation_figure(coactivation: pd.DataFrame, test: pd.DataFrame, layer: i
         for row in rows(data)
     ]
     chart = lift_map(
-        _lean(data, ["expert_i", "expert_j"]),
+        _map_columns(data, ["expert_i", "expert_j"]),
         x=alt.X("expert_j:O", title=f"expert of layer {layer}{note}", axis=COLUMN_AXIS, sort=order),
         y=alt.Y("expert_i:O", title="expert", axis=ROW_AXIS, sort=order),
         title="times as often as chance",
@@ -72,7 +72,7 @@ def flow_map_figure(flow: pd.DataFrame, test: pd.DataFrame, layer: int) -> Figur
         for row in rows(data)
     ]
     chart = lift_map(
-        _lean(data, ["expert", "next_expert"]),
+        _map_columns(data, ["expert", "next_expert"]),
         x=alt.X("next_expert:O", title=f"expert of layer {following}{note}", axis=COLUMN_AXIS, sort=_by_source(data)),
         y=alt.Y("expert:O", title=f"expert of layer {layer}", axis=ROW_AXIS),
     )
@@ -135,6 +135,6 @@ def _by_source(data: pd.DataFrame) -> list[int]:
     return [int(value) for value in best.sort_values(["expert", "next_expert"])["next_expert"]]
 
 
-def _lean(data: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+def _map_columns(data: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Only what the map needs: thousands of cells travel to the browser."""
     return data[list(dict.fromkeys([*keys, "layer", "expert", "lift", "uncertain", "sentence"]))].reset_index(drop=True)

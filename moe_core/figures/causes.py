@@ -238,7 +238,7 @@ def _dots(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:
     data = frame.assign(
         value=frame[measure].astype(float),
         name=[f"{layer}:{expert}" for layer, expert in zip(frame["layer"], frame["expert"], strict=True)],
-        named=frame.index.isin(_apart(frame.loc[strongest], measure)),
+        named=frame.index.isin(_names_apart(frame.loc[strongest], measure)),
         sentence=[
             f"Expert {row.expert} of layer {row.layer}: {measure} {number(float(getattr(row, measure)))}; without it "
             f"the loss changes by {signed(row.delta_nats)} nats per token (95 % interval {signed(row.low)} to "
@@ -250,7 +250,7 @@ def _dots(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:
         x=alt.X("value:Q", title=title, scale=alt.Scale(zero=False, padding=16)),
         y=alt.Y("delta_nats:Q", title=f"{_NATS}, square-root scale", scale=alt.Scale(type="sqrt")),
     )
-    layers = [_zero()]
+    layers = [_zero_rule()]
     if len(data) <= _INTERVAL_POINTS:
         layers.append(base.mark_rule(color=NEUTRAL, opacity=0.6).encode(y="low:Q", y2="high:Q"))
     shades = alt.Color("layer:Q", scale=alt.Scale(range=list(LAYER_SHADES)), title="MoE layer",
@@ -263,7 +263,7 @@ def _dots(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:
     return layered(layers, data, 360)
 
 
-def _apart(named: pd.DataFrame, measure: str) -> list[Any]:
+def _names_apart(named: pd.DataFrame, measure: str) -> list[Any]:
     """The experts to name: among those whose names would overlap, only the first."""
     place = pd.DataFrame({"x": named[measure].astype(float), "y": named["delta_nats"]})
     place = (place - place.min()) / (place.max() - place.min()).replace(0, 1)
@@ -290,10 +290,10 @@ def _grid(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:
         color=alt.Color("experts:Q", title="experts", scale=alt.Scale(type="log", range=["#f0c48f", "#8a3d02"])),
         tooltip="sentence:N",
     )  # fmt: skip
-    return layered([cells, _zero()], data, 360)
+    return layered([cells, _zero_rule()], data, 360)
 
 
-def _zero() -> alt.Chart:
+def _zero_rule() -> alt.Chart:
     rule: alt.Chart = (
         alt.Chart(pd.DataFrame({"delta_nats": [0.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(y="delta_nats:Q")
     )

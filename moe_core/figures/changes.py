@@ -66,7 +66,7 @@ def diff_figure(diff: pd.DataFrame) -> Figure:
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
     x = alt.X("flip_rate:Q", title="part of tokens that choose other experts; tick: another first expert",
               axis=alt.Axis(format=".0%", tickCount=6),
-              scale=alt.Scale(domain=[0, _room(data["end"])], nice=False))  # fmt: skip
+              scale=alt.Scale(domain=[0, _scale_to(data["end"])], nice=False))  # fmt: skip
     layers = [
         bar_mark(base).encode(x=x),
         interval_mark(base).encode(x="low:Q", x2="high:Q"),
@@ -89,7 +89,7 @@ def movers_figure(movers: pd.DataFrame) -> Figure:
     """
     top = movers.reindex(movers["change"].abs().sort_values(ascending=False, kind="stable").index).head(MAX_MOVERS)
     data = top.assign(
-        name=[f"layer {row.layer}, expert {row.expert}: {_short(row.domain)}" for row in rows(top)],
+        name=[f"layer {row.layer}, expert {row.expert}: {_short_name(row.domain)}" for row in rows(top)],
         colour=[expert_colour(int(expert)) for expert in top["expert"]],
         uncertain=top["uncertain"].astype(bool),
         label=[points(change) for change in top["change"]],
@@ -108,7 +108,7 @@ def movers_figure(movers: pd.DataFrame) -> Figure:
         tooltip="sentence:N",
     )
     x = alt.X("share_a:Q", title="part of the tokens that choose the expert: ○ in A, ● in B",
-              axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, _room(data["end"])], nice=False))  # fmt: skip
+              axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, _scale_to(data["end"])], nice=False))  # fmt: skip
     colour = alt.Color("colour:N", scale=None)
     layers = [
         base.mark_rule(strokeWidth=2).encode(x=x, x2="share_b:Q", color=colour),
@@ -153,11 +153,11 @@ def _layer_names(data: pd.DataFrame, shown: list[int], chance: pd.DataFrame) -> 
     return labels
 
 
-def _room(ends: pd.Series[float]) -> float:
+def _scale_to(ends: pd.Series[float]) -> float:
     """End of a scale of shares, with room for the number behind the longest bar."""
     most = float(ends.max()) if len(ends) else 0.0
     return max(most * 1.12, 0.01) if most == most else 1.0
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     return name if len(name) <= _NAME_CHARACTERS else name[: _NAME_CHARACTERS - 1] + "…"

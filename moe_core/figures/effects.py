@@ -27,7 +27,7 @@ def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:
         label=[signed(delta) for delta in effects["delta_nats"]],
         end=effects[["high", "delta_nats"]].max(axis=1).clip(lower=0.0),
         name=["all text" if domain == "all" else domain for domain in effects["domain"]],
-        sentence=[_row(row, what) for row in rows(effects)],
+        sentence=[_effect_words(row, what) for row in rows(effects)],
     )
     low = min(0.0, float(effects[["low", "delta_nats"]].min(axis=1).min()))
     high = max(0.0, float(data["end"].max()))
@@ -67,7 +67,7 @@ def with_outline(figure: Figure, layer: int, expert: int) -> Figure:
     return replace(figure, chart=chart)
 
 
-def _row(row: object, what: str) -> str:
+def _effect_words(row: object, what: str) -> str:
     delta, low, high = (float(getattr(row, name)) for name in ("delta_nats", "low", "high"))
     domain, tokens = getattr(row, "domain", "all"), int(getattr(row, "tokens", 0))
     text = f"{what[:1].upper()}{what[1:]}, the loss on {domain} text changes by {signed(delta)} nats per token"

@@ -20,7 +20,7 @@ from moe_core.words import number, percent, sentence
 def expert_domains_figure(cells: pd.DataFrame, layer: int, expert: int) -> Figure:
     """Which kind of text does one expert prefer? Frame of baselines.domain_cells."""
     domains = list(dict.fromkeys(cells["domain"]))
-    frame = _own(cells, layer, expert, "domains")
+    frame = _rows_of_expert(cells, layer, expert, "domains")
     data = frame.assign(
         colour=[domain_colour(name, domains) for name in frame["domain"]],
         label=[f"{number(lift)}×" for lift in frame["lift"]],
@@ -58,7 +58,7 @@ def expert_domains_figure(cells: pd.DataFrame, layer: int, expert: int) -> Figur
 def expert_history_figure(loads: pd.DataFrame, layer: int, expert: int) -> Figure:
     """How has one expert's load changed while training? Frame of run_figures.loads_over_time; the layer's other experts
     stand behind in grey."""
-    frame = _own(loads, layer, expert, "recorded load").sort_values("step", ignore_index=True)
+    frame = _rows_of_expert(loads, layer, expert, "recorded load").sort_values("step", ignore_index=True)
     even = 1 / loads.loc[loads["layer"] == layer, "expert"].nunique()
     first, last = frame.iloc[0], frame.iloc[-1]
     verdict = (
@@ -104,7 +104,7 @@ def dropped_figure(dropped: pd.DataFrame) -> Figure:
     )
 
 
-def _own(frame: pd.DataFrame, layer: int, expert: int, what: str) -> pd.DataFrame:
+def _rows_of_expert(frame: pd.DataFrame, layer: int, expert: int, what: str) -> pd.DataFrame:
     own = frame[(frame["layer"] == layer) & (frame["expert"] == expert)].reset_index(drop=True)
     if own.empty:
         raise UsageError(

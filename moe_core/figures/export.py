@@ -89,13 +89,13 @@ def csv_bytes(frame: pd.DataFrame) -> bytes:
     safe = frame.copy()
     for column in safe.columns:
         if not (pd.api.types.is_numeric_dtype(safe[column]) or pd.api.types.is_bool_dtype(safe[column])):
-            safe[column] = safe[column].map(_harmless)
-    safe.columns = [_harmless(str(column)) for column in safe.columns]
+            safe[column] = safe[column].map(_harmless_cell)
+    safe.columns = [_harmless_cell(str(column)) for column in safe.columns]
     text: str = safe.to_csv(index=False, lineterminator="\n")
     return text.encode()
 
 
-def _harmless(cell: object) -> object:
+def _harmless_cell(cell: object) -> object:
     return "'" + cell if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
 
 

@@ -39,7 +39,7 @@ def formation_map(frame: pd.DataFrame, formed: pd.DataFrame) -> alt.LayerChart:
     """
     experts = formed.dropna(subset="step").nlargest(MAX_COLUMNS, "tokens", keep="first")
     order = [int(expert) for expert in experts.sort_values(["step", "expert"])["expert"]]
-    steps = _spaced(sorted(set(frame["step"])))
+    steps = _evenly_spaced(sorted(set(frame["step"])))
     drawn = frame[frame["expert"].isin(order) & frame["step"].isin(steps)]
     note = f", the {MAX_COLUMNS} busiest of {len(formed)}" if len(formed) > MAX_COLUMNS else ""
     sentences = [
@@ -70,18 +70,18 @@ def formation_verdict(formation: pd.DataFrame, layer: int) -> str:
     if half == end:
         when = f"its experts were formed by step {end:,.0f} of {steps[-1]:,}"
     else:
-        late = f"{_named(last)} last, at step {end:,.0f}"
+        late = f"{_expert_names(last)} last, at step {end:,.0f}"
         when = f"half of its experts were formed by step {half:,.0f} of {steps[-1]:,}, {late}"
     return f"Layer {layer}: {when}. An expert counts as formed from the step at which it {_FORMED}."
 
 
-def _named(formed: pd.DataFrame) -> str:
+def _expert_names(formed: pd.DataFrame) -> str:
     names = ", ".join(str(expert) for expert in formed["expert"][:_NAMED])
     more = f" and {len(formed) - _NAMED} more" if len(formed) > _NAMED else ""
     return f"expert{'s' if len(formed) > 1 else ''} {names}{more}"
 
 
-def _spaced(steps: list[int]) -> list[int]:
+def _evenly_spaced(steps: list[int]) -> list[int]:
     """At most MAX_COLUMNS of `steps`, evenly spaced, the first and the last among them."""
     if len(steps) <= MAX_COLUMNS:
         return steps

@@ -52,7 +52,7 @@ def differences_figure(result: Mapping[str, Any]) -> Figure:
         tooltip="sentence:N",
     )
     title = f"loss above that of {labels[0]} (nats per token, unseen text)"
-    layers = [_zero(), *_points(base, title)]
+    layers = [_zero_rule(), *_points(base, title)]
     chart = layered(layers, frame, bars_height(2 * frame["text"].nunique()) + AXIS_ROOM // 2)
     return Figure(
         "moe_against_dense", "The mixture against dense models", "Is the mixture better, and on which text?",
@@ -157,7 +157,7 @@ def routers_figure(result: Mapping[str, Any]) -> Figure:
     )
     title = f"loss above that of {first['label']} (nats per token, unseen text)"
     layers = [
-        _zero(),
+        _zero_rule(),
         *_points(base, title, scale, BAR),
         base.mark_text(align="left", dx=9, fontSize=11).encode(x="end:Q", text="label:N"),
     ]
@@ -214,7 +214,7 @@ def _sentence(arm: Mapping[str, Any], text: str, score: Mapping[str, Any]) -> st
     return f"{arm['label']}, {text}: {score['mean']:.3f} nats per token" + (f"; {words}." if words else ".")
 
 
-def _zero() -> alt.Chart:
+def _zero_rule() -> alt.Chart:
     nothing = alt.Chart(pd.DataFrame({"difference": [0.0]})).mark_rule(strokeDash=[5, 4], color=NEUTRAL)
     rule: alt.Chart = nothing.encode(x="difference:Q")
     return rule

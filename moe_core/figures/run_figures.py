@@ -87,7 +87,7 @@ def sections_of_run(run: RunRecord, trace: AnyTrace | None = None, progress: Pro
 
 def sections_of_trace(trace: AnyTrace, progress: Progress = silent) -> list[Section]:
     """Load, domains, tokens, teams and paths of a trace, each with its test against chance, as far as it has them."""
-    makers: list[Callable[[AnyTrace], Section]] = [_load, _domains, _vocabulary, _teams, _paths]
+    makers: list[Callable[[AnyTrace], Section]] = [_load, _domains, _vocabulary, _teams_section, _paths]
     sections = []
     for number, make in enumerate(makers):
         progress("measuring", number, len(makers))
@@ -139,7 +139,7 @@ def _vocabulary(trace: AnyTrace) -> Section:
     return Section("Does the choice of expert follow the token itself?", figures, terms)
 
 
-def _teams(trace: AnyTrace) -> Section:
+def _teams_section(trace: AnyTrace) -> Section:
     figures: list[Figure] = []
     if trace.top_k > 1:
         together, test = coactivation(trace), coactivation_test(trace)

@@ -52,7 +52,7 @@ def flow_sankey_figure(flow: pd.DataFrame, test: pd.DataFrame, layers: Sequence[
 def _sankey(frame: pd.DataFrame, layers: list[int]) -> go.Figure:
     import plotly.graph_objects as go
 
-    links = _merged(frame)
+    links = _merged_flows(frame)
     nodes = _nodes(links, layers)
     place = {(row.layer, row.expert): i for i, row in enumerate(rows(nodes))}
     figure = go.Figure(
@@ -73,7 +73,7 @@ def _sankey(frame: pd.DataFrame, layers: list[int]) -> go.Figure:
                 "source": [place[row.layer, row.expert] for row in rows(links)],
                 "target": [place[row.next_layer, row.next_expert] for row in rows(links)],
                 "value": [float(tokens) for tokens in links["tokens"]],
-                "color": [_faded(_colour(row.expert), row.lift) for row in rows(links)],
+                "color": [_faded_colour(_colour(row.expert), row.lift) for row in rows(links)],
                 "customdata": list(links["sentence"]),
                 "hovertemplate": "%{customdata}<extra></extra>",
             },
@@ -96,10 +96,10 @@ def _sankey(frame: pd.DataFrame, layers: list[int]) -> go.Figure:
     return figure
 
 
-def _merged(frame: pd.DataFrame) -> pd.DataFrame:
+def _merged_flows(frame: pd.DataFrame) -> pd.DataFrame:
     """Flows with tokens > 0 between the busiest experts; what comes from or goes to the others is summed."""
     flow = frame[frame["tokens"] > 0]
-    busy = _through(flow)
+    busy = _tokens_through(flow)
     busy["rank"] = busy.groupby("layer")["tokens"].rank(ascending=False, method="first")
     many = busy.groupby("layer")["expert"].transform("size") > MAX_SANKEY_EXPERTS
     busy = busy[~many | (busy["rank"] < MAX_SANKEY_EXPERTS)]
@@ -124,7 +124,7 @@ def _merged(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _nodes(links: pd.DataFrame, layers: list[int]) -> pd.DataFrame:
     """layer, expert, tokens, x, y (0..1, from the top), sentence; the others last in their layer."""
-    nodes = _through(links)
+    nodes = _tokens_through(links)
     nodes = nodes.assign(last=nodes["expert"] == _OTHERS).sort_values(["layer", "last", "expert"], ignore_index=True)
     share = nodes["tokens"] / nodes.groupby("layer")["tokens"].transform("sum")
     middle = share.groupby(nodes["layer"]).cumsum() - share / 2
@@ -138,7 +138,7 @@ def _nodes(links: pd.DataFrame, layers: list[int]) -> pd.DataFrame:
     return nodes
 
 
-def _through(flow: pd.DataFrame) -> pd.DataFrame:
+def _tokens_through(flow: pd.DataFrame) -> pd.DataFrame:
     """layer, expert, tokens: what comes into each expert or leaves it, whichever is more (they differ at the ends)."""
     into = flow[["next_layer", "next_expert", "tokens"]].set_axis(["layer", "expert", "tokens"], axis=1)
     both = [part.groupby(["layer", "expert"])["tokens"].sum().reset_index() for part in (into, flow)]
@@ -153,7 +153,7 @@ def _colour(expert: int) -> str:
     return NEUTRAL if expert == _OTHERS else expert_colour(expert)
 
 
-def _faded(colour: str, lift: float) -> str:
+def _faded_colour(colour: str, lift: float) -> str:
     """The colour, faint up to chance and full from twice chance on."""
     strength = _FAINT + (_STRONG - _FAINT) * float(np.clip(lift - 1, 0, 1))
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))

@@ -66,8 +66,8 @@ def token_layer_map(choices: pd.DataFrame) -> alt.LayerChart:
     `choices` comes from token_choices.
     """
     first = choices[choices["slot"] == 0]
-    data = _coloured(first).assign(
-        name=[f"{row.token} {_short(visible(row.text))}" for row in rows(first)],
+    data = _with_colours(first).assign(
+        name=[f"{row.token} {_short_label(visible(row.text))}" for row in rows(first)],
         sentence=[
             f"Token {row.token} “{visible(row.text)}”, layer {row.layer}: expert {row.expert} with weight "
             f"{number(row.weight)}."
@@ -108,7 +108,7 @@ def token_path(choices: pd.DataFrame) -> alt.LayerChart:
         raise UsageError(
             f"a path is of one token, not of {choices['token'].nunique()}; pass token_choices(trace, i, 1)"
         )
-    data = _coloured(choices).assign(
+    data = _with_colours(choices).assign(
         sentence=[
             f"Layer {row.layer}: expert {row.expert} with weight {number(row.weight)}"
             + (" (first expert)." if row.slot == 0 else ".")
@@ -169,7 +169,7 @@ def token_path_figure(trace: RoutingTrace, token: int) -> Figure:
     )  # fmt: skip
 
 
-def _short(text: str) -> str:
+def _short_label(text: str) -> str:
     return text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 1] + "…"
 
 
@@ -180,10 +180,10 @@ def visible(text: str) -> str:
     if len(text) > 3 and not text.strip(" "):
         return f"{len(text)}×␣"
     named = {" ": "␣", "\n": "↵", "\t": "⇥", "\x7f": "␡"}
-    return "".join(named.get(c) or _shown(c) for c in text)
+    return "".join(named.get(c) or _visible_character(c) for c in text)
 
 
-def _shown(character: str) -> str:
+def _visible_character(character: str) -> str:
     """Control characters as their symbols, other invisible ones (such as those that turn the direction of writing) by
     their number."""
     if ord(character) < 32:
@@ -191,7 +191,7 @@ def _shown(character: str) -> str:
     return character if character.isprintable() else f"⟨{ord(character):X}⟩"
 
 
-def _coloured(choices: pd.DataFrame) -> pd.DataFrame:
+def _with_colours(choices: pd.DataFrame) -> pd.DataFrame:
     colours = [expert_colour(int(expert)) for expert in choices["expert"]]
     return choices.assign(colour=colours, ink=[ink_on(colour) for colour in colours])
 

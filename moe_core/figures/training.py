@@ -31,7 +31,7 @@ def loss_curves(curves: pd.DataFrame, unigram_nats: float | None = None) -> alt.
     guessing by how frequent a token is, drawn as a dashed line: a model that has not passed it has learnt nothing from
     context.
     """
-    parts = [_averaged(part) for _, part in curves.dropna(subset=["nats"]).groupby("series", sort=False)]
+    parts = [_averaged_curve(part) for _, part in curves.dropna(subset=["nats"]).groupby("series", sort=False)]
     data = pd.concat(parts, ignore_index=True) if parts else curves.head(0).assign(steps=0)
     data["sentence"] = [
         f"Step {row.step:,.0f}, {_NAMES.get(row.series, row.series)}: {nats(row.nats)} nats per token"
@@ -104,7 +104,7 @@ def loss_figure(
     )
 
 
-def _averaged(curve: pd.DataFrame) -> pd.DataFrame:
+def _averaged_curve(curve: pd.DataFrame) -> pd.DataFrame:
     """At most MAX_POINTS points: means of stretches of equally many records, at their last step."""
     curve = curve.sort_values("step", kind="stable")
     group = np.arange(len(curve)) * min(MAX_POINTS, len(curve)) // max(len(curve), 1)

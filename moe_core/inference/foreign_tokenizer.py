@@ -123,7 +123,7 @@ def _document_start(backend: tokenizers.Tokenizer, bos: int | None, eos: int | N
 
 def _bytes_of(backend: tokenizers.Tokenizer) -> Callable[[str], bytes]:
     """The function from a token as the vocabulary spells it to its bytes, which goes with the tokenizer's decoder."""
-    parts = list(_parts(json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}))
+    parts = list(_decoder_parts(json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}))
     kinds = {part["type"] for part in parts}
     if "ByteLevel" in kinds:
         return _bytes_of_symbols
@@ -156,10 +156,10 @@ def _bytes_alone(backend: tokenizers.Tokenizer, token: str) -> bytes:
     return b"" if token_id is None else backend.decode([token_id], skip_special_tokens=False).encode()
 
 
-def _parts(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _decoder_parts(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The decoder's parts, sequences within sequences opened."""
     if decoder.get("type") == "Sequence":
         for part in decoder["decoders"]:
-            yield from _parts(part)
+            yield from _decoder_parts(part)
     elif decoder:
         yield decoder

@@ -37,16 +37,16 @@ class Predictions(NamedTuple):
     @torch.inference_mode()
     def nats(self) -> NDArray[np.float32]:
         """[N] loss of each target."""
-        parts = [token_nats(logits_NV, targets_N).cpu().numpy() for logits_NV, targets_N in self._parts()]
+        parts = [token_nats(logits_NV, targets_N).cpu().numpy() for logits_NV, targets_N in self._logit_parts()]
         return np.concatenate([np.zeros(0, np.float32), *parts])
 
     @torch.inference_mode()
     def ranks(self) -> NDArray[np.int32]:
         """[N] rank of each target."""
-        parts = [token_ranks(logits_NV, targets_N).cpu().numpy() for logits_NV, targets_N in self._parts()]
+        parts = [token_ranks(logits_NV, targets_N).cpu().numpy() for logits_NV, targets_N in self._logit_parts()]
         return np.concatenate([np.zeros(0, np.int32), *parts])
 
-    def _parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _logit_parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Logits [n, V] of some targets [n] at a time."""
         logits_TV = self.logits.flatten(0, 1)
         places_N = torch.from_numpy(np.flatnonzero(self.windows.scored)).to(logits_TV.device)

@@ -25,7 +25,7 @@ class StopStrings:
             self._held = ""
             return text[: min(found)[1]], True
         most = max((len(stop) - 1 for stop in self._stops), default=0)
-        beginnings = (at for at in range(max(0, len(text) - most), len(text)) if self._begins(text[at:]))
+        beginnings = (at for at in range(max(0, len(text) - most), len(text)) if self._begins_a_stop(text[at:]))
         cut = next(beginnings, len(text))
         self._held = text[cut:]
         return text[:cut], False
@@ -35,5 +35,5 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _begins(self, text: str) -> bool:
+    def _begins_a_stop(self, text: str) -> bool:
         return any(stop.startswith(text) for stop in self._stops)

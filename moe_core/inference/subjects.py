@@ -80,9 +80,11 @@ class Registry:
         with self._lock:
             known = next((one for one in self._items.values() if getattr(one, "path", None) == place), None)
             found = (
-                known if isinstance(known, TraceFile) else TraceFile(self._free(f"trace {shown or place.name}"), place)
+                known
+                if isinstance(known, TraceFile)
+                else TraceFile(self._free_name(f"trace {shown or place.name}"), place)
             )
-            self._keep(found)
+            self._keep_opened(found)
         return found
 
     def open_model(
@@ -96,13 +98,13 @@ class Registry:
         with self._lock:
             known = next((one for one in self._items.values() if getattr(one, "where", None) == place), None)
             found = ForeignModel(
-                known.name if known else self._free(f"model {Path(place).name}"),
+                known.name if known else self._free_name(f"model {Path(place).name}"),
                 place,
                 device,
                 dtype,
                 trust_remote_code,
             )
-            self._keep(found)
+            self._keep_opened(found)
         return found
 
     def close(self, name: str) -> None:
@@ -110,7 +112,7 @@ class Registry:
         with self._lock:
             self._items.pop(name, None)
 
-    def _free(self, name: str) -> str:
+    def _free_name(self, name: str) -> str:
         """The name, with a number where another file has it already."""
         number, free = 1, name
         while free in self._items:
@@ -118,7 +120,7 @@ class Registry:
             free = f"{name} ({number})"
         return free
 
-    def _keep(self, item: Opened) -> None:
+    def _keep_opened(self, item: Opened) -> None:
         self._items.pop(item.name, None)
         self._items[item.name] = item
         while len(self._items) > MAX_OPENED:
@@ -155,7 +157,7 @@ def open_from_command_line(arguments: Sequence[str] | None = None) -> tuple[str 
         if _command_line.read != given:
             _command_line.read, _command_line.first, _command_line.errors = given, None, []
             try:
-                _open_all(_parsed(given[1:]))
+                _open_all(_parse_arguments(given[1:]))
             except UsageError as error:
                 _command_line.errors.append(str(error))
         return _command_line.first, list(_command_line.errors)
@@ -173,7 +175,7 @@ def _open_all(wanted: argparse.Namespace) -> None:
             _command_line.errors.append(str(error))
 
 
-def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Raises UsageError."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--trace", action="append", default=[])

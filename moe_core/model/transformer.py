@@ -103,9 +103,9 @@ class MoETransformer(nn.Module):
                 router_outputs.append(routed)
         if cache is not None:
             cache.advance(S)
-        return ModelOutput(self._head(self.norm(x_BSD)), tuple(router_outputs))
+        return ModelOutput(self._output_logits(self.norm(x_BSD)), tuple(router_outputs))
 
-    def _head(self, x_BSD: Tensor) -> Tensor:
+    def _output_logits(self, x_BSD: Tensor) -> Tensor:
         """[B, S, D] -> logits [B, S, V]."""
         weight = self.embedding.weight
         if one_row.alone(x_BSD):

@@ -69,14 +69,14 @@ class Measured:
         """
         if list(layers) == self.trace.layers:
             return self
-        return self.look(_part, tuple(layers))
+        return self.look(_layers_only, tuple(layers))
 
 
 def _key(measure: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     return (measure.__module__, measure.__qualname__, args, tuple(sorted(kwargs.items())))
 
 
-def _part(trace: RoutingTrace, layers: tuple[int, ...]) -> Measured:
+def _layers_only(trace: RoutingTrace, layers: tuple[int, ...]) -> Measured:
     places = [trace.layer_position(layer) for layer in layers]
     chosen = {
         name: array[places]

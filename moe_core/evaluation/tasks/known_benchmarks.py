@@ -85,7 +85,7 @@ def arc(context: Context) -> Outcome:
             for metric, name in (("acc", "accuracy"), ("acc_norm", "accuracy, likelihood per byte"))
         )
 
-    return _asked(context, "arc", scores)
+    return _ask_questions(context, "arc", scores)
 
 
 @benchmark("mmlu", "MMLU: knowledge of many subjects, four choices.")
@@ -95,7 +95,7 @@ def mmlu(context: Context) -> Outcome:
     def scores(rows: Sequence[dict[str, Any]], samples: Sequence[dict[str, Any]]) -> tuple[Score, ...]:  # noqa: ARG001
         return (of_questions("accuracy", [bool(sample["acc"]) for sample in samples], 0.25, "1 of 4 choices"),)
 
-    return _asked(context, "mmlu", scores)
+    return _ask_questions(context, "mmlu", scores)
 
 
 @benchmark("gsm8k", "GSM8K: sums in words.")
@@ -115,14 +115,14 @@ def gsm8k(context: Context) -> Outcome:
             for name in ("strict", "flexible")
         )
 
-    return _asked(context, "gsm8k", scores)
+    return _ask_questions(context, "gsm8k", scores)
 
 
 Scorer = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]]], tuple[Score, ...]]
 """(questions, lm-eval's records) -> scores"""
 
 
-def _asked(context: Context, name: str, scores: Scorer) -> Outcome:
+def _ask_questions(context: Context, name: str, scores: Scorer) -> Outcome:
     questions = context.inputs.questions.get(name)
     if questions is None:
         return Outcome(not_run=f"no questions were given; --{name} FILE.jsonl gives them")
@@ -134,7 +134,7 @@ def _asked(context: Context, name: str, scores: Scorer) -> Outcome:
 
     rows = questions.drawn(MOST_QUESTIONS[name], context.seed)
     samples = ask(MoescopeLM(context.model, context.progress), name, rows, seed=context.seed)
-    return Outcome(scores(rows, samples), note=_note(questions, rows))
+    return Outcome(scores(rows, samples), note=_note_of_version(questions, rows))
 
 
 def ask(model: Any, name: str, rows: Sequence[dict[str, Any]], *, seed: int = 0) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ def ask(model: Any, name: str, rows: Sequence[dict[str, Any]], *, seed: int = 0)
     return sorted(samples, key=lambda sample: int(sample["doc_id"]))
 
 
-def _note(questions: Questions, rows: Sequence[dict[str, Any]]) -> str:
+def _note_of_version(questions: Questions, rows: Sequence[dict[str, Any]]) -> str:
     from importlib.metadata import version
 
     return (

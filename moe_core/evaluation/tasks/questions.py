@@ -53,7 +53,7 @@ def read_questions(task: str, path: str | Path) -> Questions:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                rows.append(_CHECKS[task](_parsed(line)))
+                rows.append(_CHECKS[task](_parse_question(line)))
             except _WrongRowError as error:
                 raise DataError(f"{str(path)!r} line {number} {error}; expected {_EXPECTED[task]}") from None
     if not rows:
@@ -65,7 +65,7 @@ class _WrongRowError(Exception):
     """What is wrong with a row, to go on after "line 3"."""
 
 
-def _parsed(line: str) -> Mapping[str, Any]:
+def _parse_question(line: str) -> Mapping[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -80,7 +80,10 @@ def _arc(row: Mapping[str, Any]) -> dict[str, Any]:
     choices = row.get("choices")
     if not isinstance(choices, dict):
         raise _WrongRowError("has no choices with text and label")
-    texts, labels = _texts(choices.get("text"), "choices.text"), _texts(choices.get("label"), "choices.label")
+    texts, labels = (
+        _list_of_texts(choices.get("text"), "choices.text"),
+        _list_of_texts(choices.get("label"), "choices.label"),
+    )
     if len(texts) != len(labels) or len(texts) < 2 or len(set(labels)) < len(labels):
         raise _WrongRowError(f"has {len(texts)} texts and {len(set(labels))} different labels")
     if row.get("answerKey") not in labels:
@@ -93,7 +96,7 @@ def _arc(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mmlu(row: Mapping[str, Any]) -> dict[str, Any]:
-    choices, answer = _texts(row.get("choices"), "choices"), row.get("answer")
+    choices, answer = _list_of_texts(row.get("choices"), "choices"), row.get("answer")
     if len(choices) != len(_LETTERS):
         raise _WrongRowError(f"has {len(choices)} choices")
     number = _LETTERS.find(answer) if isinstance(answer, str) and len(answer) == 1 else answer
@@ -119,7 +122,7 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _texts(value: Any, key: str) -> list[str]:
+def _list_of_texts(value: Any, key: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise _WrongRowError(f"has no list of texts in the field {key}")
     return value

@@ -40,7 +40,7 @@ def run_suite(
     outcomes = []
     for number, one in enumerate(benchmarks, start=1):
         place = f"{one.name} ({number} of {len(benchmarks)})"
-        context.progress = _named(report, place)
+        context.progress = _progress_at(report, place)
         outcomes.append(_outcome(one, context))
     scores = [score for outcome, _ in outcomes for score in outcome.scores]
     adjusted = iter(adjust(np.array([score.p_value for score in scores], dtype=np.float64)))
@@ -87,5 +87,5 @@ def _outcome(one: Benchmark, context: Context) -> tuple[Outcome, bool]:
     return outcome, False
 
 
-def _named(progress: Progress, place: str) -> Progress:
+def _progress_at(progress: Progress, place: str) -> Progress:
     return lambda stage, done, total: progress(f"{place}: {stage}", done, total)

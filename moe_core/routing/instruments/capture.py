@@ -95,7 +95,7 @@ class Recorder:
             raise TraceError(
                 f"the routers were given {self.num_tokens} tokens; expected the {num_tokens} that were read"
             )
-        return self._joined("indices"), self._joined("scores")
+        return self._joined_calls("indices"), self._joined_calls("scores")
 
     def trace(
         self,
@@ -128,12 +128,12 @@ class Recorder:
         documents = (
             np.repeat(np.arange(len(ids)) if ids.ndim > 1 else 0, ids[0].size if ids.ndim > 1 else ids.size)
             if document_ids is None
-            else self._flat("document_ids", document_ids)
+            else self._flat_values("document_ids", document_ids)
         )
-        ids = self._flat("token_ids", ids)
-        kept = self._kept(keep, attention_mask)
+        ids = self._flat_values("token_ids", ids)
+        kept = self._kept_tokens(keep, attention_mask)
         if positions is not None:
-            places = self._flat("positions", positions)
+            places = self._flat_values("positions", positions)
         elif attention_mask is None:
             places = positions_within(documents)
         else:
@@ -141,24 +141,24 @@ class Recorder:
             places[kept] = positions_within(documents[kept])
         ids = ids[kept]
         recorded = order[kept]
-        guesses = None if predicted_ids is None else self._flat("predicted_ids", predicted_ids)[kept]
+        guesses = None if predicted_ids is None else self._flat_values("predicted_ids", predicted_ids)[kept]
         return RoutingTrace.from_arrays(
-            router_indices=self._joined("indices")[:, recorded],
-            router_scores=self._joined("scores")[:, recorded],
-            router_logits=self._joined("logits")[:, recorded] if self._has_logits() else None,
+            router_indices=self._joined_calls("indices")[:, recorded],
+            router_scores=self._joined_calls("scores")[:, recorded],
+            router_logits=self._joined_calls("logits")[:, recorded] if self._has_logits() else None,
             num_experts=self._calls[self.layers[0]][0].num_experts,
             token_ids=ids,
             document_ids=documents[kept],
-            source_ids=None if source_ids is None else self._flat("source_ids", source_ids)[kept],
+            source_ids=None if source_ids is None else self._flat_values("source_ids", source_ids)[kept],
             positions=places[kept],
-            domain_ids=None if domain_ids is None else self._flat("domain_ids", domain_ids)[kept],
+            domain_ids=None if domain_ids is None else self._flat_values("domain_ids", domain_ids)[kept],
             domains=domains,
             predicted_ids=guesses,
             layers=self.layers,
             score_function=self._score_function,
             varying_experts=self._varying_experts,
             source=source,
-            vocabulary=None if vocabulary is None else _texts(vocabulary, ids, guesses),
+            vocabulary=None if vocabulary is None else _texts_of_ids(vocabulary, ids, guesses),
         )
 
     def _record(self, router: Router, call: Call) -> None:
@@ -179,7 +179,7 @@ class Recorder:
             )
         )
 
-    def _note(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _note_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Remember the shape of what the model is about to read; called by its hook, in any thread."""
         if threading.get_ident() == self._thread:
             given = next((kwargs[name] for name in _INPUTS if kwargs.get(name) is not None), args[0] if args else None)
@@ -200,13 +200,13 @@ class Recorder:
         ends = np.cumsum([math.prod(shape) for shape in pieces])[:-1]
         return np.hstack([piece.reshape(rows, -1) for piece in np.split(straight, ends)]).reshape(-1)
 
-    def _kept(self, keep: npt.ArrayLike | None, attention_mask: npt.ArrayLike | None) -> BoolArray:
+    def _kept_tokens(self, keep: npt.ArrayLike | None, attention_mask: npt.ArrayLike | None) -> BoolArray:
         if keep is not None and attention_mask is not None:
             raise TraceError("keep and attention_mask were both given; expected one of the two")
         if attention_mask is not None:
-            mask: BoolArray = self._flat("attention_mask", attention_mask) != 0
+            mask: BoolArray = self._flat_values("attention_mask", attention_mask) != 0
             return mask
-        kept: BoolArray = np.ones(self.num_tokens, bool) if keep is None else self._flat("keep", keep)
+        kept: BoolArray = np.ones(self.num_tokens, bool) if keep is None else self._flat_values("keep", keep)
         if kept.dtype != np.bool_:
             raise TraceError(f"keep is {kept.dtype}; expected bool, False for padding")
         return kept
@@ -234,13 +234,13 @@ class Recorder:
                     "expected the same tokens, slots and experts in every layer"
                 )
 
-    def _joined(self, name: str) -> npt.NDArray[Any]:
+    def _joined_calls(self, name: str) -> npt.NDArray[Any]:
         """[L,T,...] of one kind of output over all forward passes, on the host."""
         import torch
 
         return np.stack([torch.cat([getattr(c, name) for c in calls]).cpu().numpy() for calls in self._calls.values()])
 
-    def _flat(self, name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
+    def _flat_values(self, name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
         flat = _to_numpy(values).reshape(-1)
         if flat.size != self.num_tokens:
             raise TraceError(f"{name} has {flat.size} entries; expected {self.num_tokens}, one for each routed token")
@@ -275,7 +275,7 @@ def capture(model: torch.nn.Module, *, keep_logits: bool = True) -> Iterator[Rec
 
 def _noting(recorder: Recorder) -> Callable[..., None]:
     def note(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
-        recorder._note(args, kwargs)
+        recorder._note_input(args, kwargs)
 
     return note
 
@@ -288,7 +288,7 @@ def _watch(recorder: Recorder, router: Router) -> Callable[[Call], None]:
     return watch
 
 
-def _texts(
+def _texts_of_ids(
     vocabulary: Sequence[str] | Mapping[int, str], ids: npt.NDArray[Any], guesses: npt.NDArray[Any] | None
 ) -> dict[int, str]:
     """Texts of the ids that occur. A model's output may be wider than its vocabulary: such a guess has no text."""

@@ -39,16 +39,18 @@ def stages_of(router: Router, call: Call, changes: Sequence[Intervention]) -> li
     chosen = router.read(call)
     again = partial(router.form.choose, router, call)
     unchanged = torch.zeros(len(chosen.scores), dtype=torch.bool, device=chosen.scores.device)
-    stages = [Stage(chosen.scores, _valid(router, chosen.indices, chosen.indices), unchanged, chosen)]
+    stages = [Stage(chosen.scores, _valid_indices(router, chosen.indices, chosen.indices), unchanged, chosen)]
     for count in range(1, len(changes) + 1):
         scores, indices = choose(again, router, chosen, changes[:count])
         before = stages[-1].recorded
         scores = scores.to(chosen.scores.dtype)
         recorded = Choice(chosen.logits, scores, indices)
-        stages.append(Stage(scores, _valid(router, indices, chosen.indices), _differs(before, recorded), recorded))
+        stages.append(
+            Stage(scores, _valid_indices(router, indices, chosen.indices), _changed_tokens(before, recorded), recorded)
+        )
     if torch.equal(stages[-1].indices, stages[0].indices):
         # Every expert keeps its tokens, so no rounding changes: the last word is enough.
-        stages[-1] = stages[-1]._replace(changed=_differs(chosen, stages[-1].recorded))
+        stages[-1] = stages[-1]._replace(changed=_changed_tokens(chosen, stages[-1].recorded))
         return stages[-1:]
     return stages
 
@@ -72,7 +74,7 @@ def choose(
         # After every temperature: dividing may round the step by which a forced expert leads away.
         for change in changes:
             if forced := change.forced_in(layer):
-                wanted = _lift(wanted, forced)
+                wanted = _lifted_logits(wanted, forced)
         if wanted is not logits or top_k != indices.shape[1]:
             scores, indices = again(wanted, top_k, all_forced)
         absent: list[int] = []
@@ -80,15 +82,15 @@ def choose(
             gone = change.ablated_in(layer)
             if gone and change.mode == "reroute":
                 absent += gone
-                scores, indices = _without(again, wanted, absent, all_forced, scores, indices)
+                scores, indices = _choice_without(again, wanted, absent, all_forced, scores, indices)
     for change in changes:
         gone = change.ablated_in(layer)
         if gone and change.mode != "reroute":
-            scores, indices = _emptied(gone, scores, indices, num_experts, keep_sum=change.mode == "renormalise")
+            scores, indices = _emptied_slots(gone, scores, indices, num_experts, keep_sum=change.mode == "renormalise")
     return scores, indices
 
 
-def _valid(router: Router, indices: Tensor, before: Tensor) -> Tensor:
+def _valid_indices(router: Router, indices: Tensor, before: Tensor) -> Tensor:
     """Indices that the experts can take: an emptied slot keeps the index that it had."""
     if not router.form.needs_valid_indices:
         return indices
@@ -96,7 +98,7 @@ def _valid(router: Router, indices: Tensor, before: Tensor) -> Tensor:
     return torch.where(indices < 0, spare.clamp(min=0), indices)
 
 
-def _lift(logits: Tensor, forced: Sequence[int]) -> Tensor:
+def _lifted_logits(logits: Tensor, forced: Sequence[int]) -> Tensor:
     """Forced experts at the token's largest logit; a step above it where another expert has that one."""
     index = torch.tensor(forced, device=logits.device)
     largest = logits.amax(dim=1, keepdim=True)
@@ -106,7 +108,7 @@ def _lift(logits: Tensor, forced: Sequence[int]) -> Tensor:
     return logits.index_copy(1, index, lifted.expand(-1, len(forced)))
 
 
-def _without(
+def _choice_without(
     again: ChooseAgain, logits: Tensor, absent: Sequence[int], forced: Sequence[int], scores: Tensor, indices: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Tokens that chose one of the `absent` choose again; where too few experts are left, slots stay empty."""
@@ -120,7 +122,7 @@ def _without(
     )
 
 
-def _emptied(
+def _emptied_slots(
     gone: Sequence[int], scores: Tensor, indices: Tensor, num_experts: int, *, keep_sum: bool
 ) -> tuple[Tensor, Tensor]:
     """Slots of the `gone` become -1 with score 0; `keep_sum` scales the token's other scores up to the former sum."""
@@ -141,13 +143,15 @@ def _is_one_of(experts: Sequence[int], indices: Tensor, num_experts: int) -> Ten
     return table[indices.long()]
 
 
-def _differs(before: Choice, after: Choice) -> Tensor:
+def _changed_tokens(before: Choice, after: Choice) -> Tensor:
     """bool [T]; a slot more or less is no difference while it is unused."""
     slots = max(before.indices.shape[1], after.indices.shape[1])
-    old, new = _widened(before.indices, slots, -1), _widened(after.indices, slots, -1)
-    return ((old != new) | (_widened(before.scores, slots, 0) != _widened(after.scores, slots, 0))).any(dim=1)
+    old, new = _widened_slots(before.indices, slots, -1), _widened_slots(after.indices, slots, -1)
+    return ((old != new) | (_widened_slots(before.scores, slots, 0) != _widened_slots(after.scores, slots, 0))).any(
+        dim=1
+    )
 
 
-def _widened(values: Tensor, slots: int, unused: int) -> Tensor:
+def _widened_slots(values: Tensor, slots: int, unused: int) -> Tensor:
     """[T, K] -> [T, slots]"""
     return torch.nn.functional.pad(values, (0, slots - values.shape[1]), value=unused)

@@ -92,9 +92,9 @@ class Intervention:
         """In one line, such as "ablate 2:5 (zero), force 1:3, top_k 1"; empty if it changes nothing."""
         parts = []
         if self.ablate:
-            parts.append(f"ablate {_listed(self.ablate)} ({self.mode})")
+            parts.append(f"ablate {_list_experts(self.ablate)} ({self.mode})")
         if self.force:
-            parts.append(f"force {_listed(self.force)}")
+            parts.append(f"force {_list_experts(self.force)}")
         if self.top_k is not None:
             parts.append(f"top_k {self.top_k}")
         if self.temperature is not None:
@@ -113,7 +113,7 @@ class Intervention:
         rerouted = self.mode == "reroute" and bool(self.ablate)
         return rerouted or bool(self.force) or self.top_k is not None or self.temperature is not None
 
-    def _touches(self, layer: int) -> bool:
+    def _touches_layer(self, layer: int) -> bool:
         everywhere = self.top_k is not None or self.temperature is not None
         return everywhere or any(layer == touched for touched, _ in (*self.ablate, *self.force))
 
@@ -177,7 +177,7 @@ class _Session:
         outer = [session.intervention for session in self._sessions if _shared(session.routers, routers)]
         _check(routers, [*outer, intervention])
         self.routers: dict[int, Router] = {
-            layer: router for layer, router in routers.items() if intervention._touches(layer)
+            layer: router for layer, router in routers.items() if intervention._touches_layer(layer)
         }
         self._told: dict[int, _Told] = {}
         """By layer, from the router's call to the end of the experts' call."""
@@ -270,7 +270,7 @@ def _check(routers: Mapping[int, Router], nested: Sequence[Intervention]) -> Non
                 raise UsageError(f"layer {layer} has no expert {expert}; expected 0 to {last}")
     _refuse_contradiction(nested)
     for layer, router in routers.items():
-        here = [change for change in nested if change._touches(layer)]
+        here = [change for change in nested if change._touches_layer(layer)]
         if here and (reason := router.form.write_refused(router)):
             raise UsageError(f"{router.described} cannot be changed: {reason}")
         if any(change._chooses_again() for change in here):
@@ -300,7 +300,7 @@ def _refuse_contradiction(nested: Sequence[Intervention]) -> None:
     ablated = {expert for change in nested for expert in change.ablate}
     forced = {expert for change in nested for expert in change.force}
     if both := sorted(ablated & forced):
-        raise UsageError(f"expert {_listed(both)} is both ablated and forced; choose one of the two")
+        raise UsageError(f"expert {_list_experts(both)} is both ablated and forced; choose one of the two")
 
 
 def _number(router: Router, name: str) -> int:
@@ -330,5 +330,5 @@ def _shared(some: Mapping[int, Router], others: Mapping[int, Router]) -> bool:
     return any(layer in others and others[layer].module is router.module for layer, router in some.items())
 
 
-def _listed(experts: Iterable[tuple[int, int]]) -> str:
+def _list_experts(experts: Iterable[tuple[int, int]]) -> str:
     return ", ".join(f"{layer}:{expert}" for layer, expert in experts)

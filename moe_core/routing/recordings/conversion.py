@@ -82,9 +82,9 @@ def convert(
 
     options = _options(token_ids, num_experts, top_k, layers)
     recording = open_recording(Path(path), format, options)
-    facts = examine(recording, options, _staged(progress, "checking"))
+    facts = examine(recording, options, _progress_of_stage(progress, "checking"))
     with TraceWriter(to) as writer:
-        for trace in _traces(recording, facts, _vocabulary(facts, texts), _staged(progress, "writing")):
+        for trace in _traces(recording, facts, _vocabulary(facts, texts), _progress_of_stage(progress, "writing")):
             writer.write(trace)
     return Imported(
         format=recording.format,
@@ -210,5 +210,5 @@ def _options(
     )
 
 
-def _staged(progress: Progress, stage: str) -> Progress:
+def _progress_of_stage(progress: Progress, stage: str) -> Progress:
     return lambda _, done, total: progress(stage, done, total)

@@ -150,7 +150,7 @@ class _Findings:
         return f"{piece.row(t)}, {piece.column(layer, slot)}: expert {row_K[slot]} a second time"
 
     def _check_weights(self, piece: Piece) -> None:
-        self._same("weights", piece.weights is not None, piece)
+        self._check_same_columns("weights", piece.weights is not None, piece)
         if piece.weights is None:
             return
         wrong = ~np.isfinite(piece.weights) | ((piece.experts < 0) & (piece.weights != 0))
@@ -163,7 +163,7 @@ class _Findings:
             )
 
     def _check_ids(self, piece: Piece) -> None:
-        self._same("token ids", piece.token_ids is not None, piece)
+        self._check_same_columns("token ids", piece.token_ids is not None, piece)
         for name, ids_T in (("token id", piece.token_ids), ("position", piece.positions)):
             if ids_T is None:
                 continue
@@ -174,7 +174,7 @@ class _Findings:
         if piece.token_ids is not None:
             self.ids.update(np.unique(piece.token_ids).tolist())
 
-    def _same(self, name: str, has: bool, piece: Piece) -> None:
+    def _check_same_columns(self, name: str, has: bool, piece: Piece) -> None:
         if self.has.setdefault(name, has) != has:
             raise self._error(
                 f"{piece.row(0)} has {'' if has else 'no '}{name}, earlier rows have {'none' if has else 'some'}; "

@@ -46,7 +46,7 @@ def open_llama_cpp(path: Path, options: Options) -> Recording:
     def pieces(progress: Progress) -> Iterator[Piece]:
         counter = _Counter()
         for rows in _whole_passes(token_rows(path, layout, progress)):
-            yield from _assembled(rows, layers, misread, counter, ids, recording)
+            yield from _assemble_passes(rows, layers, misread, counter, ids, recording)
         if ids is not None and counter.tokens not in (len(ids), len(ids) - 1):
             raise TraceError(
                 f"token ids {str(options.token_ids)!r} are {len(ids):,} for {counter.tokens:,} tokens of "
@@ -138,7 +138,7 @@ def _runs(layers_N: Integers) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp
     return begins, np.diff(np.append(begins, len(layers_N)))
 
 
-def _assembled(
+def _assemble_passes(
     rows: TokenRows,
     layers: list[int],
     misread: bool,
@@ -166,7 +166,7 @@ def _assembled(
         inner_T[first_P] = False
         experts_TLK[inner_T] = -1
     first_row_P = begins_R[np.searchsorted(pass_R, np.arange(len(tokens_P)))]
-    documents_P, begins_P = _texts(rows, first_row_P, first_P, counter)
+    documents_P, begins_P = _texts_of_passes(rows, first_row_P, first_P, counter)
     lines_T = np.zeros(T, dtype=np.int64)
     lines_T[token_N[::-1]] = rows.lines[::-1]
     places_T = np.arange(counter.tokens, counter.tokens + T)
@@ -214,7 +214,7 @@ def _check_short_runs(
         )
 
 
-def _texts(
+def _texts_of_passes(
     rows: TokenRows, first_row_P: npt.NDArray[np.intp], first_P: npt.NDArray[np.int64], counter: _Counter
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """[P] the text of each pass, and the token with which that text begins: a text begins where places start anew."""

@@ -98,9 +98,9 @@ class _Table:
             kind = self.schema.field(name).type
             while self.layers == [] and name in (NESTED, NESTED_WEIGHTS) and _is_list(kind):
                 kind = kind.value_type
-            if not _fits(name, kind):
+            if not _fits_column(name, kind):
                 raise TraceError(
-                    f"{str(self.path)!r}: column {name!r} is {self.schema.field(name).type}; {_wish(name)}"
+                    f"{str(self.path)!r}: column {name!r} is {self.schema.field(name).type}; {_expected_type(name)}"
                 )
 
 
@@ -114,15 +114,17 @@ class _Reader:
 
     def piece(self, batch: pa.RecordBatch, first: int) -> Piece:
         names = batch.schema.names
-        documents_T = self._numbered(batch, "document_id", first)
+        documents_T = self._numbers_of_names(batch, "document_id", first)
         documents_T = np.zeros(batch.num_rows, dtype=np.int64) if documents_T is None else documents_T
-        positions_T = self._integers(batch, "position", first) if "position" in names else self._counted(documents_T)
+        positions_T = (
+            self._integers(batch, "position", first) if "position" in names else self._places_in_document(documents_T)
+        )
         return Piece(
             experts=self._cells(batch, self.table.experts, first).astype(np.int64),
             weights=self._cells(batch, self.table.weights, first) if self.table.weights else None,
             token_ids=self._integers(batch, "token_id", first) if "token_id" in names else None,
             documents=documents_T,
-            sources=self._numbered(batch, "source_id", first),
+            sources=self._numbers_of_names(batch, "source_id", first),
             positions=positions_T,
             domains=self._domains(batch, first),
             row=lambda t: f"row {first + t}",
@@ -137,9 +139,9 @@ class _Reader:
     def _cells(self, batch: pa.RecordBatch, names: list[str], first: int) -> npt.NDArray[Any]:
         """[T,L,K] of the columns of all layers and slots, or of the one with lists of lists."""
         if self.table.layers:
-            columns = [self._full(batch, name, first).to_numpy(zero_copy_only=False) for name in names]
+            columns = [self._column_without_gaps(batch, name, first).to_numpy(zero_copy_only=False) for name in names]
             return np.stack(columns, axis=1).reshape(batch.num_rows, len(self.table.layers), self.table.top_k)
-        array = self._full(batch, names[0], first)
+        array = self._column_without_gaps(batch, names[0], first)
         shape = [batch.num_rows]
         for level in ("layers", "slots"):
             lengths = pa.compute.list_value_length(array).to_numpy(zero_copy_only=False)
@@ -161,21 +163,21 @@ class _Reader:
         return values
 
     def _integers(self, batch: pa.RecordBatch, name: str, first: int) -> Integers:
-        values: Integers = self._full(batch, name, first).to_numpy(zero_copy_only=False)
+        values: Integers = self._column_without_gaps(batch, name, first).to_numpy(zero_copy_only=False)
         return values.astype(np.int64)
 
-    def _full(self, batch: pa.RecordBatch, name: str, first: int) -> pa.Array:
+    def _column_without_gaps(self, batch: pa.RecordBatch, name: str, first: int) -> pa.Array:
         column = batch.column(name)
         if column.null_count:
             row = first + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
             raise self._error(f"row {row}, column {name!r} is empty; expected a value in each row")
         return column
 
-    def _numbered(self, batch: pa.RecordBatch, name: str, first: int) -> Integers | None:
+    def _numbers_of_names(self, batch: pa.RecordBatch, name: str, first: int) -> Integers | None:
         """Whole numbers as they are; names numbered as they come."""
         if name not in batch.schema.names:
             return None
-        column = self._full(batch, name, first)
+        column = self._column_without_gaps(batch, name, first)
         if pa.types.is_integer(column.type):
             values = self._integers(batch, name, first)
             limits = np.iinfo(np.int32)
@@ -187,7 +189,7 @@ class _Reader:
                 )
             return values
         known = self.numbers[name]
-        return _coded(column, lambda text: known.setdefault(text, len(known)))
+        return _codes_of_texts(column, lambda text: known.setdefault(text, len(known)))
 
     def _domains(self, batch: pa.RecordBatch, first: int) -> Integers | None:
         domains = self.table.domains
@@ -201,9 +203,9 @@ class _Reader:
                 domains.append(text)
             return domains.index(text)
 
-        return _coded(self._full(batch, "domain", first), number)
+        return _codes_of_texts(self._column_without_gaps(batch, "domain", first), number)
 
-    def _counted(self, documents_T: Integers) -> Integers:
+    def _places_in_document(self, documents_T: Integers) -> Integers:
         """How many tokens of the same document come before each."""
         positions_T = np.zeros(len(documents_T), dtype=np.int64)
         for document in np.unique(documents_T).tolist():
@@ -217,7 +219,7 @@ class _Reader:
         return TraceError(f"{str(self.table.path)!r}: {message}")
 
 
-def _coded(column: pa.Array, number: Callable[[str], int]) -> Integers:
+def _codes_of_texts(column: pa.Array, number: Callable[[str], int]) -> Integers:
     """Each text as its number; only different texts are looked at one by one."""
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     numbers = np.array([number(text) for text in coded.dictionary.to_pylist()], dtype=np.int64)
@@ -255,7 +257,7 @@ def _experts_in_metadata(path: Path, metadata: dict[bytes, bytes]) -> int | None
     return int(text)
 
 
-def _fits(name: str, kind: pa.DataType) -> bool:
+def _fits_column(name: str, kind: pa.DataType) -> bool:
     if name in ("document_id", "source_id", "domain") and pa.types.is_dictionary(kind):
         kind = kind.value_type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
@@ -268,7 +270,7 @@ def _fits(name: str, kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind))
 
 
-def _wish(name: str) -> str:
+def _expected_type(name: str) -> str:
     if name in (NESTED, NESTED_WEIGHTS):
         return "expected lists [layers] of lists [k] of numbers"
     if name == "domain":

@@ -67,7 +67,7 @@ def _records(path: Path, progress: Progress) -> Iterator[tuple[str, Record]]:
     elif suffix in LINES:
         yield from _lines(path, progress)
     else:
-        yield from _whole(path)
+        yield from _records_of_whole_file(path)
 
 
 def _lines(path: Path, progress: Progress) -> Iterator[tuple[str, Record]]:
@@ -79,14 +79,14 @@ def _lines(path: Path, progress: Progress) -> Iterator[tuple[str, Record]]:
                 progress("reading", done, size)
                 done += len(line)
                 if line.strip():
-                    yield f"line {number}", _record(_parsed(line, path, number), f"{str(path)!r}, line {number}")
+                    yield f"line {number}", _record(_parse_json(line, path, number), f"{str(path)!r}, line {number}")
     except OSError as error:
         raise TraceError(f"cannot read {str(path)!r}: {reason(error)}; check the path") from None
 
 
-def _whole(path: Path) -> Iterator[tuple[str, Record]]:
+def _records_of_whole_file(path: Path) -> Iterator[tuple[str, Record]]:
     try:
-        content = _parsed(path.read_bytes(), path, None)
+        content = _parse_json(path.read_bytes(), path, None)
     except OSError as error:
         raise TraceError(f"cannot read {str(path)!r}: {reason(error)}; check the path") from None
     if isinstance(content, list) and content and isinstance(content[0], dict):
@@ -98,7 +98,7 @@ def _whole(path: Path) -> Iterator[tuple[str, Record]]:
         yield "", _record(content, repr(str(path)))
 
 
-def _parsed(text: bytes, path: Path, line: int | None) -> Any:
+def _parse_json(text: bytes, path: Path, line: int | None) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

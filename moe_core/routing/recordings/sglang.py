@@ -44,7 +44,7 @@ def _text(record: Fields, choice: Fields, where: str, name: str, options: Option
         known = np.concatenate([prompt_ids, ids])
     flat, start = _numbers(info, record, where)
     schema = info.get("expert_ids_schema") or {}
-    rows = _rows(record, info, known, where) - start
+    rows = _number_of_rows(record, info, known, where) - start
     if rows < 1:
         raise TraceError(f"{where}: routing begins at token {start}, where the text ends; nothing was routed")
     top_k = schema.get("top_k") or options.top_k
@@ -90,7 +90,7 @@ def _wire_type(name: Any, where: str) -> str:
     return str(name)
 
 
-def _rows(record: Fields, info: Fields, known: Integers | None, where: str) -> int:
+def _number_of_rows(record: Fields, info: Fields, known: Integers | None, where: str) -> int:
     """How many tokens of the text were read by the model: all but the last one."""
     counts = info if "prompt_tokens" in info else record.get("usage") or {}
     if "prompt_tokens" in counts and "completion_tokens" in counts:
@@ -105,8 +105,8 @@ def _rows(record: Fields, info: Fields, known: Integers | None, where: str) -> i
 
 def _ids(record: Fields, choice: Fields, info: Fields, where: str) -> tuple[Integers | None, Integers | None]:
     """Vocabulary ids of prompt and answer, from the request's ids or from the log-probabilities that name them."""
-    prompt = _first(choice, record, "input_ids", "prompt_token_ids")
-    answer = _first(choice, record, "output_ids", "token_ids")
+    prompt = _first_given(choice, record, "input_ids", "prompt_token_ids")
+    answer = _first_given(choice, record, "output_ids", "token_ids")
     if prompt is None and info.get("input_token_logprobs"):
         prompt = [entry[1] for entry in info["input_token_logprobs"]]
     if answer is None and info.get("output_token_logprobs"):
@@ -114,5 +114,5 @@ def _ids(record: Fields, choice: Fields, info: Fields, where: str) -> tuple[Inte
     return id_list(prompt, f"{where}, prompt ids"), id_list(answer, f"{where}, answer ids")
 
 
-def _first(choice: Fields, record: Fields, *names: str) -> Any:
+def _first_given(choice: Fields, record: Fields, *names: str) -> Any:
     return next((part[name] for name in names for part in (choice, record) if part.get(name) is not None), None)

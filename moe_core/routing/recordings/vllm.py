@@ -37,14 +37,14 @@ def _text(
     weights = choice.get("routed_weights")
     if prompt is not None:
         experts = _after_prompt(where, prompt, routed, prompt_ids)
-        known = _joined(prompt_ids, ids) if prompt_ids is not None else None
+        known = _joined_ids(prompt_ids, ids) if prompt_ids is not None else None
         return Text.checked(where, name, experts, given_ids if known is None else known, weights), len(prompt)
     if routed is None:
         raise TraceError(f"{where} has no routed_experts; start the server with --enable-return-routed-experts")
     rows = len(routed)
     if P and ids is not None and rows in (len(ids), len(ids) - 1) and rows != P + len(ids) - 1:
         return Text.checked(where, name, routed, ids, weights, start=P), P  # routing of the answer alone
-    known = _joined(prompt_ids, ids)
+    known = _joined_ids(prompt_ids, ids)
     return Text.checked(where, name, routed, given_ids if known is None else known, weights), P
 
 
@@ -65,6 +65,6 @@ def _after_prompt(where: str, prompt: Integers, routed: Integers | None, prompt_
     return np.concatenate([prompt, routed])
 
 
-def _joined(prompt_ids: Integers | None, ids: Integers | None) -> Integers | None:
+def _joined_ids(prompt_ids: Integers | None, ids: Integers | None) -> Integers | None:
     found = [part for part in (prompt_ids, ids) if part is not None]
     return np.concatenate(found) if found else None

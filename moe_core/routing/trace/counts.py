@@ -41,7 +41,7 @@ def grouped_counts(
     keys_KT = np.empty(indices_TK.shape[::-1], dtype=np.intp)
     for slot, key_T in enumerate(keys_KT):
         np.add(first_T, indices_TK[:, slot], out=key_T)
-    return _tally(keys_KT, (G + 1, E + 1))[1:, 1:]
+    return _count_keys(keys_KT, (G + 1, E + 1))[1:, 1:]
 
 
 def label_counts(
@@ -69,7 +69,7 @@ def expert_counts(trace: AnyTrace) -> Int64Array:
     counts_LE = np.zeros((trace.num_layers, E), dtype=np.int64)
     for indices_LTK in _chunks(trace):
         for counts_E, indices_TK in zip(counts_LE, indices_LTK, strict=True):
-            counts_E += _tally(indices_TK.astype(np.intp) + 1, (E + 1,))[1:]
+            counts_E += _count_keys(indices_TK.astype(np.intp) + 1, (E + 1,))[1:]
     return counts_LE
 
 
@@ -100,7 +100,7 @@ def pair_counts(trace: AnyTrace) -> Int64Array:
     for indices_LTK in _chunks(trace):
         for row, indices_TK in enumerate(indices_LTK):
             columns_KT = _columns(indices_TK)
-            counts_LE[row] += _tally(columns_KT, (E + 1,))[1:]
+            counts_LE[row] += _count_keys(columns_KT, (E + 1,))[1:]
             for slot in range(1, trace.top_k):
                 counts_LEE[row] += _joint(columns_KT[slot - 1 : slot], columns_KT[slot:], E)
     counts_LEE += counts_LEE.transpose(0, 2, 1).copy()
@@ -140,11 +140,11 @@ def _joint(rows_KT: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp], E: i
     """[E,E] how often a token has one expert in `rows_KT` and the other in `columns_KT`, over all pairs of slots."""
     counts = np.zeros((E + 1, E + 1), dtype=np.int64)
     for row_T in rows_KT:
-        counts += _tally(row_T * (E + 1) + columns_KT, counts.shape)
+        counts += _count_keys(row_T * (E + 1) + columns_KT, counts.shape)
     return counts[1:, 1:]
 
 
-def _tally(keys: npt.NDArray[np.intp], shape: tuple[int, ...]) -> Int64Array:
+def _count_keys(keys: npt.NDArray[np.intp], shape: tuple[int, ...]) -> Int64Array:
     """How often each place of an array of this shape, counted row by row, occurs among `keys`."""
     return np.bincount(keys.reshape(-1), minlength=math.prod(shape)).reshape(shape).astype(np.int64, copy=False)
 
@@ -215,8 +215,8 @@ def _block_counts(trace: AnyTrace) -> BlockCounts:
         counts_LNE = np.stack([grouped_counts(layer_TK, own.of_token, shape) for layer_TK in part.router_indices])
         found.append(BlockCounts(own.source_ids, own.domain_ids, own.tokens, counts_LNE))
         if len(found) > 1 and sum(len(one.tokens) for one in found) > 2 * most:
-            found = [_merged(found)]  # sources that come again in every part would be held as often
-    return found[0] if len(found) == 1 else _merged(found)
+            found = [_merged_blocks(found)]  # sources that come again in every part would be held as often
+    return found[0] if len(found) == 1 else _merged_blocks(found)
 
 
 def _count_sources(trace: AnyTrace) -> int:
@@ -234,7 +234,7 @@ def _random_groups(source_ids_T: npt.NDArray[np.integer[Any]], groups: int) -> I
     return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(groups)).astype(np.int64)
 
 
-def _merged(found: list[BlockCounts]) -> BlockCounts:
+def _merged_blocks(found: list[BlockCounts]) -> BlockCounts:
     sources, domains, tokens = (
         np.concatenate([getattr(one, name) for one in found]) for name in ("source_ids", "domain_ids", "tokens")
     )

@@ -166,7 +166,7 @@ class Llama4Form(TripleForm):
 
     def read(self, router: Router, call: Call) -> Choice:
         scores_TE, logits = _items(router, call.output, 2)
-        scores, indices = scores_TE.topk(_known(router, "top_k"), dim=-1)
+        scores, indices = scores_TE.topk(_known_size(router, "top_k"), dim=-1)
         return checked(router, logits, scores, indices)
 
     def write(self, router: Router, call: Call, stage: Stage) -> Any:  # noqa: ARG002
@@ -347,7 +347,7 @@ def _items(router: Router, output: Any, count: int) -> tuple[Any, ...]:
     return output[:count]
 
 
-def _known(router: Router, name: str) -> int:
+def _known_size(router: Router, name: str) -> int:
     value = getattr(router, name)
     if not isinstance(value, int):
         raise TraceError(f"{router.described} does not say its {name}; it cannot be captured exactly")

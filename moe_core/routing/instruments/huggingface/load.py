@@ -62,7 +62,7 @@ def load(
     name = folder.resolve().name if local else place
     if local:
         _check_folder(folder)
-    with _quiet(transformers), _explained(name, local):
+    with _quiet_library(transformers), _explained_errors(name, local):
         config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
         model_class = _model_class(transformers, config, trust_remote_code)
         _check_routers(model_class, config, name, trust_remote_code)
@@ -179,7 +179,7 @@ def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def _quiet_library(transformers: Any) -> Iterator[None]:
     """No progress bars and warnings of the library: what matters is raised."""
     before, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
@@ -193,7 +193,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(name: str, local: bool) -> Iterator[None]:
+def _explained_errors(name: str, local: bool) -> Iterator[None]:
     """The library's errors, which are pages long, in one line that says what to do."""
     try:
         yield
