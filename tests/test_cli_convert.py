@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 import main as command_line
-from moe_core.cli.convert import IMPORT_FORMATS, layer_numbers
+from moe_core.cli.convert import layer_numbers, parser
 from moe_core.routing import RoutingTrace, recordings
 
 
@@ -104,5 +104,6 @@ def test_another_models_tokenizer_is_refused(
 
 
 def test_the_parser_knows_the_formats() -> None:
-    assert recordings.FORMATS == IMPORT_FORMATS
+    for name in recordings.FORMATS:
+        assert parser().parse_args(["--from", "x", "--to", "y.parquet", "--format", name]).format == name
     assert layer_numbers("3-5,9") == (3, 4, 5, 9)

@@ -16,7 +16,9 @@ from moe_core.routing.trace.joining import concatenate
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray
 
-FORMATS = ("auto", "vllm", "sglang", "llama.cpp", "parquet")
+KINDS_OF = {"vllm": ("npy", "json"), "sglang": ("npy", "json"), "llama.cpp": ("text",), "parquet": ("parquet",)}
+"""The formats by name, with the kinds of file that each may come in."""
+FORMATS = ("auto", *KINDS_OF)
 KINDS = {"npy": "a .npy array", "json": "JSON or a .npz file", "parquet": "a Parquet table", "text": "text"}
 Texts = Callable[[Sequence[int]], Mapping[int, str]]
 """Printable text of vocabulary ids, by id."""
@@ -113,7 +115,7 @@ def open_recording(path: Path, format: str, options: Options) -> Recording:
     if not path.is_file():
         raise TraceError(f"no file at {str(path)!r}; expected recorded routing, see docs/trace-format.md")
     kind = _kind(path)
-    fitting = {"auto": (kind,), "llama.cpp": ("text",), "parquet": ("parquet",)}.get(format, ("npy", "json"))
+    fitting = KINDS_OF.get(format, (kind,))
     if kind not in fitting:
         raise TraceError(f"{str(path)!r} is {KINDS[kind]}; for {format} expected {KINDS[fitting[-1]]}")
     if kind == "text":
