@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.progress import Progress, silent
+from moe_core.recording_formats import FILE_KINDS, FORMAT_NAMES, RECORDING_FORMATS
 from moe_core.routing.recordings.examine import Facts, examine, recorded_tokens
 from moe_core.routing.recordings.pieces import Options, Piece, Recording
 from moe_core.routing.trace.joining import concatenate
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray
 
-KINDS_OF = {"vllm": ("npy", "json"), "sglang": ("npy", "json"), "llama.cpp": ("text",), "parquet": ("parquet",)}
-"""The formats by name, with the kinds of file that each may come in."""
-FORMATS = ("auto", *KINDS_OF)
-KINDS = {"npy": "a .npy array", "json": "JSON or a .npz file", "parquet": "a Parquet table", "text": "text"}
 Texts = Callable[[Sequence[int]], Mapping[int, str]]
 """Printable text of vocabulary ids, by id."""
 
@@ -75,7 +73,7 @@ def convert(
 ) -> Imported:
     """Write the trace of recorded routing to a Parquet file, replaced as a whole. The recording is read twice.
 
-    `format` is one of FORMATS. `token_ids`: a file with the vocabulary ids where the recording has none.
+    `format` is one of FORMAT_NAMES. `token_ids`: a file with the vocabulary ids where the recording has none.
     `num_experts`: E where the recording does not say it; without it the largest id + 1 is taken, and noted.
     `top_k` and `layers`: see Options. `texts` gives printable text for the vocabulary.
     Raises TraceError naming row and column of what is wrong, UsageError for a wrong argument.
@@ -105,26 +103,25 @@ def convert(
 
 def open_recording(path: Path, format: str, options: Options) -> Recording:
     """Choose the reader by `format`, or for auto by the file's name and first bytes."""
-    from moe_core.routing.recordings.llama_cpp import open_llama_cpp
     from moe_core.routing.recordings.one_text import open_npy
-    from moe_core.routing.recordings.parquet_table import open_table
     from moe_core.routing.recordings.responses import open_responses
 
-    if format not in FORMATS:
-        raise UsageError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
+    if format not in FORMAT_NAMES:
+        raise UsageError(f"format is {format!r}; expected one of {', '.join(FORMAT_NAMES)}")
     if not path.is_file():
         raise TraceError(f"no file at {str(path)!r}; expected recorded routing, see docs/trace-format.md")
     kind = _kind(path)
-    fitting = KINDS_OF.get(format, (kind,))
+    named = next((one for one in RECORDING_FORMATS if one.name == format), None)
+    fitting = named.file_kinds if named else (kind,)
     if kind not in fitting:
-        raise TraceError(f"{str(path)!r} is {KINDS[kind]}; for {format} expected {KINDS[fitting[-1]]}")
-    if kind == "text":
-        return open_llama_cpp(path, options)
-    if kind == "parquet":
-        return open_table(path, options)
+        raise TraceError(f"{str(path)!r} is {FILE_KINDS[kind]}; for {format} expected {FILE_KINDS[fitting[-1]]}")
     if kind == "npy":
         return open_npy(path, options, "array" if format == "auto" else format)
-    return open_responses(path, options, format)
+    if kind == "json":
+        return open_responses(path, options, format)
+    chosen = named or next(one for one in RECORDING_FORMATS if kind in one.file_kinds)
+    opened: Recording = import_module(chosen.reader).open_recording(path, options)
+    return opened
 
 
 def _kind(path: Path) -> str:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from moe_core.errors import TraceError
 from moe_core.progress import Progress, silent
+from moe_core.recording_formats import title_of
 from moe_core.routing.recordings.csv_rows import Layout, TokenRows, layout_of, token_rows
 from moe_core.routing.recordings.pieces import PIECE_TOKENS, Integers, Options, Piece, Recording, read_token_ids
 
@@ -29,13 +30,13 @@ LOOK_AT = 8
 SURE = math.log(1e-6)
 
 
-def open_llama_cpp(path: Path, options: Options) -> Recording:
+def open_recording(path: Path, options: Options) -> Recording:
     """A CSV of a moe-trace program. Token ids, where known, come from options.token_ids, for all texts in sequence."""
     layout = layout_of(path, options.top_k)
     layers, misread = _scan(path, layout)
     given = read_token_ids(options.token_ids) if options.token_ids else None
     ids = None if given is None else np.concatenate(given)
-    recording = Recording(path, "llama.cpp", "llama.cpp moe-trace", layers=layers)
+    recording = Recording(path, "llama.cpp", title_of("llama.cpp"), layers=layers)
     recording.domains.append("all")
     if misread:
         recording.note(

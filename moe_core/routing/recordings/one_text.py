@@ -13,6 +13,7 @@ import numpy as np
 
 from moe_core.errors import TraceError
 from moe_core.progress import Progress
+from moe_core.recording_formats import title_of
 from moe_core.routing.recordings.pieces import (
     PIECE_TOKENS,
     Floats,
@@ -24,8 +25,6 @@ from moe_core.routing.recordings.pieces import (
     read_token_ids,
     reason,
 )
-
-NAMES = {"vllm": "vLLM routed_experts", "sglang": "SGLang routed_experts", "array": "routed_experts array"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def open_npy(path: Path, options: Options, format: str) -> Recording:
     def pieces(progress: Progress) -> Iterator[Piece]:
         yield from text.pieces(0, 0, 0, progress)
 
-    recording = Recording(path, format, NAMES[format], domains=["all"])
+    recording = Recording(path, format, title_of(format), domains=["all"])
     recording.pieces = pieces
     return recording
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from moe_core.errors import TraceError
 from moe_core.progress import Progress
+from moe_core.recording_formats import title_of
 from moe_core.routing.recordings.pieces import PIECE_TOKENS, Integers, Options, Piece, Recording, reason
 from moe_core.routing.trace.parquet import METADATA_KEY
 
@@ -24,7 +25,7 @@ NESTED, NESTED_WEIGHTS = "routed_experts", "routed_weights"
 EXPECTED = f"layer_0_expert_0, layer_0_expert_1, ... or {NESTED}"
 
 
-def open_table(path: Path, options: Options) -> Recording:
+def open_recording(path: Path, options: Options) -> Recording:
     """Check the columns; rows are read PIECE_TOKENS at a time."""
     if options.token_ids is not None:
         raise TraceError(f"{str(path)!r} is a table: its token ids are its column token_id; leave --token-ids out")
@@ -42,7 +43,7 @@ def open_table(path: Path, options: Options) -> Recording:
     recording = Recording(
         path,
         "parquet",
-        "Parquet table",
+        title_of("parquet"),
         layers=table.layers or None,
         num_experts=_experts_in_metadata(path, metadata),
         domains=table.domains,

@@ -55,7 +55,7 @@ class Recording:
 
     path: Path
     format: str
-    """vllm, sglang, array, llama.cpp or parquet."""
+    """A name of RECORDING_FORMATS, or array."""
     name: str
     """What made it, for people: "vLLM routed_experts"."""
     pieces: Callable[[Progress], Iterator[Piece]] = field(init=False)

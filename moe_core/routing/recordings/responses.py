@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from moe_core.errors import TraceError
 from moe_core.progress import Progress, silent
-from moe_core.routing.recordings.one_text import NAMES, npz_record
+from moe_core.recording_formats import ANSWER_KINDS, RECORDING_FORMATS, RecordingFormat, title_of
+from moe_core.routing.recordings.one_text import Text, npz_record
 from moe_core.routing.recordings.pieces import Integers, Options, Piece, Recording, read_token_ids, reason
-from moe_core.routing.recordings.sglang import is_sglang, sglang_texts
-from moe_core.routing.recordings.vllm import vllm_texts
 
 LINES = (".jsonl", ".ndjson")
 Record = dict[str, Any]
+ANSWER_FORMATS = [one for one in RECORDING_FORMATS if one.file_kinds == ANSWER_KINDS]
 
 
 def open_responses(path: Path, options: Options, format: str) -> Recording:
     """A .json, .jsonl or .npz file of one answer or several; each choice of an answer is a text of its own.
 
-    `format` is vllm, sglang or auto. JSON lines pass through line by line; the other files are held whole.
+    `format` is the name of a format of answers, or auto. JSON lines pass through line by line; the other files
+    are held whole.
     """
     first = next(_records(path, silent), None)
     if first is None:
         raise TraceError(f"{str(path)!r} is empty; expected the answers of a server, see docs/trace-format.md")
-    if format == "vllm" and is_sglang(first[1]):
-        raise TraceError(f"{str(path)!r} holds answers of SGLang (meta_info or sglext); say --format sglang or auto")
+    found = _format_of(first[1])
+    if found and found.name != format == ANSWER_FORMATS[0].name:
+        raise TraceError(f"{str(path)!r} holds answers of {found.server}; say --format {found.name} or auto")
     if format == "auto":
-        is_vllm = "choices" in first[1] or "outputs" in first[1]
-        format = "sglang" if is_sglang(first[1]) else "vllm" if is_vllm else "array"
-    recording = Recording(path, format, NAMES[format])
+        format = found.name if found else "array"
+    recording = Recording(path, format, title_of(format))
     ids = read_token_ids(options.token_ids) if options.token_ids else None
 
     def pieces(progress: Progress) -> Iterator[Piece]:
@@ -39,11 +41,8 @@ def open_responses(path: Path, options: Options, format: str) -> Recording:
         for number, (name, record) in enumerate(_records(path, progress)):
             where = f"{str(path)!r}, {name}" if name else repr(str(path))
             given = None if ids is None else _ids_of(number, ids, where)
-            texts = (
-                sglang_texts(record, where, name, options, given)
-                if is_sglang(record)
-                else vllm_texts(record, where, name, given)
-            )
+            reader = import_module((_format_of(record) or ANSWER_FORMATS[0]).reader)
+            texts: Iterator[Text] = reader.answer_texts(record, where, name, options, given)
             domain, source = _domain(recording, record), document
             for text in texts:
                 yield from text.pieces(document, source, domain)
@@ -51,6 +50,11 @@ def open_responses(path: Path, options: Options, format: str) -> Recording:
 
     recording.pieces = pieces
     return recording
+
+
+def _format_of(record: Record) -> RecordingFormat | None:
+    """The format that recognizes an answer; None for plain arrays of the same names."""
+    return next((one for one in reversed(ANSWER_FORMATS) if import_module(one.reader).is_answer(record)), None)
 
 
 def _ids_of(number: int, ids: list[Integers], where: str) -> Integers:

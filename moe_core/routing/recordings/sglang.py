@@ -17,14 +17,14 @@ EXTENSIONS = ("meta_info", "sglext", "sgl_ext")
 WIRE_TYPES = ("int32", "uint16", "uint8")
 
 
-def is_sglang(record: Fields) -> bool:
+def is_answer(record: Fields) -> bool:
     """Whether an answer has one of the places where SGLang puts routing."""
     choices = record.get("choices")
     parts = [record, *(choices if isinstance(choices, list) else [])]
     return any(isinstance(part, dict) and any(name in part for name in EXTENSIONS) for part in parts)
 
 
-def sglang_texts(record: Fields, where: str, name: str, options: Options, given_ids: Integers | None) -> Iterator[Text]:
+def answer_texts(record: Fields, where: str, name: str, options: Options, given_ids: Integers | None) -> Iterator[Text]:
     """One text for each choice, or the one of an answer of /generate."""
     choices = record.get("choices") or [record]
     for number, choice in enumerate(choices):

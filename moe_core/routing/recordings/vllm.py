@@ -10,10 +10,21 @@ import numpy as np
 from moe_core.errors import TraceError
 from moe_core.routing.recordings.decode import experts_array, id_list
 from moe_core.routing.recordings.one_text import Text
-from moe_core.routing.recordings.pieces import Integers, describe
+from moe_core.routing.recordings.pieces import Integers, Options, describe
 
 
-def vllm_texts(record: dict[str, Any], where: str, name: str, given_ids: Integers | None) -> Iterator[Text]:
+def is_answer(record: dict[str, Any]) -> bool:
+    """Whether a record has the list in which vLLM puts what it wrote. Other servers have it as well."""
+    return "choices" in record or "outputs" in record
+
+
+def answer_texts(
+    record: dict[str, Any],
+    where: str,
+    name: str,
+    options: Options,  # noqa: ARG001 - every reader of answers takes the same
+    given_ids: Integers | None,
+) -> Iterator[Text]:
     """One text for each choice. The prompt that several choices share is counted with the first one only."""
     choices = record.get("choices") or record.get("outputs") or [record]
     for number, choice in enumerate(choices):

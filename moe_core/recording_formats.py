@@ -1,0 +1,52 @@
+"""The table of formats of recorded routing that `convert` reads. A new one is a line here and its reader's file.
+
+This file imports nothing heavy, for the command line reads it before it knows what it is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+READERS = "moe_core.routing.recordings"
+
+
+@dataclass(frozen=True)
+class RecordingFormat:
+    """One format, and the module that reads it.
+
+    A module of answers (file kinds npy and json) has `is_answer(record)` and
+    `answer_texts(record, where, name, options, given_ids)`; a module of files has `open_recording(path, options)`.
+    """
+
+    name: str
+    """As `--format` takes it."""
+    title: str
+    """What made the recording, for people."""
+    file_kinds: tuple[str, ...]
+    """The kinds of file it comes in, names of FILE_KINDS. With `auto`, the first format of a kind reads its files;
+    answers (npy, json) tell themselves which format they are."""
+    reader: str
+    """Full name of the module."""
+    server: str = ""
+    """The server that answers so, and how its answers are known, for messages."""
+
+
+FILE_KINDS = {"npy": "a .npy array", "json": "JSON or a .npz file", "parquet": "a Parquet table", "text": "text"}
+"""Kinds that a file's first bytes tell apart, in words."""
+ANSWER_KINDS = ("npy", "json")
+RECORDING_FORMATS = (
+    RecordingFormat("vllm", "vLLM routed_experts", ANSWER_KINDS, f"{READERS}.vllm", "vLLM"),
+    RecordingFormat(
+        "sglang", "SGLang routed_experts", ANSWER_KINDS, f"{READERS}.sglang", "SGLang (meta_info or sglext)"
+    ),
+    RecordingFormat("llama.cpp", "llama.cpp moe-trace", ("text",), f"{READERS}.llama_cpp"),
+    RecordingFormat("parquet", "Parquet table", ("parquet",), f"{READERS}.parquet_table"),
+)
+"""Answers that several formats recognize are read by the last of them; the first one reads those that none does."""
+FORMAT_NAMES = ("auto", *(one.name for one in RECORDING_FORMATS))
+"""What `--format` takes; auto goes by the file's name and content."""
+
+
+def title_of(format_name: str) -> str:
+    """What made a recording of this format, for people; of plain arrays if it is no format's name."""
+    return next((one.title for one in RECORDING_FORMATS if one.name == format_name), "routed_experts array")
