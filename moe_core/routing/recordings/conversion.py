@@ -53,10 +53,10 @@ def read(
     texts: Texts | None = None,
 ) -> RoutingTrace:
     """The trace of a recording, checked, in memory; arguments as of `convert`."""
-    options = _options(token_ids, num_experts, top_k, layers)
+    options = _checked_options(token_ids, num_experts, top_k, layers)
     recording = open_recording(Path(path), format, options)
     facts = examine(recording, options, silent)
-    return concatenate(list(_traces(recording, facts, _vocabulary(facts, texts), silent)))
+    return concatenate(list(_traces_of(recording, facts, _vocabulary_of(facts, texts), silent)))
 
 
 def convert(
@@ -80,11 +80,13 @@ def convert(
     """
     from moe_core.routing.trace.parquet import TraceWriter
 
-    options = _options(token_ids, num_experts, top_k, layers)
+    options = _checked_options(token_ids, num_experts, top_k, layers)
     recording = open_recording(Path(path), format, options)
     facts = examine(recording, options, _progress_of_stage(progress, "checking"))
     with TraceWriter(to) as writer:
-        for trace in _traces(recording, facts, _vocabulary(facts, texts), _progress_of_stage(progress, "writing")):
+        for trace in _traces_of(
+            recording, facts, _vocabulary_of(facts, texts), _progress_of_stage(progress, "writing")
+        ):
             writer.write(trace)
     return Imported(
         format=recording.format,
@@ -96,7 +98,7 @@ def convert(
         top_k=facts.top_k,
         weights=facts.has_weights,
         token_ids=facts.has_token_ids,
-        source=_source(recording),
+        source=_source_text(recording),
         notes=recording.notes,
     )
 
@@ -110,7 +112,7 @@ def open_recording(path: Path, format: str, options: Options) -> Recording:
         raise UsageError(f"format is {format!r}; expected one of {', '.join(FORMAT_NAMES)}")
     if not path.is_file():
         raise TraceError(f"no file at {str(path)!r}; expected recorded routing, see docs/trace-format.md")
-    kind = _kind(path)
+    kind = _kind_of_file(path)
     named = next((one for one in RECORDING_FORMATS if one.name == format), None)
     fitting = named.file_kinds if named else (kind,)
     if kind not in fitting:
@@ -124,7 +126,7 @@ def open_recording(path: Path, format: str, options: Options) -> Recording:
     return opened
 
 
-def _kind(path: Path) -> str:
+def _kind_of_file(path: Path) -> str:
     """npy, json (also .npz), parquet or text."""
     try:
         with path.open("rb") as file:
@@ -140,19 +142,19 @@ def _kind(path: Path) -> str:
     return "text"
 
 
-def _traces(
+def _traces_of(
     recording: Recording, facts: Facts, vocabulary: Mapping[int, str], progress: Progress
 ) -> Iterator[RoutingTrace]:
     """The recording as parts of one trace, in order."""
     domains = list(recording.domains) or ["all"]
-    source = _source(recording)
+    source = _source_text(recording)
     for piece in recording.pieces(progress):
         recorded_T = recorded_tokens(piece.experts)
         if recorded_T.any():
-            yield _trace(piece, recorded_T, facts, domains, source, vocabulary)
+            yield _trace_of_piece(piece, recorded_T, facts, domains, source, vocabulary)
 
 
-def _trace(
+def _trace_of_piece(
     piece: Piece,
     keep_T: BoolArray,
     facts: Facts,
@@ -183,17 +185,17 @@ def _trace(
     )
 
 
-def _source(recording: Recording) -> str:
+def _source_text(recording: Recording) -> str:
     """Where the trace came from, with everything that limits what it can tell."""
     notes = f" ({'; '.join(recording.notes)})" if recording.notes else ""
     return f"{recording.name}, {recording.path.name}{notes}"
 
 
-def _vocabulary(facts: Facts, texts: Texts | None) -> Mapping[int, str]:
+def _vocabulary_of(facts: Facts, texts: Texts | None) -> Mapping[int, str]:
     return texts(facts.token_ids) if texts is not None and facts.has_token_ids else {}
 
 
-def _options(
+def _checked_options(
     token_ids: str | Path | None, num_experts: int | None, top_k: int | None, layers: Sequence[int] | None
 ) -> Options:
     if layers is not None and (not layers or sorted(set(layers)) != list(layers) or layers[0] < 0):

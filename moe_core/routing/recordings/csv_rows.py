@@ -93,7 +93,7 @@ def layout_of(path: Path, top_k: int | None) -> Layout:
             f"{str(path)!r}, line 1: {','.join(cells)[:80]!r}; expected {LAYOUTS}, see docs/trace-format.md"
         )
     if "rank" in columns:
-        found = _ranks(start[1:], columns.index("rank"))
+        found = _rank_count(start[1:], columns.index("rank"))
         _refuse_other_top_k(path, top_k, found)
         return Layout(columns, has_header, found, found)
     if top_k is None:
@@ -110,9 +110,9 @@ def token_rows(path: Path, layout: Layout, progress: Progress) -> Iterator[Token
     held: dict[str, Integers] = {}
     try:
         with path.open("rb") as file:
-            for batch in _batches(file, layout):
+            for batch in _row_batches(file, layout):
                 progress("reading", min(file.tell(), size), size)
-                numbers = {name: _numbers(path, batch, name, line) for name in layout.numbers}
+                numbers = {name: _column_numbers(path, batch, name, line) for name in layout.numbers}
                 if held:
                     numbers = {name: np.concatenate([held[name], numbers[name]]) for name in numbers}
                 whole = len(numbers["layer"]) // layout.rows_per_token * layout.rows_per_token
@@ -130,7 +130,7 @@ def token_rows(path: Path, layout: Layout, progress: Progress) -> Iterator[Token
         )
 
 
-def _batches(file: object, layout: Layout) -> Iterator[pa.RecordBatch]:
+def _row_batches(file: object, layout: Layout) -> Iterator[pa.RecordBatch]:
     with pa.csv.open_csv(
         file,
         read_options=pa.csv.ReadOptions(
@@ -143,7 +143,7 @@ def _batches(file: object, layout: Layout) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _numbers(path: Path, batch: pa.RecordBatch, name: str, line: int) -> Integers:
+def _column_numbers(path: Path, batch: pa.RecordBatch, name: str, line: int) -> Integers:
     column = batch.column(name)
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
@@ -204,7 +204,7 @@ def _is_whole(cell: str) -> bool:
     return cell.removeprefix("-").isascii() and cell.removeprefix("-").isdigit()
 
 
-def _ranks(rows: list[list[str]], column: int) -> int:
+def _rank_count(rows: list[list[str]], column: int) -> int:
     """K: how far the ranks count at the beginning; 1 where there are no rows."""
     ranks = [row[column].strip() for row in rows if len(row) > column]
     return max(1, next((number for number, rank in enumerate(ranks) if rank != str(number)), len(ranks)))

@@ -141,10 +141,10 @@ class _Findings:
         for layer in np.flatnonzero(twice_TL.any(axis=0)).tolist():
             if self.repeated_L[layer] is None:
                 t = int(np.flatnonzero(twice_TL[:, layer])[0])
-                self.repeated_L[layer] = self._repetition(piece, t, layer)
+                self.repeated_L[layer] = self._repetition_in_words(piece, t, layer)
 
     @staticmethod
-    def _repetition(piece: Piece, t: int, layer: int) -> str:
+    def _repetition_in_words(piece: Piece, t: int, layer: int) -> str:
         row_K = piece.experts[t, layer].tolist()
         slot = next(s for s, expert in enumerate(row_K) if expert >= 0 and expert in row_K[:s])
         return f"{piece.row(t)}, {piece.column(layer, slot)}: expert {row_K[slot]} a second time"
@@ -193,12 +193,14 @@ class _Findings:
         elif wanted is not None:
             missing = [layer for layer in wanted if layer not in numbers]
             if missing:
-                raise self._error(f"--layers names layer {missing[0]}; the recording has {L} layers: {_span(numbers)}")
+                raise self._error(
+                    f"--layers names layer {missing[0]}; the recording has {L} layers: {_span_of_layers(numbers)}"
+                )
             kept_L &= np.isin(numbers, wanted)
         dense = [number for number, routed in zip(numbers, self.routed_L.tolist(), strict=True) if not routed]
         if dense:
             self.recording.note(
-                f"{_span(dense)} left out: {'it holds' if len(dense) == 1 else 'they hold'} the same number "
+                f"{_span_of_layers(dense)} left out: {'it holds' if len(dense) == 1 else 'they hold'} the same number "
                 "everywhere, as a layer without a router does"
             )
         if not kept_L.any():
@@ -220,7 +222,7 @@ class _Findings:
         return TraceError(f"{str(self.recording.path)!r}: {message}")
 
 
-def _span(numbers: list[int]) -> str:
+def _span_of_layers(numbers: list[int]) -> str:
     """Layer numbers in words: "layer 3", "layers 0 to 2", "layers 0, 2, 5"."""
     if len(numbers) == 1:
         return f"layer {numbers[0]}"

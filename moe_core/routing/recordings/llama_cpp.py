@@ -33,7 +33,7 @@ SURE = math.log(1e-6)
 def open_recording(path: Path, options: Options) -> Recording:
     """A CSV of a moe-trace program. Token ids, where known, come from options.token_ids, for all texts in sequence."""
     layout = layout_of(path, options.top_k)
-    layers, misread = _scan(path, layout)
+    layers, misread = _scan_layers(path, layout)
     given = read_token_ids(options.token_ids) if options.token_ids else None
     ids = None if given is None else np.concatenate(given)
     recording = Recording(path, "llama.cpp", title_of("llama.cpp"), layers=layers)
@@ -69,7 +69,7 @@ class _Counter:
     last_mark: int | None = None
 
 
-def _scan(path: Path, layout: Layout) -> tuple[list[int], bool]:
+def _scan_layers(path: Path, layout: Layout) -> tuple[list[int], bool]:
     """Layer numbers that occur, and whether choices of several tokens were read from the wrong place."""
     layers: set[int] = set()
     starts: Counter[tuple[int, int]] = Counter()
@@ -77,16 +77,16 @@ def _scan(path: Path, layout: Layout) -> tuple[list[int], bool]:
     for rows in _whole_passes(token_rows(path, layout, silent)):
         layers.update(np.unique(rows.layers).tolist())
         largest = max(largest, int(rows.experts.max()))
-        begins, lengths = _runs(rows.layers)
+        begins, lengths = _runs_of_layers(rows.layers)
         for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
             if length > 1:
-                starts[(min(length, LOOK_AT), _disjoint(rows.experts[begin : begin + LOOK_AT]))] += 1
+                starts[(min(length, LOOK_AT), _count_disjoint_tokens(rows.experts[begin : begin + LOOK_AT]))] += 1
     if not layers:
         raise TraceError(f"{str(path)!r} has no rows; expected the CSV of a moe-trace program")
     return sorted(layers), _is_misread(starts, largest + 1, layout.top_k)
 
 
-def _disjoint(experts_NK: Integers) -> int:
+def _count_disjoint_tokens(experts_NK: Integers) -> int:
     """How many tokens from the first on share no expert with one another."""
     seen: set[int] = set()
     for number, row_K in enumerate(experts_NK.tolist()):
@@ -133,7 +133,7 @@ def _whole_passes(chunks: Iterator[TokenRows]) -> Iterator[TokenRows]:
         yield held
 
 
-def _runs(layers_N: Integers) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _runs_of_layers(layers_N: Integers) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Where each stretch of rows of one layer begins, and how long it is."""
     begins = np.flatnonzero(np.diff(layers_N, prepend=-1))
     return begins, np.diff(np.append(begins, len(layers_N)))
@@ -148,7 +148,7 @@ def _assemble_passes(
     recording: Recording,
 ) -> Iterator[Piece]:
     """Whole passes as pieces."""
-    begins_R, lengths_R = _runs(rows.layers)
+    begins_R, lengths_R = _runs_of_layers(rows.layers)
     run_layers_R = rows.layers[begins_R]
     pass_R = np.cumsum(np.diff(run_layers_R, prepend=run_layers_R[0]) < 0)
     tokens_P = np.zeros(pass_R[-1] + 1, dtype=np.int64)

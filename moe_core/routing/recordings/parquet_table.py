@@ -118,16 +118,18 @@ class _Reader:
         documents_T = self._numbers_of_names(batch, "document_id", first)
         documents_T = np.zeros(batch.num_rows, dtype=np.int64) if documents_T is None else documents_T
         positions_T = (
-            self._integers(batch, "position", first) if "position" in names else self._places_in_document(documents_T)
+            self._whole_numbers(batch, "position", first)
+            if "position" in names
+            else self._places_in_document(documents_T)
         )
         return Piece(
-            experts=self._cells(batch, self.table.experts, first).astype(np.int64),
-            weights=self._cells(batch, self.table.weights, first) if self.table.weights else None,
-            token_ids=self._integers(batch, "token_id", first) if "token_id" in names else None,
+            experts=self._expert_cells(batch, self.table.experts, first).astype(np.int64),
+            weights=self._expert_cells(batch, self.table.weights, first) if self.table.weights else None,
+            token_ids=self._whole_numbers(batch, "token_id", first) if "token_id" in names else None,
             documents=documents_T,
             sources=self._numbers_of_names(batch, "source_id", first),
             positions=positions_T,
-            domains=self._domains(batch, first),
+            domains=self._domain_numbers(batch, first),
             row=lambda t: f"row {first + t}",
             column=self._column_name,
         )
@@ -137,7 +139,7 @@ class _Reader:
             return f"column 'layer_{self.table.layers[layer]}_expert_{slot}'"
         return f"column {NESTED!r}, layer {layer}, slot {slot}"
 
-    def _cells(self, batch: pa.RecordBatch, names: list[str], first: int) -> npt.NDArray[Any]:
+    def _expert_cells(self, batch: pa.RecordBatch, names: list[str], first: int) -> npt.NDArray[Any]:
         """[T,L,K] of the columns of all layers and slots, or of the one with lists of lists."""
         if self.table.layers:
             columns = [self._column_without_gaps(batch, name, first).to_numpy(zero_copy_only=False) for name in names]
@@ -163,7 +165,7 @@ class _Reader:
         values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False).reshape(shape)
         return values
 
-    def _integers(self, batch: pa.RecordBatch, name: str, first: int) -> Integers:
+    def _whole_numbers(self, batch: pa.RecordBatch, name: str, first: int) -> Integers:
         values: Integers = self._column_without_gaps(batch, name, first).to_numpy(zero_copy_only=False)
         return values.astype(np.int64)
 
@@ -180,7 +182,7 @@ class _Reader:
             return None
         column = self._column_without_gaps(batch, name, first)
         if pa.types.is_integer(column.type):
-            values = self._integers(batch, name, first)
+            values = self._whole_numbers(batch, name, first)
             limits = np.iinfo(np.int32)
             wrong = np.flatnonzero((values < limits.min) | (values > limits.max))
             if wrong.size:
@@ -192,7 +194,7 @@ class _Reader:
         known = self.numbers[name]
         return _codes_of_texts(column, lambda text: known.setdefault(text, len(known)))
 
-    def _domains(self, batch: pa.RecordBatch, first: int) -> Integers | None:
+    def _domain_numbers(self, batch: pa.RecordBatch, first: int) -> Integers | None:
         domains = self.table.domains
         if "domain" not in batch.schema.names:
             if not domains:

@@ -25,7 +25,7 @@ def open_responses(path: Path, options: Options, format: str) -> Recording:
     `format` is the name of a format of answers, or auto. JSON lines pass through line by line; the other files
     are held whole.
     """
-    first = next(_records(path, silent), None)
+    first = next(_records_of(path, silent), None)
     if first is None:
         raise TraceError(f"{str(path)!r} is empty; expected the answers of a server, see docs/trace-format.md")
     found = _format_of(first[1])
@@ -38,12 +38,12 @@ def open_responses(path: Path, options: Options, format: str) -> Recording:
 
     def pieces(progress: Progress) -> Iterator[Piece]:
         document = 0
-        for number, (name, record) in enumerate(_records(path, progress)):
+        for number, (name, record) in enumerate(_records_of(path, progress)):
             where = f"{str(path)!r}, {name}" if name else repr(str(path))
             given = None if ids is None else _ids_of(number, ids, where)
             reader = import_module((_format_of(record) or ANSWER_FORMATS[0]).reader)
             texts: Iterator[Text] = reader.answer_texts(record, where, name, options, given)
-            domain, source = _domain(recording, record), document
+            domain, source = _domain_number(recording, record), document
             for text in texts:
                 yield from text.pieces(document, source, domain)
                 document += 1
@@ -63,18 +63,18 @@ def _ids_of(number: int, ids: list[Integers], where: str) -> Integers:
     return ids[number]
 
 
-def _records(path: Path, progress: Progress) -> Iterator[tuple[str, Record]]:
+def _records_of(path: Path, progress: Progress) -> Iterator[tuple[str, Record]]:
     """Every answer with its name for messages."""
     suffix = path.suffix.lower()
     if suffix == ".npz":
         yield "", npz_record(path)
     elif suffix in LINES:
-        yield from _lines(path, progress)
+        yield from _records_by_line(path, progress)
     else:
         yield from _records_of_whole_file(path)
 
 
-def _lines(path: Path, progress: Progress) -> Iterator[tuple[str, Record]]:
+def _records_by_line(path: Path, progress: Progress) -> Iterator[tuple[str, Record]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -83,7 +83,10 @@ def _lines(path: Path, progress: Progress) -> Iterator[tuple[str, Record]]:
                 progress("reading", done, size)
                 done += len(line)
                 if line.strip():
-                    yield f"line {number}", _record(_parse_json(line, path, number), f"{str(path)!r}, line {number}")
+                    yield (
+                        f"line {number}",
+                        _checked_record(_parse_json(line, path, number), f"{str(path)!r}, line {number}"),
+                    )
     except OSError as error:
         raise TraceError(f"cannot read {str(path)!r}: {reason(error)}; check the path") from None
 
@@ -95,11 +98,11 @@ def _records_of_whole_file(path: Path) -> Iterator[tuple[str, Record]]:
         raise TraceError(f"cannot read {str(path)!r}: {reason(error)}; check the path") from None
     if isinstance(content, list) and content and isinstance(content[0], dict):
         for number, item in enumerate(content):
-            yield f"record {number}", _record(item, f"{str(path)!r}, record {number}")
+            yield f"record {number}", _checked_record(item, f"{str(path)!r}, record {number}")
     elif isinstance(content, list):
         yield "", {"routed_experts": content}
     else:
-        yield "", _record(content, repr(str(path)))
+        yield "", _checked_record(content, repr(str(path)))
 
 
 def _parse_json(text: bytes, path: Path, line: int | None) -> Any:
@@ -112,13 +115,13 @@ def _parse_json(text: bytes, path: Path, line: int | None) -> Any:
         raise TraceError(f"{str(path)!r} is no JSON ({reason(error)}); expected a server's answer") from None
 
 
-def _record(value: Any, where: str) -> Record:
+def _checked_record(value: Any, where: str) -> Record:
     if not isinstance(value, dict):
         raise TraceError(f"{where} is {type(value).__name__}; expected an object with routed_experts")
     return value
 
 
-def _domain(recording: Recording, record: Record) -> int:
+def _domain_number(recording: Recording, record: Record) -> int:
     """A field `domain` is no engine's; it is there for whoever wants to compare kinds of text."""
     name = str(record.get("domain", "all"))
     if name not in recording.domains:

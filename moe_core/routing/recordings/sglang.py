@@ -30,19 +30,23 @@ def answer_texts(record: Fields, where: str, name: str, options: Options, given_
     for number, choice in enumerate(choices):
         several = len(choices) > 1
         place = f"{where}, choice {number}" if several else where
-        yield _text(record, choice, place, f"{name}, choice {number}" if several else name, options, given_ids)
+        yield _text_of_choice(
+            record, choice, place, f"{name}, choice {number}" if several else name, options, given_ids
+        )
 
 
-def _text(record: Fields, choice: Fields, where: str, name: str, options: Options, given_ids: Integers | None) -> Text:
+def _text_of_choice(
+    record: Fields, choice: Fields, where: str, name: str, options: Options, given_ids: Integers | None
+) -> Text:
     info: Fields = {}
     for part in (record, choice):
         for extension in EXTENSIONS:
             info |= part.get(extension) or {}
-    prompt_ids, ids = _ids(record, choice, info, where)
+    prompt_ids, ids = _token_ids_of(record, choice, info, where)
     known = given_ids
     if known is None and prompt_ids is not None and ids is not None:
         known = np.concatenate([prompt_ids, ids])
-    flat, start = _numbers(info, record, where)
+    flat, start = _expert_ids(info, record, where)
     schema = info.get("expert_ids_schema") or {}
     rows = _number_of_rows(record, info, known, where) - start
     if rows < 1:
@@ -65,7 +69,7 @@ def _text(record: Fields, choice: Fields, where: str, name: str, options: Option
     return Text.checked(where, name, experts_TLK, None if known is None else known[start:], start=start)
 
 
-def _numbers(info: Fields, record: Fields, where: str) -> tuple[Integers, int]:
+def _expert_ids(info: Fields, record: Fields, where: str) -> tuple[Integers, int]:
     """All expert ids one after the other, and the token that the first ones belong to."""
     start = int(info.get("routed_experts_start_len") or record.get("routed_experts_start_len") or 0)
     if info.get("routed_experts") is not None:
@@ -103,7 +107,7 @@ def _number_of_rows(record: Fields, info: Fields, known: Integers | None, where:
     )
 
 
-def _ids(record: Fields, choice: Fields, info: Fields, where: str) -> tuple[Integers | None, Integers | None]:
+def _token_ids_of(record: Fields, choice: Fields, info: Fields, where: str) -> tuple[Integers | None, Integers | None]:
     """Vocabulary ids of prompt and answer, from the request's ids or from the log-probabilities that name them."""
     prompt = _first_given(choice, record, "input_ids", "prompt_token_ids")
     answer = _first_given(choice, record, "output_ids", "token_ids")

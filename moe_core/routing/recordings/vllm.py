@@ -32,11 +32,13 @@ def answer_texts(
         place = f"{where}, choice {number}" if several else where
         if not isinstance(choice, dict):
             raise TraceError(f"{place} is {type(choice).__name__}; expected an object with routed_experts")
-        text, shared = _text(record, choice, place, f"{name}, choice {number}" if several else name, given_ids)
+        text, shared = _text_of_choice(
+            record, choice, place, f"{name}, choice {number}" if several else name, given_ids
+        )
         yield text.without(max(0, shared - text.start)) if number else text
 
 
-def _text(
+def _text_of_choice(
     record: dict[str, Any], choice: dict[str, Any], where: str, name: str, given_ids: Integers | None
 ) -> tuple[Text, int]:
     """The text of one choice, and how many tokens its prompt has."""

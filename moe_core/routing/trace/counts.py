@@ -67,7 +67,7 @@ def expert_counts(trace: AnyTrace) -> Int64Array:
         return counts
     E = trace.num_experts
     counts_LE = np.zeros((trace.num_layers, E), dtype=np.int64)
-    for indices_LTK in _chunks(trace):
+    for indices_LTK in _token_chunks(trace):
         for counts_E, indices_TK in zip(counts_LE, indices_LTK, strict=True):
             counts_E += _count_keys(indices_TK.astype(np.intp) + 1, (E + 1,))[1:]
     return counts_LE
@@ -97,12 +97,12 @@ def pair_counts(trace: AnyTrace) -> Int64Array:
     E = trace.num_experts
     counts_LEE = np.zeros((trace.num_layers, E, E), dtype=np.int64)
     counts_LE = np.zeros((trace.num_layers, E), dtype=np.int64)
-    for indices_LTK in _chunks(trace):
+    for indices_LTK in _token_chunks(trace):
         for row, indices_TK in enumerate(indices_LTK):
-            columns_KT = _columns(indices_TK)
+            columns_KT = _slot_columns(indices_TK)
             counts_LE[row] += _count_keys(columns_KT, (E + 1,))[1:]
             for slot in range(1, trace.top_k):
-                counts_LEE[row] += _joint(columns_KT[slot - 1 : slot], columns_KT[slot:], E)
+                counts_LEE[row] += _joint_counts(columns_KT[slot - 1 : slot], columns_KT[slot:], E)
     counts_LEE += counts_LEE.transpose(0, 2, 1).copy()
     counts_LEE[:, np.arange(E), np.arange(E)] = counts_LE
     return counts_LEE
@@ -112,16 +112,16 @@ def flow_counts(trace: AnyTrace) -> Int64Array:
     """[L-1,E,E] pairs (slot of a layer, slot of the next layer) of one token, by the experts they chose."""
     E = trace.num_experts
     counts_LEE = np.zeros((trace.num_layers - 1, E, E), dtype=np.int64)
-    for indices_LTK in _chunks(trace):
-        columns_KT = _columns(indices_LTK[0])
+    for indices_LTK in _token_chunks(trace):
+        columns_KT = _slot_columns(indices_LTK[0])
         for counts_EE, indices_TK in zip(counts_LEE, indices_LTK[1:], strict=True):
-            next_KT = _columns(indices_TK)
-            counts_EE += _joint(columns_KT, next_KT, E)
+            next_KT = _slot_columns(indices_TK)
+            counts_EE += _joint_counts(columns_KT, next_KT, E)
             columns_KT = next_KT
     return counts_LEE
 
 
-def _chunks(trace: AnyTrace) -> Iterator[Int16Array]:
+def _token_chunks(trace: AnyTrace) -> Iterator[Int16Array]:
     """[L,t,K] the choices of a few tokens at a time, so that the keys made of them stay in the processor's cache."""
     size = max(_CHUNK_TOKENS, trace.num_experts**2)  # many counts would cost more to add up than few tokens to count
     for part in trace.parts():
@@ -129,14 +129,14 @@ def _chunks(trace: AnyTrace) -> Iterator[Int16Array]:
             yield part.router_indices[:, start : start + size]
 
 
-def _columns(indices_TK: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
+def _slot_columns(indices_TK: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
     """[K,T] each slot's experts in one piece, 1..E, 0 = unused; in the type that bincount takes as it is."""
     columns_KT = indices_TK.T.astype(np.intp, order="C")
     columns_KT += 1
     return columns_KT
 
 
-def _joint(rows_KT: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp], E: int) -> Int64Array:
+def _joint_counts(rows_KT: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp], E: int) -> Int64Array:
     """[E,E] how often a token has one expert in `rows_KT` and the other in `columns_KT`, over all pairs of slots."""
     counts = np.zeros((E + 1, E + 1), dtype=np.int64)
     for row_T in rows_KT:

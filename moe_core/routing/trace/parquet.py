@@ -91,7 +91,7 @@ class TraceWriter:
                 raise _GivenUp
             return
         with self._disk(), self._open:
-            self._finish()
+            self._write_rest_and_metadata()
 
     def write(self, trace: RoutingTrace) -> None:
         """Append a part. Raises TraceError if it does not go with those before it, or cannot be written."""
@@ -105,7 +105,7 @@ class TraceWriter:
         self.tokens += trace.num_tokens
         rows = self._row_group()
         if sum(len(table) for table in self._held) >= rows:
-            self._flush(rows, whole_groups=True)
+            self._write_waiting(rows, whole_groups=True)
 
     def _learn_texts(self, trace: RoutingTrace) -> None:
         guesses = [] if trace.predicted_ids is None else [trace.predicted_ids]
@@ -122,7 +122,7 @@ class TraceWriter:
         bytes_per_token: int = self._held[0].nbytes // len(self._held[0])
         return max(1, min(ROW_GROUP_TOKENS, ROW_GROUP_BYTES // bytes_per_token))
 
-    def _flush(self, rows: int, *, whole_groups: bool) -> None:
+    def _write_waiting(self, rows: int, *, whole_groups: bool) -> None:
         """Write what is held; with `whole_groups` as many whole row groups as there are, the rest stays held."""
         table = pa.concat_tables(self._held)
         count = len(table) // rows * rows if whole_groups else len(table)
@@ -134,7 +134,7 @@ class TraceWriter:
                     self._file,
                     table.schema,
                     compression="zstd",
-                    use_dictionary=[_leaf(name) for name in table.column_names if name not in scores],
+                    use_dictionary=[_leaf_column(name) for name in table.column_names if name not in scores],
                     column_encoding=dict.fromkeys(scores, "BYTE_STREAM_SPLIT"),
                     write_page_checksum=True,
                     store_schema=False,
@@ -144,11 +144,11 @@ class TraceWriter:
         # A slice would keep all of it in memory.
         self._held = [table.slice(count).take(np.arange(len(table) - count))] if count < len(table) else []
 
-    def _finish(self) -> None:
+    def _write_rest_and_metadata(self) -> None:
         if self._first is None:
             raise TraceError(f"nothing was recorded for {str(self.path)!r}; expected at least one token")
         if self._held:
-            self._flush(self._row_group(), whole_groups=False)
+            self._write_waiting(self._row_group(), whole_groups=False)
         first = self._first
         metadata = {
             "format": FORMAT,
@@ -177,7 +177,7 @@ class TraceWriter:
             yield
         except OSError as error:
             raise TraceError(
-                f"cannot write trace {str(self.path)!r}: {_reason(error)}; free space or choose another path"
+                f"cannot write trace {str(self.path)!r}: {_reason_in_words(error)}; free space or choose another path"
             ) from None
 
 
@@ -186,13 +186,13 @@ def read_trace(path: Path, build: Callable[..., Built]) -> Built:
 
     Raises TraceError in one line; page checksums are verified.
     """
-    with _opened(path) as (file, metadata):
+    with _opened_file(path) as (file, metadata):
         return _from_table(file.read(), metadata, build)
 
 
 def read_metadata(path: Path) -> tuple[dict[str, Any], int]:
     """The facts of the whole trace, its vocabulary by number, and its number of tokens. Raises as `read_trace`."""
-    with _opened(path) as (file, metadata):
+    with _opened_file(path) as (file, metadata):
         _check_columns(file.schema_arrow.names, metadata)
         return metadata, file.metadata.num_rows
 
@@ -204,12 +204,12 @@ def read_parts(path: Path, build: Callable[..., Built], part_tokens: int, part_b
 
     Holds two parts at a time; a document longer than a part is held whole. Raises TraceError as `read_trace`.
     """
-    with _opened(path) as (file, metadata):
+    with _opened_file(path) as (file, metadata):
         held: list[pa.RecordBatch] = []
         last = None
         affordable = max(1, part_bytes // _bytes_per_token(metadata))
         for batch in file.iter_batches(batch_size=min(part_tokens, affordable)):
-            documents_T = _column(batch, "document_id")
+            documents_T = _column_values(batch, "document_id")
             borders = np.flatnonzero(np.diff(documents_T, prepend=documents_T[:1] if last is None else last))
             if borders.size:
                 border = int(borders[-1])
@@ -227,10 +227,10 @@ def count_ids(path: Path, column: str) -> tuple[npt.NDArray[Any], Int64Array]:
     Nothing else is read. A file without source_id takes each document as its own source.
     """
     found: list[tuple[npt.NDArray[Any], Int64Array]] = []
-    with _opened(path) as (file, _):
+    with _opened_file(path) as (file, _):
         name = column if column in file.schema_arrow.names else "document_id"
         for batch in file.iter_batches(batch_size=_ID_BATCH, columns=[name]):
-            found.append(np.unique(_column(batch, name), return_counts=True))
+            found.append(np.unique(_column_values(batch, name), return_counts=True))
     if not found:
         return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
     ids, tokens = np.concatenate([ids for ids, _ in found]), np.concatenate([tokens for _, tokens in found])
@@ -241,7 +241,7 @@ def count_ids(path: Path, column: str) -> tuple[npt.NDArray[Any], Int64Array]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
+def _opened_file(path: Path) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
     """The open file and its metadata, the vocabulary by number; whatever is wrong with it becomes one line."""
     if not path.is_file():
         raise TraceError(f"no trace at {str(path)!r}; expected a Parquet file made by RoutingTrace.save")
@@ -261,7 +261,7 @@ def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
     except TraceError as error:
         raise TraceError(f"trace {str(path)!r}: {error}") from None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TraceError(f"trace {str(path)!r} is damaged ({_reason(error)}); make it again") from None
+        raise TraceError(f"trace {str(path)!r} is damaged ({_reason_in_words(error)}); make it again") from None
 
 
 def _to_table(trace: RoutingTrace, domain_ids: npt.NDArray[np.int16]) -> pa.Table:
@@ -285,7 +285,7 @@ def _to_table(trace: RoutingTrace, domain_ids: npt.NDArray[np.int16]) -> pa.Tabl
     return pa.table(columns)
 
 
-def _leaf(column: str) -> str:
+def _leaf_column(column: str) -> str:
     """The path under which Parquet keeps the values of a column."""
     return f"{column}.list.element" if column.endswith("_logits") else column
 
@@ -295,22 +295,22 @@ def _from_table(table: pa.Table, metadata: dict[str, Any], build: Callable[..., 
     layers, slots = metadata["layers"], range(metadata["top_k"])
     logits = None
     if metadata["router_logits"]:
-        logits = np.stack([_lists(table, f"layer_{layer}_logits", metadata["num_experts"]) for layer in layers])
+        logits = np.stack([_list_values(table, f"layer_{layer}_logits", metadata["num_experts"]) for layer in layers])
     return build(
         router_indices=np.stack(
-            [np.stack([_column(table, f"layer_{layer}_expert_{s}") for s in slots], axis=-1) for layer in layers]
+            [np.stack([_column_values(table, f"layer_{layer}_expert_{s}") for s in slots], axis=-1) for layer in layers]
         ),
         router_scores=np.stack(
-            [np.stack([_column(table, f"layer_{layer}_score_{s}") for s in slots], axis=-1) for layer in layers]
+            [np.stack([_column_values(table, f"layer_{layer}_score_{s}") for s in slots], axis=-1) for layer in layers]
         ),
         router_logits=logits,
-        predicted_ids=_column(table, "predicted_id") if "predicted_id" in table.column_names else None,
+        predicted_ids=_column_values(table, "predicted_id") if "predicted_id" in table.column_names else None,
         num_experts=metadata["num_experts"],
-        token_ids=_column(table, "token_id"),
-        document_ids=_column(table, "document_id"),
-        source_ids=_column(table, "source_id") if "source_id" in table.column_names else None,
-        positions=_column(table, "position"),
-        domain_ids=_column(table, "domain_id"),
+        token_ids=_column_values(table, "token_id"),
+        document_ids=_column_values(table, "document_id"),
+        source_ids=_column_values(table, "source_id") if "source_id" in table.column_names else None,
+        positions=_column_values(table, "position"),
+        domain_ids=_column_values(table, "domain_id"),
         domains=metadata["domains"],
         layers=layers,
         score_function=metadata["score_function"],
@@ -336,7 +336,7 @@ def _check_columns(names: list[str], metadata: dict[str, Any]) -> None:
         raise TraceError(f"column {missing[0]!r} is missing; expected a file made by RoutingTrace.save")
 
 
-def _column(table: pa.Table | pa.RecordBatch, name: str) -> npt.NDArray[Any]:
+def _column_values(table: pa.Table | pa.RecordBatch, name: str) -> npt.NDArray[Any]:
     column = table.column(name)
     if column.null_count:
         raise TraceError(f"column {name!r} has {column.null_count} empty cells; expected a number in each")
@@ -344,11 +344,11 @@ def _column(table: pa.Table | pa.RecordBatch, name: str) -> npt.NDArray[Any]:
     return values
 
 
-def _lists(table: pa.Table, name: str, width: int) -> npt.NDArray[Any]:
+def _list_values(table: pa.Table, name: str, width: int) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return values.reshape(-1, width).astype(np.float16)
 
 
-def _reason(error: Exception) -> str:
+def _reason_in_words(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:200] or type(error).__name__

@@ -43,23 +43,23 @@ def transformers_routers(model: str, modules: dict[str, torch.nn.Module]) -> lis
     `model` is its name in messages.
     Raises TraceError where they read different texts, or belong to a family that cannot be captured exactly.
     """
-    names = [watched for name in _recorded(modules) if (watched := _watched(modules, name))]
+    names = [watched for name in _recorded_names(modules) if (watched := _watched_name(modules, name))]
     towers = {layer_of(name)[0] for name in names}
-    served = {_block(name) for name in names}
+    served = {_block_of(name) for name in names}
     for name, module in modules.items():
-        block = _block(name)
+        block = _block_of(name)
         if not _takes_choice(module) or block in served or (towers and layer_of(name)[0] not in towers):
             continue
         served.add(block)
         beside = [f"{block}.{child}" for child in _BESIDE_EXPERTS if f"{block}.{child}" in modules]
         names.append(beside[0] if beside else name)
-    silent = {other for name in names if (other := _silent(modules, name))}
-    routers = [_router(modules, name) for name in names if name not in silent]
-    _refuse(model, routers)
+    silent = {other for name in names if (other := _silent_twin(modules, name))}
+    routers = [_router_at(modules, name) for name in names if name not in silent]
+    _refuse_unfit(model, routers)
     return routers
 
 
-def _recorded(modules: dict[str, torch.nn.Module]) -> list[str]:
+def _recorded_names(modules: dict[str, torch.nn.Module]) -> list[str]:
     """Names of the modules that the library's own models record router logits of."""
     classes: set[type] = set()
     for module in modules.values():
@@ -71,16 +71,16 @@ def _recorded(modules: dict[str, torch.nn.Module]) -> list[str]:
     return [name for name, module in modules.items() if isinstance(module, tuple(classes))]
 
 
-def _watched(modules: dict[str, torch.nn.Module], name: str) -> str | None:
+def _watched_name(modules: dict[str, torch.nn.Module], name: str) -> str | None:
     """The module to watch for a recorded one; None if it does not choose experts for tokens."""
     kind = type(modules[name]).__name__
-    if kind in NOT_ROUTERS or type(modules.get(_block(name))).__name__ in NOT_ROUTERS:
+    if kind in NOT_ROUTERS or type(modules.get(_block_of(name))).__name__ in NOT_ROUTERS:
         return None
-    return WATCHED.get(kind, "{name}").format(name=name, block=_block(name))
+    return WATCHED.get(kind, "{name}").format(name=name, block=_block_of(name))
 
 
-def _silent(modules: dict[str, torch.nn.Module], name: str) -> str | None:
-    other = SILENT.get(type(modules[name]).__name__, "").format(tower=_block(_block(name)))
+def _silent_twin(modules: dict[str, torch.nn.Module], name: str) -> str | None:
+    other = SILENT.get(type(modules[name]).__name__, "").format(tower=_block_of(_block_of(name)))
     return other if other in modules and other != name else None
 
 
@@ -96,7 +96,7 @@ def _class_takes_choice(kind: Any) -> bool:
     return any(names.issuperset(pair) for pair in ARGUMENTS)
 
 
-def _refuse(model: str, routers: list[Router]) -> None:
+def _refuse_unfit(model: str, routers: list[Router]) -> None:
     towers: dict[str, None] = {}
     for router in routers:
         if reason := NOT_CAPTURED.get(type(router.module).__name__):
@@ -107,13 +107,13 @@ def _refuse(model: str, routers: list[Router]) -> None:
         raise TraceError(f"{model} has routers in {len(towers)} parts that read different tokens; capture one: {parts}")
 
 
-def _router(modules: dict[str, torch.nn.Module], name: str) -> Router:
-    module, block = modules[name], modules[_block(name)]
+def _router_at(modules: dict[str, torch.nn.Module], name: str) -> Router:
+    module, block = modules[name], modules[_block_of(name)]
     form = FORMS.get(type(module).__name__, ArgumentForm if _takes_choice(module) else TripleForm)()
     config = _config_of(modules, name)
     experts = getattr(block, "experts", None)
     separate = experts is not None and experts is not module and _takes_choice(experts)
-    silent = _silent(modules, name)
+    silent = _silent_twin(modules, name)
     num_experts, top_k = form.sizes(module)
     return Router(
         layer=layer_of(name)[1],
@@ -130,7 +130,7 @@ def _router(modules: dict[str, torch.nn.Module], name: str) -> Router:
     )
 
 
-def _block(name: str) -> str:
+def _block_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
