@@ -176,7 +176,7 @@ def test_help_imports_nothing_heavy() -> None:
     """`main.py --help` must answer at once: no torch, pandas, numpy, pydantic."""
     code = (
         "import sys, main\n"
-        "for words in ([], ['data'], ['trace'], ['plots'], ['generate'], ['runs'], ['slim']):\n"
+        "for words in ([], ['data'], ['trace'], ['plots'], ['generate'], ['runs'], ['slim'], ['convert']):\n"
         "    assert main.main([*words, '--help']) == 0\n"
         "heavy = {'torch', 'pandas', 'numpy', 'pydantic', 'altair', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -186,8 +186,8 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("usage: python main.py") == 7
-    assert done.stdout.count("example") == 7
+    assert done.stdout.count("usage: python main.py") == 8
+    assert done.stdout.count("example") == 8
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:

@@ -11,12 +11,11 @@ from moe_core.cli.options import Parser, command, finish, whole
 from moe_core.cli.output import Output, check_regular, progress_on_stderr, table
 from moe_core.errors import TraceError, UsageError
 from moe_core.program import program
+from moe_core.recording_formats import FORMAT_NAMES
 
 
 def parser() -> Parser:
-    """Its options. The formats are those of recordings, which are imported for this command alone."""
-    from moe_core.routing.recordings import FORMATS
-
+    """Its options."""
     parser = command(
         "convert",
         "Make a trace of routing that was recorded elsewhere: routed_experts of vLLM or SGLang (.npy, .npz, .json,\n"
@@ -25,7 +24,7 @@ def parser() -> Parser:
     )
     parser.add_argument("--from", dest="source", metavar="X", required=True, help="the recording")
     parser.add_argument("--to", metavar="X.parquet", required=True, help="file to write")
-    parser.add_argument("--format", choices=FORMATS, default="auto", help="default auto: by name and content")
+    parser.add_argument("--format", choices=FORMAT_NAMES, default="auto", help="default auto: by name and content")
     parser.add_argument("--token-ids", metavar="F", help="token ids, if the recording has none: .npy, .json, .csv")
     parser.add_argument("--tokenizer", metavar="F", help="tokenizer.json of the model, for the tokens' texts")
     parser.add_argument("--num-experts", metavar="E", type=whole(2, 32_767), help="experts per layer, if the "
