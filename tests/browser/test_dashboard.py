@@ -141,9 +141,14 @@ def test_two_browsers_and_a_restarted_server_see_the_same_live_training(
     assert not run.is_locked()
 
 
-def test_streamlit_run_app_binds_to_this_machine_only() -> None:
+def test_the_settings_beside_the_dashboard_serve_this_machine_only_and_tell_nobody() -> None:
+    """That they hold from any folder, tests/test_packaging.py shows on a running server."""
     shown = subprocess.run(
-        [sys.executable, "-m", "streamlit", "config", "show"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "streamlit", "config", "show"],
+        cwd=ROOT / "app",
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     for line in ('address = "127.0.0.1"', "gatherUsageStats = false", "enableXsrfProtection = true"):
         assert f"\n{line}" in shown
