@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from moe_core.routing.instruments.choices import Stage
+    from moe_core.routing.instruments.changed_choices import Stage
 
 Mode = Literal["zero", "renormalise", "reroute"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -197,7 +197,7 @@ class _Session:
             yield
 
     def _watch(self, router: Router) -> Callable[[Call], Any]:
-        from moe_core.routing.instruments.choices import stages_of
+        from moe_core.routing.instruments.changed_choices import stages_of
 
         def watch(call: Call) -> Any:
             active = [s for s in _THREAD.sessions if _shared(s.routers, {router.layer: router})]

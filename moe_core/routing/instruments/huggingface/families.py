@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from moe_core.routing.instruments.choices import Stage
+    from moe_core.routing.instruments.changed_choices import Stage
 
 ARGUMENTS = (("top_k_index", "top_k_weights"), ("router_indices", "routing_weights"))
 """Names of the choice among the arguments of experts modules."""
