@@ -14,7 +14,7 @@ from scipy import stats
 from moe_core.errors import UsageError
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.measures import domains
-from moe_core.routing.measures.context import token_verdict
+from moe_core.routing.measures.context_independence import token_verdict
 from moe_core.routing.measures.domains import domain_cell, domain_verdict, strongest_expert
 from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.routing.measures.health import describe_model, routing_health

@@ -11,7 +11,7 @@ from moe_core.figures.labels import rows
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_height, layered, percent_axis
 from moe_core.figures.maps import lift_map
 from moe_core.figures.palette import BAR, HEAT, NEUTRAL
-from moe_core.routing.measures.context import token_verdict
+from moe_core.routing.measures.context_independence import token_verdict
 from moe_core.routing.measures.domains import CLEARLY, SLIGHTLY, domain_cell, domain_verdict, strongest_expert
 from moe_core.words import percent, sentence
 

@@ -32,7 +32,7 @@ from moe_core.figures.vocabulary import vocabulary_figure
 from moe_core.program import program
 from moe_core.progress import Progress, silent
 from moe_core.routing.measures.coactivation import coactivation, coactivation_pairs, coactivation_test
-from moe_core.routing.measures.context import context_independence
+from moe_core.routing.measures.context_independence import context_independence
 from moe_core.routing.measures.decisions import router_entropy
 from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
 from moe_core.routing.measures.flow import layer_flow, layer_flow_test

@@ -6,7 +6,7 @@ Whether a value differs from chance is answered in baselines. Where a value is u
 
 from moe_core.routing.measures.coactivation import coactivation
 from moe_core.routing.measures.comparison import match_experts, rename_experts, routing_diff
-from moe_core.routing.measures.context import context_independence
+from moe_core.routing.measures.context_independence import context_independence
 from moe_core.routing.measures.decisions import router_entropy, token_entropy
 from moe_core.routing.measures.domains import domain_divergence, domain_nmi, domain_specialization
 from moe_core.routing.measures.flow import layer_flow

@@ -6,7 +6,6 @@ from moe_core.routing.measures import (
     causes,
     coactivation,
     comparison,
-    context,
     decisions,
     domains,
     flow,
@@ -18,6 +17,7 @@ from moe_core.routing.measures import (
     saturation,
     vocabulary,
 )
+from moe_core.routing.measures import context_independence as context
 from moe_core.routing.measures.record import Measure
 
 EXPERT_LOAD = Measure(
