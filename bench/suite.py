@@ -71,7 +71,7 @@ def run_benchmark(name: str, scale: Scale, threads: int) -> Record:
     """
     run: Callable[[Scale], list[Result]] = import_module(f"bench.{BENCHMARKS[name].module}").run
     if not scale.smoke:
-        from moe_core.training.device import keep_freed_memory
+        from moe_core.training.repeatability import keep_freed_memory
 
         keep_freed_memory()
     with _pinned_threads(threads):

@@ -23,7 +23,7 @@ from moe_core.config import Config, ModelConfig, TrainingConfig
 from moe_core.experiments.arms import dense_arms
 from moe_core.experiments.timing import interleave
 from moe_core.model import KVCache, MoETransformer
-from moe_core.training.device import resolve_autocast
+from moe_core.training.repeatability import resolve_autocast
 
 OURS, LOOP = "ours", "naive loop"
 EAGER, GROUPED = "Mixtral eager", "Mixtral grouped_mm"

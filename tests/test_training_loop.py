@@ -23,9 +23,9 @@ from moe_core.model.transformer import MoETransformer
 from moe_core.routing import RoutingTrace
 from moe_core.runs import RunFolder, list_runs
 from moe_core.runs.checkpoint import checkpoint_steps, load_run, load_trainer_state
-from moe_core.training.device import repeatable, resolve_autocast
 from moe_core.training.loop import train
 from moe_core.training.probe import domain_experts, probe_routing
+from moe_core.training.repeatability import repeatable, resolve_autocast
 
 ROOT = Path(__file__).resolve().parent.parent
 

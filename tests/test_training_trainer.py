@@ -14,8 +14,8 @@ from moe_core.data.prepare import prepare_data
 from moe_core.errors import RunError
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import checkpoint_steps
-from moe_core.training.device import repeatable
 from moe_core.training.loop import train
+from moe_core.training.repeatability import repeatable
 from moe_core.training.state import with_vocabulary
 from moe_core.training.trainer import Trainer
 

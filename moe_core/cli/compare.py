@@ -92,7 +92,7 @@ def _compare(kind: Kind, arguments: argparse.Namespace, output: Output) -> int:
     from moe_core.experiments.tables import result_table
     from moe_core.experiments.trial import TrialStopped
     from moe_core.runs.files import write_atomic
-    from moe_core.training.device import keep_freed_memory
+    from moe_core.training.repeatability import keep_freed_memory
 
     keep_freed_memory()
     resume = arguments.resume or arguments.time_again

@@ -120,8 +120,8 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
     run = RunFolder(preset if arguments.run is None else arguments.run)
     config = _config(run, preset, arguments)
     with progress_on_stderr() as progress:
-        from moe_core.training.device import keep_freed_memory
         from moe_core.training.loop import train as train_run
+        from moe_core.training.repeatability import keep_freed_memory
 
         keep_freed_memory()
         result = train_run(run, config, resume=arguments.resume, progress=progress)

@@ -226,7 +226,7 @@ _worker: dict[str, Any] = {}
 
 
 def _begin_worker(work: Path, plan: Plan, parent: int) -> None:
-    from moe_core.training.device import keep_freed_memory
+    from moe_core.training.repeatability import keep_freed_memory
 
     keep_freed_memory()
     _worker.update(work=work, plan=plan, parent=parent)

@@ -21,9 +21,9 @@ from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress, silent
 from moe_core.runs.checkpoint import LoadedRun, load_run
 from moe_core.runs.files import read_json_object, write_atomic
-from moe_core.training.device import resolve_autocast
 from moe_core.training.gradient import accumulate_gradient
 from moe_core.training.optimizers import build_optimizers, set_learning_rates
+from moe_core.training.repeatability import resolve_autocast
 
 ROUNDS = {"dense": (30, 15), "routers": (12, 8)}
 """Of reading and writing, and of training steps, which take longer and vary less. Routers are many and much alike."""

@@ -19,8 +19,8 @@ from moe_core.progress import Progress
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.files import read_json_object, remove_folder, write_atomic
 from moe_core.runs.folder import RunFolder
-from moe_core.training.device import repeatable
 from moe_core.training.loop import TrainingResult, train
+from moe_core.training.repeatability import repeatable
 
 
 class TrialStopped(Exception):  # noqa: N818 - a request, not an error

@@ -19,9 +19,9 @@ from moe_core.model.size import SMALLEST_VOCABULARY, check_fits_training
 from moe_core.progress import Progress, silent
 from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.runs.folder import RunFolder, RunStatus
-from moe_core.training.device import repeatable, resolve_autocast
 from moe_core.training.observe import log_baselines, log_event
 from moe_core.training.origin import origin_of, tokenizer_of
+from moe_core.training.repeatability import repeatable, resolve_autocast
 from moe_core.training.state import check_same_run, with_vocabulary
 from moe_core.training.stopping import PreparationStopped, Stopper
 from moe_core.training.trainer import Trainer

@@ -19,10 +19,10 @@ from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress
 from moe_core.runs.checkpoint import LoadedRun, load_run, load_trainer_state, save_checkpoint
 from moe_core.runs.folder import RunFolder, RunStatus
-from moe_core.training.device import resolve_autocast
 from moe_core.training.gradient import StepLosses, accumulate_gradient
 from moe_core.training.observe import evaluate_splits, held_out_sets, log_event, observe_routing, write_sample
 from moe_core.training.optimizers import build_optimizers, optimizer_tensors, restore_optimizers, set_learning_rates
+from moe_core.training.repeatability import resolve_autocast
 from moe_core.training.schedule import learning_rate_multiplier
 from moe_core.training.state import TrainerState
 
