@@ -65,7 +65,7 @@ def trace() -> RoutingTrace:
 
 def drawn(chart: alt.LayerChart) -> str:
     """The chart as SVG: Vega has parsed the specification, its data and every expression."""
-    from moe_core.figures.export import chart_bytes
+    from moe_core.figures.picture_files import chart_bytes
 
     return chart_bytes(chart, "svg").decode()
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from moe_core.errors import UsageError
-from moe_core.figures.export import FORMATS, chart_bytes, csv_bytes
+from moe_core.figures.picture_files import FORMATS, chart_bytes, csv_bytes
 
 FRAME = pd.DataFrame({"token": ["</script><script>alert(1)</script>", "=1+1"], "value": [1.0, -2.0]})
 

@@ -17,7 +17,7 @@ from app.components.token_view import view_payload
 from app.components.trace_text import show_trace_text
 from moe_core.data.windows import window_words
 from moe_core.errors import UsageError
-from moe_core.figures.export import csv_bytes
+from moe_core.figures.picture_files import csv_bytes
 from moe_core.figures.tokens import token_choices
 from moe_core.inference.passages import (
     TOKEN_LIMIT,

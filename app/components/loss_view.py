@@ -18,7 +18,7 @@ from app.components.page import errors_as_boxes, plain
 from app.components.text_choice import OWN, TextChoice, pick_source, type_text
 from app.components.token_view import token_view, view_payload
 from moe_core.errors import UsageError
-from moe_core.figures.export import csv_bytes
+from moe_core.figures.picture_files import csv_bytes
 from moe_core.inference.passages import TOKEN_LIMIT, Passage, fit
 from moe_core.routing.instruments.change import FORCE, Change
 from moe_core.routing.measures.causes import text_loss_verdict

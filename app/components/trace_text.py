@@ -14,7 +14,7 @@ from app.components.page import header, plain
 from app.components.token_explorer import explore
 from app.components.token_view import view_payload
 from moe_core.data.tokenizer import END_OF_TEXT
-from moe_core.figures.export import csv_bytes
+from moe_core.figures.picture_files import csv_bytes
 from moe_core.figures.tokens import arrays_of_trace, first_documents, token_choices, visible
 from moe_core.inference.passages import TOKEN_LIMIT
 from moe_core.routing.measures.experts import layer_verdict

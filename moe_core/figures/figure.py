@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import pandas as pd
 
-from moe_core.figures.export import FORMATS, Chart, chart_bytes
+from moe_core.figures.picture_files import FORMATS, Chart, chart_bytes
 from moe_core.figures.plotly_export import PLOTLY_FORMATS, plotly_bytes
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 from xml.etree import ElementTree
 
-from moe_core.figures.export import Chart, draw_spec, themed_spec
+from moe_core.figures.picture_files import Chart, draw_spec, themed_spec
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _XLINK = "{http://www.w3.org/1999/xlink}href"

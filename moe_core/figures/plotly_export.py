@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from moe_core.errors import UsageError
-from moe_core.figures.export import csv_bytes
 from moe_core.figures.palette import DARK_PAGE, DARK_TEXT, LIGHT_PAGE, LIGHT_TEXT
+from moe_core.figures.picture_files import csv_bytes
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

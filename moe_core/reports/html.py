@@ -9,7 +9,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from moe_core.figures.export import unbroken
+from moe_core.figures.picture_files import unbroken
 from moe_core.program import program
 
 

@@ -20,10 +20,10 @@ from markupsafe import Markup
 from moe_core.config import Config
 from moe_core.data.splits import HeldOutSplit
 from moe_core.data.windows import window_words
-from moe_core.figures.export import csv_bytes
 from moe_core.figures.figure import Figure
 from moe_core.figures.inline_svg import inline_svg
 from moe_core.figures.palette import DARK_PAGE, DARK_TEXT, LIGHT_PAGE, LIGHT_TEXT
+from moe_core.figures.picture_files import csv_bytes
 from moe_core.figures.plotly_export import PLOTLY_STYLE, plotly_bundle, plotly_call
 from moe_core.figures.run_figures import Section
 from moe_core.progress import Progress, silent
