@@ -21,7 +21,7 @@ from moe_core.inference.open import language_model
 from moe_core.inference.sampling import SamplingConfig
 from moe_core.inference.tracing import trace_documents
 from moe_core.routing import RoutingTrace
-from moe_core.routing.instruments.huggingface.load import load
+from moe_core.routing.instruments.huggingface.loading import load
 from moe_core.runs.checkpoint import load_run
 
 

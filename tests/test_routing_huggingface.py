@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers", reason="Hugging Face models n
 
 from moe_core.errors import ModelError, MoescopeError, TraceError, UsageError  # noqa: E402
 from moe_core.routing import capture  # noqa: E402
-from moe_core.routing.instruments.huggingface.load import load  # noqa: E402
+from moe_core.routing.instruments.huggingface.loading import load  # noqa: E402
 
 TOKENS = torch.arange(3, 27).view(2, 12)
 WEIGHTS = "model.safetensors"

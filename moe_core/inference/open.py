@@ -20,7 +20,7 @@ from moe_core.inference.huggingface import HuggingFaceLanguageModel
 from moe_core.inference.own_model import OwnModel
 from moe_core.inference.protocol import LanguageModel, Loaded
 from moe_core.model.transformer import MoETransformer
-from moe_core.routing.instruments.huggingface.load import load
+from moe_core.routing.instruments.huggingface.loading import load
 from moe_core.runs.checkpoint import load_run
 
 

@@ -19,7 +19,7 @@ from moe_core.errors import UsageError
 
 class Loaded(Protocol):
     """A model in eval mode with its tokenizer, as moe_core.runs.checkpoint.LoadedRun and
-    moe_core.routing.instruments.huggingface.load.HuggingFaceModel are; the former has a configuration, too."""
+    moe_core.routing.instruments.huggingface.loading.HuggingFaceModel are; the former has a configuration, too."""
 
     @property
     def model(self) -> torch.nn.Module: ...
