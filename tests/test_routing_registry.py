@@ -12,7 +12,7 @@ from moe_core.figures.run_figures import sections_of_trace
 from moe_core.routing import baselines, metrics
 from moe_core.routing.calibration import random_trace
 from moe_core.routing.measures import glossary, registry
-from moe_core.routing.measures.record import Measure
+from moe_core.routing.measures.measure import Measure
 from moe_core.routing.measures.registry import MEASURES
 
 OF_A_TRACE = [measure for measure in MEASURES if measure.of == "trace" and measure.function is not None]

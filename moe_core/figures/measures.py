@@ -12,7 +12,7 @@ from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows
 from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, layered
 from moe_core.figures.palette import BAR, HEAT
-from moe_core.routing.measures.record import Measure
+from moe_core.routing.measures.measure import Measure
 from moe_core.words import number
 
 

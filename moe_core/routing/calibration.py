@@ -16,7 +16,7 @@ import pandas as pd
 
 from moe_core.routing.measures import registry
 from moe_core.routing.measures.against_chance import CHANCE
-from moe_core.routing.measures.record import RandomRouting
+from moe_core.routing.measures.measure import RandomRouting
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import Float64Array
 

@@ -16,7 +16,7 @@ from moe_core.routing.measures.against_chance import (
     finding_of,
     tested,
 )
-from moe_core.routing.measures.record import Bars, Plant, RandomRouting
+from moe_core.routing.measures.measure import Bars, Plant, RandomRouting
 from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import RESAMPLES, by_domain, count_interval
 from moe_core.routing.statistics.intervals import wilson_of_clusters

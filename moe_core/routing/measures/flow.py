@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing.measures.against_chance import against_null, finding_of, layers_verdict, tested
-from moe_core.routing.measures.record import Bars, Plant, RandomRouting
+from moe_core.routing.measures.measure import Bars, Plant, RandomRouting
 from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import RESAMPLES, Units, units
 from moe_core.routing.statistics.permutation import Documents, check_permutations, documents, sampled

@@ -18,7 +18,7 @@ from moe_core.routing.measures import (
     vocabulary,
 )
 from moe_core.routing.measures import context_independence as context
-from moe_core.routing.measures.record import Measure
+from moe_core.routing.measures.measure import Measure
 
 EXPERT_LOAD = Measure(
     name="expert_load",
