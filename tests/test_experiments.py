@@ -25,7 +25,7 @@ from moe_core.experiments.arms import MAX_MISMATCH, dense_arms, measured_flops_p
 from moe_core.experiments.claims import bound, fewest_experts
 from moe_core.experiments.plan import Plan, make_plan, public
 from moe_core.experiments.results import build_result, write_result
-from moe_core.experiments.routers import ROUTERS, router_arms
+from moe_core.experiments.router_arms import ROUTERS, router_arms
 from moe_core.experiments.runner import choose_factors, run_trials, stored_plan
 from moe_core.experiments.speed import measure_speed
 from moe_core.experiments.tables import result_table, summary_table

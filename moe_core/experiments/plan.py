@@ -12,7 +12,7 @@ from typing import Any, Literal
 from moe_core.config import Config, load_config, validate_config
 from moe_core.errors import UsageError
 from moe_core.experiments.arms import Arm, dense_arms
-from moe_core.experiments.routers import router_arms
+from moe_core.experiments.router_arms import router_arms
 from moe_core.model import size
 
 Kind = Literal["dense", "routers"]
