@@ -16,8 +16,8 @@ from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.training.loop import train
 from moe_core.training.repeatability import repeatable
-from moe_core.training.state import with_vocabulary
 from moe_core.training.trainer import Trainer
+from moe_core.training.trainer_state import with_vocabulary
 
 CPU = torch.device("cpu")
 

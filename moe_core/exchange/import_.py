@@ -26,7 +26,7 @@ from moe_core.runs.checkpoint import save_checkpoint
 from moe_core.runs.files import read_json_object
 from moe_core.runs.folder import RunFolder
 from moe_core.training.observe import evaluate_splits, held_out_sets, log_baselines, log_event, observe_routing
-from moe_core.training.state import TrainerState
+from moe_core.training.trainer_state import TrainerState
 
 LONGEST_CONTEXT = 1024
 """Longest context of an imported model, in tokens: caches and evaluations are as long as a run's context."""

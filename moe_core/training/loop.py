@@ -22,9 +22,9 @@ from moe_core.runs.folder import RunFolder, RunStatus
 from moe_core.training.observe import log_baselines, log_event
 from moe_core.training.origin import origin_of, tokenizer_of
 from moe_core.training.repeatability import repeatable, resolve_autocast
-from moe_core.training.state import check_same_run, with_vocabulary
 from moe_core.training.stopping import PreparationStopped, Stopper
 from moe_core.training.trainer import Trainer
+from moe_core.training.trainer_state import check_same_run, with_vocabulary
 
 # A run logs about this many training lines, however long it is.
 LOGGED_STEPS = 1000

@@ -17,7 +17,7 @@ from moe_core.progress import Progress
 from moe_core.runs.checkpoint import LoadedRun
 from moe_core.runs.folder import RunFolder
 from moe_core.training.probe import compact, domain_experts, load_records, probe_routing
-from moe_core.training.state import TrainerState
+from moe_core.training.trainer_state import TrainerState
 
 SAMPLE_TOKENS = 40
 

@@ -24,7 +24,7 @@ from moe_core.training.observe import evaluate_splits, held_out_sets, log_event,
 from moe_core.training.optimizers import build_optimizers, optimizer_tensors, restore_optimizers, set_learning_rates
 from moe_core.training.repeatability import resolve_autocast
 from moe_core.training.schedule import learning_rate_multiplier
-from moe_core.training.state import TrainerState
+from moe_core.training.trainer_state import TrainerState
 
 # This many steps in a row without a finite loss and gradient: the run does not come back by itself.
 MAX_BAD_STEPS = 3
