@@ -124,7 +124,7 @@ show_figure(
 )
 text_caption(measured, text)
 if isinstance(subject, RunFolder):
-    st.caption(f"Loss: {window_words(loaders.config(subject).training.seq_len)}")
+    st.caption(f"How the loss is scored: {window_words(loaders.config(subject).training.seq_len)}")
 
 st.markdown("#### What to ask next")
 left, right = st.columns(2)
