@@ -13,9 +13,6 @@ from typing import Any
 import pytest
 from cli_support import Run
 
-from moe_core.cli.options import ABLATION_MODES
-from moe_core.routing.instruments.interventions import MODES
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -78,8 +75,3 @@ def test_a_wrong_expert_or_mode_is_one_line(arguments: list[str], words: str, ru
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert words in err
-
-
-def test_the_parser_offers_every_mode() -> None:
-    """It lists them itself, so that --help need not import the analysis."""
-    assert ABLATION_MODES == MODES

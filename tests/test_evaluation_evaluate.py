@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_core.data.splits import HELD_OUT_SPLITS
+from moe_core.data.splits import HELD_OUT_SPLITS, SCORED_TOKENS_PER_DOMAIN
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError
 from moe_core.evaluation import evaluate
 from moe_core.evaluation.evaluate import evaluate_run
 from moe_core.evaluation.loss import evaluate_loss
-from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN
 from moe_core.reports.run_report import loss_verdict, report_text, write_report
 from moe_core.routing import baselines, metrics
 from moe_core.runs.checkpoint import LoadedRun, load_run

@@ -18,6 +18,7 @@ from test_model_experts import naive_experts
 from test_routing_capture import TOKENS, TinyMoE, hooks_left
 from torch import Tensor
 
+from moe_core.ablation_modes import MODES, Mode
 from moe_core.config import ModelConfig
 from moe_core.config.router import RouterConfig
 from moe_core.errors import MoescopeError, TraceError, UsageError
@@ -25,7 +26,6 @@ from moe_core.model import KVCache, MoETransformer, TopKRouter
 from moe_core.model.feed_forward import MoE
 from moe_core.model.routers import RouterShape
 from moe_core.routing import Intervention, capture, intervene
-from moe_core.routing.instruments.interventions import MODES, Mode
 
 # Rounds differently with the number of rows on every machine we know: the widths are no multiple of a vector's.
 ODD = {"dim": 34, "expert_hidden_dim": 17}

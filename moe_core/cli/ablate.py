@@ -7,7 +7,8 @@ import time
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from moe_core.cli.options import ABLATION_MODES, Parser, add_device, command, existing_run, finish, whole
+from moe_core.ablation_modes import MODES
+from moe_core.cli.options import Parser, add_device, command, existing_run, finish, whole
 from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.errors import UsageError
 from moe_core.words import duration, signed
@@ -38,7 +39,7 @@ def parser() -> Parser:
     parser.add_argument("--layer", metavar="L", type=whole(0, 999_999), help="only this layer, counted from 0")
     parser.add_argument("--expert", metavar="E", type=whole(0, 999_999), help="only this expert of --layer")
     parser.add_argument(
-        "--mode", choices=ABLATION_MODES, default="zero", help="what the expert leaves behind: nothing (zero, the "
+        "--mode", choices=MODES, default="zero", help="what the expert leaves behind: nothing (zero, the "
         "default), the same total weight on the token's other experts (renormalise), or another choice (reroute)",
     )  # fmt: skip
     parser.add_argument(

@@ -8,9 +8,10 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from moe_core.ablation_modes import MODES
 from moe_core.cli.exits import printable
 from moe_core.cli.models import load_language_model
-from moe_core.cli.options import ABLATION_MODES, Parser, add_model, command, existing_run, finish, whole
+from moe_core.cli.options import Parser, add_model, command, existing_run, finish, whole
 from moe_core.cli.output import Output, progress_on_stderr
 from moe_core.errors import UsageError
 from moe_core.words import count_of
@@ -63,7 +64,7 @@ def parser() -> Parser:
         "repeatable",
     )  # fmt: skip
     parser.add_argument(
-        "--mode", choices=ABLATION_MODES, help="what an ablated expert leaves behind: nothing (zero, the default), the "
+        "--mode", choices=MODES, help="what an ablated expert leaves behind: nothing (zero, the default), the "
         "same total weight on the token's other experts (renormalise), or another choice (reroute)",
     )  # fmt: skip
     return finish(parser, generate)

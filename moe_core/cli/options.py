@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from moe_core.runs.folder import RunFolder
 
 
-ABLATION_MODES = ("zero", "renormalise", "reroute")
-"""What an expert that is switched off leaves behind."""
-
-
 class Parser(argparse.ArgumentParser):
     """argparse, but a wrong argument raises UsageError (one line) instead of printing the usage and exiting."""
 

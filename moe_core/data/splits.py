@@ -22,6 +22,8 @@ LARGEST_SHARE = 0.10
 """A source that would take a held-out split beyond this is passed over, unless nothing smaller is left."""
 HeldOutSplit = Literal["validation", "unseen"]
 HELD_OUT_SPLITS: tuple[HeldOutSplit, ...] = ("validation", "unseen")
+SCORED_TOKENS_PER_DOMAIN = 65_536
+"""Limit for each held-out split: a corpus of a few megabytes is scored whole, a larger one within minutes."""
 
 
 def split_documents(documents: Sequence[Document], *, seed: int) -> list[Document]:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from moe_core.ablation_modes import Mode
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.data.windows import WINDOW_RULE, WindowBatch, window_batches
@@ -36,7 +37,6 @@ from moe_core.inference.protocol import LanguageModel, Loaded
 from moe_core.inference.scoring import as_dataset, token_nats
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, intervene
-from moe_core.routing.instruments.interventions import Mode
 from moe_core.runs.analysis import (
     HELD_OUT_TEXT,
     AblationJournal,

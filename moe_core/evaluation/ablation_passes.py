@@ -23,8 +23,8 @@ from moe_core.routing import capture, intervene
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moe_core.ablation_modes import Mode
     from moe_core.data.tokens import TokenDataset
-    from moe_core.routing.instruments.interventions import Mode
 
 
 @dataclass(frozen=True, eq=False)

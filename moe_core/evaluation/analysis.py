@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from moe_core.ablation_modes import Mode
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.evaluation.ablation import ablation_map, analysis_of
@@ -17,7 +18,6 @@ from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN, held_out_text
 from moe_core.inference.scoring import as_dataset
 from moe_core.inference.tracing import trace_dataset
 from moe_core.progress import Progress
-from moe_core.routing.instruments.interventions import Mode
 from moe_core.runs.analysis import HELD_OUT_TEXT, AnalysisOf, Table, read_table, write_table
 
 if TYPE_CHECKING:

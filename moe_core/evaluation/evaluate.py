@@ -8,12 +8,12 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moe_core.data.splits import HELD_OUT_SPLITS
+from moe_core.data.splits import HELD_OUT_SPLITS, SCORED_TOKENS_PER_DOMAIN
 from moe_core.data.tokens import TokenDataset
 from moe_core.data.windows import WINDOW_RULE
 from moe_core.errors import RunError
 from moe_core.evaluation.loss import LossReport, count_text_tokens, evaluate_loss, scored_windows, unigram_nats
-from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN, held_out_text
+from moe_core.inference.held_out import held_out_text
 from moe_core.inference.tracing import trace_batches
 from moe_core.progress import Progress, silent
 from moe_core.routing import capture

@@ -18,8 +18,6 @@ from moe_core.progress import Progress
 from moe_core.routing import RoutingTrace
 from moe_core.runs.folder import RunFolder
 
-SCORED_TOKENS_PER_DOMAIN = 65_536
-"""Limit for each split. A corpus of a few megabytes is scored whole; scoring a larger one ends within minutes."""
 TRACED_TOKENS_PER_DOMAIN = 4096
 """For the routing that pages show: some 25 documents of each domain, enough for a verdict, seconds of a small model's
 time."""

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from moe_core.config import Config
 from moe_core.config.router import SIGHT_WARNING
-from moe_core.data.splits import HeldOutSplit
+from moe_core.data.splits import SCORED_TOKENS_PER_DOMAIN, HeldOutSplit
 from moe_core.data.windows import window_words
-from moe_core.inference.held_out import SCORED_TOKENS_PER_DOMAIN
 from moe_core.reports.markdown import escape, figure, render, table
 from moe_core.routing.measures.health import describe_model
 from moe_core.runs.evaluation import Evaluation

@@ -4,9 +4,10 @@ docs/evaluation.md has an example.
 """
 
 from moe_core.evaluation.tasks.catalogue import load_plugin, registered, select
-from moe_core.evaluation.tasks.context import Context, Inputs, Outcome, Sample
+from moe_core.evaluation.tasks.context import Context, Inputs, Outcome
 from moe_core.evaluation.tasks.likelihood import Continuation, Likelihood, encode_pair, likelihoods
 from moe_core.evaluation.tasks.registry import benchmark
+from moe_core.evaluation.tasks.result import Sample
 from moe_core.evaluation.tasks.run import run_suite
 from moe_core.evaluation.tasks.scores import Score, of_paired_shares, of_pairs, of_questions, of_sources
 

@@ -12,6 +12,7 @@ import numpy as np
 from moe_core.data.document import Document
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.evaluation.evaluate import scored_text
+from moe_core.evaluation.tasks.result import Sample
 from moe_core.evaluation.tasks.scored_tokens import ScoredTokens, score_tokens
 from moe_core.evaluation.tasks.scores import Score
 from moe_core.inference.open import language_model
@@ -21,15 +22,6 @@ from moe_core.progress import Progress, silent
 if TYPE_CHECKING:
     from moe_core.evaluation.tasks.questions import Questions
     from moe_core.runs.checkpoint import LoadedRun
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Something the model wrote, for people to look at."""
-
-    title: str
-    prompt: str
-    text: str
 
 
 @dataclass(frozen=True)

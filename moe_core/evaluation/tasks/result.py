@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moe_core.evaluation.tasks.context import Sample
 from moe_core.evaluation.tasks.scores import Against, Score, verdict
 from moe_core.json_values import json_safe
 from moe_core.runs.evaluation import ParameterCounts
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Something the model wrote, for people to look at."""
+
+    title: str
+    prompt: str
+    text: str
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_core.data.document import Document
-from moe_core.evaluation.tasks.context import Context, Outcome, Sample
+from moe_core.evaluation.tasks.context import Context, Outcome
 from moe_core.evaluation.tasks.registry import benchmark
+from moe_core.evaluation.tasks.result import Sample
 from moe_core.evaluation.tasks.scores import of_paired_shares, of_pairs
 from moe_core.inference.engine import Engine, Request
 from moe_core.inference.sampling import SamplingConfig

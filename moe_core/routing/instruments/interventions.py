@@ -22,8 +22,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from moe_core.ablation_modes import MODES, Mode
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing.instruments.contract import Call, Router
 from moe_core.routing.instruments.find import find_routers
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
     from moe_core.routing.instruments.changed_choices import Stage
 
-Mode = Literal["zero", "renormalise", "reroute"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
 
