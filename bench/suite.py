@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib import import_module
 
@@ -75,7 +75,7 @@ def run_benchmark(name: str, scale: Scale, threads: int) -> Record:
 
         keep_freed_memory()
     with _pinned_threads(threads):
-        where = environment(threads)
+        where = asdict(environment(threads))
         date, start = datetime.now().isoformat(timespec="minutes"), time.perf_counter()
         results = run(scale)
         return Record(name, date, round(time.perf_counter() - start, 1), where, tuple(results))

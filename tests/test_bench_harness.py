@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -74,7 +74,7 @@ def _record(date: str, value: float) -> Record:
         Result("a case", value, "ms", "a peer", 2 * value, Spread(2.0, 1.5, 2.5), Goal(1.0, 3.0), "a note"),
         Result("another", math.nan, "MB", note="not measured: no browser"),
     )
-    return Record("aggregation", date, 1.5, environment(1), rows)
+    return Record("aggregation", date, 1.5, asdict(environment(1)), rows)
 
 
 def test_records_survive_the_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -19,10 +20,11 @@ from main import main
 from moe_core.config import load_config
 from moe_core.config.router import BALANCINGS, ROUTER_KINDS
 from moe_core.data.prepare import prepare_data
-from moe_core.errors import RunError, UsageError
+from moe_core.errors import DataError, RunError, UsageError
 from moe_core.experiments import library
 from moe_core.experiments.arms import MAX_MISMATCH, dense_arms, measured_flops_per_token
 from moe_core.experiments.claims import bound, fewest_experts
+from moe_core.experiments.comparison_result import ComparisonResult, read_result, result_from_json
 from moe_core.experiments.plan import Plan, make_plan, public
 from moe_core.experiments.results import build_result, write_result
 from moe_core.experiments.router_arms import ROUTERS, router_arms
@@ -54,7 +56,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(work: Path, plan: Plan) -> dict[str, Any]:
+def result(work: Path, plan: Plan) -> ComparisonResult:
     """The plan carried out."""
     chosen, outcomes = run_trials(work, plan)
     speed = measure_speed(work, plan, chosen, threads=1, smoke=True)
@@ -62,7 +64,7 @@ def result(work: Path, plan: Plan) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def routers_result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def routers_result(tmp_path_factory: pytest.TempPathFactory) -> ComparisonResult:
     """Three routers in trainings of three steps: the usual one, one of varying k, one that sees the future."""
     folder = tmp_path_factory.mktemp("routers")
     config = make_config(write_corpus(folder / "texts.jsonl"), training__steps=3, training__evaluation_interval=3)
@@ -71,6 +73,11 @@ def routers_result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     chosen, outcomes = run_trials(folder / plan.name, plan)
     speed = measure_speed(folder / plan.name, plan, chosen, threads=1, smoke=True)
     return build_result(plan, chosen, outcomes, speed)
+
+
+def retyped(tree: dict[str, Any]) -> ComparisonResult:
+    """A result from plain values."""
+    return result_from_json(json.dumps(tree).encode(), "changed.json")
 
 
 # ---- arms ----
@@ -265,14 +272,14 @@ def test_the_learning_rate_is_each_arms_own_best(plan: Plan) -> None:
 
 @pytest.mark.slow
 def test_a_comparison_stopped_anywhere_ends_as_if_it_had_not_been(
-    tmp_path: Path, plan: Plan, work: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, plan: Plan, work: Path, result: ComparisonResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One training was stopped after its second step, another never begun; two processes do what is missing."""
     # A test of a page leaves the dashboard as main module, which every spawned process would run.
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     run_trials_of = tmp_path / plan.name
     shutil.copytree(work, run_trials_of)
-    halfway, missing = plan.scored_trials({arm["name"]: arm["factor"] for arm in result["arms"]})[-2:]
+    halfway, missing = plan.scored_trials({arm.name: arm.factor for arm in result.arms})[-2:]
     for trial in (halfway, missing):
         (run_trials_of / "trials" / f"{trial.name}.json").unlink()
     seen: list[int] = []
@@ -287,9 +294,9 @@ def test_a_comparison_stopped_anywhere_ends_as_if_it_had_not_been(
         )
     chosen, outcomes = run_trials(run_trials_of, plan, resume=True, workers=2)
     again = build_result(plan, chosen, outcomes, None)
-    assert [arm["scores"] for arm in again["arms"]] == [arm["scores"] for arm in result["arms"]]
-    assert [arm["curve"] for arm in again["arms"]] == [arm["curve"] for arm in result["arms"]]
-    assert again["tuning"] == result["tuning"]
+    assert [arm.scores for arm in again.arms] == [arm.scores for arm in result.arms]
+    assert [arm.curve for arm in again.arms] == [arm.curve for arm in result.arms]
+    assert again.tuning == result.tuning
     kept = {path.name for path in (run_trials_of / "runs").iterdir()}
     assert kept == {f"{arm.name}-s0-x{chosen[arm.name]:g}" for arm in plan.arms}  # to be timed
     assert stored_plan(run_trials_of) == plan
@@ -306,122 +313,182 @@ def test_a_comparison_stopped_anywhere_ends_as_if_it_had_not_been(
 # ---- result ----
 
 
-def test_the_result_holds_what_was_asked(result: dict[str, Any], plan: Plan) -> None:
-    moe, active = result["arms"]
-    assert result["primary"] == "nats per token on the unseen split"
-    assert result["tokens"] == 3 * 4 * 16
-    assert moe["scores"]["unseen_nats"]["difference"] is None
-    score, of_moe = active["scores"]["unseen_nats"], moe["scores"]["unseen_nats"]
-    expected = [a - b for a, b in zip(score["values"], of_moe["values"], strict=True)]
-    assert score["difference"]["mean"] == pytest.approx(sum(expected) / 2)
-    assert score["difference"]["pairs"] == 2
-    assert active["routing"] is None
-    assert set(active["by_domain"]) == {"code", "law", "news"}
-    assert moe["curve"]["step"] == [0, 3]
-    assert moe["routing"]["max_violation"]["worst"] >= moe["routing"]["max_violation"]["mean"] >= 0
+def test_the_result_holds_what_was_asked(result: ComparisonResult, plan: Plan) -> None:
+    moe, active = result.arms
+    assert result.primary == "nats per token on the unseen split"
+    assert result.tokens == 3 * 4 * 16
+    assert moe.scores.unseen_nats.difference is None
+    score, of_moe = active.scores.unseen_nats, moe.scores.unseen_nats
+    pairs = zip(score.values, of_moe.values, strict=True)
+    expected = [a - b for a, b in pairs if a is not None and b is not None]
+    assert score.difference is not None
+    assert score.difference.mean == pytest.approx(sum(expected) / 2)
+    assert score.difference.pairs == 2
+    assert [arm.routing is None for arm in result.arms] == [False, True]
+    assert set(active.by_domain) == {"code", "law", "news"}
+    assert moe.curve.step == (0, 3)
+    violation = moe.mixture_routing().max_violation
+    assert violation.worst is not None
+    assert violation.mean is not None
+    assert violation.worst >= violation.mean >= 0
     model = plan.config.model
-    assert moe["parameters"]["total"] - moe["parameters"]["total_without_embedding"] == model.vocab_size * model.dim
-    assert set(result["speed"]["tasks"]) == {"prefill 8 x 64", "decode, batch 1", "decode, batch 32", "training step"}
-    assert str(ENTRY.parent) not in json.dumps(result)
-    assert result["environment"]["threads"] == plan.config.training.threads
-    assert result["data"] == result["config"]["data"]["path"] == "texts.jsonl"
+    assert moe.parameters.total - moe.parameters.total_without_embedding == model.vocab_size * model.dim
+    assert result.speed is not None
+    assert set(result.speed.tasks) == {"prefill 8 x 64", "decode, batch 1", "decode, batch 32", "training step"}
+    assert str(ENTRY.parent) not in json.dumps(result.to_json())
+    assert result.environment.threads == plan.config.training.threads
+    assert result.data == result.config.data.path == "texts.jsonl"
     assert public({"path": "/a/b.jsonl", "x": [1]}) == {"path": "b.jsonl", "x": [1]}
 
 
-def test_text_of_one_domain_leaves_cells_empty(result: dict[str, Any]) -> None:
-    routing = {**result["arms"][0]["routing"], "domain_nmi": None, "domain_nmi_null_p99": None}
-    arms = [{**arm, "routing": routing} for arm in result["arms"]]
-    assert "None" not in result_table({**result, "kind": "routers", "arms": arms})
+SHIPPED = sorted(library.SHIPPED.glob("*.json"))
 
 
-def test_a_router_costs_what_its_tokens_used(result: dict[str, Any], plan: Plan, work: Path) -> None:
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_result_is_written_as_it_was_read(path: Path) -> None:
+    assert read_result(path).to_bytes() == path.read_bytes()
+
+
+def test_a_result_survives_its_file(result: ComparisonResult, routers_result: ComparisonResult, tmp_path: Path) -> None:
+    for one in (result, routers_result):
+        write_result(tmp_path / "one.json", one)
+        again = read_result(tmp_path / "one.json")
+        assert again.to_bytes() == one.to_bytes()
+        assert [arm.name for arm in again.arms] == [arm.name for arm in one.arms]
+        assert retyped(one.to_json()) == one
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "field"),
+    [
+        (("tokens",), "many", "tokens"),
+        (("tokens",), None, "tokens"),
+        (("surprise",), 1, "surprise"),
+        (("format",), 2, "format"),
+        (("arms", 1, "scores", "unseen_nats", "mean"), "4.2", "arms.1.scores.unseen_nats.mean"),
+        (("arms", 0, "routing", "surprise"), 1, "arms.0.routing.surprise"),
+        (("environment", "threads"), 1.5, "environment.threads"),
+        (("config", "model", "surprise"), 1, "config.model.surprise"),
+        (("speed", "tasks", "training step", "arms", "moe", "low"), None, "speed.tasks.training step.arms.moe.low"),
+    ],
+)
+def test_a_wrong_field_of_a_result_is_named(place: tuple[str | int, ...], value: object, field: str) -> None:
+    tree = json.loads(SHIPPED[0].read_text())
+    inner = tree
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(DataError, match=rf"'changed\.json' is no result of this version .*\({re.escape(field)}: "):
+        retyped(tree)
+
+
+def test_a_missing_field_of_a_result_is_named_and_so_is_a_file_that_is_no_json() -> None:
+    tree = json.loads(SHIPPED[0].read_text())
+    del tree["arms"][2]["curve"]["unseen"]
+    with pytest.raises(DataError, match=r"'changed\.json' .*\(arms\.2\.curve\.unseen: Field required\)"):
+        retyped(tree)
+    with pytest.raises(DataError, match=r"'half\.json' .*\(the file: Invalid JSON"):
+        result_from_json(b'{"format": 1', "half.json")
+
+
+def test_text_of_one_domain_leaves_cells_empty(result: ComparisonResult) -> None:
+    routing = replace(result.arms[0].mixture_routing(), domain_nmi=None, domain_nmi_null_p99=None)
+    arms = tuple(replace(arm, routing=routing) for arm in result.arms)
+    assert "None" not in result_table(replace(result, kind="routers", arms=arms))
+
+
+def test_a_router_costs_what_its_tokens_used(result: ComparisonResult, plan: Plan, work: Path) -> None:
     """1.5 experts a token instead of 2, of 3 x 16 x 24 weights each."""
     chosen, outcomes = run_trials(work, plan, resume=True)
     changed = json.loads(json.dumps(list(outcomes.values())))
     for outcome in changed:
         for row in outcome["evaluation"]["routing"]:
             row["experts_per_token"] = 1.5
-    fewer = build_result(plan, chosen, dict(zip(outcomes, changed, strict=True)), None)["arms"][0]
-    moe, model = result["arms"][0], plan.config.model
+    fewer = build_result(plan, chosen, dict(zip(outcomes, changed, strict=True)), None).arms[0]
+    moe, model = result.arms[0], plan.config.model
     expert = 3 * model.dim * model.expert_hidden_dim * len(model.moe_layers)
-    assert (moe["routing"]["experts_per_token"], fewer["routing"]["experts_per_token"]) == (2.0, 1.5)
-    assert moe["parameters"]["active"] - fewer["parameters"]["active"] == 0.5 * expert
-    assert moe["flops_per_token"]["computed"] - fewer["flops_per_token"]["computed"] == expert
-    assert moe["flops_per_token"]["measured"] == moe["flops_per_token"]["computed"]
-    assert fewer["flops_per_token"]["measured"] is None
+    assert (moe.mixture_routing().experts_per_token, fewer.mixture_routing().experts_per_token) == (2.0, 1.5)
+    assert moe.parameters.active - fewer.parameters.active == 0.5 * expert
+    assert moe.flops_per_token.computed - fewer.flops_per_token.computed == expert
+    assert moe.flops_per_token.measured == moe.flops_per_token.computed
+    assert fewer.flops_per_token.measured is None
 
 
-def test_routers_are_measured_by_what_they_do(routers_result: dict[str, Any]) -> None:
-    softmax, top_p, choice = routers_result["arms"]
-    assert softmax["routing"]["experts_per_token"] == 2.0
-    assert 1.0 <= top_p["routing"]["experts_per_token"] <= 4.0
-    assert choice["routing"]["experts_per_token"] == pytest.approx(2.0, abs=0.3)
-    assert choice["sees_future"]
-    tasks = routers_result["speed"]["tasks"]
-    assert set(tasks["decode, batch 1"]["arms"]) == {"softmax-layer", "top-p"}
+def test_routers_are_measured_by_what_they_do(routers_result: ComparisonResult) -> None:
+    softmax, top_p, choice = routers_result.arms
+    assert softmax.mixture_routing().experts_per_token == 2.0
+    experts = top_p.mixture_routing().experts_per_token
+    assert experts is not None
+    assert 1.0 <= experts <= 4.0
+    assert choice.mixture_routing().experts_per_token == pytest.approx(2.0, abs=0.3)
+    assert choice.sees_future
+    assert routers_result.speed is not None
+    assert set(routers_result.speed.tasks["decode, batch 1"].arms) == {"softmax-layer", "top-p"}
     text = result_table(routers_result)
     assert "None" not in text
     assert "lets later tokens decide" in text
-    assert f"{top_p['routing']['experts_per_token']:.2f}" in text
+    assert f"{experts:.2f}" in text
 
 
 @pytest.mark.parametrize("domains", ["four", "one"])
 @pytest.mark.parametrize("timed", [True, False])
-def test_the_figure_of_routers(routers_result: dict[str, Any], domains: str, timed: bool) -> None:
-    result = json.loads(json.dumps(routers_result))
+def test_the_figure_of_routers(routers_result: ComparisonResult, domains: str, timed: bool) -> None:
+    result = routers_result.to_json()
     result["arms"][2]["scores"]["unseen_nats"]["difference"]["mean"] = -3.0  # as far as seeing the future may go
     for arm in result["arms"]:
         nmi, null = (0.1, 0.01) if domains == "four" else (None, None)
         arm["routing"] |= {"domain_nmi": nmi, "domain_nmi_null_p99": null}
-    [figure] = result_figures(result if timed else {**result, "speed": None})
+    [figure] = result_figures(retyped(result if timed else {**result, "speed": None}))
     svg = figure_bytes(figure, "svg").decode()
     assert ("NMI" in svg) == ("(chance" in svg) == (domains == "four")
     assert ("tokens/s" in svg) == timed
     assert "outside: −3.000" in svg
-    assert figure.verdict == losses_verdict(result)
+    assert figure.verdict == losses_verdict(retyped(result))
 
 
-def test_a_verdict_on_many_names_the_ends(routers_result: dict[str, Any]) -> None:
-    first, second, _ = routers_result["arms"]
+def test_a_verdict_on_many_names_the_ends(routers_result: ComparisonResult) -> None:
+    tree = routers_result.to_json()
+    first, second, _ = tree["arms"]
     many = []
     for number in (3, 1, 2, 5, 4):
         difference = {**second["scores"]["unseen_nats"]["difference"], "mean": number / 10, "verdict": "higher"}
         unseen = {**second["scores"]["unseen_nats"], "difference": difference}
         many.append({**second, "label": f"router {number}", "scores": {**second["scores"], "unseen_nats": unseen}})
-    text = losses_verdict({**routers_result, "arms": [first, *many]})
+    text = losses_verdict(retyped({**tree, "arms": [first, *many]}))
     assert "higher: 5 others, from router 1 (+0.100) to router 5 (+0.500)" in text
 
 
-def test_routers_are_summed_up_with_how_they_share_the_work(result: dict[str, Any]) -> None:
-    moe = result["arms"][0]
-    text = summary_table({**result, "kind": "routers", "arms": [moe]})
+def test_routers_are_summed_up_with_how_they_share_the_work(result: ComparisonResult) -> None:
+    routers = replace(result, kind="routers", arms=result.arms[:1])
+    routing = result.arms[0].mixture_routing()
+    text = summary_table(routers)
     line = text.splitlines()[-1]
-    assert f"| {moe['routing']['max_violation']['mean']:.2f} | {moe['routing']['dead_experts']:.1f} |" in line
+    assert f"| {routing.max_violation.mean:.2f} | {routing.dead_experts:.1f} |" in line
     assert line.endswith("| 1.00 |")  # as fast as itself
-    assert "training step" not in summary_table({**result, "kind": "routers", "arms": [moe], "speed": None})
+    assert "training step" not in summary_table(replace(routers, speed=None))
 
 
-def test_the_table_is_made_of_the_result(result: dict[str, Any]) -> None:
+def test_the_table_is_made_of_the_result(result: ComparisonResult) -> None:
     text = result_table(result)
-    for arm in result["arms"]:
-        assert f"{arm['scores']['unseen_nats']['mean']:.4f}" in text
-        assert f"{arm['parameters']['total']:,}" in text
+    for arm in result.arms:
+        assert f"{arm.scores.unseen_nats.mean:.4f}" in text
+        assert f"{arm.parameters.total:,}" in text
     assert "Times are not measured yet." not in text
     assert text.count("times as fast |") >= 1
-    hostile = json.loads(json.dumps(result).replace('"law"', '"la|w<b>"'))
+    hostile = retyped(json.loads(json.dumps(result.to_json()).replace('"law"', '"la|w<b>"')))
     assert "la\\|w\\<b\\>" in result_table(hostile)
-    assert "Times are not measured yet." in result_table({**result, "speed": None})
+    assert "Times are not measured yet." in result_table(replace(result, speed=None))
 
 
-def test_every_figure_can_be_drawn_and_says_its_numbers(result: dict[str, Any]) -> None:
+def test_every_figure_can_be_drawn_and_says_its_numbers(result: ComparisonResult) -> None:
     figures = {figure.name: figure for figure in result_figures(result)}
     assert list(figures) == ["moe_against_dense", "loss_against_tokens", "loss_against_flops", "loss_against_seconds"]
     assert set(figures["moe_against_dense"].frame["text"]) == {"all text", "code", "law", "news"}
     last = figures["loss_against_tokens"].frame.groupby("arm")["tokens"].max()
-    assert set(last) == {result["tokens"]}
+    assert set(last) == {result.tokens}
     for name in ("moe_against_dense", "loss_against_seconds"):
         assert figure_bytes(figures[name], "svg").startswith(b"<svg")
-    assert len(result_figures({**result, "speed": None})) == 3
+    assert len(result_figures(replace(result, speed=None))) == 3
 
 
 @pytest.fixture
@@ -442,7 +509,9 @@ def opened_compare(**query: str) -> AppTest:
     return at.switch_page("app_pages/compare.py").run()
 
 
-def test_the_compare_page_shows_results(result: dict[str, Any], routers_result: dict[str, Any], shelf: Path) -> None:
+def test_the_compare_page_shows_results(
+    result: ComparisonResult, routers_result: ComparisonResult, shelf: Path
+) -> None:
     at = opened_compare()
     assert "compare-dense" in at.info[0].value
     write_result(shelf / "dense-tiny.json", result)
@@ -468,7 +537,7 @@ def test_the_compare_page_shows_results(result: dict[str, Any], routers_result: 
 
 @pytest.mark.parametrize("asked", ["routers", "gone", "dense-tiny"])
 def test_a_link_to_a_result_opens_it_or_the_first(
-    result: dict[str, Any], routers_result: dict[str, Any], asked: str, shelf: Path
+    result: ComparisonResult, routers_result: ComparisonResult, asked: str, shelf: Path
 ) -> None:
     write_result(shelf / "dense-tiny.json", result)
     write_result(shelf / "routers-tiny.json", routers_result)

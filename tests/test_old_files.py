@@ -6,13 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from app_support import Open, shown
 
-from moe_core.experiments.library import find_results, read_result
+from moe_core.experiments.comparison_result import read_result
+from moe_core.experiments.library import find_results
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.trace.trace import StoredTrace
 from moe_core.runs.analysis import read_ablation_map, read_table
@@ -96,9 +96,10 @@ def test_an_old_trace_opens_in_memory_and_on_disk() -> None:
 
 def test_an_old_comparison_is_found_and_read() -> None:
     assert "dense-synthetic-smoke" in find_results([OLD])
-    result: Any = read_result(OLD / "dense-synthetic-smoke.json")
-    assert result["kind"] == "dense"
-    assert len(result["arms"]) == 3
+    result = read_result(OLD / "dense-synthetic-smoke.json")
+    assert result.kind == "dense"
+    assert len(result.arms) == 3
+    assert result.to_bytes() == (OLD / "dense-synthetic-smoke.json").read_bytes()
 
 
 def test_the_dashboard_opens_an_old_run(root: Path, dashboard: Open) -> None:

@@ -60,4 +60,4 @@ def show_result(found: Found) -> None:
     st.caption(plain(notes(result)))
     with st.expander("All numbers"):
         st.markdown(result_table(result))
-    st.caption(plain(f"From {found.path.name}, plan {result['plan_hash'][:12]}."))
+    st.caption(plain(f"From {found.path.name}, plan {result.plan_hash[:12]}."))

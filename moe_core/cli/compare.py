@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moe_core.cli.options import Parser, command, finish, output_folder, whole
 from moe_core.cli.output import Output, progress_on_stderr
 
 if TYPE_CHECKING:
-    from moe_core.experiments.plan import Kind
+    from moe_core.experiments.comparison_result import ComparisonResult, Kind, SpeedResult
 
 
 def dense_parser() -> Parser:
@@ -97,7 +97,7 @@ def _compare(kind: Kind, arguments: argparse.Namespace, output: Output) -> int:
     keep_freed_memory()
     resume = arguments.resume or arguments.time_again
 
-    def write(speed: dict[str, Any] | None) -> dict[str, Any]:
+    def write(speed: SpeedResult | None) -> ComparisonResult:
         result = build_result(plan, chosen, outcomes, speed)
         write_result(path, result)
         write_atomic(path.with_suffix(".md"), result_table(result).encode())
@@ -116,6 +116,6 @@ def _compare(kind: Kind, arguments: argparse.Namespace, output: Output) -> int:
             speed = measure_speed(work, plan, chosen, threads=threads, smoke=arguments.smoke, progress=progress)
     result = write(speed)
     output.say(result_table(result))
-    output.figures(result)
+    output.figures(result.to_json())
     output.say(f"Result: {path}; the same as Markdown: {path.with_suffix('.md')}")
     return 0

@@ -7,12 +7,13 @@ import platform
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from moe_core.experiments.comparison_result import Environment
 
 LIBRARIES = ("torch", "transformers", "numpy", "pandas", "pyarrow", "streamlit")
 
 
-def environment(threads: int) -> dict[str, Any]:
+def environment(threads: int) -> Environment:
     """Hardware, versions and threads, without anything that names the machine or its owner."""
     import torch
 
@@ -22,18 +23,18 @@ def environment(threads: int) -> dict[str, Any]:
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
             versions[library] = "not installed"
-    return {
-        "processor": _processor(),
-        "processors_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "threads": threads,
-        "load_average_before": round(os.getloadavg()[0], 2),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": versions,
-    }
+    return Environment(
+        processor=_processor(),
+        processors_usable=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        instructions=torch.backends.cpu.get_cpu_capability(),
+        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        threads=threads,
+        load_average_before=round(os.getloadavg()[0], 2),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=versions,
+    )
 
 
 def _processor() -> str:

@@ -7,15 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from moe_core.config import Config, load_config, validate_config
 from moe_core.errors import UsageError
 from moe_core.experiments.arms import Arm, dense_arms
+from moe_core.experiments.comparison_result import Kind
 from moe_core.experiments.router_arms import router_arms
 from moe_core.model import size
 
-Kind = Literal["dense", "routers"]
 PRIMARY = "nats per token on the unseen split"
 """Decides; everything else that is reported describes."""
 FACTORS = (0.5, 1.0, 2.0)

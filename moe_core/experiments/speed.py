@@ -6,21 +6,20 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from moe_core.data.tokens import TokenDataset, training_batch
+from moe_core.experiments.comparison_result import TRAINING_STEP, ArmTimes, SpeedResult, TaskTimes, speed_from_json
 from moe_core.experiments.machine import environment
 from moe_core.experiments.plan import Plan, Trial
 from moe_core.experiments.timing import Timings, interleave
 from moe_core.experiments.trial import run_folder
-from moe_core.json_values import json_safe
 from moe_core.model.kv_cache import KVCache
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress, silent
 from moe_core.runs.checkpoint import LoadedRun, load_run
-from moe_core.runs.files import read_json_object, write_atomic
+from moe_core.runs.files import write_atomic
 from moe_core.training.gradient import accumulate_gradient
 from moe_core.training.optimizers import build_optimizers, set_learning_rates
 from moe_core.training.repeatability import resolve_autocast
@@ -33,12 +32,13 @@ DECODE_CONTEXT = 128
 """Tokens in the cache when one more is read."""
 
 
-def read_speed(work: Path) -> dict[str, Any] | None:
-    """What measure_speed kept; None before."""
+def read_speed(work: Path) -> SpeedResult | None:
+    """What measure_speed kept; None before. Raises DataError where it is damaged or of another version."""
     try:
-        return read_json_object(work / "speed.json")
+        content = (work / "speed.json").read_bytes()
     except FileNotFoundError:
         return None
+    return speed_from_json(content, str(work / "speed.json"))
 
 
 def measure_speed(
@@ -49,12 +49,10 @@ def measure_speed(
     threads: int,
     smoke: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> SpeedResult:
     """Time the trained models of the first scored seed against each other and keep what was found.
 
-    {date, threads, environment, tasks: {task: {tokens: of one call, arms: {arm: {seconds, low, high, times: as fast as
-    the first arm, times_low, times_high}}}}}: medians and 10th to 90th percentiles over rounds in which all arms take
-    turns. Routers that see the future do not decode.
+    Routers that see the future do not decode.
     """
     loaded = {
         arm.name: load_run(run_folder(work, Trial(arm.name, plan.seeds[0], chosen[arm.name])).name, work / "runs")
@@ -66,40 +64,38 @@ def measure_speed(
     try:
         where = environment(threads)
         with torch.inference_mode():
-            tasks = _reading(plan, loaded, rounds[0], progress)
-        tasks["training step"] = _training(plan, loaded, rounds[1], progress)
+            tasks = _time_reading(plan, loaded, rounds[0], progress)
+        tasks[TRAINING_STEP] = _time_training(plan, loaded, rounds[1], progress)
     finally:
         torch.set_num_threads(before)
-    found = {
-        "date": datetime.now().isoformat(timespec="minutes"), "threads": threads, "environment": where, "tasks": tasks
-    }  # fmt: skip
-    write_atomic(work / "speed.json", (json.dumps(json_safe(found), indent=1) + "\n").encode())
+    found = SpeedResult(datetime.now().isoformat(timespec="minutes"), threads, where, tasks)
+    write_atomic(work / "speed.json", (json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n").encode())
     return found
 
 
-def _reading(plan: Plan, loaded: Mapping[str, LoadedRun], rounds: int, progress: Progress) -> dict[str, Any]:
+def _time_reading(plan: Plan, loaded: Mapping[str, LoadedRun], rounds: int, progress: Progress) -> dict[str, TaskTimes]:
     model = plan.config.model
     length = min(PREFILL_TOKENS, model.max_seq_len)
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(
         next(iter(loaded.values())).config.model.vocab_size, (PREFILL_BATCH, length), generator=generator
     )
-    sides: dict[str, Callable[[], object]] = {name: _call(run.model, prompt) for name, run in loaded.items()}
-    tasks = {f"prefill {PREFILL_BATCH} x {length}": _timed(sides, prompt.numel(), rounds, progress)}
+    sides: dict[str, Callable[[], object]] = {name: _reading_call(run.model, prompt) for name, run in loaded.items()}
+    tasks = {f"prefill {PREFILL_BATCH} x {length}": _time_sides(sides, prompt.numel(), rounds, progress)}
     context = min(DECODE_CONTEXT, model.max_seq_len - 1)
     writing = {name: run for name, run in loaded.items() if run.config.model.can_write}
     for batch in DECODE_BATCHES:
         text = prompt[:1, :context].expand(batch, -1)
-        sides = {name: _decoding(run.model, text) for name, run in writing.items()}
-        tasks[f"decode, batch {batch}"] = _timed(sides, batch, rounds, progress)
+        sides = {name: _decoding_call(run.model, text) for name, run in writing.items()}
+        tasks[f"decode, batch {batch}"] = _time_sides(sides, batch, rounds, progress)
     return tasks
 
 
-def _call(model: MoETransformer, ids: torch.Tensor) -> Callable[[], object]:
+def _reading_call(model: MoETransformer, ids: torch.Tensor) -> Callable[[], object]:
     return lambda: model(ids)
 
 
-def _decoding(model: MoETransformer, text_BS: torch.Tensor) -> Callable[[], object]:
+def _decoding_call(model: MoETransformer, text_BS: torch.Tensor) -> Callable[[], object]:
     """One more token for every sequence; the cache is put back, so that every call does the same."""
     batch, context = text_BS.shape
     cache = KVCache(model.config, batch, context + 1)
@@ -114,15 +110,15 @@ def _decoding(model: MoETransformer, text_BS: torch.Tensor) -> Callable[[], obje
     return step
 
 
-def _training(plan: Plan, loaded: Mapping[str, LoadedRun], rounds: int, progress: Progress) -> dict[str, Any]:
+def _time_training(plan: Plan, loaded: Mapping[str, LoadedRun], rounds: int, progress: Progress) -> TaskTimes:
     training = plan.config.training
     some = next(iter(loaded.values()))
     text = TokenDataset.build(some.run.held_out("validation"), some.tokenizer, some.run.domains())
-    sides = {name: _training_step(run, text) for name, run in loaded.items()}
-    return _timed(sides, training.batch_size * training.seq_len, rounds, progress)
+    sides = {name: _training_call(run, text) for name, run in loaded.items()}
+    return _time_sides(sides, training.batch_size * training.seq_len, rounds, progress)
 
 
-def _training_step(run: LoadedRun, text: TokenDataset) -> Callable[[], object]:
+def _training_call(run: LoadedRun, text: TokenDataset) -> Callable[[], object]:
     """Forward, backward and optimizer on one batch, again and again, from the trained weights."""
     device, training = torch.device("cpu"), run.config.training
     model = run.model.train().requires_grad_(True)
@@ -142,14 +138,11 @@ def _training_step(run: LoadedRun, text: TokenDataset) -> Callable[[], object]:
     return step
 
 
-def _timed(sides: Mapping[str, Callable[[], object]], tokens: int, rounds: int, progress: Progress) -> dict[str, Any]:
+def _time_sides(sides: Mapping[str, Callable[[], object]], tokens: int, rounds: int, progress: Progress) -> TaskTimes:
     timings = interleave(sides, rounds=rounds, on_round=lambda done: progress("timing", done, rounds))
-    return {"tokens": tokens, "arms": {name: _figures(timings, name, next(iter(sides))) for name in sides}}
+    return TaskTimes(tokens, {name: _arm_times(timings, name, next(iter(sides))) for name in sides})
 
 
-def _figures(timings: Timings, name: str, reference: str) -> dict[str, float]:
+def _arm_times(timings: Timings, name: str, reference: str) -> ArmTimes:
     seconds, times = timings.spread(name), timings.times_faster(name, reference)
-    return {
-        "seconds": seconds.median, "low": seconds.low, "high": seconds.high,
-        "times": times.median, "times_low": times.low, "times_high": times.high,
-    }  # fmt: skip
+    return ArmTimes(seconds.median, seconds.low, seconds.high, times.median, times.low, times.high)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def run_trial(
     """
     run, config = run_folder(work, trial), plan.trial_config(trial)
     outcome: dict[str, Any] = {"arm": trial.arm, "seed": trial.seed, "factor": trial.factor, "failed": None}
-    outcome |= {"fingerprint": data.fingerprint, "environment": environment(config.training.threads)}
+    outcome |= {"fingerprint": data.fingerprint, "environment": asdict(environment(config.training.threads))}
     try:
         result: TrainingResult = train(run, config, resume=run.exists(), data=data, progress=progress, stop=stop)
         if result.state == "stopped":

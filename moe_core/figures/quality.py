@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import altair as alt
 import pandas as pd
 
-from moe_core.experiments.verdicts import difference_words, losses_verdict, speed_verdict
+from moe_core.experiments.comparison_result import TRAINING_STEP, ArmResult, ComparisonResult, Difference, Score
+from moe_core.experiments.verdicts import decimals, difference_words, losses_verdict, speed_verdict
 from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import AXIS_ROOM, bars_height, layered
@@ -27,18 +28,23 @@ _NAME_ROOM = 0.3
 """Part of the horizontal axis kept free for the names of the curves."""
 
 
-def differences_figure(result: Mapping[str, Any]) -> Figure:
+def differences_figure(result: ComparisonResult) -> Figure:
     """Is the mixture better, and on which text? Difference of each dense arm to the mixture, with its interval."""
     records = []
-    for arm in result["arms"][1:]:
-        scores = {"all text": arm["scores"]["unseen_nats"], **arm["by_domain"]}
+    for arm in result.arms[1:]:
+        scores = {"all text": arm.scores.unseen_nats, **arm.by_domain}
         records += [
-            {"text": text, "arm": arm["label"], **_interval(score), "sentence": _sentence(arm, text, score)}
+            {
+                "text": text,
+                "arm": arm.label,
+                **_interval_columns(score.difference),
+                "sentence": _arm_sentence(arm, text, score),
+            }
             for text, score in scores.items()
-            if score["difference"] is not None
+            if score.difference is not None
         ]
     frame = pd.DataFrame(records)
-    labels = [arm["label"] for arm in result["arms"]]
+    labels = [arm.label for arm in result.arms]
     colour = alt.Color(
         "arm:N",
         title=None,
@@ -52,7 +58,7 @@ def differences_figure(result: Mapping[str, Any]) -> Figure:
         tooltip="sentence:N",
     )
     title = f"loss above that of {labels[0]} (nats per token, unseen text)"
-    layers = [_zero_rule(), *_points(base, title)]
+    layers = [_zero_rule(), *_points_with_intervals(base, title)]
     chart = layered(layers, frame, bars_height(2 * frame["text"].nunique()) + AXIS_ROOM // 2)
     return Figure(
         "moe_against_dense", "The mixture against dense models", "Is the mixture better, and on which text?",
@@ -60,12 +66,12 @@ def differences_figure(result: Mapping[str, Any]) -> Figure:
     )  # fmt: skip
 
 
-def learning_figure(result: Mapping[str, Any], against: Against) -> Figure | None:
+def learning_figure(result: ComparisonResult, against: Against) -> Figure | None:
     """Who learns faster: loss on unseen text against tokens, operations or seconds; None where no times are known."""
-    frame = _curves(result, against)
+    frame = _curve_frame(result, against)
     if frame is None:
         return None
-    labels = [arm["label"] for arm in result["arms"]]
+    labels = [arm.label for arm in result.arms]
     colour = alt.Color("arm:N", scale=alt.Scale(domain=labels, range=list(ARM_COLOURS[: len(labels)])), legend=None)
     # The first steps from random weights would press all that matters into a line at the bottom.
     shown = frame[frame["step"] > 0]
@@ -104,25 +110,29 @@ def learning_figure(result: Mapping[str, Any], against: Against) -> Figure | Non
     )  # fmt: skip
 
 
-def routers_figure(result: Mapping[str, Any]) -> Figure:
+def routers_figure(result: ComparisonResult) -> Figure:
     """Which router? Difference of the loss to the first one, with its interval; load, dead experts and domains."""
-    first = result["arms"][0]
+    first = result.arms[0]
     records = []
-    for arm in result["arms"]:
-        score, routing = arm["scores"]["unseen_nats"], arm["routing"]
+    for arm in result.arms:
+        score, routing = arm.scores.unseen_nats, arm.mixture_routing()
         records.append(
             {
-                "router": arm["label"],
-                "nats": score["mean"],
-                **(_interval(score) if score["difference"] else {"difference": 0.0, "low": None, "high": None}),
-                "max_violation": routing["max_violation"]["mean"],
-                "dead_experts": routing["dead_experts"],
-                "experts_per_token": routing["experts_per_token"],
-                "domain_nmi": routing["domain_nmi"],
-                "domain_nmi_null_p99": routing["domain_nmi_null_p99"],
-                "tokens_per_second": _tokens_per_second(result, arm["name"]),
-                "sees_future": arm["sees_future"],
-                "sentence": _sentence(arm, "unseen", score),
+                "router": arm.label,
+                "nats": score.mean,
+                **(
+                    _interval_columns(score.difference)
+                    if score.difference
+                    else {"difference": 0.0, "low": None, "high": None}
+                ),
+                "max_violation": routing.max_violation.mean,
+                "dead_experts": routing.dead_experts,
+                "experts_per_token": routing.experts_per_token,
+                "domain_nmi": routing.domain_nmi,
+                "domain_nmi_null_p99": routing.domain_nmi_null_p99,
+                "tokens_per_second": _tokens_per_second(result, arm.name),
+                "sees_future": arm.sees_future,
+                "sentence": _arm_sentence(arm, "unseen", score),
             }
         )
     frame = pd.DataFrame(records).sort_values("nats", ignore_index=True)
@@ -155,10 +165,10 @@ def routers_figure(result: Mapping[str, Any]) -> Figure:
         tooltip="sentence:N",
         opacity=alt.condition("datum.sees_future", alt.value(0.4), alt.value(1.0)),
     )
-    title = f"loss above that of {first['label']} (nats per token, unseen text)"
+    title = f"loss above that of {first.label} (nats per token, unseen text)"
     layers = [
         _zero_rule(),
-        *_points(base, title, scale, BAR),
+        *_points_with_intervals(base, title, scale, BAR),
         base.mark_text(align="left", dx=9, fontSize=11).encode(x="end:Q", text="label:N"),
     ]
     return Figure(
@@ -167,51 +177,50 @@ def routers_figure(result: Mapping[str, Any]) -> Figure:
     )  # fmt: skip
 
 
-def result_figures(result: Mapping[str, Any]) -> list[Figure]:
+def result_figures(result: ComparisonResult) -> list[Figure]:
     """All figures of a result, the most telling first."""
-    if result["kind"] == "routers":
+    if result.kind == "routers":
         return [routers_figure(result)]
     sides: Sequence[Against] = ("tokens", "flops", "seconds")
     learning = [learning_figure(result, against) for against in sides]
     return [differences_figure(result), *(figure for figure in learning if figure is not None)]
 
 
-def _curves(result: Mapping[str, Any], against: Against) -> pd.DataFrame | None:
-    training = result["config"]["training"]
-    tokens_per_step = training["batch_size"] * training["seq_len"]
+def _curve_frame(result: ComparisonResult, against: Against) -> pd.DataFrame | None:
+    training = result.config.training
+    tokens_per_step = training.batch_size * training.seq_len
     records = []
-    for arm in result["arms"]:
+    for arm in result.arms:
         if against == "tokens":
             per_step = float(tokens_per_step)
         elif against == "flops":
-            per_step = 3.0 * arm["flops_per_token"]["computed"] * tokens_per_step
-        elif result["speed"] is not None:
-            per_step = result["speed"]["tasks"]["training step"]["arms"][arm["name"]]["seconds"]
+            per_step = 3.0 * arm.flops_per_token.computed * tokens_per_step
+        elif result.speed is not None:
+            per_step = result.speed.tasks[TRAINING_STEP].arms[arm.name].seconds
         else:
             return None
-        curve = arm["curve"]
+        curve = arm.curve
         records += [
-            {"arm": arm["label"], "step": step, "x": step * per_step, "nats": nats}
-            for step, nats in zip(curve["step"], curve["unseen"], strict=True)
+            {"arm": arm.label, "step": step, "x": step * per_step, "nats": nats}
+            for step, nats in zip(curve.step, curve.unseen, strict=True)
         ]
     return pd.DataFrame(records)
 
 
-def _tokens_per_second(result: Mapping[str, Any], arm: str) -> float | None:
-    if result["speed"] is None:
+def _tokens_per_second(result: ComparisonResult, arm: str) -> float | None:
+    if result.speed is None:
         return None
-    task = result["speed"]["tasks"]["training step"]
-    return float(task["tokens"] / task["arms"][arm]["seconds"])
+    task = result.speed.tasks[TRAINING_STEP]
+    return float(task.tokens / task.arms[arm].seconds)
 
 
-def _interval(score: Mapping[str, Any]) -> dict[str, Any]:
-    difference = score["difference"]
-    return {"difference": difference["mean"], "low": difference["low"], "high": difference["high"]}
+def _interval_columns(difference: Difference) -> dict[str, float | None]:
+    return {"difference": difference.mean, "low": difference.low, "high": difference.high}
 
 
-def _sentence(arm: Mapping[str, Any], text: str, score: Mapping[str, Any]) -> str:
-    words = difference_words(score["difference"])
-    return f"{arm['label']}, {text}: {score['mean']:.3f} nats per token" + (f"; {words}." if words else ".")
+def _arm_sentence(arm: ArmResult, text: str, score: Score) -> str:
+    words = difference_words(score.difference)
+    return f"{arm.label}, {text}: {decimals(score.mean, 3)} nats per token" + (f"; {words}." if words else ".")
 
 
 def _zero_rule() -> alt.Chart:
@@ -220,7 +229,9 @@ def _zero_rule() -> alt.Chart:
     return rule
 
 
-def _points(base: alt.Chart, title: str, scale: alt.Scale | None = None, colour: str | None = None) -> list[alt.Chart]:
+def _points_with_intervals(
+    base: alt.Chart, title: str, scale: alt.Scale | None = None, colour: str | None = None
+) -> list[alt.Chart]:
     """A dot for the mean, a line for the interval."""
     own: dict[str, Any] = {} if colour is None else {"color": colour}
     scale = scale or alt.Scale(zero=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +80,7 @@ class PairedDifference:
     pairs: int
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Literal["higher", "lower", "not distinguishable"]:
         """ "higher" or "lower" where p is at most 0.05, that is where the interval leaves 0 out, else "not
         distinguishable"."""
         if not self.p_value <= SIGNIFICANCE:
