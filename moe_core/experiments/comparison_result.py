@@ -27,7 +27,7 @@ TRAINING_STEP = "training step"
 """The timed task that every arm does."""
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _SIGNIFICANT_DIGITS = 6
-_FILE_ERRORS = "is no result of this version of compare-dense or compare-routers"
+_NO_RESULT = "is no result of this version of compare-dense or compare-routers"
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,9 @@ class ComparisonResult:
 
     def to_bytes(self) -> bytes:
         """The file: one line, figures rounded to six significant digits."""
-        return (json.dumps(_rounded(self.to_json()), separators=(",", ":"), allow_nan=False) + "\n").encode()
+        return (
+            json.dumps(_with_rounded_figures(self.to_json()), separators=(",", ":"), allow_nan=False) + "\n"
+        ).encode()
 
 
 def result_from_json(content: bytes, where: str) -> ComparisonResult:
@@ -297,7 +299,7 @@ def result_from_json(content: bytes, where: str) -> ComparisonResult:
     try:
         return _result_reader().validate_json(content)
     except ValidationError as error:
-        raise DataError(f"{where!r} {_FILE_ERRORS} ({_first_error(error)}); run it again") from None
+        raise DataError(f"{where!r} {_NO_RESULT} ({_first_error(error)}); run it again") from None
 
 
 def speed_from_json(content: bytes, where: str) -> SpeedResult:
@@ -337,9 +339,9 @@ def _result_reader() -> TypeAdapter[ComparisonResult]:
     return TypeAdapter(ComparisonResult)
 
 
-def _rounded(value: Any) -> Any:
+def _with_rounded_figures(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{_SIGNIFICANT_DIGITS}g}")
     if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _with_rounded_figures(item) for key, item in value.items()}
+    return [_with_rounded_figures(item) for item in value] if isinstance(value, list | tuple) else value

@@ -45,7 +45,7 @@ def build_result(
     """Everything that is shown of a comparison. `speed`: see measure_speed, None before it was measured."""
     config = _with_real_vocabulary(plan, outcomes)
     training = config.training
-    reference = _scored(plan, outcomes, plan.arms[0].name, chosen)
+    reference = _scored_outcomes(plan, outcomes, plan.arms[0].name, chosen)
     return ComparisonResult(
         format=FORMAT,
         kind=plan.kind,
@@ -60,7 +60,7 @@ def build_result(
         seeds=plan.seeds,
         tuning_seeds=plan.tuning_seeds if len(plan.factors) > 1 else (),
         tuning=tuple(
-            TuningTrial(trial.arm, trial.factor, _value(outcome, "unseen", "nats_per_token"))
+            TuningTrial(trial.arm, trial.factor, _loss_of(outcome, "unseen", "nats_per_token"))
             for trial, outcome in outcomes.items()
             if trial.seed in plan.tuning_seeds
         ),
@@ -87,7 +87,7 @@ def _arm_result(
     reference: Sequence[Mapping[str, Any]],
 ) -> ArmResult:
     """`config`: the arm's, with the real vocabulary; `reference`: the scored outcomes of the first arm."""
-    scored = _scored(plan, outcomes, arm.name, chosen)
+    scored = _scored_outcomes(plan, outcomes, arm.name, chosen)
     model, factor = config.model, chosen[arm.name]
     routing = _routing_summary(scored) if model.moe_layers else None
     experts = None if routing is None else routing.experts_per_token
@@ -100,12 +100,12 @@ def _arm_result(
         parameters=_parameter_counts(model, experts),
         flops_per_token=_flops_per_token(model, config.training.seq_len, experts),
         scores=Scores(
-            unseen_nats=_score(scored, reference, "unseen", "nats_per_token"),
-            unseen_bits_per_byte=_score(scored, reference, "unseen", "bits_per_byte"),
-            validation_nats=_score(scored, reference, "validation", "nats_per_token"),
+            unseen_nats=_paired_score(scored, reference, "unseen", "nats_per_token"),
+            unseen_bits_per_byte=_paired_score(scored, reference, "unseen", "bits_per_byte"),
+            validation_nats=_paired_score(scored, reference, "validation", "nats_per_token"),
         ),
         by_domain={
-            domain: _score(scored, reference, "unseen", "by_domain", domain)
+            domain: _paired_score(scored, reference, "unseen", "by_domain", domain)
             for domain in scored[0]["evaluation"]["unseen"]["by_domain"]
         },
         curve=_mean_curve(scored),
@@ -130,10 +130,10 @@ def _flops_per_token(model: ModelConfig, context: int, experts: float | None) ->
     return FlopsPerToken(computed, measured, computed - 2 * size.embedding_parameters(model))
 
 
-def _score(scored: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], *path: str) -> Score:
-    values = [_value(outcome, *path) for outcome in scored]
+def _paired_score(scored: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], *path: str) -> Score:
+    values = [_loss_of(outcome, *path) for outcome in scored]
     known = [value for value in values if value is not None]
-    against = [value for outcome in reference if (value := _value(outcome, *path)) is not None]
+    against = [value for outcome in reference if (value := _loss_of(outcome, *path)) is not None]
     difference = None
     if scored != reference and len(known) == len(against) == len(values):
         difference = _difference(paired_difference(known, against))
@@ -178,11 +178,11 @@ def _mean_curve(scored: Sequence[Mapping[str, Any]]) -> LossCurve:
     return LossCurve(tuple(mean("step")), *losses)
 
 
-def _scored(plan: Plan, outcomes: Outcomes, arm: str, chosen: Mapping[str, float]) -> list[dict[str, Any]]:
+def _scored_outcomes(plan: Plan, outcomes: Outcomes, arm: str, chosen: Mapping[str, float]) -> list[dict[str, Any]]:
     return [outcomes[trial] for trial in plan.scored_trials(chosen) if trial.arm == arm]
 
 
-def _value(outcome: Mapping[str, Any], *path: str) -> float | None:
+def _loss_of(outcome: Mapping[str, Any], *path: str) -> float | None:
     found: Any = None if outcome["failed"] else outcome["evaluation"]
     for key in path if found is not None else ():
         found = found[key]
