@@ -124,7 +124,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "moe_core.figures",
         "moe_core.reports",
     ),
-    "moe_core/reports": ("torch", "moe_core.model", "moe_core.training", "moe_core.experiments", "moe_core.exchange"),
+    "moe_core/reports": ("torch", "moe_core.model", "moe_core.training", "moe_core.exchange"),
     "moe_core/inference": (
         "moe_core.training",
         "moe_core.evaluation",

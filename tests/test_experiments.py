@@ -23,19 +23,20 @@ from moe_core.data.prepare import prepare_data
 from moe_core.errors import DataError, RunError, UsageError
 from moe_core.experiments import library
 from moe_core.experiments.arms import MAX_MISMATCH, dense_arms, measured_flops_per_token
-from moe_core.experiments.claims import bound, fewest_experts
+from moe_core.experiments.claims import bound
 from moe_core.experiments.comparison_result import ComparisonResult, read_result, result_from_json
 from moe_core.experiments.plan import Plan, make_plan, public
+from moe_core.experiments.published_claims import fewest_experts
 from moe_core.experiments.results import build_result, write_result
 from moe_core.experiments.router_arms import ROUTERS, router_arms
 from moe_core.experiments.runner import choose_factors, run_trials, stored_plan
 from moe_core.experiments.speed import measure_speed
-from moe_core.experiments.tables import result_table, summary_table
 from moe_core.experiments.trial import TrialStopped, run_trial
 from moe_core.experiments.verdicts import losses_verdict
 from moe_core.figures.figure import figure_bytes
 from moe_core.figures.quality import result_figures
 from moe_core.model import size
+from moe_core.reports.comparison_report import result_table, summary_table
 from moe_core.routing.statistics.intervals import paired_difference
 
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"

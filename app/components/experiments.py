@@ -11,10 +11,10 @@ from app import state
 from app.components.figure import show_figure
 from app.components.page import answer, plain
 from moe_core.experiments.library import Found, find_results
-from moe_core.experiments.tables import notes, result_table
 from moe_core.experiments.verdicts import losses_verdict
 from moe_core.figures.quality import result_figures
 from moe_core.program import program
+from moe_core.reports.comparison_report import notes, result_table
 
 CHOSEN = "experiment"
 """Key of the picker, in the URL: the title of the result that is shown."""

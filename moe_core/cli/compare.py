@@ -89,8 +89,8 @@ def _compare(kind: Kind, arguments: argparse.Namespace, output: Output) -> int:
     from moe_core.experiments.results import build_result, write_result
     from moe_core.experiments.runner import run_trials
     from moe_core.experiments.speed import measure_speed, read_speed
-    from moe_core.experiments.tables import result_table
     from moe_core.experiments.trial import TrialStopped
+    from moe_core.reports.comparison_report import result_table
     from moe_core.runs.files import write_atomic
     from moe_core.training.repeatability import keep_freed_memory
 

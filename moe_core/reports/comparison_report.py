@@ -1,14 +1,21 @@
-"""A result as Markdown: made of the JSON alone, so that no figure in it was typed by hand."""
+"""A comparison as Markdown: made of its result alone, so that no figure in it was typed by hand."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from moe_core.config.router import SIGHT_WARNING
-from moe_core.experiments.claims import CLAIMED_DENSE_PERPLEXITY, CLAIMED_PERPLEXITY, fewest_experts
-from moe_core.experiments.comparison_result import TRAINING_STEP, ArmTimes, ComparisonResult, Difference, Score
+from moe_core.experiments.comparison_result import (
+    TRAINING_STEP,
+    ArmTimes,
+    ComparisonResult,
+    Difference,
+    Score,
+    SpeedResult,
+)
+from moe_core.experiments.published_claims import CLAIMED_DENSE_PERPLEXITY, CLAIMED_PERPLEXITY, fewest_experts
 from moe_core.experiments.verdicts import decimals, difference_words, interval_words, losses_verdict, where_measured
+from moe_core.reports.markdown import escape, render, table
 from moe_core.words import short_count, signed
 
 DOMAINS_SHOWN = 6
@@ -16,16 +23,27 @@ DOMAINS_SHOWN = 6
 
 def result_table(result: ComparisonResult) -> str:
     """The whole page: verdict, losses, cost, speed, and for "dense" what arithmetic leaves of published claims."""
-    parts = [
-        losses_verdict(result),
-        summary_table(result),
-        _losses_table(result),
-        notes(result),
-        _routing_table(result) if result.kind == "routers" else _cost_table(result),
-        _speed_section(result) if result.kind == "dense" else _timed_where(result),
-        _claims_section(result) if result.kind == "dense" else "",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    dense = result.kind == "dense"
+    return render(
+        "comparison.md.j2",
+        result=result,
+        dense=dense,
+        verdict=losses_verdict(result),
+        summary=summary_table(result),
+        losses=_losses_table(result),
+        notes=notes(result),
+        details=_cost_table(result) if dense else _routing_table(result),
+        timed=None if result.speed is None else where_measured(result.speed),
+        times=_times_table(result.speed, result) if dense and result.speed is not None else "",
+        bounds=_bounds_table(result) if dense else "",
+        fewest=fewest_experts(result.config.model.top_k),
+        claimed=(CLAIMED_PERPLEXITY, CLAIMED_DENSE_PERPLEXITY),
+        perplexities=[
+            (arm.label, _percent_change(arm.scores.unseen_nats.difference))
+            for arm in result.arms[1:]
+            if arm.scores.unseen_nats.difference is not None
+        ],
+    )
 
 
 def summary_table(result: ComparisonResult) -> str:
@@ -51,7 +69,7 @@ def _dense_summary(result: ComparisonResult) -> str:
         ]
         for arm in result.arms
     ]
-    return _markdown_table([*header, *(f"{task}: times as fast" for task in tasks)], rows)
+    return table([*header, *(f"{task}: times as fast" for task in tasks)], rows)
 
 
 def _routers_summary(result: ComparisonResult) -> str:
@@ -78,7 +96,7 @@ def _routers_summary(result: ComparisonResult) -> str:
         ]
         for arm in result.arms
     ]
-    return _markdown_table([*header, *([] if step is None else ["training step: times as fast"])], rows)
+    return table([*header, *([] if step is None else ["training step: times as fast"])], rows)
 
 
 def _in_brackets(value: float | None) -> str:
@@ -98,7 +116,7 @@ def _losses_table(result: ComparisonResult) -> str:
         f"against {first}",
         "bits per byte",
         "validation",
-        *map(_escaped_cell, domains),
+        *map(escape, domains),
     ]
     rows = [
         [
@@ -116,7 +134,7 @@ def _losses_table(result: ComparisonResult) -> str:
         ]
         for arm in result.arms
     ]
-    return _markdown_table(header, rows)
+    return table(header, rows)
 
 
 def _interval_in_brackets(score: Score) -> list[str]:
@@ -176,7 +194,7 @@ def _cost_table(result: ComparisonResult) -> str:
                 f"x {arm.factor:g}",
             ]
         )
-    return _markdown_table(header, rows)
+    return table(header, rows)
 
 
 def _routing_table(result: ComparisonResult) -> str:
@@ -197,11 +215,7 @@ def _routing_table(result: ComparisonResult) -> str:
         ]
         for arm in result.arms
     ]
-    about = (
-        "MaxVio: the busiest expert's load over the mean, less 1 (0 = even), on held-out text; dead experts are those "
-        "of all layers together, a mean over seeds."
-    )
-    return f"{_markdown_table(header, rows)}\n\n{about}"
+    return table(header, rows)
 
 
 def _measured_nmi(value: float | None) -> str:
@@ -217,14 +231,7 @@ def _tokens_per_second(result: ComparisonResult, arm: str) -> list[str]:
     return [f"{task.tokens / task.arms[arm].seconds:,.0f}" for task in tasks]
 
 
-def _timed_where(result: ComparisonResult) -> str:
-    return "Times are not measured yet." if result.speed is None else where_measured(result.speed)
-
-
-def _speed_section(result: ComparisonResult) -> str:
-    speed = result.speed
-    if speed is None:
-        return _timed_where(result)
+def _times_table(speed: SpeedResult, result: ComparisonResult) -> str:
     rows = []
     for task, found in speed.tasks.items():
         for arm in result.arms:
@@ -241,12 +248,11 @@ def _speed_section(result: ComparisonResult) -> str:
                 ]
             )
     first = result.arms[0].label
-    table = _markdown_table(["task", "arm", "time (middle 80 %)", "tokens/s", f"times as fast as {first}"], rows)
-    return f"{_timed_where(result)}\n\n{table}"
+    return table(["task", "arm", "time (middle 80 %)", "tokens/s", f"times as fast as {first}"], rows)
 
 
-def _claims_section(result: ComparisonResult) -> str:
-    top_k, experts = result.config.model.top_k, result.config.model.num_experts
+def _bounds_table(result: ComparisonResult) -> str:
+    experts = result.config.model.num_experts
     all_bounds = result.bounds or ()
     names = list(all_bounds[0].possible) if all_bounds else []
     header = [
@@ -265,14 +271,7 @@ def _claims_section(result: ComparisonResult) -> str:
         ]
         for row in all_bounds
     ]
-    least = "; ".join(f"{name}: from {count} experts on" for name, count in fewest_experts(top_k).items())
-    about = (
-        f"What {top_k} of E experts can save at most against a dense model of equal total size, by arithmetic. "
-        f"{least}. "
-        "For 4 experts, top-2, none of them can hold: half of the feed-forward work and half of its parameters remain. "
-        "The middle columns count this shape's attention, router and head too."
-    )
-    return f"{about}\n\n{_markdown_table(header, rows)}\n\n{_perplexity_claim(result)}"
+    return table(header, rows)
 
 
 def _whole_percent(share: float | None) -> str:
@@ -283,19 +282,6 @@ def _millions(count: float | None) -> str:
     return "unknown" if count is None else f"{count / 1e6:.3f}"
 
 
-def _perplexity_claim(result: ComparisonResult) -> str:
-    claimed = 1 - CLAIMED_PERPLEXITY / CLAIMED_DENSE_PERPLEXITY
-    parts = [
-        f"Perplexity {CLAIMED_PERPLEXITY} against {CLAIMED_DENSE_PERPLEXITY} would be {claimed:.1%} lower; no "
-        "arithmetic decides that."
-    ]
-    for arm in result.arms[1:]:
-        difference = arm.scores.unseen_nats.difference
-        if difference is not None:
-            parts.append(f"Here the mixture's is {_percent_change(difference)} that of {arm.label}.")
-    return " ".join(parts)
-
-
 def _percent_change(difference: Difference) -> str:
     """Perplexity of the first arm against this one, from the difference the other way round."""
     change = math.exp(-difference.mean) - 1
@@ -304,13 +290,3 @@ def _percent_change(difference: Difference) -> str:
 
 def _text_name(result: ComparisonResult) -> str:
     return "synthetic text" if result.data == "synthetic" else f"`{result.data}`"
-
-
-def _escaped_cell(text: str) -> str:
-    """A name from the user's data, so that it stays one cell of a Markdown table."""
-    return " ".join(text.split()).translate({ord(c): f"\\{c}" for c in "\\|<>*_`[]&"})
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
