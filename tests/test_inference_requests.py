@@ -113,7 +113,7 @@ def test_a_stop_string_that_never_comes_changes_no_character(model: LanguageMode
     assert Engine(model).start(Request("The", LONG, stop=(held,))).result().text == whole.text
 
 
-@pytest.mark.parametrize("stop", ["a.", ("", "x"), ("x", "")])
+@pytest.mark.parametrize("stop", ["a.", ("", "x"), ("x", ""), (1,)])
 def test_stop_strings_that_could_not_work_are_refused(stop: Any) -> None:
     with pytest.raises(UsageError, match="expected a tuple of strings"):
         Request("The", stop=stop)

@@ -46,8 +46,8 @@ class Request:
     """What is done to experts, for this request alone, while the prompt is read, too."""
 
     def __post_init__(self) -> None:
-        given: object = self.stop
-        if isinstance(given, str) or not all(self.stop):
+        given: tuple[object, ...] | str = self.stop  # whatever the annotation says, a caller may hand over
+        if isinstance(given, str) or not all(isinstance(stop, str) and stop for stop in given):
             raise UsageError(f"stop = {self.stop!r}; expected a tuple of strings of at least one character")
 
 
