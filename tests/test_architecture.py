@@ -276,7 +276,17 @@ def test_no_imports_run_in_a_circle() -> None:
 
 
 WITHOUT_TORCH = (
-    *("trace", "recordings", "statistics", "measures", "metrics.py", "baselines.py", "measured.py", "calibration.py"),
+    *(
+        "trace",
+        "recordings",
+        "statistics",
+        "measures",
+        "metrics.py",
+        "baselines.py",
+        "measured.py",
+        "calibration.py",
+        "coverage.py",
+    ),
     "token_arrays.py",
 )
 """What analyses a trace, under moe_core/routing: it starts in a moment, and where no torch is installed."""

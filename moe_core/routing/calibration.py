@@ -90,14 +90,6 @@ def found_count(
     return found
 
 
-def coverage(name: str, seeds: int) -> float:
-    """Part of the seeds, 0..1, whose 95 % interval holds the measure's mean over the seeds; documents alike."""
-    traces = (random_trace(seed, skew=0.0, alike=0.5, planted=name, strength=1.0, layers=2) for seed in range(seeds))
-    frames = [NULLS[name](trace, permutations=20).iloc[0] for trace in traces]
-    mean = np.mean([frame[MEASURES[name].value] for frame in frames])
-    return float(np.mean([frame["low"] <= mean <= frame["high"] for frame in frames]))
-
-
 def calibrate(seeds: int = SEEDS) -> list[dict[str, Any]]:
     """One row per baseline, see main."""
     from scipy import stats
@@ -112,7 +104,6 @@ def calibrate(seeds: int = SEEDS) -> list[dict[str, Any]]:
         for strength in WEAK:
             row[f"found, planted {strength}"] = found_count(name, seeds, strength=strength, slightly=True)
         row["found clearly, planted 3.0"] = found_count(name, seeds)
-        row["coverage"] = round(coverage(name, seeds), 2) if name in BY_LAYER else None
         rows.append(row)
     return rows
 
@@ -133,7 +124,7 @@ def _routed_trace(logits: Float64Array, documents: np.ndarray, tokens: np.ndarra
 
 def main() -> None:
     """Print, for each baseline: seeds called chance and the Kolmogorov-Smirnov p of their p-values, for each kind of
-    random routing; seeds in which a planted connection is found; coverage of the 95 % interval."""
+    random routing; seeds in which a planted connection is found. Intervals are checked by moe_core.routing.coverage."""
     parser = argparse.ArgumentParser(description="Do the baselines tell chance from findings?")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many random traces of each kind (default 100)")
