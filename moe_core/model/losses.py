@@ -23,7 +23,7 @@ class RoutingLosses(NamedTuple):
 
 
 class StepLoad:
-    """Tokens per expert and layer, summed over the micro-batches of one step (global-batch balancing).
+    """Tokens that wanted each expert, by layer, summed over the micro-batches of one step (global-batch balancing).
 
     The loss of a micro-batch sees the load of the step up to and including itself, because each micro-batch has a
     backward pass of its own (arXiv:2501.11873, sec. 3, the buffer for gradient accumulation). A new step starts with a
@@ -35,7 +35,7 @@ class StepLoad:
 
     def add(self, router_outputs: Sequence[RouterOutput]) -> list[Tensor]:
         """[E] of each layer, this micro-batch included."""
-        counts = [tokens_per_expert(one.router_indices, one.router_logits.shape[-1]) for one in router_outputs]
+        counts = [tokens_per_expert(one.wanted_indices, one.router_logits.shape[-1]) for one in router_outputs]
         self._counts = [old + new for old, new in zip(self._counts, counts, strict=True)] if self._counts else counts
         return self._counts
 
@@ -43,13 +43,17 @@ class StepLoad:
 def routing_losses(
     router_outputs: Sequence[RouterOutput], config: RouterConfig, load: StepLoad | None = None
 ) -> RoutingLosses:
-    """The losses of one micro-batch. `load`: the load of its step, for balancing global_batch; None = it is alone."""
+    """The losses of one micro-batch. `load`: the load of its step, for balancing global_batch; None = it is alone.
+
+    All of them count what the routers wanted, not what capacity and dropout left of it: otherwise the pull would be
+    weakest where the overload is worst, since what an overloaded expert had to drop would no longer be seen.
+    """
     function = config.facts.score_function
     by = config.balances_by
     counts = load.add(router_outputs) if load is not None and by == "global_batch" else [None] * len(router_outputs)
     with torch.set_grad_enabled(torch.is_grad_enabled() and by in ("layer", "global_batch")):
         balancing = _mean_of_layers(
-            load_balancing_loss(one.router_logits, one.router_indices, one.router_logits.shape[-1], function, counts_E)
+            load_balancing_loss(one.router_logits, one.wanted_indices, one.router_logits.shape[-1], function, counts_E)
             for one, counts_E in zip(router_outputs, counts, strict=True)
         )
     z = _mean_of_layers(router_z_loss(one.router_logits) for one in router_outputs)
@@ -72,12 +76,15 @@ def load_balancing_loss(
     score_function: str = "softmax",
     counts_E: Tensor | None = None,
 ) -> Tensor:
-    """E * sum_e f_e * P_e (Switch, arXiv:2101.03961, eq. 4-6): 1 at perfectly even routing, E when all is one expert's.
+    """E * sum_e f_e * P_e (Switch, arXiv:2101.03961, eq. 4-6): 1 at perfectly even routing, at most E / K.
 
+    It comes to E / K when all tokens want the same K experts and no other: a token's K slots hold K different experts,
+    so that no f_e exceeds 1 / K. Where a rule leaves slots unused it may come to E.
     f_e is expert e's share of the used slots of `router_indices` [T, K] (-1 = unused), or of `counts_E`, the tokens per
     expert of more text than this; P_e the mean of its probability over the T tokens of `router_logits` [T, E]: the
     softmax, or the sigmoid divided by the token's sum of sigmoids (DeepSeek-V3, arXiv:2412.19437, eq. 18-20). The
-    gradient flows through P alone. Float32 scalar; 0 when no slot is used.
+    indices are those before capacity (eq. 5 counts the likeliest experts). The gradient flows through P alone. Float32
+    scalar; 0 when no slot is used.
     """
     counts_E = tokens_per_expert(router_indices, num_experts) if counts_E is None else counts_E
     share_E = counts_E.float() / counts_E.sum().clamp(min=1)
@@ -93,13 +100,13 @@ def router_z_loss(router_logits: Tensor) -> Tensor:
 def variation_loss(routed: RouterOutput) -> Tensor:
     """CV(importance)^2 + CV(load)^2 (Shazeer et al., arXiv:1701.06538, eq. 6, 7 and 11). Float32 scalar; 0 = even.
 
-    Importance: an expert's sum of weights over the tokens. Load: the tokens it can expect, through which a gradient
-    flows only where the router drew noise of its own; elsewhere it is left out.
+    Importance: an expert's sum of the weights that tokens wanted to give it. Load: the tokens it can expect, through
+    which a gradient flows only where the router drew noise of its own; elsewhere it is left out.
     """
     importance_E = torch.zeros(routed.router_logits.shape[-1], device=routed.router_scores.device)
     # Unused slots weigh 0, whoever gets that.
     importance_E = importance_E.index_add(
-        0, routed.router_indices.clamp(min=0).flatten(), routed.router_scores.flatten().float()
+        0, routed.wanted_indices.clamp(min=0).flatten(), routed.wanted_scores.flatten().float()
     )
     loss = squared_variation(importance_E)
     return loss if routed.load_probability is None else loss + squared_variation(routed.load_probability.sum(dim=0))

@@ -48,8 +48,15 @@ class RouterOutput(NamedTuple):
 
     @property
     def wanted_indices(self) -> Tensor:
-        """int64 [T, K], what the rule chose, before capacity and output dropout took slots away while training."""
+        """int64 [T, K], what the rule chose before anything was taken away while training: experts or their slots by
+        dropout, slots by capacity. What a rule itself leaves unused (top_p, thresholds) was not wanted. Balancing
+        counts these: what was taken away from an overloaded expert is overload still."""
         return self.notes.get("wanted_indices", self.router_indices)
+
+    @property
+    def wanted_scores(self) -> Tensor:
+        """float32 [T, K], the weights of `wanted_indices`."""
+        return self.notes.get("wanted_scores", self.router_scores)
 
     def noting(
         self,
@@ -57,9 +64,15 @@ class RouterOutput(NamedTuple):
         eligible: Tensor | None = None,
         load_probability: Tensor | None = None,
         wanted_indices: Tensor | None = None,
+        wanted_scores: Tensor | None = None,
     ) -> RouterOutput:
         """The same decision with these notes beside those it has."""
-        given = {"eligible": eligible, "load_probability": load_probability, "wanted_indices": wanted_indices}
+        given = {
+            "eligible": eligible,
+            "load_probability": load_probability,
+            "wanted_indices": wanted_indices,
+            "wanted_scores": wanted_scores,
+        }
         made = {name: note for name, note in given.items() if note is not None}
         return self._replace(notes={**self.notes, **made})
 
@@ -105,8 +118,8 @@ class RouterShape(NamedTuple):
 class Router(nn.Module):
     """logits = W x (+ noise while training), then `choose`, in float32; then, while training, drops.
 
-    A subclass names the facts of its kind and has a rule of its own: `choose` if logits are all it looks at, else
-    `route`. One whose facts say reads_context is given a RouterContext.
+    A subclass names the facts of its kind and has a rule of its own: `choose` if logits are all it looks at, `decide`
+    if it looks at the context too, else `route`. One whose facts say reads_context is given a RouterContext.
     """
 
     is_moe_router = True
@@ -140,10 +153,23 @@ class Router(nn.Module):
             routed = self.route(x_TD, context)
         return self._drop_slots(routed) if self.training else routed
 
-    def route(self, x_TD: Tensor, context: RouterContext | None) -> RouterOutput:  # noqa: ARG002 - some read it
-        """Every step before the drops."""
-        logits_TE = self.logits(x_TD)
-        return RouterOutput(logits_TE, *self.choose(self.present(logits_TE), self.top_k))
+    def route(self, x_TD: Tensor, context: RouterContext | None) -> RouterOutput:
+        """Every step before slots are dropped."""
+        return self.decide_among_present(self.logits(x_TD), context)
+
+    def decide_among_present(self, logits_TE: Tensor, context: RouterContext | None) -> RouterOutput:
+        """The decision from logits [T, E], without the experts that expert dropout leaves out of this step; what it
+        would be with them is noted as wanted."""
+        wanted = self.decide(logits_TE, context)
+        present_TE = self.present(logits_TE)
+        if present_TE is logits_TE:
+            return wanted
+        left = self.decide(present_TE, context)._replace(router_logits=logits_TE)
+        return left.noting(wanted_indices=wanted.router_indices, wanted_scores=wanted.router_scores)
+
+    def decide(self, logits_TE: Tensor, context: RouterContext | None) -> RouterOutput:  # noqa: ARG002 - some read it
+        """The decision from logits [T, E]; -inf = an expert that is not to be chosen."""
+        return RouterOutput(logits_TE, *self.choose(logits_TE, self.top_k))
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """float32 [T, E]"""
@@ -180,7 +206,7 @@ class Router(nn.Module):
         return logits_TE.masked_fill(absent_E, -math.inf)
 
     def _drop_slots(self, routed: RouterOutput) -> RouterOutput:
-        """Slots beyond an expert's capacity, and of dropped outputs, become -1 with score 0; noted as wanted."""
+        """Slots beyond capacity, and of dropped outputs, become -1 with score 0; what was wanted is noted."""
         scores_TK, indices_TK = routed.router_scores, routed.router_indices
         gone_TK = None
         if self.capacity_factor is not None:
@@ -193,7 +219,7 @@ class Router(nn.Module):
         left = routed._replace(
             router_scores=scores_TK.masked_fill(gone_TK, 0.0), router_indices=indices_TK.masked_fill(gone_TK, -1)
         )
-        return left.noting(wanted_indices=indices_TK)
+        return left.noting(wanted_indices=routed.wanted_indices, wanted_scores=routed.wanted_scores)
 
     def _beyond_capacity(self, indices_TK: Tensor, factor: float) -> Tensor:
         """bool [T, K], whether the token comes after the first ceil(factor * T * K / E) that chose the expert."""

@@ -35,15 +35,13 @@ class DocumentPoolRouter(TopKRouter):
         self.pool_size = half if self.config.pool_size is None else self.config.pool_size
         self.register_buffer("document_start", torch.full((1,), -1))
 
-    def route(self, x_TD: Tensor, context: RouterContext | None) -> RouterOutput:
-        """See Router.route."""
+    def decide(self, logits_TE: Tensor, context: RouterContext | None) -> RouterOutput:
+        """See Router.decide."""
         assert context is not None
-        logits_TE = self.logits(x_TD)
-        present_TE = self.present(logits_TE)
-        sums_BSE = self._running_sums(present_TE.detach().double().softmax(dim=-1), context)
+        sums_BSE = self._running_sums(logits_TE.detach().double().softmax(dim=-1), context)
         pool_TM = sums_BSE.flatten(0, 1).sort(dim=-1, descending=True, stable=True).indices[:, : self.pool_size]
         pool_TE = torch.zeros_like(logits_TE, dtype=torch.bool).scatter_(-1, pool_TM, True)
-        scores_TK, indices_TK = self.choose(present_TE.masked_fill(~pool_TE, -math.inf), self.top_k)
+        scores_TK, indices_TK = self.choose(logits_TE.masked_fill(~pool_TE, -math.inf), self.top_k)
         return RouterOutput(logits_TE, scores_TK, indices_TK).noting(eligible=pool_TE)
 
     def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:

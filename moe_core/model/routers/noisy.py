@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -37,23 +35,21 @@ class NoisyRouter(TopKRouter):
         spread_TE = nn.functional.linear(x_TD.to(self.noise_weight.dtype), self.noise_weight).float()
         std_TE = nn.functional.softplus(spread_TE) + SMALLEST_STD
         noisy_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
-        present_TE = self.present(noisy_TE)
-        scores_TK, indices_TK = self.choose(present_TE, self.top_k)
-        probability_TE = self._load_probability(clean_TE, present_TE, std_TE, indices_TK)
-        return RouterOutput(noisy_TE, scores_TK, indices_TK).noting(load_probability=probability_TE)
+        routed = self.decide_among_present(noisy_TE, context)
+        probability_TE = self._load_probability(clean_TE, noisy_TE, std_TE, routed.wanted_indices)
+        return routed.noting(load_probability=probability_TE)
 
     def _load_probability(
         self, clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, indices_TK: Tensor
     ) -> Tensor | None:
-        """[T, E]; None where there is nothing to choose."""
+        """[T, E], of what was wanted; None where there is nothing to choose."""
         if self.top_k == self.num_experts:
             return None
         largest = noisy_TE.topk(self.top_k + 1, dim=-1).values
         chosen_TE = torch.zeros_like(noisy_TE, dtype=torch.bool).scatter_(-1, indices_TK, True)
         # Of the others: who is among the K himself must beat the (K+1)-th of all.
-        # Bounded, for it is -inf where expert dropout leaves K: an infinite distance would make its gradient NaN.
-        threshold_TE = torch.where(chosen_TE, largest[:, -1:], largest[:, -2:-1]).clamp(min=-1e6)
+        threshold_TE = torch.where(chosen_TE, largest[:, -1:], largest[:, -2:-1])
         # Far beyond any noise the probability is 0 or 1.
         distance_TE = ((clean_TE - threshold_TE) / std_TE).clamp(-10.0, 10.0)
         probability_TE: Tensor = torch.special.ndtr(distance_TE)
-        return probability_TE.masked_fill(noisy_TE == -math.inf, 0.0)
+        return probability_TE

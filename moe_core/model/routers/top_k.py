@@ -53,9 +53,9 @@ class TopKRouter(Router):
 
     @torch.no_grad()
     def after_step(self, routed: RouterOutput) -> None:
-        """Move the bias against the load."""
+        """Move the bias against the load that was wanted."""
         if self.expert_bias is not None and self.config.balances_by == "bias":
-            slots_N = routed.router_indices.flatten()
+            slots_N = routed.wanted_indices.flatten()
             counts_E = torch.bincount(slots_N + 1, minlength=self.num_experts + 1)[1:].float()
             self.expert_bias += self.config.bias_update_speed * torch.sign(counts_E.mean() - counts_E)
 
