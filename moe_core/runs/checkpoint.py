@@ -101,7 +101,7 @@ def load_run(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> LoadedRun:
-    """Load the newest checkpoint of a run; weights in `dtype` (None = float32).
+    """Load the newest checkpoint of a run; weights in `dtype` (None = float32), routers' buffers in float32.
 
     Every file's hash is verified, and every tensor's shape compared with the configuration, before memory is taken.
     Raises RunError naming the damaged file and what to do.
@@ -176,7 +176,8 @@ def verify_checkpoint(folder: Path) -> None:
 
 
 def slim_run(run: RunFolder, *, max_bytes: int) -> int:
-    """Make a run small enough to ship: newest checkpoint in bfloat16, no trainer state, no older checkpoint, no log.
+    """Make a run small enough to ship: newest checkpoint's weights in bfloat16, no trainer state, no older checkpoint,
+    no log. What routers keep beside weights stays float32.
 
     Metrics, probes, held-out documents and status stay. Returns the run folder's size in bytes. Raises RunError,
     leaving the run as it was, when that would be more than `max_bytes`.
@@ -186,7 +187,11 @@ def slim_run(run: RunFolder, *, max_bytes: int) -> int:
         source = find_checkpoint(run)
         verify_checkpoint(source)
         step, version, _ = _versions(run)[-1]
-        tensors = {name: _slim(tensor) for name, tensor in _read_tensors(source / "model.safetensors").items()}
+        buffers = dict(_outline(_checkpoint_config(source)).named_buffers())
+        tensors = {
+            name: tensor.to(_stored_dtype(tensor, torch.bfloat16, is_buffer=name in buffers))
+            for name, tensor in _read_tensors(source / "model.safetensors").items()
+        }
         target = run.weights_path / f"step-{step:06d}.{version + 1}"
         with replace_folder(target) as folder:
             _save_tensors(tensors, folder / "model.safetensors")
@@ -213,11 +218,10 @@ def slim_run(run: RunFolder, *, max_bytes: int) -> int:
 
 def _load(run: RunFolder, folder: Path, device: str | torch.device, dtype: torch.dtype) -> LoadedRun:
     from moe_core.data.tokenizer import Tokenizer
-    from moe_core.model.transformer import MoETransformer
 
     verify_checkpoint(folder)
+    config = _checkpoint_config(folder)
     try:
-        config = validate_config(read_json_object(folder / "config.json"))
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
     except MoescopeError as error:
         raise RunError(f"checkpoint {str(folder)!r} is damaged: {error}") from None
@@ -226,13 +230,13 @@ def _load(run: RunFolder, folder: Path, device: str | torch.device, dtype: torch
             f"checkpoint {str(folder)!r} has a tokenizer of {tokenizer.vocab_size} entries but a model of "
             f"{config.model.vocab_size}; they do not belong together, restore the folder from a copy"
         )
-    with torch.device("meta"):  # an outline without memory, to compare before anything is allocated
-        model = MoETransformer(config.model)
+    model = _outline(config)
     path = folder / "model.safetensors"
     _compare_shapes(path, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     # A copy: safetensors hands out views of the mapped file, which a trainer may remove.
+    buffers = dict(model.named_buffers())
     tensors = {
-        name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        name: tensor.to(device, _stored_dtype(tensor, dtype, is_buffer=name in buffers), copy=True)
         for name, tensor in _read_tensors(path).items()
     }
     model.load_state_dict(tensors, assign=True)
@@ -240,6 +244,28 @@ def _load(run: RunFolder, folder: Path, device: str | torch.device, dtype: torch
     match = _FOLDER.fullmatch(folder.name)
     assert match is not None  # verify_checkpoint compared it
     return LoadedRun(run, config, model, tokenizer, int(match.group(1)))
+
+
+def _checkpoint_config(folder: Path) -> Config:
+    try:
+        return validate_config(read_json_object(folder / "config.json"))
+    except MoescopeError as error:
+        raise RunError(f"checkpoint {str(folder)!r} is damaged: {error}") from None
+
+
+def _outline(config: Config) -> MoETransformer:
+    """The model without memory, to compare before anything is allocated."""
+    from moe_core.model.transformer import MoETransformer
+
+    with torch.device("meta"):
+        return MoETransformer(config.model)
+
+
+def _stored_dtype(tensor: Tensor, dtype: torch.dtype, *, is_buffer: bool) -> torch.dtype:
+    """Weights are wanted in `dtype`; a router's buffer decides about choices and is never rounded."""
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.float32 if is_buffer else dtype
 
 
 def _compare_shapes(path: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -301,10 +327,6 @@ def _superseded(run: RunFolder) -> list[Path]:
     highest = {step: path for step, _, path in _versions(run)}
     kept = {highest[step] for step in sorted(highest)[-CHECKPOINTS_KEPT:]}
     return [path for _, _, path in _versions(run) if path not in kept]
-
-
-def _slim(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
 
 
 def _size(path: Path) -> int:

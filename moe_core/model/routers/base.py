@@ -6,7 +6,7 @@ Axes: B sequences of S tokens, T = B * S, D model width, E experts, K slots, V v
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -118,6 +118,9 @@ class RouterShape(NamedTuple):
 class Router(nn.Module):
     """logits = W x (+ noise while training), then `choose`, in float32; then, while training, drops.
 
+    NOTE: what a router keeps beside its weights (biases, thresholds) is a float32 buffer whatever the model's dtype:
+    rounded to bfloat16, biases of 6.8 that differ by .1 are the same, and other experts are chosen.
+
     A subclass names the facts of its kind and has a rule of its own: `choose` if logits are all it looks at, `decide`
     if it looks at the context too, else `route`. One whose facts say reads_context is given a RouterContext.
     """
@@ -143,6 +146,16 @@ class Router(nn.Module):
         self.expert_dropout = self.config.expert_dropout
         self.reads_context = self.facts.reads_context
         self.weight = nn.Parameter(torch.empty(shape.num_experts, shape.dim))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        """As torch.nn.Module, for .to(), .half() and the like: buffers move with it, but stay float32."""
+        before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer.is_floating_point() and moved is not None and moved.dtype != torch.float32:
+                self._buffers[name] = buffer.to(moved.device, torch.float32)
+        return self
 
     def forward(self, x_TD: Tensor, context: RouterContext | None = None) -> RouterOutput:
         """Route T tokens: x_TD [T, D] -> RouterOutput. Raises UsageError if it needs a context and has none."""

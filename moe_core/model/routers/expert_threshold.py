@@ -27,8 +27,8 @@ class ExpertThresholdRouter(Router):
 
     def __init__(self, shape: RouterShape, config: RouterConfig | None = None) -> None:
         super().__init__(shape, config)
-        self.register_buffer("threshold", torch.zeros(shape.num_experts))
-        self.register_buffer("updates", torch.zeros(1))
+        self.register_buffer("threshold", torch.zeros(shape.num_experts, dtype=torch.float32))
+        self.register_buffer("updates", torch.zeros(1, dtype=torch.float32))
 
     def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """See Router.choose."""

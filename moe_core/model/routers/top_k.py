@@ -28,7 +28,8 @@ class TopKRouter(Router):
 
     def __init__(self, shape: RouterShape, config: RouterConfig | None = None) -> None:
         super().__init__(shape, config)
-        self.register_buffer("expert_bias", torch.zeros(shape.num_experts) if self.config.has_bias else None)
+        bias_E = torch.zeros(shape.num_experts, dtype=torch.float32) if self.config.has_bias else None
+        self.register_buffer("expert_bias", bias_E)
 
     def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """See Router.choose."""

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
+_SELECTION_BIASES = ("e_score_correction_bias", "expert_bias")
+"""Names of what is added to scores for the choice alone."""
+
 
 @dataclass(frozen=True)
 class HuggingFaceModel:
@@ -49,7 +52,8 @@ def load(
     """A model from a folder, or by its name from the library's cache or the hub.
 
     `device_map` and `quantization_config` are passed on (they need the library's own extras, such as accelerate);
-    `dtype` None = as its weights are stored. Whether its routers can be captured is found out before weights are read.
+    `dtype` None = as its weights are stored; biases that only move the routers' choice are float32 in any case. Whether
+    its routers can be captured is found out before weights are read.
     Raises UsageError if transformers is missing, ModelError for a model that is not there, damaged, of an unknown kind
     or with code or pickles of its own, TraceError for one without routers or that cannot be captured exactly.
     """
@@ -65,17 +69,18 @@ def load(
     with _quiet_library(transformers), _explained_errors(name, local):
         config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
         model_class = _model_class(transformers, config, trust_remote_code)
-        _check_routers(model_class, config, name, trust_remote_code)
+        bare = _outline_with_routers(model_class, config, name, trust_remote_code)
         extra = {"device_map": device_map, "quantization_config": quantization_config}
-        model, report = model_class.from_pretrained(
-            place,
-            config=config,
-            dtype="auto" if dtype is None else dtype,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **{key: value for key, value in extra.items() if value is not None},
-        )
+        with _selection_biases_kept_whole(bare):
+            model, report = model_class.from_pretrained(
+                place,
+                config=config,
+                dtype="auto" if dtype is None else dtype,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+                **{key: value for key, value in extra.items() if value is not None},
+            )
         tokenizer = _tokenizer(transformers, place, local=local, trust_remote_code=trust_remote_code)
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
@@ -138,14 +143,15 @@ def _model_class(transformers: Any, config: Any, trust_remote_code: bool) -> Any
     return transformers.AutoModelForCausalLM
 
 
-def _check_routers(model_class: Any, config: Any, name: str, trust_remote_code: bool) -> None:
-    """Raise TraceError now, from the architecture alone, for a model that could not be captured once it is loaded."""
+def _outline_with_routers(model_class: Any, config: Any, name: str, trust_remote_code: bool) -> torch.nn.Module:
+    """The model without weights. Raises TraceError now, from the architecture alone, for one that could not be captured
+    once it is loaded."""
     import torch
 
     from moe_core.routing.instruments.find import find_routers
 
     with torch.device("meta"):
-        bare = model_class.from_config(config, trust_remote_code=trust_remote_code)
+        bare: torch.nn.Module = model_class.from_config(config, trust_remote_code=trust_remote_code)
     try:
         find_routers(bare)
     except TraceError as error:
@@ -155,6 +161,27 @@ def _check_routers(model_class: Any, config: Any, name: str, trust_remote_code: 
             f"{name} ({config.model_type}) has no router: it is a dense model, or its experts are of a kind that is "
             "not known here (docs/families.md lists those that are)"
         ) from error
+    return bare
+
+
+@contextmanager
+def _selection_biases_kept_whole(bare: torch.nn.Module) -> Iterator[None]:
+    """Let the library load these biases in float32, as it does by itself for most families.
+
+    Rounded to half precision, biases that differ little are the same, and other experts are chosen (afmoe, kimi_linear,
+    laguna, longcat_flash and minimax in transformers 5.23).
+    """
+    kind: Any = type(bare)
+    own = {name.rpartition(".")[2] for name, _ in (*bare.named_parameters(), *bare.named_buffers())}
+    before = getattr(kind, "_keep_in_fp32_modules_strict", None)
+    kept = {*(before or ()), *(own & {*_SELECTION_BIASES})}
+    if kept != {*(before or ())}:
+        kind._keep_in_fp32_modules_strict = sorted(kept)
+    try:
+        yield
+    finally:
+        if getattr(kind, "_keep_in_fp32_modules_strict", None) is not before:
+            kind._keep_in_fp32_modules_strict = before
 
 
 def _tokenizer(transformers: Any, place: str, *, local: bool, trust_remote_code: bool) -> Any:
