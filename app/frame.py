@@ -1,0 +1,126 @@
+"""The frame: navigation, the choices that all pages share, and one place where errors become boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from app import loaders
+from app.components import pickers
+from app.components.no_run import DENSE, explain_broken_run, explain_need, explain_no_runs, need
+from app.components.open_other import open_field
+from app.components.page import errors_as_boxes, plain
+from moe_core.inference.subjects import open_from_command_line
+from moe_core.runs import RunFolder, RunSummary
+from moe_core.words import sentence
+
+ICON = str(Path(__file__).with_name("icon.svg"))  # a file of ours: an icon by name would be fetched from outside
+
+
+def pages() -> dict[str, list[st.Page]]:
+    """The navigation: what one wants, and the pages that answer it."""
+    return {
+        "Look": [
+            st.Page(
+                "app_pages/overview.py",
+                title="Overview",
+                icon=":material/dashboard:",
+                default=True,
+                help="What this run is, and whether its routing is healthy, in plain words.",
+            ),
+            st.Page(
+                "app_pages/tokens.py",
+                title="Tokens",
+                icon=":material/text_fields:",
+                help="Type or paste text and see which expert every token goes to, layer by layer.",
+            ),
+            st.Page(
+                "app_pages/domains.py",
+                title="Domains",
+                icon=":material/category:",
+                help="Which experts prefer which kind of text, and whether that is more than chance.",
+            ),
+            st.Page(
+                "app_pages/experts.py",
+                title="Experts",
+                icon=":material/hub:",
+                help="One expert at a time: its load, domains, words, contexts, neighbours, and what it is worth.",
+            ),
+            st.Page(
+                "app_pages/flow.py",
+                title="Flow",
+                icon=":material/alt_route:",
+                help="How tokens travel from layer to layer, and which experts work together.",
+            ),
+        ],
+        "Change": [
+            st.Page(
+                "app_pages/generation.py",
+                title="Generation",
+                icon=":material/edit_note:",
+                help="Let the model write, and see each new token coloured by its expert.",
+            ),
+            st.Page(
+                "app_pages/interventions.py",
+                title="Interventions",
+                icon=":material/switch_access_shortcut:",
+                help="Switch an expert off, or force it, and see what changes.",
+            ),
+        ],
+        "Follow": [
+            st.Page(
+                "app_pages/training.py",
+                title="Training",
+                icon=":material/model_training:",
+                help="Start a training, watch it learn, stop and resume it.",
+            ),
+            st.Page(
+                "app_pages/time.py",
+                title="Time",
+                icon=":material/timeline:",
+                help="When each expert became what it is: the routing at every snapshot of training.",
+            ),
+            st.Page(
+                "app_pages/compare.py",
+                title="Compare",
+                icon=":material/compare_arrows:",
+                help="What changed between two runs, two steps of one run, or two texts.",
+            ),
+        ],
+    }
+
+
+def draw() -> None:
+    """The page that is asked for, in its frame; Streamlit runs this at every change."""
+    st.set_page_config(page_title="Moescope", page_icon=ICON, layout="wide")
+    st.logo(ICON, size="large")
+    navigation = pages()
+    page = st.navigation(navigation)
+    training = navigation["Follow"][0]  # starts runs, so it opens without one
+    first, errors = open_from_command_line()
+    runs = loaders.runs()
+    with st.sidebar:
+        chosen = pickers.pick_subject(runs, first)
+        pickers.pick_layer(chosen)
+        pickers.pick_comparison(chosen, runs)
+        open_field()
+        for error in errors:
+            st.error(plain(sentence(error)), icon=":material/error:")
+
+    with errors_as_boxes():
+        if page.url_path == training.url_path:
+            page.run()
+        elif chosen is None:
+            explain_no_runs()
+        elif isinstance(chosen, RunSummary):
+            if chosen.error is not None or (chosen.state == "preparing" and not RunFolder(chosen.name).probe_steps()):
+                explain_broken_run(chosen)
+            elif not loaders.config(RunFolder(chosen.name)).model.moe_layers:
+                explain_need(chosen, page.title.lower(), DENSE)
+            else:
+                page.run()
+        elif (reason := need(page.url_path, chosen)) is not None:
+            explain_need(chosen, page.title.lower(), reason)
+        else:
+            page.run()
