@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from data_gen import code, finance, general, legal
 from data_gen.grammar import polish
 from data_gen.prose import Writer
-from data_gen.row import DOMAINS, SPLITS, Row
+from data_gen.row import DOMAINS, SPLITS, TUNING, Row
 from data_gen.scene import Scene
 
 WRITERS = {"finance": finance.write, "legal": legal.write, "code": code.write, "general": general.write}
@@ -44,13 +44,13 @@ def generate_corpus(
 ) -> list[Row]:
     """Write `documents` training documents per domain, and 1 for every 25 (at least 8) in each held-out split.
 
-    `validation` shares the templates of `train`; `unseen` uses templates that occur nowhere else. `overlap` in 0..1
-    is how much the domains share: names, and sentences written by one mixture of the prose domains. More documents
-    extend a smaller corpus of the same seed.
+    `validation` and `tuning` share the templates of `train`; `unseen` uses templates that occur nowhere else.
+    `overlap` in 0..1 is how much the domains share: names, and sentences written by one mixture of the prose
+    domains. More documents extend a smaller corpus of the same seed.
     """
     if documents < 1 or not 0 <= overlap <= 1:
         raise ValueError(f"documents={documents}, overlap={overlap}: expected at least 1, and within 0..1")
-    for value, known in [(domain, DOMAINS) for domain in domains] + [(split, SPLITS) for split in splits]:
+    for value, known in [(domain, DOMAINS) for domain in domains] + [(split, (*SPLITS, TUNING)) for split in splits]:
         if value not in known:
             raise ValueError(f"{value!r} is not known; expected one of {', '.join(known)}")
     wanted = [

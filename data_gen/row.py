@@ -5,6 +5,8 @@ from typing import NamedTuple
 DOMAINS = ("finance", "legal", "code", "general")
 PROSE_DOMAINS = ("finance", "legal", "general")
 SPLITS = ("train", "validation", "unseen")
+TUNING = "tuning"
+"""A split more, for those who choose between trainings: written like `validation`, and written on demand alone."""
 
 
 class Row(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from moe_core.cli.options import Parser, command, finish, output_folder, whole
@@ -25,6 +26,10 @@ def dense_parser() -> Parser:
         "compare-dense --data texts.jsonl --resume",
     )
     _add_comparison(parser, seeds=5)
+    parser.add_argument(
+        "--longer-seeds", metavar="N", type=whole(0, 1_000), default=2, help="seeds that are scored after four times "
+        "the tokens as well, to show a trend; 0 leaves that out (default 2)",
+    )  # fmt: skip
     return finish(parser, dense)
 
 
@@ -82,12 +87,15 @@ def _compare(kind: Kind, arguments: argparse.Namespace, output: Output) -> int:
     out = output_folder(arguments.out)
     from moe_core.experiments.plan import make_plan
 
-    plan = make_plan(kind, file=arguments.config, data=arguments.data, seeds=arguments.seeds, smoke=arguments.smoke)
+    plan = make_plan(
+        kind, file=arguments.config, data=arguments.data, seeds=arguments.seeds, smoke=arguments.smoke,
+        longer_seeds=arguments.longer_seeds if kind == "dense" else 0,
+    )  # fmt: skip
     work, path = out / plan.name, out / f"{plan.name}.json"
     import torch
 
     from moe_core.experiments.results import build_result, write_result
-    from moe_core.experiments.runner import run_trials
+    from moe_core.experiments.runner import Outcomes, run_trials, stored_plan
     from moe_core.experiments.speed import measure_speed, read_speed
     from moe_core.experiments.trial import TrialStopped
     from moe_core.reports.comparison_report import result_table
@@ -96,25 +104,33 @@ def _compare(kind: Kind, arguments: argparse.Namespace, output: Output) -> int:
 
     keep_freed_memory()
     resume = arguments.resume or arguments.time_again
+    if resume:
+        plan = plan.as_begun(stored_plan(work))
 
-    def write(speed: SpeedResult | None) -> ComparisonResult:
+    def write(chosen: Mapping[str, float], outcomes: Outcomes, speed: SpeedResult | None) -> ComparisonResult:
         result = build_result(plan, chosen, outcomes, speed)
         write_result(path, result)
         write_atomic(path.with_suffix(".md"), result_table(result).encode())
         return result
 
+    def keep(chosen: Mapping[str, float], outcomes: Outcomes) -> None:
+        write(chosen, outcomes, read_speed(work))
+
     with progress_on_stderr() as progress:
         try:
-            chosen, outcomes = run_trials(work, plan, resume=resume, workers=arguments.workers, progress=progress)
+            chosen, outcomes = run_trials(
+                work, plan, resume=resume, workers=arguments.workers, progress=progress,
+                budget_done=keep,
+            )  # fmt: skip
         except TrialStopped as stopped:
             output.say(f"Stopped; what is trained is kept in {work}. Continue with the same options and --resume.")
             return 128 + (stopped.signal or signal.SIGTERM)
         speed = None if arguments.time_again else read_speed(work)
         if speed is None:
-            write(read_speed(work))  # the losses are not lost where the timing is interrupted, nor older times
+            keep(chosen, outcomes)  # the losses are not lost where the timing is interrupted, nor older times
             threads = torch.get_num_threads()
             speed = measure_speed(work, plan, chosen, threads=threads, smoke=arguments.smoke, progress=progress)
-    result = write(speed)
+    result = write(chosen, outcomes, speed)
     output.say(result_table(result))
     output.figures(result.to_json())
     output.say(f"Result: {path}; the same as Markdown: {path.with_suffix('.md')}")

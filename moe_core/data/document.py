@@ -11,4 +11,4 @@ class Document:
     domain: str
     source: str
     split: str
-    """"train", "validation" or "unseen"; empty before the text is split."""
+    """"train", "validation" or "unseen", in a comparison also "tuning"; empty before the text is split."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_gen import DOMAINS
+from data_gen import DOMAINS, SPLITS
 from moe_core.config import Config
 from moe_core.data.document import Document
 from moe_core.data.sources import generated_documents, read_documents
-from moe_core.data.splits import split_documents
+from moe_core.data.splits import TUNING, keep_for_tuning, split_documents
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import DataError
@@ -34,19 +34,22 @@ class PreparedData:
     """[V]: occurrences in the training split, end-of-text prefixes included."""
     fingerprint: str
     """SHA-256 of the training tokens and the held-out texts; a resumed run must meet the same."""
+    tuning: tuple[Document, ...] = ()
+    """Neither trained on nor scored: learning rates may be chosen on them. None unless they were asked for."""
 
 
 def prepare_data(
-    config: Config, *, progress: Progress | None = None, tokenizer: Tokenizer | None = None
+    config: Config, *, progress: Progress | None = None, tokenizer: Tokenizer | None = None, tuning: bool = False
 ) -> PreparedData:
     """Read or generate the text, split it, train the tokenizer on the training split only, and tokenise that split.
 
-    A `tokenizer` that is given, as fine-tuning does, is used instead. Raises UsageError or DataError (one line) when
-    the text is missing, unreadable, or smaller than one batch.
+    A `tokenizer` that is given, as fine-tuning does, is used instead. With `tuning` a third split is held out, from
+    documents written in addition or (the user's text) from training ones; validation and unseen stay the same.
+    Raises UsageError or DataError (one line) when the text is missing, unreadable, or smaller than one batch.
     """
     report = progress or silent
-    documents = _read_or_generate(config, report)
-    by_split = {split: [d for d in documents if d.split == split] for split in ("train", "validation", "unseen")}
+    documents = _read_or_generate(config, report, tuning)
+    by_split = {split: [d for d in documents if d.split == split] for split in (*SPLITS, TUNING)}
     train = by_split["train"]
     domains = DOMAINS if config.data.path is None else tuple(sorted({document.domain for document in train}))
     if tokenizer is None:
@@ -63,18 +66,21 @@ def prepare_data(
         unseen=by_split["unseen"],
         domains=tuple(domains),
         token_counts=np.bincount(dataset.token_ids, minlength=tokenizer.vocab_size).astype(np.int64),
-        fingerprint=_fingerprint_of(dataset, [*by_split["validation"], *by_split["unseen"]]),
+        fingerprint=_fingerprint_of(dataset, [*by_split["validation"], *by_split["unseen"], *by_split[TUNING]]),
+        tuning=tuple(by_split[TUNING]),
     )
 
 
-def _read_or_generate(config: Config, report: Progress) -> list[Document]:
+def _read_or_generate(config: Config, report: Progress, tuning: bool) -> list[Document]:
     data = config.data
     if data.path is None:
-        return generated_documents(data.documents, seed=data.seed, overlap=data.overlap, progress=report)
+        splits = (*SPLITS, TUNING) if tuning else SPLITS
+        return generated_documents(data.documents, seed=data.seed, overlap=data.overlap, splits=splits, progress=report)
     report("reading", 0, 1)
     documents = read_documents(data.path)
     report("reading", 1, 1)
-    return split_documents(documents, seed=data.seed)
+    split = split_documents(documents, seed=data.seed)
+    return keep_for_tuning(split, seed=data.seed) if tuning else split
 
 
 def _check_size(config: Config, dataset: TokenDataset) -> None:

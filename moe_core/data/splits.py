@@ -3,6 +3,9 @@
 A model that has read page 3 of a book knows something of page 4. So whole sources are held out: about 8 % of the
 bytes of every domain for validation, and another 8 % for the unseen split. For the user's own text the two are
 drawn alike; they stay apart because one is watched while training and the other is only looked at in the end.
+
+Whoever chooses between trainings needs a third split, for what a choice was made by cannot judge it afterwards
+(docs/decisions/0019). It is taken from training; validation and unseen stay what they are without it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ LARGEST_SHARE = 0.10
 """A source that would take a held-out split beyond this is passed over, unless nothing smaller is left."""
 HeldOutSplit = Literal["validation", "unseen"]
 HELD_OUT_SPLITS: tuple[HeldOutSplit, ...] = ("validation", "unseen")
+TUNING = "tuning"
+"""The split of `keep_for_tuning`."""
 SCORED_TOKENS_PER_DOMAIN = 65_536
 """Limit for each held-out split: a corpus of a few megabytes is scored whole, a larger one within minutes."""
 
@@ -38,6 +43,57 @@ def split_documents(documents: Sequence[Document], *, seed: int) -> list[Documen
         _assign_domain(domain, sizes, seed, split_of)
     assigned = [replace(document, split=split_of[document.source]) for document in documents]
     return _drop_known_texts(assigned)
+
+
+def keep_for_tuning(documents: Sequence[Document], *, seed: int) -> list[Document]:
+    """Documents that are split already, with whole training sources of every domain moved to the split TUNING.
+
+    As many as each held-out split should get, at least one, and never a domain's last training source. Validation and
+    unseen stay as they are. A document whose exact text also stands in another split is dropped from this one.
+    Raises DataError when a domain has too few sources for it.
+    """
+    sizes = _source_bytes(documents)
+    training = _source_bytes([document for document in documents if document.split == "train"])
+    split_of: dict[str, str] = {}
+    for domain in sorted(sizes):
+        _take_from_training(domain, training[domain], sum(sizes[domain].values()), seed, split_of)
+    moved = [
+        replace(document, split=split_of[document.source]) if document.split == "train" else document
+        for document in documents
+    ]
+    known = {document.text for document in moved if document.split != TUNING}
+    kept = [document for document in moved if document.split != TUNING or document.text not in known]
+    emptied = sorted(sizes.keys() - {document.domain for document in kept if document.split == TUNING})
+    if emptied:
+        raise DataError(
+            f"domain {emptied[0]!r} has no text left to choose learning rates on: all of it also stands in another "
+            "split; remove repeated texts or add sources"
+        )
+    return kept
+
+
+def _take_from_training(domain: str, sizes: dict[str, int], whole: int, seed: int, split_of: dict[str, str]) -> None:
+    """Give each training source of one domain its split. `sizes`: their bytes; `whole`: those of the whole domain.
+
+    A source met in an earlier domain keeps the split it has there.
+    """
+    taken = sum(size for source, size in sizes.items() if split_of.get(source) == TUNING)
+    free = sorted((source for source in sizes if source not in split_of), key=lambda source: _seeded_rank(seed, source))
+    spare = len(free) - (0 if any(split_of.get(source) == "train" for source in sizes) else 1)
+    chosen: list[str] = []
+    for source in free:
+        if len(chosen) < spare and taken < HELD_OUT_SHARE * whole and taken + sizes[source] <= LARGEST_SHARE * whole:
+            chosen.append(source)
+            taken += sizes[source]
+    if not taken and spare > 0:
+        chosen = [min(free, key=lambda source: sizes[source])]
+    split_of.update(dict.fromkeys(free, "train") | dict.fromkeys(chosen, TUNING))
+    if {split_of[source] for source in sizes} != {"train", TUNING}:
+        raise DataError(
+            f"domain {domain!r} has too few sources to choose learning rates on documents that are neither trained on "
+            f"nor scored; expected at least {MIN_SOURCES + 1}, one each for training, validation, unseen and tuning: "
+            "add files or rows, or (plain text) more sections between blank lines"
+        )
 
 
 def _source_bytes(documents: Sequence[Document]) -> dict[str, dict[str, int]]:

@@ -178,8 +178,10 @@ class TuningTrial:
 
     arm: str
     factor: float
-    unseen_nats: float | None
-    """None where the training failed."""
+    unseen_nats: float | None = None
+    """By which rates were chosen before there was a tuning split. None where the training failed."""
+    tuning_nats: float | None = None
+    """Nats per token on the tuning split. None where the training failed, and in results from before."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from moe_core.model import size
 
 PRIMARY = "nats per token on the unseen split"
 """Decides; everything else that is reported describes."""
+LONGER = 4
+"""Times the tokens of the first budget that the second one has."""
 FACTORS = (0.5, 1.0, 2.0)
 """Every arm is trained with its learning rates times each of these, on seeds that are not scored."""
 LEARNING_RATES = ("learning_rate", "embedding_learning_rate", "muon_learning_rate")
@@ -47,11 +49,22 @@ class Trial:
     seed: int
     factor: float
     """Of the learning rates."""
+    times: int = 1
+    """Times the configured steps that it trains for."""
 
     @property
     def name(self) -> str:
         """Of its run and of the file with its outcome."""
-        return f"{self.arm}-s{self.seed}-x{self.factor:g}"
+        return f"{self.arm}-s{self.seed}-x{self.factor:g}" + ("" if self.times == 1 else f"-t{self.times}")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long trainings last, and the seeds that are scored after them."""
+
+    times: int
+    """Times the configured steps."""
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,11 @@ class Plan:
     tuning_seeds: tuple[int, ...]
     """Used to choose the learning rate, never scored."""
     factors: tuple[float, ...]
+    tuning_split: bool = False
+    """Whether rates are chosen on documents of their own (docs/decisions/0019). False where nothing is chosen, and in
+    plans from before, whose rates are chosen on the unseen documents."""
+    longer: tuple[Budget, ...] = ()
+    """Budgets beyond the first, for the trend: same rates, same schedule stretched."""
 
     @property
     def config(self) -> Config:
@@ -85,14 +103,31 @@ class Plan:
             Trial(arm.name, seed, factor) for seed in self.tuning_seeds for factor in self.factors for arm in self.arms
         ]
 
-    def scored_trials(self, chosen: Mapping[str, float]) -> list[Trial]:
-        """Those that decide, seed by seed, with the factor chosen for each arm."""
-        return [Trial(arm.name, seed, chosen[arm.name]) for seed in self.seeds for arm in self.arms]
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The first, which decides, and the longer ones."""
+        return (Budget(1, self.seeds), *self.longer)
+
+    def is_tuning(self, trial: Trial) -> bool:
+        """Whether it chooses a learning rate on the split kept for that."""
+        return self.tuning_split and trial.seed in self.tuning_seeds
+
+    def scored_trials(self, chosen: Mapping[str, float], budget: Budget | None = None) -> list[Trial]:
+        """Those of a budget (the first, which decides), seed by seed, with the factor chosen for each arm."""
+        budget = budget or self.budgets[0]
+        return [Trial(arm.name, seed, chosen[arm.name], budget.times) for seed in budget.seeds for arm in self.arms]
+
+    def as_begun(self, stored: Plan | None) -> Plan:
+        """What goes on where `stored` was begun: this plan, or the same one from before tuning splits and budgets."""
+        before = replace(self, tuning_split=False, longer=())
+        return before if stored == before else self
 
     def trial_config(self, trial: Trial) -> Config:
         """What the trial is trained with."""
         config = self.arm(trial.arm).config
         training = config.training.model_dump() | {"seed": trial.seed}
+        for key in ("steps", "evaluation_interval"):
+            training[key] *= trial.times
         for key in LEARNING_RATES:
             training[key] = None if training[key] is None else training[key] * trial.factor
         return validate_config({**config.model_dump(), "training": training})
@@ -101,7 +136,7 @@ class Plan:
         """About what the trial costs: forward operations of all its tokens."""
         config = self.arm(trial.arm).config
         training = config.training
-        tokens = training.steps * training.batch_size * training.seq_len
+        tokens = trial.times * training.steps * training.batch_size * training.seq_len
         return float(tokens * size.flops_per_token(config.model, training.seq_len))
 
     @property
@@ -111,6 +146,9 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
+        added: dict[str, Any] = {"tuning_split": True} if self.tuning_split else {}
+        if self.longer:
+            added["longer"] = [{"times": budget.times, "seeds": list(budget.seeds)} for budget in self.longer]
         return {
             "kind": self.kind,
             "name": self.name,
@@ -122,20 +160,32 @@ class Plan:
             "seeds": list(self.seeds),
             "tuning_seeds": list(self.tuning_seeds),
             "factors": list(self.factors),
+            **added,
         }
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Plan:
         """Raises KeyError, TypeError or UsageError for something else."""
         arms = tuple(Arm(arm["name"], arm["label"], validate_config(arm["config"])) for arm in tree["arms"])
-        lists = (tuple(tree[key]) for key in ("seeds", "tuning_seeds", "factors"))
-        return cls(tree["kind"], tree["name"], arms, *lists)
+        seeds, tuning_seeds, factors = (tuple(tree[key]) for key in ("seeds", "tuning_seeds", "factors"))
+        longer = tuple(Budget(one["times"], tuple(one["seeds"])) for one in tree.get("longer", ()))
+        split = bool(tree.get("tuning_split", False))
+        return cls(tree["kind"], tree["name"], arms, seeds, tuning_seeds, factors, split, longer)
 
 
 def make_plan(
-    kind: Kind, *, file: str | None = None, data: str | None = None, seeds: int = 5, smoke: bool = False
+    kind: Kind,
+    *,
+    file: str | None = None,
+    data: str | None = None,
+    seeds: int = 5,
+    longer_seeds: int = 2,
+    smoke: bool = False,
 ) -> Plan:
-    """The plan from the house's size, a HOCON file over it, and the user's text. Raises UsageError."""
+    """The plan from the house's size, a HOCON file over it, and the user's text. Raises UsageError.
+
+    `longer_seeds`: scored after LONGER times the tokens; 0 leaves the second budget out. Routers have one budget.
+    """
     config = _config(kind, file, data, smoke)
     text = "synthetic" if config.data.path is None else Path(config.data.path).stem
     plain = "".join(c if c.isalnum() else "-" for c in text.lower())
@@ -146,6 +196,8 @@ def make_plan(
         seeds=tuple(range(seeds)),
         tuning_seeds=(FIRST_TUNING_SEED,) if kind == "dense" else (),
         factors=(1.0,) if kind == "routers" else FACTORS[1:] if smoke else FACTORS,
+        tuning_split=kind == "dense",
+        longer=(Budget(LONGER, tuple(range(longer_seeds))),) if kind == "dense" and longer_seeds else (),
     )
 
 

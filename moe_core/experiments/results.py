@@ -29,8 +29,8 @@ from moe_core.experiments.comparison_result import (
     Violation,
     finite,
 )
-from moe_core.experiments.plan import PRIMARY, Plan
-from moe_core.experiments.runner import Outcomes
+from moe_core.experiments.plan import PRIMARY, Plan, Trial
+from moe_core.experiments.runner import Outcomes, tuning_loss
 from moe_core.model import size
 from moe_core.routing.statistics.intervals import PairedDifference, paired_difference
 from moe_core.runs.files import write_atomic
@@ -43,9 +43,9 @@ def build_result(
     speed: SpeedResult | None,
 ) -> ComparisonResult:
     """Everything that is shown of a comparison. `speed`: see measure_speed, None before it was measured."""
-    config = _with_real_vocabulary(plan, outcomes)
-    training = config.training
     reference = _scored_outcomes(plan, outcomes, plan.arms[0].name, chosen)
+    config = _with_real_vocabulary(plan, reference[0])
+    training = config.training
     return ComparisonResult(
         format=FORMAT,
         kind=plan.kind,
@@ -60,7 +60,7 @@ def build_result(
         seeds=plan.seeds,
         tuning_seeds=plan.tuning_seeds if len(plan.factors) > 1 else (),
         tuning=tuple(
-            TuningTrial(trial.arm, trial.factor, _loss_of(outcome, "unseen", "nats_per_token"))
+            _tuning_trial(plan, trial, outcome)
             for trial, outcome in outcomes.items()
             if trial.seed in plan.tuning_seeds
         ),
@@ -70,6 +70,13 @@ def build_result(
         speed=speed,
         bounds=tuple(bounds(config.model.top_k, config.model)) if plan.kind == "dense" else None,
     )
+
+
+def _tuning_trial(plan: Plan, trial: Trial, outcome: Mapping[str, Any]) -> TuningTrial:
+    nats = finite(tuning_loss(outcome))
+    if plan.tuning_split:
+        return TuningTrial(trial.arm, trial.factor, tuning_nats=nats)
+    return TuningTrial(trial.arm, trial.factor, unseen_nats=nats)
 
 
 def write_result(path: Path, result: ComparisonResult) -> None:
@@ -189,9 +196,9 @@ def _loss_of(outcome: Mapping[str, Any], *path: str) -> float | None:
     return None if found is None else float(found)
 
 
-def _with_real_vocabulary(plan: Plan, outcomes: Outcomes) -> Config:
+def _with_real_vocabulary(plan: Plan, outcome: Mapping[str, Any]) -> Config:
     """The first arm's configuration with the number of entries that the tokenizer really has."""
-    uniform = next(one for one in outcomes.values() if not one["failed"])["evaluation"]["baselines"]["uniform_nats"]
+    uniform = outcome["evaluation"]["baselines"]["uniform_nats"]
     model = plan.config.model.model_copy(update={"vocab_size": round(math.exp(uniform))})
     return plan.config.model_copy(update={"model": model})
 

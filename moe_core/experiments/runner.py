@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -31,12 +31,19 @@ Outcomes = dict[Trial, dict[str, Any]]
 
 
 def run_trials(
-    work: Path, plan: Plan, *, resume: bool = False, workers: int = 1, progress: Progress = silent
+    work: Path,
+    plan: Plan,
+    *,
+    resume: bool = False,
+    workers: int = 1,
+    progress: Progress = silent,
+    budget_done: Callable[[dict[str, float], Outcomes], None] | None = None,
 ) -> tuple[dict[str, float], Outcomes]:
     """Train and score every trial of the plan that has no outcome yet, in `workers` processes side by side.
 
-    First those that choose each arm's learning rate, then the scored ones. Returns the factor chosen for each arm and
-    all outcomes. Losses do not depend on `workers`. Raises UsageError when the folder holds a comparison and `resume`
+    First those that choose each arm's learning rate, then the scored ones, budget by budget. Returns the factor chosen
+    for each arm and all outcomes; `budget_done` gets them so far after each budget that another one follows. Losses do
+    not depend on `workers`. Raises UsageError when the folder holds a comparison and `resume`
     is False, RunError when it holds another one, RunBusyError when another process works on it, TrialStopped when
     somebody asks to stop: then nothing that was learned is lost.
     """
@@ -47,8 +54,19 @@ def run_trials(
         meter = _Meter(work, plan, progress)
         tuning = _run_all(work, plan, plan.tuning_trials(), workers, meter)
         chosen = choose_factors(plan, tuning)
-        scored = _run_all(work, plan, plan.scored_trials(chosen), workers, meter)
-    if len({outcome["fingerprint"] for outcome in (tuning | scored).values()}) > 1:
+        outcomes = tuning
+        for budget in plan.budgets:
+            if outcomes is not tuning and budget_done is not None:
+                budget_done(chosen, outcomes)
+            scored = _run_all(work, plan, plan.scored_trials(chosen, budget), workers, meter)
+            outcomes = outcomes | scored
+            _check_outcomes(work, outcomes, scored)
+    return chosen, outcomes
+
+
+def _check_outcomes(work: Path, outcomes: Outcomes, scored: Outcomes) -> None:
+    """Raise RunError for outcomes of two texts, and where a scored training failed."""
+    if len({outcome["fingerprint"] for outcome in outcomes.values()}) > 1:
         raise RunError(
             f"the text was changed while this comparison was stopped, and results of two texts do not belong together; "
             f"delete {str(work)!r} and begin again"
@@ -59,11 +77,11 @@ def run_trials(
             f"arm {failed['arm']!r} with seed {failed['seed']} has no loss to compare: {failed['failed']}; begin again "
             "with a lower training.learning_rate in --config FILE and another --out DIR"
         )
-    return chosen, tuning | scored
 
 
 def choose_factors(plan: Plan, outcomes: Outcomes) -> dict[str, float]:
-    """For each arm the factor with the lowest mean loss on unseen text over the tuning seeds; 1 where none was tried.
+    """For each arm the factor with the lowest mean loss over the tuning seeds, on the tuning split or (plans from
+    before there was one) on unseen text; 1 where none was tried.
 
     Raises RunError when no factor left an arm with a finite loss.
     """
@@ -72,7 +90,7 @@ def choose_factors(plan: Plan, outcomes: Outcomes) -> dict[str, float]:
     chosen = {}
     for arm in plan.arms:
         losses = {
-            factor: sum(_unseen(one) for at, one in outcomes.items() if (at.arm, at.factor) == (arm.name, factor))
+            factor: sum(tuning_loss(one) for at, one in outcomes.items() if (at.arm, at.factor) == (arm.name, factor))
             for factor in plan.factors
         }
         best = min(losses, key=losses.__getitem__)
@@ -94,8 +112,11 @@ def stored_plan(work: Path) -> Plan | None:
         ) from None
 
 
-def _unseen(outcome: dict[str, Any]) -> float:
-    nats = None if outcome["failed"] else outcome["evaluation"]["unseen"]["nats_per_token"]
+def tuning_loss(outcome: Mapping[str, Any]) -> float:
+    """Nats per token by which a learning rate is chosen; infinite where the training failed."""
+    if outcome["failed"]:
+        return math.inf
+    nats = outcome["tuning_nats"] if "tuning_nats" in outcome else outcome["evaluation"]["unseen"]["nats_per_token"]
     return math.inf if nats is None else float(nats)
 
 
@@ -130,7 +151,9 @@ class _Meter:
 
     def __init__(self, work: Path, plan: Plan, progress: Progress) -> None:
         self._work, self._plan, self._progress = work, plan, progress
-        trials = [*plan.tuning_trials(), *plan.scored_trials({arm.name: 1.0 for arm in plan.arms})]
+        untuned = {arm.name: 1.0 for arm in plan.arms}
+        scored = [trial for budget in plan.budgets for trial in plan.scored_trials(untuned, budget)]
+        trials = [*plan.tuning_trials(), *scored]
         self._all = sum(plan.work(trial) for trial in trials)
         self._steps = sum(plan.trial_config(trial).training.steps for trial in trials)
         self._done = 0.0
@@ -177,7 +200,7 @@ def _run_all(work: Path, plan: Plan, trials: Sequence[Trial], workers: int, mete
 
 
 def _here(work: Path, plan: Plan, todo: Sequence[Trial], meter: _Meter) -> Outcomes:
-    data = prepare_data(plan.config)
+    data = prepare_data(plan.config, tuning=plan.tuning_split)
     outcomes: Outcomes = {}
     for trial in todo:
 
@@ -234,7 +257,7 @@ def _begin_worker(work: Path, plan: Plan, parent: int) -> None:
 
 def _in_worker(trial: Trial) -> dict[str, Any]:
     if "data" not in _worker:
-        _worker["data"] = prepare_data(_worker["plan"].config)
+        _worker["data"] = prepare_data(_worker["plan"].config, tuning=_worker["plan"].tuning_split)
     work, plan, parent = (_worker[key] for key in ("work", "plan", "parent"))
 
     def stop() -> bool:  # a worker whose parent was killed must not go on alone
