@@ -102,3 +102,33 @@ def test_real_text_is_held_out_by_whole_sources_and_round_trips() -> None:
     dataset = TokenDataset.build(data.validation, data.tokenizer, data.domains)
     start, end = (bound[0] for bound in dataset.document_bounds())
     assert data.tokenizer.decode(dataset.token_ids[start:end].tolist()) == data.validation[0].text
+
+
+def test_a_tuning_split_of_synthetic_text_leaves_everything_else_as_it_is() -> None:
+    data, tuned = prepare_data(config_for(None)), prepare_data(config_for(None), tuning=True)
+    assert data.tuning == ()
+    assert (tuned.validation, tuned.unseen) == (data.validation, data.unseen)
+    np.testing.assert_array_equal(tuned.train.token_ids, data.train.token_ids)
+    assert {document.domain for document in tuned.tuning} == set(DOMAINS)
+    held_out = [*data.validation, *data.unseen]
+    assert not {document.text for document in tuned.tuning} & {document.text for document in held_out}
+    assert not {document.source for document in tuned.tuning} & {document.source for document in held_out}
+    assert tuned.fingerprint != data.fingerprint  # a comparison must meet the same tuning text when it goes on
+
+
+def test_a_tuning_split_of_own_text_comes_from_training_alone(tmp_path: Path) -> None:
+    config = config_for(write_rows(tmp_path / "a.jsonl", 120))
+    data, tuned = prepare_data(config), prepare_data(config, tuning=True)
+    assert (tuned.validation, tuned.unseen) == (data.validation, data.unseen)
+    documents = [len(one.train.document_bounds()[0]) for one in (data, tuned)]
+    assert documents[1] == documents[0] - len(tuned.tuning)
+    assert 0 < len(tuned.tuning) <= 12
+
+
+def test_a_comparison_of_text_with_three_sources_is_refused_in_a_line(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "text" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "text" / "a" / f"{number}.txt").write_text(f"text {number} of words and words\n\n" * 40)
+    prepare_data(config_for(tmp_path / "text"))
+    with pytest.raises(DataError, match="no source to spare for choosing learning rates"):
+        prepare_data(config_for(tmp_path / "text"), tuning=True)

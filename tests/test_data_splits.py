@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_core.data.document import Document
-from moe_core.data.splits import HELD_OUT_SPLITS, LARGEST_SHARE, split_documents
+from moe_core.data.splits import HELD_OUT_SPLITS, LARGEST_SHARE, TUNING, keep_for_tuning, split_documents
 from moe_core.errors import DataError
 
 
@@ -110,3 +110,74 @@ def test_too_few_sources_are_refused_by_name() -> None:
 def test_a_corpus_that_repeats_one_text_is_refused() -> None:
     with pytest.raises(DataError, match="domain 'a' has no text left for 'validation'"):
         split_documents([Document("same", "a", str(i), "") for i in range(9)], seed=0)
+
+
+# ---- the split for tuning ----
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(0, 12), st.integers(1, 500), st.integers(0, 20)),
+        min_size=1,
+        max_size=80,
+    ),
+    st.integers(0, 2**32 - 1),
+)
+def test_tuning_takes_whole_sources_from_training_and_shares_no_text(
+    rows: list[tuple[str, int, int, int]], seed: int
+) -> None:
+    """Sources may stand in several domains, and texts may repeat within and between them."""
+    documents = [Document(f"{text} {'x' * size}", domain, str(n), "") for domain, n, size, text in rows]
+    try:
+        split = split_documents(documents, seed=seed)
+        kept = keep_for_tuning(split, seed=seed)
+    except DataError:
+        return  # too few sources or too few different texts
+    for name in HELD_OUT_SPLITS:
+        assert [d for d in kept if d.split == name] == [d for d in split if d.split == name]
+    splits_of: dict[str, set[str]] = {}
+    for document in kept:
+        splits_of.setdefault(document.source, set()).add(document.split)
+    assert all(len(splits) == 1 for splits in splits_of.values())
+    domains = {d.domain for d in documents}
+    assert {(d.domain, d.split) for d in kept} == {
+        (domain, s) for domain in domains for s in ("train", TUNING, *HELD_OUT_SPLITS)
+    }
+    texts = {s: {d.text for d in kept if d.split == s} for s in ("train", TUNING, *HELD_OUT_SPLITS)}
+    assert not any(texts[TUNING] & texts[s] for s in ("train", *HELD_OUT_SPLITS))
+    trained = {d.source for d in kept if d.split == "train"}
+    gone = [d for d in split if d.split == "train" and d.source not in trained]
+    assert {d.text for d in gone} <= texts[TUNING] | texts["train"] | texts["validation"] | texts["unseen"]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_tuning_gets_as_much_as_each_other_held_out_split(seed: int) -> None:
+    split = split_documents(corpus({"a": [100] * 200, "b": [50, 150] * 100}), seed=seed)
+    sizes = size_by_split(keep_for_tuning(split, seed=seed))
+    for domain in "ab":
+        assert 0.07 * 20_000 <= sizes[domain, TUNING] <= LARGEST_SHARE * 20_000
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(10, 10_000), min_size=3, max_size=30), min_size=1, max_size=2), st.integers(0, 99))
+def test_two_training_sources_a_domain_are_enough_for_tuning(sizes: list[list[int]], seed: int) -> None:
+    split = split_documents(corpus(dict(zip("ab", sizes, strict=False))), seed=seed)
+    trained = Counter(document.domain for document in split if document.split == "train")
+    if min(trained.values()) < 2:
+        with pytest.raises(DataError, match="has no source to spare for choosing learning rates"):
+            keep_for_tuning(split, seed=seed)
+        return
+    kept = keep_for_tuning(split, seed=seed)
+    assert len({(document.domain, document.split) for document in kept}) == 4 * len(sizes)
+
+
+def test_three_sources_are_too_few_for_tuning_and_repeated_texts_leave_it_empty() -> None:
+    split = split_documents(corpus({"a": [100] * 9, "b": [100] * 3}), seed=0)
+    with pytest.raises(DataError, match=r"domain 'b' has no source to spare for choosing learning rates: .* 1 is left"):
+        keep_for_tuning(split, seed=0)
+    same = [Document("same", "a", str(number), "train") for number in range(6)]
+    apart = [Document("v", "a", "v", "validation"), Document("u", "a", "u", "unseen")]
+    with pytest.raises(DataError, match="domain 'a' has no text left to choose learning rates on"):
+        keep_for_tuning([*same, *apart], seed=0)

@@ -25,7 +25,7 @@ from moe_core.experiments import library
 from moe_core.experiments.arms import MAX_MISMATCH, dense_arms, measured_flops_per_token
 from moe_core.experiments.claims import bound
 from moe_core.experiments.comparison_result import ComparisonResult, read_result, result_from_json
-from moe_core.experiments.plan import Plan, make_plan, public
+from moe_core.experiments.plan import Budget, Plan, make_plan, public
 from moe_core.experiments.published_claims import fewest_experts
 from moe_core.experiments.results import build_result, write_result
 from moe_core.experiments.router_arms import ROUTERS, router_arms
@@ -44,10 +44,11 @@ ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Two arms, two scored seeds, two learning rates tried on a third: 8 trainings of three steps."""
+    """Two arms, two scored seeds, two learning rates tried on a third: 8 trainings of three steps, two of twelve."""
     corpus = write_corpus(tmp_path_factory.mktemp("text") / "texts.jsonl")
     config = make_config(corpus, training__steps=3, training__evaluation_interval=3)
-    return Plan("dense", "dense-tiny", tuple(dense_arms(config)[:2]), (0, 1), (1000,), (1.0, 4.0))
+    arms, longer = tuple(dense_arms(config)[:2]), (Budget(4, (0,)),)
+    return Plan("dense", "dense-tiny", arms, (0, 1), (1000,), (1.0, 4.0), tuning_split=True, longer=longer)
 
 
 @pytest.fixture(scope="module")
@@ -257,18 +258,76 @@ def test_a_budget_of_time_is_refused(tmp_path: Path) -> None:
         make_plan("dense", file=str(tmp_path / "x.conf"))
 
 
-def test_the_learning_rate_is_each_arms_own_best(plan: Plan) -> None:
+@pytest.mark.parametrize("tuning_split", [True, False])
+def test_the_learning_rate_is_each_arms_own_best(plan: Plan, tuning_split: bool) -> None:
+    """On the tuning split, or in folders from before there was one on the unseen documents."""
     losses = {"moe": (3.0, 2.0), "dense-active": (1.0, None)}
 
     def outcome(nats: float | None) -> dict[str, Any]:
-        failed = "not finite" if nats is None else None
-        return {"failed": failed, "evaluation": {"unseen": {"nats_per_token": nats}}}
+        failed = {"failed": "not finite" if nats is None else None}
+        return failed | (
+            {"tuning_nats": nats} if tuning_split else {"evaluation": {"unseen": {"nats_per_token": nats}}}
+        )
 
     places = {factor: place for place, factor in enumerate(plan.factors)}
     outcomes = {trial: outcome(losses[trial.arm][places[trial.factor]]) for trial in plan.tuning_trials()}
     assert choose_factors(plan, outcomes) == {"moe": 4.0, "dense-active": 1.0}
     with pytest.raises(RunError, match="no learning rate"):
         choose_factors(plan, {trial: outcome(None) for trial in outcomes})
+
+
+def test_nothing_that_is_scored_takes_part_in_choosing(plan: Plan, work: Path, result: ComparisonResult) -> None:
+    """A training that chooses a rate is scored on the tuning split, and the others are not scored there."""
+    chosen, outcomes = run_trials(work, plan, resume=True)
+    tuning = {trial: outcome for trial, outcome in outcomes.items() if plan.is_tuning(trial)}
+    assert set(tuning) == set(plan.tuning_trials())
+    for outcome in tuning.values():
+        assert "evaluation" not in outcome
+        assert "curve" not in outcome
+    assert not any("tuning_nats" in outcome for trial, outcome in outcomes.items() if trial not in tuning)
+    best = {(t.arm, t.factor): outcome["tuning_nats"] for t, outcome in tuning.items()}
+    assert chosen == {arm.name: min(plan.factors, key=lambda factor: best[arm.name, factor]) for arm in plan.arms}
+    assert [one.tuning_nats for one in result.tuning] == [outcome["tuning_nats"] for outcome in tuning.values()]
+    assert all(one.unseen_nats is None for one in result.tuning)
+
+
+def test_the_second_budget_is_the_first_one_stretched_and_comes_last() -> None:
+    plan = make_plan("dense", longer_seeds=2)
+    chosen = {arm.name: 1.0 for arm in plan.arms}
+    first, second = plan.budgets
+    assert (first.times, first.seeds, second.times, second.seeds) == (1, plan.seeds, 4, (0, 1))
+    trials = plan.scored_trials(chosen, second)
+    assert [trial.arm for trial in trials] == 2 * [arm.name for arm in plan.arms]  # in turns, arm by arm
+    assert not {trial.name for trial in trials} & {trial.name for trial in plan.scored_trials(chosen)}
+    short, long = (plan.trial_config(plan.scored_trials(chosen, budget)[0]) for budget in plan.budgets)
+    assert long.training.steps == 4 * short.training.steps
+    assert long.training.evaluation_interval == 4 * short.training.evaluation_interval
+    same = {"steps", "evaluation_interval"}
+    assert long.training.model_dump(exclude=same) == short.training.model_dump(exclude=same)
+    assert (long.model, long.data) == (short.model, short.data)
+    assert make_plan("dense", longer_seeds=0).budgets == (first,)
+    assert make_plan("routers").budgets == (Budget(1, plan.seeds),)
+
+
+def test_a_folder_from_before_the_tuning_split_goes_on_as_it_was_begun(tmp_path: Path) -> None:
+    """Its plan has neither key; it keeps its hash, and chooses on the unseen documents as it did."""
+    plan = make_plan("dense")
+    tree = {key: value for key, value in plan.as_json().items() if key not in ("tuning_split", "longer")}
+    old = Plan.from_json(tree)
+    assert (old.tuning_split, old.longer, old.as_json()) == (False, (), tree)
+    assert not any(old.is_tuning(trial) for trial in old.tuning_trials())
+    assert plan.as_begun(old) == old
+    assert plan.as_begun(None) == plan.as_begun(plan) == plan
+    other = replace(old, seeds=(0, 1))
+    assert plan.as_begun(other) == plan  # other seeds: refused as ever
+    tiny = tmp_path / "text.jsonl"
+    config = make_config(write_corpus(tiny), training__steps=2, training__evaluation_interval=2)
+    begun = Plan("dense", "dense-old", tuple(dense_arms(config)[:2]), (0, 1), (1000,), (1.0, 4.0))
+    chosen, outcomes = run_trials(tmp_path / "old", begun)
+    assert all("evaluation" in outcome for outcome in outcomes.values())
+    found = build_result(begun, chosen, outcomes, None)
+    assert [one.tuning_nats for one in found.tuning] == 4 * [None]
+    assert None not in [one.unseen_nats for one in found.tuning]
 
 
 @pytest.mark.slow
@@ -289,7 +348,7 @@ def test_a_comparison_stopped_anywhere_ends_as_if_it_had_not_been(
             run_trials_of,
             plan,
             halfway,
-            prepare_data(plan.config),
+            prepare_data(plan.config, tuning=True),
             lambda _, done, __: seen.append(done),
             lambda: 2 in seen,
         )
@@ -403,7 +462,7 @@ def test_a_router_costs_what_its_tokens_used(result: ComparisonResult, plan: Pla
     chosen, outcomes = run_trials(work, plan, resume=True)
     changed = json.loads(json.dumps(list(outcomes.values())))
     for outcome in changed:
-        for row in outcome["evaluation"]["routing"]:
+        for row in outcome["evaluation"]["routing"] if "evaluation" in outcome else []:
             row["experts_per_token"] = 1.5
     fewer = build_result(plan, chosen, dict(zip(outcomes, changed, strict=True)), None).arms[0]
     moe, model = result.arms[0], plan.config.model

@@ -50,7 +50,7 @@ def keep_for_tuning(documents: Sequence[Document], *, seed: int) -> list[Documen
 
     As many as each held-out split should get, at least one, and never a domain's last training source. Validation and
     unseen stay as they are. A document whose exact text also stands in another split is dropped from this one.
-    Raises DataError when a domain has too few sources for it.
+    Raises DataError when a domain has no training source to spare.
     """
     sizes = _source_bytes(documents)
     training = _source_bytes([document for document in documents if document.split == "train"])
@@ -90,9 +90,9 @@ def _take_from_training(domain: str, sizes: dict[str, int], whole: int, seed: in
     split_of.update(dict.fromkeys(free, "train") | dict.fromkeys(chosen, TUNING))
     if {split_of[source] for source in sizes} != {"train", TUNING}:
         raise DataError(
-            f"domain {domain!r} has too few sources to choose learning rates on documents that are neither trained on "
-            f"nor scored; expected at least {MIN_SOURCES + 1}, one each for training, validation, unseen and tuning: "
-            "add files or rows, or (plain text) more sections between blank lines"
+            f"domain {domain!r} has no source to spare for choosing learning rates: beside validation and unseen "
+            f"{len(sizes)} {'are' if len(sizes) > 1 else 'is'} left, and training needs one of its own; add files or "
+            "rows, or (plain text) more sections between blank lines"
         )
 
 

@@ -27,6 +27,8 @@ TRAINING_STEP = "training step"
 """The timed task that every arm does."""
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _SIGNIFICANT_DIGITS = 6
+_NOT_ALWAYS_THERE = frozenset({"bounds", "tuning_nats"})
+"""Keys that a file leaves out where there is nothing: old files have none of them and stay as they are."""
 _NO_RESULT = "is no result of this version of compare-dense or compare-routers"
 
 
@@ -283,9 +285,8 @@ class ComparisonResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a file or for --json."""
-        plain: dict[str, Any] = json_safe(asdict(self) | {"config": self.config.model_dump(mode="json")})
-        if self.bounds is None:
-            del plain["bounds"]
+        tree = asdict(self, dict_factory=_without_absent) | {"config": self.config.model_dump(mode="json")}
+        plain: dict[str, Any] = json_safe(tree)
         return plain
 
     def to_bytes(self) -> bytes:
@@ -328,6 +329,10 @@ def read_result(path: Path) -> ComparisonResult:
 def finite(value: float) -> float | None:
     """`value`, or None where a result has no figure."""
     return float(value) if math.isfinite(value) else None
+
+
+def _without_absent(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in pairs if value is not None or key not in _NOT_ALWAYS_THERE}
 
 
 def _first_error(error: ValidationError) -> str:
