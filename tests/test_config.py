@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -287,3 +289,50 @@ def test_a_key_unlike_any_other_gets_the_keys_of_its_section() -> None:
         load_config(environment={}, overrides={"model.router.foo": "1"})
     with pytest.raises(UsageError, match=r"did you mean 'model\.num_experts'"):
         load_config(environment={}, overrides={"model.num_expert": "1"})
+
+
+# ---- HOCON that asks for too much ----
+
+
+def doubling(levels: int) -> str:
+    return "a0 = ${?NOPE}xxxxxxxxxx\n" + "\n".join(f"a{n + 1} = ${{a{n}}}${{a{n}}}" for n in range(levels))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the limits are those of a POSIX process")
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('include "/dev/zero"', "included file 'zero' cannot be read: it is no regular file"),
+        ('include "my.conf"', "'my.conf' is 9 includes deep, or includes itself"),
+        ('include "fifo.conf"', "included file 'fifo.conf' cannot be read: it is no regular file"),
+        ('include "large.conf"', "included file 'large.conf' cannot be read: it has"),
+        ('include "folder"', "included file 'folder' does not exist or cannot be read"),
+        ('include "binary.conf"', "included file 'binary.conf' cannot be read"),
+        ('include "file:///etc/hostname"', "include url"),
+        ('model { include url("http://127.0.0.1:9/x.conf") }', "include url"),
+        ('include required(file("' + "a" * 5000 + '"))', "does not exist or cannot be read"),
+        (doubling(60), "more than 256 MiB of memory or 5 s"),
+        ("a = [1]\n" + "a = ${a}${a}\n" * 60, "more than 256 MiB of memory or 5 s"),
+        ("b0.x = 1\n" + "\n".join(f"b{n + 1} {{ l = ${{b{n}}}, r = ${{b{n}}} }}" for n in range(60)), "more than 256"),
+        ("{" * 20_000, "my.conf"),
+        ("x" * 300_000, "300,000 bytes"),
+    ],
+)
+def test_hocon_that_asks_for_too_much_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    os.mkfifo(tmp_path / "fifo.conf")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "large.conf").write_text("#" * 300_000, encoding="utf-8")
+    (tmp_path / "binary.conf").write_bytes(b"\xff\xfe\x00m")
+    assert words in message(tmp_path, text)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="devices are files on POSIX only")
+def test_a_config_file_is_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.conf")
+    for path in (Path("/dev/zero"), tmp_path / "fifo.conf"):
+        with pytest.raises(UsageError, match=r"cannot read config file .*: it is no regular file"):
+            load_config(file=path, environment={})
+
+
+def test_a_duration_is_text_that_no_key_takes(tmp_path: Path) -> None:
+    assert "'training.steps' has value" in message(tmp_path, "training.steps = 5 days")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -245,3 +246,37 @@ def test_any_text_survives_jsonl_but_for_its_line_ends(
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
     expected = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
     assert [document.text for document in read_documents(path)] == expected
+
+
+def _without_permission(monkeypatch: pytest.MonkeyPatch, locked: Path) -> None:
+    """Let the system refuse to list a folder, as it does for another user's; root would be let in."""
+    scandir = os.scandir
+
+    def refuse(path: str | Path = ".") -> object:
+        if Path(path) == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
+@pytest.mark.parametrize("locked", ["d", "d/deep"])
+def test_a_folder_without_permission_is_no_empty_one(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, locked: str
+) -> None:
+    for domain in "de":
+        for number in range(3):
+            write(f"{domain}/deep/{number}.txt", f"text {domain} {number}")
+    assert len(read_documents(tmp_path)) == 6
+    _without_permission(monkeypatch, tmp_path / locked)
+    assert refusal(tmp_path) == f"cannot read {str(tmp_path / locked)!r}: Permission denied"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_the_system_itself_refuses_a_folder(write: Write, tmp_path: Path) -> None:
+    write("d/deep/1.txt", "text")
+    (tmp_path / "d" / "deep").chmod(0)
+    try:
+        assert "deep': Permission denied" in refusal(tmp_path)
+    finally:
+        (tmp_path / "d" / "deep").chmod(0o700)

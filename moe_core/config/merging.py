@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import os
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from moe_core.config.hocon import HoconError, read_hocon
 from moe_core.config.presets import PRESETS
 from moe_core.config.tree import Config
 from moe_core.errors import UsageError
@@ -40,7 +37,7 @@ def load_config(
     tree: dict[str, Any] = {}
     _merge_into(tree, PRESETS[base].tree if isinstance(base, str) else base.model_dump())
     if file is not None:
-        _merge_into(tree, _read_hocon(Path(file)))
+        _merge_into(tree, _read_sections(Path(file)))
     for name, value in (os.environ if environment is None else environment).items():
         if name.startswith(ENVIRONMENT_PREFIX) and name not in ENVIRONMENT_OTHER:
             _merge_into(tree, _nested_dict(_environment_key(name), value))
@@ -84,52 +81,18 @@ def _environment_key(name: str) -> list[str]:
     return key
 
 
-def _read_hocon(path: Path) -> dict[str, Any]:
-    from pyhocon import ConfigFactory
-    from pyhocon.exceptions import ConfigException
-    from pyparsing import ParseBaseException
-
+def _read_sections(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        tree = read_hocon(path)
     except FileNotFoundError:
         raise UsageError(f"no config file at {str(path)!r}; expected HOCON, e.g. model {{ num_experts = 8 }}") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read config file {str(path)!r}: {error}") from None
-    if re.search(r"^\s*include\s+(required\s*\(\s*)?(url|package)\b", text, re.MULTILINE | re.IGNORECASE):
-        raise UsageError(f'config file {str(path)!r} has an include url; expected a local file, include "base.conf"')
-    try:
-        with _missing_includes_fail():
-            parsed = ConfigFactory.parse_string(text, basedir=str(path.parent))
-    except (ConfigException, ParseBaseException, OSError, RecursionError) as error:
-        summary = _shorten_to(" ".join(str(error).split()), 200)
-        raise UsageError(f"config file {str(path)!r} is not valid HOCON: {summary}") from None
-    if not isinstance(parsed, dict):
+    except HoconError as error:
+        raise UsageError(f"config file {str(path)!r} is not valid HOCON: {_shorten_to(str(error), 200)}") from None
+    if not isinstance(tree, dict):
         raise UsageError(f"config file {str(path)!r} is a list; expected sections such as model {{ num_experts = 8 }}")
-    return _as_dicts(parsed)
-
-
-@contextmanager
-def _missing_includes_fail() -> Iterator[None]:
-    """pyhocon only logs that an included file is missing (through a deprecated call); make it an OSError."""
-
-    def refuse(record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.WARNING:
-            missing = Path(str(record.args[0] if isinstance(record.args, tuple) and record.args else ""))
-            raise FileNotFoundError(f"included file {missing.name!r} does not exist or cannot be read")
-        return True
-
-    logger = logging.getLogger("pyhocon.config_parser")
-    logger.addFilter(refuse)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        logger.removeFilter(refuse)
-
-
-def _as_dicts(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _as_dicts(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    return tree
 
 
 def _nested_dict(path: Sequence[str], value: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ format shares:
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -107,7 +108,7 @@ def _files_of_folder(folder: Path) -> list[_File]:
     files: list[_File] = []
     for subfolder in subfolders:
         before = len(files)
-        for path in sorted(subfolder.rglob("*")):
+        for path in _paths_below(subfolder):
             parts = path.relative_to(folder).parts
             if path.is_file() and path.stat().st_size and not any(_is_passed_over(part) for part in parts):
                 files.append(
@@ -116,6 +117,15 @@ def _files_of_folder(folder: Path) -> list[_File]:
         if len(files) == before:
             raise DataError(f"domain folder {str(subfolder)!r} holds no text; put files into it or remove it")
     return files
+
+
+def _paths_below(folder: Path) -> list[Path]:
+    """Files at any depth, sorted. Raises OSError for a folder that cannot be read, which Path.rglob passes over."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    return sorted(Path(at) / name for at, _, names in os.walk(folder, onerror=refuse) for name in names)
 
 
 def _is_passed_over(name: str) -> bool:
