@@ -27,6 +27,7 @@ from bench.processes import ROOT
 from bench.results import Goal, Result
 from bench.suite import Scale
 from moe_core.errors import MoescopeError
+from moe_core.runs.places import SHIPPED
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -76,7 +77,7 @@ def run(scale: Scale) -> list[Result]:
     rounds, pages = (1, SMOKE_PAGES) if scale.smoke else (min(scale.rounds, 3), PAGES)
     with tempfile.TemporaryDirectory() as folder:
         # A copy, as a page may keep what it measured in the run's folder.
-        shutil.copytree(ROOT / "checkpoints" / RUN, Path(folder) / RUN)
+        shutil.copytree(SHIPPED / RUN, Path(folder) / RUN)
         starts, pictures = [], []
         for number in range(rounds):
             scale.progress("starting the dashboard", number, rounds)

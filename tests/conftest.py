@@ -51,6 +51,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def _no_shipped_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A root holds what the test put there. Tests of the demo name its folder, or start a process of their own."""
+    from moe_core.runs import places
+
+    monkeypatch.setattr(places, "SHIPPED", Path(__file__).parent / "no_shipped_runs")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_network() -> Iterator[None]:
     """Connections beyond this machine fail at once, so that a test which needs the network cannot pass here."""

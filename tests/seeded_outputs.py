@@ -38,11 +38,13 @@ def timeless(value: Any) -> Any:
 
 
 def main(out: Path) -> None:
+    from moe_core.runs.places import SHIPPED
+
     out.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         os.environ["MOESCOPE_CHECKPOINTS"] = folder
-        shutil.copytree(ROOT / "checkpoints" / "demo", root / "demo")
+        shutil.copytree(SHIPPED / "demo", root / "demo")
         weights(root, out)
         short_run(root, out)
         of_the_demo(root, out)

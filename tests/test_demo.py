@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from moe_core.evaluation.evaluate import evaluate_run
@@ -11,24 +9,24 @@ from moe_core.routing import RoutingTrace, metrics
 from moe_core.runs import RunFolder, list_runs
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.evaluation import Evaluation
+from moe_core.runs.places import SHIPPED
 
-ROOT = Path(__file__).resolve().parent.parent / "checkpoints"
 MAX_BYTES = 10 * 2**20
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def evaluation() -> Evaluation:
-    return evaluate_run(load_run("demo", ROOT))
+    return evaluate_run(load_run("demo", SHIPPED))
 
 
 def test_it_is_small_enough_to_ship() -> None:
-    size = sum(path.stat().st_size for path in (ROOT / "demo").rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in (SHIPPED / "demo").rglob("*") if path.is_file())
     assert size <= MAX_BYTES
 
 
 def test_it_is_listed_as_finished() -> None:
-    (summary,) = [run for run in list_runs(ROOT) if run.name == "demo"]
+    (summary,) = [run for run in list_runs(SHIPPED) if run.name == "demo"]
     assert summary.error is None
     assert summary.state == "finished"
     assert summary.step == summary.steps > 0
@@ -49,12 +47,14 @@ def test_its_routing_is_healthy_and_knows_domains(evaluation: Evaluation) -> Non
 
 def test_its_last_evaluation_while_training_agrees(evaluation: Evaluation) -> None:
     """Weights rounded to bfloat16 and the whole split instead of a part of it: near, not equal."""
-    records = [record for record in RunFolder("demo", ROOT).metric_records("evaluation") if record["split"] == "unseen"]
+    records = [
+        record for record in RunFolder("demo", SHIPPED).metric_records("evaluation") if record["split"] == "unseen"
+    ]
     assert records[-1]["nats_per_token"] == pytest.approx(evaluation.unseen.nats_per_token, abs=0.3)
 
 
 def test_its_probes_show_the_routing_at_every_evaluation() -> None:
-    run = RunFolder("demo", ROOT)
+    run = RunFolder("demo", SHIPPED)
     steps = run.probe_steps()
     assert steps[0] == 0
     assert len(steps) >= 5

@@ -17,6 +17,7 @@ from moe_core.config.presets import PRESETS
 from moe_core.model import KVCache, MoETransformer, size
 from moe_core.model.feed_forward import MoE
 from moe_core.runs.folder import RunFolder
+from moe_core.runs.places import SHIPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
@@ -83,7 +84,7 @@ def test_a_size_is_what_a_token_passes_with_and_without_experts(name: str, size_
 
 
 def test_demo_is_the_shipped_run() -> None:
-    shipped = json.loads((ROOT / "checkpoints" / "demo" / "config.json").read_text(encoding="utf-8"))
+    shipped = json.loads((SHIPPED / "demo" / "config.json").read_text(encoding="utf-8"))
     preset = load_config("demo", environment={}).model_dump()
     router = shipped["model"].pop("router")
     assert router.items() <= preset["model"].pop("router").items()

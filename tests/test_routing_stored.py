@@ -20,6 +20,7 @@ from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace, StoredTrace, baselines, concatenate, metrics
 from moe_core.routing.trace import counts, parquet
 from moe_core.routing.trace import trace as trace_file
+from moe_core.runs.places import SHIPPED
 
 PER_TOKEN = ("token_ids", "document_ids", "source_ids", "positions", "domain_ids", "predicted_ids")
 
@@ -324,7 +325,7 @@ def test_a_damaged_part_is_found_when_it_is_read(tmp_path: Path, monkeypatch: py
 
 
 def test_probes_written_before_there_were_sources_are_still_read() -> None:
-    probes = sorted((Path(__file__).parent.parent / "checkpoints" / "demo" / "probes").glob("*.parquet"))
+    probes = sorted((SHIPPED / "demo" / "probes").glob("*.parquet"))
     assert probes
     for path in (probes[0], probes[-1]):
         trace = RoutingTrace.load(path)

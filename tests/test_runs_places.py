@@ -12,6 +12,7 @@ from cli_support import Run, assert_one_line
 from moe_core.runs import RunFolder, list_runs, places
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.evaluation import evaluation_from_json
+from moe_core.runs.places import SHIPPED
 
 
 @pytest.fixture
@@ -97,6 +98,7 @@ def test_it_is_never_trained_on_or_changed(arguments: tuple[str, ...], shipped: 
     assert not (root / "tiny").exists()
 
 
-def test_a_checkout_has_its_demo_among_its_runs_and_nothing_in_the_package() -> None:
-    assert not places.SHIPPED.exists()
-    assert places.place_of("demo", "checkpoints").written == Path("checkpoints/demo")
+def test_the_demo_lies_in_the_package_and_what_is_found_out_about_it_does_not() -> None:
+    assert (SHIPPED / "demo" / "config.json").is_file()
+    place = places.place_of("demo", "checkpoints")
+    assert place.written == Path("checkpoints/demo")

@@ -9,6 +9,7 @@ import pytest
 from wheel_support import ROOT, Installed
 
 import moe_core
+from moe_core.runs.places import SHIPPED
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 
@@ -18,8 +19,6 @@ def test_it_holds_what_the_dashboard_and_the_demo_need_and_nothing_else(installe
     for folder in ("app", "data_gen", "moe_core"):
         wanted = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()}
         assert {name for name in wanted if "__pycache__" not in name} <= names
-    demo = {path.relative_to(ROOT / "checkpoints") for path in (ROOT / "checkpoints" / "demo").rglob("*.*")}
-    assert {f"moe_core/runs/shipped/{path}" for path in demo if path.suffix not in (".1", ".lock")} <= names
     assert {path.name for path in installed.packages.iterdir()} == {
         "app", "data_gen", "moe_core", "of_the_tests.pth", f"moescope-{moe_core.__version__}.dist-info",
     }  # fmt: skip
@@ -54,7 +53,7 @@ def test_the_demo_is_scored_and_the_package_stays_as_it_is(installed: Installed)
     done = installed.run("moescope", "--evaluate", "--run", "demo", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    shipped = json.loads((ROOT / "checkpoints" / "demo" / "evaluation.json").read_text(encoding="utf-8"))
+    shipped = json.loads((SHIPPED / "demo" / "evaluation.json").read_text(encoding="utf-8"))
     for split in ("validation", "unseen"):
         assert found[split]["nats_per_token"] == pytest.approx(shipped[split]["nats_per_token"], rel=1e-4)
     done = installed.run("moescope", "ablate", "--run", "demo", "--layer", "0", "--expert", "3", "--mode", "reroute")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a wheel is built from. Also bench and tests: a wheel must leave them out although they are there.
-SOURCES = ("app", "bench", "checkpoints/demo", "data_gen", "moe_core", "tests")
+SOURCES = ("app", "bench", "data_gen", "moe_core", "tests")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def install(folder: Path) -> Installed:
     source = folder / "source"
     for name in SOURCES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "main.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "main.py"):
         shutil.copyfile(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     _do([*pip, "wheel", str(source), "--no-index", "--no-deps", "--no-build-isolation", "-w", str(folder / "wheels")])

@@ -1,6 +1,6 @@
 """Where a run's files are read and where they are written.
 
-A run that comes with Moescope is read from the installed package. What is found out about it is written to the root of
+A run that comes with Moescope is read from its package. What is found out about it is written to the root of
 the working folder, as for every run, and read from there from then on, file by file. A run of the same name in the root
 hides it.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from moe_core.runs.names import checkpoints_root, is_run_name, run_path
 
 SHIPPED = Path(__file__).resolve().parent / "shipped"
-"""Of an installed package. A checkout has none: its demo lies in ./checkpoints."""
+"""Runs that come with Moescope, in a checkout as in an installed package. Nothing is ever written there."""
 # What makes a folder in the root a run of its own, and not only what was found out about one that comes with Moescope.
 _OF_A_RUN = ("config.json", "weights")
 
