@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 from training_support import make_config, write_corpus
@@ -30,11 +31,11 @@ from moe_core.experiments.published_claims import fewest_experts
 from moe_core.experiments.results import build_result, write_result
 from moe_core.experiments.router_arms import ROUTERS, router_arms
 from moe_core.experiments.runner import choose_factors, run_trials, stored_plan
-from moe_core.experiments.speed import measure_speed
+from moe_core.experiments.speed import measure_speed, passages
 from moe_core.experiments.trial import TrialStopped, run_trial
-from moe_core.experiments.verdicts import losses_verdict
+from moe_core.experiments.verdicts import FEWEST_SEEDS, headline, losses_verdict, shortcomings, where_measured
 from moe_core.figures.figure import figure_bytes
-from moe_core.figures.quality import result_figures
+from moe_core.figures.quality import figure_pairs
 from moe_core.model import size
 from moe_core.reports.comparison_report import result_table, summary_table
 from moe_core.routing.statistics.intervals import paired_difference
@@ -498,12 +499,14 @@ def test_the_figure_of_routers(routers_result: ComparisonResult, domains: str, t
     for arm in result["arms"]:
         nmi, null = (0.1, 0.01) if domains == "four" else (None, None)
         arm["routing"] |= {"domain_nmi": nmi, "domain_nmi_null_p99": null}
-    [figure] = result_figures(retyped(result if timed else {**result, "speed": None}))
+    changed = retyped(result if timed else {**result, "speed": None})
+    [[figure, known]] = figure_pairs(changed)
+    assert known.verdict.endswith(losses_verdict(changed, "validation"))
     svg = figure_bytes(figure, "svg").decode()
     assert ("NMI" in svg) == ("(chance" in svg) == (domains == "four")
     assert ("tokens/s" in svg) == timed
     assert "outside: −3.000" in svg
-    assert figure.verdict == losses_verdict(retyped(result))
+    assert figure.verdict.endswith(losses_verdict(changed, "unseen"))
 
 
 def test_a_verdict_on_many_names_the_ends(routers_result: ComparisonResult) -> None:
@@ -514,7 +517,7 @@ def test_a_verdict_on_many_names_the_ends(routers_result: ComparisonResult) -> N
         difference = {**second["scores"]["unseen_nats"]["difference"], "mean": number / 10, "verdict": "higher"}
         unseen = {**second["scores"]["unseen_nats"], "difference": difference}
         many.append({**second, "label": f"router {number}", "scores": {**second["scores"], "unseen_nats": unseen}})
-    text = losses_verdict(retyped({**tree, "arms": [first, *many]}))
+    text = losses_verdict(retyped({**tree, "arms": [first, *many]}), "unseen")
     assert "higher: 5 others, from router 1 (+0.100) to router 5 (+0.500)" in text
 
 
@@ -541,14 +544,107 @@ def test_the_table_is_made_of_the_result(result: ComparisonResult) -> None:
 
 
 def test_every_figure_can_be_drawn_and_says_its_numbers(result: ComparisonResult) -> None:
-    figures = {figure.name: figure for figure in result_figures(result)}
-    assert list(figures) == ["moe_against_dense", "loss_against_tokens", "loss_against_flops", "loss_against_seconds"]
-    assert set(figures["moe_against_dense"].frame["text"]) == {"all text", "code", "law", "news"}
+    pairs = figure_pairs(result)
+    names = ["moe_against_dense", "trend", "loss_against_tokens", "loss_against_flops", "loss_against_seconds"]
+    assert [[figure.name for figure in pair] for pair in pairs] == [[name, f"{name}_validation"] for name in names]
+    figures = {figure.name: figure for pair in pairs for figure in pair}
+    for name in ("moe_against_dense", "moe_against_dense_validation"):
+        assert set(figures[name].frame["text"]) == {"all text", "code", "law", "news"}
     last = figures["loss_against_tokens"].frame.groupby("arm")["tokens"].max()
     assert set(last) == {result.tokens}
-    for name in ("moe_against_dense", "loss_against_seconds"):
+    for name in ("moe_against_dense", "trend", "trend_validation", "loss_against_seconds_validation"):
         assert figure_bytes(figures[name], "svg").startswith(b"<svg")
-    assert len(result_figures(replace(result, speed=None))) == 3
+    assert len(figure_pairs(replace(result, speed=None))) == 4
+    assert len(figure_pairs(replace(result, longer=None))) == 4
+
+
+# ---- what a hostile reader asks ----
+
+
+def test_the_headline_says_how_much_was_trained_and_both_losses(result: ComparisonResult, plan: Plan) -> None:
+    """192 tokens; the tiny mixture has so many parameters that a token is nothing."""
+    text, moe = headline(result), result.arms[0]
+    data = prepare_data(plan.config, tuning=True)
+    assert result.text_tokens == len(data.train)
+    assert moe.exposure is not None
+    assert moe.exposure.epochs == pytest.approx(192 / len(data.train))
+    assert moe.exposure.tokens_per_parameter == pytest.approx(192 / moe.parameters.total)
+    assert moe.exposure.tokens_per_active_parameter == pytest.approx(192 / moe.parameters.active)
+    assert moe.exposure == result.exposure_of(moe)
+    assert result.exposure_of(moe, 4).epochs == pytest.approx(4 * 192 / len(data.train))
+    assert text.startswith("Trained on 192 tokens, ")
+    assert "epochs of the text, with 2 seeds" in text
+    assert "Tokens per parameter (per active one): MoE (4 experts, top-2) 0.0" in text
+    for split in ("unseen", "validation"):
+        assert losses_verdict(result, split) in text
+    assert "With 4 times the tokens" in text
+    assert "1 seed, too few for an interval worth the name" in text
+    assert str(result.to_json()["arms"][1]["exposure"]["tokens_per_parameter"]) in json.dumps(result.to_json())
+    assert shortcomings(result) == ""
+    for shown in (result_table(result), summary_table(result)):
+        assert shown.count("unseen sources") == shown.count("validation sources") + shown.count("bits per byte, unseen")
+
+
+def test_a_longer_budget_holds_its_own_losses(result: ComparisonResult, plan: Plan, work: Path) -> None:
+    assert result.longer is not None
+    [longer] = result.longer
+    assert (longer.times, longer.tokens, longer.seeds) == (4, 4 * 192, (0,))
+    assert len(longer.seeds) < FEWEST_SEEDS
+    assert set(longer.scores) == {arm.name for arm in plan.arms}
+    first, second = (longer.scores[arm.name].validation_nats for arm in plan.arms)
+    assert first.difference is None
+    assert second.difference is not None
+    assert second.values[0] is not None
+    assert first.values[0] is not None
+    assert second.difference.mean == pytest.approx(second.values[0] - first.values[0])
+    assert (second.difference.low, second.difference.verdict) == (None, "not distinguishable")
+    chosen, outcomes = run_trials(work, plan, resume=True)
+    unfinished = dict(list(outcomes.items())[:-1])
+    shown = build_result(plan, chosen, unfinished, None)
+    assert shown.longer is None  # half a budget compares nothing
+    assert [arm.scores for arm in shown.arms] == [arm.scores for arm in result.arms]
+    assert "With 4 times" not in headline(shown)
+
+
+def test_the_first_budget_is_handed_over_before_the_second_begins(plan: Plan, work: Path) -> None:
+    handed: list[int] = []
+    run_trials(work, plan, resume=True, budget_done=lambda _, outcomes: handed.append(len(outcomes)))
+    assert handed == [4 + 4]  # four that choose rates, four scored; of the two longer ones none
+
+
+def test_times_are_taken_on_held_out_text(result: ComparisonResult) -> None:
+    assert result.speed is not None
+    assert result.speed.text == "held-out"
+    assert "on held-out text" in where_measured(result.speed)
+    text = np.arange(100, dtype=np.int32)
+    found = passages(text, 4, 10)
+    assert found[:, 0].tolist() == [0, 22, 45, 67]
+    assert all(row.tolist() == list(range(row[0], row[0] + 10)) for row in found)
+    short = passages(text[:7], 2, 10)
+    assert short.tolist() == 2 * [[*range(7), 0, 1, 2]]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_result_from_before_says_what_it_lacks(path: Path) -> None:
+    result = read_result(path)
+    if result.text_tokens is not None:
+        assert shortcomings(result) == ""
+        return
+    said = shortcomings(result)
+    assert "timed on random ids" in said
+    assert "epochs are unknown" in said
+    assert ("chosen on the scored documents" in said) == (result.kind == "dense")
+    assert "epochs not kept" in headline(result)
+    assert said in result_table(result)
+    assert all(figure_bytes(figure, "svg") for pair in figure_pairs(result)[:2] for figure in pair)
+
+
+def test_a_busy_machine_is_named(result: ComparisonResult) -> None:
+    assert result.speed is not None
+    quiet = replace(result.speed.environment, load_average_before=2.0, processors_usable=2)  # our own trainings
+    busy = replace(quiet, load_average_before=7.5)
+    assert "busy" not in where_measured(replace(result.speed, environment=quiet))
+    assert "load average 7.5 on 2 processors" in where_measured(replace(result.speed, environment=busy))
 
 
 @pytest.fixture
@@ -580,9 +676,10 @@ def test_the_compare_page_shows_results(
     assert not at.exception
     assert not at.error
     shown = "\n".join(str(part.value) for part in at.main.markdown).replace("\\", "")
-    assert "Loss on unseen text over 2 seeds, against MoE (4 experts, top-2)" in shown
+    assert "Loss on unseen sources, against MoE (4 experts, top-2)" in shown
+    assert "Loss on validation sources, against MoE (4 experts, top-2)" in shown
     assert at.selectbox(key="experiment").options == ["MoE against dense, texts.jsonl text, 2 seeds of 192 tokens"]
-    assert len(at.get("vega_lite_chart")) == 2
+    assert len(at.get("vega_lite_chart")) == 6  # differences, trend, curves: each on both splits
     at.segmented_control(key="curves").set_value("Loss against seconds").run()
     assert not at.exception
     write_result(shelf / "routers-tiny.json", routers_result)
@@ -591,7 +688,7 @@ def test_the_compare_page_shows_results(
         "Routers against each other, texts.jsonl text, 2 seeds of 192 tokens"
     ).run()
     assert not at.exception
-    assert len(at.get("vega_lite_chart")) == 1
+    assert len(at.get("vega_lite_chart")) == 2
     assert any("top-p (loss per layer)" in str(part.value) for part in at.main.markdown)
 
 

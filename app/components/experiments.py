@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
 from app import state
 from app.components.figure import show_figure
 from app.components.page import answer, plain
+from moe_core.experiments.comparison_result import ComparisonResult
 from moe_core.experiments.library import Found, find_results
-from moe_core.experiments.verdicts import losses_verdict
-from moe_core.figures.quality import result_figures
+from moe_core.experiments.verdicts import headline, losses_verdict, shortcomings, trend_verdict, where_measured
+from moe_core.figures.figure import Figure
+from moe_core.figures.quality import figure_pairs
 from moe_core.program import program
-from moe_core.reports.comparison_report import notes, result_table
+from moe_core.reports.comparison_report import notes, result_table, summary_table
 
 CHOSEN = "experiment"
 """Key of the picker, in the URL: the title of the result that is shown."""
-TERMS = {"moe_against_dense": ["loss", "unseen", "interval"], "routers": ["loss", "unseen", "interval", "dead expert"]}
+TERMS = {"dense": ["loss", "unseen", "interval"], "routers": ["loss", "unseen", "interval", "dead expert"]}
+TREND_TERMS = ["loss", "unseen"]
+CURVE_TERMS = ["loss", "unseen", "FLOPs per token"]
 EMPTY = (
     f"No comparison was run yet. `{program()} compare-dense` trains a mixture and two dense models and holds them "
     f"against each other; `{program()} compare-routers` does it with the routers."
@@ -45,19 +49,40 @@ def by_title(found: Mapping[str, Found]) -> dict[str, Found]:
 
 
 def show_result(found: Found) -> None:
-    """One result."""
+    """One result: every picture of the unseen split beside that of the other one."""
     result = found.result
-    verdict = losses_verdict(result)
-    answer(verdict)
-    figures = result_figures(result)
-    show_figure(figures[0], key=figures[0].name, terms=TERMS[figures[0].name])
-    if len(figures) > 1:
-        sides = {figure.title: figure for figure in figures[1:]}
-        chosen = st.segmented_control("Curves", list(sides), default=next(iter(sides)), required=True, key="curves")
-        show_figure(sides[chosen], key=sides[chosen].name, title="", terms=["loss", "unseen", "FLOPs per token"])
-        if sides[chosen].verdict != verdict:
-            st.caption(plain(sides[chosen].verdict))
+    answer(headline(result))
+    if lacking := shortcomings(result):
+        st.info(plain(lacking), icon=":material/history:")
+    st.markdown(summary_table(result))
+    first, *others = figure_pairs(result)
+    show_pair(first, TERMS[result.kind])
+    if result.longer:
+        trend, *others = others
+        show_pair(trend, TREND_TERMS)
+        st.caption(plain(trend_verdict(result)))
+    if others:
+        show_curves(result, others)
     st.caption(plain(notes(result)))
+    if result.speed is not None:
+        st.caption(plain(where_measured(result.speed)))
     with st.expander("All numbers"):
         st.markdown(result_table(result))
     st.caption(plain(f"From {found.path.name}, plan {result.plan_hash[:12]}."))
+
+
+def show_curves(result: ComparisonResult, pairs: Sequence[Sequence[Figure]]) -> None:
+    """Loss against what is chosen."""
+    titles = {pair[0].title.partition(":")[0]: pair for pair in pairs}
+    chosen = st.segmented_control("Curves", list(titles), default=next(iter(titles)), required=True, key="curves")
+    pair = titles[str(chosen)]
+    show_pair(pair, CURVE_TERMS)
+    if pair[0].verdict != losses_verdict(result, "unseen"):
+        st.caption(plain(pair[0].verdict))
+
+
+def show_pair(pair: Sequence[Figure], terms: Sequence[str]) -> None:
+    """Figures of both splits side by side, or one below the other where the window is narrow."""
+    for figure, column in zip(pair, st.columns(len(pair)), strict=True):
+        with column:
+            show_figure(figure, key=figure.name, terms=terms)

@@ -11,7 +11,8 @@ from moe_core.cli.options import Parser, command, finish, output_folder, whole
 from moe_core.cli.output import Output, progress_on_stderr
 
 if TYPE_CHECKING:
-    from moe_core.experiments.comparison_result import ComparisonResult, Kind, SpeedResult
+    from moe_core.experiments.comparison_result import ComparisonResult, Kind
+    from moe_core.experiments.speed_result import SpeedResult
 
 
 def dense_parser() -> Parser:

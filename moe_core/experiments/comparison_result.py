@@ -13,41 +13,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from moe_core.config import Config
+from moe_core.data.splits import HeldOutSplit
 from moe_core.errors import DataError
+from moe_core.experiments.speed_result import STRICT, Environment, SpeedResult, first_error, without_absent
 from moe_core.json_values import json_safe
 
 Kind = Literal["dense", "routers"]
 """The mixture against dense models, or routers against each other."""
 FORMAT: Literal[1] = 1
 """Of the files; another one is of another version."""
-TRAINING_STEP = "training step"
-"""The timed task that every arm does."""
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _SIGNIFICANT_DIGITS = 6
-_NOT_ALWAYS_THERE = frozenset({"bounds", "tuning_nats"})
-"""Keys that a file leaves out where there is nothing: old files have none of them and stay as they are."""
 _NO_RESULT = "is no result of this version of compare-dense or compare-routers"
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Hardware, versions and threads of a measurement."""
-
-    processor: str
-    processors_usable: int | None
-    """None where the system does not say."""
-    instructions: str
-    memory_gib: float
-    accelerator: str
-    threads: int
-    load_average_before: float
-    system: str
-    python: str
-    versions: Mapping[str, str]
-    """By the library's name."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +63,10 @@ class Scores:
     validation_nats: Score
     """Nats per token."""
 
+    def nats(self, split: HeldOutSplit) -> Score:
+        """Nats per token of one split."""
+        return self.validation_nats if split == "validation" else self.unseen_nats
+
 
 @dataclass(frozen=True)
 class ParameterCounts:
@@ -94,6 +77,18 @@ class ParameterCounts:
     """Those that one token uses, a mean where tokens use different numbers of experts."""
     total_without_embedding: int
     active_without_embedding: int
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How much text an arm met for its size."""
+
+    tokens_per_parameter: float
+    """Training tokens over all parameters."""
+    tokens_per_active_parameter: float
+    """Training tokens over those that one token uses."""
+    epochs: float | None
+    """Times that the training text was read; None where a file does not say how long that text is."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +110,10 @@ class LossCurve:
     """Nats per token."""
     validation: tuple[float | None, ...]
     """Nats per token."""
+
+    def nats(self, split: HeldOutSplit) -> tuple[float | None, ...]:
+        """Of one split."""
+        return self.validation if split == "validation" else self.unseen
 
 
 @dataclass(frozen=True)
@@ -166,6 +165,14 @@ class ArmResult:
     """None for a dense arm."""
     sees_future: bool
     """Whether later tokens decide about earlier ones, so that the model cannot write."""
+    validation_by_domain: Mapping[str, Score] | None = None
+    """The same as by_domain of the validation split; None in results from before 2026-11-28."""
+    exposure: Exposure | None = None
+    """None in results from before 2026-11-28; see ComparisonResult.exposure_of."""
+
+    def domains(self, split: HeldOutSplit) -> Mapping[str, Score]:
+        """Nats per token of each domain of one split; empty where they were not kept."""
+        return (self.validation_by_domain or {}) if split == "validation" else self.by_domain
 
     def mixture_routing(self) -> RoutingSummary:
         """The routing of an arm with MoE layers. Raises DataError for a dense one."""
@@ -187,49 +194,16 @@ class TuningTrial:
 
 
 @dataclass(frozen=True)
-class ArmTimes:
-    """Medians and 10th to 90th percentiles over rounds in which all arms take turns."""
+class LongerBudget:
+    """What the arms lose after more tokens, at the rates of the first budget. It does not decide."""
 
-    seconds: float
-    """Of one call."""
-    low: float
-    high: float
-    times: float
-    """How many times as fast as the first arm."""
-    times_low: float
-    times_high: float
-
-
-@dataclass(frozen=True)
-class TaskTimes:
-    """How long each arm takes for one task."""
-
+    times: int
+    """Times the tokens of the first budget."""
     tokens: int
-    """Of one call."""
-    arms: Mapping[str, ArmTimes]
-    """By the arm's name; an arm that cannot do the task is missing."""
-
-
-@dataclass(frozen=True)
-class SpeedResult:
-    """What all arms take on one machine."""
-
-    __pydantic_config__ = STRICT
-
-    date: str
-    """ISO 8601, to the minute."""
-    threads: int
-    environment: Environment
-    tasks: Mapping[str, TaskTimes]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for speed.json."""
-        plain: dict[str, Any] = json_safe(asdict(self))
-        return plain
-
-    def reading(self) -> TaskTimes:
-        """The task of reading a text (prefill)."""
-        return next(task for name, task in self.tasks.items() if name.startswith("prefill"))
+    """That each training reads."""
+    seeds: tuple[int, ...]
+    scores: Mapping[str, Scores]
+    """By the arm's name."""
 
 
 @dataclass(frozen=True)
@@ -282,10 +256,26 @@ class ComparisonResult:
     """None before it was measured."""
     bounds: tuple[Bound, ...] | None = None
     """Of the kind "dense" alone; the key is missing otherwise."""
+    text_tokens: int | None = None
+    """Of the training text; None in results from before 2026-11-28."""
+    longer: tuple[LongerBudget, ...] | None = None
+    """Budgets beyond the first that are finished; None where there are none."""
+
+    @property
+    def rates_chosen_on(self) -> Literal["tuning", "unseen"] | None:
+        """The split by which learning rates were chosen; None where nothing was chosen."""
+        if not self.tuning:
+            return None
+        return "tuning" if any(trial.tuning_nats is not None for trial in self.tuning) else "unseen"
+
+    def exposure_of(self, arm: ArmResult, times: int = 1) -> Exposure:
+        """How much text an arm met in the first budget, or in one that is `times` as long."""
+        tokens = times * self.tokens
+        return exposure(tokens, arm.parameters, self.text_tokens)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a file or for --json."""
-        tree = asdict(self, dict_factory=_without_absent) | {"config": self.config.model_dump(mode="json")}
+        tree = asdict(self, dict_factory=without_absent) | {"config": self.config.model_dump(mode="json")}
         plain: dict[str, Any] = json_safe(tree)
         return plain
 
@@ -302,17 +292,7 @@ def result_from_json(content: bytes, where: str) -> ComparisonResult:
     try:
         return _result_reader().validate_json(content)
     except ValidationError as error:
-        raise DataError(f"{where!r} {_NO_RESULT} ({_first_error(error)}); run it again") from None
-
-
-def speed_from_json(content: bytes, where: str) -> SpeedResult:
-    """Read speed.json of a comparison's folder. Raises DataError as result_from_json does."""
-    try:
-        return TypeAdapter(SpeedResult).validate_json(content)
-    except ValidationError as error:
-        raise DataError(
-            f"{where!r} holds no times of this version ({_first_error(error)}); measure them with --time-again"
-        ) from None
+        raise DataError(f"{where!r} {_NO_RESULT} ({first_error(error)}); run it again") from None
 
 
 def read_result(path: Path) -> ComparisonResult:
@@ -326,19 +306,18 @@ def read_result(path: Path) -> ComparisonResult:
     return result_from_json(content, str(path))
 
 
+def exposure(tokens: int, parameters: ParameterCounts, text_tokens: int | None) -> Exposure:
+    """Of a model with those parameters, trained on `tokens` of a text of `text_tokens`."""
+    return Exposure(
+        tokens_per_parameter=tokens / parameters.total,
+        tokens_per_active_parameter=tokens / parameters.active,
+        epochs=None if text_tokens is None else tokens / text_tokens,
+    )
+
+
 def finite(value: float) -> float | None:
     """`value`, or None where a result has no figure."""
     return float(value) if math.isfinite(value) else None
-
-
-def _without_absent(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: value for key, value in pairs if value is not None or key not in _NOT_ALWAYS_THERE}
-
-
-def _first_error(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the file"
-    return f"{place}: {first['msg']}"
 
 
 @cache

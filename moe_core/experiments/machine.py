@@ -8,7 +8,7 @@ import re
 from importlib import metadata
 from pathlib import Path
 
-from moe_core.experiments.comparison_result import Environment
+from moe_core.experiments.speed_result import Environment
 
 LIBRARIES = ("torch", "transformers", "numpy", "pandas", "pyarrow", "streamlit")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.config import Config, ModelConfig
+from moe_core.data.splits import HeldOutSplit
 from moe_core.experiments.arms import Arm, measured_flops_per_token
 from moe_core.experiments.claims import bounds
 from moe_core.experiments.comparison_result import (
@@ -17,20 +18,21 @@ from moe_core.experiments.comparison_result import (
     ArmResult,
     ComparisonResult,
     Difference,
-    Environment,
     FlopsPerToken,
+    LongerBudget,
     LossCurve,
     ParameterCounts,
     RoutingSummary,
     Score,
     Scores,
-    SpeedResult,
     TuningTrial,
     Violation,
+    exposure,
     finite,
 )
-from moe_core.experiments.plan import PRIMARY, Plan, Trial
+from moe_core.experiments.plan import PRIMARY, Budget, Plan, Trial
 from moe_core.experiments.runner import Outcomes, tuning_loss
+from moe_core.experiments.speed_result import Environment, SpeedResult
 from moe_core.model import size
 from moe_core.routing.statistics.intervals import PairedDifference, paired_difference
 from moe_core.runs.files import write_atomic
@@ -69,6 +71,8 @@ def build_result(
         ),
         speed=speed,
         bounds=tuple(bounds(config.model.top_k, config.model)) if plan.kind == "dense" else None,
+        text_tokens=reference[0].get("text_tokens"),  # trainings from before 2026-11-28 did not count them
+        longer=_longer_budgets(plan, chosen, outcomes) or None,
     )
 
 
@@ -98,27 +102,55 @@ def _arm_result(
     model, factor = config.model, chosen[arm.name]
     routing = _routing_summary(scored) if model.moe_layers else None
     experts = None if routing is None else routing.experts_per_token
+    parameters, training = _parameter_counts(model, experts), config.training
+    tokens = training.steps * training.batch_size * training.seq_len
     return ArmResult(
         name=arm.name,
         label=arm.label,
         factor=factor,
         edge=len(plan.factors) > 1 and factor in (min(plan.factors), max(plan.factors)),
         dense_hidden_dim=None if model.moe_layers else model.dense_hidden_dim,
-        parameters=_parameter_counts(model, experts),
+        parameters=parameters,
         flops_per_token=_flops_per_token(model, config.training.seq_len, experts),
-        scores=Scores(
-            unseen_nats=_paired_score(scored, reference, "unseen", "nats_per_token"),
-            unseen_bits_per_byte=_paired_score(scored, reference, "unseen", "bits_per_byte"),
-            validation_nats=_paired_score(scored, reference, "validation", "nats_per_token"),
-        ),
-        by_domain={
-            domain: _paired_score(scored, reference, "unseen", "by_domain", domain)
-            for domain in scored[0]["evaluation"]["unseen"]["by_domain"]
-        },
+        scores=_scores(scored, reference),
+        by_domain=_by_domain(scored, reference, "unseen"),
         curve=_mean_curve(scored),
         routing=routing,
         sees_future=not model.can_write,
+        validation_by_domain=_by_domain(scored, reference, "validation"),
+        exposure=exposure(tokens, parameters, scored[0].get("text_tokens")),
     )
+
+
+def _longer_budgets(plan: Plan, chosen: Mapping[str, float], outcomes: Outcomes) -> tuple[LongerBudget, ...]:
+    """Those of which every training is finished."""
+    training, found = plan.config.training, []
+    for budget in plan.longer:
+        if not all(trial in outcomes for trial in plan.scored_trials(chosen, budget)):
+            continue
+        scored = {arm.name: _scored_outcomes(plan, outcomes, arm.name, chosen, budget) for arm in plan.arms}
+        reference = scored[plan.arms[0].name]
+        tokens = budget.times * training.steps * training.batch_size * training.seq_len
+        scores = {name: _scores(of_arm, reference) for name, of_arm in scored.items()}
+        found.append(LongerBudget(budget.times, tokens, budget.seeds, scores))
+    return tuple(found)
+
+
+def _scores(scored: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> Scores:
+    return Scores(
+        unseen_nats=_paired_score(scored, reference, "unseen", "nats_per_token"),
+        unseen_bits_per_byte=_paired_score(scored, reference, "unseen", "bits_per_byte"),
+        validation_nats=_paired_score(scored, reference, "validation", "nats_per_token"),
+    )
+
+
+def _by_domain(
+    scored: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], split: HeldOutSplit
+) -> dict[str, Score]:
+    return {
+        domain: _paired_score(scored, reference, split, "by_domain", domain)
+        for domain in scored[0]["evaluation"][split]["by_domain"]
+    }
 
 
 def _parameter_counts(model: ModelConfig, experts: float | None) -> ParameterCounts:
@@ -185,8 +217,10 @@ def _mean_curve(scored: Sequence[Mapping[str, Any]]) -> LossCurve:
     return LossCurve(tuple(mean("step")), *losses)
 
 
-def _scored_outcomes(plan: Plan, outcomes: Outcomes, arm: str, chosen: Mapping[str, float]) -> list[dict[str, Any]]:
-    return [outcomes[trial] for trial in plan.scored_trials(chosen) if trial.arm == arm]
+def _scored_outcomes(
+    plan: Plan, outcomes: Outcomes, arm: str, chosen: Mapping[str, float], budget: Budget | None = None
+) -> list[dict[str, Any]]:
+    return [outcomes[trial] for trial in plan.scored_trials(chosen, budget) if trial.arm == arm]
 
 
 def _loss_of(outcome: Mapping[str, Any], *path: str) -> float | None:

@@ -7,14 +7,18 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from moe_core.data.splits import SCORED_TOKENS_PER_DOMAIN
 from moe_core.data.tokens import TokenDataset, training_batch
-from moe_core.experiments.comparison_result import TRAINING_STEP, ArmTimes, SpeedResult, TaskTimes, speed_from_json
 from moe_core.experiments.machine import environment
 from moe_core.experiments.plan import Plan, Trial
+from moe_core.experiments.speed_result import TRAINING_STEP, ArmTimes, SpeedResult, TaskTimes, speed_from_json
 from moe_core.experiments.timing import Timings, interleave
 from moe_core.experiments.trial import run_folder
+from moe_core.inference.held_out import held_out_text
 from moe_core.model.kv_cache import KVCache
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress, silent
@@ -24,7 +28,7 @@ from moe_core.training.gradient import accumulate_gradient
 from moe_core.training.optimizers import build_optimizers, set_learning_rates
 from moe_core.training.repeatability import resolve_autocast
 
-ROUNDS = {"dense": (30, 15), "routers": (12, 8)}
+ROUNDS = {"dense": (60, 30), "routers": (12, 8)}
 """Of reading and writing, and of training steps, which take longer and vary less. Routers are many and much alike."""
 PREFILL_BATCH, PREFILL_TOKENS = 8, 256
 DECODE_BATCHES = (1, 32)
@@ -68,27 +72,34 @@ def measure_speed(
         tasks[TRAINING_STEP] = _time_training(plan, loaded, rounds[1], progress)
     finally:
         torch.set_num_threads(before)
-    found = SpeedResult(datetime.now().isoformat(timespec="minutes"), threads, where, tasks)
+    found = SpeedResult(datetime.now().isoformat(timespec="minutes"), threads, where, tasks, "held-out")
     write_atomic(work / "speed.json", (json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n").encode())
     return found
 
 
 def _time_reading(plan: Plan, loaded: Mapping[str, LoadedRun], rounds: int, progress: Progress) -> dict[str, TaskTimes]:
-    model = plan.config.model
-    length = min(PREFILL_TOKENS, model.max_seq_len)
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(
-        next(iter(loaded.values())).config.model.vocab_size, (PREFILL_BATCH, length), generator=generator
-    )
+    model, some = plan.config.model, next(iter(loaded.values()))
+    text = held_out_text(some.run, some.tokenizer, SCORED_TOKENS_PER_DOMAIN).token_ids
+    prompt = passages(text, PREFILL_BATCH, min(PREFILL_TOKENS, model.max_seq_len))
     sides: dict[str, Callable[[], object]] = {name: _reading_call(run.model, prompt) for name, run in loaded.items()}
-    tasks = {f"prefill {PREFILL_BATCH} x {length}": _time_sides(sides, prompt.numel(), rounds, progress)}
+    tasks = {f"prefill {PREFILL_BATCH} x {prompt.shape[1]}": _time_sides(sides, prompt.numel(), rounds, progress)}
     context = min(DECODE_CONTEXT, model.max_seq_len - 1)
     writing = {name: run for name, run in loaded.items() if run.config.model.can_write}
     for batch in DECODE_BATCHES:
-        text = prompt[:1, :context].expand(batch, -1)
-        sides = {name: _decoding_call(run.model, text) for name, run in writing.items()}
+        begun = passages(text, batch, context + 1)
+        sides = {name: _decoding_call(run.model, begun) for name, run in writing.items()}
         tasks[f"decode, batch {batch}"] = _time_sides(sides, batch, rounds, progress)
     return tasks
+
+
+def passages(text_N: NDArray[np.int32], count: int, length: int) -> torch.Tensor:
+    """[count, length]: passages that begin at even distances, so that all domains of the text take part.
+
+    What a mixture costs depends on which experts its tokens choose, and random tokens choose as no text does. Passages
+    of a short text overlap; one shorter than a passage is gone through again from its beginning.
+    """
+    starts = np.arange(count) * max(1, len(text_N) - length) // count
+    return torch.from_numpy(text_N[(starts[:, None] + np.arange(length)) % len(text_N)].astype(np.int64))
 
 
 def _reading_call(model: MoETransformer, ids: torch.Tensor) -> Callable[[], object]:
@@ -96,12 +107,12 @@ def _reading_call(model: MoETransformer, ids: torch.Tensor) -> Callable[[], obje
 
 
 def _decoding_call(model: MoETransformer, text_BS: torch.Tensor) -> Callable[[], object]:
-    """One more token for every sequence; the cache is put back, so that every call does the same."""
-    batch, context = text_BS.shape
+    """The last token of every passage, read behind the others; the cache is put back, so that every call does the
+    same."""
+    batch, context = text_BS.shape[0], text_BS.shape[1] - 1
     cache = KVCache(model.config, batch, context + 1)
-    model(text_BS, cache=cache)
-    # Different tokens: they would share experts otherwise.
-    last = (text_BS[:, -1:] + torch.arange(batch)[:, None]) % model.config.vocab_size
+    model(text_BS[:, :-1], cache=cache)
+    last = text_BS[:, -1:]
 
     def step() -> object:
         cache.length = context

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import math
 
-from moe_core.experiments.comparison_result import ComparisonResult, Difference, SpeedResult
-from moe_core.words import count_of, signed
+from moe_core.data.splits import HeldOutSplit
+from moe_core.experiments.comparison_result import ComparisonResult, Difference, Exposure
+from moe_core.experiments.speed_result import SpeedResult
+from moe_core.words import count_of, number, signed
 
 MAX_NAMED = 4
 """Arms of one kind that a sentence names; of more, the two ends."""
+BUSY = 1.25
+"""Load average a processor beyond which others were at work: the trainings just before leave up to 1 behind."""
+FEWEST_SEEDS = 3
+"""With two, Student's t has one degree of freedom and its interval is 12.7 times as wide as they are apart."""
+SIDE_BY_SIDE: tuple[HeldOutSplit, HeldOutSplit] = ("unseen", "validation")
+"""Both splits, in the order of columns. Neither is shown without the other."""
+_SPLIT_NAMES: dict[bool, dict[HeldOutSplit, str]] = {
+    True: {"unseen": "unseen text", "validation": "held-out text of known kinds"},
+    False: {"unseen": "unseen sources", "validation": "validation sources"},
+}
+"""By whether the text is synthetic. Of the user's own text both splits are whole sources, drawn alike."""
 
 
 def decimals(value: float | None, digits: int) -> str:
@@ -33,20 +46,87 @@ def difference_words(difference: Difference | None) -> str:
     return f"{interval_words(difference)}, {signed(100 * math.expm1(difference.mean), 1)} % perplexity"
 
 
-def losses_verdict(result: ComparisonResult) -> str:
-    """Which arms lose less than the first one on unseen text, which more, and which cannot be told apart."""
+def split_name(result: ComparisonResult, split: HeldOutSplit) -> str:
+    """What a split is called beside the other one."""
+    return _SPLIT_NAMES[result.data == "synthetic"][split]
+
+
+def headline(result: ComparisonResult) -> str:
+    """What every page and report begins with: how much was trained, and the losses on both splits at every budget."""
+    parts = [training_words(result), *(losses_verdict(result, split) for split in SIDE_BY_SIDE), trend_verdict(result)]
+    return " ".join(part for part in parts if part)
+
+
+def training_words(result: ComparisonResult) -> str:
+    """Tokens and epochs, and tokens a parameter, of all arms or where they are many of the first one."""
+    arms = result.arms if len(result.arms) <= MAX_NAMED else result.arms[:1]
+    rates = "; ".join(f"{arm.label} {exposure_words(result.exposure_of(arm))}" for arm in arms)
+    return (
+        f"Trained on {result.tokens:,} tokens, {epochs_words(result)}, with {count_of(len(result.seeds), 'seed')}. "
+        f"Tokens per parameter (per active one): {rates}."
+    )
+
+
+def exposure_words(exposure: Exposure) -> str:
+    """0.17 (0.49)"""
+    return f"{number(exposure.tokens_per_parameter)} ({number(exposure.tokens_per_active_parameter)})"
+
+
+def epochs_words(result: ComparisonResult, times: int = 1) -> str:
+    """0.27 epochs of the text"""
+    epochs = result.exposure_of(result.arms[0], times).epochs
+    return "epochs not kept" if epochs is None else f"{number(epochs)} epochs of the text"
+
+
+def losses_verdict(result: ComparisonResult, split: HeldOutSplit) -> str:
+    """Which arms lose less than the first one on the split, which more, and which cannot be told apart."""
     first, *others = result.arms
     groups: dict[str, list[str]] = {"higher": [], "lower": [], "not distinguishable": []}
-    known = [(arm.scores.unseen_nats.difference, arm.label) for arm in others]
+    known = [(arm.scores.nats(split).difference, arm.label) for arm in others]
     for difference, label in sorted(((d, label) for d, label in known if d is not None), key=lambda at: at[0].mean):
         groups[difference.verdict].append(f"{label} ({signed(difference.mean, 3)})")
     parts = [f"{kind}: {_listed_arms(names)}" for kind, names in groups.items() if names]
     if not parts:
         return f"{first.label} alone; nothing to hold it against."
     return (
-        f"Loss on unseen text over {count_of(len(result.seeds), 'seed')}, against {first.label} with "
-        f"{decimals(first.scores.unseen_nats.mean, 3)} nats per token: {'; '.join(parts)}."
+        f"Loss on {split_name(result, split)}, against {first.label} with "
+        f"{decimals(first.scores.nats(split).mean, 3)} nats per token: {'; '.join(parts)}."
     )
+
+
+def trend_verdict(result: ComparisonResult) -> str:
+    """Where the differences go with more tokens; empty where there is one budget."""
+    sentences = []
+    for budget in result.longer or ():
+        changes = []
+        for arm in result.arms[1:]:
+            both = []
+            for split in SIDE_BY_SIDE:
+                before, after = arm.scores.nats(split).difference, budget.scores[arm.name].nats(split).difference
+                if before is not None and after is not None:
+                    ends = f"{signed(before.mean, 3)} becomes {signed(after.mean, 3)}"
+                    both.append(f"{ends} on {split_name(result, split)}")
+            changes.append(f"{arm.label} {', '.join(both)}")
+        few = ", too few for an interval worth the name" if len(budget.seeds) < FEWEST_SEEDS else ""
+        sentences.append(
+            f"With {budget.times} times the tokens ({epochs_words(result, budget.times)}, "
+            f"{count_of(len(budget.seeds), 'seed')}{few}): {'; '.join(changes)}."
+        )
+    return " ".join(sentences)
+
+
+def shortcomings(result: ComparisonResult) -> str:
+    """What a result from before 2026-11-28 lacks, in a sentence; empty where it lacks nothing."""
+    missing = []
+    if result.rates_chosen_on == "unseen":
+        missing.append("its learning rates were chosen on the scored documents, which flatters whoever gains most")
+    if result.speed is not None and result.speed.text is None:
+        missing.append("reading and writing were timed on random ids, which choose experts as no text does")
+    if result.text_tokens is None:
+        missing.append("the length of its training text was not kept, so its epochs are unknown")
+    if result.kind == "dense" and result.rates_chosen_on == "unseen" and not result.longer:
+        missing.append("it has one budget, so no trend")
+    return f"This result is from before 2026-11-28: {'; '.join(missing)}." if missing else ""
 
 
 def _listed_arms(names: list[str]) -> str:
@@ -64,9 +144,15 @@ def speed_verdict(result: ComparisonResult, task: str) -> str:
 
 
 def where_measured(speed: SpeedResult) -> str:
-    """The machine that timed, in one line."""
+    """The machine that timed and what it read, in a line or two."""
     found = speed.environment
-    return (
-        f"Timed {speed.date[:10]} on {found.processor}, {speed.threads} threads, torch "
-        f"{found.versions['torch']}; all arms in turn within every round."
+    text = (
+        f"Timed {speed.date[:10]} on {found.processor}, {speed.threads} threads, torch {found.versions['torch']}, "
+        f"{'on random ids' if speed.text is None else 'on held-out text'}; all arms in turn within every round."
     )
+    if found.load_average_before > BUSY * (found.processors_usable or 1):
+        text += (
+            f" The machine was busy (load average {found.load_average_before:.1f} on "
+            f"{count_of(found.processors_usable or 1, 'processor')}): trust the ratios, not the seconds."
+        )
+    return text

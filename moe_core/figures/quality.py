@@ -8,8 +8,19 @@ from typing import Any, Literal
 import altair as alt
 import pandas as pd
 
-from moe_core.experiments.comparison_result import TRAINING_STEP, ArmResult, ComparisonResult, Difference, Score
-from moe_core.experiments.verdicts import decimals, difference_words, losses_verdict, speed_verdict
+from moe_core.data.splits import HeldOutSplit
+from moe_core.experiments.comparison_result import ArmResult, ComparisonResult, Difference, Score, Scores
+from moe_core.experiments.speed_result import TRAINING_STEP
+from moe_core.experiments.verdicts import (
+    SIDE_BY_SIDE,
+    decimals,
+    difference_words,
+    losses_verdict,
+    speed_verdict,
+    split_name,
+    training_words,
+    trend_verdict,
+)
 from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import AXIS_ROOM, bars_height, layered
@@ -24,15 +35,20 @@ _AXES: dict[Against, str] = {
     "flops": "training operations (FLOPs, 3 times those of the forward passes)",
     "seconds": "seconds of training at the measured time a step, evaluations left out",
 }
+_SUFFIXES: dict[HeldOutSplit, str] = {"unseen": "", "validation": "_validation"}
+"""Of figures' names: those of the unseen split have the plain one."""
 _NAME_ROOM = 0.3
 """Part of the horizontal axis kept free for the names of the curves."""
 
 
-def differences_figure(result: ComparisonResult) -> Figure:
-    """Is the mixture better, and on which text? Difference of each dense arm to the mixture, with its interval."""
+def differences_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure:
+    """Is the mixture better, and on which text? Difference of each dense arm to the mixture, with its interval.
+
+    The figures of both splits have one scale, to be seen side by side.
+    """
     records = []
     for arm in result.arms[1:]:
-        scores = {"all text": arm.scores.unseen_nats, **arm.by_domain}
+        scores = _scores_by_text(arm, split)
         records += [
             {
                 "text": text,
@@ -57,18 +73,114 @@ def differences_figure(result: ComparisonResult) -> Figure:
         color=colour,
         tooltip="sentence:N",
     )
-    title = f"loss above that of {labels[0]} (nats per token, unseen text)"
-    layers = [_zero_rule(), *_points_with_intervals(base, title)]
+    title = f"loss above that of {labels[0]} (nats per token)"
+    layers = [_zero_rule(), *_points_with_intervals(base, title, _common_scale(result))]
     chart = layered(layers, frame, bars_height(2 * frame["text"].nunique()) + AXIS_ROOM // 2)
     return Figure(
-        "moe_against_dense", "The mixture against dense models", "Is the mixture better, and on which text?",
-        losses_verdict(result), chart, frame.drop(columns="sentence"),
+        f"moe_against_dense{_SUFFIXES[split]}", f"Against dense models: {split_name(result, split)}",
+        "Is the mixture better, and on which text?",
+        f"{training_words(result)} {losses_verdict(result, split)}", chart, frame.drop(columns="sentence"),
     )  # fmt: skip
 
 
-def learning_figure(result: ComparisonResult, against: Against) -> Figure | None:
-    """Who learns faster: loss on unseen text against tokens, operations or seconds; None where no times are known."""
-    frame = _curve_frame(result, against)
+def trend_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure | None:
+    """Where does it go with more tokens? Every seed's difference to the mixture at each budget; None for one budget."""
+    if not result.longer:
+        return None
+    budgets = [(result.tokens, {arm.name: arm.scores for arm in result.arms})]
+    budgets += [(budget.tokens, dict(budget.scores)) for budget in result.longer]
+    first, *others = result.arms
+    records: list[dict[str, Any]] = []
+    for tokens, scores in budgets:
+        for arm in others:
+            records += _seed_records(arm, tokens, scores[arm.name], scores[first.name], split)
+    frame = pd.DataFrame(records)
+    labels = [arm.label for arm in result.arms]
+    places = sorted(frame["tokens"].unique())
+    x = alt.X(
+        "tokens:Q",
+        title="training tokens",
+        scale=alt.Scale(type="log", domain=[0.8 * places[0], 1.25 * places[-1]], nice=False),
+        axis=alt.Axis(format=".3~s", values=places),
+    )
+    low, high = _trend_range(result)
+    y = alt.Y(
+        "difference:Q",
+        title=f"loss above that of {first.label}",
+        scale=alt.Scale(domain=[low, high], nice=False),
+        axis=alt.Axis(format="+.3~f", tickCount=7),
+    )
+    colour = alt.Color(
+        "arm:N",
+        title=None,
+        scale=alt.Scale(domain=labels[1:], range=list(ARM_COLOURS[1 : len(labels)])),
+        legend=alt.Legend(orient="top", labelLimit=300),
+    )
+    base = alt.Chart(frame)
+    means = frame.groupby(["arm", "tokens"], sort=False, as_index=False)["difference"].mean()
+    layers = [
+        base.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y=alt.datum(0.0)),
+        base.mark_circle(size=30, opacity=0.55).encode(x=x, y=y, color=colour, tooltip="sentence:N"),
+        alt.Chart(means).mark_line(strokeWidth=2).encode(x=x, y=y, color=colour),
+    ]
+    return Figure(
+        f"trend{_SUFFIXES[split]}", f"More tokens: {split_name(result, split)}", "Where does it go with more tokens?",
+        trend_verdict(result), layered(layers, frame, 280), frame.drop(columns="sentence"),
+    )  # fmt: skip
+
+
+def _seed_records(
+    arm: ArmResult, tokens: int, scores: Scores, reference: Scores, split: HeldOutSplit
+) -> list[dict[str, Any]]:
+    pairs = zip(scores.nats(split).values, reference.nats(split).values, strict=True)
+    found = [(seed, nats - of_first) for seed, (nats, of_first) in enumerate(pairs) if None not in (nats, of_first)]  # type: ignore[operator]
+    return [
+        {
+            "arm": arm.label,
+            "tokens": tokens,
+            "seed": seed,
+            "difference": difference,
+            "sentence": f"{arm.label}, {tokens:,} tokens, seed {seed}: {signed(difference, 4)} nats per token.",
+        }
+        for seed, difference in found
+    ]
+
+
+def _trend_range(result: ComparisonResult) -> tuple[float, float]:
+    """Of both splits and all budgets, with 0 inside and a margin."""
+    first, *others = result.arms
+    budgets = [{arm.name: arm.scores for arm in result.arms}, *(dict(one.scores) for one in result.longer or ())]
+    values = [
+        record["difference"]
+        for scores in budgets
+        for arm in others
+        for split in SIDE_BY_SIDE
+        for record in _seed_records(arm, 0, scores[arm.name], scores[first.name], split)
+    ]
+    low, high = min(0.0, *values), max(0.0, *values)
+    margin = 0.08 * max(high - low, 1e-3)
+    return low - margin, high + margin
+
+
+def _scores_by_text(arm: ArmResult, split: HeldOutSplit) -> dict[str, Score]:
+    return {"all text": arm.scores.nats(split), **arm.domains(split)}
+
+
+def _common_scale(result: ComparisonResult) -> alt.Scale:
+    """One axis for the differences of both splits."""
+    values = [0.0]
+    for arm in result.arms[1:]:
+        for split in SIDE_BY_SIDE:
+            for score in _scores_by_text(arm, split).values():
+                difference = score.difference
+                if difference is not None:
+                    values += [end for end in (difference.mean, difference.low, difference.high) if end is not None]
+    return alt.Scale(domain=[min(values), max(values)], zero=True)
+
+
+def learning_figure(result: ComparisonResult, against: Against, split: HeldOutSplit) -> Figure | None:
+    """Who learns faster: loss on a split against tokens, operations or seconds; None where no times are known."""
+    frame = _curve_frame(result, against, split)
     if frame is None:
         return None
     labels = [arm.label for arm in result.arms]
@@ -82,7 +194,7 @@ def learning_figure(result: ComparisonResult, against: Against) -> Figure | None
         scale=alt.Scale(domain=[0, most * (1 + _NAME_ROOM)], nice=False),
         axis=alt.Axis(format="~s", tickCount=7),
     )
-    y = alt.Y("nats:Q", title="loss on unseen text (nats per token)", scale=alt.Scale(zero=False))
+    y = alt.Y("nats:Q", title=f"loss on {split_name(result, split)} (nats per token)", scale=alt.Scale(zero=False))
     data = shown.assign(
         sentence=[f"{row.arm}: {row.nats:.3f} nats per token after step {row.step:,.0f}." for row in rows(shown)]
     )
@@ -100,22 +212,23 @@ def learning_figure(result: ComparisonResult, against: Against) -> Figure | None
         320,
     )
     about = {
-        "tokens": losses_verdict(result),
+        "tokens": losses_verdict(result, split),
         "flops": "Equal active FLOPs cost the same here; a dense model of the mixture's size pays more for a token.",
         "seconds": speed_verdict(result, "training step"),
     }
     return Figure(
-        f"loss_against_{against}", f"Loss against {against.replace('flops', 'operations')}", "Who learns faster?",
+        f"loss_against_{against}{_SUFFIXES[split]}",
+        f"Loss against {against.replace('flops', 'operations')}: {split_name(result, split)}", "Who learns faster?",
         about[against], chart, frame.rename(columns={"x": against}),
     )  # fmt: skip
 
 
-def routers_figure(result: ComparisonResult) -> Figure:
+def routers_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure:
     """Which router? Difference of the loss to the first one, with its interval; load, dead experts and domains."""
     first = result.arms[0]
     records = []
     for arm in result.arms:
-        score, routing = arm.scores.unseen_nats, arm.mixture_routing()
+        score, routing = arm.scores.nats(split), arm.mixture_routing()
         records.append(
             {
                 "router": arm.label,
@@ -132,7 +245,7 @@ def routers_figure(result: ComparisonResult) -> Figure:
                 "domain_nmi_null_p99": routing.domain_nmi_null_p99,
                 "tokens_per_second": _tokens_per_second(result, arm.name),
                 "sees_future": arm.sees_future,
-                "sentence": _arm_sentence(arm, "unseen", score),
+                "sentence": _arm_sentence(arm, split_name(result, split), score),
             }
         )
     frame = pd.DataFrame(records).sort_values("nats", ignore_index=True)
@@ -165,28 +278,35 @@ def routers_figure(result: ComparisonResult) -> Figure:
         tooltip="sentence:N",
         opacity=alt.condition("datum.sees_future", alt.value(0.4), alt.value(1.0)),
     )
-    title = f"loss above that of {first.label} (nats per token, unseen text)"
+    title = f"loss above that of {first.label} (nats per token)"
     layers = [
         _zero_rule(),
         *_points_with_intervals(base, title, scale, BAR),
         base.mark_text(align="left", dx=9, fontSize=11).encode(x="end:Q", text="label:N"),
     ]
     return Figure(
-        "routers", "Routers against each other", "Which router predicts best, and how does it share the work?",
-        losses_verdict(result), layered(layers, data, bars_height(len(data))), frame.drop(columns="sentence"),
+        f"routers{_SUFFIXES[split]}", f"Routers against each other: {split_name(result, split)}",
+        "Which router predicts best, and how does it share the work?",
+        f"{training_words(result)} {losses_verdict(result, split)}",
+        layered(layers, data, bars_height(len(data))), frame.drop(columns="sentence"),
     )  # fmt: skip
 
 
-def result_figures(result: ComparisonResult) -> list[Figure]:
-    """All figures of a result, the most telling first."""
+def figure_pairs(result: ComparisonResult) -> list[list[Figure]]:
+    """All figures of a result, the most telling first; what shows the unseen split stands beside the other one."""
     if result.kind == "routers":
-        return [routers_figure(result)]
+        return [[routers_figure(result, split) for split in SIDE_BY_SIDE]]
     sides: Sequence[Against] = ("tokens", "flops", "seconds")
-    learning = [learning_figure(result, against) for against in sides]
-    return [differences_figure(result), *(figure for figure in learning if figure is not None)]
+    drawn: list[list[Figure] | list[Figure | None]] = [
+        [differences_figure(result, split) for split in SIDE_BY_SIDE],
+        [trend_figure(result, split) for split in SIDE_BY_SIDE],
+        *([learning_figure(result, against, split) for split in SIDE_BY_SIDE] for against in sides),
+    ]
+    pairs = [[figure for figure in pair if figure is not None] for pair in drawn]
+    return [pair for pair in pairs if pair]
 
 
-def _curve_frame(result: ComparisonResult, against: Against) -> pd.DataFrame | None:
+def _curve_frame(result: ComparisonResult, against: Against, split: HeldOutSplit) -> pd.DataFrame | None:
     training = result.config.training
     tokens_per_step = training.batch_size * training.seq_len
     records = []
@@ -202,7 +322,7 @@ def _curve_frame(result: ComparisonResult, against: Against) -> pd.DataFrame | N
         curve = arm.curve
         records += [
             {"arm": arm.label, "step": step, "x": step * per_step, "nats": nats}
-            for step, nats in zip(curve.step, curve.unseen, strict=True)
+            for step, nats in zip(curve.step, curve.nats(split), strict=True)
         ]
     return pd.DataFrame(records)
 

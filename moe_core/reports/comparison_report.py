@@ -3,34 +3,56 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from moe_core.config.router import SIGHT_WARNING
 from moe_core.experiments.comparison_result import (
-    TRAINING_STEP,
-    ArmTimes,
     ComparisonResult,
     Difference,
+    Exposure,
     Score,
-    SpeedResult,
+    Scores,
 )
 from moe_core.experiments.published_claims import CLAIMED_DENSE_PERPLEXITY, CLAIMED_PERPLEXITY, fewest_experts
-from moe_core.experiments.verdicts import decimals, difference_words, interval_words, losses_verdict, where_measured
+from moe_core.experiments.speed_result import TRAINING_STEP, ArmTimes, SpeedResult
+from moe_core.experiments.verdicts import (
+    SIDE_BY_SIDE,
+    decimals,
+    difference_words,
+    epochs_words,
+    exposure_words,
+    headline,
+    interval_words,
+    shortcomings,
+    split_name,
+    where_measured,
+)
 from moe_core.reports.markdown import escape, render, table
-from moe_core.words import short_count, signed
+from moe_core.words import number, short_count, signed
 
 DOMAINS_SHOWN = 6
+SPLIT_NOTES = {
+    True: "Unseen text is written with templates that training never met; known kinds are new documents by the "
+    "templates of training.",
+    False: "Both splits are whole sources that training never met, drawn alike; the validation sources are watched "
+    "while training.",
+}
+"""By whether the text is synthetic."""
 
 
 def result_table(result: ComparisonResult) -> str:
-    """The whole page: verdict, losses, cost, speed, and for "dense" what arithmetic leaves of published claims."""
+    """The whole page: headline, losses, trend, cost, speed; for "dense" what arithmetic leaves of published claims."""
     dense = result.kind == "dense"
     return render(
         "comparison.md.j2",
         result=result,
         dense=dense,
-        verdict=losses_verdict(result),
+        verdict=headline(result),
+        shortcomings=shortcomings(result),
         summary=summary_table(result),
         losses=_losses_table(result),
+        domains=_domains_table(result) if dense else "",
+        trend=_trend_table(result) if result.longer else "",
         notes=notes(result),
         details=_cost_table(result) if dense else _routing_table(result),
         timed=None if result.speed is None else where_measured(result.speed),
@@ -39,9 +61,10 @@ def result_table(result: ComparisonResult) -> str:
         fewest=fewest_experts(result.config.model.top_k),
         claimed=(CLAIMED_PERPLEXITY, CLAIMED_DENSE_PERPLEXITY),
         perplexities=[
-            (arm.label, _percent_change(arm.scores.unseen_nats.difference))
+            (arm.label, split_name(result, split), _percent_change(difference))
             for arm in result.arms[1:]
-            if arm.scores.unseen_nats.difference is not None
+            for split in SIDE_BY_SIDE
+            if (difference := arm.scores.nats(split).difference) is not None
         ],
     )
 
@@ -56,15 +79,16 @@ def summary_table(result: ComparisonResult) -> str:
 
 def _dense_summary(result: ComparisonResult) -> str:
     first, tasks = result.arms[0].label, result.speed.tasks if result.speed else {}
-    header = ["arm", "parameters (active)", "MFLOPs/token", "nats/token, unseen", f"against {first}", "bits/byte"]
+    header = ["arm", "parameters (active)", "tokens per parameter (active)", "MFLOPs/token"]
+    for split in SIDE_BY_SIDE:
+        header += [f"nats/token, {split_name(result, split)}", f"against {first}"]
     rows = [
         [
             arm.label,
             f"{short_count(arm.parameters.total)} ({short_count(arm.parameters.active)})",
+            exposure_words(result.exposure_of(arm)),
             f"{arm.flops_per_token.computed / 1e6:.2f}",
-            decimals(arm.scores.unseen_nats.mean, 3),
-            difference_words(arm.scores.unseen_nats.difference),
-            decimals(arm.scores.unseen_bits_per_byte.mean, 3),
+            *_with_both_splits(arm.scores, 3),
             *(_times_as_fast(found.arms.get(arm.name)) for found in tasks.values()),
         ]
         for arm in result.arms
@@ -74,16 +98,15 @@ def _dense_summary(result: ComparisonResult) -> str:
 
 def _routers_summary(result: ComparisonResult) -> str:
     first, step = result.arms[0].label, result.speed.tasks[TRAINING_STEP] if result.speed else None
-    header = [
-        "router (balanced by)", "experts/token", "nats/token, unseen", f"against {first}", "MaxVio", "dead experts",
-        "domain NMI (99 % of shuffles below)",
-    ]  # fmt: skip
+    header = ["router (balanced by)", "experts/token"]
+    for split in SIDE_BY_SIDE:
+        header += [f"nats/token, {split_name(result, split)}", f"against {first}"]
+    header += ["MaxVio", "dead experts", "domain NMI (99 % of shuffles below)"]
     rows = [
         [
             arm.label,
             decimals(arm.mixture_routing().experts_per_token, 2),
-            decimals(arm.scores.unseen_nats.mean, 3),
-            difference_words(arm.scores.unseen_nats.difference),
+            *_with_both_splits(arm.scores, 3),
             decimals(arm.mixture_routing().max_violation.mean, 2),
             decimals(arm.mixture_routing().dead_experts, 1),
             " ".join(
@@ -109,32 +132,70 @@ def _times_as_fast(found: ArmTimes | None) -> str:
 
 def _losses_table(result: ComparisonResult) -> str:
     first = result.arms[0].label
-    domains = list(result.arms[0].by_domain)[:DOMAINS_SHOWN] if result.kind == "dense" else []
-    header = [
-        "arm",
-        "nats per token, unseen",
-        f"against {first}",
-        "bits per byte",
-        "validation",
-        *map(escape, domains),
-    ]
+    header = ["arm", "tokens per parameter (active)"]
+    for split in SIDE_BY_SIDE:
+        header += [f"nats per token, {split_name(result, split)}", f"against {first}"]
     rows = [
         [
             arm.label,
-            decimals(arm.scores.unseen_nats.mean, 4),
-            difference_words(arm.scores.unseen_nats.difference),
+            exposure_words(result.exposure_of(arm)),
+            *_with_both_splits(arm.scores, 4),
             " ".join(
                 [
                     decimals(arm.scores.unseen_bits_per_byte.mean, 4),
                     *_interval_in_brackets(arm.scores.unseen_bits_per_byte),
                 ]
             ),
-            decimals(arm.scores.validation_nats.mean, 4),
-            *(_with_difference(arm.by_domain[domain]) for domain in domains),
         ]
         for arm in result.arms
     ]
+    return table([*header, f"bits per byte, {split_name(result, 'unseen')}"], rows)
+
+
+def _with_both_splits(scores: Scores, digits: int) -> list[str]:
+    """Loss and difference on one split, then on the other."""
+    columns = [(scores.nats(split).mean, scores.nats(split).difference) for split in SIDE_BY_SIDE]
+    return [cell for mean, difference in columns for cell in (decimals(mean, digits), difference_words(difference))]
+
+
+def _domains_table(result: ComparisonResult) -> str:
+    """A line a domain, every arm on both splits."""
+    columns = [(arm, split) for split in SIDE_BY_SIDE for arm in result.arms if arm.domains(split)]
+    header = ["domain, nats per token", *(f"{split_name(result, split)}: {arm.label}" for arm, split in columns)]
+    names = list(result.arms[0].by_domain)[:DOMAINS_SHOWN]
+    rows = [[escape(name), *(_domain_cell(arm.domains(split), name) for arm, split in columns)] for name in names]
     return table(header, rows)
+
+
+def _domain_cell(scores: Mapping[str, Score], name: str) -> str:
+    return _with_difference(scores[name]) if name in scores else ""
+
+
+def _trend_table(result: ComparisonResult) -> str:
+    """A line an arm and budget, the first budget first."""
+    first = result.arms[0].label
+    header = ["training tokens", "epochs", "seeds", "arm", "tokens per parameter (active)"]
+    for split in SIDE_BY_SIDE:
+        header += [f"nats per token, {split_name(result, split)}", f"against {first}"]
+    budgets = [(1, result.tokens, len(result.seeds), {arm.name: arm.scores for arm in result.arms})]
+    budgets += [(one.times, one.tokens, len(one.seeds), dict(one.scores)) for one in result.longer or ()]
+    rows = [
+        [
+            f"{tokens:,}",
+            _epochs(result.exposure_of(arm, times)),
+            str(seeds),
+            arm.label,
+            exposure_words(result.exposure_of(arm, times)),
+            *_with_both_splits(scores[arm.name], 4),
+        ]
+        for times, tokens, seeds, scores in budgets
+        for arm in result.arms
+    ]
+    return table(header, rows)
+
+
+def _epochs(exposure: Exposure) -> str:
+    return "not kept" if exposure.epochs is None else number(exposure.epochs)
 
 
 def _interval_in_brackets(score: Score) -> list[str]:
@@ -153,21 +214,31 @@ def _with_difference(score: Score) -> str:
 
 def notes(result: ComparisonResult) -> str:
     """How the losses were found, and what they do not say."""
-    seeds, edges = len(result.seeds), [arm.label for arm in result.arms if arm.edge]
+    edges = [arm.label for arm in result.arms if arm.edge]
     text = (
-        f"Means of {seeds} seeds, {result.tokens:,} training tokens each, on {_text_name(result)}; guessing by token "
-        f"frequency costs {result.unigram_nats:.3f} nats. In brackets the 95 % t-interval of the difference over "
-        "pairs of equal seeds: what other weights and another order of the text would change, not another corpus."
+        f"Means of {len(result.seeds)} seeds, {result.tokens:,} training tokens each ({epochs_words(result)}), on "
+        f"{_text_name(result)}; guessing by token frequency costs {result.unigram_nats:.3f} nats on "
+        f"{split_name(result, 'unseen')}. In brackets the 95 % t-interval of the difference over pairs of equal seeds: "
+        "what other weights and another order of the text would change, not another corpus. "
+        f"{SPLIT_NOTES[result.data == 'synthetic']}"
     )
-    if result.tuning_seeds:
+    if result.rates_chosen_on == "tuning":
         text += (
-            " Each arm has the best of the same learning rates, by the same unseen text with a seed that is not scored."
+            " Each arm has the best of the same learning rates, chosen with a seed that is not scored, on documents "
+            "that are neither trained on nor scored."
+        )
+    elif result.rates_chosen_on == "unseen":
+        text += (
+            " Each arm has the best of the same learning rates, chosen with a seed that is not scored but on the same "
+            "unseen documents that are scored."
         )
     else:
         text += (
             f" All have the same learning rates, found with {result.arms[0].label}; of {len(result.arms) - 1} "
             "intervals, which are not adjusted for their number, one in twenty leaves out 0 by chance."
         )
+    for budget in result.longer or ():
+        text += f" The budget of {budget.times} times the tokens keeps the rates that were chosen for the first one."
     if edges:
         text += f" The best one tried was the lowest or the highest for: {', '.join(edges)}; a wider search might help."
     if any(arm.sees_future for arm in result.arms):
