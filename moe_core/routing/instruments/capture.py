@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.errors import TraceError
-from moe_core.routing.instruments.contract import Call, Router
+from moe_core.routing.instruments.contract import Call, Router, never_compiled
 from moe_core.routing.instruments.find import find_routers
 from moe_core.routing.trace.joining import positions_within
 from moe_core.routing.trace.trace import RoutingTrace
@@ -221,7 +221,8 @@ class Recorder:
         if silent:
             raise TraceError(
                 f"router {silent[0]!r} stayed silent ({len(silent)} of {len(fired)} did); run the model inside "
-                "`with capture(model)`, in the same thread, and not as a compiled or replaced module"
+                "`with capture(model)`, in the same thread, and not as a compiled or replaced module "
+                "(torch.compiler.set_stance('force_eager') runs it uncompiled)"
             )
         if len(set(fired.values())) > 1:
             counts = ", ".join(f"layer {layer}: {count}" for layer, count in fired.items())
@@ -264,9 +265,9 @@ def capture(model: torch.nn.Module, *, keep_logits: bool = True) -> Iterator[Rec
     recorder = Recorder(routers, keep_logits=keep_logits)
     handles: list[Any] = []
     try:
-        handles.append(model.register_forward_pre_hook(_noting(recorder), with_kwargs=True))
+        handles.append(model.register_forward_pre_hook(never_compiled(_noting(recorder)), with_kwargs=True))
         for router in routers.values():
-            handles += router.attach(_watch(recorder, router))
+            handles += router.attach(never_compiled(_watch(recorder, router)))
         yield recorder
     finally:
         for handle in handles:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from moe_core.errors import TraceError
 
@@ -159,6 +160,15 @@ class Router:
     def described(self) -> str:
         """For messages: the name, with its family where it is not one of ours."""
         return f"router {self.name!r}" + (f" of {self.family}" if self.family else "")
+
+
+def never_compiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook as plain Python also where torch.compile is at work: it would trace thread checks and counters wrongly.
+
+    Only a program that compiles has imported the compiler, which takes seconds; others get the hook as it is.
+    """
+    compiler = sys.modules.get("torch._dynamo")
+    return hook if compiler is None else cast("Callable[..., Any]", compiler.disable(hook))
 
 
 def layer_of(name: str) -> tuple[str, int]:

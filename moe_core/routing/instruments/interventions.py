@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moe_core.ablation_modes import MODES, Mode
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing.instruments.contract import Call, Router
+from moe_core.routing.instruments.contract import Call, Router, never_compiled
 from moe_core.routing.instruments.find import find_routers
+from moe_core.routing.instruments.silence import SilenceWatch
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +53,9 @@ class Intervention:
     decides a tie in their favour; then the router's own rule (SteerMoE, arXiv:2509.09660)."""
     mode: Mode = "zero"
     """What ablated experts leave behind. "zero": nothing, their slots become index -1 with score 0. "renormalise": the
-    token's other scores grow to the former sum (all zero where it had no other). "reroute": the router chooses again,
-    by its own rule, as if those experts were not there."""
+    token's other scores grow to the former sum (all zero where it had no other). "reroute": tokens that chose one of
+    them choose again, by the router's own rule, as if those experts were not there. Tokens that had not chosen them
+    keep choice and weights to the bit: where weights are shares of all E experts, the ablated still count in theirs."""
     top_k: int | None = None
     """Experts per token, in every MoE layer; 1 to E. None = as the model has it."""
     temperature: float | None = None
@@ -139,6 +141,9 @@ def intervene(
     as through the model itself. In a generator open it around each step, not around a yield.
     Raises UsageError if the model lacks a layer or expert; if an expert is both forced and ablated; or if its routers
     have no `choose(logits_TE, top_k) -> (scores_TK, indices_TK)` where one is needed: for all but zero and renormalise.
+    Raises TraceError, at the end of a forward pass, if a router that was to be changed stayed silent in it: in a
+    compiled model, which no hook reaches, a layer that was skipped, or where another module took the router's place.
+    A block without a forward pass is none.
     """
     named = Intervention(tuple(ablate), tuple(force), mode, top_k, temperature)
     if intervention is not None and named != Intervention():
@@ -180,17 +185,21 @@ class _Session:
         }
         self._told: dict[int, _Told] = {}
         """By layer, from the router's call to the end of the experts' call."""
+        self._silence = SilenceWatch(model, self.routers, lambda: self._sessions is _THREAD.sessions)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         with ExitStack() as stack:
             for router in self.routers.values():
                 # First of all hooks, so that a capture that is open already still sees what the experts receive.
-                for handle in router.attach(self._watch(router), first=True):
+                for handle in router.attach(never_compiled(self._watch(router)), first=True):
                     stack.callback(handle.remove)
                 if router.experts is not None:
-                    stack.callback(router.experts.register_forward_pre_hook(self._before_experts(router)).remove)
-                    stack.callback(router.experts.register_forward_hook(self._after_experts(router)).remove)
+                    before, after = map(never_compiled, (self._before_experts(router), self._after_experts(router)))
+                    stack.callback(router.experts.register_forward_pre_hook(before).remove)
+                    stack.callback(router.experts.register_forward_hook(after).remove)
+            for handle in self._silence.attach():
+                stack.callback(handle.remove)
             self._sessions.append(self)
             stack.callback(self._sessions.remove, self)
             yield
@@ -200,6 +209,8 @@ class _Session:
 
         def watch(call: Call) -> Any:
             active = [s for s in _THREAD.sessions if _shared(s.routers, {router.layer: router})]
+            if self in active:
+                self._silence.note_call(router.layer)
             if not active or active[-1] is not self:
                 return None
             if router.module.training:
