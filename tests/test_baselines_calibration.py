@@ -54,3 +54,31 @@ def test_one_planted_layer_does_not_spread_to_the_others() -> None:
         assert frame["p_value"][0] == pytest.approx(1 / (DRAWS + 1))
         wrong += int((frame["p_adjusted"][1:] <= 0.05).sum())
     assert wrong <= 10  # 4 expected of 75
+
+
+def test_autocorrelated_logits_are_an_ar1_series_of_unchanged_variance() -> None:
+    document_T = np.arange(60_000) // 100
+    logits = np.random.default_rng(0).gumbel(size=(1, 60_000, 2))
+    calibration._autocorrelate(logits, document_T, 0.8)
+    assert logits.mean() == pytest.approx(0, abs=0.03)
+    assert logits.std() == pytest.approx(np.pi / np.sqrt(6), rel=0.02)
+    inside = np.diff(document_T) == 0
+    series = logits[0, :, 0]
+    assert np.corrcoef(series[1:][inside], series[:-1][inside])[0, 1] == pytest.approx(0.8, abs=0.02)
+    assert np.corrcoef(series[1:][~inside], series[:-1][~inside])[0, 1] == pytest.approx(0, abs=0.15)
+    assert np.corrcoef(logits[0].T)[0, 1] == pytest.approx(0, abs=0.03)
+
+
+def test_kinds_of_random_routing_are_what_they_are_called() -> None:
+    traces = {kind: calibration.random_trace(1, **arguments) for kind, arguments in calibration.RANDOM.items()}
+    lengths = {kind: np.bincount(trace.document_ids) for kind, trace in traces.items()}
+    assert lengths["autocorrelated .8"].tolist() == [100] * 40
+    assert lengths["autocorrelated .8, few documents"].tolist() == [100] * 8
+    uneven = lengths["autocorrelated .8, unequal documents"]
+    assert uneven.sum() == pytest.approx(4000, abs=40)
+    assert uneven.max() > 5 * uneven.min()
+    tokens, documents = traces["autocorrelated .8"].token_ids, traces["autocorrelated .8"].document_ids
+    inside = np.diff(documents) == 0
+    assert (np.diff(tokens) == 0)[inside].mean() == pytest.approx(0.8 + 0.2 / calibration.TYPES, abs=0.03)
+    assert (np.diff(tokens) == 0)[~inside].mean() < 0.4
+    assert tuple(kind for kind in calibration.RANDOM if ".4" in kind or ".8" in kind) == calibration.RUNS

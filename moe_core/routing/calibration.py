@@ -1,8 +1,8 @@
 """Do the baselines tell chance from findings? `python -m moe_core.routing.calibration [--json] [--seeds 100]`.
 
-Random routing of three kinds, of which every baseline must say "not distinguishable from chance" in about 95 of 100
+Random routing of several kinds, of which every baseline must say "not distinguishable from chance" in about 95 of 100
 seeds, all layers together, with p-values spread evenly over 0..1; and routing with one planted connection, which its
-baseline must find in every seed. Documents are small, so that all of it takes a few minutes.
+baseline must find in every seed. Documents are small, so that all of it takes minutes.
 """
 
 from __future__ import annotations
@@ -18,18 +18,28 @@ from moe_core.routing.measures import registry
 from moe_core.routing.measures.against_chance import CHANCE
 from moe_core.routing.measures.measure import RandomRouting
 from moe_core.routing.trace.trace import RoutingTrace
-from moe_core.routing.trace.types import Float64Array
+from moe_core.routing.trace.types import Float64Array, Int64Array
 
 LAYERS, TOP_K, EXPERTS, DOMAINS, TYPES = 3, 2, 8, 2, 12
 DOCUMENTS, DOCUMENT_TOKENS = 24, 25
 SEEDS, PERMUTATIONS = 100, 199  # 200 values of p: a 5 % test is exact
 
+_LONG: dict[str, Any] = {"documents": 40, "document_tokens": 100, "layers": 2}
 RANDOM: dict[str, dict[str, Any]] = {
     "uniform": {},
     "load-skewed": {"skew": 1.0},
     "documents alike": {"skew": 0.5, "alike": 1.0},
+    "autocorrelated 0": _LONG,
+    "autocorrelated .4": {**_LONG, "phi": 0.4},
+    "autocorrelated .8": {**_LONG, "phi": 0.8},
+    "autocorrelated .8, load-skewed": {**_LONG, "phi": 0.8, "skew": 1.0},
+    "autocorrelated .8, unequal documents": {**_LONG, "phi": 0.8, "unequal": 1.0},
+    "autocorrelated .8, few documents": {**_LONG, "phi": 0.8, "documents": 8},
 }
-"""Kinds of random routing, as arguments of random_trace."""
+"""Kinds of random routing, as arguments of random_trace. Experts are independent of each other, of domains, tokens and
+other layers in all of them; only persistence is there to find where logits are autocorrelated."""
+RUNS = tuple(kind for kind, arguments in RANDOM.items() if arguments.get("phi"))
+"""Those in which choices come in runs."""
 WEAK = (0.25, 0.5, 1.0)
 """Strengths of a planted connection that chance may hide; random logits have a standard deviation of 1.28."""
 
@@ -42,22 +52,57 @@ BY_LAYER = [name for name, plant in PLANTS.items() if plant.found is None]
 
 
 def random_trace(
-    seed: int, *, skew: float = 0.0, alike: float = 0.0, planted: str = "", strength: float = 3.0, layers: int = LAYERS
+    seed: int,
+    *,
+    skew: float = 0.0,
+    alike: float = 0.0,
+    phi: float = 0.0,
+    documents: int = DOCUMENTS,
+    document_tokens: int = DOCUMENT_TOKENS,
+    unequal: float = 0.0,
+    planted: str = "",
+    strength: float = 3.0,
+    layers: int = LAYERS,
 ) -> RoutingTrace:
     """Random routing: every token chooses the experts with the largest of random logits.
 
     `skew`: how much experts differ in load; `alike`: how much tokens of a document share tastes, beyond their domain;
+    `phi`: 0 <= phi < 1, autocorrelation of an expert's logits from token to token of a document (AR(1), the variance is
+    that of phi = 0), and the probability that a token repeats the one before;
+    `documents` of `document_tokens` tokens on average, whose lengths differ by a factor exp(`unequal`) as a rule;
     `planted`: the name of a measure, for whose connection (see its Plant) `strength` is added to some logits.
     """
     rng = np.random.default_rng(seed)
-    T = DOCUMENTS * DOCUMENT_TOKENS
-    documents = np.repeat(np.arange(DOCUMENTS), DOCUMENT_TOKENS)
+    lengths = np.full(documents, document_tokens)
+    if unequal:
+        share = rng.lognormal(sigma=unequal, size=documents)
+        lengths = np.maximum(2, np.rint(documents * document_tokens * share / share.sum()).astype(np.int64))
+    of_token = np.repeat(np.arange(documents), lengths)
+    T = len(of_token)
     tokens = rng.integers(0, TYPES, T)
-    logits = rng.gumbel(size=(layers, T, EXPERTS)) + skew * rng.normal(size=(layers, 1, EXPERTS))
-    logits += alike * rng.normal(size=(layers, DOCUMENTS, EXPERTS))[:, documents]
+    logits = rng.gumbel(size=(layers, T, EXPERTS))
+    if phi:
+        _repeat_tokens(tokens, of_token, phi, rng)
+        _autocorrelate(logits, of_token, phi)
+    logits += skew * rng.normal(size=(layers, 1, EXPERTS))
+    logits += alike * rng.normal(size=(layers, documents, EXPERTS))[:, of_token]
     if planted:
-        PLANTS[planted].add(RandomRouting(logits, documents, documents % DOMAINS, tokens, strength, rng))
-    return _routed_trace(logits, documents, tokens)
+        PLANTS[planted].add(RandomRouting(logits, of_token, of_token % DOMAINS, tokens, strength, rng))
+    return _routed_trace(logits, of_token, tokens)
+
+
+def _autocorrelate(logits_LTE: Float64Array, document_T: Int64Array, phi: float) -> None:
+    """Turn independent logits into an AR(1) series inside every document, in place; mean and variance stay."""
+    logits_LTE -= np.euler_gamma  # the mean of a Gumbel variable
+    for t in np.flatnonzero(np.diff(document_T) == 0) + 1:
+        logits_LTE[:, t] = phi * logits_LTE[:, t - 1] + np.sqrt(1 - phi**2) * logits_LTE[:, t]
+
+
+def _repeat_tokens(tokens_T: Int64Array, document_T: Int64Array, phi: float, rng: np.random.Generator) -> None:
+    """Let a token repeat the one before it in its document with probability phi, in place."""
+    repeats_T = rng.random(len(tokens_T)) < phi
+    repeats_T[np.diff(document_T, prepend=-1) != 0] = False
+    tokens_T[:] = tokens_T[np.maximum.accumulate(np.where(repeats_T, 0, np.arange(len(tokens_T))))]
 
 
 def chance_count(name: str, seeds: int, kind: str, permutations: int = PERMUTATIONS) -> tuple[int, Float64Array]:
@@ -108,7 +153,7 @@ def calibrate(seeds: int = SEEDS) -> list[dict[str, Any]]:
     return rows
 
 
-def _routed_trace(logits: Float64Array, documents: np.ndarray, tokens: np.ndarray) -> RoutingTrace:
+def _routed_trace(logits: Float64Array, documents: Int64Array, tokens: Int64Array) -> RoutingTrace:
     indices = np.argsort(-logits, axis=-1)[..., :TOP_K]
     weights = np.exp(np.take_along_axis(logits, indices, axis=-1))
     return RoutingTrace.from_arrays(
