@@ -59,10 +59,21 @@ def test_the_result_is_plain_json_that_reads_back_as_it_was(evaluation: Evaluati
     for row in tree["routing"]:
         assert [*row] == [
             "layer", "load_imbalance", "dead_experts", "router_entropy", "experts_per_token", "dropped_fraction",
-            "domain_nmi", "domain_nmi_null_p99", "p_value",
+            "domain_nmi", "domain_nmi_null_p99", "p_value", "load_low", "load_high", "surely_dead", "sources",
+            "effective_tokens",
         ]  # fmt: skip
     assert [row.layer for row in evaluation.routing] == [0, 1]
     assert (evaluation.run, evaluation.step) == ("tiny", 40)
+
+
+def test_an_evaluation_of_before_the_load_had_an_interval_is_read(evaluation: Evaluation) -> None:
+    older = evaluation.to_json()
+    for row in older["routing"]:
+        for key in ("load_low", "load_high", "surely_dead", "sources", "effective_tokens"):
+            del row[key]
+    read = evaluation_from_json(json.dumps(older).encode(), "evaluation.json")
+    assert [row.load_low for row in read.routing] == [None, None]
+    assert [row.dead_experts for row in read.routing] == [row.dead_experts for row in evaluation.routing]
 
 
 def test_an_evaluation_of_before_the_window_rule_had_a_name_is_read(evaluation: Evaluation) -> None:
@@ -123,7 +134,7 @@ def test_routing_figures_are_those_of_all_scored_tokens(loaded: LoadedRun, evalu
     trace = probe_routing(loaded.model, dataset, seq_len=32, vocabulary=loaded.tokenizer.vocabulary(), source="")
     balance, entropy, nmi = metrics.load_balance(trace), metrics.router_entropy(trace), baselines.domain_nmi(trace)
     for at, row in enumerate(evaluation.routing):
-        for key in ("load_imbalance", "dead_experts", "dropped_fraction"):
+        for key in ("load_imbalance", "dead_experts", "dropped_fraction", "load_low", "load_high", "surely_dead"):
             assert getattr(row, key) == pytest.approx(balance[key][at])
         assert row.router_entropy == pytest.approx(entropy["router_entropy"][at])
         for key, column in (("domain_nmi", "nmi"), ("domain_nmi_null_p99", "null_p99"), ("p_value", "p_value")):

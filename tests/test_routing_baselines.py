@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +15,7 @@ from moe_core.routing.measures import domains
 from moe_core.routing.measures.context_independence import token_verdict
 from moe_core.routing.measures.domains import domain_cell, domain_verdict, strongest_expert
 from moe_core.routing.measures.glossary import GLOSSARY
-from moe_core.routing.measures.health import describe_model, routing_health
+from moe_core.routing.measures.health import describe_model
 from moe_core.words import number, p_value, percent
 
 
@@ -165,32 +163,8 @@ def test_domain_verdict_in_words() -> None:
     )
 
 
-def balance_frame(**columns: Any) -> pd.DataFrame:
-    base: dict[str, Any] = {"layer": [0, 1], "load_imbalance": [1.2, 1.5], "dead_experts": [0, 0]}
-    return pd.DataFrame(base | {"dropped_fraction": [0.0, 0.0]} | columns)
-
-
-def test_routing_health_in_words() -> None:
-    assert routing_health(balance_frame()) == "Healthy: no dead expert, worst load 1.5 times the mean."
-    assert routing_health(balance_frame(dead_experts=[0, 2], load_imbalance=[1.1, 3.04])) == (
-        "Not healthy: 2 dead experts in layer 1; uneven load in layer 1; worst load 3.0 times the mean."
-    )
-    assert "up to 12 % of the slots dropped in layers 0, 1" in routing_health(
-        balance_frame(dropped_fraction=[0.02, 0.12])
-    )
-    assert routing_health(
-        balance_frame(load_imbalance=[np.nan] * 2, dead_experts=[8, 8], dropped_fraction=[1.0, 1.0])
-    ) == ("Not healthy: nothing was routed in layers 0, 1.")
-    entropy = pd.DataFrame({"layer": [0, 1], "router_entropy": [0.5, 0.999], "basis": "logits"})
-    assert "the router hardly prefers any expert in layer 1" in routing_health(balance_frame(), entropy)
-    assert routing_health(balance_frame(), entropy.assign(basis="scores")).startswith("Healthy")
-    many = pd.concat([balance_frame(layer=[i, i + 1], dead_experts=[1, 1]) for i in range(0, 8, 2)])
-    assert "8 dead experts in layers 0, 1, 2, 3 and 4 more" in routing_health(many)
-
-
-def test_health_and_cells_of_real_frames() -> None:
+def test_cells_of_real_frames_in_words() -> None:
     trace = make_trace(0, planted=3.0)
-    assert routing_health(metrics.load_balance(trace)).startswith("Healthy: no dead expert, worst load 1.")
     frame = baselines.domain_cells(trace)
     assert strongest_expert(frame).startswith("Strongest: in layer 0, expert ")
     assert " of d" in strongest_expert(frame)

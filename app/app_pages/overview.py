@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import PurePosixPath
 
 import streamlit as st
@@ -27,7 +28,7 @@ from moe_core.data.windows import window_words
 from moe_core.figures.load import load_map_figure
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
 from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
-from moe_core.routing.measures.health import IMBALANCE_LIMIT, describe_model, routing_health
+from moe_core.routing.measures.health import IMBALANCE_LIMIT, describe_model, health
 from moe_core.routing.measures.load import expert_load, load_balance
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.words import number, short_count
@@ -56,12 +57,12 @@ nmi = measured.get(domain_nmi_test)
 made_of = describe_model(
     layers=trace.num_layers, experts=trace.num_experts, top_k=trace.top_k, varying=trace.varying_experts
 )
-health = routing_health(balance)
+verdict = health(balance)
 too_few = (nmi["verdict"] == FEW_DOCUMENTS).any()
 domain = "Whether experts know domains takes more text to tell: see Domains."
 header(
     f"What is {subject.name}, and is its routing healthy?",
-    f"{made_of} {health} {domain if too_few else domain_verdict(nmi)}",
+    f"{made_of} {verdict.sentence} {domain if too_few else domain_verdict(nmi)}",
 )
 
 # Four figures, each beside its chance or target.
@@ -89,19 +90,20 @@ else:
         border=True,
         height="stretch",
     )
-worst = balance.iloc[int(balance["load_imbalance"].argmax())]
+worst = verdict.worst
+enough = f"up to {IMBALANCE_LIMIT:.0f} is fine" if verdict.state != "too little text" else "too little text to tell"
 busiest.metric(
     "Busiest expert",
-    f"{worst['load_imbalance']:.2f} × mean",
-    delta_description=f"1 is even, {IMBALANCE_LIMIT:.0f} still fine",
+    "–" if isnan(worst["load_imbalance"]) else f"{worst['load_imbalance']:.2f} × mean",
+    delta_description=f"95 %: {number(worst['load_low'])} to {number(worst['load_high'])}; {enough}",
     help=term_help("load imbalance"),
     border=True,
     height="stretch",
 )
 dead.metric(
     "Dead experts",
-    f"{balance['dead_experts'].sum():.0f} of {len(load)}",
-    delta_description="0 is the target",
+    f"{verdict.surely_dead} of {len(load)}",
+    delta_description=f"{verdict.unseen} not seen in this little text" if verdict.unseen else "0 is the target",
     help=term_help("dead expert"),
     border=True,
     height="stretch",

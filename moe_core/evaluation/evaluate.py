@@ -151,6 +151,11 @@ def _routing(trace: RoutingTrace) -> tuple[tuple[LayerRouting, ...], RoutingVerd
             domain_nmi=_finite(row["nmi"]),
             domain_nmi_null_p99=_finite(row["null_p99"]),
             p_value=_finite(row["p_value"]),
+            load_low=_finite(row["load_low"]),
+            load_high=_finite(row["load_high"]),
+            surely_dead=int(row["surely_dead"]),
+            sources=int(row["sources"]),
+            effective_tokens=_finite(row["effective_tokens"]),
         )
         for _, row in table.iterrows()
     )

@@ -11,7 +11,7 @@ from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_height, layered, percent_axis, step_axis
 from moe_core.figures.maps import lift_map
 from moe_core.figures.palette import BAR, EXPERT_COLOURS, NEUTRAL, expert_colour
-from moe_core.routing.measures.health import routing_health
+from moe_core.routing.measures.health import routing_health, undecided_layers
 from moe_core.words import number, percent
 
 MAX_LINES = len(EXPERT_COLOURS)
@@ -22,11 +22,12 @@ HIGHLIGHTED_LINES = 6
 def expert_load_map(load: pd.DataFrame) -> alt.LayerChart:
     """Layers x experts: load of each expert as a multiple of its even share (lift), on the log scale of all lift maps.
 
-    `load` has the columns of metrics.expert_load: layer, expert, tokens, share. With more than MAX_COLUMNS experts a
-    column is a group of experts ranked by their load in that layer, most loaded first.
+    `load` has the columns of metrics.expert_load: layer, expert, tokens, share. Where it has a true `uncertain` the
+    cell is faded: the text is too little to tell. With more than MAX_COLUMNS experts a column is a group of experts
+    ranked by their load in that layer, most loaded first.
     """
     experts = int(load["expert"].max()) + 1
-    frame = load.assign(lift=load["share"] * experts)
+    frame = load.assign(lift=load["share"] * experts, uncertain=load.get("uncertain", False))
     if experts > MAX_COLUMNS:
         frame = _ranked_groups(frame)
         axis = f"experts of each layer ranked by load, in {frame['column'].nunique()} groups, most loaded first"
@@ -37,6 +38,10 @@ def expert_load_map(load: pd.DataFrame) -> alt.LayerChart:
             f"{number(row.lift)} times its even share ({row.tokens:,} choices)."
             for row in rows(frame)
         ]
+    if frame["uncertain"].any():
+        axis += "; faded: too little text to tell"
+        little = frame["uncertain"].map({True: " Too little text to tell.", False: ""})
+        frame["sentence"] = frame["sentence"] + little
     y = alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS)
     return lift_map(frame, x=alt.X("column:O", title=axis, axis=COLUMN_AXIS), y=y)
 
@@ -114,10 +119,12 @@ def router_entropy_by_layer(entropy: pd.DataFrame) -> alt.LayerChart:
 
 
 def load_map_figure(load: pd.DataFrame, balance: pd.DataFrame) -> Figure:
-    """Is the work shared evenly? Frames of metrics.expert_load and metrics.load_balance."""
+    """Is the work shared evenly? Frames of metrics.expert_load and metrics.load_balance. Layers of which the text is
+    too little to tell are faded."""
+    uncertain = load["layer"].isin(balance["layer"][undecided_layers(balance)])
     return Figure(
         "expert_load_map", "Load of every expert", "Is the work shared evenly among the experts?",
-        routing_health(balance), expert_load_map(load), load,
+        routing_health(balance), expert_load_map(load.assign(uncertain=uncertain)), load,
     )  # fmt: skip
 
 
@@ -171,7 +178,7 @@ def _ranked_groups(frame: pd.DataFrame) -> pd.DataFrame:
     ranked = ranked.assign(group=rank * MAX_COLUMNS // experts, rank=rank + 1)
     grouped = ranked.groupby(["layer", "group"], as_index=False).agg(
         lift=("lift", "mean"), share=("share", "sum"), tokens=("tokens", "sum"),
-        first=("rank", "min"), last=("rank", "max"), most=("expert", "first"),
+        first=("rank", "min"), last=("rank", "max"), most=("expert", "first"), uncertain=("uncertain", "first"),
     )  # fmt: skip
     grouped["column"] = grouped["group"]
     grouped["sentence"] = [

@@ -56,6 +56,7 @@ class LayerRouting:
     load_imbalance: float | None
     """Largest load over the mean, 1 = even."""
     dead_experts: int
+    """Experts without any token; on little text by chance too."""
     router_entropy: float | None
     """0..1, 1 = the router prefers no expert."""
     experts_per_token: float | None
@@ -66,6 +67,15 @@ class LayerRouting:
     domain_nmi_null_p99: float | None
     p_value: float | None
     """Domain labels shuffled by document."""
+    load_low: float | None = None
+    """95 % interval of load_imbalance; None, as all below, where the run was scored by an older version."""
+    load_high: float | None = None
+    surely_dead: int | None = None
+    """Those of dead_experts of which the text is enough to say so."""
+    sources: int | None = None
+    """How many sources the scored text is of."""
+    effective_tokens: float | None = None
+    """As many independent tokens would tell as much of the load."""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,17 @@ import pandas as pd
 
 from moe_core.errors import UsageError
 from moe_core.routing.measures.term import Term
+from moe_core.routing.statistics.clusters import Clusters, clusters, share_bounds, share_low
 from moe_core.routing.trace.counts import entropy, expert_counts, ratio
 from moe_core.routing.trace.trace import AnyTrace
-from moe_core.routing.trace.types import Int64Array
+from moe_core.routing.trace.types import Float64Array, Int64Array
 
 TOP_SHARE = 10
 """top_mass is what the busiest 1 of so many experts carry, rounded up."""
+DEAD_SHARE = 0.25
+"""Part of its even share that an expert without any token surely stays below before it is called dead. At a quarter an
+expert still learns from a quarter of the tokens meant for it, which a rare kind of text may well be; below that it is
+idle whatever the text. Zero cannot be shown: no number of tokens rules out that the next one chooses the expert."""
 
 
 def expert_load(trace: AnyTrace) -> pd.DataFrame:
@@ -43,16 +48,24 @@ def load_balance(trace: AnyTrace) -> pd.DataFrame:
     load_imbalance = max c / mean c, 1..E, 1 = even; max_violation = that - 1 (MaxVio, 2408.15664);
     min_violation = (mean c - min c) / mean c, 0 = even .. 1 = an expert is dead;
     cv = std(c) / mean(c), >= 0, 0 = even (1701.06538);
-    dead_experts = experts without any assignment, 0..E; utilisation = the part of the experts that has any, 0..1;
+    load_low, load_high = 95 % interval of load_imbalance: the largest lower and the largest upper bound of an expert's
+    load (statistics.clusters; lower ones hold for all layers at once), since the observed largest of many experts is
+    above the true one by chance alone; NaN for a layer that routes nothing;
+    dead_experts = experts without any assignment, 0..E, on little text by chance too; surely_dead = those of them whose
+    load is surely below DEAD_SHARE of the even one (the rule of three on effective tokens);
+    utilisation = the part of the experts that has any, 0..1;
     oversubscribed = the part of the experts with more than the mean, 0..1;
     top_mass = the share of all assignments that the ceil(E/10) busiest experts carry, 0..1; even = ceil(E/10) / E;
     effective_experts = exp(H(f)), 1..E: as many equally loaded experts would have this load entropy;
     gini = sum_i (2i - E - 1) c_(i) / (E sum c), 0 = even .. (E-1)/E = all on one;
     experts_per_token = assignments / T, 0..K;
     dropped_fraction = unused slots / (T K), 0..1 (capacity overflow or skipped), NaN where the rule leaves slots unused
-    itself (RoutingTrace.varying_experts) and a dropped one cannot be told from them.
+    itself (RoutingTrace.varying_experts) and a dropped one cannot be told from them; dropped_low = its lower bound;
+    sources = how many the text is of; effective_tokens = as many independent tokens would tell as much, 0..T,
+    NaN of text too little to say.
     """
-    counts_LE = expert_counts(trace).astype(np.float64)
+    found = clusters(trace)
+    counts_LE = found.counts.sum(axis=1).astype(np.float64)
     E = trace.num_experts
     total_L, mean_L = counts_LE.sum(axis=1), counts_LE.mean(axis=1)
     weights_E = 2.0 * np.arange(1, E + 1) - E - 1
@@ -63,6 +76,7 @@ def load_balance(trace: AnyTrace) -> pd.DataFrame:
             "layer": trace.layers,
             "tokens": trace.num_tokens,
             "load_imbalance": imbalance_L,
+            **_certainty(found, trace.top_k),
             "max_violation": imbalance_L - 1.0,
             "min_violation": 1.0 - ratio(counts_LE.min(axis=1), mean_L),
             "cv": ratio(counts_LE.std(axis=1), mean_L),
@@ -74,8 +88,30 @@ def load_balance(trace: AnyTrace) -> pd.DataFrame:
             "gini": ratio(sorted_LE @ weights_E, E * total_L),
             "experts_per_token": total_L / trace.num_tokens,
             "dropped_fraction": math.nan if trace.varying_experts else 1.0 - total_L / (trace.num_tokens * trace.top_k),
+            "dropped_low": math.nan if trace.varying_experts else _dropped_low(found, trace.top_k),
         }
     )
+
+
+def _certainty(found: Clusters, top_k: int) -> dict[str, Float64Array | Int64Array | int]:
+    """The columns of load_balance that say how much a text of this size tells."""
+    counts_LE, E = found.counts.sum(axis=1), found.counts.shape[2]
+    bounds = share_bounds(found)
+    chosen_L = counts_LE.sum(axis=1) / found.total
+    even_L = np.where(chosen_L > 0, chosen_L, top_k) / E
+    known_L = np.where(chosen_L > 0, 1.0, np.nan)  # a layer that routes nothing has no imbalance
+    return {
+        "load_low": known_L * np.maximum((bounds.low / even_L[:, None]).max(axis=1), 1.0),
+        "load_high": known_L * (bounds.high / even_L[:, None]).max(axis=1),
+        "surely_dead": ((counts_LE == 0) & (bounds.high_of_all / even_L[:, None] < DEAD_SHARE)).sum(axis=1),
+        "sources": found.sources,
+        "effective_tokens": bounds.effective_tokens,
+    }
+
+
+def _dropped_low(found: Clusters, top_k: int) -> Float64Array:
+    """[L] lower bound of the part of the slots that are dropped."""
+    return share_low(found, np.clip(found.tokens - found.counts.sum(axis=2) / top_k, 0.0, None))
 
 
 def dropped_by_position(trace: AnyTrace, bins: int = 16) -> pd.DataFrame:
@@ -179,7 +215,13 @@ LOAD_BALANCE_TERMS = (
         "sum of the ceil(E/10) largest f_e",
         "ceil(E/10) / E when even",
     ),
-    Term("dead expert", "An expert that got no token at all of those traced.", "c_e = 0", "0 wanted"),
+    Term(
+        "dead expert",
+        "An expert that got no token, of so many that its load is surely below a quarter of its even share.",
+        "c_e = 0 and upper bound of f_e below 1/(4E)",
+        "0 wanted; an expert not seen in little text need not be dead",
+        "rule of three on effective tokens; Rao and Scott 1981",
+    ),
 )
 
 

@@ -143,7 +143,7 @@ def units(parts: Blocks | BlockCounts, seed: int) -> Units:
         groups = len(own) if N <= MAX_UNITS else min(len(own), max(2, round(MAX_UNITS * len(own) / N)))
         of_block[own] = len(stratum) + rng.permutation(len(own)) % groups
         stratum += [int(domain)] * groups
-    return Units(of_block, _without_single(np.array(stratum)))
+    return Units(of_block, without_single(np.array(stratum)))
 
 
 def bootstrap(
@@ -205,7 +205,7 @@ def by_domain(counts_LNE: Int64Array, domain_ids_N: Int64Array, domains: int) ->
     return np.stack([summed(counts_NE, domain_ids_N, domains) for counts_NE in counts_LNE])
 
 
-def _without_single(stratum_U: Int64Array) -> Int64Array:
+def without_single(stratum_U: Int64Array) -> Int64Array:
     """A single unit of a domain cannot show how units differ: all such are one stratum, or join the largest."""
     strata, sizes = np.unique(stratum_U, return_counts=True)
     single = np.isin(stratum_U, strata[sizes == 1])

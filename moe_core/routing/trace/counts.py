@@ -25,6 +25,10 @@ MAX_BLOCKS, MAX_BLOCK_COUNTS = 2**15, 2**24
 """More sources than this, or so many that each one's counts would be more numbers than this (128 MiB), are counted in
 random groups, see block_counts."""
 _MIN_BLOCKS = 256
+MIN_FREEDOM = 8
+"""A text of fewer sources than this beyond one a domain has too few to tell from how much they differ."""
+STRETCHES, STRETCH_TOKENS = 16, 32
+"""Such a text is cut into so many stretches a domain, of at least so many tokens."""
 
 _Numbers = npt.NDArray[np.number[Any]] | float
 
@@ -167,8 +171,12 @@ def blocks(trace: RoutingTrace, groups: int | None = None) -> Blocks:
     """Cut a trace into blocks. Domains are labels of blocks, which is what a permutation may shuffle. With `groups`,
     a source is one of that many random groups of sources.
     """
-    M = len(trace.domains)
     sources_T = trace.source_ids.astype(np.int64) if groups is None else _random_groups(trace.source_ids, groups)
+    return _blocks_of(trace, sources_T)
+
+
+def _blocks_of(trace: RoutingTrace, sources_T: Int64Array) -> Blocks:
+    M = len(trace.domains)
     keys_T = sources_T * M + trace.domain_ids
     # Tokens of a source mostly stand together: sorting their runs is much less than sorting them.
     starts = np.flatnonzero(np.diff(keys_T, prepend=keys_T[0] - 1))
@@ -205,21 +213,57 @@ def block_counts(trace: AnyTrace) -> BlockCounts:
     return _block_counts(trace)
 
 
+def has_few_sources(trace: AnyTrace) -> bool:
+    """Are there too few sources to tell from how much they differ? Then there is stretch_counts."""
+    return count_sources(trace) < MIN_FREEDOM + len(trace.domains)
+
+
+def stretch_counts(trace: AnyTrace) -> tuple[BlockCounts, Int64Array]:
+    """block_counts with every block cut where a stretch of the text ends, and the stretch [N] that each part is of.
+
+    For a text of few sources: at most STRETCHES stretches a domain, of STRETCH_TOKENS tokens or more, in the order of
+    the trace. Neighbours are alike only as far as runs go, so that long stretches are nearly independent of each other.
+    """
+    S = max(1, min(trace.num_tokens // STRETCH_TOKENS, STRETCHES * len(trace.domains)))
+    if isinstance(trace, StoredTrace):
+        parts = trace.once(("stretch_counts", S), lambda: _stretch_counts(trace, S))
+    else:
+        parts = _stretch_counts(trace, S)
+    return BlockCounts(parts.source_ids // S, parts.domain_ids, parts.tokens, parts.counts), parts.source_ids % S
+
+
+def _stretch_counts(trace: AnyTrace, S: int) -> BlockCounts:
+    """As block_counts, source_ids being source times S plus stretch."""
+    found: list[BlockCounts] = []
+    start = 0
+    for part in trace.parts():
+        stretch_T = np.arange(start, start + part.num_tokens) * S // trace.num_tokens
+        found.append(_counted(part, _blocks_of(part, part.source_ids.astype(np.int64) * S + stretch_T)))
+        start += part.num_tokens
+    return found[0] if len(found) == 1 else _merged_blocks(found)
+
+
+def _counted(part: RoutingTrace, own: Blocks) -> BlockCounts:
+    shape = (len(own.tokens), part.num_experts)
+    counts_LNE = np.stack([grouped_counts(layer_TK, own.of_token, shape) for layer_TK in part.router_indices])
+    return BlockCounts(own.source_ids, own.domain_ids, own.tokens, counts_LNE)
+
+
 def _block_counts(trace: AnyTrace) -> BlockCounts:
+    if isinstance(trace, StoredTrace) and has_few_sources(trace):
+        return _merged_blocks([stretch_counts(trace)[0]])  # both are asked for, and the file is read once
     most = max(_MIN_BLOCKS, min(MAX_BLOCKS, MAX_BLOCK_COUNTS // (trace.num_layers * trace.num_experts)))
-    groups = most // len(trace.domains) or 1 if _count_sources(trace) > most else None
+    groups = most // len(trace.domains) or 1 if count_sources(trace) > most else None
     found: list[BlockCounts] = []
     for part in trace.parts():
-        own = blocks(part, groups)
-        shape = (len(own.tokens), trace.num_experts)
-        counts_LNE = np.stack([grouped_counts(layer_TK, own.of_token, shape) for layer_TK in part.router_indices])
-        found.append(BlockCounts(own.source_ids, own.domain_ids, own.tokens, counts_LNE))
+        found.append(_counted(part, blocks(part, groups)))
         if len(found) > 1 and sum(len(one.tokens) for one in found) > 2 * most:
             found = [_merged_blocks(found)]  # sources that come again in every part would be held as often
     return found[0] if len(found) == 1 else _merged_blocks(found)
 
 
-def _count_sources(trace: AnyTrace) -> int:
+def count_sources(trace: AnyTrace) -> int:
+    """How many different sources the text is of."""
     if isinstance(trace, StoredTrace):
         return trace.count_sources()
     sources_T = trace.source_ids
