@@ -163,11 +163,15 @@ class Recorder:
 
     def _record(self, router: Router, call: Call) -> None:
         """Keep a compact copy of what one router chose; called by its hook, in any thread."""
-        if threading.get_ident() != self._thread:
-            return  # a cached model is shared between sessions: another one is using it
         import torch
 
-        logits, scores, indices = router.read(call)
+        # A cached model is shared between sessions: perhaps another one is using it.
+        if threading.get_ident() != self._thread or _is_recomputing():
+            return
+
+        # Some choices have to be computed from the output; nothing of that may be kept for a backward pass.
+        with torch.no_grad():
+            logits, scores, indices = router.read(call)
         keep = self._keep_logits and logits is not None
         self._calls[router.layer].append(
             _Call(
@@ -181,7 +185,7 @@ class Recorder:
 
     def _note_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Remember the shape of what the model is about to read; called by its hook, in any thread."""
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self._thread and not _is_recomputing():
             given = next((kwargs[name] for name in _INPUTS if kwargs.get(name) is not None), args[0] if args else None)
             self._read.append(tuple(getattr(given, "shape", ()))[:2])
 
@@ -257,7 +261,8 @@ def capture(model: torch.nn.Module, *, keep_logits: bool = True) -> Iterator[Rec
         trace = recorder.trace(token_ids=token_ids)
 
     The model's output stays bit-identical; the hooks come off in every case, also after an exception. Captures may be
-    nested, each records. `keep_logits=False` leaves the logits out (E numbers per token and layer). In a generator open
+    nested, each records. What gradient checkpointing computes once more while it goes backward is recorded once: the
+    first time. `keep_logits=False` leaves the logits out (E numbers per token and layer). In a generator open
     it around each step, or pause it at each yield: the consumer may continue it from another thread.
     Raises TraceError if the model has no routers, or one returns something else than the contract says.
     """
@@ -272,6 +277,18 @@ def capture(model: torch.nn.Module, *, keep_logits: bool = True) -> Iterator[Rec
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_recomputing() -> bool:
+    """Whether autograd is computing gradients in this thread.
+
+    A forward pass that runs then is a part computed once more whose activations were not kept (gradient checkpointing,
+    with either value of use_reentrant): its tokens were routed before. torch.utils.checkpoint tells by the same number
+    which backward pass it is in; there is no public name for it.
+    """
+    import torch
+
+    return torch._C._current_graph_task_id() != -1
 
 
 def _noting(recorder: Recorder) -> Callable[..., None]:
