@@ -184,7 +184,10 @@ CONFIG_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"num_hidden_layers": 4, "mlp_only_layers": [1, 2]}, r"its MoE layers are \[0, 3\]"),
     ({"num_hidden_layers": 900}, r"lacks the tensor 'model\.layers\.2\."),
     ({"vocab_size": 321}, "the tokenizer in .* has .* entries, the model has 321"),
-    ({"moe_intermediate_size": 16}, r"does not fit its config\.json: what becomes .*gate_proj"),
+    (
+        {"moe_intermediate_size": 16},
+        r"does not fit its config\.json: .*experts\.0\.down_proj\.weight' has shape \[32, 32\]",
+    ),
     ({"hidden_size": 65536, "num_experts": 4096, "moe_intermediate_size": 262144}, "needs .* GiB"),
 ]
 
@@ -268,7 +271,7 @@ FOLDER_FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "tokenizer.json").write_text("[]"), "tokenizer .* is damaged"),
     (_foreign_tokenizer, r"cannot be used: the tokenizer has no '<\|endoftext\|>' token"),
     (_untied, r"lacks lm_head\.weight"),
-    (_reshaped, r"'norm\.weight' has shape \[3\], expected \[32\]"),
+    (_reshaped, r"'model\.norm\.weight' has shape \[3\], expected \[32\]"),
 ]
 
 

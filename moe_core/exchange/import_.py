@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moe_core.config import Config, ModelConfig, validate_config
 from moe_core.data.prepare import PreparedData, prepare_data
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.errors import RunError, UsageError
-from moe_core.exchange.configs import from_huggingface
-from moe_core.exchange.layouts import Family, from_checkpoint
+from moe_core.exchange.configs import model_config_of
+from moe_core.exchange.family_configs import FamilyConfig, read_family_config, refuse_key
+from moe_core.exchange.layouts import HEAD, Family, from_checkpoint
+from moe_core.exchange.weight_files import (
+    LARGEST_TOKENIZER,
+    TensorHeader,
+    check_file_size,
+    check_headers,
+    read_config_file,
+    read_headers,
+    read_tensors,
+)
 from moe_core.model.size import check_fits_memory
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress
 from moe_core.runs.checkpoint import save_checkpoint
-from moe_core.runs.files import read_json_object
 from moe_core.runs.folder import RunFolder
 from moe_core.training.observe import evaluate_splits, held_out_sets, log_baselines, log_event, observe_routing
 from moe_core.training.trainer_state import TrainerState
@@ -48,8 +55,8 @@ def import_checkpoint(
         raise UsageError(f"--from {str(source)!r} has no config.json; expected the folder of a Hugging Face checkpoint")
     if run.path.resolve() == source.resolve():
         raise UsageError(f"--run {run.name!r} is the folder {str(source)!r} itself; choose another name for the run")
-    tree = read_json_object(source / "config.json")
-    model_config, family = from_huggingface(tree)
+    theirs, family = read_family_config(read_config_file(source / "config.json"))
+    model_config = model_config_of(theirs, family)
     check_fits_memory(model_config)
     tokenizer = _tokenizer(source / "tokenizer.json")
     if tokenizer.vocab_size != model_config.vocab_size:
@@ -57,13 +64,7 @@ def import_checkpoint(
             f"the tokenizer in {str(source)!r} has {tokenizer.vocab_size} entries, the model has "
             f"{model_config.vocab_size}; expected as many of both: cut the embedding, or give the tokenizer that fits"
         )
-    checkpoint = _weights(source)
-    if not tree.get("tie_word_embeddings", False) and "lm_head.weight" not in checkpoint:
-        raise RunError(
-            f"the checkpoint in {str(source)!r} lacks lm_head.weight and its config.json does not tie it to the "
-            "embedding (tie_word_embeddings = true); restore the checkpoint from a copy"
-        )
-    model = _model(from_checkpoint(checkpoint, model_config, family), model_config, source)
+    model = read_model(source, theirs, model_config, family)
     config = validate_config(
         {
             "model": model_config.model_dump(),
@@ -84,6 +85,22 @@ def import_checkpoint(
     return config, family
 
 
+def read_model(source: Path, theirs: FamilyConfig, config: ModelConfig, family: Family) -> MoETransformer:
+    """The model in `source`, whose config.json says `theirs` and which is our `config`, in evaluation mode.
+
+    Raises RunError or UsageError, before weights are read, for files that do not hold just that model.
+    """
+    headers = read_headers(source)
+    check_headers(headers, config, family, source)
+    _check_biases(headers, theirs)
+    if not theirs.tie_word_embeddings and HEAD not in headers:
+        raise RunError(
+            f"the checkpoint in {str(source)!r} lacks lm_head.weight and its config.json does not tie it to the "
+            "embedding (tie_word_embeddings = true); restore the checkpoint from a copy"
+        )
+    return _model(from_checkpoint(read_tensors(source), config, family), config, source)
+
+
 def _observe(
     run: RunFolder, config: Config, model: MoETransformer, data: PreparedData, message: str, progress: Progress | None
 ) -> None:
@@ -101,6 +118,15 @@ def _observe(
     run.write_status(state.status("finished", config, message))
 
 
+def _check_biases(headers: Mapping[str, TensorHeader], theirs: FamilyConfig) -> None:
+    """Biases that config.json promises must be there; whether they are zero is seen when they are read."""
+    for layer in range(theirs.num_hidden_layers if theirs.has_biases else 0):
+        for projection in theirs.biased:
+            name = f"model.layers.{layer}.self_attn.{projection}.bias"
+            if name not in headers:
+                raise refuse_key(str(theirs.bias_key), True, f"expected the tensor {name!r}, which is missing")
+
+
 def _model(state: dict[str, Tensor], config: ModelConfig, source: Path) -> MoETransformer:
     with torch.device("meta"):  # On the meta device: shapes are compared before memory is taken.
         model = MoETransformer(config)
@@ -114,48 +140,12 @@ def _model(state: dict[str, Tensor], config: ModelConfig, source: Path) -> MoETr
     return model.eval().requires_grad_(False)
 
 
-def _weights(source: Path) -> dict[str, Tensor]:
-    """All tensors of the checkpoint's safetensors files."""
-    tensors: dict[str, Tensor] = {}
-    for path in _shards(source):
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except FileNotFoundError:
-            raise RunError(
-                f"the checkpoint lacks {str(path)!r}, which its index names; copy the missing file"
-            ) from None
-        except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise RunError(
-                f"{str(path)!r} is not a whole safetensors file ({reason}); copy or download it again"
-            ) from None
-    return tensors
-
-
-def _shards(source: Path) -> Iterator[Path]:
-    index = source / "model.safetensors.index.json"
-    if (source / "model.safetensors").is_file():
-        yield source / "model.safetensors"
-    elif index.is_file():
-        shards: Any = read_json_object(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise RunError(f"{str(index)!r} has no weight_map; copy or download it again")
-        for name in sorted(set(shards.values())):
-            if Path(name).name != name:
-                raise RunError(f"{str(index)!r} names the file {name[:60]!r}; expected files of its own folder")
-            yield source / name
-    elif found := sorted(path.name for suffix in ("bin", "pt", "pth") for path in source.glob(f"*.{suffix}")):
-        raise UsageError(
-            f"the weights in {str(source)!r} are pickle ({found[0]}), which can run any code when read; expected "
-            "model.safetensors: convert them where you trust them, with from_pretrained and save_pretrained"
-        )
-    else:
-        raise UsageError(f"--from {str(source)!r} has no model.safetensors; expected a folder with weights")
-
-
 def _tokenizer(path: Path) -> Tokenizer:
     """Their tokenizer without the steps that add, cut or pad tokens: other code puts end-of-text before our texts."""
+    if path.is_file():
+        check_file_size(path, LARGEST_TOKENIZER)
+    elif path.exists():
+        raise RunError(f"the tokenizer {str(path)!r} is no ordinary file; copy or download it again")
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         tree |= dict.fromkeys(("post_processor", "truncation", "padding"))

@@ -19,6 +19,8 @@ Family = Literal["mixtral", "qwen3_moe", "qwen2_moe", "granitemoeshared", "glm4_
 FAMILIES: tuple[Family, ...] = get_args(Family)
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
+BIASES = tuple(f".self_attn.{name}_proj.bias" for name in "qkvo")
+SHARED_EXPERTS = (".mlp.shared_expert.", ".mlp.shared_experts.", ".mlp.shared_expert_gate.")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,23 @@ def places(config: ModelConfig, family: Family) -> Iterator[Place]:
     yield Place("model.norm.weight", ("norm.weight",))
 
 
+def needed_names(config: ModelConfig, family: Family) -> Iterator[str]:
+    """Names on disk of all tensors of a model of this configuration; made one by one, for there may be millions."""
+    for place in places(config, family):
+        if "{expert}" in place.theirs:
+            yield from (place.theirs.format(expert=expert) for expert in range(config.num_experts))
+        else:
+            yield place.theirs
+
+
+def is_left_out(name: str, config: ModelConfig) -> bool:
+    """Whether our model has no place for the tensor, and needs none if its numbers are what they should be: biases of
+    attention, which must be 0, and a shared expert without hidden units with its gate, which add nothing."""
+    if name.endswith(BIASES):
+        return True
+    return config.shared_expert_hidden_dim == 0 and any(part in name for part in SHARED_EXPERTS)
+
+
 def to_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
     """Our tensors under their names; the head is the embedding and is left out, as transformers does."""
     checkpoint: dict[str, Tensor] = {}
@@ -65,7 +84,7 @@ def to_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, family: Fami
 def from_checkpoint(checkpoint: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
     """Their tensors under our names. Raises RunError naming a tensor that is missing or that has no place with us.
 
-    An `lm_head.weight` is accepted if it equals the embedding, which is our head.
+    An `lm_head.weight` is accepted if it equals the embedding, which is our head; biases of attention if they are 0.
     """
     unused = dict(checkpoint)
     state: dict[str, Tensor] = {}
@@ -85,6 +104,15 @@ def from_checkpoint(checkpoint: Mapping[str, Tensor], config: ModelConfig, famil
             tensor = take(place.theirs)
         parts = tensor.chunk(len(place.ours), dim=-2) if len(place.ours) > 1 else (tensor,)
         state |= {name: part.contiguous() for name, part in zip(place.ours, parts, strict=True)}
+    for name in [name for name in unused if is_left_out(name, config)]:
+        tensor = unused.pop(name)
+        if name.endswith(BIASES) and tensor.count_nonzero():
+            raise RunError(
+                f"the checkpoint cannot be imported: its {name} (attention_bias or qkv_bias of config.json) is not "
+                "zero; our attention has no biases"
+            )
+        if not name.endswith(BIASES) and "_gate." not in name and tensor.numel():
+            raise RunError(f"the checkpoint's {name} has numbers, but its config.json has no shared expert")
     head = unused.pop(HEAD, None)
     if head is not None and not torch.equal(head, state["embedding.weight"]):
         raise RunError(
@@ -135,8 +163,10 @@ def _moe(config: ModelConfig, family: Family) -> dict[str, tuple[str, ...]]:
     }
     if family == "qwen2_moe":
         gate = {"mlp.shared_expert_gate.weight": ("moe.shared_expert_gate.weight",)}
-        return qwen | _mlp("mlp.shared_expert", "moe.shared_expert") | gate
+        shared = _mlp("mlp.shared_expert", "moe.shared_expert") | gate
+        return qwen | (shared if config.shared_expert_hidden_dim else {})
     if family == "glm4_moe":
         bias = {"mlp.gate.e_score_correction_bias": ("moe.router.expert_bias",)}
-        return qwen | bias | _mlp("mlp.shared_experts", "moe.shared_expert")
+        shared = _mlp("mlp.shared_experts", "moe.shared_expert") if config.shared_expert_hidden_dim else {}
+        return qwen | bias | shared
     return qwen
