@@ -25,15 +25,23 @@ from moe_core.errors import DataError, RunError, UsageError
 from moe_core.experiments import library
 from moe_core.experiments.arms import MAX_MISMATCH, dense_arms, measured_flops_per_token
 from moe_core.experiments.claims import bound
-from moe_core.experiments.comparison_result import ComparisonResult, read_result, result_from_json
+from moe_core.experiments.comparison_result import ComparisonResult, Difference, read_result, result_from_json
 from moe_core.experiments.plan import Budget, Plan, make_plan, public
 from moe_core.experiments.published_claims import fewest_experts
 from moe_core.experiments.results import build_result, write_result
 from moe_core.experiments.router_arms import ROUTERS, router_arms
 from moe_core.experiments.runner import choose_factors, run_trials, stored_plan
 from moe_core.experiments.speed import measure_speed, passages
+from moe_core.experiments.speed_result import ArmTimes, TaskTimes
 from moe_core.experiments.trial import TrialStopped, run_trial
-from moe_core.experiments.verdicts import FEWEST_SEEDS, headline, losses_verdict, shortcomings, where_measured
+from moe_core.experiments.verdicts import (
+    FEWEST_SEEDS,
+    headline,
+    interval_words,
+    losses_verdict,
+    shortcomings,
+    where_measured,
+)
 from moe_core.figures.figure import figure_bytes
 from moe_core.figures.quality import figure_pairs
 from moe_core.model import size
@@ -563,7 +571,7 @@ def test_every_figure_can_be_drawn_and_says_its_numbers(result: ComparisonResult
 
 def test_the_headline_says_how_much_was_trained_and_both_losses(result: ComparisonResult, plan: Plan) -> None:
     """192 tokens; the tiny mixture has so many parameters that a token is nothing."""
-    text, moe = headline(result), result.arms[0]
+    text, moe = " ".join(headline(result)), result.arms[0]
     data = prepare_data(plan.config, tuning=True)
     assert result.text_tokens == len(data.train)
     assert moe.exposure is not None
@@ -603,7 +611,7 @@ def test_a_longer_budget_holds_its_own_losses(result: ComparisonResult, plan: Pl
     shown = build_result(plan, chosen, unfinished, None)
     assert shown.longer is None  # half a budget compares nothing
     assert [arm.scores for arm in shown.arms] == [arm.scores for arm in result.arms]
-    assert "With 4 times" not in headline(shown)
+    assert "With 4 times" not in " ".join(headline(shown))
 
 
 def test_the_first_budget_is_handed_over_before_the_second_begins(plan: Plan, work: Path) -> None:
@@ -634,7 +642,7 @@ def test_a_result_from_before_says_what_it_lacks(path: Path) -> None:
     assert "timed on random ids" in said
     assert "epochs are unknown" in said
     assert ("chosen on the scored documents" in said) == (result.kind == "dense")
-    assert "epochs not kept" in headline(result)
+    assert "epochs not kept" in headline(result)[0]
     assert said in result_table(result)
     assert all(figure_bytes(figure, "svg") for pair in figure_pairs(result)[:2] for figure in pair)
 
@@ -645,6 +653,21 @@ def test_a_busy_machine_is_named(result: ComparisonResult) -> None:
     busy = replace(quiet, load_average_before=7.5)
     assert "busy" not in where_measured(replace(result.speed, environment=quiet))
     assert "load average 7.5 on 2 processors" in where_measured(replace(result.speed, environment=busy))
+
+
+def test_ratios_that_vary_more_than_twofold_are_called_no_measurement(result: ComparisonResult) -> None:
+    assert result.speed is not None
+    steady = {name: ArmTimes(1.0, 1.0, 1.0, 1.0, 0.8, 1.5) for name in ("moe", "dense-active")}
+    noisy = {**steady, "dense-active": ArmTimes(1.0, 1.0, 1.0, 1.2, 0.8, 1.7)}
+    tasks = {"prefill 8 x 64": TaskTimes(1, steady), "training step": TaskTimes(1, noisy)}
+    assert "too noisy for training step: ratios vary" in where_measured(replace(result.speed, tasks=tasks))
+    assert "noisy" not in where_measured(replace(result.speed, tasks={"training step": TaskTimes(1, steady)}))
+
+
+def test_two_pairs_have_a_difference_and_no_interval() -> None:
+    two = Difference(-0.0283, -0.2301, 0.1734, 0.4, 2, "not distinguishable")
+    assert interval_words(two) == "−0.0283 (2 pairs, no interval)"
+    assert interval_words(replace(two, pairs=3)) == "−0.0283 (−0.2301 to +0.1734)"
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from app.components.figure import show_figure
 from app.components.page import answer, plain
 from moe_core.experiments.comparison_result import ComparisonResult
 from moe_core.experiments.library import Found, find_results
-from moe_core.experiments.verdicts import headline, losses_verdict, shortcomings, trend_verdict, where_measured
+from moe_core.experiments.verdicts import headline, losses_verdict, shortcomings, where_measured
 from moe_core.figures.figure import Figure
 from moe_core.figures.quality import figure_pairs
 from moe_core.program import program
-from moe_core.reports.comparison_report import notes, result_table, summary_table
+from moe_core.reports.comparison_report import notes, result_table
 
 CHOSEN = "experiment"
 """Key of the picker, in the URL: the title of the result that is shown."""
@@ -51,16 +51,15 @@ def by_title(found: Mapping[str, Found]) -> dict[str, Found]:
 def show_result(found: Found) -> None:
     """One result: every picture of the unseen split beside that of the other one."""
     result = found.result
-    answer(headline(result))
+    for paragraph in headline(result):
+        answer(paragraph)
     if lacking := shortcomings(result):
         st.info(plain(lacking), icon=":material/history:")
-    st.markdown(summary_table(result))
     first, *others = figure_pairs(result)
-    show_pair(first, TERMS[result.kind])
+    show_pair(first, TERMS[result.kind], beside=result.kind == "dense")  # routers write a long line each
     if result.longer:
         trend, *others = others
         show_pair(trend, TREND_TERMS)
-        st.caption(plain(trend_verdict(result)))
     if others:
         show_curves(result, others)
     st.caption(plain(notes(result)))
@@ -81,8 +80,9 @@ def show_curves(result: ComparisonResult, pairs: Sequence[Sequence[Figure]]) -> 
         st.caption(plain(pair[0].verdict))
 
 
-def show_pair(pair: Sequence[Figure], terms: Sequence[str]) -> None:
-    """Figures of both splits side by side, or one below the other where the window is narrow."""
-    for figure, column in zip(pair, st.columns(len(pair)), strict=True):
+def show_pair(pair: Sequence[Figure], terms: Sequence[str], *, beside: bool = True) -> None:
+    """Figures of both splits side by side, or one below the other where the window is narrow or they are wide."""
+    places = st.columns(len(pair)) if beside else [st.container() for _ in pair]
+    for figure, column in zip(pair, places, strict=True):
         with column:
             show_figure(figure, key=figure.name, terms=terms)

@@ -20,9 +20,10 @@ def dense_parser() -> Parser:
     parser = command(
         "compare-dense",
         "Is the mixture better than a dense model? Trains the mixture, a dense model of equal active FLOPs and one of\n"
-        "equal size on the same tokens, each with the best of three learning rates, scores them on unseen text over\n"
-        "several seeds, and times them. About 65 minutes with --workers 2 on two cores. You may stop or kill it at\n"
-        "any time; --resume continues.",
+        "equal size on the same tokens, each with the best of three learning rates, chosen on documents that are not\n"
+        "scored. Scores them on held-out and on unseen text over several seeds, does it again with four times the\n"
+        "tokens, and times them. About two hours with --workers 2 on two cores, one with --longer-seeds 0. You may\n"
+        "stop or kill it at any time; --resume continues.",
         "compare-dense --workers 2",
         "compare-dense --data texts.jsonl --resume",
     )

@@ -13,6 +13,8 @@ MAX_NAMED = 4
 """Arms of one kind that a sentence names; of more, the two ends."""
 BUSY = 1.25
 """Load average a processor beyond which others were at work: the trainings just before leave up to 1 behind."""
+UNSTEADY = 2
+"""Times the lower end of the middle 80 % of a ratio beyond which its upper end makes it no measurement."""
 FEWEST_SEEDS = 3
 """With two, Student's t has one degree of freedom and its interval is 12.7 times as wide as they are apart."""
 SIDE_BY_SIDE: tuple[HeldOutSplit, HeldOutSplit] = ("unseen", "validation")
@@ -30,10 +32,13 @@ def decimals(value: float | None, digits: int) -> str:
 
 
 def interval_words(difference: Difference | None) -> str:
-    """+0.0200 (+0.0110 to +0.0290); empty for the arm that others are held against."""
+    """+0.0200 (+0.0110 to +0.0290), of fewer than FEWEST_SEEDS pairs without the interval; empty for the arm that
+    others are held against."""
     if difference is None:
         return ""
     text = signed(difference.mean, 4)
+    if difference.pairs < FEWEST_SEEDS:
+        return f"{text} ({count_of(difference.pairs, 'pair')}, no interval)"
     if difference.low is not None and difference.high is not None:
         text += f" ({signed(difference.low, 4)} to {signed(difference.high, 4)})"
     return text
@@ -51,10 +56,11 @@ def split_name(result: ComparisonResult, split: HeldOutSplit) -> str:
     return _SPLIT_NAMES[result.data == "synthetic"][split]
 
 
-def headline(result: ComparisonResult) -> str:
-    """What every page and report begins with: how much was trained, and the losses on both splits at every budget."""
-    parts = [training_words(result), *(losses_verdict(result, split) for split in SIDE_BY_SIDE), trend_verdict(result)]
-    return " ".join(part for part in parts if part)
+def headline(result: ComparisonResult) -> list[str]:
+    """What every page and report begins with, a paragraph each: how much was trained, the losses on both splits, and
+    where there are several budgets the trend."""
+    losses = [losses_verdict(result, split) for split in SIDE_BY_SIDE]
+    return [part for part in (training_words(result), *losses, trend_verdict(result)) if part]
 
 
 def training_words(result: ComparisonResult) -> str:
@@ -154,5 +160,15 @@ def where_measured(speed: SpeedResult) -> str:
         text += (
             f" The machine was busy (load average {found.load_average_before:.1f} on "
             f"{count_of(found.processors_usable or 1, 'processor')}): trust the ratios, not the seconds."
+        )
+    unsteady = [
+        task
+        for task, times in speed.tasks.items()
+        if any(arm.times_high > UNSTEADY * arm.times_low for arm in times.arms.values())
+    ]
+    if unsteady:
+        text += (
+            f" It was too noisy for {'; '.join(unsteady)}: ratios vary more than {UNSTEADY}-fold from round to round. "
+            "Measure them again with --time-again when nothing else runs."
         )
     return text

@@ -22,7 +22,7 @@ from moe_core.experiments.verdicts import (
     trend_verdict,
 )
 from moe_core.figures.figure import Figure
-from moe_core.figures.labels import rows, spread
+from moe_core.figures.labels import rows
 from moe_core.figures.layout import AXIS_ROOM, bars_height, layered
 from moe_core.figures.palette import BAR, HEAT, LAYER_SHADES, NEUTRAL
 from moe_core.words import signed
@@ -37,8 +37,6 @@ _AXES: dict[Against, str] = {
 }
 _SUFFIXES: dict[HeldOutSplit, str] = {"unseen": "", "validation": "_validation"}
 """Of figures' names: those of the unseen split have the plain one."""
-_NAME_ROOM = 0.3
-"""Part of the horizontal axis kept free for the names of the curves."""
 
 
 def differences_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure:
@@ -61,21 +59,16 @@ def differences_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure:
         ]
     frame = pd.DataFrame(records)
     labels = [arm.label for arm in result.arms]
-    colour = alt.Color(
-        "arm:N",
-        title=None,
-        scale=alt.Scale(domain=labels[1:], range=list(ARM_COLOURS[1 : len(labels)])),
-        legend=alt.Legend(orient="top", labelLimit=300),
-    )
+    colour = _colour_with_legend(labels[1:], ARM_COLOURS[1:])
     base = alt.Chart(frame).encode(
         y=alt.Y("text:N", title="text", sort=None, axis=alt.Axis(labelLimit=160)),
         yOffset=alt.YOffset("arm:N", sort=labels[1:]),
         color=colour,
         tooltip="sentence:N",
     )
-    title = f"loss above that of {labels[0]} (nats per token)"
+    title = _above(result.arms[0])
     layers = [_zero_rule(), *_points_with_intervals(base, title, _common_scale(result))]
-    chart = layered(layers, frame, bars_height(2 * frame["text"].nunique()) + AXIS_ROOM // 2)
+    chart = layered(layers, frame, bars_height(2 * frame["text"].nunique()) + AXIS_ROOM)
     return Figure(
         f"moe_against_dense{_SUFFIXES[split]}", f"Against dense models: {split_name(result, split)}",
         "Is the mixture better, and on which text?",
@@ -106,16 +99,11 @@ def trend_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure | None
     low, high = _trend_range(result)
     y = alt.Y(
         "difference:Q",
-        title=f"loss above that of {first.label}",
+        title=_above(first),
         scale=alt.Scale(domain=[low, high], nice=False),
         axis=alt.Axis(format="+.3~f", tickCount=7),
     )
-    colour = alt.Color(
-        "arm:N",
-        title=None,
-        scale=alt.Scale(domain=labels[1:], range=list(ARM_COLOURS[1 : len(labels)])),
-        legend=alt.Legend(orient="top", labelLimit=300),
-    )
+    colour = _colour_with_legend(labels[1:], ARM_COLOURS[1:])
     base = alt.Chart(frame)
     means = frame.groupby(["arm", "tokens"], sort=False, as_index=False)["difference"].mean()
     layers = [
@@ -125,8 +113,23 @@ def trend_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure | None
     ]
     return Figure(
         f"trend{_SUFFIXES[split]}", f"More tokens: {split_name(result, split)}", "Where does it go with more tokens?",
-        trend_verdict(result), layered(layers, frame, 280), frame.drop(columns="sentence"),
+        trend_verdict(result), layered(layers, frame, 340), frame.drop(columns="sentence"),
     )  # fmt: skip
+
+
+def _colour_with_legend(labels: Sequence[str], colours: Sequence[str]) -> alt.Color:
+    """One name below the other, as a phone and half a page have no room for them side by side."""
+    return alt.Color(
+        "arm:N",
+        title=None,
+        scale=alt.Scale(domain=list(labels), range=list(colours[: len(labels)])),
+        legend=alt.Legend(orient="top", labelLimit=300, columns=1, symbolOpacity=1),
+    )
+
+
+def _above(arm: ArmResult) -> str:
+    """Title of an axis of differences to an arm."""
+    return f"nats per token above {arm.label.partition(' (')[0]}"
 
 
 def _seed_records(
@@ -183,34 +186,22 @@ def learning_figure(result: ComparisonResult, against: Against, split: HeldOutSp
     frame = _curve_frame(result, against, split)
     if frame is None:
         return None
-    labels = [arm.label for arm in result.arms]
-    colour = alt.Color("arm:N", scale=alt.Scale(domain=labels, range=list(ARM_COLOURS[: len(labels)])), legend=None)
+    colour = _colour_with_legend([arm.label for arm in result.arms], ARM_COLOURS)
     # The first steps from random weights would press all that matters into a line at the bottom.
     shown = frame[frame["step"] > 0]
     most = float(shown["x"].max())
     x = alt.X(
         "x:Q",
         title=_AXES[against],
-        scale=alt.Scale(domain=[0, most * (1 + _NAME_ROOM)], nice=False),
+        scale=alt.Scale(domain=[0, most], nice=False),
         axis=alt.Axis(format="~s", tickCount=7),
     )
-    y = alt.Y("nats:Q", title=f"loss on {split_name(result, split)} (nats per token)", scale=alt.Scale(zero=False))
+    y = alt.Y("nats:Q", title="nats per token", scale=alt.Scale(zero=False))
     data = shown.assign(
         sentence=[f"{row.arm}: {row.nats:.3f} nats per token after step {row.step:,.0f}." for row in rows(shown)]
     )
     lines = alt.Chart(data).mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=26, filled=True))
-    ends = data.sort_values("step").groupby("arm", sort=False).last().loc[labels].reset_index()
-    gap = (float(data["nats"].max()) - float(data["nats"].min())) / 18
-    ends = ends.assign(place=spread([float(value) for value in ends["nats"]], gap))
-    names = alt.Chart(ends).mark_text(align="left", dx=7, fontSize=11, fontWeight="bold")
-    chart = layered(
-        [
-            lines.encode(x=x, y=y, color=colour, tooltip="sentence:N"),
-            names.encode(x="x:Q", y="place:Q", text="arm:N", color=colour),
-        ],
-        data,
-        320,
-    )
+    chart = layered([lines.encode(x=x, y=y, color=colour, tooltip="sentence:N")], data, 400)
     about = {
         "tokens": losses_verdict(result, split),
         "flops": "Equal active FLOPs cost the same here; a dense model of the mixture's size pays more for a token.",
@@ -278,7 +269,7 @@ def routers_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure:
         tooltip="sentence:N",
         opacity=alt.condition("datum.sees_future", alt.value(0.4), alt.value(1.0)),
     )
-    title = f"loss above that of {first.label} (nats per token)"
+    title = f"nats per token above {first.label}"
     layers = [
         _zero_rule(),
         *_points_with_intervals(base, title, scale, BAR),

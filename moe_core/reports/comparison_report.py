@@ -47,7 +47,7 @@ def result_table(result: ComparisonResult) -> str:
         "comparison.md.j2",
         result=result,
         dense=dense,
-        verdict=headline(result),
+        headline=headline(result),
         shortcomings=shortcomings(result),
         summary=summary_table(result),
         losses=_losses_table(result),
