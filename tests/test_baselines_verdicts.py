@@ -46,7 +46,7 @@ def test_coactivation_in_words() -> None:
     frame = frame_of("strength", (1, 0.24, 0.06, 1 / 201, COACTIVATION_FINDING.clearly))
     sentence = (
         "Some experts are chosen together more than chance: 24 % of the pairs are others than chance would choose, "
-        "against 6 % in random choices of the same load (p < 0.005)."
+        "against 6 % by chance (p < 0.005)."
     )
     assert coactivation_verdict(frame) == sentence
     pairs = pd.DataFrame(

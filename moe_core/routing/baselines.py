@@ -4,7 +4,8 @@ What each null keeps, and what it breaks:
 
 - domain_nmi, domain_cells: the choices of every source; which domain the source is of.
 - persistence: the first choices of every document; their order.
-- coactivation, coactivation_pairs: the loads of every document and how many experts a token has; which go together.
+- coactivation, coactivation_pairs: how much each source differs from random choices with its documents' loads, runs and
+  all; whether sources differ in the same way.
 - vocabulary: the choices of every document, in their order; which token has which.
 - layer_flow: the choices of every document in each layer, in their order; which belong to one token.
 

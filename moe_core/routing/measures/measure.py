@@ -56,6 +56,8 @@ class Plant:
     add: Callable[[RandomRouting], None]
     found: Callable[[pd.DataFrame], bool] | None = None
     """Is it found in the null's frame of cells? None where the frame has a verdict a layer."""
+    tolerant: bool = False
+    """Does the null allow an excess too small to matter? Then its p-values are larger than even, never smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from moe_core.routing.trace.counts import ratio
 from moe_core.routing.trace.types import BoolArray, Float64Array
 
 SIGNIFICANCE = 0.05
@@ -44,14 +45,15 @@ class Pool:
         """C more cells: [1+P,C] the measure observed, then in P draws; cells not `tested_C` have p NaN."""
         values = values_PC.astype(np.float64)
         # The observed value is one of the draws if there is nothing to find: mean and deviation treat all alike.
-        deviation = values.std(axis=0)
-        usable = tested_C & (deviation > 1e-12)
-        away = np.abs(values - values.mean(axis=0))[:, usable] / deviation[usable]
-        observed = np.full(values.shape[1], np.nan)
-        observed[usable] = away[0]
-        self._distances.append(observed)
+        deviation_C = values.std(axis=0)
+        self.add_distances(ratio(np.abs(values - values.mean(axis=0)), deviation_C), tested_C & (deviation_C > 1e-12))
+
+    def add_distances(self, away_PC: Float64Array, tested_C: BoolArray) -> None:
+        """C more cells: [1+P,C] how many standard deviations of its null the observed value and P draws are away."""
+        observed_C = np.where(tested_C, away_PC[0], np.nan)
+        self._distances.append(observed_C)
         # Rounded up here and down there: never a p-value that is too small.
-        steps = np.minimum(np.ceil(away[1:] * _STEPS - 1e-6), len(self._histogram) - 1).astype(np.int64)
+        steps = np.minimum(np.ceil(away_PC[1:, tested_C] * _STEPS - 1e-6), len(self._histogram) - 1).astype(np.int64)
         self._histogram += np.bincount(steps.reshape(-1), minlength=len(self._histogram))
 
     def p_values(self) -> Float64Array:

@@ -17,6 +17,7 @@ from moe_core.routing.trace.types import BoolArray, Float64Array, Int16Array, In
 
 MAX_NULL_TOKENS = 16_384
 """Nulls that move single tokens look at a sample of whole documents of at most this many tokens, a second's work."""
+_FORGOTTEN = 8  # times every slot is proposed until next to none is where it was
 _MAX_SLOTS, _MIN_TOKENS = 2**19, 4096  # of many layers and slots fewer tokens, or it takes half a minute
 
 
@@ -116,8 +117,7 @@ class PairChain:
     def __init__(self, indices_LTK: Int16Array, texts: Documents, rng: np.random.Generator) -> None:
         L, T, self._K = indices_LTK.shape
         self._rng = rng
-        self._start = indices_LTK[:, texts.order].transpose(2, 0, 1).reshape(self._K, L * T)
-        self.slots = self._start.copy()
+        self.slots = indices_LTK[:, texts.order].transpose(2, 0, 1).reshape(self._K, L * T).copy()
         """[K, L T] the experts of each token in the order of `texts`, layer after layer; -1 = unused."""
         # To the chain a layer's documents are just more documents, each reflected about a place of its own.
         layer = np.repeat(np.arange(L), T)
@@ -128,17 +128,9 @@ class PairChain:
         self._self = np.arange(L * T)
 
     def draws(self, count: int) -> Iterator[Int16Array]:
-        """`count` times [K, L T], each a step from the one before.
-
-        The observed choice has a random place among them: the chain starts from it twice, once for what comes after it
-        and once for what came before. So observed and drawn choices are alike if there is nothing to find, however
-        close to each other neighbours in the chain are (Besag and Clifford 1989).
-        """
-        before = int(self._rng.integers(0, count + 1))
+        """`count` times [K, L T], each some steps from the one before, the first far from the observed choice."""
         for number in range(count):
-            if number == before:
-                self.slots = self._start.copy()
-            for _ in range(self._K):  # as many as it takes to propose every slot once, on average
+            for _ in range(self._K * (1 if number else _FORGOTTEN)):  # K propose every slot once, on average
                 self._swap_experts()
             yield self.slots
 

@@ -187,6 +187,16 @@ def _blocks_of(trace: RoutingTrace, sources_T: Int64Array) -> Blocks:
     return Blocks(np.repeat(of_run, lengths).astype(np.int64, copy=False), keys_N // M, keys_N % M, tokens_N)
 
 
+def whole_sources(trace: RoutingTrace) -> Blocks:
+    """A block is a source, of the domain that most of its tokens have: for what compares sources, not domains."""
+    parts = blocks(trace)
+    source_ids_N, of_part = np.unique(parts.source_ids, return_inverse=True)
+    tokens_NM = np.zeros((len(source_ids_N), len(trace.domains)), dtype=np.int64)
+    np.add.at(tokens_NM, (of_part, parts.domain_ids), parts.tokens)
+    of_token = of_part[parts.of_token].astype(np.int64, copy=False)
+    return Blocks(of_token, source_ids_N, tokens_NM.argmax(axis=1), tokens_NM.sum(axis=1))
+
+
 @dataclass(frozen=True)
 class BlockCounts:
     """What a resampling of blocks needs: `source_ids`, `domain_ids`, `tokens` [N] and `counts` [L,N,E] of each block.
