@@ -112,7 +112,7 @@ def test_least_input_is_enough() -> None:
         ({"router_scores": np.zeros((2, 3, 1))}, r"shape \[2, 3, 1\]; expected \[2, 3, 2\] = \[L,T,K\]"),
         ({"router_scores": [["a", "b"]]}, r"expected real numbers"),
         ({"router_logits": np.zeros((2, 3, 3))}, r"expected \[2, 3, 4\] = \[L,T,E\]"),
-        ({"router_logits": np.full((2, 3, 4), 1e6)}, r"router_logits holds NaN or infinity"),
+        ({"router_logits": np.full((2, 3, 4), np.inf)}, r"router_logits holds NaN or \+infinity"),
         ({"num_experts": 1}, r"num_experts is 1 with 2 slots"),
         ({"num_experts": 40_000}, r"expected 2 to 32767 experts"),
         ({"token_ids": [1, 2]}, r"token_ids has shape \[2\]; expected \[3\]"),

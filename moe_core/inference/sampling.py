@@ -37,10 +37,15 @@ class SamplingConfig:
 def sample(logits_V: torch.Tensor, sampling: SamplingConfig, random: torch.Generator) -> int:
     """Draw a token id: temperature, then top-k, then top-p (nucleus sampling, arXiv:1904.09751).
 
-    `logits_V` is float64 on the CPU, so that any positive temperature leaves finite probabilities.
+    `logits_V` is float64 on the CPU, so that any positive temperature leaves finite probabilities. An entry of -inf is
+    never drawn. Raises RunError where a logit is NaN or +inf, or all are -inf.
     """
-    if not torch.isfinite(logits_V).all():
-        raise RunError("the model's output is not finite; its weights are damaged: train the run again")
+    # NaN is the largest of all to torch.
+    if not math.isfinite(float(logits_V.max())):
+        raise RunError(
+            "the model's output is not finite (NaN, +infinity, or -infinity for every token); its weights are damaged: "
+            "train the run again, or get the model again"
+        )
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     kept = len(logits_V) if sampling.top_k == 0 else min(sampling.top_k, len(logits_V))

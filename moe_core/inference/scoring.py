@@ -7,6 +7,7 @@ decoding has it. A token is predicted from the tokens before it in its window (m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -96,7 +97,8 @@ def compare(
         part = slice(start, start + rows)
         log_p, log_q = (logits[part].float().log_softmax(dim=-1) for logits in (original_NV, changed_NV))
         target = targets_N[part, None]
-        kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0.0)
+        # What has no probability in the original adds nothing, whatever is left of it.
+        kl = (log_p.exp() * (log_p - log_q)).masked_fill(log_p == -math.inf, 0.0).sum(dim=-1).clamp(min=0.0)
         parts.append((-log_p.gather(1, target)[:, 0], -log_q.gather(1, target)[:, 0], kl))
     empty = original_NV.new_zeros(0)
     before, after, divergence = zip(*parts, strict=True) if parts else ((empty,), (empty,), (empty,))

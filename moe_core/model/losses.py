@@ -120,7 +120,8 @@ def squared_variation(values_E: Tensor) -> Tensor:
 def entropy_loss(router_logits: Tensor) -> Tensor:
     """Mean over tokens of -sum_e p_e ln p_e, in nats (arXiv:2403.07652, eq. 6). Float32 scalar."""
     log_p_TE = router_logits.float().log_softmax(dim=-1)
-    return -(log_p_TE.exp() * log_p_TE).sum(dim=-1).mean()
+    # p ln p goes to 0 with p; a logit of -inf would make it 0 times infinity.
+    return -(log_p_TE.exp() * log_p_TE.clamp(min=torch.finfo(log_p_TE.dtype).min)).sum(dim=-1).mean()
 
 
 def tokens_per_expert(router_indices: Tensor, num_experts: int) -> Tensor:

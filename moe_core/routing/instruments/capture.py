@@ -20,6 +20,7 @@ import numpy.typing as npt
 from moe_core.errors import TraceError
 from moe_core.routing.instruments.contract import Call, Router, never_compiled
 from moe_core.routing.instruments.find import find_routers
+from moe_core.routing.trace.arrays import HALF_MAX
 from moe_core.routing.trace.joining import positions_within
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray
@@ -178,7 +179,7 @@ class Recorder:
                 # copy=True: the model may go on to change its tensors in place.
                 indices.detach().to(torch.int16, copy=True),
                 scores.detach().to(torch.float32, copy=True),
-                logits.detach().to(torch.float16, copy=True) if keep and logits is not None else None,
+                _half_precision(logits.detach(), self._score_function) if keep and logits is not None else None,
                 router.num_experts if logits is None else logits.shape[1],
             )
         )
@@ -277,6 +278,18 @@ def capture(model: torch.nn.Module, *, keep_logits: bool = True) -> Iterator[Rec
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _half_precision(logits_TE: torch.Tensor, score_function: str) -> torch.Tensor:
+    """A float16 copy, as half_precision_logits makes one, on the model's device."""
+    import torch
+
+    wide = logits_TE.double() if logits_TE.dtype == torch.float64 else logits_TE.float()
+    finite = wide.isfinite()
+    if score_function == "softmax":
+        largest = wide.masked_fill(~finite, -math.inf).amax(dim=-1, keepdim=True)
+        wide = torch.where(largest > HALF_MAX, wide - largest, wide)
+    return torch.where(finite, wide.clamp(-HALF_MAX, HALF_MAX), logits_TE).to(torch.float16)
 
 
 def _is_recomputing() -> bool:

@@ -101,7 +101,8 @@ def _valid_indices(router: Router, indices: Tensor, before: Tensor) -> Tensor:
 def _lifted_logits(logits: Tensor, forced: Sequence[int]) -> Tensor:
     """Forced experts at the token's largest logit; a step above it where another expert has that one."""
     index = torch.tensor(forced, device=logits.device)
-    largest = logits.amax(dim=1, keepdim=True)
+    # Where all experts are masked there is no largest: the smallest finite number is above all of them.
+    largest = logits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
     rival = logits.detach().index_fill(1, index, -math.inf).amax(dim=1, keepdim=True)
     step = (largest.nextafter(torch.full_like(largest, math.inf)) - largest).detach()
     lifted = torch.where(largest > rival, largest, largest + step)

@@ -11,8 +11,9 @@ from scipy import special
 from moe_core.routing.measures.term import Term
 from moe_core.routing.trace.counts import entropy, normalised, ratio
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
-from moe_core.routing.trace.types import Float32Array, Float64Array
+from moe_core.routing.trace.types import Float32Array, Float64Array, ScoreFunction
 
+_UNDERFLOWN = 1e-290  # sums below have lost digits
 _CHUNK_TOKENS = 65_536  # bounds the memory of per-token probabilities
 
 
@@ -29,7 +30,8 @@ def router_entropy(trace: AnyTrace) -> pd.DataFrame:
     basis = "logits": p is over all E experts; "scores": logits were not kept, p is the chosen experts' weights divided
     by their sum, so the entropy is at most ln K / ln E: do not compare it with one from logits; boundary and
     mutual_information are then NaN.
-    Tokens without any expert are left out when the basis is scores. At E = 1 there is no choice: entropy 0, margin 1.
+    Tokens without any expert are left out when the basis is scores, tokens whose logits are all -inf when it is logits;
+    an expert of logit -inf has probability 0. At E = 1 there is no choice: entropy 0, margin 1.
     """
     E, L = trace.num_experts, trace.num_layers
     sums_L4, tokens_L, shares_LE, basis = np.zeros((L, 4)), np.zeros(L), np.zeros((L, E)), "logits"
@@ -82,9 +84,11 @@ def token_boundary(trace: RoutingTrace, layer: int) -> Float64Array:
     row, K = trace.layer_position(layer), trace.top_k
     if trace.router_logits is None or trace.num_experts == K:
         return np.full(trace.num_tokens, np.nan)
-    places = (trace.num_experts - K - 1, trace.num_experts - K)
+    places = (trace.num_experts - K - 1, trace.num_experts - K, -1)
     parts = [np.partition(p, places, axis=1) for p in _probabilities_of_layer(trace, row)]
-    return np.concatenate([p[:, places[1]] - p[:, places[0]] for p in parts])
+    # A token whose experts are all masked has no probabilities: its row is 0.
+    lead = [np.where(p[:, -1] > 0, p[:, places[1]] - p[:, places[0]], np.nan) for p in parts]
+    return np.concatenate(lead)
 
 
 def _basis_of(trace: RoutingTrace) -> str:
@@ -98,13 +102,27 @@ def _probabilities_of_layer(trace: RoutingTrace, row: int) -> Iterator[Float64Ar
         if trace.router_logits is None:
             yield normalised(np.maximum(trace.router_scores[row, part], 0.0), empty=0.0)
             continue
-        logits = trace.router_logits[row, part].astype(np.float64)
-        if trace.score_function == "sigmoid":
-            yield normalised(special.expit(logits))
-        elif trace.score_function == "sqrtsoftplus":
-            yield normalised(np.sqrt(np.logaddexp(0.0, logits)))
-        else:
-            yield special.softmax(logits, axis=1)
+        yield _probabilities(trace.router_logits[row, part].astype(np.float64), trace.score_function)
+
+
+def _probabilities(logits_TE: Float64Array, score_function: ScoreFunction) -> Float64Array:
+    """[T,E], each row sums to 1; 0 for logits of -inf, and a row of zeros where all are."""
+    if score_function == "softmax":
+        return _softmax(logits_TE)
+    sigmoid = score_function == "sigmoid"
+    weights = special.expit(logits_TE) if sigmoid else np.sqrt(np.logaddexp(0.0, logits_TE))
+    p_TE = normalised(weights, empty=0.0)
+    # Of very negative logits all weights underflow; there they are exponentials, of half the logit under the root.
+    underflown = np.einsum("te->t", weights) < _UNDERFLOWN
+    if underflown.any():
+        p_TE[underflown] = _softmax(logits_TE[underflown] * (1.0 if sigmoid else 0.5))
+    return p_TE
+
+
+def _softmax(logits_TE: Float64Array) -> Float64Array:
+    largest = logits_TE.max(axis=1, keepdims=True)
+    masked: Float64Array = special.softmax(np.where(np.isneginf(largest), 0.0, logits_TE), axis=1)
+    return np.where(np.isneginf(largest), 0.0, masked) if np.isneginf(largest).any() else masked
 
 
 TERMS = (

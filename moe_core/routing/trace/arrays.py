@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from moe_core.errors import TraceError
 
+HALF_MAX = float(np.finfo(np.float16).max)
 _SHOWN = 8
 
 
@@ -27,11 +28,37 @@ def integers(name: str, values: npt.ArrayLike, dtype: type[np.signedinteger[Any]
 
 def floats(name: str, values: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:
     """`values` in a type of real numbers. Raises TraceError for others."""
+    with np.errstate(over="ignore"):  # an overflow becomes infinity, which construction refuses by name
+        return _real_numbers(name, values).astype(dtype, copy=False)
+
+
+def half_precision_logits(name: str, values: npt.ArrayLike, score_function: str) -> npt.NDArray[np.float16]:
+    """Logits [..., E] as float16, whose numbers end at 65,504; -inf, an expert that is masked, stays.
+
+    A row with a larger one is shifted so that its largest is 0 if the score function is the softmax, which sees
+    differences alone. What still lies beyond the range is set to its end: as far off, a probability is 0 or 1 anyway.
+    NaN and +inf stay, for construction to refuse by name. Raises TraceError for what is no real number.
+    """
+    logits = _real_numbers(name, values)
+    with np.errstate(over="ignore"):
+        half: npt.NDArray[np.float16] = logits.astype(np.float16, copy=False)
+    beyond = np.isinf(half) & np.isfinite(logits) if half is not logits else np.zeros(half.shape, bool)
+    if beyond.any():
+        rows = beyond.any(axis=-1)
+        wide = logits[rows].astype(np.float64)
+        finite = np.isfinite(wide)
+        if score_function == "softmax":
+            largest = np.where(finite, wide, -np.inf).max(axis=-1, keepdims=True)
+            wide = np.where(finite & (largest > HALF_MAX), wide - largest, wide)
+        half[rows] = np.where(finite, wide.clip(-HALF_MAX, HALF_MAX), wide)
+    return half
+
+
+def _real_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
     array = np.asarray(values)
     if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
         raise TraceError(f"{name} is {describe(array)}; expected real numbers")
-    with np.errstate(over="ignore"):  # an overflow becomes infinity, which construction refuses by name
-        return array.astype(dtype, copy=False)
+    return array
 
 
 def layered(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -67,11 +67,13 @@ def check_values(trace: RoutingTrace) -> None:
     _check_range("positions", trace.positions, 0, np.iinfo(np.int32).max)
     if trace.predicted_ids is not None:
         _check_range("predicted_ids", trace.predicted_ids, 0, np.iinfo(np.int32).max)
-    for name, values in (("router_scores", scores), ("router_logits", trace.router_logits)):
-        if values is not None and not np.isfinite(values).all():
-            raise TraceError(
-                f"{name} holds NaN or infinity; expected finite numbers (float16 reaches 65504 for logits)"
-            )
+    if not np.isfinite(scores).all():
+        raise TraceError("router_scores holds NaN or infinity; expected finite numbers")
+    logits = trace.router_logits
+    if logits is not None and not (logits < np.inf).all():  # NaN is not smaller either
+        raise TraceError(
+            "router_logits holds NaN or +infinity; expected numbers, or -infinity for an expert that is masked"
+        )
     if ((indices < 0) & (scores != 0)).any():
         raise TraceError("a slot with index -1 (unused) has a score other than 0; expected 0 there")
 

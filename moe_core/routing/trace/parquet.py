@@ -2,7 +2,8 @@
 
 One row per token. Columns: token_id, document_id, source_id, position, domain_id and, where kept, predicted_id; for
 every layer number l and slot s layer_{l}_expert_{s} (int16, -1 = unused) and layer_{l}_score_{s} (float32); where
-logits were kept layer_{l}_logits, a list of E float32 (each exactly a float16: not every reader knows half precision).
+logits were kept layer_{l}_logits, a list of E float32 (each exactly a float16: not every reader knows half precision;
+-infinity = masked).
 Scores hardly ever repeat, so they are stored byte by byte (BYTE_STREAM_SPLIT), not through a dictionary: a third less.
 What is not per token is JSON under the key "moescope" of the file's metadata, which stands at its end: so a trace that
 is still being recorded can be written as it comes, see TraceWriter. Row groups are small enough to stream a trace
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 
 from moe_core.errors import TraceError
 from moe_core.files import replaced
+from moe_core.routing.trace.arrays import half_precision_logits
 from moe_core.routing.trace.joining import check_joinable
 from moe_core.routing.trace.types import Int64Array
 
@@ -295,7 +297,8 @@ def _from_table(table: pa.Table, metadata: dict[str, Any], build: Callable[..., 
     layers, slots = metadata["layers"], range(metadata["top_k"])
     logits = None
     if metadata["router_logits"]:
-        logits = np.stack([_list_values(table, f"layer_{layer}_logits", metadata["num_experts"]) for layer in layers])
+        width, rule = metadata["num_experts"], metadata["score_function"]
+        logits = np.stack([_list_values(table, f"layer_{layer}_logits", width, rule) for layer in layers])
     return build(
         router_indices=np.stack(
             [np.stack([_column_values(table, f"layer_{layer}_expert_{s}") for s in slots], axis=-1) for layer in layers]
@@ -344,9 +347,9 @@ def _column_values(table: pa.Table | pa.RecordBatch, name: str) -> npt.NDArray[A
     return values
 
 
-def _list_values(table: pa.Table, name: str, width: int) -> npt.NDArray[Any]:
+def _list_values(table: pa.Table, name: str, width: int, score_function: str) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(-1, width).astype(np.float16)
+    return half_precision_logits(name, values.reshape(-1, width), score_function)
 
 
 def _reason_in_words(error: Exception) -> str:

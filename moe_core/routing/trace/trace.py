@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.errors import TraceError
-from moe_core.routing.trace.arrays import describe, floats, integers, layered, some
+from moe_core.routing.trace.arrays import describe, floats, half_precision_logits, integers, layered, some
 from moe_core.routing.trace.checks import ARRAYS, OPTIONAL, check_shapes, check_values
 from moe_core.routing.trace.joining import positions_within, sample_parts
 from moe_core.routing.trace.types import (
@@ -67,7 +67,8 @@ class RoutingTrace:
     num_experts: int
     """E, the same in every layer."""
     router_logits: Float16Array | None = None
-    """[L,T,E] pre-softmax scores of all experts, where they were kept."""
+    """[L,T,E] pre-softmax scores of all experts, where they were kept; -inf = masked, probability 0. A row that reaches
+    beyond 65,504, where float16 ends, is shifted or cut off so that its probabilities stay, see from_arrays."""
     predicted_ids: Int32Array | None = None
     """[T] the model's likeliest next token after this one (argmax of its logits), where it was kept."""
     score_function: ScoreFunction = "softmax"
@@ -187,7 +188,8 @@ class RoutingTrace:
     ) -> RoutingTrace:
         """Build a trace from anything array-like, whatever its integer or float type.
 
-        router_indices and router_scores are [L,T,K], or [T,K] for one layer; router_logits [L,T,E] or [T,E].
+        router_indices and router_scores are [L,T,K], or [T,K] for one layer; router_logits [L,T,E] or [T,E], of which
+        a softmax's row beyond 65,504 is shifted so that its largest is 0, and other values are cut off there.
         Left out: `domain_ids` = all 0, `domains` = ["all"], `layers` = 0..L-1, `positions` = count within the document,
         `source_ids` = document_ids.
         Without `document_ids` every token counts as a document of its own, that is, tokens are taken to be independent;
@@ -196,7 +198,11 @@ class RoutingTrace:
         tokens = integers("token_ids", token_ids, np.int32)
         indices = layered(integers("router_indices", router_indices, np.int16))
         scores = layered(floats("router_scores", router_scores, np.float32))
-        logits = None if router_logits is None else layered(floats("router_logits", router_logits, np.float16))
+        logits = (
+            None
+            if router_logits is None
+            else layered(half_precision_logits("router_logits", router_logits, score_function))
+        )
         count = np.arange(tokens.size, dtype=np.int32)
         documents = count if document_ids is None else integers("document_ids", document_ids, np.int32)
         if positions is None:
