@@ -42,7 +42,8 @@ if len(measured.trace.domains) > 1:
         figure, key=figure.name, terms=["domain", "lift", "interval", "domain specialization", "Benjamini-Hochberg"]
     )
 with st.container(horizontal=True, vertical_alignment="center"):
-    st.caption(plain(f"{amount(measured)}: {text}. Faded: not distinguishable from text of any domain."))
+    faded = "Faded: not distinguishable from text of any domain, or too little text to test."
+    st.caption(plain(f"{amount(measured)}: {text}. {faded}"))
     if has_more and not more:
         st.button(
             "Use more text",

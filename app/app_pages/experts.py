@@ -21,7 +21,7 @@ from moe_core.routing.measures.domains import domain_cells
 from moe_core.routing.measures.experts import expert_sentence
 from moe_core.routing.measures.formation import formation, formed_at
 from moe_core.routing.measures.load import expert_load
-from moe_core.routing.measures.vocabulary import token_experts
+from moe_core.routing.measures.vocabulary import token_experts, vocabulary_test
 from moe_core.runs import RunFolder
 
 subject, layer = state.subject(), state.selected_layer()
@@ -30,7 +30,7 @@ place = st.container()
 measured, text = deep_or_probe(subject)
 own = measured.part([layer])
 pairs = [(coactivation_pairs, ())] if measured.trace.top_k > 1 else []
-measure_all(own, pairs, "Choosing experts at random, to compare with")
+measure_all(own, [(vocabulary_test, ()), *pairs], "Choosing experts at random, to compare with")
 
 load, cells = measured.get(expert_load), measured.get(domain_cells)
 run = subject if isinstance(subject, RunFolder) else None  # what only a run of ours knows is left out for others
@@ -46,8 +46,9 @@ with place:
             pick_from_table(table)
 tokens = measured.get(token_experts, layer, expert)
 words = tokens[tokens["text"] != END_OF_TEXT]  # every text begins with it, so it says little of an expert
+follows = own.get(vocabulary_test)
 with said:
-    answer(expert_sentence(layer, expert, load=load, cells=cells, tokens=words, effects=effects))
+    answer(expert_sentence(layer, expert, load=load, cells=cells, tokens=words, vocabulary=follows, effects=effects))
 
 left, right = st.columns(2)
 with left:
@@ -62,7 +63,7 @@ with right:
         history = partial(expert_history_figure, loads, layer, expert)
         figure = measured.keep(("history", layer, expert, len(loads)), history)
         show_figure(figure, key=figure.name, title="Its load on the probe text, while training", terms=["expert load"])
-tokens_and_contexts(measured, layer, expert)
+tokens_and_contexts(measured, layer, expert, follows)
 left, right = st.columns([5, 4])
 with left:
     neighbours(run, own, layer, expert)

@@ -13,7 +13,7 @@ from moe_core.figures.measures import chance_figure
 from moe_core.figures.sankey import MAX_SANKEY_LAYERS, flow_sankey_figure
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.coactivation import coactivation, coactivation_pairs, coactivation_test
-from moe_core.routing.measures.flow import flow_verdict, layer_flow, layer_flow_test, strongest_flow
+from moe_core.routing.measures.flow import flow_verdict, layer_flow, layer_flow_test
 from moe_core.routing.measures.persistence import persistence_test
 from moe_core.routing.measures.registry import LAYER_FLOW, PERSISTENCE
 
@@ -41,7 +41,7 @@ def next_layer(around: Measured) -> None:
     flow, test = around.get(layer_flow), around.get(layer_flow_test)
     figure = around.keep(("flow map", start), lambda: flow_map_figure(flow, test, start))
     note = "" if start == layer else f"Layer {layer} is the last: this is how tokens come into it. "
-    answer(f"{note}{strongest_flow(figure.frame)}")
+    answer(f"{note}{figure.verdict}")
     show_figure(figure, key=figure.name, title="", terms=["cross-layer flow", "lift"])
     show_figure(
         around.keep(("flow test",), lambda: chance_figure(LAYER_FLOW, test)),

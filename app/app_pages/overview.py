@@ -27,7 +27,7 @@ from app.components.routing_text import first_routing, text_caption
 from moe_core.data.windows import window_words
 from moe_core.figures.load import load_map_figure
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
-from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
+from moe_core.routing.measures.domains import ONE_DOMAIN, domain_nmi_test, domain_verdict
 from moe_core.routing.measures.health import IMBALANCE_LIMIT, describe_model, health
 from moe_core.routing.measures.load import expert_load, load_balance
 from moe_core.runs import RunFolder, RunSummary
@@ -110,10 +110,11 @@ dead.metric(
 )
 known = nmi.dropna(subset=["p_value"])
 best = known.iloc[int(known["effect"].argmax())] if len(known) else None
+untested = "one domain only" if (nmi["verdict"] == ONE_DOMAIN).any() else "too little text to tell"
 domains.metric(
     "Experts know domains",
     "–" if best is None else f"NMI {number(best['nmi'])}",
-    delta_description="too little text to tell" if best is None else f"by chance {number(best['null_mean'])}",
+    delta_description=untested if best is None else f"by chance {number(best['null_mean'])}",
     help=term_help("NMI"),
     border=True,
     height="stretch",

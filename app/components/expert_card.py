@@ -18,7 +18,7 @@ from moe_core.routing.measured import Measured
 from moe_core.routing.measures.causes import ablation_verdict
 from moe_core.routing.measures.coactivation import coactivation_pairs
 from moe_core.routing.measures.concordance import contexts
-from moe_core.routing.measures.vocabulary import token_experts
+from moe_core.routing.measures.vocabulary import VOCABULARY_FINDING, token_experts, vocabulary_verdict
 
 if TYPE_CHECKING:
     from moe_core.runs import RunFolder
@@ -52,8 +52,8 @@ def pick_expert(num_experts: int, default: int) -> int:
     return default if chosen is None else chosen
 
 
-def tokens_and_contexts(measured: Measured, layer: int, expert: int) -> None:
-    """The tokens that the expert takes, and their contexts."""
+def tokens_and_contexts(measured: Measured, layer: int, expert: int, test: pd.DataFrame) -> None:
+    """The tokens that the expert takes, and their contexts. `test`: baselines.vocabulary of the layer."""
     left, right = st.columns([3, 7])
     tokens = measured.get(token_experts, layer, expert).head(TOP_TOKENS)
     with left:
@@ -87,6 +87,8 @@ def tokens_and_contexts(measured: Measured, layer: int, expert: int) -> None:
                     ),
                 },
             )
+            if not test["verdict"].isin(VOCABULARY_FINDING.both).any():
+                st.caption(plain(vocabulary_verdict(test)))
             explain(["vocabulary specialization", "lift"], key="expert_tokens_terms")
     with right:
         st.markdown("#### Where it is chosen")

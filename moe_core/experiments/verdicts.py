@@ -87,10 +87,12 @@ def epochs_words(result: ComparisonResult, times: int = 1) -> str:
 def losses_verdict(result: ComparisonResult, split: HeldOutSplit) -> str:
     """Which arms lose less than the first one on the split, which more, and which cannot be told apart."""
     first, *others = result.arms
-    groups: dict[str, list[str]] = {"higher": [], "lower": [], "not distinguishable": []}
+    one_pair = "cannot be tested on one seed"
+    groups: dict[str, list[str]] = {"higher": [], "lower": [], "not distinguishable": [], one_pair: []}
     known = [(arm.scores.nats(split).difference, arm.label) for arm in others]
     for difference, label in sorted(((d, label) for d, label in known if d is not None), key=lambda at: at[0].mean):
-        groups[difference.verdict].append(f"{label} ({signed(difference.mean, 3)})")
+        kind = one_pair if difference.p_value is None else difference.verdict
+        groups[kind].append(f"{label} ({signed(difference.mean, 3)})")
     parts = [f"{kind}: {_listed_arms(names)}" for kind, names in groups.items() if names]
     if not parts:
         return f"{first.label} alone; nothing to hold it against."

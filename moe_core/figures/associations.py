@@ -12,7 +12,7 @@ from moe_core.figures.labels import rows
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS
 from moe_core.figures.maps import lift_map
 from moe_core.routing.measures.coactivation import coactivation_verdict
-from moe_core.routing.measures.flow import flow_verdict
+from moe_core.routing.measures.flow import flow_found, flow_verdict, strongest_flow
 from moe_core.words import number, percent
 
 FEW_EXPECTED = 5.0
@@ -56,19 +56,20 @@ def flow_map_figure(flow: pd.DataFrame, test: pd.DataFrame, layer: int) -> Figur
     """Where do the tokens of each expert go in the next layer? Frames of metrics.layer_flow and baselines.layer_flow.
 
     A cell is P(next expert | expert) over the next expert's own share, chance 1; cells of which chance expects fewer
-    than FEW_EXPECTED tokens are faded.
+    than FEW_EXPECTED tokens are faded, and all of them where the layers have nothing to do with each other.
     """
     frame = _of_layer(flow, layer, "flow to a next layer")
     following = int(frame["next_layer"].iloc[0])
     share = frame["probability"] / frame["lift"].where(frame["lift"] > 0)
     share = share.groupby(frame["next_expert"]).transform("max")
     expected = frame.groupby("expert")["tokens"].transform("sum") * share
-    data = frame.assign(uncertain=~(expected >= FEW_EXPECTED))
+    found = flow_found(test[test["layer"] == layer])
+    data = frame.assign(uncertain=~(expected >= FEW_EXPECTED) | (not found))
     data, note = _strongest(data, "expert", "next_expert", square=False)
     data["sentence"] = [
         f"{percent(row.probability)} of the tokens of expert {row.expert} (layer {layer}) go to expert "
         f"{row.next_expert} (layer {following}), {number(row.lift)} times its share ({row.tokens:,.0f} choices)"
-        + (": too few to tell." if row.uncertain else ".")
+        + ("." if not row.uncertain else ": too few to tell." if found else ": no more than chance may give.")
         for row in rows(data)
     ]
     chart = lift_map(
@@ -77,6 +78,8 @@ def flow_map_figure(flow: pd.DataFrame, test: pd.DataFrame, layer: int) -> Figur
         y=alt.Y("expert:O", title=f"expert of layer {layer}", axis=ROW_AXIS),
     )
     verdict = flow_verdict(test[test["layer"] == layer])
+    if found:
+        verdict = f"{verdict} {strongest_flow(frame)}"
     return Figure(
         f"flow_map_layer_{layer}", f"From layer {layer} to layer {following}",
         "Where do the tokens of each expert go next?", verdict, chart, frame.reset_index(drop=True),

@@ -47,11 +47,12 @@ def formation_map(frame: pd.DataFrame, formed: pd.DataFrame) -> alt.LayerChart:
         f"among them; by chance {percent(row.chance)}."
         for row in rows(drawn)
     ]
+    # Fewer than by chance is no more formed than by chance: the scale is a share, from 0 to 1.
     return share_map(
-        drawn.assign(value=drawn["agreement"], sentence=sentences),
+        drawn.assign(value=drawn["agreement"].clip(lower=0.0), sentence=sentences),
         x=alt.X("step:O", title="training step", axis=alt.Axis(labelAngle=0, labelOverlap="parity", format=",d")),
         y=alt.Y("expert:O", title=f"expert, the first formed on top{note}", sort=order),
-        title="of its last tokens",
+        title="of its last tokens, beyond chance",
     )
 
 
@@ -67,7 +68,13 @@ def formation_verdict(formation: pd.DataFrame, layer: int) -> str:
     half = float(np.sort(formed["step"])[(len(formed) - 1) // 2])
     last = formed[formed["step"] == formed["step"].max()]
     end = float(last["step"].iloc[0])
-    if half == end:
+    if half == steps[-1]:  # the last step agrees with itself, whatever the routing
+        still = int((formed["step"] == half).sum())
+        when = f"{still} of its {len(formed)} experts still changed before the last snapshot, step {steps[-1]:,}"
+    elif end == steps[-1]:
+        late = f"{_expert_names(last)} still changed before the last snapshot, step {steps[-1]:,}"
+        when = f"half of its experts were formed by step {half:,.0f}, {late}"
+    elif half == end:
         when = f"its experts were formed by step {end:,.0f} of {steps[-1]:,}"
     else:
         late = f"{_expert_names(last)} last, at step {end:,.0f}"

@@ -28,7 +28,10 @@ def chance_figure(measure: Measure, test: pd.DataFrame) -> Figure:
         test,
         measure.value,
         title=bars.axis,
-        sentences=[bars.sentence(row) for row in rows(test)],
+        sentences=[
+            f"Layer {row.layer}: {row.verdict}." if row.null_p99 != row.null_p99 else bars.sentence(row)
+            for row in rows(test)
+        ],
         row_title=bars.row_title,
     )
     return Figure(bars.figure, bars.title, bars.question, verdict(test), chart, test)

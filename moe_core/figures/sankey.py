@@ -12,7 +12,7 @@ from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows
 from moe_core.figures.palette import NEUTRAL, expert_colour
-from moe_core.routing.measures.flow import flow_verdict
+from moe_core.routing.measures.flow import flow_found, flow_verdict
 from moe_core.words import number, percent
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def flow_sankey_figure(flow: pd.DataFrame, test: pd.DataFrame, layers: Sequence[
     """How do tokens travel through the layers? Frames of metrics.layer_flow and baselines.layer_flow; a Plotly figure.
 
     `layers` are consecutive MoE layers (default: the first MAX_SANKEY_LAYERS); more raise UsageError. A band is as wide
-    as its tokens and has the colour of the expert it comes from; it is the stronger, the more the flow exceeds chance.
+    as its tokens and has the colour of the expert it comes from; it is the stronger, the more the flow exceeds chance,
+    and faint throughout where the layers have nothing to do with each other.
     """
     known = sorted({int(value) for value in (*flow["layer"], *flow["next_layer"])})
     chosen = known[:MAX_SANKEY_LAYERS] if layers is None else sorted({int(layer) for layer in layers})
@@ -43,13 +44,14 @@ def flow_sankey_figure(flow: pd.DataFrame, test: pd.DataFrame, layers: Sequence[
     if frame["layer"].nunique() != len(chosen) - 1:
         raise UsageError(f"layers {chosen} are not consecutive; expected neighbours among {known}")
     verdict = flow_verdict(test[test["layer"].isin(set(frame["layer"]))])
+    found = {layer for layer in chosen if flow_found(test[test["layer"] == layer])}
     return Figure(
         "flow_sankey", "How tokens travel", "Which ways do tokens take from layer to layer?", verdict,
-        _sankey(frame, chosen), frame,
+        _sankey(frame, chosen, found), frame,
     )  # fmt: skip
 
 
-def _sankey(frame: pd.DataFrame, layers: list[int]) -> go.Figure:
+def _sankey(frame: pd.DataFrame, layers: list[int], found: set[int]) -> go.Figure:
     import plotly.graph_objects as go
 
     links = _merged_flows(frame)
@@ -73,7 +75,9 @@ def _sankey(frame: pd.DataFrame, layers: list[int]) -> go.Figure:
                 "source": [place[row.layer, row.expert] for row in rows(links)],
                 "target": [place[row.next_layer, row.next_expert] for row in rows(links)],
                 "value": [float(tokens) for tokens in links["tokens"]],
-                "color": [_faded_colour(_colour(row.expert), row.lift) for row in rows(links)],
+                "color": [
+                    _faded_colour(_colour(row.expert), row.lift if row.layer in found else 1.0) for row in rows(links)
+                ],
                 "customdata": list(links["sentence"]),
                 "hovertemplate": "%{customdata}<extra></extra>",
             },

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import altair as alt
@@ -201,7 +202,7 @@ def _layers(sections: Sequence[Section]) -> pd.DataFrame | None:
             measure = _MEASURES[figure.name]
             frame = figure.frame.set_index("layer")
             both = zip(frame[measure.value], frame["null_p99"], strict=True)
-            cells = [f"{number(value)} ({number(null)})" for value, null in both]
+            cells = [f"{number(value)} ({'not tested' if isnan(null) else number(null)})" for value, null in both]
             columns[measure.title] = pd.Series(cells, index=frame.index)
     if not columns:
         return None

@@ -16,7 +16,7 @@ from moe_core.inference.scoring import predictions
 from moe_core.inference.tracing import likeliest, trace_batches
 from moe_core.routing import RoutingTrace, capture
 from moe_core.routing.measures.decisions import router_entropy
-from moe_core.routing.measures.domains import domain_nmi, domain_specialization
+from moe_core.routing.measures.domains import domain_cells, domain_nmi, preferred
 from moe_core.routing.measures.load import expert_load, load_balance
 
 # An expert counts as a domain's own once that domain's tokens choose it this many times as often as by even routing.
@@ -92,10 +92,12 @@ def load_records(trace: RoutingTrace, step: int) -> list[dict[str, Any]]:
 def domain_experts(trace: RoutingTrace, known: Collection[DomainExpert]) -> list[tuple[DomainExpert, float]]:
     """Experts that a domain has come to own, with their lift, beyond those `known`.
 
-    A domain owns an expert when its lift is at least OWN_EXPERT_LIFT and the 95 % interval leaves out even routing.
+    A domain owns an expert when its lift is at least OWN_EXPERT_LIFT and it prefers the expert surely, of all cells
+    that there are (baselines.domain_cells). In the order of layer and expert, the domain of the largest lift first.
     """
-    frame = domain_specialization(trace)
-    owned = frame[(frame["lift"] >= OWN_EXPERT_LIFT) & ~frame["uncertain"].astype(bool)]
+    certain = preferred(domain_cells(trace))
+    owned = certain[certain["lift"] >= OWN_EXPERT_LIFT]
+    owned = owned.sort_values(["layer", "expert", "lift"], ascending=[True, True, False], kind="stable")
     found = [
         ((int(layer), int(expert), str(domain)), float(lift))
         for layer, expert, domain, lift in zip(

@@ -19,6 +19,9 @@ from moe_core.routing.trace.types import Float64Array
 from moe_core.words import layers_named, p_value, percent
 
 CHANCE = "not distinguishable from chance"
+CANNOT_BE_TESTED = "cannot be tested"
+"""How the verdict of what was not tested begins; the reason follows. Not tested is not the same as not found."""
+UNKNOWN = f"{CANNOT_BE_TESTED}: its value is unknown"
 FEW_DOCUMENTS = "cannot be tested: too few documents"
 NOTHING_THERE = "Not distinguishable from chance: do not read patterns into this map."
 
@@ -42,7 +45,9 @@ def finding_of(what: str, comparison: str) -> Finding:
 
 
 def judge(p_adjusted: float, effect: float, *, clear_effect: float, finding: Finding) -> str:
-    """The verdict in words: CHANCE unless significant, then by the size of the effect. NaN is never significant."""
+    """The verdict in words: CHANCE unless significant, then by the size of the effect; UNKNOWN where p is NaN."""
+    if p_adjusted != p_adjusted:
+        return UNKNOWN
     if not p_adjusted <= SIGNIFICANCE:
         return CHANCE
     return finding.clearly if effect >= clear_effect else finding.slightly
@@ -111,15 +116,22 @@ def layers_verdict(
         untestable = test[test["verdict"] != CHANCE]
         if len(untestable) == len(test):
             return f"This {untestable['verdict'].iloc[0]}."
-        return NOTHING_THERE
+        return f"{NOTHING_THERE[:-1]}{not_tested(test)}." if len(untestable) else NOTHING_THERE
     best = found.iloc[int(found["effect"].argmax())]
     where = f"{place(best)} most, " if len(test) > 1 else ""
     certainty = f"{size(best)} ({p_value(best['p_adjusted'])})"
     others = test[test["verdict"] == CHANCE]
     rest = f"; {layers_named(others['layer'])} not distinguishable from chance" if len(others) else ""
+    rest += not_tested(test)
     if best["verdict"] == finding.clearly:
         return f"{clear}: {where}{certainty}{rest}."
     return f"{slight}: {where}{certainty}, too little to rely on{rest}."
+
+
+def not_tested(test: pd.DataFrame) -> str:
+    """ "; layer 3 cannot be tested: ..." for the layers of which that is the verdict, each reason once; or ""."""
+    reasons = test[test["verdict"].str.startswith(CANNOT_BE_TESTED)].groupby("verdict", sort=False)["layer"]
+    return "".join(f"; {layers_named(layers)} {reason}" for reason, layers in reasons)
 
 
 def against_null(row: Any) -> str:

@@ -27,6 +27,8 @@ def ablation_verdict(effects: pd.DataFrame) -> str:
     certain = total[~total["uncertain"].astype(bool)]
     if len(total) > 1 and certain.empty:
         experts = count_of(len(total), "expert")
+        if total["low"].isna().all():
+            return f"Whether the loss changes without any one of {experts} cannot be tested on text of one source."
         return f"Not distinguishable from chance: whether the loss changes without any one of {experts} cannot be told."
     best = total.iloc[0] if certain.empty else certain.iloc[int(certain["delta_nats"].abs().argmax())]
     layer, expert = int(best["layer"]), int(best["expert"])

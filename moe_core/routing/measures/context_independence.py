@@ -18,6 +18,9 @@ from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import Int64Array
 from moe_core.words import percent
 
+SMALL_SHARE = 0.01
+"""Part of the choice beyond chance that is not worth calling an explanation."""
+
 
 def context_independence(trace: AnyTrace, min_count: int = 10) -> pd.DataFrame:
     """How much of the choice of expert the token id explains, and what the domain adds beyond it.
@@ -129,6 +132,12 @@ def token_verdict(context: pd.DataFrame) -> str:
     if known.empty or not known["tokens"].iloc[0]:
         return "No token occurs often enough to say how much of the choice the token alone explains."
     best = known.iloc[int((known["token_share"] - known["token_chance"]).argmax())]
+    if best["token_share"] - best["token_chance"] < SMALL_SHARE:
+        where = f", layer {int(best['layer'])} most" if len(context) > 1 else ""
+        return (
+            f"The token alone explains no more of the choice of expert than it would by chance: "
+            f"{percent(best['token_share'])} against {percent(best['token_chance'])}{where}."
+        )
     where = f" in layer {int(best['layer'])}" if len(context) > 1 else ""
     text = (
         f"The token alone explains {percent(best['token_share'])} of the choice of expert{where} "

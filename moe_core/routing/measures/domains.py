@@ -14,6 +14,7 @@ from moe_core.routing.measures.against_chance import (
     FEW_DOCUMENTS,
     NOTHING_THERE,
     finding_of,
+    not_tested,
     tested,
 )
 from moe_core.routing.measures.measure import Bars, Plant, RandomRouting
@@ -256,7 +257,7 @@ def domain_verdict(nmi: pd.DataFrame) -> str:
         return f"Too few documents to tell ({documents}): trace more of each domain before reading this map."
     found = nmi[nmi["verdict"].isin([CLEARLY, SLIGHTLY])]
     if found.empty:
-        return NOTHING_THERE
+        return f"{NOTHING_THERE[:-1]}{not_tested(nmi)}."
     best = found.iloc[int(found["effect"].argmax())]
     where = f"layer {int(best['layer'])} most, " if len(nmi) > 1 else ""
     size = (
@@ -265,6 +266,7 @@ def domain_verdict(nmi: pd.DataFrame) -> str:
     )
     others = nmi[nmi["verdict"] == CHANCE]
     rest = f"; {layers_named(others['layer'])} not distinguishable from chance" if len(others) else ""
+    rest += not_tested(nmi)
     if best["verdict"] == CLEARLY:
         return f"Experts know a token's domain: {size}{rest}."
     return f"Experts know a token's domain only slightly better than chance: {size}, too little to rely on{rest}."
@@ -281,6 +283,8 @@ def domain_cell(cell: Mapping[str, Any] | pd.Series[Any]) -> str:
     if pd.isna(cell["lift_low"]):
         return f"{text}; of one source only, so uncertain" if cell["uncertain"] else text
     text += f", 95 % interval {number(cell['lift_low'])} to {number(cell['lift_high'])}"
+    if cell["uncertain"] and pd.isna(cell.get("p_value", 0.0)):
+        return f"{text}: too little text to test"
     return f"{text}: uncertain" if cell["uncertain"] else text
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from moe_core.routing.measures.against_chance import CHANCE
 from moe_core.routing.measures.domains import preferred
 from moe_core.routing.measures.persistence import first_choice
+from moe_core.routing.measures.vocabulary import VOCABULARY_FINDING
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.words import number, percent
 
@@ -18,13 +20,15 @@ def expert_sentence(
     load: pd.DataFrame | None = None,
     cells: pd.DataFrame | None = None,
     tokens: pd.DataFrame | None = None,
+    vocabulary: pd.DataFrame | None = None,
     effects: pd.DataFrame | None = None,
 ) -> str:
     """What this expert does, from whatever is known of it.
 
     `load`: metrics.expert_load; `cells`: baselines.domain_cells; `tokens`: metrics.token_experts of this expert;
-    `effects`: evaluation's ablation_map. Frames may hold other experts' rows too. Example: "Expert 3 of layer 1 takes
-    18 % of the layer's choices (13 % when even); specialises in legal text (2.1 times its even share); ..."
+    `vocabulary`: baselines.vocabulary: where it finds nothing in this layer no token is named; `effects`: evaluation's
+    ablation_map. Frames may hold other experts' rows too. Example: "Expert 3 of layer 1
+    takes 18 % of the layer's choices (13 % when even); specialises in legal text (2.1 times its even share); ..."
     """
     parts = []
     if load is not None and len(own := _rows_of_expert(load, layer, expert)):
@@ -35,9 +39,16 @@ def expert_sentence(
         if len(certain):
             best = certain.iloc[0]
             parts.append(f"specialises in {best['domain']} text ({number(best['lift'])} times its even share)")
+        elif "p_value" in own and own["p_value"].isna().all():
+            parts.append("whether it prefers a domain cannot be tested on this text")
         else:
             parts.append("prefers no domain distinguishably from chance")
-    if tokens is not None and len(tokens):
+    verdicts = [] if vocabulary is None else vocabulary.loc[vocabulary["layer"] == layer, "verdict"].tolist()
+    if any(verdict == CHANCE for verdict in verdicts):
+        parts.append("takes no token distinguishably from chance")
+    elif any(verdict not in VOCABULARY_FINDING.both for verdict in verdicts):
+        parts.append("whether it follows tokens cannot be tested on this text")
+    elif tokens is not None and len(tokens):
         best = tokens.iloc[0]
         parts.append(
             f"takes {percent(float(best['share']))} of the token {str(best['text'])!r} "
@@ -45,7 +56,9 @@ def expert_sentence(
         )
     if effects is not None and len(own := _rows_of_expert(effects[effects["domain"] == "all"], layer, expert)):
         row = own.iloc[0]
-        if bool(row["uncertain"]):
+        if pd.isna(row["low"]):
+            parts.append("whether switching it off changes the loss cannot be tested on text of one source")
+        elif bool(row["uncertain"]):
             parts.append("switching it off changes the loss not distinguishably from chance")
         else:
             change = "costs" if row["delta_nats"] > 0 else "gains"

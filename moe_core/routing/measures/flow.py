@@ -129,8 +129,16 @@ def flow_verdict(test: pd.DataFrame) -> str:
     )
 
 
+def flow_found(test: pd.DataFrame) -> bool:
+    """Does a layer's choice tell about the next one's at all? From baselines.layer_flow, all or some layers."""
+    return bool(test["verdict"].isin(FLOW_FINDING.both).any())
+
+
 def strongest_flow(flow: pd.DataFrame) -> str:
-    """Where the largest stream beyond chance goes. Rows of metrics.layer_flow, of one layer or of several."""
+    """Where the largest stream beyond chance goes. Rows of metrics.layer_flow, of one layer or of several.
+
+    Only to be said where flow_found: of many streams of chance the largest is the luckiest one.
+    """
     beyond = flow["tokens"] * (1 - 1 / flow["lift"].where(flow["lift"] > 0))
     if not (beyond > 0).any():
         return "No expert's tokens go to any expert of the next layer more often than by chance."

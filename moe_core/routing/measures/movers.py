@@ -163,6 +163,8 @@ def _frame_of_domain(
 def movers_verdict(movers: pd.DataFrame) -> str:
     """Which expert changed its share most? From metrics.routing_movers, all rows or those of a layer or domain."""
     certain = movers[~movers["uncertain"].astype(bool)]
+    if certain.empty and "p_adjusted" in movers and movers["p_adjusted"].isna().all():
+        return "Whether any expert's share changed cannot be tested: the text of one side is all of one source."
     if certain.empty:
         return "Not distinguishable from chance: no expert's share of any domain surely changed."
     best = certain.iloc[int(certain["change"].abs().argmax())]
