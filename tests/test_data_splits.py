@@ -175,7 +175,9 @@ def test_two_training_sources_a_domain_are_enough_for_tuning(sizes: list[list[in
 
 def test_three_sources_are_too_few_for_tuning_and_repeated_texts_leave_it_empty() -> None:
     split = split_documents(corpus({"a": [100] * 9, "b": [100] * 3}), seed=0)
-    with pytest.raises(DataError, match=r"domain 'b' has no source to spare for choosing learning rates: .* 1 is left"):
+    with pytest.raises(
+        DataError, match=r"domain 'b' has no source to spare for choosing learning rates: .* it has 1 source,"
+    ):
         keep_for_tuning(split, seed=0)
     same = [Document("same", "a", str(number), "train") for number in range(6)]
     apart = [Document("v", "a", "v", "validation"), Document("u", "a", "u", "unseen")]

@@ -18,6 +18,7 @@ from typing import Literal
 from moe_core.data.document import Document
 from moe_core.data.sources import MIN_SOURCES
 from moe_core.errors import DataError
+from moe_core.words import count_of
 
 HELD_OUT_SHARE = 0.08
 """Bytes of a domain that each held-out split should get."""
@@ -90,9 +91,9 @@ def _take_from_training(domain: str, sizes: dict[str, int], whole: int, seed: in
     split_of.update(dict.fromkeys(free, "train") | dict.fromkeys(chosen, TUNING))
     if {split_of[source] for source in sizes} != {"train", TUNING}:
         raise DataError(
-            f"domain {domain!r} has no source to spare for choosing learning rates: beside validation and unseen "
-            f"{len(sizes)} {'are' if len(sizes) > 1 else 'is'} left, and training needs one of its own; add files or "
-            "rows, or (plain text) more sections between blank lines"
+            f"domain {domain!r} has no source to spare for choosing learning rates: beside validation and unseen it "
+            f"has {count_of(len(sizes), 'source')}, and training needs one of its own; add files or rows, or (plain "
+            "text) more sections between blank lines"
         )
 
 

@@ -71,7 +71,7 @@ def build_result(
         ),
         speed=speed,
         bounds=tuple(bounds(config.model.top_k, config.model)) if plan.kind == "dense" else None,
-        text_tokens=reference[0].get("text_tokens"),  # trainings from before 2026-11-28 did not count them
+        text_tokens=_text_tokens(outcomes),
         longer=_longer_budgets(plan, chosen, outcomes) or None,
     )
 
@@ -118,8 +118,13 @@ def _arm_result(
         routing=routing,
         sees_future=not model.can_write,
         validation_by_domain=_by_domain(scored, reference, "validation"),
-        exposure=exposure(tokens, parameters, scored[0].get("text_tokens")),
+        exposure=exposure(tokens, parameters, _text_tokens(outcomes)),
     )
+
+
+def _text_tokens(outcomes: Outcomes) -> int | None:
+    """All trainings read the same text; those from before 2026-11-28 did not say how long it is."""
+    return next((outcome["text_tokens"] for outcome in outcomes.values() if "text_tokens" in outcome), None)
 
 
 def _longer_budgets(plan: Plan, chosen: Mapping[str, float], outcomes: Outcomes) -> tuple[LongerBudget, ...]:

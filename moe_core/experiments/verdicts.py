@@ -134,7 +134,7 @@ def shortcomings(result: ComparisonResult) -> str:
         missing.append("the length of its training text was not kept, so its epochs are unknown")
     if result.kind == "dense" and result.rates_chosen_on == "unseen" and not result.longer:
         missing.append("it has one budget, so no trend")
-    return f"This result is from before 2026-11-28: {'; '.join(missing)}." if missing else ""
+    return f"This result, or the plan it follows, is from before 2026-11-28: {'; '.join(missing)}." if missing else ""
 
 
 def _listed_arms(names: list[str]) -> str:

@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from moe_core.data.splits import HeldOutSplit
-from moe_core.experiments.comparison_result import ArmResult, ComparisonResult, Difference, Score, Scores
+from moe_core.experiments.comparison_result import ArmResult, ComparisonResult, Difference, Score
 from moe_core.experiments.speed_result import TRAINING_STEP
 from moe_core.experiments.verdicts import (
     SIDE_BY_SIDE,
@@ -80,14 +80,8 @@ def trend_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure | None
     """Where does it go with more tokens? Every seed's difference to the mixture at each budget; None for one budget."""
     if not result.longer:
         return None
-    budgets = [(result.tokens, {arm.name: arm.scores for arm in result.arms})]
-    budgets += [(budget.tokens, dict(budget.scores)) for budget in result.longer]
     first, *others = result.arms
-    records: list[dict[str, Any]] = []
-    for tokens, scores in budgets:
-        for arm in others:
-            records += _seed_records(arm, tokens, scores[arm.name], scores[first.name], split)
-    frame = pd.DataFrame(records)
+    frame = pd.DataFrame([record for arm in others for record in _seed_records(result, arm, split)])
     labels = [arm.label for arm in result.arms]
     places = sorted(frame["tokens"].unique())
     x = alt.X(
@@ -132,33 +126,32 @@ def _above(arm: ArmResult) -> str:
     return f"nats per token above {arm.label.partition(' (')[0]}"
 
 
-def _seed_records(
-    arm: ArmResult, tokens: int, scores: Scores, reference: Scores, split: HeldOutSplit
-) -> list[dict[str, Any]]:
-    pairs = zip(scores.nats(split).values, reference.nats(split).values, strict=True)
-    found = [(seed, nats - of_first) for seed, (nats, of_first) in enumerate(pairs) if None not in (nats, of_first)]  # type: ignore[operator]
+def _seed_records(result: ComparisonResult, arm: ArmResult, split: HeldOutSplit) -> list[dict[str, Any]]:
+    """The arm's difference to the first one, a row a budget and seed that both have a loss for."""
+    first = result.arms[0]
+    budgets = [(result.tokens, result.seeds, arm.scores, first.scores)]
+    budgets += [(one.tokens, one.seeds, one.scores[arm.name], one.scores[first.name]) for one in result.longer or ()]
     return [
         {
             "arm": arm.label,
             "tokens": tokens,
             "seed": seed,
-            "difference": difference,
-            "sentence": f"{arm.label}, {tokens:,} tokens, seed {seed}: {signed(difference, 4)} nats per token.",
+            "difference": nats - of_first,
+            "sentence": f"{arm.label}, {tokens:,} tokens, seed {seed}: {signed(nats - of_first, 4)} nats per token.",
         }
-        for seed, difference in found
+        for tokens, seeds, scores, reference in budgets
+        for seed, nats, of_first in zip(seeds, scores.nats(split).values, reference.nats(split).values, strict=True)
+        if nats is not None and of_first is not None
     ]
 
 
 def _trend_range(result: ComparisonResult) -> tuple[float, float]:
     """Of both splits and all budgets, with 0 inside and a margin."""
-    first, *others = result.arms
-    budgets = [{arm.name: arm.scores for arm in result.arms}, *(dict(one.scores) for one in result.longer or ())]
     values = [
-        record["difference"]
-        for scores in budgets
-        for arm in others
+        float(record["difference"])
+        for arm in result.arms[1:]
         for split in SIDE_BY_SIDE
-        for record in _seed_records(arm, 0, scores[arm.name], scores[first.name], split)
+        for record in _seed_records(result, arm, split)
     ]
     low, high = min(0.0, *values), max(0.0, *values)
     margin = 0.08 * max(high - low, 1e-3)
