@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import streamlit as st
 
@@ -22,6 +22,7 @@ from moe_core.inference.subjects import ForeignModel, Live, TraceFile
 from moe_core.progress import Progress
 from moe_core.routing.measured import Measured
 from moe_core.runs import RunFolder, RunSummary, list_runs
+from moe_core.runs.metric_log import Kind, MetricLog
 from moe_core.runs.names import checkpoints_root
 
 if TYPE_CHECKING:
@@ -78,17 +79,19 @@ def _config(root: str, name: str, changed: Stamp) -> Config:
     return RunFolder(name, root).config()
 
 
-def metrics(run: RunFolder, kind: str) -> pd.DataFrame:
+def metrics(run: RunFolder, kind: Kind) -> pd.DataFrame:
     """The run's metric lines of one kind, oldest first; empty when there is none."""
-    import pandas as pd
+    return metric_log(run).frame(kind)
 
-    records = _metric_records(str(run.root), run.name, stamp(run.metrics_path))
-    return pd.DataFrame([record for record in records if record["kind"] == kind])
+
+def metric_log(run: RunFolder) -> MetricLog:
+    """The run's metric lines, and how many were left out. Raises RunError."""
+    return _metric_log(str(run.root), run.name, stamp(run.metrics_path))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _metric_records(root: str, name: str, changed: Stamp) -> list[dict[str, Any]]:
-    return RunFolder(name, root).metric_records()
+def _metric_log(root: str, name: str, changed: Stamp) -> MetricLog:
+    return RunFolder(name, root).metric_log()
 
 
 def probe_step(run: RunFolder) -> int:
@@ -106,15 +109,13 @@ def probe_step(run: RunFolder) -> int:
 
 def probe(run: RunFolder, step: int | None = None) -> Measured:
     """Routing of the fixed probe set at `step`, or at the latest evaluation. Raises RunError before the first."""
-    path = run.probe_path(probe_step(run) if step is None else step)
-    return _probe(str(path), stamp(path))
+    step = probe_step(run) if step is None else step
+    return _probe(str(run.root), run.name, step, stamp(run.probe_path(step)))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def _probe(path: str, changed: Stamp) -> Measured:
-    from moe_core.routing.trace.trace import RoutingTrace
-
-    return Measured(RoutingTrace.load(path))
+def _probe(root: str, name: str, step: int, changed: Stamp) -> Measured:
+    return Measured(RunFolder(name, root).probe(step))
 
 
 def trace(file: TraceFile) -> Measured:
@@ -181,17 +182,19 @@ def over_time(run: RunFolder, measure: Callable[[Mapping[int, RoutingTrace]], pd
     steps = run.probe_steps()
     if len(steps) > MAX_SNAPSHOTS:
         steps = [steps[round(i * (len(steps) - 1) / (MAX_SNAPSHOTS - 1))] for i in range(MAX_SNAPSHOTS)]
-    snapshots = tuple((step, str(run.probe_path(step)), stamp(run.probe_path(step))) for step in steps)
-    return _over_time(measure.__qualname__, snapshots, measure)
+    snapshots = tuple((step, stamp(run.probe_path(step))) for step in steps)
+    return _over_time(measure.__qualname__, str(run.root), run.name, snapshots, measure)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _over_time(
+    measure: str,
+    root: str,
     name: str,
-    snapshots: tuple[tuple[int, str, Stamp], ...],
+    snapshots: tuple[tuple[int, Stamp], ...],
     _measure: Callable[[Mapping[int, RoutingTrace]], pd.DataFrame],
 ) -> pd.DataFrame:
-    return _measure({step: _probe(path, changed).tokens for step, path, changed in snapshots})
+    return _measure({step: _probe(root, name, step, changed).tokens for step, changed in snapshots})
 
 
 def deep_routing(run: RunFolder, progress: Progress | None = None, through: RunFolder | None = None) -> Measured:

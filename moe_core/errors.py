@@ -25,6 +25,10 @@ class RunError(MoescopeError):
     """A run that is missing, damaged, or cannot be written."""
 
 
+class NoSpaceError(RunError):
+    """The disk is full."""
+
+
 class RunBusyError(RunError):
     """Another process is training this run."""
 

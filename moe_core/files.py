@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,18 +20,54 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 
     A process killed in between leaves it behind in the same folder, under TEMPORARY_PREFIX. Raises OSError.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    temporary, file = _locked_temporary(path)
     try:
-        with temporary.open("wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what killed writers left behind in `folder`, and no file that a living one is writing: that is locked.
+
+    A temporary folder has no lock of its own: only the holder of a run's lock writes one there, and may call this.
+    """
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.is_symlink() or not path.is_file():
+                path.unlink(missing_ok=True)
+            else:
+                with path.open("rb") as file:
+                    _lock(file, wait=False)  # OSError: its writer lives
+                    path.unlink(missing_ok=True)
+
+
+def _locked_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file beside `path`, locked as long as it is open, so that nobody takes it for a left one."""
+    while True:
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        file = temporary.open("wb")
+        with suppress(OSError):  # a file system without locks
+            _lock(file, wait=True)
+        if temporary.exists():
+            return temporary, file
+        file.close()  # a cleaner was quicker than the lock
+
+
+def _lock(file: BinaryIO, *, wait: bool) -> None:
+    if sys.platform != "win32":  # which does not remove open files anyway
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def fsync(path: Path) -> None:

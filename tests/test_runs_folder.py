@@ -87,7 +87,7 @@ def test_a_damaged_status_is_named_in_one_line(run: RunFolder, content: bytes) -
     assert "\n" not in str(caught.value)
 
 
-def test_metrics_skip_a_torn_last_line_and_name_a_broken_one(run: RunFolder) -> None:
+def test_metrics_skip_a_torn_last_line_and_count_a_broken_one(run: RunFolder) -> None:
     assert run.metrics().empty
     run.append_metrics({"kind": "train", "step": 1, "loss": 2.0, "x": float("nan")})
     run.append_metrics({"kind": "event", "step": 1, "message": "ä\n"})
@@ -101,16 +101,28 @@ def test_metrics_skip_a_torn_last_line_and_name_a_broken_one(run: RunFolder) -> 
     assert len(run.metric_records()) == 2
     with run.metrics_path.open("ab") as file:
         file.write(b"nonsense\n")
-    with pytest.raises(RunError, match="line 3"):
-        run.metric_records()
+    run.append_metrics({"kind": "event", "step": 1, "message": "after it"})
+    assert (len(run.metric_records()), run.metric_log().bad) == (3, 1)
 
 
-@pytest.mark.parametrize("line", ["7", "[]", '"text"', '{"step": 1}'])
-def test_a_metric_line_of_another_kind_is_named(run: RunFolder, line: str) -> None:
+@pytest.mark.parametrize(
+    "line",
+    ["7", "[]", '"text"', '{"step": 1}', '{"kind": 1}',
+     '{"kind": "train"}', '{"kind": "train", "step": -1}', '{"kind": "x", "step": 1}',
+     '{"kind": "train", "step": 1.5}', '{"kind": "train", "step": 1, "loss": NaN}', '{"kind": "train", "step": "1"}',
+     '{"kind": "train", "step": 1, "loss": "2"}', '{"kind": "train", "step": 1, "loss": 1e400}', "[" * 100_000,
+     '{"kind": "train", "step": ' + "9" * 5000 + "}", '{"kind": "load", "step": 1, "layer": 0, "expert_load": [2]}',
+     '{"kind": "load", "step": 1, "layer": 0}', '{"kind": "evaluation", "step": 1}', '{"kind": "event", "step": 1}',
+     '{"kind": "baseline", "unigram_nats": [1]}', '{"kind": ["train"], "step": 1}', "\x00", ""],
+)  # fmt: skip
+def test_a_bad_metric_line_is_left_out_and_counted(run: RunFolder, line: str) -> None:
     run.metrics_path.write_text(line + "\n")
+    run.append_metrics({"kind": "train", "step": 1, "loss": 2.0})
     for kind in (None, "train"):
-        with pytest.raises(RunError, match="line 1 is not a metrics record"):
-            run.metric_records(kind)
+        assert run.metric_records(kind) == [{"kind": "train", "step": 1, "loss": 2.0}]
+    assert run.metric_log().bad == 1
+    run.rewind_metrics(1)
+    assert run.metric_log().bad == 1, "nothing is thrown away"
 
 
 def test_rewinding_drops_later_lines_and_probes(run: RunFolder) -> None:

@@ -22,6 +22,7 @@ from app.components.page import (
     TRAINING,
     header,
     plain,
+    show_notes,
 )
 from app.components.routing_text import first_routing, text_caption
 from moe_core.data.windows import window_words
@@ -64,6 +65,9 @@ header(
     f"What is {subject.name}, and is its routing healthy?",
     f"{made_of} {verdict.sentence} {domain if too_few else domain_verdict(nmi)}",
 )
+
+if isinstance(subject, RunFolder):
+    show_notes(subject.name)
 
 # Four figures, each beside its chance or target.
 loss, busiest, dead, domains = st.columns(4)

@@ -8,7 +8,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure
-from app.components.page import answer, errors_as_boxes, header
+from app.components.page import answer, errors_as_boxes, header, show_notes
 from app.components.snapshots import snapshot_payload, watch_snapshots
 from app.components.token_view import token_view
 from moe_core.figures.changes import saturation_figure
@@ -95,6 +95,7 @@ if len(steps) > 1:
     show_figure(settled, key=settled.name, title="Since when do all layers route as they do now?", terms=["saturation"])
     answer(settled.verdict)
 events = loaders.metrics(run, "event")
+show_notes(run.name)
 if len(events):
     st.markdown("#### What became of them, in words")
     st.dataframe(

@@ -13,7 +13,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure, term_help
-from app.components.page import answer, errors_as_boxes, plain
+from app.components.page import answer, errors_as_boxes, plain, show_notes
 from moe_core.errors import RunError
 from moe_core.routing.measures.health import IMBALANCE_LIMIT
 from moe_core.runs import RunFolder, RunStatus, RunSummary
@@ -54,6 +54,7 @@ def _numbers(name: str, state_before: str) -> None:
             st.rerun()  # the side bar changes with it, and how often to look
         status = run.status() or RunStatus("preparing")
         answer(describe(summary, status))
+        show_notes(name)
         _controls(run, summary, status)
         _figures(status, loaders.metrics(run, "load"), summary)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import streamlit as st
 
+from app import loaders
 from moe_core.errors import MoescopeError
 from moe_core.words import count_of, sentence
 
@@ -73,3 +74,10 @@ def ago(seconds_since_1970: float) -> str:
     if age < 7 * 86_400:
         return f"{count_of(round(age / 86_400), 'day')} ago"
     return time.strftime("%d %b %Y", time.localtime(seconds_since_1970))
+
+
+def show_notes(name: str) -> None:
+    """What must be known about the files of a run; nothing where they are as they were written."""
+    notes = next((item.notes for item in loaders.runs() if item.name == name), [])
+    if notes:
+        st.caption(plain(" ".join(notes)))

@@ -47,8 +47,11 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
     from moe_core.runs.record import read_run
 
     with progress_on_stderr() as progress:
+        notes: list[str] = []
         if run is not None:
-            sections, _ = run_sections(run, read_run(run), progress)
+            record = read_run(run)
+            notes = record.notes
+            sections, _ = run_sections(run, record, progress)
         else:
             sections = sections_of_trace(open_or_load(arguments.trace), progress)
         figures = [figure for section in sections for figure in section.figures]
@@ -66,6 +69,8 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
         missing = [suffix for suffix in formats if suffix not in figure.formats]
         if missing:
             output.say(f"  (no {' or '.join(missing)} of this one: {', '.join(written[figure.name])})")
+    for note in notes:
+        output.say(note)
     output.say(f"{count_of(len(figures), 'figure')} as {', '.join(formats)} in {folder}")
     output.figures(
         {

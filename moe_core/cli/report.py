@@ -51,11 +51,14 @@ def report(arguments: argparse.Namespace, output: Output) -> int:
             domains=run.domains(),
             evaluation=record.evaluation,
             routing_of=routing_of,
+            notes=record.notes,
             made=datetime.now().strftime("%Y-%m-%d %H:%M"),
         )
         page = report_page(card, sections, progress).encode()
     write_bytes(path, page)
     count = sum(len(section.figures) for section in sections)
+    for note in record.notes:
+        output.say(note)
     for section in sections:
         output.say(f"{section.question} {section.figures[0].verdict}")
     output.say(f"{count} pictures, {len(page) / 2**20:.1f} MiB, in {path}: open it in any browser")

@@ -49,5 +49,5 @@ def _table_row(run: RunSummary) -> list[str]:
         "-" if run.unseen_nats is None else f"{run.unseen_nats:.3f}",
         "-" if run.validation_nats is None else f"{run.validation_nats:.3f}",
         updated,
-        run.error or "",
+        run.error or " ".join(run.notes),
     ]

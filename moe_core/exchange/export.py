@@ -14,7 +14,7 @@ from moe_core.errors import UsageError
 from moe_core.exchange.configs import to_huggingface
 from moe_core.exchange.layouts import Family, to_checkpoint
 from moe_core.exchange.targets import fit_to_family, target_family
-from moe_core.runs.files import replace_folder
+from moe_core.runs.files import replace_folder, translate_os_errors
 
 if TYPE_CHECKING:
     from moe_core.runs.checkpoint import LoadedRun
@@ -45,6 +45,8 @@ def export_run(loaded: LoadedRun, target: Path) -> Exported:
     # Positions beyond the trained length were never learned: the checkpoint must say where they end.
     context = min(config.max_seq_len, loaded.config.training.seq_len)
     end = loaded.tokenizer.end_of_text
+    with translate_os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     with replace_folder(target) as folder:
         save_file(checkpoint, folder / "model.safetensors", metadata={"format": "pt"})
         _write_json(folder / "config.json", to_huggingface(config, family, context=context, end_of_text=end))

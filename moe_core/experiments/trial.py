@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from moe_core.progress import Progress
 from moe_core.runs.checkpoint import LoadedRun, load_run
 from moe_core.runs.files import read_json_object, remove_folder, write_atomic
 from moe_core.runs.folder import RunFolder
+from moe_core.runs.metric_log import EvaluationLine
 from moe_core.training.loop import TrainingResult, train
 from moe_core.training.repeatability import repeatable
 
@@ -99,8 +101,9 @@ def _tuning_nats(loaded: LoadedRun, data: PreparedData) -> float:
 
 def _curve(run: RunFolder) -> dict[str, list[float]]:
     curve: dict[str, list[float]] = {"step": []}
-    for record in run.metric_records("evaluation"):
-        if record["step"] not in curve["step"]:
-            curve["step"].append(record["step"])
-        curve.setdefault(record["split"], []).append(record["nats_per_token"])
+    for line in run.metric_log().lines:
+        if isinstance(line, EvaluationLine):
+            if line.step not in curve["step"]:
+                curve["step"].append(line.step)
+            curve.setdefault(line.split, []).append(math.nan if line.nats_per_token is None else line.nats_per_token)
     return curve

@@ -64,6 +64,8 @@ class ModelCard:
     """The text on which the routing in the pictures was recorded."""
     made: str
     """When the report was made, for people."""
+    notes: Sequence[str] = ()
+    """What must be known about the run's files, a sentence each."""
 
 
 def report_page(card: ModelCard, sections: Sequence[Section], progress: Progress = silent) -> str:
@@ -158,6 +160,7 @@ def _facts(card: ModelCard) -> dict[str, str]:
         "Seeds": f"{data.seed} (data), {training.seed} (training)",
         "Loss": _loss_sentence(card.evaluation),
         "Routing shown": card.routing_of,
+        **({"Files": " ".join(card.notes)} if card.notes else {}),
     }
 
 

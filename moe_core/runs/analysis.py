@@ -14,14 +14,19 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from moe_core.data.windows import OVERLAPPING_WINDOWS, WINDOW_RULE
 from moe_core.errors import RunError
 from moe_core.json_values import json_safe
 from moe_core.program import program
-from moe_core.runs.files import translate_os_errors, write_atomic
+from moe_core.runs.checksum import is_verified_line, line_with_checksum
+from moe_core.runs.files import read_file, translate_os_errors, write_atomic
+from moe_core.runs.metric_log import Figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +44,8 @@ _METADATA_KEY = b"moescope.analysis"
 @dataclass(frozen=True)
 class AnalysisOf:
     """Identity of an analysis. Two analyses with the same identity are interchangeable."""
+
+    __pydantic_config__ = ConfigDict(strict=True)
 
     checkpoint: str
     """SHA-256 of the weights file."""
@@ -69,6 +76,7 @@ class AblationJournal:
 
     def __init__(self, run: RunFolder, of: AnalysisOf) -> None:
         self._of = of
+        self._run = run
         self._name = f"analysis/ablation_{of.mode}_{of.key}.jsonl"
         self._place = run.place
         self._path = run.path / self._name
@@ -79,13 +87,13 @@ class AblationJournal:
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep the rows of one expert. Raises RunError when the disk refuses; what was there is then untouched."""
-        content = json.dumps(json_safe({"rows": rows}), allow_nan=False) + "\n"
+        content = line_with_checksum(json_safe({"rows": rows})).decode()
+        self._run.make_folder_of(self._path)
         with translate_os_errors(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             if (begun := self._place.find(self._name)) != self._path and begun.exists():
                 write_atomic(self._path, begun.read_bytes())  # what comes with Moescope is gone on with in a copy
             if not self._path.exists():
-                content = json.dumps({"of": asdict(self._of)}) + "\n" + content
+                content = line_with_checksum({"of": asdict(self._of)}).decode() + content
             with self._path.open("a+b", buffering=0) as file:
                 start = file.seek(0, os.SEEK_END)
                 if start and os.pread(file.fileno(), 1, start - 1) != b"\n":
@@ -135,7 +143,7 @@ def write_table(run: RunFolder, name: Table, frame: pd.DataFrame, of: AnalysisOf
     table = pa.Table.from_pandas(frame, preserve_index=False)
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(of)).encode()})
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     run.write_file(_table_name(name, of.mode), buffer.getvalue().to_pybytes())
 
 
@@ -150,7 +158,7 @@ def read_table(run: RunFolder, name: Table, mode: str = "zero") -> pd.DataFrame 
 
     path = run.place.find(_table_name(name, mode if name in TABLES_OF_A_MODE else ""))
     try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+        table = pq.read_table(pa.BufferReader(read_file(path)), page_checksum_verification=True)
         of = _analysis_of(json.loads(table.schema.metadata[_METADATA_KEY]))
     except FileNotFoundError:
         return None
@@ -167,27 +175,50 @@ def _table_name(name: Table, mode: str) -> str:
 
 
 def _analysis_of(record: Mapping[str, Any]) -> AnalysisOf:
-    """As it was kept; what it does not know is left out. Raises TypeError where something is missing."""
+    """As it was kept; what it does not know is left out. Raises ValueError where something is missing or wrong."""
     known = {field.name for field in fields(AnalysisOf)}
-    return AnalysisOf(**{name: value for name, value in record.items() if name in known})
+    return _readers()[0].validate_json(json.dumps({name: value for name, value in record.items() if name in known}))
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """One row of a journal: EFFECT_COLUMNS."""
+
+    __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)
+
+    layer: Annotated[int, Field(ge=0, le=100_000)]
+    expert: Annotated[int, Field(ge=0, le=32_767)]
+    domain: Annotated[str, Field(max_length=1000)]
+    tokens: Annotated[int, Field(ge=0, le=2**62)]
+    affected: Annotated[int, Field(ge=0, le=2**62)]
+    delta_nats: Figure
+    low: Figure
+    high: Figure
+    kl: Figure
 
 
 def _read_journal(path: Path) -> tuple[AnalysisOf | None, dict[tuple[int, int], list[dict[str, Any]]]]:
-    """The identity of a journal and its experts' rows. Half a line, which a killed writer leaves, does not count."""
+    """The identity of a journal and its experts' rows. Half a line, which a killed writer leaves, does not count, nor
+    does one that was changed: its expert is measured again."""
     of: AnalysisOf | None = None
     experts: dict[tuple[int, int], list[dict[str, Any]]] = {}
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_file(path).split(b"\n")
     except FileNotFoundError:
         return None, {}
-    except OSError as error:
-        raise RunError(f"cannot read {str(path)!r}: {error.strerror or error}; check its permissions") from None
     for line in lines:
-        with suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
+        # Pydantic's errors are ValueErrors.
+        with suppress(ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+            is_verified_line(line)
             record = json.loads(line)
             if "of" in record:
                 of = _analysis_of(record["of"])
             else:
-                rows = [{name: row[name] for name in EFFECT_COLUMNS} for row in record["rows"]]
-                experts[int(rows[0]["layer"]), int(rows[0]["expert"])] = rows
+                rows = [asdict(row) for row in _readers()[1].validate_json(json.dumps(record["rows"]))]
+                experts[rows[0]["layer"], rows[0]["expert"]] = rows
     return of, experts
+
+
+@cache
+def _readers() -> tuple[TypeAdapter[AnalysisOf], TypeAdapter[list[_Effect]]]:
+    return TypeAdapter(AnalysisOf), TypeAdapter(list[_Effect])

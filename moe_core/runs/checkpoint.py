@@ -29,13 +29,8 @@ from torch import Tensor
 
 from moe_core.config import Config, validate_config
 from moe_core.errors import MoescopeError, RunError, UsageError
-from moe_core.runs.files import (
-    read_json_object,
-    remove_folder,
-    remove_stale,
-    replace_folder,
-    sha256_of,
-)
+from moe_core.files import remove_stale
+from moe_core.runs.files import check_ordinary, read_file, read_json_object, remove_folder, replace_folder, sha256_of
 from moe_core.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -74,6 +69,7 @@ def save_checkpoint(
     A kill at any moment leaves the previous checkpoint, the new one or both. Raises RunError when the disk is full;
     the previous checkpoint is then intact and nothing half-written is left.
     """
+    run.check_in_place()
     remove_stale(run.weights_path)
     target = _next_version(run, step)
     with replace_folder(target) as folder:
@@ -151,13 +147,13 @@ def verify_checkpoint(folder: Path) -> None:
     """Raise RunError, naming the file and the remedy, unless every file is as it was written."""
     remedy = f"restore it from a copy, or delete {str(folder)!r} to fall back on an older checkpoint"
     try:
-        raw = (folder / "manifest.json").read_bytes()
+        raw = read_file(folder / "manifest.json")
         manifest = json.loads(raw)
         step, files = manifest["step"], manifest["files"]
         canonical = _manifest_bytes(step, files) == raw
         names = set(files)
         expected = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (RunError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RunError(f"manifest.json in {str(folder)!r} is missing or damaged; {remedy}") from None
     match = _FOLDER.fullmatch(folder.name)
     known = names in ({*MODEL_FILES}, {*MODEL_FILES, *TRAINER_FILES})
@@ -165,6 +161,7 @@ def verify_checkpoint(folder: Path) -> None:
         raise RunError(f"manifest.json in {str(folder)!r} is damaged or of another version; {remedy}")
     for name, (size, digest) in expected.items():
         path = folder / name
+        check_ordinary(path)
         try:
             actual = path.stat().st_size
             if actual != size:
@@ -183,7 +180,6 @@ def slim_run(run: RunFolder, *, max_bytes: int) -> int:
     leaving the run as it was, when that would be more than `max_bytes`.
     """
     with run.lock():
-        remove_stale(run.weights_path)
         source = find_checkpoint(run)
         verify_checkpoint(source)
         step, version, _ = _versions(run)[-1]

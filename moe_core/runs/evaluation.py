@@ -16,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from moe_core.data.splits import HeldOutSplit
 from moe_core.data.windows import WINDOW_RULE
 from moe_core.errors import RunError
+from moe_core.runs.checksum import KEY, is_verified
 
 
 @dataclass(frozen=True)
@@ -120,17 +121,19 @@ def evaluation_from_json(content: bytes, where: str) -> Evaluation:
 
     Raises RunError that names the file (`where`) and the first field that is unknown, missing or wrong.
     """
+    is_verified(content, where)
     try:
         tree = json.loads(content)
         if isinstance(tree, dict):
+            tree.pop(KEY, None)
             tree.setdefault("windows", WINDOW_RULE)
         return _reader().validate_json(json.dumps(tree))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         reason = f"{place}: {first['msg']}"
-    except ValueError as error:
-        reason = f"no JSON: {error}"
+    except (ValueError, RecursionError) as error:
+        reason = f"no JSON: {' '.join(str(error).split())[:200]}"
     raise RunError(
         f"{where!r} is not an evaluation ({reason}); delete it, or score the run again with --evaluate"
     ) from None

@@ -2,16 +2,18 @@
 
 checkpoints/<run>/
   config.json       the whole configuration tree
-  status.json       RunStatus, replaced atomically
-  metrics.jsonl     one JSON object a line, only ever appended to
+  status.json       RunStatus (status.py), replaced atomically
+  metrics.jsonl     one JSON object a line (metric_log.py), only ever appended to
   probes/           step_000100.parquet: routing of the fixed probe set at that step
-  held_out.parquet  the documents of both held-out splits (text, domain, source, split)
-  corpus.json       domains, and how often each vocabulary entry occurs in the training split
+  held_out.parquet  the documents of both held-out splits (kept_text.py)
+  corpus.json       domains, how often each vocabulary entry occurs in the training split, and the hash of the former
   weights/          checkpoints (checkpoint.py)
   analysis/         what switching experts off showed (analysis.py)
   evaluation.json   figures of the whole held-out text, with report.md, once the run was scored
   stop              exists while somebody asks the trainer to stop
   trainer.lock      held by the trainer; the operating system drops it when the process dies
+
+Every JSON file and every line carries its checksum (checksum.py, decision 0018).
 """
 
 from __future__ import annotations
@@ -19,48 +21,44 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from moe_core.config import Config, validate_config
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.errors import RunBusyError, RunError, UsageError
+from moe_core.files import remove_stale
 from moe_core.json_values import json_safe
 from moe_core.program import program
+from moe_core.runs.checksum import KEY, is_verified, line_with_checksum, with_checksum
 from moe_core.runs.evaluation import Evaluation, evaluation_from_json
-from moe_core.runs.files import read_json_object, remove_folder, remove_stale, translate_os_errors, write_atomic
+from moe_core.runs.files import (
+    check_ordinary,
+    json_object,
+    read_file,
+    remove_folder,
+    sha256_of,
+    translate_os_errors,
+    write_atomic,
+)
+from moe_core.runs.kept_text import Corpus, corpus_from_bytes, documents_to_bytes, read_documents
+from moe_core.runs.metric_log import Kind, MetricLog, parse_log, rewound
 from moe_core.runs.names import checkpoints_root
 from moe_core.runs.places import place_of
+from moe_core.runs.status import RunStatus, State, status_from_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
     from moe_core.data.document import Document
+    from moe_core.routing.trace.trace import RoutingTrace
 
-State = Literal["preparing", "running", "finished", "stopped", "failed"]
+__all__ = ["LOCK_PATIENCE_SECONDS", "RunFolder", "RunStatus", "State"]
 # A dashboard that asks "is it locked?" holds the lock for an instant; a trainer waits that long before it gives up.
 LOCK_PATIENCE_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """How far a run is. Times in seconds; started_at and updated_at since 1970."""
-
-    state: State
-    step: int = 0
-    steps: int = 0
-    tokens: int = 0
-    tokens_per_second: float | None = None
-    seconds_left: float | None = None
-    elapsed_seconds: float = 0.0
-    started_at: float = 0.0
-    updated_at: float = 0.0
-    pid: int = 0
-    message: str = ""
 
 
 class RunFolder:
@@ -74,6 +72,8 @@ class RunFolder:
         self.log_path = self.path / "train.log"
         self._stop_path = self.path / "stop"
         self._lock_path = self.path / "trainer.lock"
+        self._held: tuple[int, int] | None = None
+        """Device and inode of the lock file while this object holds it: another folder has another one."""
 
     def __repr__(self) -> str:
         return f"RunFolder({self.name!r}, root={str(self.root)!r})"
@@ -105,10 +105,37 @@ class RunFolder:
     def write_file(self, name: str, content: bytes) -> Path:
         """Keep a file in the run's folder, which is made where it is missing; returns its path. Raises RunError."""
         path = self.path / name
-        with translate_os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        self.make_folder_of(path)
         write_atomic(path, content)
         return path
+
+    def make_folder_of(self, path: Path) -> None:
+        """Make the folder of a file in this run, and the run's own where it comes with Moescope. Raises RunError: a run
+        that is gone is not made again."""
+        self.check_in_place()
+        if not self.path.is_dir() and not self.is_shipped():
+            raise self._missing(path.name)
+        with translate_os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def check_in_place(self) -> None:
+        """Raise RunError when the folder that this object has locked no longer lies under its name."""
+        if self._held is not None and self._identity_of_lock() != self._held:
+            raise RunError(
+                f"the folder of run {self.name!r} was removed, renamed or replaced while it was in use: stopped, and "
+                "nothing more is written; a renamed folder is a run of its new name, continue it with --resume"
+            )
+
+    def _identity_of_lock(self) -> tuple[int, int] | None:
+        try:
+            found = self._lock_path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _write(self, name: str, content: bytes) -> None:
+        self.check_in_place()
+        write_atomic(self.path / name, content)
 
     def create(self, config: Config) -> None:
         """Start a new run. Raises UsageError if the name holds a checkpoint already; what a trainer left that died
@@ -120,7 +147,6 @@ class RunFolder:
             )
         with translate_os_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            remove_stale(self.path)
             remove_folder(self.path / "probes")
             (self.path / "probes").mkdir()
             for leftover in (
@@ -134,47 +160,42 @@ class RunFolder:
             ):
                 (self.path / leftover).unlink(missing_ok=True)
         self.write_config(config)
+        with translate_os_errors(self.weights_path):
+            self.weights_path.mkdir(exist_ok=True)
 
     def write_config(self, config: Config) -> None:
         """Save the configuration tree."""
-        write_atomic(self.path / "config.json", config.model_dump_json(indent=2).encode())
+        self._write("config.json", with_checksum(json.loads(config.model_dump_json())))
 
     def config(self) -> Config:
         """The configuration the run was started with. Raises RunError if it is missing or no longer valid."""
         path = self.place.find("config.json")
+        content = self._read("config.json")
+        if content is None:
+            raise self._missing("config.json")
+        is_verified(content, str(path))
+        tree = json_object(content, path)
+        tree.pop(KEY, None)
         try:
-            return validate_config(read_json_object(path))
-        except FileNotFoundError:
-            raise self._missing("config.json") from None
+            return validate_config(tree)
         except UsageError as error:
             raise RunError(f"{str(path)!r} is not a valid configuration: {error}") from None
 
     def status(self) -> RunStatus | None:
         """The last status, or None before the first. Raises RunError if the file is damaged."""
-        path = self.place.find("status.json")
-        try:
-            tree = read_json_object(path)
-        except FileNotFoundError:
-            return None
-        known = {field.name for field in fields(RunStatus)}
-        try:
-            status = RunStatus(**{key: value for key, value in tree.items() if key in known})
-        except TypeError:
-            raise RunError(f"{str(path)!r} has no state; delete the file, --resume writes a new one") from None
-        numbers = (status.step, status.steps, status.tokens, status.updated_at, status.elapsed_seconds)
-        if not isinstance(status.state, str) or not all(isinstance(number, int | float) for number in numbers):
-            raise RunError(f"{str(path)!r} holds wrong types; delete the file, --resume writes a new one")
-        return status
+        content = self._read("status.json")
+        return None if content is None else status_from_bytes(content, self.place.find("status.json"))[0]
 
     def write_status(self, status: RunStatus) -> None:
         """Replace the status atomically: a reader sees the old one or the new one."""
-        write_atomic(self.path / "status.json", json.dumps(json_safe(asdict(status))).encode())
+        self._write("status.json", status.to_bytes())
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one line and flush it. Numbers that are not finite become null."""
-        line = json.dumps(json_safe(record), separators=(",", ":"), allow_nan=False) + "\n"
+        self.check_in_place()
+        content = line_with_checksum(json_safe(record))
         with translate_os_errors(self.metrics_path), self.metrics_path.open("ab", buffering=0) as file:
-            content, start = line.encode(), file.tell()
+            start = file.tell()
             try:
                 while content:  # a disk that fills up takes a part first and refuses the rest
                     content = content[file.write(content) :]
@@ -184,55 +205,43 @@ class RunFolder:
 
     def write_evaluation(self, evaluation: Evaluation) -> None:
         """Keep the figures of scoring the whole held-out text (moe_core.evaluation.evaluate)."""
-        content = json.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n"
-        self.write_file("evaluation.json", content.encode())
+        self.write_file("evaluation.json", with_checksum(evaluation.to_json()))
 
     def evaluation(self) -> Evaluation | None:
         """The figures kept last; None when the run was never scored. Their `step` says what was scored.
 
         Raises RunError naming the file and the field where it is no evaluation.
         """
-        try:
-            content = self.evaluation_path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            reason = error.strerror or error
-            raise RunError(f"cannot read {str(self.evaluation_path)!r}: {reason}; check its permissions") from None
-        return evaluation_from_json(content, str(self.evaluation_path))
+        content = self._read("evaluation.json")
+        return None if content is None else evaluation_from_json(content, str(self.evaluation_path))
 
-    def metric_records(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """All metric lines, or those of one kind, oldest first; a torn last line is skipped.
+    def unverified(self) -> list[str]:
+        """The files of this run that carry no checksum: they are from before there were any. Raises RunError."""
+        names = ("config.json", "status.json", "evaluation.json", "corpus.json")
+        contents = {name: self._read(name) for name in names}
+        found = [
+            name
+            for name, content in contents.items()
+            if content is not None and not is_verified(content, str(self.place.find(name)))
+        ]
+        return found + (["metrics.jsonl"] if self.metric_log().unverified else [])
 
-        Raises RunError naming the line when another line is not a JSON object.
-        """
-        try:
-            content = self.metrics_path.read_bytes()
-        except FileNotFoundError:
-            return []
-        records = []
-        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-            try:
-                record = json.loads(line)
-                if record["kind"] == kind or kind is None:
-                    records.append(record)
-            except (ValueError, TypeError, KeyError):
-                raise RunError(
-                    f"{str(self.metrics_path)!r} line {number} is not a metrics record; delete that line to go on"
-                ) from None
-        return records
+    def metric_log(self) -> MetricLog:
+        """The metric lines, and how many were left out. Raises RunError when the file cannot be read at all."""
+        return parse_log(self._read("metrics.jsonl") or b"")
 
-    def metrics(self, kind: str | None = None) -> pd.DataFrame:
+    def metric_records(self, kind: Kind | None = None) -> list[dict[str, Any]]:
+        """All metric lines, or those of one kind, oldest first, with the keys that each was written with."""
+        lines = (line for line in self.metric_log().lines if kind is None or line.kind == kind)
+        return [line.model_dump(exclude_unset=True, exclude={KEY}) for line in lines]
+
+    def metrics(self, kind: Kind | None = None) -> pd.DataFrame:
         """The metric lines (all, or of one kind) as a table, one row a line; empty when there is none."""
-        import pandas as pd
-
-        return pd.DataFrame(self.metric_records(kind))
+        return self.metric_log().frame(kind)
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines of later steps and a torn last line: a resumed trainer writes them anew."""
-        kept = [record for record in self.metric_records() if record.get("step", 0) <= step]
-        lines = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in kept)
-        write_atomic(self.metrics_path, lines.encode())
+        self._write("metrics.jsonl", rewound(self._read("metrics.jsonl") or b"", step))
         for probe_step in self.probe_steps():
             if probe_step > step:
                 self.probe_path(probe_step).unlink()
@@ -246,6 +255,18 @@ class RunFolder:
         """File of the probe routing of `step`."""
         return self.place.find("probes") / f"step_{step:06d}.parquet"
 
+    def probe(self, step: int) -> RoutingTrace:
+        """The probe routing of `step`. Raises RunError or TraceError naming the file when it is damaged."""
+        from moe_core.routing.trace.trace import RoutingTrace
+
+        check_ordinary(self.probe_path(step))
+        return RoutingTrace.load(self.probe_path(step))
+
+    def write_probe(self, step: int, trace: RoutingTrace) -> None:
+        """Keep the probe routing of `step`."""
+        self.check_in_place()
+        trace.save(self.probe_path(step))
+
     def write_held_out(
         self,
         validation: Sequence[Document],
@@ -254,47 +275,30 @@ class RunFolder:
         domains: Sequence[str],
     ) -> None:
         """Keep what evaluation needs later: held-out documents, token counts int[V] of the training split, domains."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        documents = [asdict(document) for document in (*validation, *unseen)]
-        for document, split in zip(documents, ["validation"] * len(validation) + ["unseen"] * len(unseen), strict=True):
-            document["split"] = split
-        columns = {name: [document[name] for document in documents] for name in ("text", "domain", "source", "split")}
-        buffer = pa.BufferOutputStream()
-        pq.write_table(pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()}), buffer,
-                       compression="zstd")  # fmt: skip
-        write_atomic(self.path / "held_out.parquet", buffer.getvalue().to_pybytes())
-        corpus = {"domains": list(domains), "token_counts": [int(count) for count in token_counts]}
-        write_atomic(self.path / "corpus.json", json.dumps(corpus).encode())
+        self._write("held_out.parquet", documents_to_bytes(validation, unseen))
+        digest = sha256_of(self.path / "held_out.parquet")
+        self._write("corpus.json", Corpus(list(domains), [int(count) for count in token_counts], digest).to_bytes())
 
     def held_out(self, split: str) -> list[Document]:
         """The documents of "validation" or "unseen". Raises UsageError for another split, RunError when damaged."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        from moe_core.data.document import Document
-
         if split not in HELD_OUT_SPLITS:
             raise UsageError(f"unknown split {split!r}; expected one of {', '.join(HELD_OUT_SPLITS)}")
-        path = self.place.find("held_out.parquet")
+        digest = self._corpus().held_out_sha256
         try:
-            rows = pq.read_table(pa.BufferReader(path.read_bytes())).to_pylist()
-            return [Document(**row) for row in rows if row["split"] == split]
+            documents = read_documents(self.place.find("held_out.parquet"), digest)
         except FileNotFoundError:
             raise self._missing("held_out.parquet") from None
-        except (pa.ArrowException, OSError, TypeError, KeyError, ValueError):
-            raise RunError(f"{str(path)!r} is damaged; restore it from a copy, or train the run again") from None
+        return [document for document in documents if document.split == split]
 
     def token_counts(self) -> np.ndarray:
         """int64 [V]: occurrences of each vocabulary entry in the training split."""
         import numpy as np
 
-        return np.asarray(self._corpus()["token_counts"], dtype=np.int64)
+        return np.asarray(self._corpus().token_counts, dtype=np.int64)
 
     def domains(self) -> tuple[str, ...]:
         """The run's domains; a token's domain id indexes them."""
-        return tuple(str(name) for name in self._corpus()["domains"])
+        return tuple(self._corpus().domains)
 
     def request_stop(self) -> None:
         """Ask the trainer, which may be another process, to save and stop after its current step."""
@@ -307,7 +311,10 @@ class RunFolder:
 
     def clear_stop(self) -> None:
         """Forget a request to stop."""
-        self._stop_path.unlink(missing_ok=True)
+        if self._held is not None and self._identity_of_lock() != self._held:
+            return  # what lies there now is another run
+        with translate_os_errors(self._stop_path):
+            self._stop_path.unlink(missing_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -329,9 +336,16 @@ class RunFolder:
                 f"run {self.name!r} is being trained{process}; wait for it, stop it first, or choose another --run NAME"
             ) from None
         except OSError as error:
-            raise RunError(f"cannot lock {str(self._lock_path)!r}: {error.strerror or error}") from None
+            reason = error.strerror or error
+            raise RunError(f"cannot lock {str(self._lock_path)!r}: {reason}; check the folder and the disk") from None
         with lock:
-            yield
+            self._held = self._identity_of_lock()
+            try:
+                for folder in (self.path, *(self.path / name for name in ("probes", "weights", "analysis"))):
+                    remove_stale(folder)
+                yield
+            finally:
+                self._held = None
 
     def is_locked(self) -> bool:
         """True while some living process (this one included) holds the lock."""
@@ -349,15 +363,18 @@ class RunFolder:
         # A soft lock would outlive a killed trainer, so never fall back on one.
         return FileLock(self._lock_path, timeout=timeout, thread_local=False, fallback_to_soft=False)
 
-    def _corpus(self) -> dict[str, Any]:
-        path = self.place.find("corpus.json")
+    def _corpus(self) -> Corpus:
+        content = self._read("corpus.json")
+        if content is None:
+            raise self._missing("corpus.json")
+        return corpus_from_bytes(content, self.place.find("corpus.json"))[0]
+
+    def _read(self, name: str) -> bytes | None:
+        """A file of the run as it stands, None where there is none. Raises RunError."""
         try:
-            corpus = read_json_object(path)
+            return read_file(self.place.find(name))
         except FileNotFoundError:
-            raise self._missing("corpus.json") from None
-        if not all(isinstance(corpus.get(key), list) for key in ("domains", "token_counts")):
-            raise RunError(f"{str(path)!r} lacks its domains or token counts; restore it, or train the run again")
-        return corpus
+            return None
 
     def _missing(self, name: str) -> RunError:
         if not self.path.is_dir():

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.errors import MoescopeError
+from moe_core.runs.files import read_file
 from moe_core.runs.folder import RunFolder
+from moe_core.runs.metric_log import BaselineLine, EvaluationLine, MetricLog, file_notes
 from moe_core.runs.names import checkpoints_root
 from moe_core.runs.places import run_names
 
@@ -32,6 +34,15 @@ class RunSummary:
     """Loss of guessing by token frequency on the same unseen tokens."""
     is_live: bool = False
     error: str | None = None
+    bad_lines: int = 0
+    """Lines of metrics.jsonl that are left out: they could not be read, or had been changed."""
+    unverified: tuple[str, ...] = ()
+    """Files that carry no checksum, as they are from before there were any."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be known about its files, a sentence each."""
+        return file_notes(self.bad_lines, self.unverified)
 
 
 def list_runs(root: str | Path | None = None) -> list[RunSummary]:
@@ -47,11 +58,13 @@ def _summarise(name: str, root: Path) -> RunSummary:
             return _summarise_unstarted(run)
         run.config()
         status = run.status()
+        unverified = tuple(run.unverified()) if status is not None else ()
         is_live = run.is_locked()
         if status is None:
             return RunSummary(name, "preparing" if is_live else "interrupted", is_live=is_live)
         interrupted = status.state in ("preparing", "running") and not is_live
-        nats = _last_nats(run, status.step)
+        log = run.metric_log()
+        nats = _last_nats(run, status.step, log)
         return RunSummary(
             name=name,
             state="interrupted" if interrupted else status.state,
@@ -62,31 +75,33 @@ def _summarise(name: str, root: Path) -> RunSummary:
             unseen_nats=nats.get("unseen"),
             unigram_nats=nats.get("unigram"),
             is_live=is_live,
+            bad_lines=log.bad,
+            unverified=unverified,
         )
-    except MoescopeError as error:
-        return RunSummary(name, "broken", error=str(error))
+    except (MoescopeError, OSError) as error:
+        return RunSummary(name, "broken", error=" ".join(str(error).split()))
 
 
 def _summarise_unstarted(run: RunFolder) -> RunSummary:
     """A folder with nothing but the log of a trainer that is about to start, or could not."""
     started_at = run.log_path.stat().st_mtime
-    lines = run.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = read_file(run.log_path).decode("utf-8", "replace").strip().splitlines()
     if time.time() - started_at < LAUNCH_PATIENCE_SECONDS and not lines:
         return RunSummary(run.name, "preparing", updated_at=started_at)
     reason = lines[-1][-300:] if lines else "its log is empty; start it again"
     return RunSummary(run.name, "failed", updated_at=started_at, error=f"the trainer did not start: {reason}")
 
 
-def _last_nats(run: RunFolder, step: int) -> dict[str, float | None]:
+def _last_nats(run: RunFolder, step: int, log: MetricLog) -> dict[str, float | None]:
     """Nats per token of both held-out splits, and of guessing by frequency on the unseen one."""
     scored = run.evaluation()
     if scored is not None and scored.step == step:
         losses: dict[str, float | None] = {split: scored.split(split).nats_per_token for split in HELD_OUT_SPLITS}
         return {**losses, "unigram": scored.baselines.unigram_nats}
     last: dict[str, float | None] = {}
-    for record in run.metric_records():
-        if record["kind"] == "evaluation":
-            last[str(record.get("split"))] = record.get("nats_per_token")
-        elif record["kind"] == "baseline":
-            last["unigram"] = (record.get("unigram_nats") or {}).get("unseen")
+    for line in log.lines:
+        if isinstance(line, EvaluationLine):
+            last[line.split] = line.nats_per_token
+        elif isinstance(line, BaselineLine):
+            last["unigram"] = (line.unigram_nats or {}).get("unseen")
     return last

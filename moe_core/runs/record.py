@@ -13,6 +13,7 @@ from moe_core.routing import RoutingTrace
 from moe_core.runs.analysis import read_ablation_map, read_table
 from moe_core.runs.evaluation import Evaluation
 from moe_core.runs.folder import RunFolder, RunStatus
+from moe_core.runs.metric_log import file_notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,8 @@ class RunMetrics:
     evaluation: pd.DataFrame
     baseline: pd.DataFrame
     load: pd.DataFrame
+    bad_lines: int = 0
+    """Lines that are left out: they could not be read, or had been changed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +52,18 @@ class RunRecord:
     evaluation: Evaluation | None
     """Figures of the whole held-out text; None if the run was never scored."""
     findings: RunFindings
+    unverified: tuple[str, ...] = ()
+    """Files that carry no checksum."""
 
     @property
     def step(self) -> int:
         """How far the run is; the newest probe tells it where no status does."""
         return self.status.step if self.status is not None else max(self.probes, default=0)
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be known about its files, a sentence each."""
+        return file_notes(self.metrics.bad_lines, self.unverified)
 
     @property
     def newest_probe(self) -> RoutingTrace | None:
@@ -63,19 +73,18 @@ class RunRecord:
 
 def read_run(run: RunFolder) -> RunRecord:
     """Read all of a run. Raises RunError or TraceError naming the file that is missing or damaged."""
-    lines = run.metric_records()
-
-    def metrics(kind: str) -> pd.DataFrame:
-        return pd.DataFrame([line for line in lines if line.get("kind") == kind])
-
+    log = run.metric_log()
     return RunRecord(
         name=run.name,
         config=run.config(),
         status=run.status(),
-        metrics=RunMetrics(metrics("train"), metrics("evaluation"), metrics("baseline"), metrics("load")),
-        probes={step: RoutingTrace.load(run.probe_path(step)) for step in run.probe_steps()},
+        metrics=RunMetrics(
+            log.frame("train"), log.frame("evaluation"), log.frame("baseline"), log.frame("load"), log.bad
+        ),
+        probes={step: run.probe(step) for step in run.probe_steps()},
         evaluation=run.evaluation(),
         findings=read_findings(run),
+        unverified=tuple(run.unverified()),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +13,7 @@ import torch
 
 from moe_core.config import Config
 from moe_core.data.prepare import PreparedData, prepare_data
-from moe_core.errors import MoescopeError
+from moe_core.errors import MoescopeError, NoSpaceError
 from moe_core.inference.device import resolve_device
 from moe_core.model.size import SMALLEST_VOCABULARY, check_fits_training
 from moe_core.progress import Progress, silent
@@ -72,7 +72,12 @@ def train(
     device = resolve_device(config.training.device, "training.device")
     # Before a file is written or the text is read, which decides how large the vocabulary will be.
     _check_memory(with_vocabulary(config, SMALLEST_VOCABULARY), device)
-    with run.lock(), stopper.catching_signals(), repeatable(config.training.threads, device):
+    with (
+        _saying_what_is_saved(run),
+        run.lock(),
+        stopper.catching_signals(),
+        repeatable(config.training.threads, device),
+    ):
         # A run that died before its first checkpoint has nothing to continue: it starts anew.
         resuming = resume and bool(checkpoint_steps(run))
         before = run.status() or RunStatus("stopped") if resuming else None
@@ -98,6 +103,21 @@ def train(
             raise
         finally:
             run.clear_stop()
+
+
+@contextmanager
+def _saying_what_is_saved(run: RunFolder) -> Iterator[None]:
+    """Add to a full disk's error what is left of the run, and how it goes on from there."""
+    try:
+        yield
+    except NoSpaceError as error:
+        raise NoSpaceError(f"{error}; {_what_is_saved(run)}") from None
+
+
+def _what_is_saved(run: RunFolder) -> str:
+    if checkpoint_steps(run):
+        return "what was saved before is intact: continue with --resume"
+    return "nothing of this run was saved yet: start it again"
 
 
 def _run_loop(trainer: Trainer, progress: Progress, stopper: Stopper) -> TrainingResult:

@@ -103,7 +103,7 @@ def observe_routing(
         vocabulary=vocabulary,
         source=f"run {run.name}, step {state.step}, probe set",
     )
-    compact(trace).save(run.probe_path(state.step))
+    run.write_probe(state.step, compact(trace))
     for record in load_records(trace, state.step):
         run.append_metrics(record)
     if state.step == 0 and not fine_tuning:
