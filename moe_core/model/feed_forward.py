@@ -37,6 +37,8 @@ class MoE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.router = build_router(config)
+        # Not asked of the router, which an adapter may have wrapped.
+        self._reads_context = config.router.facts.reads_context
         self.experts = Experts(config.dim, config.expert_hidden_dim, config.num_experts, config.expert_hidden_dropout)
         shared = config.shared_expert_hidden_dim
         self.shared_expert = SwiGLU(config.dim, shared) if shared else None
@@ -44,7 +46,7 @@ class MoE(nn.Module):
 
     def forward(self, x_TD: Tensor, context: RouterContext | None = None) -> tuple[Tensor, RouterOutput]:
         """[T, D] -> ([T, D], what the router chose); only a router with reads_context needs the context."""
-        routed = self.router(x_TD, context) if self.router.reads_context else self.router(x_TD)
+        routed = self.router(x_TD, context) if self._reads_context else self.router(x_TD)
         if not isinstance(routed, RouterOutput):  # A hook has replaced the output by a plain tuple.
             routed = RouterOutput(*routed)
         out_TD: Tensor = self.experts(x_TD, routed.router_scores, routed.router_indices)

@@ -1,15 +1,17 @@
 """Where the routers of a model are: modules that obey our contract, else those of the transformers library.
 
-This module never imports transformers: whoever has such a model has imported it.
+This module imports neither transformers nor peft: whoever has such a model has imported them.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moe_core.errors import TraceError
 from moe_core.routing.instruments.contract import Router, layer_of
 from moe_core.routing.instruments.huggingface.routers import transformers_routers
+from moe_core.routing.instruments.wrappers import modules_without_wrappers
 
 if TYPE_CHECKING:
     import torch
@@ -20,14 +22,15 @@ def find_routers(model: torch.nn.Module) -> dict[int, Router]:
 
     Any part of a model will do: of one that reads two texts, such as an encoder and a decoder, give the part.
     """
-    modules = dict(model.named_modules())
+    places = modules_without_wrappers(model)
+    modules = {name: place.module for name, place in places.items()}
     # The class is asked: a module without the attribute would look for it long, and captures are opened often.
     marked = [name for name, part in modules.items() if getattr(type(part), "is_moe_router", False) is True]
     found = [_contract_router(modules, name) for name in marked]
     if not found:
         found = transformers_routers(type(model).__name__, modules)
     routers: dict[int, Router] = {}
-    for router in found:
+    for router in (replace(router, name=places[router.name].name) for router in found):
         if router.layer in routers:
             raise TraceError(
                 f"layer {router.layer} has two routers, {routers[router.layer].name!r} and {router.name!r}; "
@@ -44,7 +47,8 @@ def find_routers(model: torch.nn.Module) -> dict[int, Router]:
 
 def _contract_router(modules: dict[str, torch.nn.Module], name: str) -> Router:
     module = modules[name]
-    experts = getattr(modules[name.rpartition(".")[0]], "experts", None)
+    block = name.rpartition(".")[0]
+    experts = modules.get(f"{block}.experts" if block else "experts")
     return Router(
         layer=layer_of(name)[1],
         name=name,

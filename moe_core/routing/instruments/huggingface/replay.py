@@ -58,8 +58,12 @@ def chosen_again(
 
 
 def _with_top_k(router: Router, top_k: int) -> nn.Module:
-    """A shallow copy, so that other threads that use the model never see another top_k. No hooks run on it."""
-    module = copy.copy(router.module)
+    """A shallow copy, so that other threads that use the model never see another top_k. No hooks run on it.
+
+    copy.copy refuses a module whose weights are parametrised, as they are while a LoRA adapter acts on them.
+    """
+    module: nn.Module = object.__new__(type(router.module))
+    module.__dict__.update(router.module.__dict__)
     if router.top_k == top_k:
         return module
     for name in _TOP_K:

@@ -111,7 +111,7 @@ def _router_at(modules: dict[str, torch.nn.Module], name: str) -> Router:
     module, block = modules[name], modules[_block_of(name)]
     form = FORMS.get(type(module).__name__, ArgumentForm if _takes_choice(module) else TripleForm)()
     config = _config_of(modules, name)
-    experts = getattr(block, "experts", None)
+    experts = modules.get(f"{_block_of(name)}.experts")
     separate = experts is not None and experts is not module and _takes_choice(experts)
     silent = _silent_twin(modules, name)
     num_experts, top_k = form.sizes(module)
