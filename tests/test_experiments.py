@@ -33,6 +33,7 @@ from moe_core.experiments.router_arms import ROUTERS, router_arms
 from moe_core.experiments.runner import choose_factors, run_trials, stored_plan
 from moe_core.experiments.speed import measure_speed, passages
 from moe_core.experiments.speed_result import ArmTimes, TaskTimes
+from moe_core.experiments.trend import seed_differences, shared_seeds
 from moe_core.experiments.trial import TrialStopped, run_trial
 from moe_core.experiments.verdicts import (
     FEWEST_SEEDS,
@@ -40,6 +41,7 @@ from moe_core.experiments.verdicts import (
     interval_words,
     losses_verdict,
     shortcomings,
+    trend_verdict,
     where_measured,
 )
 from moe_core.figures.figure import figure_bytes
@@ -612,6 +614,22 @@ def test_a_longer_budget_holds_its_own_losses(result: ComparisonResult, plan: Pl
     assert shown.longer is None  # half a budget compares nothing
     assert [arm.scores for arm in shown.arms] == [arm.scores for arm in result.arms]
     assert "With 4 times" not in " ".join(headline(shown))
+
+
+def test_a_trend_is_told_over_the_same_seeds(result: ComparisonResult) -> None:
+    """The first budget has seeds 0 and 1, the longer one seed 0 alone: seed 1 must not move the trend."""
+    tree = result.to_json()
+    for arm, first in zip(tree["arms"], ([3.0, 9.0], [3.5, 4.0]), strict=True):
+        arm["scores"]["unseen_nats"]["values"] = first
+    for scores, nats in zip(tree["longer"][0]["scores"].values(), (2.0, 2.125), strict=True):
+        scores["unseen_nats"]["values"] = [nats]
+    changed = retyped(tree)
+    assert shared_seeds(changed, (changed.longer or ())[0]) == (0,)
+    found = seed_differences(changed, changed.arms[1], "unseen")
+    assert [(one.tokens, one.seed, one.nats) for one in found] == [(192, 0, 0.5), (192, 1, -5.0), (768, 0, 0.125)]
+    said = trend_verdict(changed)
+    assert "over the same 1 seed, too few for an interval worth the name" in said
+    assert "dense of equal active FLOPs +0.500 becomes +0.125 on unseen sources" in said
 
 
 def test_the_first_budget_is_handed_over_before_the_second_begins(plan: Plan, work: Path) -> None:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import math
 
 from moe_core.data.splits import HeldOutSplit
-from moe_core.experiments.comparison_result import ComparisonResult, Difference, Exposure
+from moe_core.experiments.comparison_result import (
+    ArmResult,
+    ComparisonResult,
+    Difference,
+    Exposure,
+    LongerBudget,
+)
 from moe_core.experiments.speed_result import SpeedResult
+from moe_core.experiments.trend import mean_difference, seed_differences, shared_seeds
 from moe_core.words import count_of, number, signed
 
 MAX_NAMED = 4
@@ -103,24 +110,28 @@ def losses_verdict(result: ComparisonResult, split: HeldOutSplit) -> str:
 
 
 def trend_verdict(result: ComparisonResult) -> str:
-    """Where the differences go with more tokens; empty where there is one budget."""
+    """Where the differences go with more tokens, over the seeds of both budgets; empty where there is one budget."""
     sentences = []
     for budget in result.longer or ():
-        changes = []
-        for arm in result.arms[1:]:
-            both = []
-            for split in SIDE_BY_SIDE:
-                before, after = arm.scores.nats(split).difference, budget.scores[arm.name].nats(split).difference
-                if before is not None and after is not None:
-                    ends = f"{signed(before.mean, 3)} becomes {signed(after.mean, 3)}"
-                    both.append(f"{ends} on {split_name(result, split)}")
-            changes.append(f"{arm.label} {', '.join(both)}")
-        few = ", too few for an interval worth the name" if len(budget.seeds) < FEWEST_SEEDS else ""
+        seeds = shared_seeds(result, budget)
+        few = ", too few for an interval worth the name" if len(seeds) < FEWEST_SEEDS else ""
+        changes = [f"{arm.label} {_change_words(result, budget, arm)}" for arm in result.arms[1:]]
         sentences.append(
-            f"With {budget.times} times the tokens ({epochs_words(result, budget.times)}, "
-            f"{count_of(len(budget.seeds), 'seed')}{few}): {'; '.join(changes)}."
+            f"With {budget.times} times the tokens ({epochs_words(result, budget.times)}; over the same "
+            f"{count_of(len(seeds), 'seed')}{few}), nats above {result.arms[0].label}: {'; '.join(changes)}."
         )
     return " ".join(sentences)
+
+
+def _change_words(result: ComparisonResult, budget: LongerBudget, arm: ArmResult) -> str:
+    """-0.028 becomes -0.047 on unseen text, ..."""
+    seeds, both = shared_seeds(result, budget), []
+    for split in SIDE_BY_SIDE:
+        found = seed_differences(result, arm, split)
+        before, after = (mean_difference(found, tokens, seeds) for tokens in (result.tokens, budget.tokens))
+        if before is not None and after is not None:
+            both.append(f"{signed(before, 3)} becomes {signed(after, 3)} on {split_name(result, split)}")
+    return ", ".join(both) or "cannot be told"
 
 
 def shortcomings(result: ComparisonResult) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from moe_core.data.splits import HeldOutSplit
 from moe_core.experiments.comparison_result import ArmResult, ComparisonResult, Difference, Score
 from moe_core.experiments.speed_result import TRAINING_STEP
+from moe_core.experiments.trend import seed_differences
 from moe_core.experiments.verdicts import (
     SIDE_BY_SIDE,
     decimals,
@@ -77,7 +78,8 @@ def differences_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure:
 
 
 def trend_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure | None:
-    """Where does it go with more tokens? Every seed's difference to the mixture at each budget; None for one budget."""
+    """Where does it go with more tokens? Every seed's difference to the mixture at each budget; a line joins what one
+    seed came to. None for one budget."""
     if not result.longer:
         return None
     first, *others = result.arms
@@ -99,11 +101,10 @@ def trend_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure | None
     )
     colour = _colour_with_legend(labels[1:], ARM_COLOURS[1:])
     base = alt.Chart(frame)
-    means = frame.groupby(["arm", "tokens"], sort=False, as_index=False)["difference"].mean()
     layers = [
         base.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y=alt.datum(0.0)),
         base.mark_circle(size=30, opacity=0.55).encode(x=x, y=y, color=colour, tooltip="sentence:N"),
-        alt.Chart(means).mark_line(strokeWidth=2).encode(x=x, y=y, color=colour),
+        base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, detail="seed:N"),
     ]
     return Figure(
         f"trend{_SUFFIXES[split]}", f"More tokens: {split_name(result, split)}", "Where does it go with more tokens?",
@@ -127,31 +128,22 @@ def _above(arm: ArmResult) -> str:
 
 
 def _seed_records(result: ComparisonResult, arm: ArmResult, split: HeldOutSplit) -> list[dict[str, Any]]:
-    """The arm's difference to the first one, a row a budget and seed that both have a loss for."""
-    first = result.arms[0]
-    budgets = [(result.tokens, result.seeds, arm.scores, first.scores)]
-    budgets += [(one.tokens, one.seeds, one.scores[arm.name], one.scores[first.name]) for one in result.longer or ()]
     return [
         {
             "arm": arm.label,
-            "tokens": tokens,
-            "seed": seed,
-            "difference": nats - of_first,
-            "sentence": f"{arm.label}, {tokens:,} tokens, seed {seed}: {signed(nats - of_first, 4)} nats per token.",
+            "tokens": one.tokens,
+            "seed": one.seed,
+            "difference": one.nats,
+            "sentence": f"{arm.label}, {one.tokens:,} tokens, seed {one.seed}: {signed(one.nats, 4)} nats per token.",
         }
-        for tokens, seeds, scores, reference in budgets
-        for seed, nats, of_first in zip(seeds, scores.nats(split).values, reference.nats(split).values, strict=True)
-        if nats is not None and of_first is not None
+        for one in seed_differences(result, arm, split)
     ]
 
 
 def _trend_range(result: ComparisonResult) -> tuple[float, float]:
     """Of both splits and all budgets, with 0 inside and a margin."""
     values = [
-        float(record["difference"])
-        for arm in result.arms[1:]
-        for split in SIDE_BY_SIDE
-        for record in _seed_records(result, arm, split)
+        one.nats for arm in result.arms[1:] for split in SIDE_BY_SIDE for one in seed_differences(result, arm, split)
     ]
     low, high = min(0.0, *values), max(0.0, *values)
     margin = 0.08 * max(high - low, 1e-3)
