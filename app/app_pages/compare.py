@@ -11,6 +11,7 @@ from app.components.comparison_sides import against_other, against_text
 from app.components.experiments import show_experiments
 from app.components.figure import show_figure
 from app.components.page import answer, header, plain
+from app.components.routing_text import independence_warning
 from app.components.token_view import token_view, view_payload
 from moe_core.errors import UsageError
 from moe_core.figures.sides import (
@@ -48,6 +49,8 @@ def show(comparison: Comparison) -> None:
         verdict = " ".join(f"{letter}: {domain_verdict(frame)}" for letter, frame in nmi)
     with head:
         answer(f"A is {comparison.first.name}, B is {comparison.second.name}. {verdict}")
+    for _, side in comparison.sides:
+        independence_warning(side.measured)
     if remark := relation(comparison):
         st.info(plain(remark), icon=":material/shuffle:")
     if comparison.comparable:

@@ -10,7 +10,7 @@ from app import loaders, state
 from app.components.figure import show_figure
 from app.components.page import answer, errors_as_boxes, header, plain
 from app.components.progress import progress_bar
-from app.components.routing_text import amount, first_routing
+from app.components.routing_text import amount, first_routing, independence_warning
 from moe_core.figures.domains import domain_map_figure
 from moe_core.figures.measures import chance_figure
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
@@ -37,6 +37,7 @@ nmi, cells = measured.get(domain_nmi_test), measured.get(domain_cells)
 figure = measured.keep(("domains", layer), lambda: domain_map_figure(cells, nmi, layer))
 with place:
     answer(f"Layer {layer}: {figure.verdict}")
+independence_warning(measured)
 if len(measured.trace.domains) > 1:
     show_figure(
         figure, key=figure.name, terms=["domain", "lift", "interval", "domain specialization", "Benjamini-Hochberg"]

@@ -11,7 +11,7 @@ from app.components.expert_card import neighbours, pick_expert, tokens_and_conte
 from app.components.expert_table import expert_table, most_telling, pick_from_table
 from app.components.figure import show_figure
 from app.components.page import INTERVENTIONS, answer, header
-from app.components.routing_text import deep_or_probe, measure_all, text_caption
+from app.components.routing_text import deep_or_probe, independence_warning, measure_all, text_caption
 from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.experts import expert_domains_figure, expert_history_figure
 from moe_core.figures.load import loads_over_time
@@ -28,6 +28,7 @@ subject, layer = state.subject(), state.selected_layer()
 header("What does this expert do, and what is it worth?")
 place = st.container()
 measured, text = deep_or_probe(subject)
+independence_warning(measured)
 own = measured.part([layer])
 pairs = [(coactivation_pairs, ())] if measured.trace.top_k > 1 else []
 measure_all(own, [(vocabulary_test, ()), *pairs], "Choosing experts at random, to compare with")

@@ -7,7 +7,7 @@ import streamlit as st
 from app import state
 from app.components.figure import show_figure
 from app.components.page import answer, header
-from app.components.routing_text import deep_or_probe, layers_around, measure_all, text_caption
+from app.components.routing_text import deep_or_probe, independence_warning, layers_around, measure_all, text_caption
 from moe_core.figures.associations import coactivation_figure, flow_map_figure
 from moe_core.figures.measures import chance_figure
 from moe_core.figures.sankey import MAX_SANKEY_LAYERS, flow_sankey_figure
@@ -82,6 +82,7 @@ head = st.empty()
 with head:
     header("How do tokens travel through the layers?")
 measured, text = deep_or_probe(subject)
+independence_warning(measured)
 run_layers = measured.trace.layers
 around = measured.part(layers_around(run_layers, layer, measured.trace.num_experts))
 

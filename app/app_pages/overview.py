@@ -24,7 +24,7 @@ from app.components.page import (
     plain,
     show_notes,
 )
-from app.components.routing_text import first_routing, text_caption
+from app.components.routing_text import first_routing, independence_warning, text_caption
 from moe_core.data.windows import window_words
 from moe_core.figures.load import load_map_figure
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
@@ -68,6 +68,7 @@ header(
 
 if isinstance(subject, RunFolder):
     show_notes(subject.name)
+independence_warning(measured)
 
 # Four figures, each beside its chance or target.
 loss, busiest, dead, domains = st.columns(4)

@@ -16,6 +16,7 @@ from moe_core.errors import MoescopeError
 from moe_core.inference.subjects import ForeignModel, Subject, TraceFile
 from moe_core.program import program
 from moe_core.routing.measured import Measured
+from moe_core.routing.trace.independence import independence_note
 from moe_core.runs import RunFolder
 
 # Pairs of experts: layers x E x E. More rows than this are measured around the chosen layer only.
@@ -88,6 +89,12 @@ def measure_all(measured: Measured, wanted: Sequence[Step], label: str) -> None:
         for done, (measure, arguments) in enumerate(missing):
             bar("measuring", done, len(missing))
             measured.get(measure, *arguments)
+
+
+def independence_warning(measured: Measured) -> None:
+    """A box below the answer where its documents may be windows of the same texts: then the answer is too sure."""
+    if note := measured.get(independence_note):
+        st.warning(plain(note), icon=":material/content_cut:")
 
 
 def text_caption(measured: Measured, text: str) -> None:

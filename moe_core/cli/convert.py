@@ -42,7 +42,8 @@ def convert(arguments: argparse.Namespace, output: Output) -> int:
     source = Path(arguments.source)
     if source.exists() and Path(arguments.to).exists() and source.samefile(arguments.to):
         raise UsageError(f"--to {arguments.to!r} is the recording itself; choose another file")
-    from moe_core.routing import recordings
+    from moe_core.routing import RoutingTrace, recordings
+    from moe_core.routing.trace.independence import independence_note
 
     texts = None if arguments.tokenizer is None else TokenTexts(Path(arguments.tokenizer))
     with progress_on_stderr() as progress:
@@ -75,8 +76,10 @@ def convert(arguments: argparse.Namespace, output: Output) -> int:
     )
     for note in found.notes:
         output.say(f"Note: {note}.")
+    if dependent := independence_note(RoutingTrace.open(arguments.to)):
+        output.say(f"Note: {dependent}")
     output.say(f"Look at it:  {program()} plots --trace {arguments.to} --out out/plots")
-    output.figures({"from": arguments.source, "out": arguments.to, **asdict(found)})
+    output.figures({"from": arguments.source, "out": arguments.to, **asdict(found), "independence": dependent})
     return 0
 
 

@@ -50,6 +50,7 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
     )
     model = load_language_model(arguments)
     from moe_core.inference.tracing import MAX_LOGITS_BYTES, logits_bytes, logits_fit, write_documents_trace
+    from moe_core.routing.trace.independence import independence_note
     from moe_core.routing.trace.parquet import count_ids
 
     with progress_on_stderr() as progress:
@@ -70,6 +71,8 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
             f"Without the routers' logits, which would take {size:,.0f} MiB (kept up to {MAX_LOGITS_BYTES // 2**20}): "
             "experts and weights are all there."
         )
+    if dependent := independence_note(routing):
+        output.say(f"Note: {dependent}")
     output.say(f"Look at it:  {program()} plots --trace {arguments.out} --out out/plots")
     output.figures(
         {
@@ -83,6 +86,7 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
             "num_experts": routing.num_experts,
             "top_k": routing.top_k,
             "router_logits": kept,
+            "independence": dependent,
             **computed,
         }
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moe_core.errors import RunError
@@ -43,6 +43,7 @@ from moe_core.routing.measures.registry import COACTIVATION, DOMAIN_NMI, LAYER_F
 from moe_core.routing.measures.saturation import saturation
 from moe_core.routing.measures.vocabulary import vocabulary_specialization, vocabulary_test
 from moe_core.routing.trace.counts import domain_tokens
+from moe_core.routing.trace.independence import independence_note
 
 if TYPE_CHECKING:
     from moe_core.routing.trace.trace import AnyTrace
@@ -93,7 +94,16 @@ def sections_of_trace(trace: AnyTrace, progress: Progress = silent) -> list[Sect
         progress("measuring", number, len(makers))
         sections.append(make(trace))
     progress("measuring", len(makers), len(makers))
-    return [section for section in sections if section.figures]
+    note = independence_note(trace)
+    return [_with_note(section, note) for section in sections if section.figures]
+
+
+def _with_note(section: Section, note: str) -> Section:
+    """The section with what its verdicts lean on said once, after the first of them."""
+    if not note:
+        return section
+    first, *others = section.figures
+    return replace(section, figures=[replace(first, verdict=f"{first.verdict} {note}"), *others])
 
 
 def spaced(layers: list[int]) -> list[int]:

@@ -9,6 +9,8 @@ What each null keeps, and what it breaks:
 - vocabulary: the choices of every document, in their order; which token has which.
 - layer_flow: the choices of every document in each layer, in their order; which belong to one token.
 
+All take sources to be independent; `independence_note` says where documents look like windows of one text.
+
 All are seeded. Intervals are by block bootstrap over sources (`bootstrap` for any other measure of counts).
 """
 
@@ -23,6 +25,7 @@ from moe_core.routing.measures.vocabulary import vocabulary_test as vocabulary
 from moe_core.routing.statistics.bootstrap import bootstrap
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.statistics.permutation import MAX_NULL_TOKENS
+from moe_core.routing.trace.independence import independence_note
 
 __all__ = [
     "CHANCE",
@@ -39,6 +42,7 @@ __all__ = [
     "coactivation_pairs",
     "domain_cells",
     "domain_nmi",
+    "independence_note",
     "layer_flow",
     "persistence",
     "vocabulary",

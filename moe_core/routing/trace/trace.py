@@ -194,6 +194,8 @@ class RoutingTrace:
         `source_ids` = document_ids.
         Without `document_ids` every token counts as a document of its own, that is, tokens are taken to be independent;
         for running text they are not, and significance is overstated: pass the documents where they are known.
+        Of a text that was cut into windows pass in `source_ids` which windows are of one text: without them every
+        window counts as independent of the others. baselines.independence_note says where that looks to be so.
         """
         tokens = integers("token_ids", token_ids, np.int32)
         indices = layered(integers("router_indices", router_indices, np.int16))
