@@ -296,8 +296,7 @@ STRENGTH_TERMS = (
     ),
     Term(
         "null of co-activation",
-        "What each source has beyond random sets of experts with the same loads, counted with a random sign: runs of "
-        "choices and whatever else is inside a source stay as they are. It takes six sources or more.",
+        "What each source has beyond random sets of experts with its loads, with a random sign; six sources or more.",
         "|sum over sources of ± (N_ij - M_ij)|, all signs equally likely",
         "",
         "Canay, Romano and Shaikh 2017; Cameron, Gelbach and Miller 2008",

@@ -21,6 +21,7 @@ from moe_core.routing.measures.measure import Bars, Plant, RandomRouting
 from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import RESAMPLES, by_domain, count_interval
 from moe_core.routing.statistics.intervals import wilson_of_clusters
+from moe_core.routing.statistics.label_permutation import labelled_shares
 from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
 from moe_core.routing.statistics.permutation import check_permutations
 from moe_core.routing.trace.counts import (
@@ -182,38 +183,40 @@ def domain_cells(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.
     """metrics.domain_specialization, each cell tested: does this domain choose this expert other than the rest does?
 
     The columns of the measure (its interval included), and: expected (mean share after label permutation by source, as
-    in domain_nmi: what text of any domain gives); p_value, two-sided, NaN where it cannot be tested: one domain, too
-    few sources, or fewer than 5 tokens expected (see Pool); p_adjusted over all cells (Benjamini-Hochberg);
-    uncertain = p_adjusted is not SIGNIFICANCE or less. It takes the place of the measure's own `uncertain`, which says
-    whether one cell's lift differs from 1 and of hundreds of cells of chance names one in twenty.
+    in domain_nmi: what text of any domain gives); p_value, two-sided, of the difference from the rest over its own
+    error (statistics.label_permutation: domains may differ in how long and how alike their sources are), NaN where it
+    cannot be tested: one domain, too few sources, or fewer than 5 tokens expected (see Pool);
+    p_adjusted over all cells (Benjamini-Hochberg); uncertain = p_adjusted is not SIGNIFICANCE or less. It takes the
+    place of the measure's own `uncertain`, which says whether one cell's lift differs from 1 and of hundreds of cells
+    of chance names one in twenty.
     """
     check_permutations(permutations)
     parts = block_counts(trace)
     frame = specialization_of(trace, parts)
-    E, M = trace.num_experts, len(trace.domains)
+    M = len(trace.domains)
     if _why_untestable(parts.domain_ids):
         return frame.assign(expected=np.nan, p_value=np.nan, p_adjusted=np.nan, uncertain=True)
-    present = np.unique(parts.domain_ids)
-    # [P,M,L,E] shares after shuffling; how many tokens a domain has depends on the sources it got.
-    drawn = [
-        ratio(counts_PMLE, tokens_PM[:, :, None, None])
-        for counts_PMLE, tokens_PM in _shuffled_counts(parts, permutations, np.random.default_rng(seed))
-    ]
-    shares_PLME = np.full((1 + permutations, trace.num_layers, M, E), np.nan)
-    shares_PLME[0] = frame["share"].to_numpy().reshape(-1, M, E)
-    shares_PLME[1:, :, present] = np.concatenate(drawn).transpose(0, 2, 1, 3)
-    expected_LME = shares_PLME[1:].mean(axis=0)
-    tokens_LME = expected_LME * frame["domain_tokens"].to_numpy().reshape(-1, M, E)
-    pool = Pool()
-    pool.add(shares_PLME.reshape(1 + permutations, -1), np.nan_to_num(tokens_LME).reshape(-1) >= MIN_EXPECTED)
-    p_values = pool.p_values()
+    shares = labelled_shares(parts, M, permutations, np.random.default_rng(seed))
+    tokens_LME = shares.expected * frame["domain_tokens"].to_numpy().reshape(-1, M, trace.num_experts)
+    p_values = _p_of_cells(np.abs(shares.difference), np.nan_to_num(tokens_LME) >= MIN_EXPECTED)
     adjusted = adjust(p_values)
     return frame.assign(
-        expected=expected_LME.reshape(-1),
+        expected=shares.expected.reshape(-1),
         p_value=p_values,
         p_adjusted=adjusted,
         uncertain=~(adjusted <= SIGNIFICANCE),
     )
+
+
+def _p_of_cells(away_PLME: Float64Array, tested_LME: BoolArray) -> Float64Array:
+    """[L M E] p-values of distances, row 0 as observed. Domains of few and of many sources have other laws of it: each
+    domain's cells are held against their own draws."""
+    p_LME = np.full(tested_LME.shape, np.nan)
+    for m in range(len(p_LME[0])):
+        pool, away_PC = Pool(), away_PLME[:, :, m].reshape(len(away_PLME), -1)
+        pool.add_distances(np.nan_to_num(away_PC), tested_LME[:, m].reshape(-1) & ~np.isnan(away_PC[0]))
+        p_LME[:, m] = pool.p_values().reshape(len(p_LME), -1)
+    return p_LME.reshape(-1)
 
 
 def _shuffled_counts(
