@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,12 @@ from moe_core.data.document import Document
 from moe_core.data.sources import generated_documents, read_documents
 from moe_core.data.splits import TUNING, keep_for_tuning, split_documents
 from moe_core.data.tokenizer import Tokenizer
-from moe_core.data.tokens import TokenDataset
+from moe_core.data.tokens import TokenDataset, count_tokens
 from moe_core.errors import DataError
 from moe_core.progress import Progress, silent
+
+REPORTED_TOGETHER = 1024
+"""Documents between two words on how far the tokenizer's training is."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,9 @@ def prepare_data(
     train = by_split["train"]
     domains = DOMAINS if config.data.path is None else tuple(sorted({document.domain for document in train}))
     if tokenizer is None:
-        report("training the tokenizer", 0, len(train))
-        tokenizer = Tokenizer.train((document.text for document in train), config.model.vocab_size)
+        tokenizer = Tokenizer.train(_reported_texts(train, report), config.model.vocab_size)
     report("tokenising", 0, len(train))
-    dataset = TokenDataset.build(train, tokenizer, domains)
+    dataset = TokenDataset.build(train, tokenizer, domains, progress=report)
     report("tokenising", len(train), len(train))
     _check_size(config, dataset)
     return PreparedData(
@@ -65,10 +67,17 @@ def prepare_data(
         validation=by_split["validation"],
         unseen=by_split["unseen"],
         domains=tuple(domains),
-        token_counts=np.bincount(dataset.token_ids, minlength=tokenizer.vocab_size).astype(np.int64),
+        token_counts=count_tokens(dataset.token_ids, tokenizer.vocab_size),
         fingerprint=_fingerprint_of(dataset, [*by_split["validation"], *by_split["unseen"], *by_split[TUNING]]),
         tuning=tuple(by_split[TUNING]),
     )
+
+
+def _reported_texts(documents: Sequence[Document], report: Progress) -> Iterator[str]:
+    for number, document in enumerate(documents):
+        if number % REPORTED_TOGETHER == 0:
+            report("training the tokenizer", number, len(documents))
+        yield document.text
 
 
 def _read_or_generate(config: Config, report: Progress, tuning: bool) -> list[Document]:
@@ -94,7 +103,7 @@ def _check_size(config: Config, dataset: TokenDataset) -> None:
 
 
 def _fingerprint_of(dataset: TokenDataset, held_out: Sequence[Document]) -> str:
-    digest = hashlib.sha256(dataset.token_ids.astype("<i4").tobytes())
+    digest = hashlib.sha256(dataset.token_ids.astype("<i4", copy=False).data)
     for document in held_out:
         digest.update(f"{document.split}\0{document.domain}\0{len(document.text)}\0{document.text}".encode())
     return digest.hexdigest()

@@ -37,7 +37,7 @@ def read_text(path: Path) -> str:
 
 def read_jsonl(path: Path) -> Iterator[Row]:
     """One JSON object a line with the field `text`, optionally `domain` and `source`; blank lines are passed over."""
-    for number, line in enumerate(_read_utf8(path).split("\n"), start=1):
+    for number, line in enumerate(_lines_of(_read_utf8(path)), start=1):
         if not line.strip():
             continue
         place = f"line {number}"
@@ -194,6 +194,15 @@ def _read_utf8(path: Path) -> str:
             f"{str(path)!r} is not valid UTF-8: byte 0x{data[start]:02X} at offset {start}, line {line}; "
             "convert the file to UTF-8 (for example with iconv)"
         ) from None
+
+
+def _lines_of(text: str) -> Iterator[str]:
+    """text.split("\\n"), one by one: a list of millions of lines would be a second copy of the file."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
 
 
 def _unix_newlines(text: str) -> str:

@@ -6,16 +6,22 @@ types "<|endoftext|>" gets the ordinary tokens of those thirteen characters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from moe_core.data.parts import parts_alike, parts_anyhow
 from moe_core.errors import DataError, RunError, UsageError
 
 END_OF_TEXT = "<|endoftext|>"
+LONGEST_LEARNED_PIECE = 256
+"""Bytes of the pieces that merges are learned from. A merge takes time by the length of every piece that it changes, so
+one word of a million letters (DNA, base64, text without spaces) would take hours; the words of ordinary text are far
+shorter. Only learning is bounded: the tokenizer that results encodes pieces of any length, as its file says."""
 BYTE_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
@@ -50,6 +56,9 @@ class TextTokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
 
+    def parts(self, text: str) -> Iterator[str]:
+        """Parts of a long text, to be encoded one by one: their ids, one after the other, are those of `text`."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without control tokens."""
 
@@ -75,6 +84,7 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size()
         """Ids run from 0 to vocab_size - 1."""
         self._bytes_V = _bytes_of_tokens(backend, end_of_text)
+        self._can_cut = _splits_at_spaces(backend)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -82,7 +92,8 @@ class Tokenizer:
         if vocab_size < 257:
             raise UsageError(f"vocab_size = {vocab_size} is too small; expected at least 257 (256 bytes + end-of-text)")
         backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.FixedLength(LONGEST_LEARNED_PIECE)])
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -91,7 +102,8 @@ class Tokenizer:
             initial_alphabet=BYTE_ALPHABET,
             show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
+        backend.train_from_iterator((part for text in texts for part in parts_anyhow(text)), trainer)
+        backend.pre_tokenizer = pieces
         return cls(backend)
 
     def encode(self, text: str) -> list[int]:
@@ -103,6 +115,10 @@ class Tokenizer:
         for text in texts:
             check_encodable(text)
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
+
+    def parts(self, text: str) -> Iterator[str]:
+        """See TextTokenizer. Raises DataError for millions of characters without a space."""
+        return parts_alike(text) if self._can_cut else iter((text,))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; end-of-text decodes to nothing, bytes that are not UTF-8 to U+FFFD."""
@@ -154,6 +170,14 @@ def _bytes_of_tokens(backend: tokenizers.Tokenizer, end_of_text: int) -> list[by
     except LookupError as error:
         raise RunError(f"the tokenizer is not byte-level ({error}); expected one trained by Moescope") from None
     return bytes_V
+
+
+def _splits_at_spaces(backend: tokenizers.Tokenizer) -> bool:
+    """Whether it reads text as `train` made it do; an imported tokenizer may split otherwise."""
+    if backend.normalizer is not None or backend.pre_tokenizer is None:
+        return False
+    state = json.loads(backend.pre_tokenizer.__getstate__())
+    return state.get("type") == "ByteLevel" and state["use_regex"] and not state["add_prefix_space"]
 
 
 def check_encodable(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -12,12 +13,17 @@ from numpy.typing import NDArray
 from moe_core.data.document import Document
 from moe_core.data.tokenizer import TextTokenizer
 from moe_core.errors import DataError
+from moe_core.progress import Progress, silent
 
 MIN_DOCUMENTS = 8
 """Documents a selection spans at least: tokens of one document are alike, so certainty is counted in documents."""
 
-ENCODED_TOGETHER = 256
-"""Documents that are tokenised at a time."""
+ENCODED_TOGETHER = 2**19
+"""Characters that are tokenised at a time: the tokenizer's own results take some hundred bytes each."""
+MOST_TOGETHER = 4096
+"""Documents, or parts of long ones, that are tokenised at a time."""
+COUNTED_TOGETHER = 2**20
+"""Tokens that are counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +51,31 @@ class TokenDataset:
         return len(self.token_ids)
 
     @classmethod
-    def build(cls, documents: Sequence[Document], tokenizer: TextTokenizer, domains: Sequence[str]) -> TokenDataset:
+    def build(
+        cls,
+        documents: Sequence[Document],
+        tokenizer: TextTokenizer,
+        domains: Sequence[str],
+        *,
+        progress: Progress | None = None,
+    ) -> TokenDataset:
         """Tokenise `documents`; every domain of theirs must be among `domains`, whose order gives the domain ids."""
         index_of = {domain: i for i, domain in enumerate(domains)}
-        # In parts: the tokenizer's own results take some hundred bytes a token.
-        before = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-        encoded = [
-            np.array([*before, *ids], dtype=np.int32)
-            for start in range(0, len(documents), ENCODED_TOGETHER)
-            for ids in tokenizer.encode_batch([one.text for one in documents[start : start + ENCODED_TOGETHER]])
-        ]
-        lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-        token_ids = np.concatenate([*encoded, np.zeros(0, dtype=np.int32)])
+        token_ids, lengths = _encode_documents(documents, tokenizer, progress or silent)
         domain_of = np.array([index_of[document.domain] for document in documents], dtype=np.int16)
         source_of = _number_sources(documents)
-        starts = np.cumsum(lengths) - lengths
+        starts = (np.cumsum(lengths) - lengths).astype(np.int32)
         domain_ids = np.repeat(domain_of, lengths)
-        occurring, of_token = np.unique(token_ids, return_inverse=True)
-        token_bytes = np.array([len(tokenizer.token_bytes(int(i))) for i in occurring], dtype=np.int32)[of_token]
+        bytes_of = np.zeros(tokenizer.vocab_size, dtype=np.int32)
+        for token_id in np.flatnonzero(count_tokens(token_ids, tokenizer.vocab_size)):
+            bytes_of[token_id] = len(tokenizer.token_bytes(int(token_id)))
+        token_bytes = bytes_of[token_ids]
         return cls(
             token_ids=token_ids,
             document_ids=np.repeat(np.arange(len(documents), dtype=np.int32), lengths),
             source_ids=np.repeat(source_of, lengths),
             domain_ids=domain_ids,
-            positions=(np.arange(lengths.sum()) - np.repeat(starts, lengths)).astype(np.int32),
+            positions=np.arange(len(token_ids), dtype=np.int32) - np.repeat(starts, lengths),
             domains=tuple(domains),
             domain_bytes=_sum_by_domain(token_bytes, domain_ids, len(domains)),
             token_bytes=token_bytes,
@@ -206,5 +213,56 @@ def _number_sources(documents: Sequence[Document]) -> NDArray[np.int32]:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int32)
 
 
+def _encode_documents(
+    documents: Sequence[Document], tokenizer: TextTokenizer, report: Progress
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """[N] the ids of all documents, each after its end-of-text, and [len(documents)] how many each has.
+
+    Texts go to the tokenizer in parts, by characters: neither many documents nor a long one takes much memory at once.
+    """
+    before = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    lengths = np.zeros(len(documents), dtype=np.int64)
+    chunks: list[NDArray[np.int32]] = []
+    texts: list[str] = []
+    places: list[tuple[int, bool]] = []
+    characters = 0
+
+    def encode_collected() -> None:
+        nonlocal characters
+        ids = array("i")
+        for (number, is_first), encoded in zip(places, tokenizer.encode_batch(texts), strict=True):
+            ids.extend(before if is_first else ())
+            ids.extend(encoded)
+            lengths[number] += len(encoded) + (len(before) if is_first else 0)
+        chunks.append(np.array(ids, dtype=np.int32))
+        report("tokenising", places[-1][0], len(documents))
+        texts.clear()
+        places.clear()
+        characters = 0
+
+    for number, document in enumerate(documents):
+        for part_number, part in enumerate(tokenizer.parts(document.text)):
+            texts.append(part)
+            places.append((number, part_number == 0))
+            characters += len(part)
+            if characters >= ENCODED_TOGETHER or len(texts) >= MOST_TOGETHER:
+                encode_collected()
+    if texts:
+        encode_collected()
+    return np.concatenate([*chunks, np.zeros(0, dtype=np.int32)]), lengths
+
+
+def count_tokens(token_ids: NDArray[np.int32], vocab_size: int) -> NDArray[np.int64]:
+    """[V]: how often each id occurs."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(token_ids), COUNTED_TOGETHER):
+        counts += np.bincount(token_ids[start : start + COUNTED_TOGETHER], minlength=vocab_size)
+    return counts
+
+
 def _sum_by_domain(values: NDArray[np.int32], domain_ids: NDArray[np.int16], domains: int) -> NDArray[np.int64]:
-    return np.bincount(domain_ids, weights=values, minlength=domains).astype(np.int64)
+    sums = np.zeros(domains, dtype=np.int64)
+    for start in range(0, len(values), COUNTED_TOGETHER):
+        part = slice(start, start + COUNTED_TOGETHER)
+        sums += np.bincount(domain_ids[part], weights=values[part], minlength=domains).astype(np.int64)
+    return sums

@@ -53,6 +53,10 @@ class ForeignTokenizer:
             check_encodable(text)
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def parts(self, text: str) -> Iterator[str]:
+        """The text itself: where another tokenizer may be cut is not known."""
+        yield text
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` as the tokenizer itself gives it, without control tokens."""
         text: str = self._backend.decode([i for i in ids if i not in self._control and i < self.vocab_size])
@@ -97,6 +101,10 @@ class IdTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
         return [self.encode(text) for text in texts]
+
+    def parts(self, text: str) -> Iterator[str]:
+        """The text itself."""
+        yield text
 
     def decode(self, ids: Sequence[int]) -> str:
         """The ids in figures."""
