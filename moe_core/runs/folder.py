@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from moe_core.config import Config, validate_config
 from moe_core.data.splits import HELD_OUT_SPLITS
-from moe_core.errors import RunBusyError, RunError, UsageError
+from moe_core.errors import RunBusyError, RunError, TraceError, UsageError
 from moe_core.files import remove_stale
 from moe_core.json_values import json_safe
 from moe_core.program import program
@@ -263,9 +263,15 @@ class RunFolder:
         return RoutingTrace.load(self.probe_path(step))
 
     def write_probe(self, step: int, trace: RoutingTrace) -> None:
-        """Keep the probe routing of `step`."""
+        """Keep the probe routing of `step`. Raises RunError when the disk refuses."""
         self.check_in_place()
-        trace.save(self.probe_path(step))
+        try:
+            trace.save(self.probe_path(step))
+        except TraceError as error:  # which the operating system's refusal became
+            if isinstance(error.__context__, OSError):
+                with translate_os_errors(self.probe_path(step)):
+                    raise error.__context__ from None
+            raise
 
     def write_held_out(
         self,
