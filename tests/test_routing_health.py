@@ -104,7 +104,7 @@ def test_a_dead_expert_is_found_and_told_from_one_not_seen() -> None:
     assert states(20, tokens=4000, documents=40, phi=0.8, dead=(3,), layers=4).count("not healthy") == 20
     enough = health(metrics.load_balance(autocorrelated(0, tokens=4000, documents=40, dead=(3, 5))))
     assert (enough.surely_dead, enough.unseen) == (2, 0)
-    assert enough.sentence.startswith("Not healthy: 2 dead experts in layer 0; worst load ")
+    assert enough.sentence.startswith("Not healthy on this text: 2 dead experts in layer 0; worst load ")
     little = health(metrics.load_balance(autocorrelated(0, tokens=40, documents=20, dead=(3, 5))))
     assert (little.state, little.surely_dead, little.unseen) == ("too little text", 0, 2)
     assert little.sentence.endswith("; 2 experts not seen in this little text.")
@@ -172,14 +172,14 @@ def test_few_slots_dropped_by_chance_are_no_fault() -> None:
     many = np.tile(np.arange(8), 1000).reshape(-1, 2)
     many[::20, 1] = -1
     text = routing_health(metrics.load_balance(trace_of(many, num_experts=8, document_ids=np.arange(4000) // 50)))
-    assert text.startswith("Not healthy: up to 3 % of the slots dropped in layer 0; worst load ")
+    assert text.startswith("Not healthy on this text: up to 3 % of the slots dropped in layer 0; worst load ")
 
 
 def test_a_layer_that_routes_nothing_is_a_fault_once_there_is_enough_text() -> None:
     layers = np.stack([np.tile(np.arange(8), 500)[:, None], np.full((4000, 1), -1)])
     fields: dict[str, Any] = {"num_experts": 8, "document_ids": np.arange(4000) // 50}
     assert routing_health(metrics.load_balance(trace_of(layers, **fields))).startswith(
-        "Not healthy: nothing was routed in layer 1; "
+        "Not healthy on this text: nothing was routed in layer 1; "
     )
     little = trace_of(layers[:, :8], num_experts=8)
     assert health(metrics.load_balance(little)).state == "too little text"
@@ -218,8 +218,8 @@ def test_routing_health_in_words() -> None:
     )
     overloaded = {"load_imbalance": [1.1, 3.04], "load_low": [1.0, 2.5], "load_high": [1.2, 3.6]}
     assert routing_health(balance_frame(dead_experts=[0, 2], surely_dead=[0, 2], **overloaded)) == (
-        "Not healthy: 2 dead experts in layer 1; uneven load in layer 1; worst load 3.0 times the mean on this text "
-        f"(95 % interval 2.5 to 3.6; {text})."
+        "Not healthy on this text: 2 dead experts in layer 1; uneven load in layer 1; worst load 3.0 times "
+        f"the mean (95 % interval 2.5 to 3.6; {text})."
     )
     assert routing_health(balance_frame(load_high=[2.1, 1.6], effective_tokens=np.nan)) == (
         "Too little text to tell whether the routing is healthy: worst load 1.2 times the mean on this text "
@@ -235,7 +235,7 @@ def test_routing_health_in_words() -> None:
         "dropped_fraction": 1.0,
     }
     assert routing_health(balance_frame(dead_experts=[8, 8], surely_dead=[8, 8], **nothing)) == (
-        "Not healthy: nothing was routed in layers 0, 1."
+        "Not healthy on this text: nothing was routed in layers 0, 1."
     )
     entropy = pd.DataFrame({"layer": [0, 1], "router_entropy": [0.5, 0.999], "basis": "logits"})
     assert "the router hardly prefers any expert in layer 1" in routing_health(balance_frame(), entropy)

@@ -89,7 +89,11 @@ def health(balance: pd.DataFrame, entropy: pd.DataFrame | None = None) -> Health
     worst = _deciding_row(balance, undecided, state)
     dead = int(balance["surely_dead"].sum())
     unseen = int(balance["dead_experts"].sum()) - dead
-    load = "" if pd.isna(worst["load_imbalance"]) else _load_in_words(worst)
+    load = (
+        ""
+        if pd.isna(worst["load_imbalance"])
+        else _load_in_words(worst, " on this text" if state != "not healthy" else "")
+    )
     if state == "healthy":
         parts = [f"no dead expert, {load}"]
     else:
@@ -99,7 +103,7 @@ def health(balance: pd.DataFrame, entropy: pd.DataFrame | None = None) -> Health
             parts.append(f"too little text to tell of {layers_named(balance['layer'][undecided])}")
     opening = {
         "healthy": "Healthy",
-        "not healthy": "Not healthy",
+        "not healthy": "Not healthy on this text",
         "too little text": "Too little text to tell whether the routing is healthy",
     }[state]
     return Health(state, worst, dead, unseen, f"{opening}: {'; '.join(part for part in parts if part)}.")
@@ -150,12 +154,12 @@ def _deciding_row(balance: pd.DataFrame, undecided: pd.Series[bool], state: Stat
     return rows.iloc[int(values.argmax())]
 
 
-def _load_in_words(row: pd.Series[Any]) -> str:
+def _load_in_words(row: pd.Series[Any], where: str) -> str:
     """ "worst load 1.5 times the mean on this text (95 % interval 1.3 to 1.9; 2,016 tokens of 32 sources, ...)"."""
     text = f"{count_of(int(row['tokens']), 'token')} of {count_of(int(row['sources']), 'source')}"
     if pd.notna(row["effective_tokens"]):
         text += f", worth {count_of(max(1, int(row['effective_tokens'])), 'independent one')}"
     return (
-        f"worst load {number(row['load_imbalance'])} times the mean on this text "
+        f"worst load {number(row['load_imbalance'])} times the mean{where} "
         f"(95 % interval {number(row['load_low'])} to {number(row['load_high'])}; {text})"
     )
