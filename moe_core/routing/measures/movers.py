@@ -12,7 +12,7 @@ from scipy import special
 from moe_core.routing.measures.comparison import check_same_experts, token_difference
 from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import resampled_totals, source_blocks
-from moe_core.routing.statistics.intervals import t_quantile
+from moe_core.routing.statistics.intervals import least_paired_p, least_unpaired_p, t_quantile
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.trace.counts import grouped_counts, ratio
 from moe_core.routing.trace.trace import RoutingTrace
@@ -30,8 +30,10 @@ def routing_movers(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> pd.DataFr
     share_a, share_b = tokens of the domain that chose the expert / its tokens, 0..1; change = share_b - share_a;
     low, high = 95 % interval of the change, change -+ t * bootstrap standard error over sources (t of Student's
     distribution with as many degrees of freedom as there are sources less one, or Welch's, 1947);
-    p_adjusted = p-value of no change by the same t, Benjamini-Hochberg over all rows;
-    uncertain = p_adjusted > 0.05, or it cannot be told (NaN: fewer than two sources, or no token in either).
+    p_adjusted = p-value of no change by the same t, but not below what exchanging the two traces' sources can reach
+    (statistics.intervals.least_paired_p, least_unpaired_p), Benjamini-Hochberg over all rows;
+    uncertain = p_adjusted > 0.05, or it cannot be told (NaN: fewer than two sources, or so few that no change of theirs
+    could be sure: six of the same text in both, or three in one and four in the other).
     Rows are ranked by |change|. If both traces are of the same tokens a source is drawn for both at once, so that
     what the text has of its own cancels out; else the two are drawn apart.
     An expert is told by its number: two separately trained models need match_experts first.
@@ -47,10 +49,12 @@ def routing_movers(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> pd.DataFr
         if paired:
             other = _ExpertShares.of(b, block_T, N)  # the same blocks, also where `b` numbers its sources otherwise
             error_LE, freedom_LE = _paired_error(one, other, rng)
+            least_p = least_paired_p(N)
         else:
             other = _ExpertShares.of(b, *_blocks_of_tokens(b, other_T, rng))
             error_LE, freedom_LE = _unpaired_error(one, other, rng)
-        frames.append(_frame_of_domain(a, domain, one.share, other.share, error_LE, freedom_LE))
+            least_p = least_unpaired_p(N, len(other.tokens))
+        frames.append(_frame_of_domain(a, domain, one.share, other.share, error_LE, freedom_LE, least_p))
     frame = pd.concat(frames, ignore_index=True)
     frame["p_adjusted"] = adjust(frame["p_adjusted"].to_numpy())
     frame["uncertain"] = ~(frame["p_adjusted"] <= SIGNIFICANCE)
@@ -137,14 +141,19 @@ def _frame_of_domain(
     share_b: Float64Array,
     error_LE: Float64Array,
     freedom_LE: Float64Array,
+    least_p: float,
 ) -> pd.DataFrame:
-    """Rows of one domain; the p-values not yet adjusted."""
+    """Rows of one domain; the p-values not yet adjusted, NaN where the least is no 5 %."""
     L, E = share_a.shape
     change_LE = share_b - share_a
     error_LE = np.where(error_LE < _ROUNDING, 0.0, error_LE)
     half_LE = t_quantile(freedom_LE) * error_LE
-    with np.errstate(divide="ignore", invalid="ignore"):  # no spread: certain if there is a change, else no question
-        p_LE = 2 * special.stdtr(freedom_LE, -np.abs(change_LE) / error_LE)
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # no spread: the least p if there is a change, else no question
+        p_LE = np.maximum(2 * special.stdtr(freedom_LE, -np.abs(change_LE) / error_LE), least_p)
+    if least_p > SIGNIFICANCE:
+        p_LE[:] = np.nan
     return pd.DataFrame(
         {
             "layer": np.repeat(trace.layers, E),
@@ -164,7 +173,10 @@ def movers_verdict(movers: pd.DataFrame) -> str:
     """Which expert changed its share most? From metrics.routing_movers, all rows or those of a layer or domain."""
     certain = movers[~movers["uncertain"].astype(bool)]
     if certain.empty and "p_adjusted" in movers and movers["p_adjusted"].isna().all():
-        return "Whether any expert's share changed cannot be tested: the text of one side is all of one source."
+        return (
+            "Whether any expert's share changed cannot be tested: there are too few sources. It takes six of the same "
+            "text, or of two texts three and four."
+        )
     if certain.empty:
         return "Not distinguishable from chance: no expert's share of any domain surely changed."
     best = certain.iloc[int(certain["change"].abs().argmax())]

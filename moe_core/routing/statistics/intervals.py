@@ -63,8 +63,21 @@ def student_p(difference: float, error: float, freedom: int, n: int) -> float:
     if freedom < 1:
         return math.nan
     if error <= 1e-12 * max(1.0, abs(difference)):
-        return 1.0 if abs(difference) < 1e-12 else 2.0 ** (1 - n)
+        return 1.0 if abs(difference) < 1e-12 else least_paired_p(n)
     return float(2 * special.stdtr(freedom, -abs(difference / error)))
+
+
+def least_paired_p(n: int) -> float:
+    """The least two-sided p, 0..1, of n differences: what flipping all their signs alike gives.
+
+    Student's t goes below it where few differences are alike by accident, as counts of few tokens often are.
+    """
+    return 2.0 ** (1 - n) if n else 1.0
+
+
+def least_unpaired_p(n: int, m: int) -> float:
+    """The least two-sided p, 0..1, of n values against m others: what exchanging them gives."""
+    return min(1.0, 2.0 / math.comb(n + m, n))
 
 
 @dataclass(frozen=True)
