@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from moe_core.config import ModelConfig
 from moe_core.errors import UsageError
 from moe_core.exchange.family_configs import FamilyConfig, GraniteMoeSharedConfig, read_family_config, refuse_key
-from moe_core.exchange.layouts import Family
+from moe_core.exchange.layouts import UNTIED, Family
 
 CLASSES: dict[Family, str] = {
     "mixtral": "MixtralForCausalLM",
@@ -44,7 +44,7 @@ def to_huggingface(config: ModelConfig, family: Family, *, context: int, end_of_
         "rope_theta": config.rope_theta,
         "rope_parameters": rope,
         "attention_bias": False,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": family not in UNTIED,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "num_experts_per_tok": config.top_k,
@@ -72,7 +72,7 @@ def to_huggingface(config: ModelConfig, family: Family, *, context: int, end_of_
         tree |= {"num_experts": config.num_experts, "mlp_only_layers": dense, "decoder_sparse_step": 1}
         tree |= {"use_sliding_window": False, "sliding_window": None}
         if family == "qwen2_moe":
-            tree |= {"shared_expert_intermediate_size": config.shared_expert_hidden_dim, "qkv_bias": False}
+            tree |= {"shared_expert_intermediate_size": config.shared_expert_hidden_dim, "qkv_bias": True}
     elif family == "glm4_moe":
         tree |= {
             "n_routed_experts": config.num_experts,

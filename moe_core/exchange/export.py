@@ -27,7 +27,8 @@ class Exported:
     family: Family
     path: Path
     parameters: int
-    """Numbers in model.safetensors. There are more than the run has if a rewriting added zeros."""
+    """Numbers in model.safetensors. There are more than the run has if a rewriting added zeros, or the head stands
+    beside the embedding."""
     context: int
     """Tokens the model sees at once (max_position_embeddings)."""
 

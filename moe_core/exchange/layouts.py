@@ -19,7 +19,11 @@ Family = Literal["mixtral", "qwen3_moe", "qwen2_moe", "granitemoeshared", "glm4_
 FAMILIES: tuple[Family, ...] = get_args(Family)
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
+UNTIED: tuple[Family, ...] = ("qwen2_moe", "glm4_moe")
+"""Families of which engines want the head written out, though it is the embedding: without it llama.cpp finds no
+output.weight, and vLLM 0.30 writes token 0 for ever."""
 BIASES = tuple(f".self_attn.{name}_proj.bias" for name in "qkvo")
+QKV_WEIGHTS = tuple(f".self_attn.{name}_proj.weight" for name in "qkv")
 SHARED_EXPERTS = (".mlp.shared_expert.", ".mlp.shared_experts.", ".mlp.shared_expert_gate.")
 
 
@@ -68,7 +72,10 @@ def is_left_out(name: str, config: ModelConfig) -> bool:
 
 
 def to_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, family: Family) -> dict[str, Tensor]:
-    """Our tensors under their names; the head is the embedding and is left out, as transformers does."""
+    """Our tensors under their names; the head is the embedding and is left out, as transformers does, but for UNTIED.
+
+    qwen2_moe gets biases of zeros: vLLM 0.30 has them whatever qkv_bias says.
+    """
     checkpoint: dict[str, Tensor] = {}
     for place in places(config, family):
         tensor = (
@@ -78,6 +85,10 @@ def to_checkpoint(state: Mapping[str, Tensor], config: ModelConfig, family: Fami
             checkpoint |= {place.theirs.format(expert=expert): part for expert, part in enumerate(tensor)}
         else:
             checkpoint[place.theirs] = tensor
+            if family == "qwen2_moe" and place.theirs.endswith(QKV_WEIGHTS):
+                checkpoint[place.theirs.removesuffix("weight") + "bias"] = tensor.new_zeros(tensor.shape[0])
+    if family in UNTIED:
+        checkpoint[HEAD] = state["embedding.weight"].clone()
     return {name: tensor.contiguous() for name, tensor in checkpoint.items()}
 
 

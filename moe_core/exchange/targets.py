@@ -94,7 +94,8 @@ def _check_glm4_moe(config: ModelConfig) -> None:
 def _with_gated_shared_expert(
     config: ModelConfig, state: Mapping[str, Tensor]
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """A gate of zeros gives every token sigmoid(0) = 1/2; so the shared expert's output is doubled, or is zero."""
+    """A gate of zeros gives every token sigmoid(0) = 1/2, so the shared expert's output is doubled. A shared expert of
+    zeros adds nothing whatever its gate says."""
     state = dict(state)
     width = config.shared_expert_hidden_dim or 1
     for layer in config.moe_layers:
@@ -103,7 +104,9 @@ def _with_gated_shared_expert(
             state[f"{prefix}shared_expert.down_proj.weight"] = 2 * state[f"{prefix}shared_expert.down_proj.weight"]
         else:
             state |= _zero_shared_expert(prefix, width, like)
-        state[f"{prefix}shared_expert_gate.weight"] = like.new_zeros(1, config.dim)
+        # Before a shared expert of zeros any gate will do; llama.cpp reads one of zeros as 0/0.
+        gate = like.new_zeros if config.shared_expert_hidden_dim else like.new_ones
+        state[f"{prefix}shared_expert_gate.weight"] = gate(1, config.dim)
     return config.model_copy(update={"shared_expert_hidden_dim": width, "shared_expert_gate": True}), state
 
 

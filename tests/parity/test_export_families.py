@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from generation_support import generate
 from hugging_face_weights import as_transformers, exported, loaded, random_model, router_indices
+from safetensors.torch import load_file
 from training_support import write_corpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -97,6 +99,29 @@ def test_logits_and_experts_equal_and_importing_gives_the_model_back(case: str, 
         if again.state_dict()[name].shape == tensor.shape and "shared_expert" not in name:
             assert torch.equal(again.state_dict()[name], tensor), name
     assert target_family(again.config) == family
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_engines_need_is_written(case: str, tmp_path: Path) -> None:
+    """vLLM has biases in qwen2_moe whatever its config says; both engines want the head of two families written out;
+    llama.cpp divides by what a gate of zeros before a shared expert of zeros leaves."""
+    family, options = CASES[case]
+    exported(random_model(ModelConfig.model_validate(BASE | options)), tmp_path / "hf")
+    tree = json.loads((tmp_path / "hf" / "config.json").read_text())
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    written_out = family in ("qwen2_moe", "glm4_moe")
+    assert tree["tie_word_embeddings"] is not written_out
+    assert ("lm_head.weight" in tensors) is written_out
+    if written_out:
+        assert torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
+    biases = [name for name in tensors if name.endswith("proj.bias")]
+    assert len(biases) == (3 * tree["num_hidden_layers"] if family == "qwen2_moe" else 0)
+    assert not any(tensors[name].count_nonzero() for name in biases)
+    assert tree.get("qkv_bias", False) is (family == "qwen2_moe")
+    for name, gate in tensors.items():
+        if name.endswith("shared_expert_gate.weight"):
+            expert = tensors[name.replace("shared_expert_gate", "shared_expert.down_proj")]
+            assert gate.count_nonzero() or expert.count_nonzero(), name
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "qwen2_moe", "granitemoeshared", "glm4_moe"])
