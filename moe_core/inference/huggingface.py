@@ -17,6 +17,7 @@ from moe_core.errors import UsageError
 from moe_core.inference.foreign_tokenizer import ForeignTokenizer, IdTokenizer
 from moe_core.inference.protocol import Read, ReadTokens
 from moe_core.routing import Recorder, capture
+from moe_core.routing.instruments.huggingface.loading import explained_errors
 
 UNLIMITED_WINDOW = 32_768
 """Context of a model that names no limit, because its layers have none: what it is shown at once at most."""
@@ -57,16 +58,18 @@ class HuggingFaceLanguageModel:
             )
         if getattr(config, "is_encoder_decoder", False):
             raise UsageError(f"{name} ({config.model_type}) reads one text and writes another; expected a causal model")
-        with torch.inference_mode(), capture(model, keep_logits=False) as recorder:
+        with torch.inference_mode(), explained_errors(name, local=True), capture(model, keep_logits=False) as recorder:
             output = model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=_device(model)), use_cache=False)
         logits = getattr(output, "logits", None)
         if logits is None:
             raise UsageError(f"{name} ({type(model).__name__}) predicts no tokens; load it as a causal language model")
         vocab_size = int(logits.shape[-1])
         trace = recorder.trace(token_ids=[0])
+        with explained_errors(name, local=True):
+            tokenizer = _tokenizer(loaded.tokenizer, name, vocab_size)
         return cls(
             model=model,
-            tokenizer=_tokenizer(loaded.tokenizer, name, vocab_size),
+            tokenizer=tokenizer,
             name=name,
             context_window=_context_window(config),
             vocab_size=vocab_size,

@@ -10,19 +10,18 @@ transformers is an optional install and imported only here. Nothing is run that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_core.errors import ModelError, TraceError, UsageError
+from moe_core.errors import ModelError, MoescopeError, TraceError, UsageError
+from moe_core.routing.instruments.huggingface.model_folder import check_folder
 
 if TYPE_CHECKING:
     import torch
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 _SELECTION_BIASES = ("e_score_correction_bias", "expert_bias")
@@ -65,8 +64,8 @@ def load(
     place = str(folder) if local else str(path_or_name)
     name = folder.resolve().name if local else place
     if local:
-        _check_folder(folder)
-    with _quiet_library(transformers), _explained_errors(name, local):
+        check_folder(folder)
+    with _quiet_library(transformers), explained_errors(name, local):
         config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
         model_class = _model_class(transformers, config, trust_remote_code)
         bare = _outline_with_routers(model_class, config, name, trust_remote_code)
@@ -99,37 +98,6 @@ def _library() -> Any:
             "Hugging Face models need the transformers library; python -m pip install -r requirements-huggingface.txt"
         ) from error
     return transformers
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise ModelError for a folder whose weights are missing, cut off, or kept in pickles."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder.name} has no config.json; expected the folder of a Hugging Face model")
-    shards = sorted(folder.glob("*.safetensors"))
-    pickles = sorted(path for pattern in _PICKLES for path in folder.glob(pattern))
-    if not shards and pickles:
-        raise ModelError(
-            f"the weights of {folder.name} are a pickle ({pickles[0].name}), which can run code when it is opened; if "
-            "you trust it, convert it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
-        )
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{folder.name}/{index.name} is damaged; copy it again") from error
-        if absent := sorted(listed - {path.name for path in shards}):
-            raise ModelError(f"{folder.name} lacks {len(absent)} of its files of weights, such as {absent[0]!r}")
-    if not shards:
-        raise ModelError(f"{folder.name} has no weights; expected *.safetensors beside config.json")
-    from safetensors import SafetensorError, safe_open
-
-    for shard in shards:
-        try:
-            with safe_open(shard, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{folder.name}/{shard.name} is damaged or cut off ({error}); copy it again") from error
 
 
 def _model_class(transformers: Any, config: Any, trust_remote_code: bool) -> Any:
@@ -220,15 +188,23 @@ def _quiet_library(transformers: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _explained_errors(name: str, local: bool) -> Iterator[None]:
-    """The library's errors, which are pages long, in one line that says what to do."""
+def explained_errors(name: str, local: bool) -> Iterator[None]:
+    """The library's errors, which are pages long, in one line that says what to do.
+
+    A configuration that is wrong fails wherever the library first uses it, with whatever error: all are the model's.
+    """
     try:
         yield
-    except (ModelError, TraceError, UsageError):
+    except MoescopeError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
-        text = " ".join(str(error).split())
+    except Exception as error:
+        text = " ".join(f"{'' if str(error) else type(error).__name__}{error}".split())
         raise ModelError(_explanation(name, local, text)) from error
+    except BaseException as error:
+        # A fault within the tokenizers library, which is written in Rust; it is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(_explanation(name, local, "its tokenizer.json is damaged")) from None
 
 
 def _explanation(name: str, local: bool, text: str) -> str:
