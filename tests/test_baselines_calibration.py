@@ -5,6 +5,8 @@ The whole study, with more draws, is moe_core.routing.calibration.
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,30 @@ def test_random_routing_is_called_chance_in_90_of_100_seeds(name: str, kind: str
     # Steps of 1/40 alone move the Kolmogorov-Smirnov statistic by as much: spread each over its step.
     spread = p_values - np.random.default_rng(0).random(len(p_values)) / (DRAWS + 1)
     assert calibration.evenness(name, spread) > 0.001
+
+
+FEW_SEEDS = 40
+IN_RUNS = [
+    (name, kind)
+    for name in calibration.MEASURES
+    for kind in ("autocorrelated .8", "autocorrelated .8, few documents")
+    if kind in calibration.kinds_of_chance(name)
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), IN_RUNS)
+def test_runs_of_independent_choices_are_called_chance(name: str, kind: str) -> None:
+    """All but persistence, which is there. Shuffled tokens made teams of nine in ten."""
+    nothing, _ = calibration.chance_count(name, FEW_SEEDS, kind, DRAWS)
+    assert FEW_SEEDS - nothing <= calibration.most_found(FEW_SEEDS, len(IN_RUNS))
+
+
+def test_limits_are_exact_binomial_ones_shared_by_all_cells() -> None:
+    # P(more than k of 40 at 5 %): 4.8 % for 4 and .34 % for 6, by adding up the binomial probabilities.
+    assert calibration.most_found(40, 1) == 4
+    more_than = [1 - sum(comb(40, n) * 0.05**n * 0.95 ** (40 - n) for n in range(k + 1)) for k in range(8)]
+    limit = calibration.most_found(40, 12)
+    assert more_than[limit] <= 0.05 / 12 < more_than[limit - 1]
 
 
 @pytest.mark.parametrize("name", calibration.MEASURES)

@@ -17,6 +17,7 @@ import pandas as pd
 from moe_core.routing.measures import registry
 from moe_core.routing.measures.against_chance import CHANCE
 from moe_core.routing.measures.measure import RandomRouting
+from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 
@@ -40,6 +41,8 @@ RANDOM: dict[str, dict[str, Any]] = {
 other layers in all of them; only persistence is there to find where logits are autocorrelated."""
 RUNS = tuple(kind for kind, arguments in RANDOM.items() if arguments.get("phi"))
 """Those in which choices come in runs."""
+LONG_DOCUMENTS = (40, 8)
+"""So many documents of 100 tokens: what a test finds depends on how many sources there are."""
 WEAK = (0.25, 0.5, 1.0)
 """Strengths of a planted connection that chance may hide; random logits have a standard deviation of 1.28."""
 
@@ -116,6 +119,21 @@ def chance_count(name: str, seeds: int, kind: str, permutations: int = PERMUTATI
     return nothing, np.array(p_values)
 
 
+def kinds_of_chance(name: str) -> list[str]:
+    """The kinds of random routing in which there is nothing to find. Where choices come in runs they persist."""
+    return [kind for kind in RANDOM if name != "persistence" or kind not in RUNS]
+
+
+def most_found(seeds: int, cells: int) -> int:
+    """In how many of so many seeds a 5 % test may find something where there is nothing.
+
+    The exact binomial limit, which at most one in twenty tables of so many cells breaks (Bonferroni).
+    """
+    from scipy import stats
+
+    return int(stats.binom.isf(SIGNIFICANCE / cells, seeds, SIGNIFICANCE))
+
+
 def evenness(name: str, p_values: Float64Array) -> float:
     """Kolmogorov-Smirnov p, 0..1, of p-values spread evenly over 0..1; of a tolerant null, of none too small."""
     from scipy import stats
@@ -125,16 +143,23 @@ def evenness(name: str, p_values: Float64Array) -> float:
 
 
 def found_count(
-    name: str, seeds: int, permutations: int = PERMUTATIONS, *, strength: float = 3.0, slightly: bool = False
+    name: str,
+    seeds: int,
+    permutations: int = PERMUTATIONS,
+    *,
+    strength: float = 3.0,
+    slightly: bool = False,
+    **arguments: Any,
 ) -> int:
     """Seeds in which the planted connection was found in every layer; loads are skewed besides.
 
     A verdict must say "clearly", or with `slightly` at least that something was found; cells must be certain.
+    `arguments`: of random_trace.
     """
     found_in_cells = PLANTS[name].found
     found = 0
     for seed in range(seeds):
-        trace = random_trace(seed, skew=0.5, planted=name, strength=strength)
+        trace = random_trace(seed, skew=0.5, planted=name, strength=strength, **arguments)
         frame = NULLS[name](trace, permutations=permutations)
         if found_in_cells is not None:
             found += found_in_cells(frame)
@@ -146,15 +171,21 @@ def found_count(
 def calibrate(seeds: int = SEEDS) -> list[dict[str, Any]]:
     """One row per baseline, see main."""
     rows: list[dict[str, Any]] = []
+    cells = sum(len(kinds_of_chance(name)) for name in MEASURES)
     for name in MEASURES:
-        row: dict[str, Any] = {"baseline": name, "seeds": seeds}
-        for kind in RANDOM:
+        row: dict[str, Any] = {"baseline": name, "seeds": seeds, "chance, at least": seeds - most_found(seeds, cells)}
+        for kind in kinds_of_chance(name):
             nothing, p_values = chance_count(name, seeds, kind)
             row[f"chance, {kind}"] = nothing
             row[f"KS, {kind}"] = round(evenness(name, p_values), 3)
         for strength in WEAK:
             row[f"found, planted {strength}"] = found_count(name, seeds, strength=strength, slightly=True)
         row["found clearly, planted 3.0"] = found_count(name, seeds)
+        for documents in LONG_DOCUMENTS:
+            for strength in (1.0, 3.0):
+                row[f"found, {documents} documents of 100 tokens, planted {strength}"] = found_count(
+                    name, seeds, strength=strength, slightly=True, documents=documents, document_tokens=100
+                )
         rows.append(row)
     return rows
 
@@ -174,8 +205,9 @@ def _routed_trace(logits: Float64Array, documents: Int64Array, tokens: Int64Arra
 
 
 def main() -> None:
-    """Print, for each baseline: seeds called chance and the Kolmogorov-Smirnov p of their p-values, for each kind of
-    random routing; seeds in which a planted connection is found. Intervals are checked by moe_core.routing.coverage."""
+    """Print, for each baseline: how many seeds must be called chance, how many are, and the Kolmogorov-Smirnov p of
+    their p-values, for each kind of random routing; seeds in which a planted connection is found. Intervals are checked
+    by moe_core.routing.coverage."""
     parser = argparse.ArgumentParser(description="Do the baselines tell chance from findings?")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many random traces of each kind (default 100)")
