@@ -18,13 +18,14 @@ LONGEST_STRETCH = 2**24
 """Characters without a space that can be encoded; they take about 2 GiB."""
 # Spaces for Python and for the pre-tokenizer alike, and only after what is a space for neither.
 _CUT = re.compile(r"(?<=\S)[ \n\t\r]")
+_UP_TO_LAST_CUT = re.compile(r"(?s:.*)(?<=\S)[ \n\t\r]")
 
 
 def parts_alike(text: str) -> Iterator[str]:
     """Parts of `text` whose ids make up its ids. Raises DataError for a stretch of more than LONGEST_STRETCH."""
     start = 0
     while len(text) - start > PART_CHARACTERS:
-        end = _next_cut(text, start)
+        end = _last_cut(text, start) or _first_cut_after(text, start + PART_CHARACTERS)
         if end - start > LONGEST_STRETCH:
             raise DataError(
                 f"the text that begins with {text[start : start + 30]!r} has {end - start:,} characters without a "
@@ -40,18 +41,19 @@ def parts_anyhow(text: str) -> Iterator[str]:
     """Parts of at most PART_CHARACTERS, cut as by `parts_alike` where that goes, else within a stretch."""
     start = 0
     while len(text) - start > PART_CHARACTERS:
-        end = min(_next_cut(text, start), start + PART_CHARACTERS)
+        end = _last_cut(text, start) or start + PART_CHARACTERS
         yield text[start:end]
         start = end
     if start < len(text) or not text:
         yield text[start:]
 
 
-def _next_cut(text: str, start: int) -> int:
-    """The last place for a cut within PART_CHARACTERS, else the first one after them, else the end."""
-    window = text[start + 1 : start + PART_CHARACTERS + 1]
-    for place in range(len(window) - 1, 0, -1):
-        if window[place] in " \n\t\r" and not window[place - 1].isspace():
-            return start + 1 + place
-    found = _CUT.search(text, start + PART_CHARACTERS)
+def _last_cut(text: str, start: int) -> int | None:
+    """The last place for a cut that leaves a part of at most PART_CHARACTERS."""
+    found = _UP_TO_LAST_CUT.match(text, start + 1, start + PART_CHARACTERS + 1)
+    return found.end() - 1 if found else None
+
+
+def _first_cut_after(text: str, place: int) -> int:
+    found = _CUT.search(text, place)
     return found.start() if found else len(text)

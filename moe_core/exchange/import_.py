@@ -23,9 +23,9 @@ from moe_core.exchange.weight_files import (
     TensorHeader,
     check_file_size,
     check_headers,
+    open_weight_files,
     read_config_file,
     read_headers,
-    read_tensors,
 )
 from moe_core.model.size import check_fits_memory
 from moe_core.model.transformer import MoETransformer
@@ -98,7 +98,7 @@ def read_model(source: Path, theirs: FamilyConfig, config: ModelConfig, family: 
             f"the checkpoint in {str(source)!r} lacks lm_head.weight and its config.json does not tie it to the "
             "embedding (tie_word_embeddings = true); restore the checkpoint from a copy"
         )
-    return _model(from_checkpoint(read_tensors(source), config, family), config, source)
+    return _model(from_checkpoint(_weights(source), config, family), config, source)
 
 
 def _observe(
@@ -138,6 +138,14 @@ def _model(state: dict[str, Tensor], config: ModelConfig, source: Path) -> MoETr
             )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _weights(source: Path) -> dict[str, Tensor]:
+    """All tensors of the checkpoint's safetensors files."""
+    tensors: dict[str, Tensor] = {}
+    for _, file in open_weight_files(source):
+        tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    return tensors
 
 
 def _tokenizer(path: Path) -> Tokenizer:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from moe_core.config import ModelConfig
 from moe_core.errors import RunError, UsageError
@@ -52,7 +51,7 @@ def check_file_size(path: Path, limit: int) -> None:
 def read_headers(source: Path) -> dict[str, TensorHeader]:
     """Names, shapes and types of all tensors, without their numbers. Raises RunError for damaged files."""
     headers: dict[str, TensorHeader] = {}
-    for path, file in _open_files(source):
+    for path, file in open_weight_files(source):
         for name in file.keys():  # noqa: SIM118 - not a dict
             part = file.get_slice(name)
             headers[name] = TensorHeader(tuple(part.get_shape()), part.get_dtype())
@@ -62,14 +61,6 @@ def read_headers(source: Path) -> dict[str, TensorHeader]:
                     f"({', '.join(FLOATS)}) that are not quantised"
                 )
     return headers
-
-
-def read_tensors(source: Path) -> dict[str, Tensor]:
-    """All tensors of the checkpoint's safetensors files."""
-    tensors: dict[str, Tensor] = {}
-    for _, file in _open_files(source):
-        tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    return tensors
 
 
 def check_headers(headers: Mapping[str, TensorHeader], config: ModelConfig, family: Family, source: Path) -> None:
@@ -97,7 +88,8 @@ def check_headers(headers: Mapping[str, TensorHeader], config: ModelConfig, fami
         )
 
 
-def _open_files(source: Path) -> Iterator[tuple[Path, Any]]:
+def open_weight_files(source: Path) -> Iterator[tuple[Path, Any]]:
+    """The safetensors files in `source`, opened one after the other. Raises RunError for damaged or missing ones."""
     for path in _weight_paths(source):
         try:
             with safe_open(path, framework="pt") as file:
