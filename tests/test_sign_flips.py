@@ -138,6 +138,15 @@ def test_a_tiny_excess_of_hundreds_of_sources_is_not_called_clear() -> None:
     assert not best["uncertain"]
 
 
+def test_hundreds_of_sources_of_uneven_load_are_no_teams() -> None:
+    """The best two of independent logits are not quite a random pair of these loads; .005 of the pairs is nothing."""
+    found = 0
+    for seed in range(12):
+        trace = random_trace(seed, skew=1.0, documents=400, document_tokens=40, layers=1)
+        found += baselines.coactivation(trace, permutations=39)["verdict"][0] != CHANCE
+    assert found <= 4  # of 12 at 5 %: more than 4 has a chance of 0.02 %
+
+
 def test_a_pair_that_is_absent_by_accident_is_not_sure() -> None:
     """Experts 6 and 7 are rare and come in long runs: in a few sources, or in none, together."""
     wrong = 0

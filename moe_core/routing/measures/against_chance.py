@@ -67,16 +67,17 @@ def tested(
     """The frame of a baseline: a measure of L layers against P draws of its null.
 
     `measured`: columns that say where, the last of them the measure [L]; `interval`: its (low, high) [L];
-    `untestable`: why a layer cannot be tested, or ""; `tolerance`: an excess over chance up to this is nothing to find;
-    `facts`: further columns. Columns: those of `measured`; null_mean, null_p99 (99th percentile) of the draws;
-    p_value = (1 + #{null >= measure - tolerance}) / (1 + P), 0..1;
+    `untestable`: why a layer cannot be tested, or ""; `tolerance`: so much besides chance is nothing to find; it adds
+    to the null as independent noise does, in squares; `facts`: further columns. Columns: those of `measured`;
+    null_mean, null_p99 (99th percentile) of the draws;
+    p_value = (1 + #{sqrt(null^2 + tolerance^2) >= measure}) / (1 + P), 0..1;
     p_adjusted over the layers (Benjamini-Hochberg); effect = measure - null_mean, the size; low, high; `facts`;
     verdict = finding.clearly (p_adjusted <= SIGNIFICANCE and effect >= clear_effect), finding.slightly (significant,
     but smaller), CHANCE, or why it cannot be tested (then null, p and effect are NaN).
     """
     value_L = np.asarray(list(measured.values())[-1], dtype=np.float64)
     null_PL = np.where([bool(reason) for reason in untestable], np.nan, null_PL)
-    p_L = p_values(value_L - tolerance, null_PL)
+    p_L = p_values(value_L, np.hypot(null_PL, tolerance))
     adjusted_L = adjust(p_L)
     null_mean_L = null_PL.mean(axis=0)
     effect_L = value_L - null_mean_L

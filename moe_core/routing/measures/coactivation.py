@@ -82,8 +82,9 @@ def coactivation_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -
     that chose both, less their mean if all choices with every document's loads and as many experts a token are equally
     likely (permutation.PairChain): the part of the pairs that would have to be others to look like chance, 0..1.
     Null: the same of sum_u s_u r_uij with random signs s_u (statistics.sign_flips), so that runs of choices, whatever
-    they are, are in the null too. Tested is an excess above TOLERANCE: p_value = (1 + #{null >= strength - TOLERANCE})
-    / (1 + draws); `permutations` draws, or all 2^(U-1) - 1 patterns of U sources where these are fewer.
+    they are, are in the null too. Tested is more than TOLERANCE besides chance, which adds up as independent noise
+    does: p_value = (1 + #{sqrt(null^2 + TOLERANCE^2) >= strength}) / (1 + draws); `permutations` draws, or all
+    2^(U-1) - 1 patterns of U sources where these are fewer.
     Columns, one row per layer: layer, strength; null_mean, null_p99, p_value, p_adjusted, effect, low, high, tokens,
     verdict as in baselines.persistence; FEW_SOURCES where fewer than six sources tell anything, whose signs reach no 5
     %. Of more than MAX_UNITS sources, random groups are taken for sources.
