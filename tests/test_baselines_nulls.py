@@ -17,15 +17,18 @@ from scipy import stats
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.calibration import random_trace
+from moe_core.routing.measures import flow, vocabulary
 from moe_core.routing.measures.coactivation import COACTIVATION_FINDING, coactivation_verdict
 from moe_core.routing.measures.flow import flow_verdict
 from moe_core.routing.measures.persistence import persistence_verdict
+from moe_core.routing.measures.tokens import token_types
 from moe_core.routing.measures.vocabulary import VOCABULARY_FINDING, vocabulary_verdict
 from moe_core.routing.statistics import permutation
 from moe_core.routing.statistics.bootstrap import MAX_UNITS, units
 from moe_core.routing.statistics.multiple_comparisons import Pool
+from moe_core.routing.trace import trace as trace_module
 from moe_core.routing.trace.counts import blocks
-from moe_core.routing.trace.trace import StoredTrace
+from moe_core.routing.trace.trace import AnyTrace, StoredTrace
 
 ALL = [
     baselines.domain_nmi,
@@ -36,7 +39,7 @@ ALL = [
     baselines.vocabulary,
     baselines.layer_flow,
 ]
-COMMON = ["null_mean", "null_p99", "p_value", "p_adjusted", "effect", "low", "high", "verdict"]
+COMMON = ["null_mean", "null_p99", "p_value", "p_adjusted", "effect", "estimate", "low", "high", "verdict"]
 
 
 def trace_of(indices: Any, *, num_experts: int = 4, documents: Any = None, **others: Any) -> RoutingTrace:
@@ -212,11 +215,46 @@ def _runs(rng: np.random.Generator, length: int) -> np.ndarray:
     return rng.integers(0, 4, changes[-1] + 1)[changes]
 
 
-def test_large_traces_are_sampled_by_document(monkeypatch: pytest.MonkeyPatch) -> None:
+USED = [f"{of}{what}" for of in ("", "tested_", "trace_") for what in ("tokens", "documents")]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_of_large_traces_the_test_is_of_a_sample_and_the_size_of_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stored: bool
+) -> None:
     monkeypatch.setattr(permutation, "MAX_NULL_TOKENS", 200)
-    trace = random_trace(0, layers=2)
-    assert baselines.persistence(trace, permutations=3)["tokens"].tolist() == [200, 200]
-    assert baselines.layer_flow(trace, permutations=3)["tokens"].tolist() == [200]
+    monkeypatch.setattr(trace_module, "PART_TOKENS", 60)
+    trace = random_trace(0, layers=2, planted="vocabulary")
+    path = tmp_path / "x.parquet"
+    trace.save(path)
+    whole: AnyTrace = StoredTrace.open(path) if stored else trace
+    for baseline, of_all in (
+        (baselines.persistence, metrics.persistence(trace)["first"]),
+        (baselines.vocabulary, metrics.vocabulary_specialization(trace).groupby("layer")["share"].mean()),
+        (baselines.layer_flow, None),
+    ):
+        frame = baseline(whole, permutations=19)
+        assert frame[USED].to_numpy().tolist() == [[600, 24, 200, 8, 600, 24]] * len(frame)
+        if of_all is not None:
+            assert frame.iloc[:, 1].to_numpy() == pytest.approx(of_all.to_numpy())
+        assert (frame["null_mean"] < frame["null_p99"]).all()
+        pd.testing.assert_frame_equal(frame, baseline(trace, permutations=19))
+    assert baselines.coactivation(whole, permutations=3)[USED].to_numpy().tolist() == [[200, 8, 200, 8, 600, 24]] * 2
+    assert "from 200 of 600 tokens, 8 of 24 documents" in vocabulary_verdict(baselines.vocabulary(whole))
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_the_mean_of_a_null_over_all_tokens_is_that_of_its_draws(seed: int) -> None:
+    """What a large trace's size is held against, computed apart, agrees with draws that look at every token."""
+    trace = random_trace(seed, layers=2, alike=1.0, planted="persistence", strength=1.0)
+    types = token_types(trace, "input", 10)
+    for mean, frame in (
+        (flow._null_of_all_tokens(trace, seed), baselines.layer_flow(trace, permutations=60)),
+        (vocabulary._null_of_all(trace, types, "input", seed), baselines.vocabulary(trace, permutations=60)),
+    ):
+        spread = (frame["null_p99"] - frame["null_mean"]).to_numpy()
+        assert (np.abs(mean - frame["null_mean"].to_numpy()) < spread).all()
 
 
 def test_pooled_p_values_by_hand() -> None:
@@ -300,21 +338,6 @@ def test_units_are_sources_or_random_groups_of_one_domain() -> None:
     domain_of_unit = np.zeros(drawn.count, int)
     domain_of_unit[drawn.of_block] = parts.domain_ids
     assert np.array_equal(domain_of_unit[drawn.of_block], parts.domain_ids)
-
-
-def test_drawing_units_again_is_drawing_their_tokens_again() -> None:
-    """The resampled vocabulary score, worked out from counts, against a trace that really repeats the documents."""
-    from moe_core.routing.measures.vocabulary import _TypedTokens
-
-    trace = random_trace(3, layers=1)
-    labels = trace.token_ids.astype(np.int64)
-    slots = trace.router_indices[0].T.astype(np.int64) + 1
-    weights = np.random.default_rng(0).multinomial(24, np.full(24, 1 / 24), size=3)
-    found = _TypedTokens(labels, 12, 8).resampled(slots, trace.document_ids.astype(np.int64), weights.astype(float))
-    for score, weight in zip(found, weights, strict=True):
-        again = np.repeat(np.arange(trace.num_tokens), weight[trace.document_ids])
-        repeated = trace_of(trace.router_indices[0, again], num_experts=8, token_ids=trace.token_ids[again])
-        assert score == pytest.approx(metrics.vocabulary_specialization(repeated, min_count=1)["share"].mean())
 
 
 def test_strength_by_hand() -> None:

@@ -24,19 +24,22 @@ from moe_core.routing.measures.vocabulary import VOCABULARY_FINDING, vocabulary_
 
 def frame_of(measure: str, *rows: tuple[int, float, float, float, str], **columns: Any) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["layer", measure, "null_mean", "p_adjusted", "verdict"])
-    return frame.assign(effect=frame[measure] - frame["null_mean"], **columns)
+    estimate = frame[measure] - 0.01
+    interval = {"estimate": estimate, "low": estimate - 0.02, "high": estimate + 0.02}
+    return frame.assign(effect=frame[measure] - frame["null_mean"], **interval, **columns)
 
 
 def test_persistence_in_words() -> None:
     clear = (2, 0.41, 0.22, 1 / 201, PERSISTENCE_FINDING.clearly)
     chance = (0, 0.2, 0.2, 0.6, baselines.CHANCE)
     assert persistence_verdict(frame_of("first", chance, clear)) == (
-        "Neighbouring tokens keep the same first expert more often than chance: layer 2 most, 41 % of neighbours "
-        "against 22 % in shuffled documents (p < 0.005); layer 0 not distinguishable from chance."
+        "Neighbouring tokens keep the same first expert more often than chance: layer 2 most, 40 % (95 % interval "
+        "38 % to 42 %) of neighbours against 22 % in shuffled documents (p < 0.005); layer 0 not "
+        "distinguishable from chance."
     )
     assert persistence_verdict(frame_of("first", chance)) == NOTHING_THERE
     slight = (1, 0.23, 0.22, 0.01, PERSISTENCE_FINDING.slightly)
-    assert "only slightly more often than chance: 23 %" in persistence_verdict(frame_of("first", slight))
+    assert "only slightly more often than chance: 22 % (95 % interval" in persistence_verdict(frame_of("first", slight))
     few = frame_of("first", (1, np.nan, np.nan, np.nan, baselines.FEW_DOCUMENTS))
     assert persistence_verdict(few) == "This cannot be tested: too few documents."
     assert persistence_verdict(few.iloc[:0]).startswith("There is nothing to test")
@@ -69,13 +72,14 @@ def test_coactivation_in_words() -> None:
 def test_vocabulary_and_flow_in_words() -> None:
     frame = frame_of("score", (0, 0.78, 0.55, 1 / 201, VOCABULARY_FINDING.clearly), which="predicted")
     assert vocabulary_verdict(frame) == (
-        "Expert choice specialises by predicted token: the favourite expert of a predicted token takes 78 % of its "
-        "occurrences against 55 % by chance (p < 0.005)."
+        "Expert choice specialises by predicted token: the favourite expert of a predicted token takes 77 % "
+        "(95 % interval 75 % to 79 %) of its occurrences; as counted 78 % against 55 % by chance (p < 0.005)."
     )
     rows = [(0, 0.2, 0.01, 1 / 201, FLOW_FINDING.clearly), (1, 0.01, 0.01, 0.4, baselines.CHANCE)]
     assert flow_verdict(frame_of("nmi", *rows, next_layer=[1, 3])) == (
-        "A token's expert in one layer tells about its expert in the next: layers 0 to 1 most, NMI 0.2 against 0.01 by "
-        "chance (p < 0.005); layer 1 not distinguishable from chance."
+        "A token's expert in one layer tells about its expert in the next: layers 0 to 1 most, NMI 0.19 (95 % "
+        "interval 0.17 to 0.21); as counted 0.2 against 0.01 by chance (p < 0.005); layer 1 "
+        "not distinguishable from chance."
     )
 
 

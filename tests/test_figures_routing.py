@@ -77,7 +77,8 @@ def null_table(measure: str, values: list[float], finding: Any, **columns: Any) 
     return pd.DataFrame(
         {
             "layer": range(len(values)), measure: shares, "null_mean": 0.1, "null_p99": 0.15, "p_value": 0.005,
-            "p_adjusted": 0.005, "effect": shares - 0.1, "low": shares - 0.05, "high": shares + 0.05,
+            "p_adjusted": 0.005, "effect": shares - 0.1, "estimate": shares, "low": shares - 0.05,
+            "high": shares + 0.05,
             "verdict": baselines.CHANCE if finding is None else finding.clearly, **columns,
         }
     )  # fmt: skip

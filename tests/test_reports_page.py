@@ -187,7 +187,7 @@ def test_the_card_says_what_the_model_is(text: str, tiny_config: Config) -> None
 def test_each_layer_stands_in_one_row_with_its_chance(text: str, sections: list[Section]) -> None:
     (nmi,) = [figure for section in sections for figure in section.figures if figure.name == "domain_nmi"]
     row = nmi.frame.iloc[1]
-    assert f"{number(row['nmi'])} ({number(row['null_p99'])})" in text
+    assert f"{number(row['estimate'])} ({number(row['nmi'])} / {number(row['null_p99'])})" in text
 
 
 def test_plotly_is_there_once_or_not_at_all(trace: RoutingTrace, tiny_config: Config, sections: list[Section]) -> None:

@@ -141,7 +141,8 @@ def test_adjusted_p_values_are_scipys(p_values: list[float]) -> None:
 
 def nmi_frame(*rows: tuple[int, float, float, float, str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["layer", "nmi", "null_mean", "p_adjusted", "verdict"])
-    return frame.assign(effect=frame["nmi"] - frame["null_mean"], documents=40)
+    interval = {"estimate": 0.9 * frame["nmi"], "low": 0.8 * frame["nmi"], "high": frame["nmi"]}
+    return frame.assign(effect=frame["nmi"] - frame["null_mean"], sources=40, **interval)
 
 
 def test_domain_verdict_in_words() -> None:
@@ -149,17 +150,19 @@ def test_domain_verdict_in_words() -> None:
     weaker = (2, 0.05, 0.01, 0.02, baselines.CLEARLY)
     chance = (0, 0.01, 0.01, 0.7, baselines.CHANCE)
     assert domain_verdict(nmi_frame(weaker, clear)) == (
-        "Experts know a token's domain: layer 3 most, NMI 0.21 against 0.02 by chance (p < 0.005)."
+        "Experts know a token's domain: layer 3 most, NMI 0.19 (95 % interval 0.17 to 0.21); as "
+        "counted 0.21 against 0.02 by chance (p < 0.005)."
     )
     assert domain_verdict(nmi_frame(clear)) == (
-        "Experts know a token's domain: NMI 0.21 against 0.02 by chance (p < 0.005)."
+        "Experts know a token's domain: NMI 0.19 (95 % interval 0.17 to 0.21); as "
+        "counted 0.21 against 0.02 by chance (p < 0.005)."
     )
     assert domain_verdict(nmi_frame(chance, clear)).endswith("; layer 0 not distinguishable from chance.")
     assert domain_verdict(nmi_frame(chance)) == ("Not distinguishable from chance: do not read patterns into this map.")
     slight = (1, 0.0031, 0.001, 0.03, baselines.SLIGHTLY)
     assert domain_verdict(nmi_frame(slight)) == (
-        "Experts know a token's domain only slightly better than chance: NMI 0.0031 against 0.001 by chance "
-        "(p < 0.05), too little to rely on."
+        "Experts know a token's domain only slightly better than chance: NMI 0.0028 (95 % interval 0.0025 to "
+        "0.0031); as counted 0.0031 against 0.001 by chance (p < 0.05), too little to rely on."
     )
 
 

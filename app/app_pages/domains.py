@@ -62,11 +62,14 @@ show_figure(
     terms=["NMI", "null", "p-value", "effect"],
 )
 st.dataframe(
-    nmi[["layer", "nmi", "null_mean", "null_p99", "p_adjusted", "verdict"]],
+    nmi[["layer", "estimate", "low", "high", "nmi", "null_mean", "null_p99", "p_adjusted", "verdict"]],
     hide_index=True,
     column_config={
         "layer": st.column_config.NumberColumn("Layer"),
-        "nmi": st.column_config.NumberColumn("NMI", format="%.3f"),
+        "estimate": st.column_config.NumberColumn("NMI", format="%.3f"),
+        "low": st.column_config.NumberColumn("95 % from", format="%.3f"),
+        "high": st.column_config.NumberColumn("to", format="%.3f"),
+        "nmi": st.column_config.NumberColumn("as counted", format="%.3f"),
         "null_mean": st.column_config.NumberColumn("by chance", format="%.3f"),
         "null_p99": st.column_config.NumberColumn("by chance at most (99 %)", format="%.3f"),
         "p_adjusted": st.column_config.NumberColumn("p (adjusted over layers)", format="%.3f"),

@@ -118,8 +118,10 @@ best = known.iloc[int(known["effect"].argmax())] if len(known) else None
 untested = "one domain only" if (nmi["verdict"] == ONE_DOMAIN).any() else "too little text to tell"
 domains.metric(
     "Experts know domains",
-    "–" if best is None else f"NMI {number(best['nmi'])}",
-    delta_description=untested if best is None else f"by chance {number(best['null_mean'])}",
+    "–" if best is None else f"NMI {number(best['estimate'])}",
+    delta_description=untested
+    if best is None
+    else f"as counted {number(best['nmi'])}, by chance {number(best['null_mean'])}",
     help=term_help("NMI"),
     border=True,
     height="stretch",

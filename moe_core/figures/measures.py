@@ -1,4 +1,4 @@
-"""One measure per layer as bars, each with what chance reaches and, where known, its 95 % interval."""
+"""One measure per layer as bars, each with its 95 % interval, as it was counted, and with what chance reaches."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ def chance_figure(measure: Measure, test: pd.DataFrame) -> Figure:
 def chance_bars(
     frame: pd.DataFrame, measure: str, *, title: str, sentences: Sequence[str], row_title: str = "MoE layer"
 ) -> alt.LayerChart:
-    """`frame` has columns layer, `measure`, null_p99 and perhaps low and high: one bar a layer from 0.
+    """`frame` has columns layer, `measure`, null_p99, estimate, low and high: one bar a layer from 0 to the estimate.
 
-    The tick is the 99th percentile of chance: a bar that does not reach beyond it is not distinguishable from chance.
+    The open mark is the measure as counted, the tick the 99th percentile of what chance gives it: a mark that does not
+    reach beyond the tick is not distinguishable from chance. The bar is what is left without the bias of few tokens.
     """
-    intervals = {"low", "high"} <= set(frame.columns) and bool(frame["low"].notna().any())
-    data = frame.assign(sentence=list(sentences), label=[number(x) for x in frame[measure]])
-    ends = [frame[measure], frame["null_p99"], *([frame["high"]] if intervals else [])]
-    most = float(np.nanmax([0.0, *(value for end in ends for value in end)]))
-    data["end"] = data[["high", measure]].max(axis=1) if intervals else data[measure]
+    data = frame.assign(sentence=list(sentences), label=[number(x) for x in frame["estimate"]])
+    intervals = bool(frame["low"].notna().any())
+    data["end"] = data[["high", "estimate", measure]].max(axis=1)
+    most = float(np.nanmax([0.0, *data["end"], *data["null_p99"]]))
     scale = alt.Scale(domain=[0, max(most * 1.1, 0.01)], nice=False)
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title=row_title, axis=ROW_AXIS), tooltip="sentence:N")
-    x = alt.X(
-        f"{measure}:Q", title=f"{title}; tick: 99th percentile by chance", scale=scale, axis=alt.Axis(tickCount=6)
-    )
+    axis = f"{title}; open mark: as counted, tick: its 99th percentile by chance"
+    x = alt.X("estimate:Q", title=axis, scale=scale, axis=alt.Axis(tickCount=6))
     layers = [bar_mark(base, faint=intervals).encode(x=x)]
     if intervals:
         layers.append(interval_mark(base).encode(x="low:Q", x2="high:Q"))
     size = 26 if len(data) <= MAX_NUMBERED_BARS else 9
+    layers.append(base.mark_point(size=3 * size, color=BAR, filled=False, opacity=1).encode(x=f"{measure}:Q"))
     layers.append(base.mark_tick(thickness=3, opacity=1, size=size, color=HEAT).encode(x="null_p99:Q"))
     if len(data) <= MAX_NUMBERED_BARS:
-        layers.append(base.mark_text(align="left", dx=5, fontSize=11).encode(x="end:Q", text="label:N"))
+        layers.append(base.mark_text(align="left", dx=8, fontSize=11).encode(x="end:Q", text="label:N"))
     return layered(layers, data, bars_height(len(data)))
 
 

@@ -198,14 +198,16 @@ def _losses(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def _layers(sections: Sequence[Section]) -> pd.DataFrame | None:
-    """Every headline measure by layer with what chance reaches: the tests' own tables, side by side."""
+    """Every headline measure by layer, its estimate, then as counted with what chance reaches, side by side."""
     columns: dict[str, pd.Series[Any]] = {}
     for figure in (figure for section in sections for figure in section.figures):
         if figure.name in _MEASURES:
             measure = _MEASURES[figure.name]
             frame = figure.frame.set_index("layer")
-            both = zip(frame[measure.value], frame["null_p99"], strict=True)
-            cells = [f"{number(value)} ({'not tested' if isnan(null) else number(null)})" for value, null in both]
+            cells = [
+                f"{number(best)} ({number(value)} / {'not tested' if isnan(null) else number(null)})"
+                for best, value, null in zip(frame["estimate"], frame[measure.value], frame["null_p99"], strict=True)
+            ]
             columns[measure.title] = pd.Series(cells, index=frame.index)
     if not columns:
         return None

@@ -11,9 +11,11 @@ import pandas as pd
 from moe_core.routing.measures.against_chance import against_null, finding_of, layers_verdict, tested
 from moe_core.routing.measures.measure import Bars, Plant, RandomRouting
 from moe_core.routing.measures.term import Term
+from moe_core.routing.measures.used import used
 from moe_core.routing.statistics.bootstrap import RESAMPLES, Units, units
+from moe_core.routing.statistics.information import Estimate
 from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
-from moe_core.routing.statistics.permutation import PairChain, check_permutations, documents, sampled
+from moe_core.routing.statistics.permutation import PairChain, check_permutations, documents, sampled, whole_and_sample
 from moe_core.routing.statistics.sign_flips import (
     MIN_SOURCES,
     flipped_sums,
@@ -90,7 +92,7 @@ def coactivation_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -
     %. Of more than MAX_UNITS sources, random groups are taken for sources.
     """
     check_permutations(permutations)
-    trace = sampled(trace, seed)
+    whole, trace = whole_and_sample(trace, seed)
     drawn = units(whole_sources(trace), seed)
     weights_RU = drawn.weights(RESAMPLES, np.random.default_rng([seed, 1]))
     signs_PU = sign_patterns(drawn.count, permutations, np.random.default_rng([seed, 3]))
@@ -103,12 +105,13 @@ def coactivation_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -
     return tested(
         {"layer": trace.layers, "strength": strength_PL[0]},
         strength_PL[1:],
-        drawn.interval(strength_PL[0], np.concatenate(resampled, axis=1)),
+        Estimate(strength_PL[0], *drawn.interval(strength_PL[0], np.concatenate(resampled, axis=1))),
         finding=COACTIVATION_FINDING,
         clear_effect=CLEAR_EFFECT,
         untestable=untestable,
         tolerance=TOLERANCE,
-        tokens=trace.num_tokens,
+        sampled=None,
+        used=used(whole, trace, value_of_sample=True),
     )
 
 

@@ -13,14 +13,19 @@ from moe_core.routing.measures.against_chance import (
     CHANCE,
     FEW_DOCUMENTS,
     NOTHING_THERE,
+    certainty_words,
     finding_of,
+    interval_words,
     not_tested,
     tested,
 )
 from moe_core.routing.measures.measure import Bars, Plant, RandomRouting
 from moe_core.routing.measures.term import Term
-from moe_core.routing.statistics.bootstrap import RESAMPLES, by_domain, count_interval
+from moe_core.routing.measures.used import used
+from moe_core.routing.statistics.bootstrap import by_domain
+from moe_core.routing.statistics.information import Estimate, join_estimates, nmi, nmi_estimate
 from moe_core.routing.statistics.intervals import wilson_of_clusters
+from moe_core.routing.statistics.jackknife import source_groups
 from moe_core.routing.statistics.label_permutation import labelled_shares
 from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
 from moe_core.routing.statistics.permutation import check_permutations
@@ -35,7 +40,7 @@ from moe_core.routing.trace.counts import (
 )
 from moe_core.routing.trace.trace import AnyTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
-from moe_core.words import count_of, layers_named, number, p_value, percent
+from moe_core.words import count_of, layers_named, number, percent
 
 
 def domain_specialization(trace: AnyTrace) -> pd.DataFrame:
@@ -123,7 +128,7 @@ def domain_divergence(trace: AnyTrace) -> pd.DataFrame:
 
 def nmi_of_counts(counts_ME: Int64Array | Float64Array) -> Float64Array:
     """I(domain; expert) / H(domain) of joint counts [...,M,E]; NaN where only one domain has tokens."""
-    return ratio(mutual_information(counts_ME), entropy(counts_ME.sum(axis=-1)))
+    return nmi(counts_ME.swapaxes(-1, -2))
 
 
 def _share_intervals(
@@ -155,8 +160,8 @@ def domain_nmi_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
     The domain labels are shuffled over whole sources, since tokens of one source are alike whatever its domain.
     Columns, one row per layer: layer, nmi; null_mean, null_p99 (99th percentile) of the shuffled nmi;
     p_value = (1 + #{null >= nmi}) / (1 + permutations), 0..1; p_adjusted over the layers;
-    effect = nmi - null_mean, the size; low, high (95 % interval of nmi, see bootstrap.Units.interval);
-    documents (blocks of tokens that could be shuffled);
+    effect = nmi - null_mean, the size; estimate = nmi without the bias of few tokens (information.nmi_estimate), with
+    its interval low, high; tokens, documents and what else `used` says; sources (blocks of tokens that were shuffled);
     verdict = CLEARLY (p_adjusted <= 0.05 and effect >= 0.02), SLIGHTLY (significant but smaller), CHANCE, or why it
     cannot be tested (NaN values): ONE_DOMAIN, or FEW_DOCUMENTS where not even a perfect split could reach 5 %.
     """
@@ -171,12 +176,25 @@ def domain_nmi_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
     return tested(
         {"layer": trace.layers, "nmi": nmi_L},
         null_PL,
-        count_interval(parts, M, nmi_L, nmi_of_counts, RESAMPLES, seed, (0.0, 1.0)),
+        _estimate(trace, parts, seed),
         finding=DOMAIN_FINDING,
         clear_effect=CLEAR_EFFECT,
         untestable=[untestable] * trace.num_layers,
-        documents=len(parts.tokens),
+        sampled=None,
+        used=used(trace),
+        sources=len(parts.tokens),
     )
+
+
+def _estimate(trace: AnyTrace, parts: BlockCounts, seed: int) -> Estimate:
+    M, sources = len(trace.domains), source_groups(trace, seed)
+    shape = (sources.groups.count, M, trace.num_experts)
+    place_N, estimates = (sources.of_blocks(parts, M), parts.domain_ids), []
+    for counts_NE in parts.counts:
+        counts_GME = np.zeros(shape, dtype=np.int64)
+        np.add.at(counts_GME, place_N, counts_NE)
+        estimates.append(nmi_estimate(counts_GME.swapaxes(1, 2), sources.groups))
+    return join_estimates(estimates)
 
 
 def domain_cells(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -256,7 +274,7 @@ def domain_verdict(nmi: pd.DataFrame) -> str:
     if ONE_DOMAIN in verdicts:
         return "All text is of one domain: whether experts know a token's domain cannot be tested."
     if FEW_DOCUMENTS in verdicts:
-        documents = count_of(int(nmi["documents"].iloc[0]), "document")
+        documents = count_of(int(nmi["sources"].iloc[0]), "document")
         return f"Too few documents to tell ({documents}): trace more of each domain before reading this map."
     found = nmi[nmi["verdict"].isin([CLEARLY, SLIGHTLY])]
     if found.empty:
@@ -264,8 +282,8 @@ def domain_verdict(nmi: pd.DataFrame) -> str:
     best = found.iloc[int(found["effect"].argmax())]
     where = f"layer {int(best['layer'])} most, " if len(nmi) > 1 else ""
     size = (
-        f"{where}NMI {number(best['nmi'])} against {number(best['null_mean'])} by chance "
-        f"({p_value(best['p_adjusted'])})"
+        f"{where}NMI {interval_words(best, number)}; as counted {number(best['nmi'])} against "
+        f"{number(best['null_mean'])} by chance ({certainty_words(best)})"
     )
     others = nmi[nmi["verdict"] == CHANCE]
     rest = f"; {layers_named(others['layer'])} not distinguishable from chance" if len(others) else ""
@@ -353,9 +371,9 @@ def _bar_sentence(row: Any) -> str:
     if pd.isna(row.nmi) or pd.isna(row.null_p99):
         return f"Layer {row.layer}: {row.verdict}."
     return (
-        f"Layer {row.layer}: one expert choice carries {percent(row.nmi)} of what there is to know about the token's "
-        f"domain; by chance at most {percent(row.null_p99)} (99th percentile of shuffled labels, "
-        f"{p_value(row.p_adjusted)}): {row.verdict}."
+        f"Layer {row.layer}: one expert choice carries {interval_words(row, percent)} of what there is to know about "
+        f"the token's domain; as counted {percent(row.nmi)}, by chance at most {percent(row.null_p99)} "
+        f"(99th percentile of shuffled labels, {certainty_words(row)}): {row.verdict}."
     )
 
 

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from moe_core.routing.measures.against_chance import against_null, finding_of, layers_verdict, tested
+from moe_core.routing.measures.against_chance import (
+    Sampled,
+    against_null,
+    finding_of,
+    interval_words,
+    layers_verdict,
+    tested,
+)
 from moe_core.routing.measures.measure import Bars, Plant, RandomRouting
 from moe_core.routing.measures.term import Term
-from moe_core.routing.statistics.bootstrap import RESAMPLES, Units, units
-from moe_core.routing.statistics.permutation import Documents, check_permutations, documents, sampled
-from moe_core.routing.trace.counts import blocks, entropy, flow_counts, mutual_information, normalised, ratio
-from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
+from moe_core.routing.measures.tokens import TOGETHER
+from moe_core.routing.measures.used import used
+from moe_core.routing.statistics.information import Estimate, join_estimates, nmi, nmi_estimate
+from moe_core.routing.statistics.jackknife import groups_for
+from moe_core.routing.statistics.permutation import (
+    affordable_rotations,
+    check_permutations,
+    documents,
+    rotated_parts,
+    whole_and_sample,
+)
+from moe_core.routing.trace.counts import (
+    flow_counts,
+    grouped_joint_counts,
+    joint_counts,
+    normalised,
+    ratio,
+    slot_columns,
+)
+from moe_core.routing.trace.trace import AnyTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 from moe_core.words import number, percent
 
@@ -58,28 +80,30 @@ def layer_flow_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
 
     Within every document the next layer's choices are turned round by a random distance, which keeps what tokens of a
     document and neighbours have in common. Columns, one row per two consecutive layers: layer, next_layer,
-    nmi = I(expert; next expert) / H(next expert) over pairs of slots, 0..1; null_mean, null_p99, p_value, p_adjusted,
-    effect, low, high, tokens, verdict as in baselines.persistence. No rows for a trace of one layer.
+    nmi = I(expert; next expert) / H(next expert) over pairs of slots of all tokens, 0..1, as counted; null_mean,
+    null_p99, p_value, p_adjusted, effect; estimate = nmi without the bias of few tokens (information.nmi_estimate),
+    with its interval low, high; tokens, documents and what else `used` says; verdict. Of a large trace the p-value is
+    of a sample of whole documents, all else of all tokens. No rows for a trace of one layer.
     """
     check_permutations(permutations)
-    trace = sampled(trace, seed)
-    texts, rng = documents(trace), np.random.default_rng(seed)
-    slots_LKT = trace.router_indices.transpose(0, 2, 1)[:, :, texts.order].astype(np.int64) + 1
+    trace, sample = whole_and_sample(trace, seed)
+    texts, rng = documents(sample), np.random.default_rng(seed)
+    slots_LKT = sample.router_indices.transpose(0, 2, 1)[:, :, texts.order].astype(np.int64) + 1
     here, after, E = slots_LKT[:-1], slots_LKT[1:], trace.num_experts + 1
-    value_L = _nmi_of_pairs(_pair_counts(here, after, E))
+    of_sample_L = _nmi_of_pairs(_pair_counts(here, after, E))
     null_PL = np.stack(
         [_nmi_of_pairs(_pair_counts(here, after[:, :, texts.rotation(rng)], E)) for _ in range(permutations)]
     )
-    drawn = units(blocks(trace), seed)
-    resampled_RL = _resampled_nmi(trace, texts, slots_LKT, drawn, seed)
+    value_L, estimate = _all_tokens(trace, seed)
     return tested(
         {"layer": trace.layers[:-1], "next_layer": trace.layers[1:], "nmi": value_L},
         null_PL,
-        drawn.interval(value_L, resampled_RL),
+        estimate,
         finding=FLOW_FINDING,
         clear_effect=CLEAR_EFFECT,
-        tokens=trace.num_tokens,
-        untestable=[NOTHING_ROUTED if np.isnan(value) else "" for value in value_L],
+        untestable=[NOTHING_ROUTED if np.isnan(value) else "" for value in of_sample_L],
+        sampled=None if sample is trace else Sampled(of_sample_L, _null_of_all_tokens(trace, seed)),
+        used=used(trace, sample),
     )
 
 
@@ -91,33 +115,52 @@ def _pair_counts(one_LKT: Int64Array, other_LKT: Int64Array, E: int) -> Int64Arr
     return np.bincount(keys.reshape(-1), minlength=L * E * E).reshape(L, E, E)
 
 
-def _nmi_of_pairs(counts_EE: Int64Array | Float64Array) -> Float64Array:
-    used = counts_EE[..., 1:, 1:]
-    if not len(used):  # a trace of one layer has no next one
-        return np.empty(0)
-    return ratio(mutual_information(used), entropy(used.sum(axis=-2)))
+def _nmi_of_pairs(counts_EE: Int64Array) -> Float64Array:
+    # A trace of one layer has no next one.
+    return nmi(counts_EE[..., 1:, 1:]) if len(counts_EE) else np.empty(0)
 
 
-def _resampled_nmi(
-    trace: RoutingTrace, texts: Documents, slots_LKT: Int64Array, drawn: Units, seed: int
-) -> Float64Array:
-    """[R,L-1] nmi of sources drawn again."""
-    E, U = trace.num_experts + 1, drawn.count
-    unit_T = drawn.of_block[blocks(trace).of_token[texts.order]]
-    weights_RU = drawn.weights(RESAMPLES, np.random.default_rng([seed, 1]))
-    columns = []
-    for one_KT, other_KT in pairwise(slots_LKT):
-        key_KKT = (unit_T * E + one_KT)[:, None] * E + other_KT[None]
-        counts_UX = np.bincount(key_KKT.reshape(-1), minlength=U * E * E).reshape(U, E * E)
-        columns.append(_nmi_of_pairs((weights_RU @ counts_UX).reshape(-1, E, E)))
-    return np.stack(columns, axis=1) if columns else np.empty((RESAMPLES, 0))
+def _all_tokens(trace: AnyTrace, seed: int) -> tuple[Float64Array, Estimate]:
+    """([L-1] nmi as counted, its estimate) of all tokens, layers together as memory allows."""
+    E, pairs = trace.num_experts, range(trace.num_layers - 1)
+    sources = groups_for(trace, E * E, seed, TOGETHER)
+    G, values, estimates = sources.groups.count, list[float](), list[tuple[float, float, float]]()
+    together = max(1, TOGETHER // (G * E * E))
+    for start in range(0, len(pairs), together):
+        rows = pairs[start : start + together]
+        counts_RGEE = np.zeros((len(rows), G, E, E), dtype=np.int64)
+        for part in trace.parts():
+            groups_T = sources.label(part)
+            for counts_GEE, row in zip(counts_RGEE, rows, strict=True):
+                one_KT, other_KT = (slot_columns(part.router_indices[layer]) for layer in (row, row + 1))
+                counts_GEE += grouped_joint_counts(one_KT, other_KT, groups_T, (G, E))
+        values += [float(nmi(counts_GEE.sum(axis=0))) for counts_GEE in counts_RGEE]
+        estimates += [nmi_estimate(counts_GEE, sources.groups) for counts_GEE in counts_RGEE]
+    return np.array(values), join_estimates(estimates)
+
+
+def _null_of_all_tokens(trace: AnyTrace, seed: int) -> Float64Array:
+    """[L-1] mean nmi over a few rotations of all tokens."""
+    E, pairs = trace.num_experts, trace.num_layers - 1
+    rotations = affordable_rotations(trace, max(pairs, 1) * trace.top_k**2, pairs * E * E, TOGETHER)
+    counts_PLEE = np.zeros((rotations, pairs, E, E), dtype=np.int64)
+    for part, texts, places in rotated_parts(trace, rotations, seed):
+        for row in range(pairs):
+            one_KT, other_KT = (slot_columns(part.router_indices[layer][texts.order]) for layer in (row, row + 1))
+            for counts_LEE, place_T in zip(counts_PLEE, places, strict=True):
+                counts_LEE[row] += joint_counts(one_KT, other_KT[:, place_T], E)
+    mean_L: Float64Array = nmi(counts_PLEE).mean(axis=0)
+    return mean_L
 
 
 def flow_verdict(test: pd.DataFrame) -> str:
     """Does the expert of one layer tell about that of the next? From baselines.layer_flow, all or some layers."""
 
     def size(row: pd.Series[Any]) -> str:
-        return f"NMI {number(row['nmi'])} against {number(row['null_mean'])} by chance"
+        return (
+            f"NMI {interval_words(row, number)}; as counted {number(row['nmi'])} against {number(row['null_mean'])} "
+            "by chance"
+        )
 
     return layers_verdict(
         test,
@@ -167,8 +210,8 @@ BARS = Bars(
     question="Does the expert of one layer tell the expert of the next?",
     axis="NMI of the experts in one layer and the next (0..1)",
     sentence=lambda row: (
-        f"Layers {row.layer} to {row.next_layer}: the expert in one tells {percent(row.nmi)} of that in the next, "
-        f"{against_null(row)}: {row.verdict}."
+        f"Layers {row.layer} to {row.next_layer}: the expert in one tells {interval_words(row, percent)} of that in "
+        f"the next; as counted {percent(row.nmi)}, {against_null(row)}: {row.verdict}."
     ),
     row_title="from MoE layer",
 )

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from math import comb
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from moe_core.routing.measures.against_chance import against_null, finding_of, layers_verdict, tested
+from moe_core.routing.measures.against_chance import (
+    Sampled,
+    against_null,
+    finding_of,
+    interval_words,
+    layers_verdict,
+    tested,
+)
 from moe_core.routing.measures.chance import chance_of_sharing
 from moe_core.routing.measures.measure import Bars, Plant, RandomRouting
 from moe_core.routing.measures.term import Term
 from moe_core.routing.measures.tokens import consecutive
-from moe_core.routing.statistics.bootstrap import RESAMPLES, units
-from moe_core.routing.statistics.permutation import check_permutations, documents, sampled
-from moe_core.routing.trace.counts import blocks, ratio
+from moe_core.routing.measures.used import used
+from moe_core.routing.statistics.information import Estimate
+from moe_core.routing.statistics.jackknife import Groups, source_groups
+from moe_core.routing.statistics.permutation import Documents, check_permutations, documents, whole_and_sample
+from moe_core.routing.trace.counts import ratio
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int16Array, Int64Array
 from moe_core.words import percent
@@ -127,35 +136,92 @@ def persistence_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) ->
     """metrics.persistence against shuffled documents: do neighbouring tokens keep their first expert?
 
     The null keeps every document's own load, which alone makes neighbours alike, and breaks the order of its tokens.
-    Columns, one row per layer: layer, first (P that a token's first choice is that of the token before, 0..1); and as
-    in every baseline of this kind null_mean, null_p99, p_value, p_adjusted, effect, low, high, tokens (looked at; of a
-    larger trace a sample of whole documents), verdict: clearly from an effect of CLEAR_EFFECT.
+    Columns, one row per layer: layer, first (P that a token's first choice is that of the token before, 0..1, over all
+    tokens); null_mean (its exact expectation over all orders of the documents), null_p99, p_value, p_adjusted, effect;
+    estimate = first, which has no bias, with its interval low, high; tokens, documents and what else `used` says;
+    verdict: clearly from an effect of CLEAR_EFFECT. Of a large trace the p-value is of a sample of whole documents.
     """
     check_permutations(permutations)
-    trace = sampled(trace, seed)
-    texts, rng = documents(trace), np.random.default_rng(seed)
-    first_LT = np.stack([first_choice(trace, row) for row in range(trace.num_layers)])[:, texts.order]
-    pairs_T, same_T = _neighbour_pairs(first_LT, texts.next)
-    value_L = ratio(same_T.sum(axis=1), pairs_T.sum(axis=1))
+    trace, sample = whole_and_sample(trace, seed)
+    texts, rng = documents(sample), np.random.default_rng(seed)
+    first_LT = np.stack([first_choice(sample, row) for row in range(trace.num_layers)])[:, texts.order]
+    pairs_L, same_L = (which.sum(axis=1) for which in _neighbour_pairs(first_LT, texts.next))
+    of_sample_L = ratio(same_L, pairs_L)
     null_PL = np.empty((permutations, trace.num_layers))
     for null_L in null_PL:
         pairs, same = _neighbour_pairs(first_LT[:, texts.shuffle(rng)], texts.next)
         null_L[:] = ratio(np.count_nonzero(same, axis=1), np.count_nonzero(pairs, axis=1))
-    parts = blocks(trace)
-    drawn = units(parts, seed)
-    of_pair = drawn.of_block[parts.of_token[texts.order[:-1]]]
-    weights_RU = drawn.weights(RESAMPLES, np.random.default_rng([seed, 1]))
-    of_unit = [_per_unit(which, of_pair, drawn.count) for which in (same_T, pairs_T)]
-    resampled_RL = ratio(*(weights_RU @ counts_LU.T for counts_LU in of_unit))
+    sums = _Neighbours.of(trace, seed)
     return tested(
-        {"layer": trace.layers, "first": value_L},
+        {"layer": trace.layers, "first": sums.value()},
         null_PL,
-        drawn.interval(value_L, resampled_RL),
+        sums.estimate(),
         finding=PERSISTENCE_FINDING,
         clear_effect=CLEAR_EFFECT,
-        tokens=trace.num_tokens,
-        untestable=[NO_NEIGHBOURS if not pairs.any() else "" for pairs in pairs_T],
+        untestable=[NO_NEIGHBOURS if not pairs else "" for pairs in pairs_L],
+        sampled=Sampled(of_sample_L, sums.null()),
+        used=used(trace, sample),
     )
+
+
+class _Neighbours(NamedTuple):
+    """Sums over all tokens by group of sources. Axes: L layers, G groups."""
+
+    groups: Groups
+    pairs: Int64Array
+    """[L,G] neighbours with an expert each."""
+    same: Int64Array
+    """[L,G] those with the same first choice."""
+    shuffled_pairs: Float64Array
+    """[L] pairs to expect if the tokens of every document stood in random order."""
+    shuffled_same: Float64Array
+    """[L]"""
+
+    @classmethod
+    def of(cls, trace: AnyTrace, seed: int) -> _Neighbours:
+        sources, L = source_groups(trace, seed), trace.num_layers
+        pairs_LG, same_LG = np.zeros((2, L, sources.groups.count), dtype=np.int64)
+        shuffled_2L = np.zeros((2, L))
+        for part in trace.parts():
+            texts = documents(part)
+            group_T = sources.label(part)[texts.order][:-1]
+            neighbours_D = np.bincount(texts.of_token[:-1][texts.next], minlength=len(texts.sizes))
+            for row in range(L):
+                first_T = first_choice(part, row)[texts.order]
+                both = _neighbour_pairs(first_T[None], texts.next)
+                for sums_LG, which_1T in zip((pairs_LG, same_LG), both, strict=True):
+                    sums_LG[row] += np.bincount(group_T[which_1T[0]], minlength=sums_LG.shape[1])
+                shuffled_2L[:, row] += _expected_neighbours(first_T, texts, neighbours_D, trace.num_experts)
+        return cls(sources.groups, pairs_LG, same_LG, *shuffled_2L)
+
+    def value(self) -> Float64Array:
+        return ratio(self.same.sum(axis=1), self.pairs.sum(axis=1))
+
+    def null(self) -> Float64Array:
+        return ratio(self.shuffled_same, self.shuffled_pairs)
+
+    def estimate(self) -> Estimate:
+        value_L = self.value()
+        left_out_GL = ratio(*(self.groups.without_each(sums_LG.T) for sums_LG in (self.same, self.pairs)))
+        return Estimate(value_L, *self.groups.interval(value_L, left_out_GL))
+
+
+def _expected_neighbours(
+    first_T: Int16Array, texts: Documents, neighbours_D: Int64Array, E: int
+) -> tuple[float, float]:
+    """(pairs, pairs of one choice) to expect at the places of neighbours if every document's tokens were shuffled.
+
+    Two places of a document of n tokens, c of which have an expert and c_e expert e, hold a pair with probability
+    c (c - 1) / (n (n - 1)) and one of the same choice with sum over e of c_e (c_e - 1) / (n (n - 1)).
+    """
+    D = len(texts.sizes)
+    keys = texts.of_token * (E + 1) + first_T.astype(np.int64) + 1
+    kinds, tokens = np.unique(keys, return_counts=True)
+    document, routed = kinds // (E + 1), kinds % (E + 1) > 0
+    chosen_D = np.bincount(document[routed], tokens[routed], minlength=D)
+    same_D = np.bincount(document[routed], (tokens * (tokens - 1))[routed], minlength=D)
+    places_D = neighbours_D / np.maximum(texts.sizes * (texts.sizes - 1.0), 1.0)
+    return float((places_D * chosen_D * (chosen_D - 1)).sum()), float((places_D * same_D).sum())
 
 
 def _neighbour_pairs(first_LT: Int16Array, next_T: BoolArray) -> tuple[BoolArray, BoolArray]:
@@ -165,15 +231,11 @@ def _neighbour_pairs(first_LT: Int16Array, next_T: BoolArray) -> tuple[BoolArray
     return pairs, pairs & (first_LT[:, 1:] == first_LT[:, :-1])
 
 
-def _per_unit(which_LT: BoolArray, unit_T: Int64Array, count: int) -> Int64Array:
-    return np.stack([np.bincount(unit_T[which], minlength=count) for which in which_LT])
-
-
 def persistence_verdict(test: pd.DataFrame) -> str:
     """Do neighbouring tokens keep their expert? From baselines.persistence, all layers or the rows of one."""
 
     def size(row: pd.Series[Any]) -> str:
-        return f"{percent(row['first'])} of neighbours against {percent(row['null_mean'])} in shuffled documents"
+        return f"{interval_words(row, percent)} of neighbours against {percent(row['null_mean'])} in shuffled documents"
 
     return layers_verdict(
         test,
@@ -206,8 +268,8 @@ BARS = Bars(
     question="Does a token keep the expert of the token before it?",
     axis="part of neighbouring tokens with the same first expert",
     sentence=lambda row: (
-        f"Layer {row.layer}: {percent(row.first)} of tokens have the same first expert as the token before, "
-        f"{against_null(row)}: {row.verdict}."
+        f"Layer {row.layer}: {interval_words(row, percent)} of tokens have the same first expert as the "
+        f"token before, {against_null(row)}: {row.verdict}."
     ),
 )
 

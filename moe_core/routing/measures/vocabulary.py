@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 
 from moe_core.errors import TraceError
-from moe_core.routing.measures.against_chance import against_null, finding_of, layers_verdict, tested
+from moe_core.routing.measures.against_chance import (
+    Sampled,
+    against_null,
+    finding_of,
+    interval_words,
+    layers_verdict,
+    tested,
+)
 from moe_core.routing.measures.measure import Bars, Plant, RandomRouting
 from moe_core.routing.measures.term import Term
 from moe_core.routing.measures.tokens import (
@@ -20,10 +27,18 @@ from moe_core.routing.measures.tokens import (
     token_ids_of,
     token_types,
 )
-from moe_core.routing.statistics.bootstrap import RESAMPLES, units
-from moe_core.routing.statistics.permutation import check_permutations, documents, sampled
-from moe_core.routing.trace.counts import blocks, ratio
-from moe_core.routing.trace.trace import AnyTrace, StoredTrace
+from moe_core.routing.measures.used import used
+from moe_core.routing.statistics.information import Estimate
+from moe_core.routing.statistics.jackknife import Groups, groups_for
+from moe_core.routing.statistics.permutation import (
+    affordable_rotations,
+    check_permutations,
+    documents,
+    rotated_parts,
+    whole_and_sample,
+)
+from moe_core.routing.trace.counts import grouped_counts, ratio
+from moe_core.routing.trace.trace import AnyTrace, RoutingTrace, StoredTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 from moe_core.words import percent
 
@@ -124,7 +139,10 @@ VOCABULARY_FINDING = finding_of("specialises by token", "more")
 # router has 0.35-0.50, since it sees little but the token, and the trained one 0.32-0.46.
 CLEAR_EFFECT = 0.05
 
-_NUMBERS = 2**22  # counts in memory at once
+_NUMBERS = 2**22  # numbers worked on at once
+_ROUNDING = 1e-9  # of sums of weighted counts
+FOLDS = 10
+"""Parts of the sources in which a favourite expert is scored that the others chose."""
 
 NO_TYPES = "cannot be tested: no token occurs often enough"
 
@@ -135,44 +153,45 @@ def vocabulary_test(
     """metrics.vocabulary_specialization against choices made without looking at the token.
 
     Score of a layer: how much of a token type its favourite expert takes, averaged over the types that occur at least
-    `min_count` times (OLMoE, 2409.02060, eq. 8). Null: within every document the choices are turned round by a random
-    distance, so that loads, sets of experts and runs stay as they are, only the tokens are others.
-    Columns, one row per layer: layer, score (0..1); null_mean, null_p99, p_value, p_adjusted, effect, low, high,
-    tokens, verdict as in baselines.persistence; which; token_types.
+    `min_count` times in the trace (OLMoE, 2409.02060, eq. 8). Null: within every document the choices are turned round
+    by a random distance, so that loads, sets of experts and runs stay as they are, only the tokens are others.
+    Columns, one row per layer: layer, score (0..1, as counted); null_mean, null_p99, p_value, p_adjusted, effect;
+    estimate = the score of a favourite that is chosen on nine tenths of the sources and scored on the last one, each in
+    turn, which the largest of many shares does not inflate; low, high: its interval, up to where the score as counted
+    may end, since a favourite chosen apart may be the wrong one; tokens, documents and what else
+    `used` says; which; token_types; verdict. Of a large trace the p-value is of a sample of whole documents, the types
+    and all else of all tokens.
     Raises TraceError and UsageError as the measure does.
     """
     check_permutations(permutations)
-    trace = sampled(trace, seed)
     types = token_types(trace, which, min_count)
-    texts, rng = documents(trace), np.random.default_rng(seed)
-    labels_T = types.label(token_ids_of(trace, which))[texts.order]
-    counted = _TypedTokens(labels_T, len(types.ids), trace.num_experts)
-    slots_LKT = trace.router_indices.transpose(0, 2, 1)[:, :, texts.order].astype(np.int64) + 1
-    value_L = counted.scores(slots_LKT)
+    V, E = len(types.ids), trace.num_experts
+    trace, sample = whole_and_sample(trace, seed)
+    texts, rng = documents(sample), np.random.default_rng(seed)
+    counted = _TypedTokens(types.label(token_ids_of(sample, which))[texts.order], V, E)
+    slots_LKT = sample.router_indices.transpose(0, 2, 1)[:, :, texts.order].astype(np.int64) + 1
+    of_sample_L = counted.scores(slots_LKT)
     null_PL = np.stack([counted.scores(slots_LKT[:, :, texts.rotation(rng)]) for _ in range(permutations)])
-    parts = blocks(trace)
-    drawn = units(parts, seed)
-    unit_T = drawn.of_block[parts.of_token[texts.order]]
-    weights_RU = drawn.weights(RESAMPLES, np.random.default_rng([seed, 1]))
-    resampled_RL = np.stack([counted.resampled(slots_KT, unit_T, weights_RU) for slots_KT in slots_LKT], axis=1)
+    value_L, estimate = _scores_of_all(trace, types, which, seed)
     return tested(
         {"layer": trace.layers, "score": value_L},
         null_PL,
-        drawn.interval(value_L, resampled_RL),
+        estimate,
         finding=VOCABULARY_FINDING,
         clear_effect=CLEAR_EFFECT,
-        untestable=["" if counted.V else NO_TYPES] * trace.num_layers,
-        tokens=trace.num_tokens,
+        untestable=[NO_TYPES if np.isnan(score) else "" for score in of_sample_L],
+        sampled=None if sample is trace else Sampled(of_sample_L, _null_of_all(trace, types, which, seed)),
+        used=used(trace, sample),
         which=which,
-        token_types=counted.V,
+        token_types=V,
     )
 
 
 class _TypedTokens:
-    """Tokens whose type occurs often enough. Axes: V types, X of their tokens (by type), U units, R resamples."""
+    """Tokens whose type occurs often enough. Axes: V types, X of their tokens (by type)."""
 
     def __init__(self, labels_T: Int64Array, V: int, E: int) -> None:
-        self.V, self._E = V, E
+        self._V, self._E = V, E
         own = np.flatnonzero((labels_T >= 0) & (labels_T < V))
         self._place = own[np.argsort(labels_T[own], kind="stable")]
         self._label = labels_T[self._place]
@@ -180,34 +199,120 @@ class _TypedTokens:
 
     def scores(self, slots_LKT: Int64Array) -> Float64Array:
         """[L] mean over types of the largest share of an expert; slots hold 1..E, 0 = unused. NaN without types."""
-        size = self._E + 1
-        row_X = self._label * size
-        scores_L = np.empty(len(slots_LKT))
-        for layer, slots_KT in enumerate(slots_LKT):
-            keys_KX = slots_KT[:, self._place] + row_X
-            counts_VE = np.bincount(keys_KX.reshape(-1), minlength=self.V * size).reshape(-1, size)[:, 1:]
-            scores_L[layer] = ratio((counts_VE.max(axis=1) / self._tokens).sum(), self.V)
-        return scores_L
+        return np.array([_score(self._counts(slots_KT), self._tokens) for slots_KT in slots_LKT])
 
-    def resampled(self, slots_KT: Int64Array, unit_T: Int64Array, weights_RU: Float64Array) -> Float64Array:
-        """[R] the score of one layer when unit u counts weights_RU[:, u] times; types nobody has then are left out."""
-        R, U = weights_RU.shape
+    def _counts(self, slots_KT: Int64Array) -> Int64Array:
+        """[V,E]"""
         size = self._E + 1
-        total_R, types_R = np.zeros(R), np.zeros(R)
-        together = max(1, _NUMBERS // (max(R, U) * size))
-        for first in range(0, self.V, together):
-            v = min(together, self.V - first)
-            part = slice(*np.searchsorted(self._label, [first, first + v]))
-            place_X, label_X = self._place[part], self._label[part] - first
-            label_X += unit_T[place_X] * v
-            keys_KX = slots_KT[:, place_X] + label_X * size
-            counts_UX = np.bincount(keys_KX.reshape(-1), minlength=U * v * size).reshape(U, -1)
-            tokens_UV = np.bincount(label_X, minlength=U * v).reshape(U, v)
-            most_RV = (weights_RU @ counts_UX).reshape(R, v, size)[:, :, 1:].max(axis=2)
-            tokens_RV = weights_RU @ tokens_UV
-            total_R += np.divide(most_RV, tokens_RV, out=np.zeros_like(most_RV), where=tokens_RV > 0).sum(axis=1)
-            types_R += (tokens_RV > 0).sum(axis=1)
-        return ratio(total_R, types_R)
+        keys_KX = slots_KT[:, self._place] + self._label * size
+        counts = np.bincount(keys_KX.reshape(-1), minlength=self._V * size)
+        return counts.reshape(self._V, size)[:, 1:]
+
+
+def _score(counts_VE: Int64Array, tokens_V: Int64Array) -> float:
+    """Mean over the types that occur of the largest share of an expert."""
+    return float(ratio(np.nansum(ratio(counts_VE.max(axis=1), tokens_V)), (tokens_V > 0).sum()))
+
+
+class _ScoreSums:
+    """Sums over token types of one layer's shares. Axes: 2 = (sum, number of types), G groups."""
+
+    def __init__(self, G: int) -> None:
+        self.counted, self.apart = np.zeros(2), np.zeros(2)
+        """[2] the favourite's share, chosen and scored on all sources; chosen on some and scored on others."""
+        self.counted_without, self.apart_without = np.zeros((2, G)), np.zeros((2, G))
+        """[2,G] the same without each group."""
+
+    def add(self, counts_GVE: Int64Array, tokens_GV: Int64Array, groups: Groups) -> None:
+        G, V, E = counts_GVE.shape
+        folds = min(FOLDS, G)
+        fold_G = np.arange(G) % folds
+        together = max(1, _NUMBERS // (max(G, folds * len(np.unique(groups.stratum))) * E))
+        for start in range(0, V, together):
+            # Tokens of a type stand as one more expert.
+            part_GVX = np.concatenate([counts_GVE, tokens_GV[:, :, None]], axis=2)[:, start : start + together]
+            shape = (folds, -1, E + 1)
+            flat_GC = part_GVX.reshape(G, -1)
+            for group, left_FC in enumerate(groups.parts_without_each(flat_GC, fold_G, folds)):
+                counted, apart = _summed_shares(left_FC.reshape(shape))
+                self.counted_without[:, group] += counted
+                self.apart_without[:, group] += apart
+            whole_FC = np.zeros((folds, flat_GC.shape[1]))
+            np.add.at(whole_FC, fold_G, flat_GC)
+            counted, apart = _summed_shares(whole_FC.reshape(shape))
+            self.counted += counted
+            self.apart += apart
+
+
+def _summed_shares(counts_FVX: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """(sum over types, types) of the favourite's share, as counted and chosen apart; last "expert": the type's tokens.
+
+    Apart: in each fold the favourite is chosen in the other folds; experts that these chose equally often share the
+    score, and a type that no other fold has is left out.
+    """
+    total_VX = counts_FVX.sum(axis=0)
+    counted_V = ratio(total_VX[:, :-1].max(axis=1), np.where(total_VX[:, -1] > _ROUNDING, total_VX[:, -1], 0.0))
+    rest_FVX = total_VX - counts_FVX
+    rest_FVE = rest_FVX[..., :-1]
+    favourite_FVE = rest_FVE >= rest_FVE.max(axis=-1, keepdims=True) - _ROUNDING
+    hits_FV = (counts_FVX[..., :-1] * favourite_FVE).sum(axis=-1) / favourite_FVE.sum(axis=-1)
+    known_FV = rest_FVX[..., -1] > _ROUNDING
+    tokens_V = (counts_FVX[..., -1] * known_FV).sum(axis=0)
+    apart_V = ratio((hits_FV * known_FV).sum(axis=0), np.where(tokens_V > _ROUNDING, tokens_V, 0.0))
+    return _sum_and_count(counted_V), _sum_and_count(apart_V)
+
+
+def _sum_and_count(share_V: Float64Array) -> Float64Array:
+    return np.array([np.nansum(share_V), (~np.isnan(share_V)).sum()])
+
+
+def _scores_of_all(trace: AnyTrace, types: TokenTypes, which: TokenKind, seed: int) -> tuple[Float64Array, Estimate]:
+    """([L] score as counted, its estimate) of all tokens, as many types and layers together as memory allows."""
+    V, E = len(types.ids), trace.num_experts
+    sources = groups_for(trace, V * E, seed, _NUMBERS // 2)
+    G = sources.groups.count
+    sums = [_ScoreSums(G) for _ in trace.layers]
+    together = max(1, TOGETHER // (G * E))
+    for first in range(0, V, together):
+        v = min(together, V - first)
+
+        def labels(part: RoutingTrace, first: int = first, v: int = v) -> Int64Array:
+            label_T = types.label(token_ids_of(part, which)) - first
+            return np.where((label_T >= 0) & (label_T < v), sources.label(part) * v + label_T, -1)
+
+        tokens_GV = np.zeros(G * v, dtype=np.int64)
+        for part in trace.parts():
+            tokens_GV += np.bincount(labels(part) + 1, minlength=G * v + 1)[1:]
+        for of_layer, counts in zip(sums, layer_counts(trace, labels, G * v), strict=True):
+            of_layer.add(counts.reshape(G, v, E), tokens_GV.reshape(G, v), sources.groups)
+    values = {
+        name: ratio(*np.stack([getattr(one, name) for one in sums], axis=-1))
+        for name in ("counted", "apart", "counted_without", "apart_without")
+    }
+    value_L, apart_L, groups = values["counted"], values["apart"], sources.groups
+    low_L, high_L = groups.interval(apart_L, values["apart_without"])
+    # A favourite chosen apart is now and then the wrong one, which scores too little; the counted one scores too much.
+    # What the best expert truly takes lies between the two, so the interval goes up to where the larger may end.
+    return value_L, Estimate(apart_L, low_L, np.maximum(high_L, groups.interval(value_L, values["counted_without"])[1]))
+
+
+def _null_of_all(trace: AnyTrace, types: TokenTypes, which: TokenKind, seed: int) -> Float64Array:
+    """[L] mean score over a few rotations of all tokens."""
+    V, E, L = len(types.ids), trace.num_experts, trace.num_layers
+    rotations = affordable_rotations(trace, L * trace.top_k, V * E, TOGETHER)
+    together, means = max(1, TOGETHER // max(rotations * V * E, 1)), []
+    for start in range(0, L, together):
+        rows = range(start, min(start + together, L))
+        counts_PRVE = np.zeros((rotations, len(rows), V, E), dtype=np.int64)
+        for part, texts, places in rotated_parts(trace, rotations, seed):
+            labels_T = types.label(token_ids_of(part, which))[texts.order]
+            labels_T[labels_T == V] = -1
+            for counts_RVE, place_T in zip(counts_PRVE, places, strict=True):
+                for counts_VE, row in zip(counts_RVE, rows, strict=True):
+                    counts_VE += grouped_counts(part.router_indices[row][texts.order[place_T]], labels_T, (V, E))
+        scores_PR = [[_score(counts_VE, types.tokens) for counts_VE in counts_RVE] for counts_RVE in counts_PRVE]
+        means.append(np.mean(scores_PR, axis=0))
+    return np.concatenate(means)
 
 
 def vocabulary_verdict(test: pd.DataFrame) -> str:
@@ -217,8 +322,8 @@ def vocabulary_verdict(test: pd.DataFrame) -> str:
 
     def size(row: pd.Series[Any]) -> str:
         return (
-            f"the favourite expert of a {of_what} takes {percent(row['score'])} of its occurrences against "
-            f"{percent(row['null_mean'])} by chance"
+            f"the favourite expert of a {of_what} takes {interval_words(row, percent)} of its occurrences; as "
+            f"counted {percent(row['score'])} against {percent(row['null_mean'])} by chance"
         )
 
     return layers_verdict(
@@ -247,8 +352,8 @@ BARS = Bars(
     question="Does a token go to the same expert every time?",
     axis="mean share of a token type's favourite expert (0..1)",
     sentence=lambda row: (
-        f"Layer {row.layer}: the favourite expert of a token type takes {percent(row.score)} of its occurrences, "
-        f"{against_null(row)}: {row.verdict}."
+        f"Layer {row.layer}: the favourite expert of a token type takes {interval_words(row, percent)} of its "
+        f"occurrences; as counted {percent(row.score)}, {against_null(row)}: {row.verdict}."
     ),
 )
 

@@ -18,7 +18,6 @@ from moe_core.routing.trace.counts import (
     BlockCounts,
     block_counts,
     blocks,
-    count_sources,
     has_few_sources,
     label_counts,
     ratio,
@@ -61,7 +60,7 @@ class Clusters:
 
 def clusters(trace: AnyTrace) -> Clusters:
     """Cut the trace into clusters: sources, neighbouring ones together where there are many, stretches where few."""
-    sources = count_sources(trace)
+    sources = trace.count_sources()
     if has_few_sources(trace):
         parts, stretch_N = stretch_counts(trace)
         keys_C, cluster_N = np.unique([parts.domain_ids, stretch_N], axis=1, return_inverse=True)

@@ -18,6 +18,9 @@ from moe_core.routing.trace.types import BoolArray, Float64Array, Int16Array, In
 MAX_NULL_TOKENS = 16_384
 """Nulls that move single tokens look at a sample of whole documents of at most this many tokens, a second's work."""
 _FORGOTTEN = 8  # times every slot is proposed until next to none is where it was
+MOST_ROTATIONS = 10
+"""Rotations of all tokens, for the mean of a null: each of them is a mean over all tokens already."""
+_ROTATION_WORK = 2**29  # keys counted for them, some ten seconds
 _MAX_SLOTS, _MIN_TOKENS = 2**19, 4096  # of many layers and slots fewer tokens, or it takes half a minute
 
 
@@ -83,6 +86,12 @@ def sampled(trace: AnyTrace, seed: int) -> RoutingTrace:
     return trace.sample(min(MAX_NULL_TOKENS, affordable), seed)
 
 
+def whole_and_sample(trace: AnyTrace, seed: int) -> tuple[AnyTrace, RoutingTrace]:
+    """The trace and what its null is drawn of, see `sampled`: the same object where that is all of it."""
+    sample = sampled(trace, seed)
+    return (sample, sample) if sample.num_tokens == trace.num_tokens else (trace, sample)
+
+
 def documents(trace: RoutingTrace) -> Documents:
     """Order a trace by document and position."""
     keys = trace.document_ids.astype(np.int64)
@@ -104,6 +113,26 @@ def documents(trace: RoutingTrace) -> Documents:
         sizes=sizes,
         next=(np.diff(keys) == 0) & (np.diff(positions) == 1),
     )
+
+
+def rotated_parts(
+    trace: AnyTrace, rotations: int, seed: int
+) -> Iterator[tuple[RoutingTrace, Documents, list[Int64Array]]]:
+    """Each part of a trace with its order and `rotations` of it (see Documents.rotation), the same however it is cut.
+
+    For what is counted over all tokens, which may be more than fit into memory.
+    """
+    generators = [np.random.default_rng([seed, 4, number]) for number in range(rotations)]
+    for part in trace.parts():
+        texts = documents(part)
+        yield part, texts, [texts.rotation(rng) for rng in generators]
+
+
+def affordable_rotations(trace: AnyTrace, keys_per_token: int, numbers: int, budget: int) -> int:
+    """How many rotations of all tokens: at most MOST_ROTATIONS, fewer where so many keys are counted of a token or so
+    many `numbers` kept of each that they would take long or more than `budget` numbers; at least two."""
+    of_work = _ROTATION_WORK // (trace.num_tokens * keys_per_token)
+    return max(2, min(MOST_ROTATIONS, of_work, budget // max(numbers, 1)))
 
 
 class PairChain:

@@ -103,10 +103,10 @@ def pair_counts(trace: AnyTrace) -> Int64Array:
     counts_LE = np.zeros((trace.num_layers, E), dtype=np.int64)
     for indices_LTK in _token_chunks(trace):
         for row, indices_TK in enumerate(indices_LTK):
-            columns_KT = _slot_columns(indices_TK)
+            columns_KT = slot_columns(indices_TK)
             counts_LE[row] += _count_keys(columns_KT, (E + 1,))[1:]
             for slot in range(1, trace.top_k):
-                counts_LEE[row] += _joint_counts(columns_KT[slot - 1 : slot], columns_KT[slot:], E)
+                counts_LEE[row] += joint_counts(columns_KT[slot - 1 : slot], columns_KT[slot:], E)
     counts_LEE += counts_LEE.transpose(0, 2, 1).copy()
     counts_LEE[:, np.arange(E), np.arange(E)] = counts_LE
     return counts_LEE
@@ -117,10 +117,10 @@ def flow_counts(trace: AnyTrace) -> Int64Array:
     E = trace.num_experts
     counts_LEE = np.zeros((trace.num_layers - 1, E, E), dtype=np.int64)
     for indices_LTK in _token_chunks(trace):
-        columns_KT = _slot_columns(indices_LTK[0])
+        columns_KT = slot_columns(indices_LTK[0])
         for counts_EE, indices_TK in zip(counts_LEE, indices_LTK[1:], strict=True):
-            next_KT = _slot_columns(indices_TK)
-            counts_EE += _joint_counts(columns_KT, next_KT, E)
+            next_KT = slot_columns(indices_TK)
+            counts_EE += joint_counts(columns_KT, next_KT, E)
             columns_KT = next_KT
     return counts_LEE
 
@@ -133,14 +133,28 @@ def _token_chunks(trace: AnyTrace) -> Iterator[Int16Array]:
             yield part.router_indices[:, start : start + size]
 
 
-def _slot_columns(indices_TK: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
+def slot_columns(indices_TK: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
     """[K,T] each slot's experts in one piece, 1..E, 0 = unused; in the type that bincount takes as it is."""
     columns_KT = indices_TK.T.astype(np.intp, order="C")
     columns_KT += 1
     return columns_KT
 
 
-def _joint_counts(rows_KT: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp], E: int) -> Int64Array:
+def grouped_joint_counts(
+    rows_KT: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp], groups_T: Int64Array, shape: tuple[int, int]
+) -> Int64Array:
+    """[G,E,E] joint_counts of the tokens of each group; `shape` is (G, E)."""
+    G, E = shape
+    counts = np.zeros((G, E + 1, E + 1), dtype=np.int64)
+    size = max(_CHUNK_TOKENS, counts.size // len(rows_KT))
+    for start in range(0, rows_KT.shape[1], size):
+        own = slice(start, start + size)
+        first_KT = (groups_T[own] * (E + 1) + rows_KT[:, own]) * (E + 1)
+        counts += _count_keys(first_KT[:, None] + columns_KT[None, :, own], counts.shape)
+    return counts[:, 1:, 1:]
+
+
+def joint_counts(rows_KT: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp], E: int) -> Int64Array:
     """[E,E] how often a token has one expert in `rows_KT` and the other in `columns_KT`, over all pairs of slots."""
     counts = np.zeros((E + 1, E + 1), dtype=np.int64)
     for row_T in rows_KT:
@@ -171,7 +185,7 @@ def blocks(trace: RoutingTrace, groups: int | None = None) -> Blocks:
     """Cut a trace into blocks. Domains are labels of blocks, which is what a permutation may shuffle. With `groups`,
     a source is one of that many random groups of sources.
     """
-    sources_T = trace.source_ids.astype(np.int64) if groups is None else _random_groups(trace.source_ids, groups)
+    sources_T = trace.source_ids.astype(np.int64) if groups is None else random_groups(trace.source_ids, groups)
     return _blocks_of(trace, sources_T)
 
 
@@ -225,7 +239,7 @@ def block_counts(trace: AnyTrace) -> BlockCounts:
 
 def has_few_sources(trace: AnyTrace) -> bool:
     """Are there too few sources to tell from how much they differ? Then there is stretch_counts."""
-    return count_sources(trace) < MIN_FREEDOM + len(trace.domains)
+    return trace.count_sources() < MIN_FREEDOM + len(trace.domains)
 
 
 def stretch_counts(trace: AnyTrace) -> tuple[BlockCounts, Int64Array]:
@@ -262,8 +276,8 @@ def _counted(part: RoutingTrace, own: Blocks) -> BlockCounts:
 def _block_counts(trace: AnyTrace) -> BlockCounts:
     if isinstance(trace, StoredTrace) and has_few_sources(trace):
         return _merged_blocks([stretch_counts(trace)[0]])  # both are asked for, and the file is read once
-    most = max(_MIN_BLOCKS, min(MAX_BLOCKS, MAX_BLOCK_COUNTS // (trace.num_layers * trace.num_experts)))
-    groups = most // len(trace.domains) or 1 if count_sources(trace) > most else None
+    most = _most_blocks(trace)
+    groups = _hash_groups(trace)
     found: list[BlockCounts] = []
     for part in trace.parts():
         found.append(_counted(part, blocks(part, groups)))
@@ -272,15 +286,50 @@ def _block_counts(trace: AnyTrace) -> BlockCounts:
     return found[0] if len(found) == 1 else _merged_blocks(found)
 
 
-def count_sources(trace: AnyTrace) -> int:
-    """How many different sources the text is of."""
-    if isinstance(trace, StoredTrace):
-        return trace.count_sources()
-    sources_T = trace.source_ids
-    return len(np.unique(sources_T[np.flatnonzero(np.diff(sources_T, prepend=sources_T[0] - 1))]))
+def _most_blocks(trace: AnyTrace) -> int:
+    return max(_MIN_BLOCKS, min(MAX_BLOCKS, MAX_BLOCK_COUNTS // (trace.num_layers * trace.num_experts)))
 
 
-def _random_groups(source_ids_T: npt.NDArray[np.integer[Any]], groups: int) -> Int64Array:
+def _hash_groups(trace: AnyTrace) -> int | None:
+    """How many random groups the sources are counted in; None where each is counted on its own."""
+    most = _most_blocks(trace)
+    return most // len(trace.domains) or 1 if trace.count_sources() > most else None
+
+
+@dataclass(frozen=True)
+class SourceDomains:
+    """Which domain each source of a trace is of. Axis: S sources."""
+
+    keys: Int64Array
+    """[S] ascending: the source's id; where sources are too many to be held, a number of random sources and a domain.
+    """
+    domain: Int64Array
+    """[S] its domain, or M, the number of domains, where it has text of several."""
+    hashed: int | None
+    """How many numbers stand for the sources; None where keys are ids."""
+
+    def find(self, part: RoutingTrace) -> Int64Array:
+        """[T] place of each token's source."""
+        keys_T = part.source_ids.astype(np.int64)
+        if self.hashed is not None:
+            keys_T = random_groups(keys_T, self.hashed) * len(part.domains) + part.domain_ids
+        # Tokens of a source mostly stand together: a search for each of their runs is much less than for each token.
+        starts = np.flatnonzero(np.diff(keys_T, prepend=keys_T[0] - 1))
+        places = np.searchsorted(self.keys, keys_T[starts]).astype(np.int64, copy=False)
+        return np.repeat(places, np.diff(starts, append=len(keys_T)))
+
+
+def source_domains(trace: AnyTrace) -> SourceDomains:
+    """The sources of a trace, in one reading of a stored one, which block_counts shares."""
+    M, hashed = len(trace.domains), _hash_groups(trace)
+    parts = block_counts(trace) if isinstance(trace, StoredTrace) else blocks(trace, hashed)
+    if hashed is not None:
+        return SourceDomains(parts.source_ids * M + parts.domain_ids, parts.domain_ids, hashed)
+    keys, first, own = np.unique(parts.source_ids, return_index=True, return_counts=True)
+    return SourceDomains(keys, np.where(own > 1, M, parts.domain_ids[first]), None)
+
+
+def random_groups(source_ids_T: npt.NDArray[np.integer[Any]], groups: int) -> Int64Array:
     """[T] a group, 0..groups-1, that a source's number has nothing to do with, but always the same (splitmix64)."""
     mixed = source_ids_T.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

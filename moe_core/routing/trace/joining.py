@@ -105,3 +105,8 @@ def positions_within(document_ids: Int32Array) -> Int32Array:
     positions = np.empty(document_ids.size, dtype=np.int32)
     positions[order] = np.arange(document_ids.size) - first
     return positions
+
+
+def count_distinct(ids_T: Int32Array) -> int:
+    """How many different numbers there are among ids of which equal ones mostly stand together."""
+    return len(np.unique(ids_T[np.flatnonzero(np.diff(ids_T, prepend=ids_T[0] - 1))]))

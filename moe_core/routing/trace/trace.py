@@ -16,7 +16,7 @@ import numpy.typing as npt
 from moe_core.errors import TraceError
 from moe_core.routing.trace.arrays import describe, floats, half_precision_logits, integers, layered, some
 from moe_core.routing.trace.checks import ARRAYS, OPTIONAL, check_shapes, check_values
-from moe_core.routing.trace.joining import positions_within, sample_parts
+from moe_core.routing.trace.joining import count_distinct, positions_within, sample_parts
 from moe_core.routing.trace.types import (
     BoolArray,
     Float16Array,
@@ -132,6 +132,14 @@ class RoutingTrace:
             if getattr(self, name) is not None
         }
         return replace(self, **arrays)
+
+    def count_sources(self) -> int:
+        """How many different source_ids there are."""
+        return count_distinct(self.source_ids)
+
+    def count_documents(self) -> int:
+        """How many different document_ids there are."""
+        return count_distinct(self.document_ids)
 
     def parts(self) -> Iterator[RoutingTrace]:
         """The trace in parts of whole documents: here one, itself. A StoredTrace has many; both are counted alike."""
@@ -308,6 +316,12 @@ class StoredTrace:
         from moe_core.routing.trace.parquet import count_ids
 
         return self.once(("sources",), lambda: len(count_ids(self.path, "source_id")[0]))
+
+    def count_documents(self) -> int:
+        """How many different document_ids there are; only that column is read."""
+        from moe_core.routing.trace.parquet import count_ids
+
+        return self.once(("documents",), lambda: len(count_ids(self.path, "document_id")[0]))
 
     def sample(self, max_tokens: int, seed: int = 0) -> RoutingTrace:
         """As RoutingTrace.sample: whole documents in a seeded order, as many as fit into `max_tokens`."""
