@@ -156,6 +156,16 @@ def test_counts_that_the_weights_do_not_have_are_named_before_a_model_is_built(f
         assert words in refusal_of(lambda: opened(folder))
 
 
+@pytest.mark.parametrize("value", [0, -1, "8", 1e6, True])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "num_attention_heads", "num_experts_per_tok"])
+def test_sizes_that_are_none_are_named(key: str, value: object, folder: Path) -> None:
+    write_config(folder, json.loads((folder / "config.json").read_text()) | {key: value})
+    shown = repr(value)
+    assert f"{key} = {shown}; expected a whole number of at least 1" in refusal_of(lambda: opened(folder))
+    said = refusal_of(lambda: from_huggingface(json.loads((folder / "config.json").read_text())))
+    assert key in said or "top_k" in said
+
+
 def replace_bytes(name: str, content: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(content)
 

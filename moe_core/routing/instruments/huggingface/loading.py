@@ -199,6 +199,9 @@ def explained_errors(name: str, local: bool) -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(f"{'' if str(error) else type(error).__name__}{error}".split())
+        if not isinstance(error, OSError | ValueError | RuntimeError | ImportError):
+            # No check of the library caught it: it used a value as something that the value is not.
+            text = f"{text[:200]} (a value of its config.json or its tokenizer's files is not what it should be)"
         raise ModelError(_explanation(name, local, text)) from error
     except BaseException as error:
         # A fault within the tokenizers library, which is written in Rust; it is no Exception.
@@ -221,4 +224,4 @@ def _explanation(name: str, local: bool, text: str) -> str:
         return f"there is no folder {name!r}, and no model of this name in the cache or on the hub"
     if "size mismatch" in text or "mismatched" in text:
         return f"the weights of {name} have other shapes than its config.json says: {text[:160]}"
-    return f"{name} could not be loaded: {text[:200]}"
+    return f"{name} could not be loaded: {text[:290]}"

@@ -29,6 +29,7 @@ _EXPERTS = re.compile(r"(^|_)(n|num)_(\w+_)?experts$|^moe_num_experts$|^expert_n
 _CONTEXT = re.compile(
     r"^max_position_embeddings$|^n_positions$|^max_seq_len$|^max_sequence_length$|^seq_length$|^n_ctx$"
 )
+_POSITIVE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "num_experts_per_tok")
 
 
 @dataclass(frozen=True)
@@ -118,21 +119,35 @@ def _check_counts(path: Path, weights: _Weights) -> None:
         ),
         (_CONTEXT, LARGEST_CONTEXT, f"expected at most {LARGEST_CONTEXT:,} positions"),
     )
-    for key, value in _numbers_of(_read_object(path)):
+    for key, value in _entries_of(_read_object(path)):
+        if key in _POSITIVE and isinstance(value, bool | int | float | str) and not _is_positive_integer(value):
+            raise ModelError(
+                f"{path.parent.name}/config.json has {key} = {_shortened(value)}; expected a whole number of at least "
+                "1: copy it again"
+            )
         for pattern, limit, reason in most:
-            if value > limit and pattern.search(key):
-                shown = (
-                    f"{value:,}" if value < 10**15 else f"{float(value):.0e}" if value < 10**300 else "a huge number"
+            if isinstance(value, int | float) and value > limit and pattern.search(key):
+                raise ModelError(
+                    f"{path.parent.name}/config.json has {key} = {_shortened(value)}; {reason}: copy it again"
                 )
-                raise ModelError(f"{path.parent.name}/config.json has {key} = {shown}; {reason}: copy it again")
 
 
-def _numbers_of(tree: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """All numbers with their keys, also of parts such as text_config."""
+def _is_positive_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _shortened(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if abs(value) < 10**15 else "a huge number"
+    return repr(value)[:40]
+
+
+def _entries_of(tree: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """All keys with their values, also those of parts such as text_config."""
     waiting = [tree]
     while waiting:
         for key, value in waiting.pop().items():
             if isinstance(value, dict):
                 waiting.append(value)
-            elif isinstance(value, int | float) and not isinstance(value, bool):
+            else:
                 yield key, value
