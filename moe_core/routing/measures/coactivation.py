@@ -120,9 +120,9 @@ def coactivation_pairs(trace: AnyTrace, permutations: int = 200, seed: int = 0) 
 
     Columns, one row per pair i < j: layer, expert_i, expert_j; tokens (that chose both); expected (mean of the null);
     lift_over_chance = tokens / expected, 1 = chance, NaN where nothing is expected;
-    p_value, two-sided, of a difference above PAIR_TOLERANCE of the expected, from random signs of the sources, and not
-    below the 2^-(U-1) that U sources reach; NaN, that is "cannot be told", where fewer than 5 tokens are expected (see
-    Pool) or fewer than six sources differ from chance at all;
+    p_value, two-sided, of more than PAIR_TOLERANCE of the expected besides chance, from random signs of the
+    sources, and not below the 2^-(U-1) that U sources reach; NaN, that is "cannot be told", where fewer than 5
+    tokens are expected (see Pool) or fewer than six sources differ from chance at all;
     p_adjusted over all pairs of all layers (Benjamini-Hochberg); uncertain = p_adjusted is not SIGNIFICANCE or less.
     """
     check_permutations(permutations)
@@ -159,7 +159,7 @@ def _add_pairs(pool: Pool, residual_UC: Float64Array, expected_C: Float64Array, 
     sources_C = (np.abs(residual_UC) > 1e-9).sum(axis=0)
     tested_C = (expected_C >= MIN_EXPECTED) & (sources_C >= MIN_SOURCES)
     away_PC = ratio(np.abs(flipped_sums(residual_UC, signs_PU)), np.sqrt(squares_C))
-    beyond_C = np.maximum(np.abs(residual_UC.sum(axis=0)) - PAIR_TOLERANCE * expected_C, 0.0)
+    beyond_C = np.sqrt(np.maximum(residual_UC.sum(axis=0) ** 2 - (PAIR_TOLERANCE * expected_C) ** 2, 0.0))
     away_PC[0] = ratio(beyond_C, np.sqrt(np.maximum(squares_C, _usual_variance(residual_UC, expected_C, tested_C))))
     pool.add_distances(away_PC, tested_C)
     return smallest_p(sources_C)
