@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -261,8 +262,75 @@ def test_routing_of_the_answer_alone_keeps_its_place(tmp_path: Path) -> None:
     }
     trace = recordings.read(written(tmp_path / "v.json", answer))
     assert np.array_equal(indices_TLK(trace), x)
-    assert trace.positions.tolist() == [6, 7, 8, 9]
-    assert trace.token_ids.tolist() == [106, 107, 108, 109]
+    # The row of token 9 was never computed: four rows are those of the prompt's last token and of three answered ones.
+    assert trace.positions.tolist() == [5, 6, 7, 8]
+    assert trace.token_ids.tolist() == [105, 106, 107, 108]
+
+
+@pytest.mark.parametrize("left_out", [1, 3, 4, 5])
+@pytest.mark.parametrize("asked", [True, False])
+def test_rows_left_out_at_the_beginning_shift_nothing(left_out: int, asked: bool, tmp_path: Path) -> None:
+    x = chosen(9)
+    answer = vllm_answer(x, 5)
+    answer["choices"][0]["routed_experts"] = x[left_out:].tolist()
+    if asked:
+        answer["routed_experts_prompt_start"] = left_out
+    trace = recordings.read(written(tmp_path / "v.json", answer))
+    assert np.array_equal(indices_TLK(trace), x[left_out:])
+    assert trace.positions.tolist() == list(range(left_out, 9))
+    assert trace.token_ids.tolist() == list(range(100 + left_out, 109))
+    assert "the first tokens have no row" in trace.source
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked", "message"),
+    [
+        (7, 3, "7 rows of routed_experts for 10 tokens begin at token 2; expected routed_experts_prompt_start = 3"),
+        (9, 1, "begin at token 0; expected routed_experts_prompt_start = 1"),
+        (3, 6, "3 rows of routed_experts for 10 tokens; expected 9, or less where the first of the 5 tokens"),
+        (7, -1, "routed_experts_prompt_start: -1; expected the number of a token"),
+        (7, "2", "routed_experts_prompt_start: '2'; expected the number of a token"),
+        (7, True, "routed_experts_prompt_start: True; expected the number of a token"),
+    ],
+)
+def test_rows_that_do_not_fit_what_was_asked_are_refused(rows: int, asked: Any, message: str, tmp_path: Path) -> None:
+    x = chosen(9)
+    answer = vllm_answer(x, 5, routed_experts_prompt_start=asked)
+    answer["choices"][0]["routed_experts"] = x[9 - rows :].tolist()
+    with pytest.raises(TraceError, match=re.escape(message)):
+        recordings.read(written(tmp_path / "v.json", answer))
+
+
+def test_several_prompts_of_one_request_are_several_sources(tmp_path: Path) -> None:
+    """Two prompts with two answers each: the choices come prompt by prompt."""
+    prompts = [chosen(9, seed=seed) for seed in (0, 1)]
+    choices, expected = [], []
+    for number, x in enumerate(prompts):
+        for seed in (2, 3):
+            y = chosen(9, seed=10 * number + seed)
+            y[:5] = x[:5]
+            choice = vllm_answer(y, 5)["choices"][0]
+            choices.append(choice | {"prompt_token_ids": [number, *range(101, 105)]})
+            expected.append(y[0 if seed == 2 else 5 :])
+    trace = recordings.read(written(tmp_path / "v.json", {"choices": choices}))
+    assert np.array_equal(indices_TLK(trace), np.concatenate(expected))
+    assert [len(set(trace.source_ids[trace.document_ids == d].tolist())) for d in range(4)] == [1] * 4
+    assert [int(trace.source_ids[trace.document_ids == d][0]) for d in range(4)] == [0, 0, 2, 2]
+
+
+def test_top_1_recordings_lose_dense_layers_and_zeros_of_a_cached_prefix(tmp_path: Path) -> None:
+    x = chosen(40)[:, :, :1].copy()
+    x[:, 0] = 0  # a dense layer
+    x[:35] = 0  # two blocks of a cache, and three tokens that may have chosen expert 0 everywhere
+    np.save(tmp_path / "x.npy", x)
+    trace = recordings.read(tmp_path / "x.npy", num_experts=E)
+    assert trace.layers == list(range(1, L))
+    assert trace.positions.tolist() == list(range(32, 40))
+    assert "32 tokens without recorded routing are left out" in trace.source
+    assert "layer 0 left out" in trace.source
+    x[0, 1] = 3  # a first token that was routed: what follows is no prefix
+    np.save(tmp_path / "x.npy", x)
+    assert recordings.read(tmp_path / "x.npy", num_experts=E).num_tokens == 40
 
 
 @pytest.mark.parametrize(
@@ -280,7 +348,11 @@ def test_routing_of_the_answer_alone_keeps_its_place(tmp_path: Path) -> None:
         ({"data": "AAAA", "dtype": "int16", "shape": [1, 1, 2]}, r"bytes of int16; expected whole numbers"),
         ({"data": "AAAAAA==", "dtype": "int16", "shape": [9]}, r"reshape.*; expected base64 data with dtype and shape"),
         ({"dtype": "int16"}, r"'data'; expected base64 data with dtype and shape"),
-        (npy_base64(chosen(7)), r"line 2: 7 rows of routed_experts for 10 token ids"),
+        (
+            npy_base64(chosen(3)),
+            r"line 2: 3 rows of routed_experts for 10 tokens; expected 9, or less where the first of",
+        ),
+        (npy_base64(chosen(11)), r"line 2: 11 rows of routed_experts for 10 token ids"),
         (npy_base64(chosen(9, layers=3)), r"line 2, row 0 has 3 layers with 2 slots, earlier rows 4 with 2"),
     ],
 )

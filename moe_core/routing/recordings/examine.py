@@ -131,7 +131,9 @@ class _Findings:
             )
         self.largest = max(self.largest, int(experts_TLK.max()))
         if experts_TLK.shape[2] < 2:
-            self.routed_L |= (experts_TLK[:, :, 0] >= 0).any(axis=0)
+            # With one slot an empty place looks like expert 0. A file that names its layers names those with a router.
+            named = self.recording.layers is not None
+            self.routed_L |= (experts_TLK[:, :, 0] >= (0 if named else 1)).any(axis=0)
             return
         ordered = np.sort(experts_TLK, axis=2)
         twice_TL = ((ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] >= 0)).any(axis=2)

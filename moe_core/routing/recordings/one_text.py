@@ -38,6 +38,8 @@ class Text:
     weights: Floats | None = None
     start: int = 0
     """Place of the first row within the text."""
+    prompt: int = 0
+    """Which prompt of its request it continues: texts of one prompt are one source."""
 
     @classmethod
     def checked(
@@ -59,6 +61,7 @@ class Text:
                     f"{where}: routed_weights is {describe(weights)}; expected numbers {list(experts.shape)}"
                 )
             weights = weights.astype(np.float32)
+        experts = _without_cached_prefix(experts)
         return cls(name, experts, None if token_ids is None else token_ids[:rows], weights, start)
 
     def without(self, rows: int) -> Text:
@@ -92,6 +95,29 @@ class Text:
             row=lambda t: f"{prefix}row {begin + t}",
             column=lambda layer, slot: f"layer {layer}, slot {slot}",
         )
+
+
+CACHE_BLOCK = 16
+"""Tokens of a block of vLLM's prefix cache. Only whole blocks are cached."""
+
+
+def _without_cached_prefix(experts: Integers) -> Integers:
+    """Of top-1 routing: -1 in the whole blocks of zeros with which a text begins, as an engine's empty buffer does.
+
+    With two slots or more an empty place shows by itself, for no router chooses expert 0 twice (see recorded_tokens).
+    With one slot it looks like expert 0 in every layer; 16 tokens of that in a row, from the first on, are no routing
+    in a model of several layers. A cache of shorter blocks stays undetected.
+    """
+    if experts.shape[2] > 1 or experts.shape[1] < 2 or len(experts) < CACHE_BLOCK:
+        return experts
+    used_T = (np.asarray(experts) != 0).any(axis=(1, 2))
+    zeros = int(used_T.argmax()) if used_T.any() else 0
+    cached = zeros // CACHE_BLOCK * CACHE_BLOCK
+    if not cached:
+        return experts
+    known = np.asarray(experts).astype(np.int32)
+    known[:cached] = -1
+    return known
 
 
 def open_npy(path: Path, options: Options, format: str) -> Recording:

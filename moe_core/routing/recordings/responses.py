@@ -43,8 +43,12 @@ def open_responses(path: Path, options: Options, format: str) -> Recording:
             given = None if ids is None else _ids_of(number, ids, where)
             reader = import_module((_format_of(record) or ANSWER_FORMATS[0]).reader)
             texts: Iterator[Text] = reader.answer_texts(record, where, name, options, given)
-            domain, source = _domain_number(recording, record), document
+            domain = _domain_number(recording, record)
+            source_of_prompt: dict[int, int] = {}
             for text in texts:
+                if text.start and text.prompt not in source_of_prompt:
+                    recording.note("of some texts the first tokens have no row: left out on request, or cached")
+                source = source_of_prompt.setdefault(text.prompt, document)
                 yield from text.pieces(document, source, domain)
                 document += 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from moe_core.errors import TraceError
 from moe_core.routing.recordings.decode import experts_array, id_list
 from moe_core.routing.recordings.one_text import Text
 from moe_core.routing.recordings.pieces import Integers, Options, describe
+
+START = "routed_experts_prompt_start"
+"""A field of the request: the token whose row is the first one sent."""
 
 
 def is_answer(record: dict[str, Any]) -> bool:
@@ -25,26 +29,42 @@ def answer_texts(
     options: Options,  # noqa: ARG001 - every reader of answers takes the same
     given_ids: Integers | None,
 ) -> Iterator[Text]:
-    """One text for each choice. The prompt that several choices share is counted with the first one only."""
+    """One text for each choice. The prompt that several choices continue is counted with the first of them only."""
     choices = record.get("choices") or record.get("outputs") or [record]
+    if not isinstance(choices, list):
+        raise TraceError(f"{where}: choices is {type(choices).__name__}; expected a list of objects")
+    prompts: list[bytes] = []
     for number, choice in enumerate(choices):
         several = len(choices) > 1
         place = f"{where}, choice {number}" if several else where
         if not isinstance(choice, dict):
             raise TraceError(f"{place} is {type(choice).__name__}; expected an object with routed_experts")
-        text, shared = _text_of_choice(
-            record, choice, place, f"{name}, choice {number}" if several else name, given_ids
+        prompt_ids = id_list(
+            choice.get("prompt_token_ids", record.get("prompt_token_ids")), f"{place}, prompt_token_ids"
         )
-        yield text.without(max(0, shared - text.start)) if number else text
+        text, shared = _text_of_choice(
+            record, choice, prompt_ids, place, f"{name}, choice {number}" if several else name, given_ids
+        )
+        # A request may hold several prompts. Where no ids say which, all choices are taken to continue one.
+        key = b"" if prompt_ids is None else prompt_ids.tobytes()
+        again = key in prompts
+        if not again:
+            prompts.append(key)
+        text = replace(text, prompt=prompts.index(key))
+        yield text.without(max(0, shared - text.start)) if again else text
 
 
 def _text_of_choice(
-    record: dict[str, Any], choice: dict[str, Any], where: str, name: str, given_ids: Integers | None
+    record: dict[str, Any],
+    choice: dict[str, Any],
+    prompt_ids: Integers | None,
+    where: str,
+    name: str,
+    given_ids: Integers | None,
 ) -> tuple[Text, int]:
     """The text of one choice, and how many tokens its prompt has."""
     prompt = experts_array(record.get("prompt_routed_experts"), f"{where}, prompt_routed_experts")
     routed = experts_array(choice.get("routed_experts"), f"{where}, routed_experts")
-    prompt_ids = id_list(choice.get("prompt_token_ids", record.get("prompt_token_ids")), f"{where}, prompt_token_ids")
     ids = id_list(choice.get("token_ids"), f"{where}, token_ids")
     P = 0 if prompt_ids is None else len(prompt_ids)
     weights = choice.get("routed_weights")
@@ -54,11 +74,55 @@ def _text_of_choice(
         return Text.checked(where, name, experts, given_ids if known is None else known, weights), len(prompt)
     if routed is None:
         raise TraceError(f"{where} has no routed_experts; start the server with --enable-return-routed-experts")
-    rows = len(routed)
-    if P and ids is not None and rows in (len(ids), len(ids) - 1) and rows != P + len(ids) - 1:
-        return Text.checked(where, name, routed, ids, weights, start=P), P  # routing of the answer alone
     known = _joined_ids(prompt_ids, ids)
-    return Text.checked(where, name, routed, given_ids if known is None else known, weights), P
+    known = given_ids if known is None else known
+    fits = routed.ndim == 3  # Text.checked says so if not
+    start = _first_row(record, choice, where, len(routed), *_sizes_of(record, choice, known, P)) if fits else 0
+    return Text.checked(where, name, routed, None if known is None else known[start:], weights, start=start), P
+
+
+def _first_row(
+    record: dict[str, Any], choice: dict[str, Any], where: str, rows: int, tokens: int | None, prompt: int
+) -> int:
+    """The token that the first row belongs to, of `tokens` in all, `prompt` of them the prompt's.
+
+    Rows end with the last token but one: the last was written, never read. What is missing is missing at the beginning
+    of the prompt, where the request asked for it (START) or a prefix came from a cache.
+    """
+    asked = next((part[START] for part in (choice, record) if part.get(START) is not None), None)
+    if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 0):
+        raise TraceError(f"{where}, {START}: {repr(asked)[:40]}; expected the number of a token, from 0")
+    if tokens is None or rows >= tokens - 1:  # one row more than tokens are read: Text.checked says what fits
+        missing = 0 if tokens is not None else asked or 0
+    else:
+        missing = tokens - 1 - rows
+        if missing > prompt:
+            raise TraceError(
+                f"{where}: {rows:,} rows of routed_experts for {tokens:,} tokens; expected {tokens - 1:,}, or less "
+                f"where the first of the {prompt:,} tokens of the prompt were asked to be left out ({START}) or came "
+                "from a cache"
+            )
+    if asked is not None and asked > missing:
+        raise TraceError(
+            f"{where}: {rows:,} rows of routed_experts for {tokens:,} tokens begin at token {missing:,}; "
+            f"expected {START} = {asked:,}"
+        )
+    return missing
+
+
+def _sizes_of(
+    record: dict[str, Any], choice: dict[str, Any], known: Integers | None, prompt: int
+) -> tuple[int | None, int]:
+    """Tokens of the text, the last one too, and of its prompt: by its ids, or by the count of an only choice."""
+    if known is not None:
+        return len(known), prompt
+    usage, alone = record.get("usage"), (record.get("choices") or record.get("outputs") or [choice]) == [choice]
+    if not isinstance(usage, dict) or not alone:
+        return None, 0
+    total, of_prompt = (usage.get(name) for name in ("total_tokens", "prompt_tokens"))
+    if not all(isinstance(count, int) and not isinstance(count, bool) and count > 0 for count in (total, of_prompt)):
+        return None, 0
+    return total, of_prompt or 0
 
 
 def _after_prompt(where: str, prompt: Integers, routed: Integers | None, prompt_ids: Integers | None) -> Integers:
