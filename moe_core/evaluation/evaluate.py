@@ -139,7 +139,9 @@ def _finite(value: float) -> float | None:
 def _routing(trace: RoutingTrace) -> tuple[tuple[LayerRouting, ...], RoutingVerdicts]:
     """One entry per MoE layer, and the verdicts in words."""
     balance, entropy, nmi = load_balance(trace), router_entropy(trace), domain_nmi_test(trace)
-    table = balance.merge(entropy, on="layer").merge(nmi, on="layer")
+    # Both tables count sources and tokens; here they are those of the load.
+    domains = nmi[["layer", "nmi", "null_p99", "p_value"]]
+    table = balance.merge(entropy, on="layer").merge(domains, on="layer")
     layers = tuple(
         LayerRouting(
             layer=int(row["layer"]),
