@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from moe_core.errors import DataError
 
-PART_CHARACTERS = 2**18
-"""Characters that are read at once, where the text can be cut."""
+PART_CHARACTERS = 2**16
+"""Characters that a thread of the tokenizer reads at once, where the text can be cut."""
 LONGEST_STRETCH = 2**24
 """Characters without a space that can be encoded; they take about 2 GiB."""
 # Spaces for Python and for the pre-tokenizer alike, and only after what is a space for neither.
