@@ -11,7 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from moe_core.errors import UsageError
+
 TEMPORARY_PREFIX = ".tmp-"
+MOST_SHOWN = 200
+"""Characters of a path that a message repeats."""
 
 
 @contextmanager
@@ -32,6 +36,24 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def user_path(given: str | Path) -> Path:
+    """What a user named, with ~ as the home it stands for; it need not be there.
+
+    Raises UsageError, in one line, for what can be no path: NUL, a name too long, a home that nobody has, a circle of
+    links.
+    """
+    text = str(given)
+    shown = repr(text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "...")
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+        path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition(" from ")[0]
+        raise UsageError(f"{shown} cannot be used as a path: {reason}; expected one of a file or folder") from None
+    return path
 
 
 def remove_stale(folder: Path) -> None:

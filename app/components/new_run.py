@@ -14,6 +14,7 @@ from app.components.page import errors_as_boxes
 from app.components.router_choice import router_choice
 from moe_core.config import load_config
 from moe_core.errors import DataError, UsageError
+from moe_core.files import user_path
 from moe_core.runs import RunFolder
 from moe_core.runs.names import checkpoints_root
 from moe_core.words import duration
@@ -104,9 +105,7 @@ def _text_path(source: str | None) -> Path | None:
         path = str(st.session_state.get(state.NEW_PATH) or "").strip()
         if not path:
             raise UsageError("no path is given; expected a file or a folder whose subfolders are domains")
-        if "\0" in path:
-            raise UsageError(f"path {path!r} holds a NUL character; expected the path of a file or folder")
-        return Path(path).expanduser().resolve()
+        return user_path(path).resolve()
     return None
 
 

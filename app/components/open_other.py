@@ -12,6 +12,7 @@ import streamlit as st
 from app import loaders, state
 from app.components.page import errors_as_boxes, plain
 from moe_core.errors import MoescopeError, UsageError
+from moe_core.files import user_path
 from moe_core.inference.subjects import OPENED, Opened, TraceFile
 from moe_core.program import program
 from moe_core.words import short_count
@@ -53,9 +54,7 @@ def open_path(given: str) -> Opened:
     path = given.strip()
     if not path:
         raise UsageError("no path is given; expected a trace (.parquet) or the folder of a model")
-    if "\0" in path:
-        raise UsageError(f"path {path!r} holds a NUL character; expected the path of a file or folder")
-    place = Path(path).expanduser()
+    place = user_path(path)
     if place.is_file() or place.suffix.lower() in (".parquet", ".pq"):
         return OPENED.open_trace(path)
     if not place.exists() and not _HUB_NAME.fullmatch(path):

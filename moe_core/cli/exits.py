@@ -17,6 +17,8 @@ from types import FrameType
 from moe_core.errors import MoescopeError
 
 FAILED = 1
+MOST_CHARACTERS = 1_200
+"""Of an error's line."""
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 DEBUG_VARIABLE = "MOESCOPE_DEBUG"
@@ -73,6 +75,12 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def shortened(line: str) -> str:
+    """A line that a name of thousands of characters made long, without its middle."""
+    half = MOST_CHARACTERS // 2
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
+
+
 def printable(text: str) -> str:
     """`text` with control characters other than line feed and tab written as codes, e.g. \\x1b."""
     return "".join(c if c in "\n\t" or not _is_control(c) else c.encode("unicode_escape").decode() for c in text)
@@ -84,7 +92,7 @@ def _is_control(character: str) -> bool:
 
 def _print_error(line: str) -> None:
     with suppress(OSError, ValueError):  # nobody may be listening any more
-        print(one_line(line), file=sys.stderr, flush=True)
+        print(shortened(one_line(line)), file=sys.stderr, flush=True)
 
 
 def _of_operating_system(error: OSError) -> str:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from moe_core.errors import MoescopeError, TraceError, UsageError
+from moe_core.files import user_path
 from moe_core.inference.device import DEVICES, DTYPES
 from moe_core.runs import RunFolder
 
@@ -73,7 +74,7 @@ class Registry:
         """Offer the trace at `path`, under the file's own name or `shown`. Raises TraceError when it is none."""
         from moe_core.routing import RoutingTrace
 
-        place = Path(path).expanduser().resolve()
+        place = user_path(path).resolve()
         if place.is_dir():
             raise TraceError(f"{str(path)!r} is a folder; expected a trace, a .parquet file")
         RoutingTrace.open(place)
@@ -91,7 +92,7 @@ class Registry:
         self, where: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
     ) -> ForeignModel:
         """Offer the model in this folder or of this name; it is loaded when a page needs it. Raises UsageError."""
-        folder = Path(where).expanduser()
+        folder = user_path(where)
         if folder.exists() and not (folder / "config.json").is_file():
             raise UsageError(f"{where!r} is no model: it has no config.json; expected a folder with one, or a trace")
         place = str(folder.resolve()) if folder.exists() else where

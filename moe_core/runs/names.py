@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from moe_core.errors import UsageError
+from moe_core.files import user_path
 
 MAX_NAME_LENGTH = 64
 _ALLOWED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -46,6 +47,7 @@ def run_path(name: str, root: str | Path | None = None) -> Path:
     """The folder of the run called `name`. Raises UsageError for a bad name or a link that leads out of the root."""
     base = checkpoints_root(root)
     path = base / validate_run_name(name)
+    user_path(path)  # raises for a circle of links
     if not path.resolve().is_relative_to(base.resolve()):
         raise UsageError(
             f"run {name!r} is a link to {str(path.resolve())!r}, outside {str(base)!r}; "

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.errors import ModelError, MoescopeError, TraceError, UsageError
+from moe_core.files import user_path
 from moe_core.routing.instruments.huggingface.model_folder import check_folder
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def load(
     or with code or pickles of its own, TraceError for one without routers or that cannot be captured exactly.
     """
     transformers = _library()
-    folder = Path(path_or_name).expanduser()
+    folder = user_path(path_or_name)
     local = folder.is_dir()
     if not local and (folder.exists() or str(path_or_name)[:1] in "./~" or len(folder.parts) > 2):
         raise ModelError(f"there is no model folder {str(path_or_name)!r}; expected one with config.json and weights")
