@@ -18,6 +18,12 @@ def trace_of(indices: Any, *, num_experts: int, **fields: Any) -> RoutingTrace:
     return RoutingTrace.from_arrays(router_indices=chosen, router_scores=scores, num_experts=num_experts, **fields)
 
 
+def random_experts(rng: np.random.Generator, tokens: tuple[int, ...], K: int, E: int) -> np.ndarray:
+    """[*tokens,K] K different ones of E experts, drawn evenly."""
+    chosen: np.ndarray = np.argsort(rng.random((*tokens, E)), axis=-1)[..., :K]
+    return chosen
+
+
 def random_trace(seed: int, *, L: int = 2, T: int = 60, K: int = 2, E: int = 5, drop: float = 0.1) -> RoutingTrace:
     """Three domains, six documents of four sources; `drop` of the slots are unused."""
     rng = np.random.default_rng(seed)

@@ -163,7 +163,7 @@ def test_an_upload_is_kept_under_its_content_and_shown_by_its_name(trace_path: P
     assert open_upload("mine.parquet", content) is opened
     with pytest.raises(TraceError, match="damaged"):
         open_upload("broken.parquet", content[:100])
-    with pytest.raises(UsageError, match="NUL"):
+    with pytest.raises(UsageError, match="null byte"):
         open_path("a\0b")
 
 

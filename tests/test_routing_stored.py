@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routing_support import random_trace, trace_of
+from routing_support import random_experts, random_trace, trace_of
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace, StoredTrace, baselines, concatenate, metrics
@@ -212,7 +212,7 @@ def test_only_a_part_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 8_000)
     T, rng = 160_000, np.random.default_rng(0)
     trace = trace_of(
-        rng.integers(0, 8, (4, T, 2)),
+        random_experts(rng, (4, T), 2, 8),
         num_experts=8,
         token_ids=rng.integers(0, 500, T),
         document_ids=np.arange(T) // 250,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routing_support import random_experts
 
 from moe_core.errors import TraceError
 from moe_core.routing import RoutingTrace, StoredTrace, concatenate
+from moe_core.routing.measures.load import load_balance
 from moe_core.routing.trace import trace as trace_file
+from moe_core.routing.trace.trace import open_or_load
 
 LAYERED = ("router_indices", "router_scores", "router_logits")
 ARRAYS = (*LAYERED, "token_ids", "document_ids", "source_ids", "positions", "domain_ids", "predicted_ids")
@@ -115,6 +120,8 @@ def test_least_input_is_enough() -> None:
         ({"router_logits": np.full((2, 3, 4), np.inf)}, r"router_logits holds NaN or \+infinity"),
         ({"num_experts": 1}, r"num_experts is 1 with 2 slots"),
         ({"num_experts": 40_000}, r"expected 2 to 32767 experts"),
+        ({"num_experts": 32_767, "router_logits": None}, r"16\.0 GiB of counts; expected 4096 experts at most"),
+        ({"router_indices": [[[0, 1], [2, 2], [3, 0]]] * 2}, r"token 1, layer number 0 of the trace: expert 2 twice"),
         ({"token_ids": [1, 2]}, r"token_ids has shape \[2\]; expected \[3\]"),
         ({"token_ids": [1, 2, -3]}, r"token_ids holds -3"),
         ({"positions": [0, 1, -1]}, r"positions holds -1"),
@@ -182,7 +189,8 @@ def test_disk_round_trip_is_exact(data: st.DataObject, tmp_path_factory: pytest.
     L, T, K = (data.draw(st.integers(1, most)) for most in (3, 6, 3))
     E = data.draw(st.integers(K, 300))
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
-    indices = rng.integers(-1, E, (L, T, K))
+    indices = np.where(rng.random((L, T, K)) < 0.2, -1, random_experts(rng, (L, T), K, E))
+    indices[0, 0] = range(K)  # at least one token is routed
     trace = RoutingTrace.from_arrays(
         router_indices=indices,
         router_scores=np.where(indices < 0, 0, rng.random((L, T, K))),
@@ -269,7 +277,7 @@ def test_every_damaged_byte_and_length_is_caught_or_harmless(tmp_path: Path) -> 
 
 def test_a_flipped_data_byte_is_caught_by_its_checksum(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    indices = rng.integers(0, 4, (1, 5000, 2))
+    indices = random_experts(rng, (1, 5000), 2, 4)
     trace = RoutingTrace.from_arrays(
         router_indices=indices, router_scores=rng.random(indices.shape), num_experts=4, token_ids=np.arange(5000)
     )
@@ -293,8 +301,37 @@ def test_a_flipped_data_byte_is_caught_by_its_checksum(tmp_path: Path) -> None:
         (lambda meta: json.dumps(meta | {"layers": [1, 2]}), "column 'layer_2_logits' is missing"),
         (lambda meta: json.dumps(meta | {"top_k": 3}), "column 'layer_1_expert_2' is missing"),
         (lambda meta: json.dumps(meta | {"num_experts": 3}), "expected"),
-        (lambda meta: json.dumps({k: v for k, v in meta.items() if k != "domains"}), "damaged"),
-        (lambda meta: json.dumps(meta | {"vocabulary": {"x": "y"}}), "damaged"),
+        (lambda meta: json.dumps({k: v for k, v in meta.items() if k != "domains"}), "has no key 'domains'"),
+        (lambda meta: json.dumps(meta | {"vocabulary": {"x": "y"}}), "'vocabulary.x.* is 'x': input should be"),
+        (lambda meta: json.dumps(meta | {"num_experts": "4"}), "'num_experts' is '4': input should be a valid integer"),
+        (
+            lambda meta: json.dumps(meta | {"num_experts": None}),
+            "'num_experts' is None: input should be a valid integer",
+        ),
+        (lambda meta: json.dumps(meta | {"num_experts": [4]}), r"'num_experts' is \[4\]: input should be"),
+        (lambda meta: json.dumps(meta | {"num_experts": 4.0}), "'num_experts' is 4.0: input should be"),
+        (lambda meta: json.dumps(meta | {"num_experts": True}), "'num_experts' is True: input should be"),
+        (lambda meta: json.dumps(meta | {"num_experts": 10**30}), "'num_experts' is 10{30}: input should be"),
+        (lambda meta: json.dumps(meta | {"num_experts": 32_767}), "16.0 GiB of counts; expected 4096 experts at most"),
+        (lambda meta: json.dumps(meta | {"top_k": 10**9}), "'top_k' is 1000000000: input should be less than"),
+        (lambda meta: json.dumps(meta | {"top_k": 5}), "num_experts is 4 with 5 slots"),
+        (lambda meta: json.dumps(meta | {"layers": list(range(10**5))}), "column 'layer_0_logits' is missing"),
+        (lambda meta: json.dumps(meta | {"layers": [-1, 1]}), "'layers.0' is -1: input should be"),
+        (lambda meta: json.dumps(meta | {"layers": [4, 1]}), "expected ascending layer numbers"),
+        (lambda meta: json.dumps(meta | {"layers": []}), "'layers' is .*at least 1 item"),
+        (lambda meta: json.dumps(meta | {"domains": "ab"}), "'domains' is 'ab': input should be a valid array"),
+        (lambda meta: json.dumps(meta | {"domains": ["a", "a"]}), "expected each name once"),
+        (lambda meta: json.dumps(meta | {"domains": [1, 2]}), "'domains.0' is 1: input should be a valid string"),
+        (lambda meta: json.dumps(meta | {"score_function": 5}), "'score_function' is 5: input should be 'softmax'"),
+        (lambda meta: json.dumps(meta | {"router_logits": "yes"}), "'router_logits' is 'yes': input should be"),
+        (lambda meta: json.dumps(meta | {"varying_experts": 1}), "'varying_experts' is 1: input should be"),
+        (lambda meta: json.dumps(meta | {"source": None}), "'source' is None: input should be a valid string"),
+        (lambda meta: json.dumps(meta | {"vocabulary": []}), r"'vocabulary' is \[\]: input should be an object"),
+        (lambda meta: json.dumps(meta | {"format": "1"}), "'format' is '1': input should be a valid integer"),
+        (lambda _: "[" * 200_000, "damaged"),
+        (lambda meta: json.dumps(meta)[:-1] + ', "more": ' + "[" * 200_000 + "]" * 200_000 + "}", "damaged"),
+        (lambda _: "null", "damaged"),
+        (lambda _: "{}", "has no key 'format'"),
     ],
 )
 def test_alien_metadata_is_refused(tmp_path: Path, change: Any, message: str) -> None:
@@ -306,6 +343,90 @@ def test_alien_metadata_is_refused(tmp_path: Path, change: Any, message: str) ->
     with pytest.raises(TraceError, match=message) as caught:
         RoutingTrace.load(path)
     assert "\n" not in str(caught.value)
+
+
+META_KEYS = ("format", "num_experts", "top_k", "layers", "domains", "score_function", "varying_experts", "source",
+             "router_logits", "vocabulary")  # fmt: skip
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(META_KEYS), json_values, min_size=1, max_size=3))
+def test_any_metadata_is_a_trace_or_one_line(changes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("trace") / "x.parquet"
+    small().save(path)
+    table = pq.read_table(path)
+    metadata = json.dumps(json.loads(table.schema.metadata[b"moescope"]) | changes)
+    pq.write_table(table.replace_schema_metadata({b"moescope": metadata.encode()}), path)
+    try:
+        load_balance(RoutingTrace.load(path))
+        load_balance(RoutingTrace.open(path))
+    except TraceError as error:
+        message = str(error)
+    else:
+        return
+    assert "\n" not in message
+    assert len(message) < 500
+
+
+def test_a_trace_without_any_expert_is_refused_in_memory_and_on_disk(tmp_path: Path) -> None:
+    unused = RoutingTrace.from_arrays(
+        router_indices=np.full((2, 3, 2), -1), router_scores=np.zeros((2, 3, 2)), num_experts=4, token_ids=[1, 2, 3]
+    )
+    unused.save(tmp_path / "x.parquet")
+    for read in (RoutingTrace.load, RoutingTrace.open, open_or_load):
+        with pytest.raises(TraceError, match=r"x\.parquet.*no token has an expert"):
+            read(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("name", ["token_id", "layer_1_expert_0"])
+def test_a_column_that_is_there_twice_is_named(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    small().save(path)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column(name, table.column(name)), path)
+    with pytest.raises(TraceError, match=rf"column '{name}' is there twice"):
+        RoutingTrace.load(path)
+
+
+TOO_MUCH = """
+import resource, sys
+import pyarrow.parquet
+from moe_core.routing.trace.trace import open_or_load
+from moe_core.errors import TraceError
+resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))
+for path in sys.argv[1:]:
+    try:
+        open_or_load(path)
+        print("no fault")
+    except TraceError as error:
+        print(error)
+"""
+
+
+def test_metadata_that_asks_for_memory_is_refused_before_it_is_taken(tmp_path: Path) -> None:
+    small(router_logits=None).save(tmp_path / "x.parquet")
+    table = pq.read_table(tmp_path / "x.parquet")
+    good = json.loads(table.schema.metadata[b"moescope"])
+    paths = []
+    for changes in (
+        {"top_k": 10**9, "num_experts": 2 * 10**9},
+        {"top_k": 30_000, "num_experts": 32_767, "layers": [1]},
+        {"num_experts": 32_767},
+        {"layers": list(range(300_000))},
+    ):
+        path = tmp_path / f"{len(paths)}.parquet"
+        pq.write_table(table.replace_schema_metadata({b"moescope": json.dumps(good | changes).encode()}), path)
+        paths.append(str(path))
+    done = subprocess.run([sys.executable, "-c", TOO_MUCH, *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith("trace ") for line in lines), lines
 
 
 def test_a_file_without_sources_takes_each_document_as_its_own(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from routing_support import random_trace, trace_of
+from routing_support import random_experts, random_trace, trace_of
 
 from moe_core.errors import TraceError
 from moe_core.routing import RoutingTrace, concatenate
@@ -55,7 +55,7 @@ def test_parts_of_any_size_become_the_file_of_the_joined_trace(
         token_ids = rng.integers(0, 9, length)
         parts.append(
             trace_of(
-                rng.integers(0, 4, (2, length, 3)),
+                random_experts(rng, (2, length), 3, 4),
                 num_experts=4,
                 token_ids=token_ids,
                 document_ids=np.full(length, number),
@@ -93,7 +93,7 @@ def test_memory_holds_a_row_group_however_long_the_trace(tmp_path: Path, monkeyp
     """200 parts of 2,000 tokens would be 32 MB of arrays; what is held stays below a fifth of it."""
     monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 8_000)
     rng = np.random.default_rng(0)
-    part = trace_of(rng.integers(0, 8, (4, 2_000, 3)), num_experts=8, token_ids=rng.integers(0, 500, 2_000))
+    part = trace_of(random_experts(rng, (4, 2_000), 3, 8), num_experts=8, token_ids=rng.integers(0, 500, 2_000))
     before, most = pa.total_allocated_bytes(), 0
     tracemalloc.start()
     try:
@@ -154,7 +154,7 @@ try:
     with TraceWriter(sys.argv[1]) as writer:
         for _ in range(40):
             writer.write(RoutingTrace.from_arrays(
-                router_indices=rng.integers(0, 8, (4, 5_000, 2)), router_scores=rng.random((4, 5_000, 2)),
+                router_indices=np.argsort(rng.random((4, 5_000, 8)))[..., :2], router_scores=rng.random((4, 5_000, 2)),
                 num_experts=8, token_ids=rng.integers(0, 500, 5_000)))
 except TraceError as error:
     print(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from moe_core.routing.trace.trace import RoutingTrace
 
 MAX_EXPERTS = 32_767  # int16
+MAX_PAIR_BYTES = 2**28
+"""Largest counts [L,E,E] of pairs of experts that a measure may make: more experts are refused before memory is taken.
+Of 61 layers that is 741 experts, of 4 layers 2,896."""
 
 # Name, dtype and axes of every array of a trace.
 ARRAYS: tuple[tuple[str, type[np.generic], str], ...] = (
@@ -31,14 +35,24 @@ ARRAYS: tuple[tuple[str, type[np.generic], str], ...] = (
 OPTIONAL = ("router_logits", "predicted_ids")
 
 
+def check_sizes(L: int, K: int, E: int) -> None:
+    """Raise TraceError unless so many layers, slots and experts are possible and can be counted."""
+    if not 1 <= E <= MAX_EXPERTS or K > E:
+        raise TraceError(f"num_experts is {E} with {K} slots per token; expected {K} to {MAX_EXPERTS} experts")
+    if 8 * L * E**2 > MAX_PAIR_BYTES:
+        raise TraceError(
+            f"num_experts is {E} in {L} layers: their pairs alone would be {8 * L * E**2 / 2**30:,.1f} GiB of counts; "
+            f"expected {math.isqrt(MAX_PAIR_BYTES // (8 * L))} experts at most"
+        )
+
+
 def check_shapes(trace: RoutingTrace) -> None:
     """Raise TraceError unless all arrays fit together."""
     L, T, K = trace.router_indices.shape
     E = trace.num_experts
     if not (L and T and K):
         raise TraceError(f"router_indices is {describe(trace.router_indices)}: nothing was routed; expected [L,T,K]")
-    if not 1 <= E <= MAX_EXPERTS or K > E:
-        raise TraceError(f"num_experts is {E} with {K} slots per token; expected {K} to {MAX_EXPERTS} experts")
+    check_sizes(L, K, E)
     sizes = {"L": L, "T": T, "K": K, "E": E}
     for name, _, axes in ARRAYS:
         value = getattr(trace, name)
@@ -62,6 +76,7 @@ def check_values(trace: RoutingTrace) -> None:
             f"score_function is {trace.score_function!r}; expected one of {', '.join(get_args(ScoreFunction))}"
         )
     _check_range("router_indices", indices, -1, trace.num_experts - 1)
+    _check_different(indices)
     _check_range("domain_ids", trace.domain_ids, 0, len(trace.domains) - 1)
     _check_range("token_ids", trace.token_ids, 0, np.iinfo(np.int32).max)
     _check_range("positions", trace.positions, 0, np.iinfo(np.int32).max)
@@ -76,6 +91,20 @@ def check_values(trace: RoutingTrace) -> None:
         )
     if ((indices < 0) & (scores != 0)).any():
         raise TraceError("a slot with index -1 (unused) has a score other than 0; expected 0 there")
+
+
+def _check_different(indices_LTK: npt.NDArray[np.int16]) -> None:
+    """A router never chooses one expert twice: such a token was recorded wrongly, and would be a pair with itself."""
+    for layer, indices_TK in enumerate(indices_LTK):
+        slots_KT = np.ascontiguousarray(indices_TK.T)
+        for slot in range(1, len(slots_KT)):
+            twice_T = ((slots_KT[:slot] == slots_KT[slot]) & (slots_KT[slot] >= 0)).any(axis=0)
+            if twice_T.any():
+                t = int(twice_T.argmax())
+                raise TraceError(
+                    f"router_indices of token {t}, layer number {layer} of the trace: expert {slots_KT[slot, t]} "
+                    "twice; expected different experts, -1 for a slot that is not used"
+                )
 
 
 def _check_range(name: str, values: npt.NDArray[np.integer[Any]], low: int, high: int) -> None:

@@ -28,6 +28,7 @@ from moe_core.errors import TraceError
 from moe_core.files import replaced
 from moe_core.routing.trace.arrays import half_precision_logits
 from moe_core.routing.trace.joining import check_joinable
+from moe_core.routing.trace.metadata import FORMAT, TraceMetadata
 from moe_core.routing.trace.types import Int64Array
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 Built = TypeVar("Built")
 METADATA_KEY = b"moescope"
-FORMAT = 1
 ROW_GROUP_TOKENS = 65_536
 _ID_BATCH = 2**20
 ROW_GROUP_BYTES = 2**26
@@ -192,10 +192,9 @@ def read_trace(path: Path, build: Callable[..., Built]) -> Built:
         return _from_table(file.read(), metadata, build)
 
 
-def read_metadata(path: Path) -> tuple[dict[str, Any], int]:
+def read_metadata(path: Path) -> tuple[TraceMetadata, int]:
     """The facts of the whole trace, its vocabulary by number, and its number of tokens. Raises as `read_trace`."""
     with _opened_file(path) as (file, metadata):
-        _check_columns(file.schema_arrow.names, metadata)
         return metadata, file.metadata.num_rows
 
 
@@ -243,7 +242,7 @@ def count_ids(path: Path, column: str) -> tuple[npt.NDArray[Any], Int64Array]:
 
 
 @contextmanager
-def _opened_file(path: Path) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
+def _opened_file(path: Path) -> Iterator[tuple[pq.ParquetFile, TraceMetadata]]:
     """The open file and its metadata, the vocabulary by number; whatever is wrong with it becomes one line."""
     if not path.is_file():
         raise TraceError(f"no trace at {str(path)!r}; expected a Parquet file made by RoutingTrace.save")
@@ -252,13 +251,9 @@ def _opened_file(path: Path) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
             content = (file.metadata.metadata or {}).get(METADATA_KEY)
             if content is None:
                 raise TraceError("Parquet, but no routing trace; expected a file made by RoutingTrace.save")
-            metadata = json.loads(content)
-            if metadata["format"] != FORMAT:
-                raise TraceError(
-                    f"format {metadata['format']!r} is unknown; expected {FORMAT}, update Moescope or trace again"
-                )
-            metadata["vocabulary"] = {int(key): text for key, text in metadata["vocabulary"].items()}
-            metadata["varying_experts"] = metadata.get("varying_experts", False) is True  # older files know none
+            metadata = TraceMetadata.parse(content)
+            _check_columns(file.schema_arrow.names, metadata)
+            _check_routed(file.metadata, metadata)
             yield file, metadata
     except TraceError as error:
         raise TraceError(f"trace {str(path)!r}: {error}") from None
@@ -292,12 +287,11 @@ def _leaf_column(column: str) -> str:
     return f"{column}.list.element" if column.endswith("_logits") else column
 
 
-def _from_table(table: pa.Table, metadata: dict[str, Any], build: Callable[..., Built]) -> Built:
-    _check_columns(table.column_names, metadata)
-    layers, slots = metadata["layers"], range(metadata["top_k"])
+def _from_table(table: pa.Table, metadata: TraceMetadata, build: Callable[..., Built]) -> Built:
+    layers, slots = metadata.layers, range(metadata.top_k)
     logits = None
-    if metadata["router_logits"]:
-        width, rule = metadata["num_experts"], metadata["score_function"]
+    if metadata.router_logits:
+        width, rule = metadata.num_experts, metadata.score_function
         logits = np.stack([_list_values(table, f"layer_{layer}_logits", width, rule) for layer in layers])
     return build(
         router_indices=np.stack(
@@ -308,35 +302,59 @@ def _from_table(table: pa.Table, metadata: dict[str, Any], build: Callable[..., 
         ),
         router_logits=logits,
         predicted_ids=_column_values(table, "predicted_id") if "predicted_id" in table.column_names else None,
-        num_experts=metadata["num_experts"],
+        num_experts=metadata.num_experts,
         token_ids=_column_values(table, "token_id"),
         document_ids=_column_values(table, "document_id"),
         source_ids=_column_values(table, "source_id") if "source_id" in table.column_names else None,
         positions=_column_values(table, "position"),
         domain_ids=_column_values(table, "domain_id"),
-        domains=metadata["domains"],
+        domains=metadata.domains,
         layers=layers,
-        score_function=metadata["score_function"],
-        varying_experts=metadata["varying_experts"],
-        source=metadata["source"],
-        vocabulary=metadata["vocabulary"],
+        score_function=metadata.score_function,
+        varying_experts=metadata.varying_experts,
+        source=metadata.source,
+        vocabulary=metadata.vocabulary,
     )
 
 
-def _bytes_per_token(metadata: dict[str, Any]) -> int:
+def _bytes_per_token(metadata: TraceMetadata) -> int:
     """Bytes of the arrays in memory, about."""
-    logits = 2 * metadata["num_experts"] if metadata["router_logits"] else 0
-    return 22 + len(metadata["layers"]) * (6 * int(metadata["top_k"]) + logits)
+    logits = 2 * metadata.num_experts if metadata.router_logits else 0
+    return 22 + len(metadata.layers) * (6 * int(metadata.top_k) + logits)
 
 
-def _check_columns(names: list[str], metadata: dict[str, Any]) -> None:
-    layers, slots = metadata["layers"], range(metadata["top_k"])
-    expected = [f"layer_{layer}_logits" for layer in layers] if metadata["router_logits"] else []
-    expected += [f"layer_{layer}_{kind}_{s}" for layer in layers for s in slots for kind in ("expert", "score")]
-    expected += ["token_id", "document_id", "position", "domain_id"]
-    missing = [name for name in expected if name not in set(names)]
-    if missing:
-        raise TraceError(f"column {missing[0]!r} is missing; expected a file made by RoutingTrace.save")
+def _check_columns(names: list[str], metadata: TraceMetadata) -> None:
+    """Names are made one at a time: metadata may ask for more of them than memory holds."""
+    known = set(names)
+    if len(known) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TraceError(f"column {twice!r} is there twice; expected a file made by RoutingTrace.save")
+    missing = next((name for name in _column_names(metadata) if name not in known), None)
+    if missing is not None:
+        raise TraceError(f"column {missing!r} is missing; expected a file made by RoutingTrace.save")
+
+
+def _check_routed(content: pq.FileMetaData, metadata: TraceMetadata) -> None:
+    """That a token of the whole file has an expert, by the largest id that is kept for every column's piece."""
+    if not content.num_rows:
+        return
+    places = {content.schema.column(place).path: place for place in range(content.num_columns)}
+    experts = [places[f"layer_{layer}_expert_{slot}"] for layer in metadata.layers for slot in range(metadata.top_k)]
+    for group in range(content.num_row_groups):
+        for place in experts:
+            known = content.row_group(group).column(place).statistics
+            if known is None or not known.has_min_max or known.max != -1:
+                return
+    raise TraceError("no token has an expert: all slots are -1; expected at least one expert id")
+
+
+def _column_names(metadata: TraceMetadata) -> Iterator[str]:
+    yield from ("token_id", "document_id", "position", "domain_id")
+    for layer in metadata.layers:
+        if metadata.router_logits:
+            yield f"layer_{layer}_logits"
+        for slot in range(metadata.top_k):
+            yield from (f"layer_{layer}_expert_{slot}", f"layer_{layer}_score_{slot}")
 
 
 def _column_values(table: pa.Table | pa.RecordBatch, name: str) -> npt.NDArray[Any]:

@@ -285,7 +285,7 @@ class StoredTrace:
             "source",
             "vocabulary",
         )
-        return cls(path=Path(path), num_tokens=num_tokens, **{name: metadata[name] for name in names})
+        return cls(path=Path(path), num_tokens=num_tokens, **{name: getattr(metadata, name) for name in names})
 
     @property
     def num_layers(self) -> int:

@@ -1,0 +1,93 @@
+"""What a trace's file says of the whole trace, read back by a typed model before anything leans on it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from moe_core.errors import TraceError
+from moe_core.routing.trace.checks import MAX_EXPERTS, check_sizes
+from moe_core.routing.trace.types import ScoreFunction
+
+FORMAT = 1
+MAX_DOMAINS = 32_767  # int16
+_Number = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class TraceMetadata(BaseModel):
+    """The JSON under the key `moescope` of a trace's file, see docs/trace-format.md for what each key means."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    num_experts: int = Field(ge=1, le=MAX_EXPERTS)
+    top_k: int = Field(ge=1, le=MAX_EXPERTS)
+    layers: list[_Number] = Field(min_length=1)
+    domains: list[str] = Field(min_length=1, max_length=MAX_DOMAINS)
+    score_function: ScoreFunction
+    varying_experts: bool = False
+    """Older files do not say it."""
+    source: str
+    router_logits: bool
+    vocabulary: dict[_Number, str]
+
+    @classmethod
+    def parse(cls, content: bytes) -> TraceMetadata:
+        """Raises TraceError naming the first key that is wrong."""
+        try:
+            _Format.model_validate_json(content)
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            raise TraceError(_first_fault(error)) from None
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: list[int]) -> list[int]:
+        if sorted(set(layers)) != layers:
+            raise ValueError("expected ascending layer numbers, each once")
+        return layers
+
+    @field_validator("domains")
+    @classmethod
+    def _each_once(cls, domains: list[str]) -> list[str]:
+        if len(set(domains)) != len(domains):
+            raise ValueError("expected each name once")
+        return domains
+
+    @model_validator(mode="after")
+    def _of_a_size_that_fits(self) -> TraceMetadata:
+        check_sizes(len(self.layers), self.top_k, self.num_experts)
+        return self
+
+
+class _Format(BaseModel):
+    """Read first: another format may have other keys."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, number: int) -> int:
+        if number != FORMAT:
+            raise TraceError(f"format {number} is unknown; expected {FORMAT}, update Moescope or trace again")
+        return number
+
+
+def _first_fault(error: ValidationError) -> str:
+    """The key, what it holds, and what is wrong with it."""
+    fault = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    message: str = fault["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if fault["type"] == "missing":
+        return f"its metadata has no key {key!r}; make the trace again"
+    if not key:
+        return f"its metadata is damaged: {message}; make the trace again"
+    return f"its metadata's key {key!r} is {_shortened(fault['input'])}: {message}; make the trace again"
+
+
+def _shortened(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
