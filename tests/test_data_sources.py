@@ -280,3 +280,18 @@ def test_the_system_itself_refuses_a_folder(write: Write, tmp_path: Path) -> Non
         assert "deep': Permission denied" in refusal(tmp_path)
     finally:
         (tmp_path / "d" / "deep").chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["text", "Domain", "SOURCE"])
+def test_a_column_that_is_there_twice_is_refused(name: str, write: Write, tmp_path: Path) -> None:
+    names = [column for column in ("text", "domain", "source") if column != name.lower()] + [name, name]
+    table = pa.Table.from_arrays([pa.array(["a", "b"])] * 4, names=names)
+    pq.write_table(table, tmp_path / "twice.parquet")
+    assert f"has 2 columns {name!r} in its schema" in refusal(tmp_path / "twice.parquet")
+    assert f"has 2 columns {name!r} in line 1" in refusal(write("twice.csv", ",".join(names) + "\na,b,c,d\n"))
+
+
+def test_two_columns_that_differ_in_case_are_told_apart_by_the_exact_one(write: Write) -> None:
+    (document,) = read_documents(write("case.csv", "Text,text\nshouted,said\n"))
+    assert document.text == "said"
+    assert "has 2 columns 'Text'" in refusal(write("case.csv", "Text,TEXT\nshouted,said\n"))

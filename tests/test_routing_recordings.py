@@ -724,6 +724,22 @@ def test_wrong_lists_in_a_table_are_named(lists: Any, message: str, tmp_path: Pa
         recordings.read(table_at(tmp_path / "t.parquet", {"routed_experts": lists}))
 
 
+@pytest.mark.parametrize("name", ["layer_0_expert_0", "token_id", "domain", "text"])
+def test_a_table_with_a_column_twice_is_refused(name: str, tmp_path: Path) -> None:
+    columns = {
+        "layer_0_expert_0": [0, 1],
+        "layer_0_expert_1": [1, 2],
+        "token_id": [5, 6],
+        "domain": ["a", "b"],
+        "text": ["c", "d"],
+    }
+    names = [*columns, name]
+    table = pa.Table.from_arrays([pa.array(columns[name]) for name in names], names=names)
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(TraceError, match=f"has several columns '{name}'; expected one of each name"):
+        recordings.read(tmp_path / "t.parquet")
+
+
 def test_a_trace_is_no_table_and_a_table_needs_experts(tmp_path: Path) -> None:
     path = table_at(tmp_path / "t.parquet", wide_columns(chosen(4)))
     recordings.read(path).save(tmp_path / "x.parquet")

@@ -143,7 +143,7 @@ class _Columns:
 
     @classmethod
     def find(cls, names: Sequence[str], path: Path, place: str) -> _Columns:
-        text, domain, source = (_name_like(wanted, names) for wanted in ("text", "domain", "source"))
+        text, domain, source = (_name_like(wanted, names, path, place) for wanted in ("text", "domain", "source"))
         if text is None:
             raise DataError(
                 f"{str(path)!r} has no Text column in {place}; found {_list_of_names(names)}; "
@@ -152,10 +152,15 @@ class _Columns:
         return cls((text, domain, source))
 
 
-def _name_like(wanted: str, names: Sequence[str]) -> str | None:
-    if wanted in names:
-        return wanted
-    return next((name for name in names if name.lower() == wanted), None)
+def _name_like(wanted: str, names: Sequence[str], path: Path, place: str) -> str | None:
+    """The field of that name as it is written here: the exact one, else the only one in another case."""
+    alike = [name for name in names if name.lower() == wanted]
+    found = [name for name in alike if name == wanted] or alike
+    if len(found) > 1:
+        raise DataError(
+            f"{str(path)!r} has {len(found)} columns {found[0]!r} in {place}; expected one: rename or remove the others"
+        )
+    return found[0] if found else None
 
 
 def _checked_row(path: Path, place: str, number: int, text: Any, domain: Any, source: Any) -> Row:

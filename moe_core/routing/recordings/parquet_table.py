@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,6 +233,8 @@ def _codes_of_texts(column: pa.Array, number: Callable[[str], int]) -> Integers:
 
 def _wide_columns(path: Path, names: list[str]) -> tuple[list[int], int]:
     """Layers and K of the columns layer_{l}_expert_{s}; no layers where there is one column of lists."""
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise TraceError(f"{str(path)!r} has several columns {twice[0]!r}; expected one of each name")
     found: dict[int, set[int]] = {}
     for name in names:
         match = EXPERT_COLUMN.fullmatch(name)
