@@ -99,9 +99,16 @@ GENERAL = (
     Term(
         "interval",
         "The range that holds the true value in 95 % of such samples, allowing for tokens of one document being alike.",
-        "shares: Wilson, tokens divided by the design effect; other measures: sources drawn again",
+        "shares: Wilson, tokens divided by the design effect; measures with a null: delete-a-group jackknife over sources",
         "",
-        "Wilson 1927; Korn and Graubard 1998; Efron 1979",
+        "Wilson 1927; Korn and Graubard 1998; Kott 2001",
+    ),
+    Term(
+        "estimate",
+        "The measure without what few tokens add to it; a count of few tokens looks more orderly than its source.",
+        "entropies + 1/2 sum of variance / share, which is (cells in use - 1) / 2N for independent tokens",
+        "",
+        "Miller 1955; Panzeri and Treves 1996",
     ),
     # Loss
     Term(
