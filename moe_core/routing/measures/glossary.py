@@ -99,7 +99,7 @@ GENERAL = (
     Term(
         "interval",
         "The range that holds the true value in 95 % of such samples, allowing for tokens of one document being alike.",
-        "shares: Wilson, tokens divided by the design effect; measures with a null: delete-a-group jackknife over sources",
+        "shares: Wilson, tokens divided by the design effect; measures with a null: delete-a-group jackknife",
         "",
         "Wilson 1927; Korn and Graubard 1998; Kott 2001",
     ),
