@@ -32,9 +32,9 @@ class ModelConfig(Section):
     """Width of one attention head; even, for RoPE."""
     max_seq_len: int = Field(1024, ge=8, le=1_000_000)
     """Longest context in tokens; RoPE tables are built for it."""
-    rope_theta: float = Field(10_000.0, gt=0.0)
-    """RoPE base."""
-    norm_eps: float = Field(1e-5, gt=0.0, lt=1.0)
+    rope_theta: float = Field(10_000.0, ge=1e-6, le=1e12)
+    """RoPE base; the angle of the last pair is about position / base, which float32 must hold."""
+    norm_eps: float = Field(1e-5, ge=1e-30, lt=1.0)
     """Epsilon of RMSNorm."""
     qk_norm: bool = True
     """RMSNorm on every query and key head before RoPE (Qwen3)."""
@@ -47,9 +47,9 @@ class ModelConfig(Section):
     expert_hidden_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Probability that a hidden unit of an expert is zeroed for one token while training; the others are divided by
     1 - p (Switch's expert dropout, arXiv:2101.03961, sec. 2.4, which uses 0.4 for fine-tuning). 0 = off."""
-    capacity_factor: float | None = Field(None, gt=0.0)
+    capacity_factor: float | None = Field(None, gt=0.0, le=4_096.0)
     """None = dropless. Else an expert takes at most ceil(capacity_factor * T * K / E) of the T tokens of a training
-    batch; later tokens lose that slot (index -1, score 0)."""
+    batch; later tokens lose that slot (index -1, score 0). From E / K on none is lost."""
     shared_expert_hidden_dim: int = Field(0, ge=0, le=262_144)
     """Hidden width of an expert every token passes (0 = none)."""
     shared_expert_gate: bool = False

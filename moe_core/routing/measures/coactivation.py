@@ -12,8 +12,9 @@ from moe_core.routing.measures.against_chance import against_null, finding_of, l
 from moe_core.routing.measures.measure import Bars, Plant, RandomRouting
 from moe_core.routing.measures.term import Term
 from moe_core.routing.measures.used import used
-from moe_core.routing.statistics.bootstrap import RESAMPLES, Units, units
+from moe_core.routing.statistics.bootstrap import Units, units
 from moe_core.routing.statistics.information import Estimate
+from moe_core.routing.statistics.intervals import t_quantile
 from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
 from moe_core.routing.statistics.permutation import PairChain, check_permutations, documents, sampled, whole_and_sample
 from moe_core.routing.statistics.sign_flips import (
@@ -94,18 +95,17 @@ def coactivation_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -
     check_permutations(permutations)
     whole, trace = whole_and_sample(trace, seed)
     drawn = units(whole_sources(trace), seed)
-    weights_RU = drawn.weights(RESAMPLES, np.random.default_rng([seed, 1]))
     signs_PU = sign_patterns(drawn.count, permutations, np.random.default_rng([seed, 3]))
-    strength, resampled, untestable = [], [], []
+    strength, beyond, untestable = [], [], list[str]()
     for found in _residuals(trace, drawn, permutations, seed):
         strength.append(found.strength(signs_PU))
-        resampled.append(found.resampled(weights_RU))
+        beyond.append(found.beyond_chance())
         untestable += found.why_untestable()
     strength_PL = np.concatenate(strength, axis=1)
     return tested(
         {"layer": trace.layers, "strength": strength_PL[0]},
         strength_PL[1:],
-        Estimate(strength_PL[0], *drawn.interval(strength_PL[0], np.concatenate(resampled, axis=1))),
+        Estimate(*(np.concatenate(columns) for columns in zip(*beyond, strict=True))),
         finding=COACTIVATION_FINDING,
         clear_effect=CLEAR_EFFECT,
         untestable=untestable,
@@ -204,13 +204,31 @@ class _PairResiduals(NamedTuple):
         ]
         return np.stack(columns, axis=1)
 
-    def resampled(self, weights_RU: Float64Array) -> Float64Array:
-        """[R,L] strength of sources drawn again."""
-        columns = [
-            ratio(np.abs(weights_RU @ excess_UC).sum(axis=1) / 2, weights_RU @ observed_UC.sum(axis=1))
-            for excess_UC, observed_UC in zip(self.observed - self.expected, self.observed, strict=True)
-        ]
-        return np.stack(columns, axis=1)
+    def beyond_chance(self) -> Estimate:
+        """[L] strength without the part that chance adds, with a 95 % interval; NaN without a pair or a second source.
+
+        |x| of a sum that varies is too large on average. Here each source's residuals are counted with the signs that
+        the sums of all other sources have, so that chance alone gives 0 (cross-fitting). Where text is little these
+        signs are often wrong and the estimate too small; the truth lies between it and the strength as counted. So the
+        interval begins below the one and ends above the other, by the error of a ratio of sums over sources and
+        Student's t.
+        """
+        value_L, counted_L, error_L = np.full((3, len(self.observed)), np.nan)
+        for layer, (observed_UC, expected_UC) in enumerate(zip(self.observed, self.expected, strict=True)):
+            residual_UC = observed_UC - expected_UC
+            others_UC = residual_UC.sum(axis=0) - residual_UC
+            agreeing_U = (np.sign(others_UC) * residual_UC).sum(axis=1) / 2
+            pairs_U = observed_UC.sum(axis=1)
+            U, pairs = len(pairs_U), pairs_U.sum()
+            if not pairs or U < 2:
+                continue
+            value_L[layer] = agreeing_U.sum() / pairs
+            counted_L[layer] = np.abs(residual_UC.sum(axis=0)).sum() / 2 / pairs
+            away_U = agreeing_U - value_L[layer] * pairs_U
+            error_L[layer] = np.sqrt(U / (U - 1) * (away_U**2).sum()) / pairs
+        half_L = t_quantile(max(self.observed.shape[1] - 1, 1)) * error_L
+        low_L, high_L = np.clip(value_L - half_L, 0.0, 1.0), np.clip(counted_L + half_L, 0.0, 1.0)
+        return Estimate(np.clip(value_L, 0.0, 1.0), low_L, high_L)
 
     def why_untestable(self) -> list[str]:
         """Of each layer, or "" if it can be tested."""
