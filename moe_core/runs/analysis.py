@@ -1,7 +1,7 @@
 """Findings about a run after its training, kept beside it under checkpoints/<run>/analysis/.
 
   ablation_zero_1f0c….jsonl   effects of switching experts off: a line that says of what, then a line an expert
-  saliency.parquet …          tables; of what they are stands in the schema's metadata
+  saliency.parquet …          tables, with their checksum; of what they are stands in the schema's metadata
 
 Every file names the checkpoint (a hash of its weights), the step and the text it was made from. Reading needs no torch.
 """
@@ -13,23 +13,25 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from moe_core.ablation_modes import MODES
 from moe_core.data.windows import OVERLAPPING_WINDOWS, WINDOW_RULE
 from moe_core.errors import RunError
 from moe_core.json_values import json_safe
 from moe_core.program import program
-from moe_core.runs.checksum import is_verified_line, line_with_checksum
+from moe_core.runs.checksum import is_verified_line, is_verified_table, line_with_checksum, table_with_checksum
 from moe_core.runs.files import read_file, translate_os_errors, write_atomic
 from moe_core.runs.metric_log import Figure
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from moe_core.runs.folder import RunFolder
 
@@ -39,6 +41,19 @@ EFFECT_COLUMNS = ("layer", "expert", "domain", "tokens", "affected", "delta_nats
 Table = Literal["saliency", "similarity", "importance", "correlations"]
 TABLES_OF_A_MODE: tuple[Table, ...] = ("importance", "correlations")
 _METADATA_KEY = b"moescope.analysis"
+_WHOLE_COLUMNS: dict[Table, tuple[str, ...]] = {
+    "saliency": ("layer", "expert", "tokens"),
+    "similarity": ("layer", "expert_i", "expert_j"),
+    "importance": ("layer", "expert"),
+    "correlations": ("n",),
+}
+_TEXT_COLUMNS = ("measure", "verdict")
+_FIGURE_COLUMNS: dict[Table, tuple[str, ...]] = {
+    "saliency": ("reap", "ean", "gate_mass"),
+    "similarity": ("gate_cosine", "weight_cosine", "output_cka"),
+    "importance": ("delta_nats", "low", "high", "load", "specialization", "vocabulary", "confidence", "reap", "ean"),
+    "correlations": ("rho", "low", "high", "p_value", "p_adjusted", "rho_pooled"),
+}
 
 
 @dataclass(frozen=True)
@@ -138,35 +153,72 @@ def effects_frame(rows: Sequence[Mapping[str, Any]], of: AnalysisOf | None = Non
 def write_table(run: RunFolder, name: Table, frame: pd.DataFrame, of: AnalysisOf) -> None:
     """Keep one table, replacing an older one of the same mode. Raises RunError when the disk refuses."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(of)).encode()})
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    run.write_file(_table_name(name, of.mode), buffer.getvalue().to_pybytes())
+    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps({"table": name, **asdict(of)}).encode()})
+    run.write_file(_table_name(name, of.mode), table_with_checksum(table))
 
 
 def read_table(run: RunFolder, name: Table, mode: str = "zero") -> pd.DataFrame | None:
     """A table as it was written, the fields of AnalysisOf in `frame.attrs`; None where there is none.
 
     `mode`: of switching experts off, where the table depends on it (importance, correlations).
-    Raises RunError when it is damaged.
+    Raises RunError when it is damaged, or was put in the place of another.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = run.place.find(_table_name(name, mode if name in TABLES_OF_A_MODE else ""))
+    mode = mode if name in TABLES_OF_A_MODE else ""
+    path = run.place.find(_table_name(name, mode))
     try:
-        table = pq.read_table(pa.BufferReader(read_file(path)), page_checksum_verification=True)
-        of = _analysis_of(json.loads(table.schema.metadata[_METADATA_KEY]))
+        content = read_file(path)
+        verified = is_verified_table(content)
+        table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        record = json.loads(table.schema.metadata[_METADATA_KEY])
+        of = _analysis_of(record)
+        if verified != ("table" in record):
+            raise ValueError("its checksum is gone")
+        _check_columns(table, name)
+        frame: pd.DataFrame = table.to_pandas()
     except FileNotFoundError:
         return None
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
         raise RunError(f"{str(path)!r} is damaged; delete it, `{program()} ablate` makes it again") from None
-    frame: pd.DataFrame = table.to_pandas()
+    elsewhere = verified and (record["table"] != name or not _is_of_run(run, of))  # older ones do not tell
+    if elsewhere or of.mode != mode:
+        raise RunError(
+            f"{str(path)!r} was made for another run, table or mode (step {of.step}, {of.mode or 'no mode'}); "
+            f"delete it, `{program()} ablate` makes it again"
+        )
     frame.attrs.update(asdict(of))
     return frame
+
+
+def _is_of_run(run: RunFolder, of: AnalysisOf) -> bool:
+    """True if the effects of the same weights and text are in the run, as they are measured before any table."""
+    keys = {replace(of, mode=mode).key for mode in MODES}
+    return any(path.stem.rsplit("_", 1)[-1] in keys for path in run.place.matching("analysis", "ablation_*.jsonl"))
+
+
+def _check_columns(table: pa.Table, name: Table) -> None:
+    """Raise ValueError unless it has the columns of such a table, numbers where numbers are due."""
+    import pyarrow as pa
+
+    whole, words = _WHOLE_COLUMNS[name], _TEXT_COLUMNS if name == "correlations" else ()
+    needed = {*whole, *words, *_FIGURE_COLUMNS[name]}
+    if len(set(table.column_names)) < table.num_columns or needed - set(table.column_names):
+        raise ValueError("a column is missing or there twice")
+    for field in table.schema:
+        kind = field.type
+        right = (
+            pa.types.is_integer(kind)
+            if field.name in whole
+            else pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            if field.name in words
+            else pa.types.is_floating(kind)
+        )
+        if not right or (field.name in (*whole, *words) and table[field.name].null_count):
+            raise ValueError("a column is of another kind")
 
 
 def _table_name(name: Table, mode: str) -> str:
