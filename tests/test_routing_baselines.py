@@ -12,7 +12,7 @@ from scipy import stats
 from moe_core.errors import UsageError
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.measures import domains
-from moe_core.routing.measures.context_independence import token_verdict
+from moe_core.routing.measures.context_independence import NO_TEST, token_verdict
 from moe_core.routing.measures.domains import domain_cell, domain_verdict, strongest_expert
 from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.routing.measures.health import describe_model
@@ -187,9 +187,10 @@ def test_domain_cell_and_token_verdict_in_words() -> None:
     context = context.assign(domain_beyond_token=0.02, domain_beyond_chance=0.01, tokens=99)
     assert token_verdict(context) == (
         "The token alone explains 45 % of the choice of expert in layer 1 (3 % by chance), its domain 4 %; "
-        "what the domain adds to the token is 2 % (1 % by chance)."
+        "what the domain adds to the token is 2 % (1 % by chance). "
+        "This is a description, no test: its chance takes tokens to be independent."
     )
-    assert token_verdict(context.assign(domain_beyond_token=np.nan)).endswith("its domain 4 %.")
+    assert token_verdict(context.assign(domain_beyond_token=np.nan)).endswith(f"its domain 4 %. {NO_TEST}")
     assert token_verdict(context.assign(token_share=np.nan)).startswith("No token occurs often enough")
 
 

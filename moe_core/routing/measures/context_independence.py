@@ -20,6 +20,7 @@ from moe_core.words import percent
 
 SMALL_SHARE = 0.01
 """Part of the choice beyond chance that is not worth calling an explanation."""
+NO_TEST = "This is a description, no test: its chance takes tokens to be independent."
 
 
 def context_independence(trace: AnyTrace, min_count: int = 10) -> pd.DataFrame:
@@ -36,8 +37,9 @@ def context_independence(trace: AnyTrace, min_count: int = 10) -> pd.DataFrame:
     tokens (T counted), token_types. NaN where nothing is counted or one expert takes all.
 
     Both chances are expectations over all shuffles of tokens, worked out, not drawn (Vinh, Epps and Bailey 2010; a
-    token's K choices stay together). Tokens of one document are alike, so that a share above its chance is a size, no
-    proof: for that see baselines.domain_nmi. Where slots are unused the chance is correct to first order.
+    token's K choices stay together). They take tokens to be independent, which those of one document or of a run of one
+    expert are not: this is a description without a test. A share above its chance is a size, no proof: for that see
+    baselines.domain_nmi and baselines.vocabulary. Where slots are unused the chance is correct to first order.
     """
     cells = _TokenDomainCells.of(trace, min_count)
     P, rows = len(cells.tokens), []
@@ -136,7 +138,7 @@ def token_verdict(context: pd.DataFrame) -> str:
         where = f", layer {int(best['layer'])} most" if len(context) > 1 else ""
         return (
             f"The token alone explains no more of the choice of expert than it would by chance: "
-            f"{percent(best['token_share'])} against {percent(best['token_chance'])}{where}."
+            f"{percent(best['token_share'])} against {percent(best['token_chance'])}{where}. {NO_TEST}"
         )
     where = f" in layer {int(best['layer'])}" if len(context) > 1 else ""
     text = (
@@ -144,10 +146,10 @@ def token_verdict(context: pd.DataFrame) -> str:
         f"({percent(best['token_chance'])} by chance), its domain {percent(best['domain_share'])}"
     )
     if pd.isna(best["domain_beyond_token"]):
-        return f"{text}."
+        return f"{text}. {NO_TEST}"
     return (
         f"{text}; what the domain adds to the token is {percent(best['domain_beyond_token'])} "
-        f"({percent(best['domain_beyond_chance'])} by chance)."
+        f"({percent(best['domain_beyond_chance'])} by chance). {NO_TEST}"
     )
 
 
@@ -156,13 +158,13 @@ TERMS = (
         "token share",
         "How much of the choice of expert the token alone explains, whatever its context, 0 to 1.",
         "I(expert; token id) / H(expert)",
-        "its chance, which grows with rare tokens",
+        "its chance, which grows with rare tokens; no test: it takes tokens to be independent, and runs raise it",
         "after OpenMoE, 2402.01739, section 4.2",
     ),
     Term(
         "domain beyond token",
         "What a token's domain tells about its expert once the token itself is known, 0 to 1.",
         "I(expert; domain | token id) / H(expert)",
-        "its chance, a little above 0",
+        "its chance, a little above 0; no test, since it takes tokens to be independent: runs raise it",
     ),
 )
