@@ -14,6 +14,7 @@ from moe_core.routing.calibration import random_trace
 from moe_core.routing.measures import glossary, registry
 from moe_core.routing.measures.measure import Measure
 from moe_core.routing.measures.registry import MEASURES
+from moe_core.routing.statistics import permutation
 
 OF_A_TRACE = [measure for measure in MEASURES if measure.of == "trace" and measure.function is not None]
 
@@ -48,6 +49,39 @@ def test_the_value_is_a_column(measure: Measure) -> None:
     if measure.bars is not None:
         assert measure.verdict is not None
         assert {"layer", "null_mean", "null_p99", "p_adjusted", "low", "high", "verdict"} <= set(frame.columns)
+
+
+@pytest.mark.parametrize("measure", OF_A_TRACE, ids=lambda measure: measure.name)
+def test_how_much_was_used_is_said_and_nothing_else_is_sampled(
+    measure: Measure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = measure.name if measure.plant is not None else "domain_nmi"
+    trace = random_trace(2, planted=planted, strength=3.0, layers=2)
+    D = len(np.unique(trace.document_ids))
+    function = measure.null or measure.function
+    assert function is not None
+    arguments = {"permutations": 99} if measure.plant is not None else {}
+    whole = function(trace, **arguments)
+    monkeypatch.setattr(permutation, "MAX_NULL_TOKENS", trace.num_tokens // 2)
+    monkeypatch.setattr(permutation, "_MIN_TOKENS", trace.num_tokens // 2)
+    frame = function(trace, **arguments)
+    if measure.null is None:
+        pd.testing.assert_frame_equal(frame, whole)
+        return
+    assert (whole["tested_tokens"] == trace.num_tokens).all()
+    for unit, most in (("tokens", trace.num_tokens), ("documents", D)):
+        assert (frame[f"trace_{unit}"] == most).all()
+        assert ((frame[f"tested_{unit}"] > 0) & (frame[f"tested_{unit}"] <= most)).all()
+    sampled = frame["tested_tokens"].iloc[0] < trace.num_tokens
+    assert sampled == (measure.needs == "tokens" and measure.plant is not None)
+    if not sampled:
+        pd.testing.assert_frame_equal(frame, whole)
+        return
+    said = f"from {frame['tested_tokens'].iloc[0]} of 600 tokens, {frame['tested_documents'].iloc[0]} of 24 documents"
+    if measure.verdict is not None:
+        assert said in measure.verdict(frame)
+    if measure.bars is not None:
+        assert all(said in measure.bars.sentence(row) for row in frame.itertuples())
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pandas as pd
 from moe_core.routing.measures.against_chance import against_null, finding_of, layers_verdict, tested
 from moe_core.routing.measures.measure import Bars, Plant, RandomRouting
 from moe_core.routing.measures.term import Term
-from moe_core.routing.measures.used import used
+from moe_core.routing.measures.used import extent_of_test, used
 from moe_core.routing.statistics.bootstrap import Units, units
 from moe_core.routing.statistics.information import Estimate
 from moe_core.routing.statistics.intervals import t_quantile
 from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
-from moe_core.routing.statistics.permutation import PairChain, check_permutations, documents, sampled, whole_and_sample
+from moe_core.routing.statistics.permutation import PairChain, check_permutations, documents, whole_and_sample
 from moe_core.routing.statistics.sign_flips import (
     MIN_SOURCES,
     flipped_sums,
@@ -123,10 +123,11 @@ def coactivation_pairs(trace: AnyTrace, permutations: int = 200, seed: int = 0) 
     p_value, two-sided, of more than PAIR_TOLERANCE of the expected besides chance, from random signs of the
     sources, and not below the 2^-(U-1) that U sources reach; NaN, that is "cannot be told", where fewer than 5
     tokens are expected (see Pool) or fewer than six sources differ from chance at all;
-    p_adjusted over all pairs of all layers (Benjamini-Hochberg); uncertain = p_adjusted is not SIGNIFICANCE or less.
+    p_adjusted over all pairs of all layers (Benjamini-Hochberg); uncertain = p_adjusted is not SIGNIFICANCE or less;
+    what used.extent_of_test says: of a large trace all columns are of a sample of whole documents.
     """
     check_permutations(permutations)
-    trace, pool = sampled(trace, seed), Pool()
+    (whole, trace), pool = whole_and_sample(trace, seed), Pool()
     drawn = units(whole_sources(trace), seed)
     signs_PU = sign_patterns(drawn.count, permutations, np.random.default_rng([seed, 3]))
     one, other = np.triu_indices(trace.num_experts, 1)
@@ -149,6 +150,7 @@ def coactivation_pairs(trace: AnyTrace, permutations: int = 200, seed: int = 0) 
             "p_value": p_values,
             "p_adjusted": adjusted,
             "uncertain": ~(adjusted <= SIGNIFICANCE),
+            **extent_of_test(whole, trace),
         }
     )
 

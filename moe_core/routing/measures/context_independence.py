@@ -13,6 +13,7 @@ from scipy import special
 from moe_core.routing.measures.chance import expected_xlogx
 from moe_core.routing.measures.term import Term
 from moe_core.routing.measures.tokens import layer_counts, place_in, tally, token_types
+from moe_core.routing.measures.used import extent_of_test
 from moe_core.routing.trace.counts import entropy, mutual_information, ratio
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import Int64Array
@@ -34,7 +35,8 @@ def context_independence(trace: AnyTrace, min_count: int = 10) -> pd.DataFrame:
     domain_share = I(X; domain) / H(X), 0..1, the domain alone, in the same unit;
     domain_beyond_token = I(X; domain | token) / H(X), 0..1, what the domain adds once the token is known;
     domain_beyond_chance = its average if domains were shuffled among the tokens of each type;
-    tokens (T counted), token_types. NaN where nothing is counted or one expert takes all.
+    tokens (T counted), token_types; trace_tokens and so on, see used.extent_of_test. NaN where nothing is counted or
+    one expert takes all.
 
     Both chances are expectations over all shuffles of tokens, worked out, not drawn (Vinh, Epps and Bailey 2010; a
     token's K choices stay together). They take tokens to be independent, which those of one document or of a run of one
@@ -49,7 +51,7 @@ def context_independence(trace: AnyTrace, min_count: int = 10) -> pd.DataFrame:
         shares = (float(ratio(value, H)) for value in nats)
         rows.append((layer, *shares, int(cells.tokens.sum()), len(cells.first)))
     columns = ["token_share", "token_chance", "domain_share", "domain_beyond_token", "domain_beyond_chance"]
-    return pd.DataFrame(rows, columns=["layer", *columns, "tokens", "token_types"])
+    return pd.DataFrame(rows, columns=["layer", *columns, "tokens", "token_types"]).assign(**extent_of_test(trace))
 
 
 class _TokenDomainCells:

@@ -21,7 +21,7 @@ from moe_core.routing.measures.against_chance import (
 )
 from moe_core.routing.measures.measure import Bars, Plant, RandomRouting
 from moe_core.routing.measures.term import Term
-from moe_core.routing.measures.used import used
+from moe_core.routing.measures.used import extent_of_test, used
 from moe_core.routing.statistics.bootstrap import by_domain
 from moe_core.routing.statistics.information import Estimate, join_estimates, nmi, nmi_estimate
 from moe_core.routing.statistics.intervals import wilson_of_clusters
@@ -206,11 +206,11 @@ def domain_cells(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.
     cannot be tested: one domain, too few sources, or fewer than 5 tokens expected (see Pool);
     p_adjusted over all cells (Benjamini-Hochberg); uncertain = p_adjusted is not SIGNIFICANCE or less. It takes the
     place of the measure's own `uncertain`, which says whether one cell's lift differs from 1 and of hundreds of cells
-    of chance names one in twenty.
+    of chance names one in twenty. tested_tokens, trace_tokens and so on, see used.extent_of_test: all of the trace.
     """
     check_permutations(permutations)
     parts = block_counts(trace)
-    frame = specialization_of(trace, parts)
+    frame = specialization_of(trace, parts).assign(**extent_of_test(trace))
     M = len(trace.domains)
     if _why_untestable(parts.domain_ids):
         return frame.assign(expected=np.nan, p_value=np.nan, p_adjusted=np.nan, uncertain=True)

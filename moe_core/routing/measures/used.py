@@ -26,6 +26,11 @@ def used(trace: AnyTrace, sample: AnyTrace | None = None, *, value_of_sample: bo
     }
 
 
+def extent_of_test(trace: AnyTrace, sample: AnyTrace | None = None) -> dict[str, int]:
+    """The columns of `used` without those of the value: for frames whose `tokens` are those of a cell."""
+    return {name: number for name, number in used(trace, sample).items() if "_" in name}
+
+
 def sample_words(row: Any) -> str:
     """ "from 16,384 of 1,200,000 tokens, 17 of 171 documents", of a row with the columns of `used`; "" for all."""
     if not hasattr(row, "tested_tokens") or row.tested_tokens >= row.trace_tokens:
