@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 
 from moe_core.evaluation.evaluate import evaluate_run
+from moe_core.figures.run_figures import sections_of_run
 from moe_core.routing import RoutingTrace, metrics
+from moe_core.routing.trace.independence import independence_note
 from moe_core.runs import RunFolder, list_runs
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.evaluation import Evaluation
 from moe_core.runs.places import SHIPPED
+from moe_core.runs.record import read_run
 
 MAX_BYTES = 10 * 2**20
 pytestmark = pytest.mark.slow
@@ -62,3 +65,13 @@ def test_its_probes_show_the_routing_at_every_evaluation() -> None:
         trace = RoutingTrace.load(run.probe_path(step))
         assert trace.domains == ["finance", "legal", "code", "general"]
         assert len(metrics.load_balance(trace)) == 4
+
+
+def test_its_probe_has_known_sources_and_is_not_suspected_of_windows() -> None:
+    """All 32 documents have 63 tokens; each is of a source of its own, as the split knows."""
+    record = read_run(RunFolder("demo", SHIPPED))
+    assert record.newest_probe is not None
+    assert independence_note(record.newest_probe)
+    verdicts = [figure.verdict for section in sections_of_run(record) for figure in section.figures]
+    assert verdicts
+    assert not any("each its own source" in verdict for verdict in verdicts)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import loaders
+from app import loaders, state
 from app.components.page import plain
 from app.components.progress import progress_bar
 from moe_core.errors import MoescopeError
@@ -92,7 +92,13 @@ def measure_all(measured: Measured, wanted: Sequence[Step], label: str) -> None:
 
 
 def independence_warning(measured: Measured) -> None:
-    """A box below the answer where its documents may be windows of the same texts: then the answer is too sure."""
+    """A box below the answer where its documents may be windows of the same texts: then the answer is too sure.
+
+    The splits of a run know the sources of its text, whatever their windows look like.
+    """
+    compared = state.compared()
+    if isinstance(state.subject(), RunFolder) and (compared is None or isinstance(compared.subject, RunFolder)):
+        return
     if note := measured.get(independence_note):
         st.warning(plain(note), icon=":material/content_cut:")
 

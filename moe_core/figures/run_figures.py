@@ -73,7 +73,7 @@ def sections_of_run(run: RunRecord, trace: AnyTrace | None = None, progress: Pro
         trace = run.newest_probe
     sections = [
         _training(run),
-        *(sections_of_trace(trace, progress) if trace is not None else []),
+        *(sections_of_trace(trace, progress, sources_known=True) if trace is not None else []),
         _history(run),
         _causes(run.findings),
     ]
@@ -86,15 +86,18 @@ def sections_of_run(run: RunRecord, trace: AnyTrace | None = None, progress: Pro
     return found
 
 
-def sections_of_trace(trace: AnyTrace, progress: Progress = silent) -> list[Section]:
-    """Load, domains, tokens, teams and paths of a trace, each with its test against chance, as far as it has them."""
+def sections_of_trace(trace: AnyTrace, progress: Progress = silent, *, sources_known: bool = False) -> list[Section]:
+    """Load, domains, tokens, teams and paths of a trace, each with its test against chance, as far as it has them.
+
+    `sources_known`: its source_ids are what the texts were cut from, whatever they look like; a run's text is so.
+    """
     makers: list[Callable[[AnyTrace], Section]] = [_load, _domains, _vocabulary, _teams_section, _paths]
     sections = []
     for number, make in enumerate(makers):
         progress("measuring", number, len(makers))
         sections.append(make(trace))
     progress("measuring", len(makers), len(makers))
-    note = independence_note(trace)
+    note = "" if sources_known else independence_note(trace)
     return [_with_note(section, note) for section in sections if section.figures]
 
 
