@@ -176,7 +176,7 @@ LOAD_BALANCE_TERMS = (
         "load imbalance",
         "How many times the average load the busiest expert of a layer has.",
         "max c / mean c",
-        "1 when even, E when all tokens go to one expert",
+        "1 when even, E/K when all tokens go to the same K experts",
         "2408.15664",
     ),
     Term(
