@@ -51,7 +51,7 @@ def user_path(given: str | Path) -> Path:
         path.exists()
         path.resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).partition(" from ")[0]
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition(" from ")[0].rstrip(".")
         raise UsageError(f"{shown} cannot be used as a path: {reason}; expected one of a file or folder") from None
     return path
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from moe_core.errors import UsageError
 from moe_core.figures import domains, load, tokens, training
 from moe_core.figures.labels import spread
+from moe_core.figures.layout import TITLE_CHARACTERS
 from moe_core.figures.load import entropy_figure, loads_over_time
-from moe_core.figures.measures import chance_figure
+from moe_core.figures.measures import chance_bars, chance_figure
 from moe_core.figures.palette import EXPERT_COLOURS, expert_colour
 from moe_core.figures.run_figures import sections_of_trace, spaced
 from moe_core.figures.tokens import token_map_figure, token_path_figure
@@ -272,3 +273,14 @@ def test_layers_of_deep_models_are_spaced_evenly() -> None:
     assert len(chosen) == 8
     assert chosen[0] == 0
     assert chosen[-1] == 47
+
+
+def test_a_long_title_is_wrapped_so_that_a_phone_keeps_room_for_the_plot() -> None:
+    """A chart holds its axes: a title wider than the page left a plot of no width at 420 points."""
+    frame = pd.DataFrame({"layer": [0, 1], "nmi": 0.2, "null_p99": 0.1, "estimate": 0.15, "low": 0.1, "high": 0.2})
+    short, long = (chance_bars(frame, "nmi", title=title, sentences=["a", "b"]) for title in ("x", "long words " * 9))
+    titles = [layer["encoding"]["x"].get("title") for layer in long.to_dict()["layer"]]
+    lines = next(title for title in titles if isinstance(title, list))
+    assert len(lines) > 2
+    assert max(len(line) for line in lines) <= TITLE_CHARACTERS
+    assert long.to_dict()["height"] > short.to_dict()["height"]

@@ -170,6 +170,16 @@ def test_flow_cells_are_lifts_and_few_tokens_fade() -> None:
     assert figure.name == "flow_map_layer_0"
 
 
+@pytest.mark.parametrize(
+    ("finding", "said"), [(FLOW_FINDING, "the 64 with the strongest ties of 100"), (None, "the first 64 of 100")]
+)
+def test_a_map_of_some_experts_claims_no_ties_where_none_is_certain(finding: Any, said: str) -> None:
+    tokens = np.random.default_rng(0).poisson(50, (1, 100, 100))
+    figure = flow_map_figure(flow_of(tokens), null_table("nmi", [0.3], finding, next_layer=1), 0)
+    title = figure.chart.to_dict()["layer"][0]["encoding"]["x"]["title"]
+    assert (title if isinstance(title, str) else " ".join(title)) == f"expert of layer 1, {said}"
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_many_experts_keep_their_strongest_ties_within_the_browsers_limit(seed: int) -> None:
     E = 256

@@ -21,6 +21,7 @@ from moe_core.errors import RunError
 from moe_core.files import TEMPORARY_PREFIX, remove_stale, replaced
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import checkpoint_steps, slim_run
+from moe_core.runs.status import RunStatus
 from moe_core.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,6 +177,34 @@ def test_the_command_ends_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=SOON)
     assert process.returncode == 1
     assert_one_line("".join(line for line in err.splitlines(keepends=True) if line.startswith("error")), "'mine'")
+    assert not run.path.exists()
+
+
+WRITES: dict[str, Callable[[RunFolder], object]] = {
+    "status": lambda run: run.write_status(RunStatus("running")),
+    "metrics": lambda run: run.append_metrics({"kind": "event", "step": 1, "message": "x"}),
+    "report": lambda run: run.write_file("report.md", b"x"),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_folder_that_goes_between_the_look_and_the_write_is_said_to_be_gone(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(write_corpus(tmp_path / "corpus.jsonl"))
+    run = RunFolder("mine", tmp_path / "runs")
+    with run.lock():
+        run.create(config)
+        looked = run.check_in_place
+
+        def look_and_go() -> None:
+            looked()
+            if run.path.exists():
+                run.path.rename(tmp_path / "away")
+
+        monkeypatch.setattr(run, "check_in_place", look_and_go)
+        with pytest.raises(RunError, match="the folder of run 'mine' was removed, renamed or replaced"):
+            WRITES[what](run)
     assert not run.path.exists()
 
 

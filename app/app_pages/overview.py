@@ -99,7 +99,7 @@ worst = verdict.worst
 enough = f"up to {IMBALANCE_LIMIT:.0f} is fine" if verdict.state != "too little text" else "too little text to tell"
 busiest.metric(
     "Busiest expert",
-    "–" if isnan(worst["load_imbalance"]) else f"{worst['load_imbalance']:.2f} × mean",
+    "–" if isnan(worst["load_imbalance"]) else f"{number(worst['load_imbalance'])} × mean",
     delta_description=f"95 %: {number(worst['load_low'])} to {number(worst['load_high'])}; {enough}",
     help=term_help("load imbalance"),
     border=True,
@@ -107,7 +107,7 @@ busiest.metric(
 )
 dead.metric(
     "Dead experts",
-    f"{verdict.surely_dead} of {len(load)}",
+    f"{verdict.surely_dead:,} of {len(load):,}",
     delta_description=f"{verdict.unseen} not seen in this little text" if verdict.unseen else "0 is the target",
     help=term_help("dead expert"),
     border=True,

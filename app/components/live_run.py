@@ -18,7 +18,7 @@ from moe_core.errors import RunError
 from moe_core.routing.measures.health import IMBALANCE_LIMIT
 from moe_core.runs import RunFolder, RunStatus, RunSummary
 from moe_core.runs.listing import LAUNCH_PATIENCE_SECONDS
-from moe_core.words import duration, sentence
+from moe_core.words import duration, number, sentence
 
 # Drawing takes some tenths of a second of the very processor that trains, so pictures move less often than numbers.
 NUMBERS_SECONDS = 1.5
@@ -162,7 +162,7 @@ def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary) -> Non
     last = loads[loads["step"] == loads["step"].max()] if len(loads) else loads
     balance.metric(
         "Busiest expert",
-        "–" if last.empty else f"{last['load_imbalance'].max():.2f} × mean",
+        "–" if last.empty else f"{number(last['load_imbalance'].max())} × mean",
         delta_description=f"1 is even, {IMBALANCE_LIMIT:.0f} still fine",
         help=term_help("load imbalance"),
     )

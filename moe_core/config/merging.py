@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from moe_core.config.hocon import HoconError, read_hocon
 from moe_core.config.presets import PRESETS
 from moe_core.config.tree import Config
-from moe_core.errors import UsageError
+from moe_core.errors import UsageError, first_fault
 
 ENVIRONMENT_PREFIX = "MOESCOPE_"
 # Variables with our prefix that are not configuration keys.
@@ -113,15 +113,12 @@ def _merge_into(base: dict[str, Any], update: Mapping[str, Any]) -> None:
 
 
 def _one_line(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    key = ".".join(str(part) for part in fault["loc"])
-    value = _shorten_to(repr(fault["input"]), 60)
-    if fault["type"] == "extra_forbidden":
-        return f"unknown config key {_shorten_to(key, 60)!r} (value {value}); {_nearest_keys(key)}"
-    message = fault["msg"].removeprefix("Value error, ")
-    if not key or fault["type"] == "value_error":
-        return message
-    return f"config key {key!r} has value {value}: {message[:1].lower()}{message[1:]}"
+    fault = first_fault(error)
+    if fault.kind == "extra_forbidden":
+        return f"unknown config key {_shorten_to(fault.key, 60)!r} (value {fault.value}); {_nearest_keys(fault.key)}"
+    if not fault.key or fault.kind == "value_error":
+        return fault.message
+    return f"config key {fault.key!r} has value {fault.value}: {fault.message}"
 
 
 def _nearest_keys(key: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from moe_core.config import ModelConfig
-from moe_core.errors import UsageError
+from moe_core.errors import UsageError, first_fault
 from moe_core.exchange.family_configs import FamilyConfig, GraniteMoeSharedConfig, read_family_config, refuse_key
 from moe_core.exchange.layouts import UNTIED, Family
 
@@ -160,10 +160,10 @@ def _validated(model: dict[str, object]) -> ModelConfig:
     try:
         return ModelConfig.model_validate(model)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        ours, message = ".".join(str(part) for part in fault["loc"]), fault["msg"].removeprefix("Value error, ")
-        if ours in THEIR_KEYS:
-            message = f"{THEIR_KEYS[ours]} = {str(fault['input'])[:40]}: {message[:1].lower()}{message[1:]}"
+        fault = first_fault(error)
+        message = fault.message
+        if fault.key in THEIR_KEYS:
+            message = f"{THEIR_KEYS[fault.key]} = {fault.value}: {message}"
         raise UsageError(f"the checkpoint's config.json describes a model that ours cannot be: {message}") from None
 
 

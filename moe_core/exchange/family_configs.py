@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from moe_core.errors import RunError, UsageError
+from moe_core.errors import RunError, UsageError, first_fault, shortened
 from moe_core.exchange.layouts import FAMILIES, Family
 from moe_core.program import program
 
@@ -327,7 +327,7 @@ def read_family_config(tree: Mapping[str, Any]) -> tuple[FamilyConfig, Family]:
 
 def refuse_key(key: str, value: object, reason: str) -> UsageError:
     """The error for a key whose value our model does not have."""
-    return UsageError(f"the checkpoint cannot be imported: its {key} is {_shortened(value)}; {reason}")
+    return UsageError(f"the checkpoint cannot be imported: its {key} is {shortened(value)}; {reason}")
 
 
 def _family_named(tree: Mapping[str, Any]) -> Family:
@@ -347,7 +347,7 @@ def _without_aliases(tree: Mapping[str, Any], kind: type[FamilyConfig]) -> dict[
         if alias in named:
             value = named.pop(alias)
             if named.setdefault(key, value) != value:
-                raise refuse_key(alias, value, f"its {key} is {_shortened(named[key])}, and the two are one thing")
+                raise refuse_key(alias, value, f"its {key} is {shortened(named[key])}, and the two are one thing")
     return named
 
 
@@ -355,7 +355,7 @@ def _rope_base(tree: Mapping[str, Any], kind: type[FamilyConfig]) -> object:
     """rope_theta. As in transformers, rope_scaling goes before rope_parameters, and both before keys beside them."""
     for name in ("rope_parameters", "rope_scaling"):
         if tree.get(name) is not None and not isinstance(tree[name], Mapping):
-            raise RunError(f"the checkpoint's config.json has {name} = {_shortened(tree[name])}; expected an object")
+            raise RunError(f"the checkpoint's config.json has {name} = {shortened(tree[name])}; expected an object")
     rope: Mapping[str, Any] = tree.get("rope_scaling") or tree.get("rope_parameters") or {}
     for name, value in rope.items():
         if isinstance(value, Mapping):
@@ -383,19 +383,12 @@ def _check_layer_types(config: FamilyConfig) -> None:
 
 
 def _malformed_value(error: ValidationError) -> RunError:
-    fault = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in fault["loc"])
+    fault = first_fault(error)
     expected = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false"}
-    words = expected.get(fault["type"], fault["msg"].removeprefix("Input should be "))
-    return RunError(f"the checkpoint's config.json has {key} = {_shortened(fault['input'])}; expected {words}")
+    words = expected.get(fault.kind, fault.message.removeprefix("input should be "))
+    return RunError(f"the checkpoint's config.json has {fault.key} = {fault.value}; expected {words}")
 
 
 def _equals_strictly(value: object, wanted: object) -> bool:
     """Equal, where true is not 1."""
     return isinstance(value, bool) == isinstance(wanted, bool) and value == wanted
-
-
-def _shortened(value: object) -> str:
-    # A whole number of more than 4,300 digits has no repr.
-    text = "a huge number" if isinstance(value, int) and value.bit_length() > 200 else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

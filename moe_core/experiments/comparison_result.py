@@ -17,8 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from moe_core.config import Config
 from moe_core.data.splits import HeldOutSplit
-from moe_core.errors import DataError
-from moe_core.experiments.speed_result import STRICT, Environment, SpeedResult, first_error, without_absent
+from moe_core.errors import DataError, first_fault
+from moe_core.experiments.speed_result import STRICT, Environment, SpeedResult, without_absent
 from moe_core.json_values import json_safe
 
 Kind = Literal["dense", "routers"]
@@ -292,7 +292,7 @@ def result_from_json(content: bytes, where: str) -> ComparisonResult:
     try:
         return _result_reader().validate_json(content)
     except ValidationError as error:
-        raise DataError(f"{where!r} {_NO_RESULT} ({first_error(error)}); run it again") from None
+        raise DataError(f"{where!r} {_NO_RESULT} ({first_fault(error).line}); run it again") from None
 
 
 def read_result(path: Path) -> ComparisonResult:

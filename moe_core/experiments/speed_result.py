@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from moe_core.errors import DataError
+from moe_core.errors import DataError, first_fault
 from moe_core.json_values import json_safe
 
 TRAINING_STEP = "training step"
@@ -92,17 +92,10 @@ def speed_from_json(content: bytes, where: str) -> SpeedResult:
         return TypeAdapter(SpeedResult).validate_json(content)
     except ValidationError as error:
         raise DataError(
-            f"{where!r} holds no times of this version ({first_error(error)}); measure them with --time-again"
+            f"{where!r} holds no times of this version ({first_fault(error).line}); measure them with --time-again"
         ) from None
 
 
 def without_absent(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """For asdict: a dict of the pairs, less those that files leave out."""
     return {key: value for key, value in pairs if value is not None or key not in NOT_ALWAYS_THERE}
-
-
-def first_error(error: ValidationError) -> str:
-    """Place and reason of the first of its faults."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the file"
-    return f"{place}: {first['msg']}"

@@ -103,7 +103,10 @@ def _held_against(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _strongest(data: pd.DataFrame, row: str, column: str, *, square: bool) -> tuple[pd.DataFrame, str]:
-    """At most MAX_COLUMNS experts, those with the strongest certain lift either way; a note if any are left out."""
+    """At most MAX_COLUMNS experts, those with the strongest certain lift either way; a note if any are left out.
+
+    The first ones where nothing is certain: then none has stronger ties than another.
+    """
     experts = data[column].nunique()
     if max(experts, data[row].nunique()) <= MAX_COLUMNS:
         return data.copy(), ""
@@ -111,7 +114,8 @@ def _strongest(data: pd.DataFrame, row: str, column: str, *, square: bool) -> tu
     strength = [weight.groupby(data[name]).max().sort_values(ascending=False, kind="stable") for name in (row, column)]
     kept_rows, kept_columns = (set(values.index[:MAX_COLUMNS]) for values in strength)
     kept = data[data[row].isin(kept_rows) & data[column].isin(kept_rows if square else kept_columns)]
-    return kept.copy(), f", the {MAX_COLUMNS} with the strongest ties of {experts}"
+    which = f"the {MAX_COLUMNS} with the strongest ties" if weight.any() else f"the first {MAX_COLUMNS}"
+    return kept.copy(), f", {which} of {experts}"
 
 
 def _by_company(data: pd.DataFrame) -> list[int]:

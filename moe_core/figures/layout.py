@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import altair as alt
@@ -12,6 +13,8 @@ AUTOSIZE = alt.AutoSizeParams(type="fit", contains="padding")
 """Width and height hold the axes and legends too: Streamlit makes just that much room on the page."""
 AXIS_ROOM = 76
 """Height of the horizontal axis with its title."""
+TITLE_CHARACTERS, TITLE_LINE = 44, 15
+"""Characters of a title that a page of 420 points has room for, and the height of each further line."""
 LABEL_ROOM = 0.13
 """Part of the steps' range kept free on the right for the names of lines."""
 MAX_COLUMNS = 64
@@ -44,8 +47,25 @@ def step_axis(steps: pd.Series[Any]) -> alt.X:
 
 
 def layered(layers: list[alt.Chart], data: pd.DataFrame, height: int) -> alt.LayerChart:
-    """The layers over one table, in the house's size."""
+    """The layers over one table, in the house's size and as high as the lines of their longest title take more."""
+    lines = max(_wrap_title(layer) for layer in layers)
+    height += (lines - 1) * TITLE_LINE
     return alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=WIDTH, height=height)
+
+
+def _wrap_title(layer: alt.Chart) -> int:
+    """Put a long title of the horizontal axis on several lines, and count them.
+
+    A chart holds its axes (AUTOSIZE): on a phone a title wider than the page would leave no room for the plot.
+    """
+    x = layer.encoding.x
+    title = alt.Undefined if x is alt.Undefined else x["title"]
+    if not isinstance(title, str):
+        return len(title) if isinstance(title, list) else 1
+    wrapped = textwrap.wrap(title, TITLE_CHARACTERS)
+    if len(wrapped) > 1:
+        x["title"] = wrapped
+    return max(1, len(wrapped))
 
 
 def percent_axis(most: float) -> alt.Axis:

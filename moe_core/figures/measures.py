@@ -47,8 +47,8 @@ def chance_bars(
     """
     data = frame.assign(sentence=list(sentences), label=[number(x) for x in frame["estimate"]])
     intervals = bool(frame["low"].notna().any())
-    data["end"] = data[["high", "estimate", measure]].max(axis=1)
-    most = float(np.nanmax([0.0, *data["end"], *data["null_p99"]]))
+    data["end"] = data[["high", "estimate", measure, "null_p99"]].max(axis=1)  # where its number stands
+    most = float(np.nanmax([0.0, *data["end"]]))
     scale = alt.Scale(domain=[0, max(most * 1.1, 0.01)], nice=False)
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title=row_title, axis=ROW_AXIS), tooltip="sentence:N")
     axis = f"{title}; open mark: as counted, tick: its 99th percentile by chance"

@@ -69,19 +69,19 @@ def save_checkpoint(
     A kill at any moment leaves the previous checkpoint, the new one or both. Raises RunError when the disk is full;
     the previous checkpoint is then intact and nothing half-written is left.
     """
-    run.check_in_place()
-    remove_stale(run.weights_path)
-    target = _next_version(run, step)
-    with replace_folder(target) as folder:
-        _save_tensors(model.state_dict(), folder / "model.safetensors")
-        (folder / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
-        tokenizer.save(folder / "tokenizer.json")
-        if trainer_state is not None:
-            _save_tensors(trainer_state, folder / "trainer.safetensors")
-            (folder / "trainer.json").write_text(json.dumps(trainer_meta or {}), encoding="utf-8")
-        _write_manifest(folder, step)
-    for superseded in _superseded(run):
-        remove_folder(superseded)
+    with run.in_place():
+        remove_stale(run.weights_path)
+        target = _next_version(run, step)
+        with replace_folder(target) as folder:
+            _save_tensors(model.state_dict(), folder / "model.safetensors")
+            (folder / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
+            tokenizer.save(folder / "tokenizer.json")
+            if trainer_state is not None:
+                _save_tensors(trainer_state, folder / "trainer.safetensors")
+                (folder / "trainer.json").write_text(json.dumps(trainer_meta or {}), encoding="utf-8")
+            _write_manifest(folder, step)
+        for superseded in _superseded(run):
+            remove_folder(superseded)
     return target
 
 

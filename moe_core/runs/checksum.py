@@ -13,13 +13,18 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from moe_core.errors import RunError
+from pydantic import TypeAdapter, ValidationError
+
+from moe_core.errors import RunError, first_fault
+from moe_core.runs.files import json_object
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Read = TypeVar("Read")
 KEY = "sha256"
 _LINE_DIGITS = 16
 _OF_FILE = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
@@ -46,6 +51,20 @@ def is_verified(content: bytes, where: str) -> bool:
             f"was meant, take the key {KEY!r} out; the file then counts as not verified)"
         )
     return True
+
+
+def read_typed(content: bytes, path: Path, reader: TypeAdapter[Read], wrong: str, remedy: str) -> tuple[Read, bool]:
+    """What a JSON file of a run holds, as `reader` types it, and whether it was verified.
+
+    Raises RunError that names the file and its first wrong field; `wrong` says what it is not, `remedy` what to do.
+    """
+    verified = is_verified(content, str(path))
+    tree = json_object(content, path)
+    tree.pop(KEY, None)
+    try:
+        return reader.validate_json(json.dumps(tree)), verified
+    except ValidationError as error:
+        raise RunError(f"{str(path)!r} {wrong} ({first_fault(error).line}); {remedy}") from None
 
 
 def line_with_checksum(tree: Mapping[str, Any]) -> bytes:

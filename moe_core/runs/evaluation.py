@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from moe_core.data.splits import HeldOutSplit
 from moe_core.data.windows import WINDOW_RULE
-from moe_core.errors import RunError
+from moe_core.errors import RunError, first_fault
 from moe_core.runs.checksum import KEY, is_verified
 
 
@@ -129,9 +129,7 @@ def evaluation_from_json(content: bytes, where: str) -> Evaluation:
             tree.setdefault("windows", WINDOW_RULE)
         return _reader().validate_json(json.dumps(tree))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        reason = f"{place}: {first['msg']}"
+        reason = first_fault(error).line
     except (ValueError, RecursionError) as error:
         reason = f"no JSON: {' '.join(str(error).split())[:200]}"
     raise RunError(

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from moe_core.config import Config, validate_config
 from moe_core.data.splits import HELD_OUT_SPLITS
-from moe_core.errors import RunBusyError, RunError, TraceError, UsageError
+from moe_core.errors import MoescopeError, RunBusyError, RunError, TraceError, UsageError
 from moe_core.files import remove_stale
 from moe_core.json_values import json_safe
 from moe_core.program import program
@@ -105,8 +105,9 @@ class RunFolder:
     def write_file(self, name: str, content: bytes) -> Path:
         """Keep a file in the run's folder, which is made where it is missing; returns its path. Raises RunError."""
         path = self.path / name
-        self.make_folder_of(path)
-        write_atomic(path, content)
+        with self.in_place():
+            self.make_folder_of(path)
+            write_atomic(path, content)
         return path
 
     def make_folder_of(self, path: Path) -> None:
@@ -117,6 +118,17 @@ class RunFolder:
             raise self._missing(path.name)
         with translate_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """For whatever writes into the folder: raises RunError where check_in_place does, before it or because it went
+        meanwhile; a refusal to write says so then too."""
+        self.check_in_place()
+        try:
+            yield
+        except (MoescopeError, OSError):
+            self.check_in_place()
+            raise
 
     def check_in_place(self) -> None:
         """Raise RunError when the folder that this object has locked no longer lies under its name."""
@@ -134,8 +146,8 @@ class RunFolder:
         return found.st_dev, found.st_ino
 
     def _write(self, name: str, content: bytes) -> None:
-        self.check_in_place()
-        write_atomic(self.path / name, content)
+        with self.in_place():
+            write_atomic(self.path / name, content)
 
     def create(self, config: Config) -> None:
         """Start a new run. Raises UsageError if the name holds a checkpoint already; what a trainer left that died
@@ -192,9 +204,8 @@ class RunFolder:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one line and flush it. Numbers that are not finite become null."""
-        self.check_in_place()
         content = line_with_checksum(json_safe(record))
-        with translate_os_errors(self.metrics_path), self.metrics_path.open("ab", buffering=0) as file:
+        with self.in_place(), translate_os_errors(self.metrics_path), self.metrics_path.open("ab", buffering=0) as file:
             start = file.tell()
             try:
                 while content:  # a disk that fills up takes a part first and refuses the rest
@@ -264,14 +275,14 @@ class RunFolder:
 
     def write_probe(self, step: int, trace: RoutingTrace) -> None:
         """Keep the probe routing of `step`. Raises RunError when the disk refuses."""
-        self.check_in_place()
-        try:
-            trace.save(self.probe_path(step))
-        except TraceError as error:  # which the operating system's refusal became
-            if isinstance(error.__context__, OSError):
-                with translate_os_errors(self.probe_path(step)):
-                    raise error.__context__ from None
-            raise
+        with self.in_place():
+            try:
+                trace.save(self.probe_path(step))
+            except TraceError as error:  # which the operating system's refusal became
+                if isinstance(error.__context__, OSError):
+                    with translate_os_errors(self.probe_path(step)):
+                        raise error.__context__ from None
+                raise
 
     def write_held_out(
         self,

@@ -5,19 +5,18 @@ held_out.parquet holds the documents, corpus.json the domains, the counts and th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.errors import RunError
-from moe_core.runs.checksum import KEY, is_verified, with_checksum
-from moe_core.runs.files import check_ordinary, json_object, sha256_of
+from moe_core.runs.checksum import read_typed, with_checksum
+from moe_core.runs.files import check_ordinary, sha256_of
 
 if TYPE_CHECKING:
     from moe_core.data.document import Document
@@ -46,15 +45,7 @@ class Corpus:
 
 def corpus_from_bytes(content: bytes, path: Path) -> tuple[Corpus, bool]:
     """Read corpus.json, and whether it was verified. Raises RunError naming the file and the first wrong field."""
-    verified = is_verified(content, str(path))
-    tree = json_object(content, path)
-    tree.pop(KEY, None)
-    try:
-        return _reader().validate_json(json.dumps(tree)), verified
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(str(part) for part in first['loc']) or 'the file'}: {first['msg']}"
-        raise RunError(f"{str(path)!r} lacks its domains or token counts ({reason}); {_REMEDY}") from None
+    return read_typed(content, path, _reader(), "lacks its domains or token counts", _REMEDY)
 
 
 def documents_to_bytes(validation: Sequence[Document], unseen: Sequence[Document]) -> bytes:

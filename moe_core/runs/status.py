@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 
-from moe_core.errors import RunError
 from moe_core.json_values import json_safe
-from moe_core.runs.checksum import KEY, is_verified, with_checksum
-from moe_core.runs.files import json_object
+from moe_core.runs.checksum import read_typed, with_checksum
 from moe_core.runs.metric_log import Count, Figure, Seconds, Step, Text
 
 State = Literal["preparing", "running", "finished", "stopped", "failed"]
@@ -46,17 +43,9 @@ class RunStatus:
 
 def status_from_bytes(content: bytes, path: Path) -> tuple[RunStatus, bool]:
     """Read status.json, and whether it was verified. Raises RunError that names the file and the first wrong field."""
-    verified = is_verified(content, str(path))
-    tree = json_object(content, path)
-    tree.pop(KEY, None)
-    try:
-        return _reader().validate_json(json.dumps(tree)), verified
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(str(part) for part in first['loc']) or 'the file'}: {first['msg']}"
-        raise RunError(
-            f"{str(path)!r} is not the status of a run ({reason}); delete the file, --resume writes a new one"
-        ) from None
+    return read_typed(
+        content, path, _reader(), "is not the status of a run", "delete the file, --resume writes a new one"
+    )
 
 
 @cache

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from moe_core.routing.statistics.bootstrap import without_single
 from moe_core.routing.statistics.intervals import t_quantile
 from moe_core.routing.trace.counts import BlockCounts, SourceDomains, source_domains
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
@@ -157,19 +158,9 @@ def source_groups(trace: AnyTrace, seed: int = 0, most: int = MAX_GROUPS) -> Sou
         size = len(own) if most >= S else min(len(own), max(2, round(most * len(own) / S)))
         of_source[own] = len(strata) + rng.permutation(len(own)) % size
         strata += [int(domain)] * size
-    return SourceGroups(sources, of_source, Groups(_join_single(np.array(strata, dtype=np.int64))))
+    return SourceGroups(sources, of_source, Groups(without_single(np.array(strata, dtype=np.int64))))
 
 
 def groups_for(trace: AnyTrace, numbers: int, seed: int, budget: int) -> SourceGroups:
     """As `source_groups`, fewer where `numbers` counts for each group would be more than `budget` together."""
     return source_groups(trace, seed, max(MIN_GROUPS, min(MAX_GROUPS, budget // max(numbers, 1))))
-
-
-def _join_single(stratum_G: Int64Array) -> Int64Array:
-    """A single group of a domain cannot show how groups differ: all such are one stratum, or join the largest."""
-    strata, sizes = np.unique(stratum_G, return_counts=True)
-    single = np.isin(stratum_G, strata[sizes == 1])
-    if not single.any():
-        return stratum_G
-    shared = stratum_G[single][0] if single.sum() > 1 else strata[sizes.argmax()]
-    return np.where(single, shared, stratum_G)

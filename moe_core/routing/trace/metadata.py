@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from moe_core.errors import TraceError
+from moe_core.errors import Fault, TraceError, first_fault
 from moe_core.routing.trace.checks import MAX_EXPERTS, check_sizes
 from moe_core.routing.trace.types import ScoreFunction
 
@@ -38,7 +38,7 @@ class TraceMetadata(BaseModel):
             _Format.model_validate_json(content)
             return cls.model_validate_json(content)
         except ValidationError as error:
-            raise TraceError(_first_fault(error)) from None
+            raise TraceError(_words_of(first_fault(error))) from None
 
     @field_validator("layers")
     @classmethod
@@ -75,19 +75,10 @@ class _Format(BaseModel):
         return number
 
 
-def _first_fault(error: ValidationError) -> str:
+def _words_of(fault: Fault) -> str:
     """The key, what it holds, and what is wrong with it."""
-    fault = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in fault["loc"])
-    message: str = fault["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if fault["type"] == "missing":
-        return f"its metadata has no key {key!r}; make the trace again"
-    if not key:
-        return f"its metadata is damaged: {message}; make the trace again"
-    return f"its metadata's key {key!r} is {_shortened(fault['input'])}: {message}; make the trace again"
-
-
-def _shortened(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if fault.kind == "missing":
+        return f"its metadata has no key {fault.key!r}; make the trace again"
+    if not fault.key:
+        return f"its metadata is damaged: {fault.message}; make the trace again"
+    return f"its metadata's key {fault.key!r} is {fault.value}: {fault.message}; make the trace again"
