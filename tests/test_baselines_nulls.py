@@ -27,7 +27,7 @@ from moe_core.routing.statistics import permutation
 from moe_core.routing.statistics.bootstrap import MAX_UNITS, units
 from moe_core.routing.statistics.multiple_comparisons import Pool
 from moe_core.routing.trace import trace as trace_module
-from moe_core.routing.trace.counts import blocks
+from moe_core.routing.trace.blocks import blocks
 from moe_core.routing.trace.trace import AnyTrace, StoredTrace
 
 ALL = [

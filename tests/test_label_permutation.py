@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from moe_core.routing import RoutingTrace, baselines
 from moe_core.routing.statistics.label_permutation import label_orders, labelled_shares
-from moe_core.routing.trace.counts import BlockCounts
+from moe_core.routing.trace.blocks import BlockCounts
 
 RNG = np.random.default_rng(0)
 

@@ -15,7 +15,7 @@ from moe_core.routing.calibration import random_trace
 from moe_core.routing.statistics import jackknife
 from moe_core.routing.statistics.information import corrected_information, entropy_bias, nmi, nmi_estimate
 from moe_core.routing.statistics.jackknife import Groups, groups_for, source_groups
-from moe_core.routing.trace import counts
+from moe_core.routing.trace import blocks
 from moe_core.routing.trace.trace import StoredTrace
 
 
@@ -134,8 +134,8 @@ def test_every_source_is_in_one_group_of_its_domain() -> None:
 def test_more_sources_than_can_be_held_are_grouped_by_their_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counts, "MAX_BLOCKS", 64)
-    monkeypatch.setattr(counts, "_MIN_BLOCKS", 64)
+    monkeypatch.setattr(blocks, "MAX_BLOCKS", 64)
+    monkeypatch.setattr(blocks, "_MIN_BLOCKS", 64)
     trace = random_trace(1, layers=2)
     many = RoutingTrace.from_arrays(
         router_indices=trace.router_indices, router_scores=trace.router_scores, num_experts=trace.num_experts,

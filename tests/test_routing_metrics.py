@@ -15,15 +15,9 @@ from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 from moe_core.errors import UsageError
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.measures import decisions
-from moe_core.routing.trace.counts import (
-    block_counts,
-    domain_counts,
-    domain_tokens,
-    expert_counts,
-    flow_counts,
-    grouped_counts,
-    pair_counts,
-)
+from moe_core.routing.trace.blocks import block_counts
+from moe_core.routing.trace.counts import domain_counts, domain_tokens, expert_counts, flow_counts, pair_counts
+from moe_core.routing.trace.kernels import grouped_counts
 
 MEASURES = (
     metrics.expert_load,
@@ -367,7 +361,7 @@ def test_a_token_without_a_group_and_an_unused_slot_do_not_count() -> None:
 def test_counting_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = random_trace(0, L=3)
     whole = [count(trace) for count in (expert_counts, pair_counts, flow_counts)]
-    monkeypatch.setattr("moe_core.routing.trace.counts._CHUNK_TOKENS", 1)
+    monkeypatch.setattr("moe_core.routing.trace.counts.CHUNK_TOKENS", 1)
     pieces = [count(trace) for count in (expert_counts, pair_counts, flow_counts)]  # of 25 tokens, 5 experts squared
     assert all(np.array_equal(a, b) for a, b in zip(whole, pieces, strict=True))
 

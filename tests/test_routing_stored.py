@@ -18,8 +18,9 @@ from routing_support import random_experts, random_trace, trace_of
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing import RoutingTrace, StoredTrace, baselines, concatenate, metrics
-from moe_core.routing.trace import counts, parquet
+from moe_core.routing.trace import blocks, parquet
 from moe_core.routing.trace import trace as trace_file
+from moe_core.routing.trace.counts import domain_counts, domain_tokens
 from moe_core.runs.places import SHIPPED
 
 PER_TOKEN = ("token_ids", "document_ids", "source_ids", "positions", "domain_ids", "predicted_ids")
@@ -155,8 +156,8 @@ def test_scores_are_stored_byte_by_byte_and_everything_else_by_dictionary(tmp_pa
 def test_many_sources_are_counted_in_random_groups_of_one_domain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counts, "MAX_BLOCKS", 64)
-    monkeypatch.setattr(counts, "_MIN_BLOCKS", 64)
+    monkeypatch.setattr(blocks, "MAX_BLOCKS", 64)
+    monkeypatch.setattr(blocks, "_MIN_BLOCKS", 64)
     T, rng = 6_000, np.random.default_rng(0)
     trace = trace_of(
         rng.integers(0, 4, (2, T, 1)),
@@ -167,17 +168,17 @@ def test_many_sources_are_counted_in_random_groups_of_one_domain(
         domains=["a", "b"],
     )
     for one in (trace, saved(trace, tmp_path)):
-        found = counts.block_counts(one)
+        found = blocks.block_counts(one)
         assert len(found.tokens) == 64
         assert np.bincount(found.domain_ids).tolist() == [32, 32]
         assert found.tokens.sum() == T
         assert found.tokens.std() < 2 * np.sqrt(T / 64)  # about as uneven as throwing a die
         np.testing.assert_array_equal(found.counts.sum(axis=2), np.tile(found.tokens, (2, 1)))
-        np.testing.assert_array_equal(counts.domain_counts(one), counts.domain_counts(trace))
-        np.testing.assert_array_equal(counts.domain_tokens(one), [T // 2, T // 2])
+        np.testing.assert_array_equal(domain_counts(one), domain_counts(trace))
+        np.testing.assert_array_equal(domain_tokens(one), [T // 2, T // 2])
         assert set(baselines.domain_nmi(one)["verdict"]) == {baselines.CHANCE}
     # Few sources stay themselves.
-    few = counts.block_counts(trace.select(np.arange(T) < 60))
+    few = blocks.block_counts(trace.select(np.arange(T) < 60))
     assert few.tokens.tolist() == [1] * 60
 
 
@@ -251,7 +252,7 @@ def test_a_source_over_several_parts_is_one_block(tmp_path: Path, monkeypatch: p
 
 
 def stored_counts(trace: StoredTrace | RoutingTrace) -> tuple[list[object], ...]:
-    from moe_core.routing.trace.counts import block_counts
+    from moe_core.routing.trace.blocks import block_counts
 
     found = block_counts(trace)
     return tuple(getattr(found, name).tolist() for name in ("source_ids", "domain_ids", "tokens", "counts"))

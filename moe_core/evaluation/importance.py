@@ -16,7 +16,7 @@ from moe_core.routing.measures.load import expert_load
 from moe_core.routing.statistics.bootstrap import draws
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.routing.statistics.permutation import p_values
-from moe_core.routing.trace.counts import grouped_counts
+from moe_core.routing.trace.kernels import grouped_counts
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import Float64Array
 

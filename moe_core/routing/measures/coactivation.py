@@ -24,7 +24,9 @@ from moe_core.routing.statistics.sign_flips import (
     sign_patterns,
     smallest_p,
 )
-from moe_core.routing.trace.counts import pair_counts, ratio, whole_sources
+from moe_core.routing.trace.blocks import whole_sources
+from moe_core.routing.trace.counts import pair_counts
+from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int16Array, Int64Array
 from moe_core.words import number, percent

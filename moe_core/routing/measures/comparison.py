@@ -12,7 +12,9 @@ from moe_core.routing.measures.decisions import token_boundary
 from moe_core.routing.measures.persistence import first_choice, shared_experts
 from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import percentile_interval, resampled_totals, source_blocks
-from moe_core.routing.trace.counts import entropy, expert_counts, grouped_counts, normalised, ratio
+from moe_core.routing.trace.counts import expert_counts
+from moe_core.routing.trace.kernels import grouped_counts
+from moe_core.routing.trace.shares import entropy, normalised, ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
 from moe_core.words import number, percent

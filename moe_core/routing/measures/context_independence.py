@@ -14,7 +14,7 @@ from moe_core.routing.measures.chance import expected_xlogx
 from moe_core.routing.measures.term import Term
 from moe_core.routing.measures.tokens import layer_counts, place_in, tally, token_types
 from moe_core.routing.measures.used import extent_of_test
-from moe_core.routing.trace.counts import entropy, mutual_information, ratio
+from moe_core.routing.trace.shares import entropy, mutual_information, ratio
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import Int64Array
 from moe_core.words import percent

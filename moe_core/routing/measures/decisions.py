@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import special
 
 from moe_core.routing.measures.term import Term
-from moe_core.routing.trace.counts import entropy, normalised, ratio
+from moe_core.routing.trace.shares import entropy, normalised, ratio
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import Float32Array, Float64Array, ScoreFunction
 

@@ -29,15 +29,9 @@ from moe_core.routing.statistics.jackknife import source_groups
 from moe_core.routing.statistics.label_permutation import labelled_shares
 from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNIFICANCE, Pool, adjust
 from moe_core.routing.statistics.permutation import check_permutations
-from moe_core.routing.trace.counts import (
-    BlockCounts,
-    block_counts,
-    domain_counts,
-    entropy,
-    mutual_information,
-    normalised,
-    ratio,
-)
+from moe_core.routing.trace.blocks import BlockCounts, block_counts
+from moe_core.routing.trace.counts import domain_counts
+from moe_core.routing.trace.shares import entropy, mutual_information, normalised, ratio
 from moe_core.routing.trace.trace import AnyTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
 from moe_core.words import count_of, layers_named, number, percent

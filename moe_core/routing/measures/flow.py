@@ -28,14 +28,9 @@ from moe_core.routing.statistics.permutation import (
     rotated_parts,
     whole_and_sample,
 )
-from moe_core.routing.trace.counts import (
-    flow_counts,
-    grouped_joint_counts,
-    joint_counts,
-    normalised,
-    ratio,
-    slot_columns,
-)
+from moe_core.routing.trace.counts import flow_counts
+from moe_core.routing.trace.kernels import grouped_joint_counts, joint_counts, slot_columns
+from moe_core.routing.trace.shares import normalised, ratio
 from moe_core.routing.trace.trace import AnyTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 from moe_core.words import number, percent

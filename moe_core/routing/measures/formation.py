@@ -10,7 +10,7 @@ import pandas as pd
 from moe_core.errors import TraceError
 from moe_core.routing.measures.comparison import check_same_experts, check_same_tokens
 from moe_core.routing.measures.term import Term
-from moe_core.routing.trace.counts import ratio
+from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray
 

@@ -10,7 +10,8 @@ import pandas as pd
 from moe_core.errors import UsageError
 from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.clusters import Clusters, clusters, share_bounds, share_low
-from moe_core.routing.trace.counts import entropy, expert_counts, ratio
+from moe_core.routing.trace.counts import expert_counts
+from moe_core.routing.trace.shares import entropy, ratio
 from moe_core.routing.trace.trace import AnyTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 

@@ -14,7 +14,8 @@ from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import resampled_totals, source_blocks
 from moe_core.routing.statistics.intervals import least_paired_p, least_unpaired_p, t_quantile
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
-from moe_core.routing.trace.counts import grouped_counts, ratio
+from moe_core.routing.trace.kernels import grouped_counts
+from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
 from moe_core.words import percent, points

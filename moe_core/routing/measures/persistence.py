@@ -25,7 +25,7 @@ from moe_core.routing.measures.used import used
 from moe_core.routing.statistics.information import Estimate
 from moe_core.routing.statistics.jackknife import Groups, source_groups
 from moe_core.routing.statistics.permutation import Documents, check_permutations, documents, whole_and_sample
-from moe_core.routing.trace.counts import ratio
+from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int16Array, Int64Array
 from moe_core.words import percent

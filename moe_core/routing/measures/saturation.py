@@ -11,7 +11,8 @@ from moe_core.errors import TraceError
 from moe_core.routing.measures.comparison import check_same_experts, check_same_tokens
 from moe_core.routing.measures.persistence import first_choice, shared_experts
 from moe_core.routing.measures.term import Term
-from moe_core.routing.trace.counts import expert_counts, ratio
+from moe_core.routing.trace.counts import expert_counts
+from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.words import layers_named, percent
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing.trace.counts import grouped_counts
+from moe_core.routing.trace.kernels import grouped_counts
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace, StoredTrace
 from moe_core.routing.trace.types import Int64Array
 

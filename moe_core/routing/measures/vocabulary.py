@@ -37,7 +37,8 @@ from moe_core.routing.statistics.permutation import (
     rotated_parts,
     whole_and_sample,
 )
-from moe_core.routing.trace.counts import grouped_counts, ratio
+from moe_core.routing.trace.kernels import grouped_counts
+from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace, StoredTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 from moe_core.words import percent

@@ -16,7 +16,7 @@ from scipy import special
 
 from moe_core.errors import UsageError
 from moe_core.routing.statistics.intervals import TAILS, t_quantile
-from moe_core.routing.trace.counts import BlockCounts, Blocks, block_counts
+from moe_core.routing.trace.blocks import BlockCounts, Blocks, block_counts
 from moe_core.routing.trace.trace import AnyTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 

@@ -14,15 +14,9 @@ from scipy import special
 
 from moe_core.routing.statistics.bootstrap import without_single
 from moe_core.routing.statistics.intervals import TAILS
-from moe_core.routing.trace.counts import (
-    BlockCounts,
-    block_counts,
-    blocks,
-    has_few_sources,
-    label_counts,
-    ratio,
-    stretch_counts,
-)
+from moe_core.routing.trace.blocks import BlockCounts, block_counts, blocks, has_few_sources, stretch_counts
+from moe_core.routing.trace.counts import label_counts
+from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 

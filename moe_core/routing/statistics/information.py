@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.routing.statistics.jackknife import Groups
-from moe_core.routing.trace.counts import entropy, mutual_information, ratio
+from moe_core.routing.trace.shares import entropy, mutual_information, ratio
 from moe_core.routing.trace.types import Float64Array
 
 

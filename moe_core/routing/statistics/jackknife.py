@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from moe_core.routing.statistics.bootstrap import without_single
 from moe_core.routing.statistics.intervals import t_quantile
-from moe_core.routing.trace.counts import BlockCounts, SourceDomains, source_domains
+from moe_core.routing.trace.blocks import BlockCounts, SourceDomains, source_domains
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.routing.trace.counts import BlockCounts, ratio
+from moe_core.routing.trace.blocks import BlockCounts
+from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
 
 _NUMBERS = 2**22  # labels in memory at once

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.routing.trace.counts import ratio
+from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.types import BoolArray, Float64Array
 
 SIGNIFICANCE = 0.05
