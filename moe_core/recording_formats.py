@@ -15,7 +15,8 @@ class RecordingFormat:
     """One format, and the module that reads it.
 
     A module of answers (file kinds npy and json) has `is_answer(record)` and
-    `answer_texts(record, where, name, options, given_ids)`; a module of files has `open_recording(path, options)`.
+    `answer_texts(record, where, name, options, given_ids)`; a module of files has `open_recording(path, options)` and,
+    where other formats come in the same kind of file, `is_recording(path)`, which looks at the file's content.
     """
 
     name: str
@@ -23,15 +24,24 @@ class RecordingFormat:
     title: str
     """What made the recording, for people."""
     file_kinds: tuple[str, ...]
-    """The kinds of file it comes in, names of FILE_KINDS. With `auto`, the first format of a kind reads its files;
-    answers (npy, json) tell themselves which format they are."""
+    """The kinds of file it comes in, names of FILE_KINDS. With `auto`, the first format of a kind whose module says
+    that a file is its own reads it; answers (npy, json) tell themselves which format they are."""
     reader: str
     """Full name of the module."""
     server: str = ""
     """The server that answers so, and how its answers are known, for messages."""
+    side_by_side: str = ""
+    """How the files of the ranks are named that lie in one folder and are read together; empty where a recording is
+    one file. The path that the module gets may then be a folder or a glob: rank_files.py says what it stands for."""
 
 
-FILE_KINDS = {"npy": "a .npy array", "json": "JSON or a .npz file", "parquet": "a Parquet table", "text": "text"}
+FILE_KINDS = {
+    "npy": "a .npy array",
+    "json": "JSON or a .npz file",
+    "parquet": "a Parquet table",
+    "torch": "a file of torch.save",
+    "text": "text",
+}
 """Kinds that a file's first bytes tell apart, in words."""
 ANSWER_KINDS = ("npy", "json")
 RECORDING_FORMATS = (

@@ -17,7 +17,8 @@ import pytest
 from moe_core.errors import TraceError
 from moe_core.recording_formats import ANSWER_KINDS, FILE_KINDS, FORMAT_NAMES, RECORDING_FORMATS, RecordingFormat
 from moe_core.routing import recordings
-from moe_core.routing.recordings import responses
+from moe_core.routing.recordings import detection, responses
+from moe_core.routing.recordings.rank_files import rank_files
 from moe_core.routing.recordings.vllm import answer_texts
 
 CONVERSION = sys.modules[recordings.read.__module__]
@@ -53,8 +54,8 @@ def new_reader(monkeypatch: pytest.MonkeyPatch, one: RecordingFormat, **function
     module = types.ModuleType(one.reader)
     vars(module).update(functions)
     monkeypatch.setitem(sys.modules, one.reader, module)
-    monkeypatch.setattr(CONVERSION, "RECORDING_FORMATS", (*RECORDING_FORMATS, one))
-    monkeypatch.setattr(CONVERSION, "FORMAT_NAMES", (*FORMAT_NAMES, one.name))
+    monkeypatch.setattr(detection, "RECORDING_FORMATS", (*RECORDING_FORMATS, one))
+    monkeypatch.setattr(detection, "FORMAT_NAMES", (*FORMAT_NAMES, one.name))
     monkeypatch.setattr(responses, "ANSWER_FORMATS", [*responses.ANSWER_FORMATS, one])
 
 
@@ -91,3 +92,41 @@ def test_a_new_kind_of_text_needs_a_reader_and_a_line(tmp_path: Path, monkeypatc
     path.write_text("token 0: 0 1\n")
     assert recordings.read(path, format="log").num_tokens == 3
     assert opened == [path]
+
+
+def test_files_of_ranks_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("rank10.jsonl", "rank2.jsonl", "rank2.bin"):
+        (tmp_path / name).write_text("{}")
+    by_rank = [tmp_path / "rank2.jsonl", tmp_path / "rank10.jsonl"]
+    assert rank_files(tmp_path, "rank*.jsonl") == by_rank
+    assert rank_files(tmp_path / "*.jsonl", "") == by_rank
+    assert rank_files(tmp_path / "rank2.bin", "rank*.jsonl") == [tmp_path / "rank2.bin"]
+    with pytest.raises(TraceError, match=r"no file 'layer\*' in the folder"):
+        rank_files(tmp_path, "layer*")
+    with pytest.raises(TraceError, match=r"no file at .*missing"):
+        rank_files(tmp_path / "missing*", "")
+
+
+def test_of_one_kind_of_file_the_reader_that_recognizes_the_content_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = RecordingFormat("other", "Other", ("json",), "other_reader", side_by_side="other*.jsonl")
+    saved = tmp_path / "r.npy"
+    np.save(saved, EXPERTS_TLK)
+    new_reader(
+        monkeypatch,
+        one,
+        is_recording=lambda path: "other" in path.read_text(),
+        open_recording=lambda path, options: CONVERSION.open_recording(saved, "auto", options),  # noqa: ARG005
+    )
+    (tmp_path / "other1.jsonl").write_text('{"other": 1}')
+    (tmp_path / "answer.json").write_text(json.dumps({"routed_experts": EXPERTS_TLK.tolist()}))
+    for path in (tmp_path, tmp_path / "other*.jsonl", tmp_path / "other1.jsonl"):
+        assert detection.format_at(path, "auto") == (one, "json")
+        assert recordings.read(path).num_tokens == 3
+    assert detection.format_at(tmp_path / "answer.json", "auto") == (None, "json")
+    with pytest.raises(TraceError, match="stands for several files; expected one"):
+        detection.format_at(tmp_path / "answer*", "auto")
+    (tmp_path / "other1.jsonl").unlink()
+    with pytest.raises(TraceError, match=r"no recording in the folder .* files of ranks: other\*\.jsonl"):
+        detection.format_at(tmp_path, "auto")

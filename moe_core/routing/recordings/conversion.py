@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_core.errors import TraceError, UsageError
+from moe_core.errors import UsageError
 from moe_core.progress import Progress, silent
-from moe_core.recording_formats import FILE_KINDS, FORMAT_NAMES, RECORDING_FORMATS
+from moe_core.routing.recordings.detection import format_at
 from moe_core.routing.recordings.examine import Facts, examine, recorded_tokens
 from moe_core.routing.recordings.pieces import Options, Piece, Recording
 from moe_core.routing.trace.joining import concatenate
@@ -108,38 +108,13 @@ def open_recording(path: Path, format: str, options: Options) -> Recording:
     from moe_core.routing.recordings.one_text import open_npy
     from moe_core.routing.recordings.responses import open_responses
 
-    if format not in FORMAT_NAMES:
-        raise UsageError(f"format is {format!r}; expected one of {', '.join(FORMAT_NAMES)}")
-    if not path.is_file():
-        raise TraceError(f"no file at {str(path)!r}; expected recorded routing, see docs/trace-format.md")
-    kind = _kind_of_file(path)
-    named = next((one for one in RECORDING_FORMATS if one.name == format), None)
-    fitting = named.file_kinds if named else (kind,)
-    if kind not in fitting:
-        raise TraceError(f"{str(path)!r} is {FILE_KINDS[kind]}; for {format} expected {FILE_KINDS[fitting[-1]]}")
+    chosen, kind = format_at(path, format)
+    if chosen is not None:
+        opened: Recording = import_module(chosen.reader).open_recording(path, options)
+        return opened
     if kind == "npy":
         return open_npy(path, options, "array" if format == "auto" else format)
-    if kind == "json":
-        return open_responses(path, options, format)
-    chosen = named or next(one for one in RECORDING_FORMATS if kind in one.file_kinds)
-    opened: Recording = import_module(chosen.reader).open_recording(path, options)
-    return opened
-
-
-def _kind_of_file(path: Path) -> str:
-    """npy, json (also .npz), parquet or text."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise TraceError(f"cannot read {str(path)!r}: {error.strerror}; check the path") from None
-    if start.startswith(b"\x93NUMPY"):
-        return "npy"
-    if start.startswith(b"PAR1"):
-        return "parquet"
-    if start.startswith(b"PK") or start.lstrip()[:1] in (b"{", b"[") or path.suffix.lower() in (".json", ".jsonl"):
-        return "json"
-    return "text"
+    return open_responses(path, options, format)
 
 
 def _traces_of(
