@@ -206,7 +206,7 @@ def balance_frame(**columns: Any) -> pd.DataFrame:
     base: dict[str, Any] = {
         "layer": [0, 1], "tokens": 900, "load_imbalance": [1.2, 1.5], "load_low": [1.1, 1.4], "load_high": [1.3, 1.6],
         "dead_experts": [0, 0], "surely_dead": [0, 0], "dropped_fraction": 0.0, "dropped_low": 0.0, "sources": 30,
-        "effective_tokens": 300.4,
+        "effective_tokens": 300.4, "varies_by": "source", "unit": "token",
     }  # fmt: skip
     return pd.DataFrame(base | columns)
 

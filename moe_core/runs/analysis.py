@@ -25,9 +25,10 @@ from moe_core.data.windows import OVERLAPPING_WINDOWS, WINDOW_RULE
 from moe_core.errors import RunError
 from moe_core.json_values import json_safe
 from moe_core.program import program
-from moe_core.runs.checksum import is_verified_line, is_verified_table, line_with_checksum, table_with_checksum
+from moe_core.runs.checksum import is_verified_line, line_with_checksum
 from moe_core.runs.files import read_file, translate_os_errors, write_atomic
 from moe_core.runs.metric_log import Figure
+from moe_core.table_checksum import is_verified_table, table_with_checksum
 
 if TYPE_CHECKING:
     import pandas as pd

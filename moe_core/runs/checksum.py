@@ -1,8 +1,8 @@
 """A checksum inside the file it is of: copied, renamed and replaced with it, in one piece.
 
 A JSON object ends with the key "sha256", the hash of all bytes before that key. A line of a file that is appended to
-ends the same way, with the first 16 digits. A Parquet table holds it in its metadata, as the hash of all bytes with
-zeros in its place. Decision 0018 says why it is not a file beside.
+ends the same way, with the first 16 digits. Parquet tables have theirs, see table_checksum.py. Decision 0018 says why
+it is not a file beside.
 
 What was written before there were checksums has none. It is read as ever and called "not verified".
 """
@@ -14,24 +14,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from moe_core.errors import RunError, first_fault
 from moe_core.runs.files import json_object
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 Read = TypeVar("Read")
 KEY = "sha256"
 _LINE_DIGITS = 16
 _OF_FILE = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 _OF_LINE = re.compile(rb',"sha256":"([0-9a-f]{16})"}\Z')
-_TABLE_KEY = b"moescope.sha256"
-_OF_TABLE = re.compile(re.escape(_TABLE_KEY) + rb"\x18@([0-9a-f]{64})")
-"""As Parquet's footer spells a key and a value of 64 bytes."""
 
 
 def with_checksum(tree: Mapping[str, Any], indent: int | None = 2) -> bytes:
@@ -79,32 +73,6 @@ def is_verified_line(line: bytes) -> bool:
     if found is None and f'"{KEY}"'.encode() not in line:
         return False
     if found is None or _line_digest(line[: found.start()]).encode() != found[1]:
-        raise ValueError("its checksum is another")
-    return True
-
-
-def table_with_checksum(table: pa.Table) -> bytes:
-    """A Parquet file, checked as a whole before anything reads it: its footer has no checksum of its own."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    buffer = pa.BufferOutputStream()
-    with pq.ParquetWriter(buffer, table.schema, compression="zstd", write_page_checksum=True) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({_TABLE_KEY: b"0" * 64})
-    content: bytes = buffer.getvalue().to_pybytes()
-    (found,) = _OF_TABLE.finditer(content)
-    digest = hashlib.sha256(content).hexdigest().encode()
-    return content[: found.start(1)] + digest + content[found.end(1) :]
-
-
-def is_verified_table(content: bytes) -> bool:
-    """As is_verified, of a Parquet file. Raises ValueError if it was changed."""
-    found = _OF_TABLE.search(content)
-    if found is None:
-        return False
-    whole = content[: found.start(1)] + b"0" * 64 + content[found.end(1) :]
-    if hashlib.sha256(whole).hexdigest().encode() != found[1]:
         raise ValueError("its checksum is another")
     return True
 

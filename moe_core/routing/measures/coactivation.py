@@ -27,12 +27,12 @@ from moe_core.routing.statistics.sign_flips import (
 from moe_core.routing.trace.blocks import whole_sources
 from moe_core.routing.trace.counts import pair_counts
 from moe_core.routing.trace.shares import ratio
-from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
+from moe_core.routing.trace.trace import AnyRouting, AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int16Array, Int64Array
 from moe_core.words import number, percent
 
 
-def coactivation(trace: AnyTrace) -> pd.DataFrame:
+def coactivation(trace: AnyRouting) -> pd.DataFrame:
     """How often two experts of a layer serve the same token, over all pairs of slots (not only adjacent ranks).
 
     One row per ordered pair i != j. Columns: layer, expert_i, expert_j;

@@ -31,13 +31,14 @@ from moe_core.routing.statistics.multiple_comparisons import MIN_EXPECTED, SIGNI
 from moe_core.routing.statistics.permutation import check_permutations
 from moe_core.routing.trace.blocks import BlockCounts, block_counts
 from moe_core.routing.trace.counts import domain_counts
+from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.shares import entropy, mutual_information, normalised, ratio
-from moe_core.routing.trace.trace import AnyTrace
+from moe_core.routing.trace.trace import AnyRouting
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
 from moe_core.words import count_of, layers_named, number, percent
 
 
-def domain_specialization(trace: AnyTrace) -> pd.DataFrame:
+def domain_specialization(trace: AnyRouting) -> pd.DataFrame:
     """How often a domain's tokens choose an expert (OLMoE, 2409.02060, eq. 7), with a 95 % interval.
 
     Columns: layer, expert, domain;
@@ -54,7 +55,7 @@ def domain_specialization(trace: AnyTrace) -> pd.DataFrame:
     return specialization_of(trace, block_counts(trace))
 
 
-def specialization_of(trace: AnyTrace, parts: BlockCounts) -> pd.DataFrame:
+def specialization_of(trace: AnyRouting, parts: BlockCounts) -> pd.DataFrame:
     """domain_specialization of a trace whose blocks are counted already."""
     M = len(trace.domains)
     of_domain_MN = parts.domain_ids == np.arange(M)[:, None]
@@ -83,7 +84,7 @@ def specialization_of(trace: AnyTrace, parts: BlockCounts) -> pd.DataFrame:
     return frame.assign(uncertain=~((frame["lift_low"] > 1) | (frame["lift_high"] < 1)))
 
 
-def domain_nmi(trace: AnyTrace) -> pd.DataFrame:
+def domain_nmi(trace: AnyRouting) -> pd.DataFrame:
     """How much one expert choice tells about the token's domain.
 
     Columns: layer; nmi = I(expert; domain) / H(domain), 0 = nothing .. 1 = the domain is certain; NaN with one domain;
@@ -101,7 +102,7 @@ def domain_nmi(trace: AnyTrace) -> pd.DataFrame:
     )
 
 
-def domain_divergence(trace: AnyTrace) -> pd.DataFrame:
+def domain_divergence(trace: AnyRouting) -> pd.DataFrame:
     """How differently two domains use the experts: Jensen-Shannon divergence of their expert distributions q.
 
     Columns: layer, domain_i, domain_j (each pair once, in the order of trace.domains),
@@ -146,9 +147,10 @@ _CHUNK_NUMBERS = 2**21  # counts of several permutations are evaluated together,
 
 CLEARLY, SLIGHTLY = DOMAIN_FINDING.both
 ONE_DOMAIN = "cannot be tested: one domain only"
+NO_SOURCES = "cannot be tested: the counts do not tell sources apart"
 
 
-def domain_nmi_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
+def domain_nmi_test(trace: AnyRouting, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
     """metrics.domain_nmi against label permutation by source: do experts know a token's domain?
 
     The domain labels are shuffled over whole sources, since tokens of one source are alike whatever its domain.
@@ -162,7 +164,7 @@ def domain_nmi_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
     check_permutations(permutations)
     parts, M = block_counts(trace), len(trace.domains)
     nmi_L = nmi_of_counts(by_domain(parts.counts, parts.domain_ids, M))
-    untestable = _why_untestable(parts.domain_ids)
+    untestable = _why_untestable(trace, parts.domain_ids)
     null_PL = np.full((permutations, trace.num_layers), np.nan)
     if not untestable:
         shuffled = _shuffled_counts(parts, permutations, np.random.default_rng(seed))
@@ -180,7 +182,7 @@ def domain_nmi_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
     )
 
 
-def _estimate(trace: AnyTrace, parts: BlockCounts, seed: int) -> Estimate:
+def _estimate(trace: AnyRouting, parts: BlockCounts, seed: int) -> Estimate:
     M, sources = len(trace.domains), source_groups(trace, seed)
     shape = (sources.groups.count, M, trace.num_experts)
     place_N, estimates = (sources.of_blocks(parts, M), parts.domain_ids), []
@@ -191,7 +193,7 @@ def _estimate(trace: AnyTrace, parts: BlockCounts, seed: int) -> Estimate:
     return join_estimates(estimates)
 
 
-def domain_cells(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
+def domain_cells(trace: AnyRouting, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
     """metrics.domain_specialization, each cell tested: does this domain choose this expert other than the rest does?
 
     The columns of the measure (its interval included), and: expected (mean share after label permutation by source, as
@@ -206,7 +208,7 @@ def domain_cells(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> pd.
     parts = block_counts(trace)
     frame = specialization_of(trace, parts).assign(**extent_of_test(trace))
     M = len(trace.domains)
-    if _why_untestable(parts.domain_ids):
+    if _why_untestable(trace, parts.domain_ids):
         return frame.assign(expected=np.nan, p_value=np.nan, p_adjusted=np.nan, uncertain=True)
     shares = labelled_shares(parts, M, permutations, np.random.default_rng(seed))
     tokens_LME = shares.expected * frame["domain_tokens"].to_numpy().reshape(-1, M, trace.num_experts)
@@ -251,11 +253,13 @@ def _shuffled_counts(
         yield counts_PMX.reshape(-1, M, L, E), tokens_PM
 
 
-def _why_untestable(domain_ids_N: Int64Array) -> str:
+def _why_untestable(trace: AnyRouting, domain_ids_N: Int64Array) -> str:
     """Why labels of these blocks cannot be tested at 5 %, or ""."""
     sizes = np.unique(domain_ids_N, return_counts=True)[1]
     if len(sizes) < 2:
         return ONE_DOMAIN
+    if isinstance(trace, RoutingCounts) and not trace.knows_sources:
+        return NO_SOURCES
     # Different ways to deal N blocks to the domains; swapping two domains of equal size leaves the NMI as it is.
     ways = lgamma(sizes.sum() + 1) - sum(lgamma(n + 1) for n in sizes)
     ways -= sum(lgamma(n + 1) for n in np.unique(sizes, return_counts=True)[1])
@@ -267,6 +271,11 @@ def domain_verdict(nmi: pd.DataFrame) -> str:
     verdicts = set(nmi["verdict"])
     if ONE_DOMAIN in verdicts:
         return "All text is of one domain: whether experts know a token's domain cannot be tested."
+    if NO_SOURCES in verdicts:
+        return (
+            "Whether experts know a token's domain cannot be tested, as the counts do not tell the sources of a domain "
+            "apart."
+        )
     if FEW_DOCUMENTS in verdicts:
         documents = count_of(int(nmi["sources"].iloc[0]), "document")
         return f"Too few documents to tell ({documents}): trace more of each domain before reading this map."

@@ -21,15 +21,16 @@ def describe_model(
     *,
     layers: int,
     experts: int,
-    top_k: int,
+    top_k: int | None,
     varying: bool = False,
     total_parameters: int | None = None,
     active_parameters: int | None = None,
 ) -> str:
     """What the model is: "4 MoE layers of 8 experts, 2 for each token; 3.1M parameters, ...". `varying`: some tokens
-    have fewer experts."""
+    have fewer experts; `top_k` None: it is not known."""
     text = f"{count_of(layers, 'MoE layer')} of {count_of(experts, 'expert')}"
-    text += f", {'at most ' if varying else ''}{top_k} for each token"
+    if top_k is not None:
+        text += f", {'at most ' if varying else ''}{top_k} for each token"
     if not layers:
         text = "Dense, without experts"
     if total_parameters is not None:
@@ -39,6 +40,10 @@ def describe_model(
     return f"{text}."
 
 
+TOO_LITTLE = "Too little text to tell whether the routing is healthy"
+UNKNOWN_SPREAD = (
+    "Whether the routing is healthy cannot be told, as these counts keep neither sources nor steps apart; as counted"
+)
 State = Literal["healthy", "not healthy", "too little text"]
 
 
@@ -97,14 +102,15 @@ def health(balance: pd.DataFrame, entropy: pd.DataFrame | None = None) -> Health
     if state == "healthy":
         parts = [f"no dead expert, {load}"]
     else:
-        not_seen = f"{count_of(unseen, 'expert')} not seen in this little text" if unseen else ""
+        little = " in this little text" if (balance["varies_by"] != "").all() else ""
+        not_seen = f"{count_of(unseen, 'expert')} not seen{little}" if unseen else ""
         parts = [*faults, load, not_seen]
         if faults and undecided.any():
             parts.append(f"too little text to tell of {layers_named(balance['layer'][undecided])}")
     opening = {
         "healthy": "Healthy",
         "not healthy": "Not healthy on this text",
-        "too little text": "Too little text to tell whether the routing is healthy",
+        "too little text": TOO_LITTLE if (balance["varies_by"] != "").all() else UNKNOWN_SPREAD,
     }[state]
     return Health(state, worst, dead, unseen, f"{opening}: {'; '.join(part for part in parts if part)}.")
 
@@ -156,7 +162,10 @@ def _deciding_row(balance: pd.DataFrame, undecided: pd.Series[bool], state: Stat
 
 def _load_in_words(row: pd.Series[Any], where: str) -> str:
     """ "worst load 1.5 times the mean on this text (95 % interval 1.3 to 1.9; 2,016 tokens of 32 sources, ...)"."""
-    text = f"{count_of(int(row['tokens']), 'token')} of {count_of(int(row['sources']), 'source')}"
+    text = count_of(int(row["tokens"]), str(row["unit"]))
+    if not row["varies_by"]:
+        return f"worst load {number(row['load_imbalance'])} times the mean{where} ({text})"
+    text += f" of {count_of(int(row['sources']), str(row['varies_by']))}"
     if pd.notna(row["effective_tokens"]):
         text += f", worth {count_of(max(1, int(row['effective_tokens'])), 'independent one')}"
     return (

@@ -11,8 +11,9 @@ from moe_core.errors import UsageError
 from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.clusters import Clusters, clusters, share_bounds, share_low
 from moe_core.routing.trace.counts import expert_counts
+from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.shares import entropy, ratio
-from moe_core.routing.trace.trace import AnyTrace
+from moe_core.routing.trace.trace import AnyRouting, AnyTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 
 TOP_SHARE = 10
@@ -23,7 +24,7 @@ expert still learns from a quarter of the tokens meant for it, which a rare kind
 idle whatever the text. Zero cannot be shown: no number of tokens rules out that the next one chooses the expert."""
 
 
-def expert_load(trace: AnyTrace) -> pd.DataFrame:
+def expert_load(trace: AnyRouting) -> pd.DataFrame:
     """How the work is shared: assignments per expert.
 
     Columns: layer, expert, tokens (assignments, a token counts once for each slot it uses), share (expert_load,
@@ -42,7 +43,7 @@ def expert_load(trace: AnyTrace) -> pd.DataFrame:
     )
 
 
-def load_balance(trace: AnyTrace) -> pd.DataFrame:
+def load_balance(trace: AnyRouting) -> pd.DataFrame:
     """How even the load is, one row per layer.
 
     Columns: layer; tokens (T);
@@ -62,8 +63,10 @@ def load_balance(trace: AnyTrace) -> pd.DataFrame:
     experts_per_token = assignments / T, 0..K;
     dropped_fraction = unused slots / (T K), 0..1 (capacity overflow or skipped), NaN where the rule leaves slots unused
     itself (RoutingTrace.varying_experts) and a dropped one cannot be told from them; dropped_low = its lower bound;
-    sources = how many the text is of; effective_tokens = as many independent tokens would tell as much, 0..T,
-    NaN of text too little to say.
+    sources = how many the text is of, or steps where `varies_by` says so; effective_tokens = as many independent tokens
+    would tell as much, 0..T, NaN of text too little to say;
+    varies_by = what tells how sure the load is: "source", "step" (of counts that do not tell sources apart), or ""
+    where nothing does; unit = "token" or "choice", see RoutingCounts.
     """
     found = clusters(trace)
     counts_LE = found.counts.sum(axis=1).astype(np.float64)
@@ -90,6 +93,8 @@ def load_balance(trace: AnyTrace) -> pd.DataFrame:
             "experts_per_token": total_L / trace.num_tokens,
             "dropped_fraction": math.nan if trace.varying_experts else 1.0 - total_L / (trace.num_tokens * trace.top_k),
             "dropped_low": math.nan if trace.varying_experts else _dropped_low(found, trace.top_k),
+            "varies_by": found.varies_by,
+            "unit": trace.unit if isinstance(trace, RoutingCounts) else "token",
         }
     )
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_core.routing.trace.trace import AnyTrace
+from moe_core.routing.trace.trace import AnyRouting
 from moe_core.words import count_of
 
 
-def used(trace: AnyTrace, sample: AnyTrace | None = None, *, value_of_sample: bool = False) -> dict[str, int]:
+def used(trace: AnyRouting, sample: AnyRouting | None = None, *, value_of_sample: bool = False) -> dict[str, int]:
     """Columns of a result's frame that say what it used.
 
     tokens, documents: what the value is of; tested_tokens, tested_documents: what its p-value and its null are of, the
@@ -26,7 +26,7 @@ def used(trace: AnyTrace, sample: AnyTrace | None = None, *, value_of_sample: bo
     }
 
 
-def extent_of_test(trace: AnyTrace, sample: AnyTrace | None = None) -> dict[str, int]:
+def extent_of_test(trace: AnyRouting, sample: AnyRouting | None = None) -> dict[str, int]:
     """The columns of `used` without those of the value: for frames whose `tokens` are those of a cell."""
     return {name: number for name, number in used(trace, sample).items() if "_" in name}
 

@@ -7,7 +7,8 @@ tokens divided by it (Kish 1965; Rao and Scott 1981, 10.1080/01621459.1981.10477
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from scipy import special
@@ -16,13 +17,17 @@ from moe_core.routing.statistics.bootstrap import without_single
 from moe_core.routing.statistics.intervals import TAILS
 from moe_core.routing.trace.blocks import BlockCounts, block_counts, blocks, has_few_sources, stretch_counts
 from moe_core.routing.trace.counts import label_counts
+from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.shares import ratio
-from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
+from moe_core.routing.trace.trace import AnyRouting, RoutingTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 
 MAX_CLUSTERS = 64
 """More sources than this are put together with their neighbours. Sources that are windows of one text are alike, and
 neighbouring tokens without documents too: their likeness then shows between clusters no more."""
+
+
+VariesBy = Literal["source", "step", ""]
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ class Clusters:
     stratum: Int64Array
     """[N]"""
     sources: int
-    """How many sources the text is of, whatever the clusters."""
+    """How many sources the text is of, whatever the clusters; or steps, see `varies_by`."""
+    varies_by: VariesBy = "source"
+    """Between what shares vary: sources, or steps of counts that do not tell sources apart; "" = nothing is known."""
 
     @property
     def total(self) -> int:
@@ -52,13 +59,17 @@ class Clusters:
         return len(self.tokens) - len(np.unique(self.stratum))
 
 
-def clusters(trace: AnyTrace) -> Clusters:
+def clusters(trace: AnyRouting) -> Clusters:
     """Cut the trace into clusters: sources, neighbouring ones together where there are many, stretches where few."""
     sources = trace.count_sources()
     if has_few_sources(trace):
         parts, stretch_N = stretch_counts(trace)
         keys_C, cluster_N = np.unique([parts.domain_ids, stretch_N], axis=1, return_inverse=True)
-        return _added_up(parts, cluster_N.reshape(-1), keys_C[0], sources)
+        found = _added_up(parts, cluster_N.reshape(-1), keys_C[0], sources)
+        if not isinstance(trace, RoutingCounts) or trace.knows_sources:
+            return found
+        steps = int(trace.tokens.any(axis=1).sum())
+        return replace(found, sources=steps, varies_by="step") if steps > 1 else replace(found, varies_by="")
     if not isinstance(trace, RoutingTrace):  # the counts of every source are kept, or of random groups of them
         parts = block_counts(trace)
         return _added_up(parts, *_with_neighbours(parts.domain_ids), sources)

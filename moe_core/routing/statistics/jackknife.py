@@ -17,7 +17,7 @@ import numpy.typing as npt
 from moe_core.routing.statistics.bootstrap import without_single
 from moe_core.routing.statistics.intervals import t_quantile
 from moe_core.routing.trace.blocks import BlockCounts, SourceDomains, source_domains
-from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
+from moe_core.routing.trace.trace import AnyRouting, RoutingTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 
 MAX_GROUPS = 64
@@ -144,7 +144,7 @@ class SourceGroups:
         return group_N
 
 
-def source_groups(trace: AnyTrace, seed: int = 0, most: int = MAX_GROUPS) -> SourceGroups:
+def source_groups(trace: AnyRouting, seed: int = 0, most: int = MAX_GROUPS) -> SourceGroups:
     """Deal the trace's sources to at most about `most` groups, at random within their domain.
 
     Sources that have text of several domains are a stratum of their own. Where there are no more sources than `most`,
@@ -161,6 +161,6 @@ def source_groups(trace: AnyTrace, seed: int = 0, most: int = MAX_GROUPS) -> Sou
     return SourceGroups(sources, of_source, Groups(without_single(np.array(strata, dtype=np.int64))))
 
 
-def groups_for(trace: AnyTrace, numbers: int, seed: int, budget: int) -> SourceGroups:
+def groups_for(trace: AnyRouting, numbers: int, seed: int, budget: int) -> SourceGroups:
     """As `source_groups`, fewer where `numbers` counts for each group would be more than `budget` together."""
     return source_groups(trace, seed, max(MIN_GROUPS, min(MAX_GROUPS, budget // max(numbers, 1))))

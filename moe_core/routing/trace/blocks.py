@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.routing.trace.kernels import grouped_counts
-from moe_core.routing.trace.trace import AnyTrace, RoutingTrace, StoredTrace
+from moe_core.routing.trace.routing_counts import RoutingCounts
+from moe_core.routing.trace.trace import AnyRouting, AnyTrace, RoutingTrace, StoredTrace
 from moe_core.routing.trace.types import Int64Array
 
 MAX_BLOCKS, MAX_BLOCK_COUNTS = 2**15, 2**24
@@ -80,31 +81,40 @@ class BlockCounts:
     counts: Int64Array
 
 
-def block_counts(trace: AnyTrace) -> BlockCounts:
+def block_counts(trace: AnyRouting) -> BlockCounts:
     """Assignments of each block to each expert; a source that several parts have tokens of is one block.
+    Of counts, a block is a group, all steps together.
 
     Of more than MAX_BLOCKS blocks (fewer where layers and experts are many) those of a domain are put together at
     random, by a hash of the source's number. Groups of independent sources are independent too, so a resampling or
     shuffle of groups is as valid; and how much sources differ shows in thousands of groups as it does in millions.
     """
+    if isinstance(trace, RoutingCounts):
+        return _group_counts(trace, np.zeros(len(trace.steps), dtype=np.int64), 1)
     if isinstance(trace, StoredTrace):
         return trace.once(("block_counts", MAX_BLOCKS, MAX_BLOCK_COUNTS), lambda: _block_counts(trace))
     return _block_counts(trace)
 
 
-def has_few_sources(trace: AnyTrace) -> bool:
+def has_few_sources(trace: AnyRouting) -> bool:
     """Are there too few sources to tell from how much they differ? Then there is stretch_counts."""
     return trace.count_sources() < MIN_FREEDOM + len(trace.domains)
 
 
-def stretch_counts(trace: AnyTrace) -> tuple[BlockCounts, Int64Array]:
+def stretch_counts(trace: AnyRouting) -> tuple[BlockCounts, Int64Array]:
     """block_counts with every block cut where a stretch of the text ends, and the stretch [N] that each part is of.
 
     For a text of few sources: at most STRETCHES stretches a domain, of STRETCH_TOKENS tokens or more, in the order of
     the trace. Neighbours are alike only as far as runs go, so that long stretches are nearly independent of each other.
+    Of counts, a stretch is neighbouring steps. Counts of one step have no stretches: each source then stands for one.
     """
     S = max(1, min(trace.num_tokens // STRETCH_TOKENS, STRETCHES * len(trace.domains)))
-    if isinstance(trace, StoredTrace):
+    if isinstance(trace, RoutingCounts):
+        if len(trace.steps) == 1:
+            parts = block_counts(trace)
+            return parts, parts.source_ids
+        parts = _group_counts(trace, _stretch_of_step(trace, S), S)
+    elif isinstance(trace, StoredTrace):
         parts = trace.once(("stretch_counts", S), lambda: _stretch_counts(trace, S))
     else:
         parts = _stretch_counts(trace, S)
@@ -120,6 +130,30 @@ def _stretch_counts(trace: AnyTrace, S: int) -> BlockCounts:
         found.append(_counted(part, _blocks_of(part, part.source_ids.astype(np.int64) * S + stretch_T)))
         start += part.num_tokens
     return found[0] if len(found) == 1 else _merged_blocks(found)
+
+
+def _stretch_of_step(counts: RoutingCounts, S: int) -> Int64Array:
+    """[steps] the stretch of each step, 0..S-1, of about equally many tokens each."""
+    before = np.cumsum(counts.tokens.sum(axis=1)) - counts.tokens.sum(axis=1)
+    stretch: Int64Array = before * S // max(int(counts.tokens.sum()), 1)
+    return stretch.clip(max=S - 1)
+
+
+def _group_counts(counts: RoutingCounts, stretch_S: Int64Array, stretches: int) -> BlockCounts:
+    """Groups of counts as blocks cut into stretches of steps; source_ids are source times stretches plus stretch."""
+    names = {group.source or (group.domain,): n for n, group in reversed(list(enumerate(counts.groups)))}
+    number = {name: n for n, name in enumerate(sorted(names, key=lambda name: names[name]))}
+    source_G = np.array([number[group.source or (group.domain,)] for group in counts.groups], dtype=np.int64)
+    domain_G = np.array([counts.domains.index(group.domain) for group in counts.groups], dtype=np.int64)
+    found = []
+    for stretch in np.unique(stretch_S).tolist():
+        own = stretch_S == stretch
+        tokens_G = counts.tokens[own].sum(axis=0)
+        with_text = tokens_G > 0
+        counts_LGE = counts.tokens_per_expert[own].sum(axis=0)[:, with_text]
+        sources = source_G[with_text] * stretches + stretch
+        found.append(BlockCounts(sources, domain_G[with_text], tokens_G[with_text], counts_LGE))
+    return _merged_blocks(found)
 
 
 def _counted(part: RoutingTrace, own: Blocks) -> BlockCounts:
@@ -141,12 +175,14 @@ def _block_counts(trace: AnyTrace) -> BlockCounts:
     return found[0] if len(found) == 1 else _merged_blocks(found)
 
 
-def _most_blocks(trace: AnyTrace) -> int:
+def _most_blocks(trace: AnyRouting) -> int:
     return max(_MIN_BLOCKS, min(MAX_BLOCKS, MAX_BLOCK_COUNTS // (trace.num_layers * trace.num_experts)))
 
 
-def _hash_groups(trace: AnyTrace) -> int | None:
+def _hash_groups(trace: AnyRouting) -> int | None:
     """How many random groups the sources are counted in; None where each is counted on its own."""
+    if isinstance(trace, RoutingCounts):
+        return None
     most = _most_blocks(trace)
     return most // len(trace.domains) or 1 if trace.count_sources() > most else None
 
@@ -174,10 +210,10 @@ class SourceDomains:
         return np.repeat(places, np.diff(starts, append=len(keys_T)))
 
 
-def source_domains(trace: AnyTrace) -> SourceDomains:
+def source_domains(trace: AnyRouting) -> SourceDomains:
     """The sources of a trace, in one reading of a stored one, which block_counts shares."""
     M, hashed = len(trace.domains), _hash_groups(trace)
-    parts = block_counts(trace) if isinstance(trace, StoredTrace) else blocks(trace, hashed)
+    parts = blocks(trace, hashed) if isinstance(trace, RoutingTrace) else block_counts(trace)
     if hashed is not None:
         return SourceDomains(parts.source_ids * M + parts.domain_ids, parts.domain_ids, hashed)
     keys, first, own = np.unique(parts.source_ids, return_index=True, return_counts=True)

@@ -12,9 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_core.errors import TraceError
 from moe_core.routing.trace.blocks import block_counts
-from moe_core.routing.trace.kernels import CHUNK_TOKENS, count_keys, grouped_counts, joint_counts, slot_columns
-from moe_core.routing.trace.trace import AnyTrace, RoutingTrace, StoredTrace
+from moe_core.routing.trace.kernels import (
+    CHUNK_TOKENS,
+    count_keys,
+    grouped_counts,
+    joint_counts,
+    pair_counts_of,
+    slot_columns,
+)
+from moe_core.routing.trace.routing_counts import RoutingCounts
+from moe_core.routing.trace.trace import AnyRouting, AnyTrace, RoutingTrace, StoredTrace
 from moe_core.routing.trace.types import Int16Array, Int64Array
 
 
@@ -34,8 +43,11 @@ def label_counts(
     return counts_LGE
 
 
-def expert_counts(trace: AnyTrace) -> Int64Array:
+def expert_counts(trace: AnyRouting) -> Int64Array:
     """tokens_per_expert [L,E]: assignments to each expert."""
+    if isinstance(trace, RoutingCounts):
+        summed: Int64Array = trace.tokens_per_expert.sum(axis=(0, 2))
+        return summed
     if isinstance(trace, StoredTrace):
         counts: Int64Array = block_counts(trace).counts.sum(axis=1)
         return counts
@@ -47,17 +59,17 @@ def expert_counts(trace: AnyTrace) -> Int64Array:
     return counts_LE
 
 
-def domain_counts(trace: AnyTrace) -> Int64Array:
+def domain_counts(trace: AnyRouting) -> Int64Array:
     """[L,M,E] assignments of each of the M domains' tokens to each expert."""
-    if isinstance(trace, StoredTrace):
+    if not isinstance(trace, RoutingTrace):
         parts, M = block_counts(trace), len(trace.domains)
         return np.stack([parts.counts[:, parts.domain_ids == m].sum(axis=1) for m in range(M)], axis=1)
     return label_counts(trace, lambda part: part.domain_ids, len(trace.domains))
 
 
-def domain_tokens(trace: AnyTrace) -> Int64Array:
+def domain_tokens(trace: AnyRouting) -> Int64Array:
     """[M] tokens of each domain."""
-    if isinstance(trace, StoredTrace):
+    if not isinstance(trace, RoutingTrace):
         own = block_counts(trace)
         return np.bincount(own.domain_ids, own.tokens, minlength=len(trace.domains)).astype(np.int64)
     tokens_M = np.zeros(len(trace.domains), dtype=np.int64)
@@ -66,19 +78,22 @@ def domain_tokens(trace: AnyTrace) -> Int64Array:
     return tokens_M
 
 
-def pair_counts(trace: AnyTrace) -> Int64Array:
-    """[L,E,E] tokens that chose both experts, over all pairs of slots: symmetric, on the diagonal expert_counts."""
+def pair_counts(trace: AnyRouting) -> Int64Array:
+    """[L,E,E] tokens that chose both experts, over all pairs of slots: symmetric, on the diagonal expert_counts.
+
+    Raises TraceError for counts that do not have them.
+    """
+    if isinstance(trace, RoutingCounts):
+        if "pairs" not in trace.extras:
+            raise TraceError(
+                'these counts do not say which experts were chosen together; count with extras=("pairs",), or trace '
+                "the text token by token"
+            )
+        return trace.extras["pairs"].round().astype(np.int64)
     E = trace.num_experts
     counts_LEE = np.zeros((trace.num_layers, E, E), dtype=np.int64)
-    counts_LE = np.zeros((trace.num_layers, E), dtype=np.int64)
     for indices_LTK in _token_chunks(trace):
-        for row, indices_TK in enumerate(indices_LTK):
-            columns_KT = slot_columns(indices_TK)
-            counts_LE[row] += count_keys(columns_KT, (E + 1,))[1:]
-            for slot in range(1, trace.top_k):
-                counts_LEE[row] += joint_counts(columns_KT[slot - 1 : slot], columns_KT[slot:], E)
-    counts_LEE += counts_LEE.transpose(0, 2, 1).copy()
-    counts_LEE[:, np.arange(E), np.arange(E)] = counts_LE
+        counts_LEE += pair_counts_of(indices_LTK, E)
     return counts_LEE
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_core.routing.trace.trace import AnyTrace, StoredTrace
+from moe_core.routing.trace.routing_counts import RoutingCounts
+from moe_core.routing.trace.trace import AnyRouting, StoredTrace
 from moe_core.routing.trace.types import Int64Array
 from moe_core.words import count_of, percent
 
@@ -18,13 +19,15 @@ EQUAL_LENGTH = 0.75
 """Part of the documents, all but the last window of each text, from which their common length is taken for a window."""
 
 
-def independence_note(trace: AnyTrace) -> str:
+def independence_note(trace: AnyRouting) -> str:
     """Why documents of this trace may be windows of the same texts, and what to do about it: a sentence, or "".
 
     Neighbouring windows cannot be known as such; the cue is that many documents have exactly the same length while each
     is its own source, which is what source_ids are where none were given. Texts that were cut short at a limit, each by
     itself, look the same and may be left as they are.
     """
+    if isinstance(trace, RoutingCounts):
+        return ""  # no lengths of documents are known
     if isinstance(trace, StoredTrace):
         return trace.once(("independence",), lambda: _note_of_file(trace))
     _, sizes = np.unique(trace.document_ids, return_counts=True)

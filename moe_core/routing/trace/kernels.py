@@ -61,6 +61,21 @@ def joint_counts(rows_KT: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp]
     return counts[1:, 1:]
 
 
+def pair_counts_of(indices_LTK: npt.NDArray[np.integer[Any]], E: int) -> Int64Array:
+    """[L,E,E] tokens that chose both experts, over all pairs of slots: symmetric, on the diagonal each expert's own."""
+    L, _, K = indices_LTK.shape
+    counts_LEE = np.zeros((L, E, E), dtype=np.int64)
+    counts_LE = np.zeros((L, E), dtype=np.int64)
+    for row, indices_TK in enumerate(indices_LTK):
+        columns_KT = slot_columns(indices_TK)
+        counts_LE[row] += count_keys(columns_KT, (E + 1,))[1:]
+        for slot in range(1, K):
+            counts_LEE[row] += joint_counts(columns_KT[slot - 1 : slot], columns_KT[slot:], E)
+    counts_LEE += counts_LEE.transpose(0, 2, 1).copy()
+    counts_LEE[:, np.arange(E), np.arange(E)] = counts_LE
+    return counts_LEE
+
+
 def count_keys(keys: npt.NDArray[np.intp], shape: tuple[int, ...]) -> Int64Array:
     """How often each place of an array of this shape, counted row by row, occurs among `keys`."""
     return np.bincount(keys.reshape(-1), minlength=math.prod(shape)).reshape(shape).astype(np.int64, copy=False)

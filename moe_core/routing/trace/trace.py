@@ -16,7 +16,9 @@ import numpy.typing as npt
 from moe_core.errors import TraceError
 from moe_core.routing.trace.arrays import describe, floats, half_precision_logits, integers, layered, some
 from moe_core.routing.trace.checks import ARRAYS, OPTIONAL, check_shapes, check_values
+from moe_core.routing.trace.counting import By, counts_of
 from moe_core.routing.trace.joining import count_distinct, positions_within, sample_parts
+from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.types import (
     BoolArray,
     Float16Array,
@@ -144,6 +146,10 @@ class RoutingTrace:
     def parts(self) -> Iterator[RoutingTrace]:
         """The trace in parts of whole documents: here one, itself. A StoredTrace has many; both are counted alike."""
         yield self
+
+    def counts(self, by: By = "source", extras: Sequence[str] = ()) -> RoutingCounts:
+        """The trace as counts that add up: see counting.counts_of."""
+        return counts_of(self, by, extras)
 
     def sample(self, max_tokens: int, seed: int = 0) -> RoutingTrace:
         """Whole documents in a seeded order, as many as fit into `max_tokens`, kept in the order of the trace.
@@ -323,6 +329,10 @@ class StoredTrace:
 
         return self.once(("documents",), lambda: len(count_ids(self.path, "document_id")[0]))
 
+    def counts(self, by: By = "source", extras: Sequence[str] = ()) -> RoutingCounts:
+        """The file's trace as counts that add up: see counting.counts_of."""
+        return counts_of(self, by, extras)
+
     def sample(self, max_tokens: int, seed: int = 0) -> RoutingTrace:
         """As RoutingTrace.sample: whole documents in a seeded order, as many as fit into `max_tokens`."""
         if self.num_tokens <= max_tokens:
@@ -336,6 +346,8 @@ class StoredTrace:
 
 
 AnyTrace = RoutingTrace | StoredTrace
+"""What a measure that looks at tokens part by part takes."""
+AnyRouting = AnyTrace | RoutingCounts
 """What every measure that is made of counts takes."""
 
 
