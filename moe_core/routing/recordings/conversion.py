@@ -13,7 +13,7 @@ from moe_core.errors import UsageError
 from moe_core.progress import Progress, silent
 from moe_core.routing.recordings.detection import format_at
 from moe_core.routing.recordings.examine import Facts, examine, recorded_tokens
-from moe_core.routing.recordings.pieces import Options, Piece, Recording
+from moe_core.routing.recordings.pieces import Integers, Options, Piece, Recording
 from moe_core.routing.trace.joining import concatenate
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray
@@ -36,7 +36,8 @@ class Imported:
     weights: bool
     """Whether combine weights were recorded; otherwise every score is 1/top_k, which the trace's `source` says."""
     token_ids: bool
-    """Whether token ids were known; otherwise all are 0, which the trace's `source` says."""
+    """Whether token ids were known; otherwise they number the recorded texts, or are 0: the trace's `source` says so.
+    """
     source: str
     notes: list[str]
     """One sentence for everything that a reader of the trace must know."""
@@ -142,7 +143,7 @@ def _trace_of_piece(
         scores_LTK = np.where(experts_LTK >= 0, np.float32(1 / facts.top_k), np.float32(0))
     else:
         scores_LTK = piece.weights[keep_T][:, facts.kept].transpose(1, 0, 2)
-    ids_T = np.zeros(piece.num_tokens, dtype=np.int32) if piece.token_ids is None else piece.token_ids
+    ids_T = _ids_of_piece(piece, facts)
     known = set(np.unique(ids_T[keep_T]).tolist())
     return RoutingTrace.from_arrays(
         router_indices=np.ascontiguousarray(experts_LTK),
@@ -160,6 +161,17 @@ def _trace_of_piece(
     )
 
 
+def _ids_of_piece(piece: Piece, facts: Facts) -> Integers:
+    """[T] the recorded ids, else the number of each token's text, else 0."""
+    if piece.token_ids is not None:
+        return piece.token_ids
+    if piece.texts is None:
+        return np.zeros(piece.num_tokens, dtype=np.int32)
+    numbers = np.array([facts.numbers.get(word, -1) for word in piece.texts.words])
+    ids_T: Integers = numbers[piece.texts.codes]
+    return ids_T
+
+
 def _source_text(recording: Recording) -> str:
     """Where the trace came from, with everything that limits what it can tell."""
     notes = f" ({'; '.join(recording.notes)})" if recording.notes else ""
@@ -167,7 +179,9 @@ def _source_text(recording: Recording) -> str:
 
 
 def _vocabulary_of(facts: Facts, texts: Texts | None) -> Mapping[int, str]:
-    return texts(facts.token_ids) if texts is not None and facts.has_token_ids else {}
+    """Recorded text goes first: it needs no tokenizer, which may be another one's."""
+    by_tokenizer = texts(facts.token_ids) if texts is not None and facts.has_token_ids else {}
+    return {**by_tokenizer, **facts.texts}
 
 
 def _checked_options(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from moe_core.routing.trace.checks import MAX_EXPERTS
 from moe_core.routing.trace.types import BoolArray
 
 MAX_ID = int(np.iinfo(np.int32).max)
+MAX_TEXTS = 2**20
+"""Different texts of tokens: several times those of the largest vocabularies."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Facts:
     has_token_ids: bool
     token_ids: list[int]
     """The ids that occur, ascending."""
+    texts: Mapping[int, str]
+    """Recorded text of ids; of the numbers of texts where no ids were recorded."""
+    numbers: Mapping[str, int]
+    """What stands for each text where no ids were recorded."""
 
 
 def examine(recording: Recording, options: Options, progress: Progress) -> Facts:
@@ -68,6 +75,9 @@ class _Findings:
         self.largest = -1
         self.documents: set[int] = set()
         self.ids: set[int] = set()
+        self.texts: dict[int, str] = {}
+        self.numbers: dict[str, int] = {}
+        self.ambiguous: dict[int, str] = {}
         self.has: dict[str, bool] = {}
         self.routed_L: BoolArray = np.zeros(0, dtype=np.bool_)
         self.repeated_L: list[str | None] = []
@@ -87,6 +97,7 @@ class _Findings:
         self._check_experts(piece, recorded_T)
         self._check_weights(piece)
         self._check_ids(piece)
+        self._learn_texts(piece)
         self.tokens += int(recorded_T.sum())
         self.unrecorded += int((~recorded_T).sum())
         self.documents.update(np.unique(piece.documents[recorded_T]).tolist())
@@ -117,6 +128,8 @@ class _Findings:
             has_weights=self.has["weights"],
             has_token_ids=self.has["token ids"],
             token_ids=sorted(self.ids),
+            texts=self.texts if self.has["token ids"] else {number: text for text, number in self.numbers.items()},
+            numbers=self.numbers,
         )
 
     def _check_experts(self, piece: Piece, recorded_T: BoolArray) -> None:
@@ -176,6 +189,28 @@ class _Findings:
         if piece.token_ids is not None:
             self.ids.update(np.unique(piece.token_ids).tolist())
 
+    def _learn_texts(self, piece: Piece) -> None:
+        """What each id reads; without ids every text gets a number. Two ids may well read the same."""
+        if piece.token_ids is None:
+            self._check_same_columns("token texts", piece.texts is not None, piece)
+        if piece.texts is None:
+            return
+        words, codes_T = piece.texts.words, piece.texts.codes
+        if piece.token_ids is None:
+            if (codes_T < 0).any():
+                t = int(np.flatnonzero(codes_T < 0)[0])
+                raise self._error(f"{piece.row(t)} has neither a token id nor a text; expected one of them")
+            for code in _in_order_of_appearance(codes_T):
+                self.numbers.setdefault(words[code], len(self.numbers))
+        else:
+            keys_T = piece.token_ids[codes_T >= 0] * len(words) + codes_T[codes_T >= 0]
+            for key in _in_order_of_appearance(keys_T):
+                token_id, code = divmod(key, len(words))
+                if self.texts.setdefault(token_id, words[code]) != words[code]:
+                    self.ambiguous.setdefault(token_id, words[code])
+        if max(len(self.texts), len(self.numbers)) > MAX_TEXTS:
+            raise self._error(f"{piece.row(0)}: more than {MAX_TEXTS:,} different token texts so far; expected tokens")
+
     def _check_same_columns(self, name: str, has: bool, piece: Piece) -> None:
         if self.has.setdefault(name, has) != has:
             raise self._error(
@@ -218,10 +253,27 @@ class _Findings:
             assert self.shape is not None
             self.recording.note(f"no weights were recorded: every score is 1/{self.shape[1]}")
         if not self.has["token ids"]:
-            self.recording.note("no token ids were recorded: all are 0, there is no text")
+            self.recording.note(
+                f"no token ids were recorded: they number the {len(self.numbers):,} different texts"
+                if self.numbers
+                else "no token ids were recorded: all are 0, there is no text"
+            )
+        if self.ambiguous:
+            token_id, other = next(iter(self.ambiguous.items()))
+            self.recording.note(
+                f"the text of {len(self.ambiguous):,} token ids changes, that of id {token_id} from "
+                f"{self.texts[token_id][:40]!r} to {other[:40]!r}: the first one is shown"
+            )
 
     def _error(self, message: str) -> TraceError:
         return TraceError(f"{str(self.recording.path)!r}: {message}")
+
+
+def _in_order_of_appearance(numbers_T: Integers) -> list[int]:
+    """The different ones among them."""
+    different, first = np.unique(numbers_T, return_index=True)
+    ordered: list[int] = different[np.argsort(first)].tolist()
+    return ordered
 
 
 def _span_of_layers(numbers: list[int]) -> str:

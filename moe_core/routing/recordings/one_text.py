@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from moe_core.routing.recordings.pieces import (
     Options,
     Piece,
     Recording,
+    TokenTexts,
     describe,
     read_token_ids,
     reason,
@@ -40,6 +41,8 @@ class Text:
     """Place of the first row within the text."""
     prompt: int = 0
     """Which prompt of its request it continues: texts of one prompt are one source."""
+    texts: TokenTexts | None = None
+    """What each of the tokens reads."""
 
     @classmethod
     def checked(
@@ -64,6 +67,12 @@ class Text:
         experts = _without_cached_prefix(experts)
         return cls(name, experts, None if token_ids is None else token_ids[:rows], weights, start)
 
+    def reading(self, texts: Sequence[str | None] | None) -> Text:
+        """The same text with what each token of the whole reads, from before its first row on; None = not recorded."""
+        if texts is None:
+            return self
+        return replace(self, texts=TokenTexts.of(texts[self.start : self.start + len(self.experts)]))
+
     def without(self, rows: int) -> Text:
         """The same text from row `rows` on."""
         return replace(
@@ -71,6 +80,7 @@ class Text:
             experts=self.experts[rows:],
             token_ids=None if self.token_ids is None else self.token_ids[rows:],
             weights=None if self.weights is None else self.weights[rows:],
+            texts=None if self.texts is None else self.texts[rows:],
             start=self.start + rows,
         )
 
@@ -88,6 +98,7 @@ class Text:
             experts=np.asarray(self.experts[begin:end]),
             weights=None if self.weights is None else self.weights[begin:end],
             token_ids=None if self.token_ids is None else self.token_ids[begin:end],
+            texts=None if self.texts is None else self.texts[begin:end],
             documents=np.full(end - begin, document),
             sources=np.full(end - begin, source),
             domains=np.full(end - begin, domain),

@@ -18,11 +18,20 @@ import pyarrow.parquet as pq
 from moe_core.errors import TraceError
 from moe_core.progress import Progress
 from moe_core.recording_formats import title_of
-from moe_core.routing.recordings.pieces import PIECE_TOKENS, Integers, Options, Piece, Recording, reason
+from moe_core.routing.recordings.pieces import (
+    PIECE_TOKENS,
+    Integers,
+    Options,
+    Piece,
+    Recording,
+    TokenTexts,
+    reason,
+)
 from moe_core.routing.trace.parquet import METADATA_KEY
 
 EXPERT_COLUMN = re.compile(r"layer_(\d+)_expert_(\d+)")
 NESTED, NESTED_WEIGHTS = "routed_experts", "routed_weights"
+TEXT = "token_text"
 EXPECTED = f"layer_0_expert_0, layer_0_expert_1, ... or {NESTED}"
 
 
@@ -88,7 +97,7 @@ class _Table:
 
     @property
     def wanted(self) -> list[str]:
-        others = ("token_id", "document_id", "source_id", "position", "domain")
+        others = ("token_id", TEXT, "document_id", "source_id", "position", "domain")
         return [*self.experts, *self.weights, *(name for name in others if name in self.schema.names)]
 
     def check_types(self) -> None:
@@ -127,6 +136,7 @@ class _Reader:
             experts=self._expert_cells(batch, self.table.experts, first).astype(np.int64),
             weights=self._expert_cells(batch, self.table.weights, first) if self.table.weights else None,
             token_ids=self._whole_numbers(batch, "token_id", first) if "token_id" in names else None,
+            texts=_texts_of(batch.column(TEXT)) if TEXT in names else None,
             documents=documents_T,
             sources=self._numbers_of_names(batch, "source_id", first),
             positions=positions_T,
@@ -231,6 +241,13 @@ def _codes_of_texts(column: pa.Array, number: Callable[[str], int]) -> Integers:
     return values
 
 
+def _texts_of(column: pa.Array) -> TokenTexts:
+    """What each token reads; a row may be without."""
+    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    codes_T = pa.compute.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+    return TokenTexts(coded.dictionary.to_pylist(), codes_T)
+
+
 def _wide_columns(path: Path, names: list[str]) -> tuple[list[int], int]:
     """Layers and K of the columns layer_{l}_expert_{s}; no layers where there is one column of lists."""
     if twice := [name for name, times in Counter(names).items() if times > 1]:
@@ -264,10 +281,10 @@ def _experts_in_metadata(path: Path, metadata: dict[bytes, bytes]) -> int | None
 
 
 def _fits_column(name: str, kind: pa.DataType) -> bool:
-    if name in ("document_id", "source_id", "domain") and pa.types.is_dictionary(kind):
+    if name in ("document_id", "source_id", "domain", TEXT) and pa.types.is_dictionary(kind):
         kind = kind.value_type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if name == "domain":
+    if name in ("domain", TEXT):
         return bool(is_text)
     if name in ("document_id", "source_id"):
         return bool(is_text or pa.types.is_integer(kind))
@@ -279,7 +296,7 @@ def _fits_column(name: str, kind: pa.DataType) -> bool:
 def _expected_type(name: str) -> str:
     if name in (NESTED, NESTED_WEIGHTS):
         return "expected lists [layers] of lists [k] of numbers"
-    if name == "domain":
+    if name in ("domain", TEXT):
         return "expected text"
     if name in ("document_id", "source_id"):
         return "expected whole numbers or text"

@@ -21,6 +21,26 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
+class TokenTexts:
+    """The text of each of T tokens, as the recording has it: no tokenizer is needed to show it."""
+
+    words: Sequence[str]
+    """The different texts."""
+    codes: Integers
+    """[T] place of each token's text among them; -1 = it has none."""
+
+    @classmethod
+    def of(cls, texts: Sequence[str | None]) -> TokenTexts:
+        """From one text a token."""
+        numbers: dict[str, int] = {}
+        codes = [-1 if text is None else numbers.setdefault(text, len(numbers)) for text in texts]
+        return cls(list(numbers), np.array(codes, dtype=np.int64))
+
+    def __getitem__(self, rows: slice) -> TokenTexts:
+        return TokenTexts(self.words, self.codes[rows])
+
+
+@dataclass(frozen=True)
 class Piece:
     """T consecutive tokens of a recording. Shapes hold, values are not yet checked."""
 
@@ -38,6 +58,8 @@ class Piece:
     """[T,L,K] combine weights, where they were recorded."""
     token_ids: Integers | None = None
     """[T] vocabulary ids, where they are known."""
+    texts: TokenTexts | None = None
+    """What each token reads, where it was recorded."""
     sources: Integers | None = None
     """[T] what each text was cut from; None = every text is its own."""
     domains: Integers | None = None

@@ -66,7 +66,8 @@ def _text_of_choice(
     if routed_layers is not None:
         experts_TLK = experts_TLK.astype(np.int64)
         experts_TLK[:, ~np.isin(np.arange(experts_TLK.shape[1]), routed_layers)] = -1
-    return Text.checked(where, name, experts_TLK, None if known is None else known[start:], start=start)
+    text = Text.checked(where, name, experts_TLK, None if known is None else known[start:], start=start)
+    return text.reading(_token_texts(info, known))
 
 
 def _expert_ids(info: Fields, record: Fields, where: str) -> tuple[Integers, int]:
@@ -116,6 +117,13 @@ def _token_ids_of(record: Fields, choice: Fields, info: Fields, where: str) -> t
     if answer is None and info.get("output_token_logprobs"):
         answer = [entry[1] for entry in info["output_token_logprobs"]]
     return id_list(prompt, f"{where}, prompt ids"), id_list(answer, f"{where}, answer ids")
+
+
+def _token_texts(info: Fields, known: Integers | None) -> list[str | None] | None:
+    """What each token reads, where the log-probabilities have texts beside the ids: "return_text_in_logprobs"."""
+    entries = [*(info.get("input_token_logprobs") or []), *(info.get("output_token_logprobs") or [])]
+    texts = {entry[1]: entry[2] for entry in entries if len(entry) > 2 and isinstance(entry[2], str)}
+    return [texts.get(token_id) for token_id in known.tolist()] if texts and known is not None else None
 
 
 def _first_given(choice: Fields, record: Fields, *names: str) -> Any:

@@ -78,7 +78,8 @@ def _text_of_choice(
     known = given_ids if known is None else known
     fits = routed.ndim == 3  # Text.checked says so if not
     start = _first_row(record, choice, where, len(routed), *_sizes_of(record, choice, known, P)) if fits else 0
-    return Text.checked(where, name, routed, None if known is None else known[start:], weights, start=start), P
+    text = Text.checked(where, name, routed, None if known is None else known[start:], weights, start=start)
+    return text.reading(_token_texts(choice, known)), P
 
 
 def _first_row(
@@ -123,6 +124,24 @@ def _sizes_of(
     if not all(isinstance(count, int) and not isinstance(count, bool) and count > 0 for count in (total, of_prompt)):
         return None, 0
     return total, of_prompt or 0
+
+
+def _token_texts(choice: dict[str, Any], known: Integers | None) -> list[str | None] | None:
+    """What each token reads, by the log-probabilities that name the answer's tokens, or with `echo` all of them.
+
+    None where there are no ids: an answer alone could not be numbered. A request may ask for "token_id:5" as text.
+    """
+    logprobs = choice.get("logprobs")
+    if known is None or not isinstance(logprobs, dict):
+        return None
+    entries = logprobs.get("tokens") or logprobs.get("content")
+    if not isinstance(entries, list) or len(entries) > len(known):
+        return None
+    texts: list[Any] = [entry.get("token") if isinstance(entry, dict) else entry for entry in entries]
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    shown = [None if text.startswith("token_id:") else text for text in texts]
+    return [*[None] * (len(known) - len(shown)), *shown]
 
 
 def _after_prompt(where: str, prompt: Integers, routed: Integers | None, prompt_ids: Integers | None) -> Integers:
