@@ -6,6 +6,7 @@ This file imports nothing heavy, for the command line reads it before it knows w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 READERS = "moe_core.routing.recordings"
 
@@ -30,6 +31,9 @@ class RecordingFormat:
     """Full name of the module."""
     server: str = ""
     """The server that answers so, and how its answers are known, for messages."""
+    holds: Literal["tokens", "counts"] = "tokens"
+    """Routing token by token, which becomes a trace, or counts. A module of counts has, in place of `open_recording`,
+    `open_counts(path, options, progress)`, which gives a RoutingCounts."""
     side_by_side: str = ""
     """How the files of the ranks are named that lie in one folder and are read together; empty where a recording is
     one file. The path that the module gets may then be a folder or a glob: rank_files.py says what it stands for."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_core.errors import UsageError
+from moe_core.errors import TraceError, UsageError
 from moe_core.progress import Progress, silent
 from moe_core.routing.recordings.detection import format_at
 from moe_core.routing.recordings.examine import Facts, examine, recorded_tokens
@@ -54,7 +54,7 @@ def read(
     texts: Texts | None = None,
 ) -> RoutingTrace:
     """The trace of a recording, checked, in memory; arguments as of `convert`."""
-    options = _checked_options(token_ids, num_experts, top_k, layers)
+    options = checked_options(token_ids, num_experts, top_k, layers)
     recording = open_recording(Path(path), format, options)
     facts = examine(recording, options, silent)
     return concatenate(list(_traces_of(recording, facts, _vocabulary_of(facts, texts), silent)))
@@ -81,7 +81,7 @@ def convert(
     """
     from moe_core.routing.trace.parquet import TraceWriter
 
-    options = _checked_options(token_ids, num_experts, top_k, layers)
+    options = checked_options(token_ids, num_experts, top_k, layers)
     recording = open_recording(Path(path), format, options)
     facts = examine(recording, options, _progress_of_stage(progress, "checking"))
     with TraceWriter(to) as writer:
@@ -110,6 +110,10 @@ def open_recording(path: Path, format: str, options: Options) -> Recording:
     from moe_core.routing.recordings.responses import open_responses
 
     chosen, kind = format_at(path, format)
+    if chosen is not None and chosen.holds == "counts":
+        raise TraceError(
+            f"{str(path)!r} holds counts of {chosen.title}, not tokens: it becomes no trace; open it as counts"
+        )
     if chosen is not None:
         opened: Recording = import_module(chosen.reader).open_recording(path, options)
         return opened
@@ -184,9 +188,10 @@ def _vocabulary_of(facts: Facts, texts: Texts | None) -> Mapping[int, str]:
     return {**by_tokenizer, **facts.texts}
 
 
-def _checked_options(
+def checked_options(
     token_ids: str | Path | None, num_experts: int | None, top_k: int | None, layers: Sequence[int] | None
 ) -> Options:
+    """The options of a recording. Raises UsageError naming the one that cannot be."""
     if layers is not None and (not layers or sorted(set(layers)) != list(layers) or layers[0] < 0):
         raise UsageError(f"layers is {list(layers)}; expected ascending layer numbers")
     for name, value, least in (("num_experts", num_experts, 2), ("top_k", top_k, 1)):
