@@ -48,6 +48,10 @@ class TraceError(MoescopeError):
     """A routing trace that is missing, damaged or inconsistent, or a router that could not be captured exactly."""
 
 
+class ServerError(MoescopeError):
+    """A server that is not there, is too slow, or answers otherwise than it should."""
+
+
 class ModelError(MoescopeError):
     """A Hugging Face model that is missing, damaged, of an unknown kind, or not safe to open."""
 

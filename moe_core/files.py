@@ -69,7 +69,7 @@ def remove_stale(folder: Path) -> None:
                 path.unlink(missing_ok=True)
             else:
                 with path.open("rb") as file:
-                    _lock(file, wait=False)  # OSError: its writer lives
+                    lock(file, wait=False)  # OSError: its writer lives
                     path.unlink(missing_ok=True)
 
 
@@ -79,13 +79,14 @@ def _locked_temporary(path: Path) -> tuple[Path, BinaryIO]:
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         file = temporary.open("wb")
         with suppress(OSError):  # a file system without locks
-            _lock(file, wait=True)
+            lock(file, wait=True)
         if temporary.exists():
             return temporary, file
         file.close()  # a cleaner was quicker than the lock
 
 
-def _lock(file: BinaryIO, *, wait: bool) -> None:
+def lock(file: BinaryIO, *, wait: bool) -> None:
+    """Take the file for this process until it is closed. Raises OSError if another one has it and `wait` is false."""
     if sys.platform != "win32":  # which does not remove open files anyway
         import fcntl
 

@@ -133,8 +133,21 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "moe_core.figures",
         "moe_core.reports",
     ),
+    "moe_core/client": (
+        "torch",
+        "moe_core.model",
+        "moe_core.training",
+        "moe_core.inference",
+        "moe_core.evaluation",
+        "moe_core.runs",
+        "moe_core.experiments",
+        "moe_core.exchange",
+        "moe_core.figures",
+        "moe_core.reports",
+    ),
     "app": ("main", "moe_core.cli"),
 }
+NETWORK = ("httpx2", "httpx", "requests", "urllib3", "urllib.request", "http.client", "aiohttp", "socket")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "moe_core/config": ("moe_core.errors", "moe_core.config"),
     "moe_core/files.py": ("moe_core.errors",),
@@ -179,6 +192,15 @@ def test_imports_flow_one_way(path: Path) -> None:
         assert not {module for module in modules if matches(module, ONLY_MAIN_IMPORTS)}, f"{name} imports the CLI"
     if not name.startswith("bench/") and name != "moe_core/cli/bench.py":
         assert not {module for module in modules if matches(module, ONLY_ITS_COMMAND_IMPORTS)}, f"{name} imports bench"
+
+
+def test_only_the_client_reaches_a_network() -> None:
+    """The library makes no connection that its user did not name with an address."""
+    for path in SOURCES:
+        inside = path.is_relative_to(ROOT / "moe_core") and not path.is_relative_to(ROOT / "moe_core" / "client")
+        if inside or path.is_relative_to(ROOT / "app"):
+            found = {module for module in imported_modules(path) for name in NETWORK if matches(module, name)}
+            assert not found, f"{path.relative_to(ROOT)} imports {sorted(found)}"
 
 
 def test_the_walker_sees_a_violation(tmp_path: Path) -> None:

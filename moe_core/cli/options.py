@@ -45,9 +45,9 @@ def finish(parser: Parser, handler: Callable[..., int]) -> Parser:
     return parser
 
 
-def add_model(parser: Parser, does: str) -> None:
-    """--run or --model, and where it computes."""
-    which = parser.add_mutually_exclusive_group(required=True)
+def add_model(parser: Parser, does: str, *, required: bool = True) -> None:
+    """--run or --model, and where it computes. `required`: one of the two must be given."""
+    which = parser.add_mutually_exclusive_group(required=required)
     which.add_argument("--run", metavar="NAME", help=f"run whose newest checkpoint {does}")
     which.add_argument(
         "--model", metavar="DIR_OR_NAME", help=f"model of the transformers library that {does}: a folder, or a name "
@@ -93,6 +93,21 @@ def whole(low: int, high: int) -> Callable[[str], int]:
             number = low - 1
         if not low <= number <= high:
             raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {low} to {high}")
+        return number
+
+    return convert
+
+
+def positive(most: float) -> Callable[[str], float]:
+    """An argparse type: a number above 0, up to `most`."""
+
+    def convert(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = 0.0
+        if not 0 < number <= most:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0 and up to {most:,g}")
         return number
 
     return convert

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from moe_core.cli.models import load_language_model, said_of
 from moe_core.cli.options import Parser, add_model, command, finish, whole
 from moe_core.cli.output import Output, check_regular, progress_on_stderr
+from moe_core.cli.trace_server import add_server, ask_server, refuse_options_of_a_server
 from moe_core.errors import UsageError
 from moe_core.program import program
 from moe_core.words import count_of
-
-if TYPE_CHECKING:
-    pass
 
 
 def parser() -> Parser:
@@ -24,8 +21,9 @@ def parser() -> Parser:
         "The file is written as the text is read; the routing is never all in memory.",
         'trace --run demo --text "The tenant shall pay 4.5 percent." --out out/trace.parquet',
         "trace --model ../some-moe --data texts.jsonl --out out/trace.parquet --dtype bfloat16",
+        "trace --server http://127.0.0.1:8000 --data texts.jsonl --out out/trace.parquet",
     )
-    add_model(parser, "reads the text")
+    add_model(parser, "reads the text", required=False)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", metavar="T", help="the text itself; token ids for a model without tokenizer")
     source.add_argument("--data", metavar="PATH", help="a file or folder of documents, as for training")
@@ -34,20 +32,25 @@ def parser() -> Parser:
         "--tokens-per-batch", metavar="N", type=whole(2, 10_000_000), help="tokens that go through the model "
         "together; windows of a long text are no longer than that (default 4096). Fewer take less memory",
     )  # fmt: skip
+    add_server(parser)
     return finish(parser, trace)
 
 
 def trace(arguments: argparse.Namespace, output: Output) -> int:
-    """Send a text or documents through a run or another model and write the routing as it comes."""
+    """Send a text or documents through a run, another model or a server, and write the routing as it comes."""
     check_regular(arguments.out, "--out")
     if arguments.text == "":
         raise UsageError("there is no text to trace; expected at least one character")
+    if arguments.server is None:
+        refuse_options_of_a_server(arguments)
     from moe_core.data.document import Document
     from moe_core.data.sources import read_documents
 
     documents = (
         [Document(arguments.text, "text", "text", "")] if arguments.text is not None else read_documents(arguments.data)
     )
+    if arguments.server is not None:
+        return ask_server(arguments, documents, output)
     model = load_language_model(arguments)
     from moe_core.inference.tracing import MAX_LOGITS_BYTES, logits_bytes, logits_fit, write_documents_trace
     from moe_core.routing.trace.independence import independence_note

@@ -79,10 +79,21 @@ def convert(
     `top_k` and `layers`: see Options. `texts` gives printable text for the vocabulary.
     Raises TraceError naming row and column of what is wrong, UsageError for a wrong argument.
     """
+    options = checked_options(token_ids, num_experts, top_k, layers)
+    return convert_recording(open_recording(Path(path), format, options), to, options, texts=texts, progress=progress)
+
+
+def convert_recording(
+    recording: Recording,
+    to: str | Path,
+    options: Options,
+    *,
+    texts: Texts | None = None,
+    progress: Progress = silent,
+) -> Imported:
+    """The same for a recording that is open, whatever opened it."""
     from moe_core.routing.trace.parquet import TraceWriter
 
-    options = checked_options(token_ids, num_experts, top_k, layers)
-    recording = open_recording(Path(path), format, options)
     facts = examine(recording, options, _progress_of_stage(progress, "checking"))
     with TraceWriter(to) as writer:
         for trace in _traces_of(
@@ -179,7 +190,7 @@ def _ids_of_piece(piece: Piece, facts: Facts) -> Integers:
 def _source_text(recording: Recording) -> str:
     """Where the trace came from, with everything that limits what it can tell."""
     notes = f" ({'; '.join(recording.notes)})" if recording.notes else ""
-    return f"{recording.name}, {recording.path.name}{notes}"
+    return f"{recording.name}, {recording.origin or recording.path.name}{notes}"
 
 
 def _vocabulary_of(facts: Facts, texts: Texts | None) -> Mapping[int, str]:

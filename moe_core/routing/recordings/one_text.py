@@ -84,6 +84,15 @@ class Text:
             start=self.start + rows,
         )
 
+    def until(self, rows: int) -> Text:
+        """The same text without what comes after its first `rows` rows."""
+        return replace(
+            self,
+            experts=self.experts[:rows],
+            token_ids=None if self.token_ids is None else self.token_ids[:rows],
+            weights=None if self.weights is None else self.weights[:rows],
+        )
+
     def pieces(self, document: int, source: int, domain: int, progress: Progress | None = None) -> Iterator[Piece]:
         """The text cut into pieces, as text number `document` of its recording."""
         T = len(self.experts)

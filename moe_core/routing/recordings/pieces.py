@@ -88,6 +88,8 @@ class Recording:
     """E where the file says it."""
     domains: list[str] = field(default_factory=list)
     """Names of the domains; grows while pieces are read."""
+    origin: str = ""
+    """What was recorded, for people, where the file is not what its user knows it by; empty = the file's name."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the trace must know; grows while pieces are read."""
 

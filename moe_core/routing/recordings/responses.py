@@ -15,6 +15,7 @@ from moe_core.routing.recordings.one_text import Text, npz_record
 from moe_core.routing.recordings.pieces import Integers, Options, Piece, Recording, read_token_ids, reason
 
 LINES = (".jsonl", ".ndjson")
+FIRST_TOKENS_MISSING = "of some texts the first tokens have no row: left out on request, or cached"
 Record = dict[str, Any]
 ANSWER_FORMATS = [one for one in RECORDING_FORMATS if one.file_kinds == ANSWER_KINDS]
 
@@ -41,19 +42,31 @@ def open_responses(path: Path, options: Options, format: str) -> Recording:
         for number, (name, record) in enumerate(_records_of(path, progress)):
             where = f"{str(path)!r}, {name}" if name else repr(str(path))
             given = None if ids is None else _ids_of(number, ids, where)
-            reader = import_module((_format_of(record) or ANSWER_FORMATS[0]).reader)
-            texts: Iterator[Text] = reader.answer_texts(record, where, name, options, given)
+            texts = texts_of(record, where, name, options, given)
             domain = _domain_number(recording, record)
             source_of_prompt: dict[int, int] = {}
             for text in texts:
                 if text.start and text.prompt not in source_of_prompt:
-                    recording.note("of some texts the first tokens have no row: left out on request, or cached")
+                    recording.note(FIRST_TOKENS_MISSING)
                 source = source_of_prompt.setdefault(text.prompt, document)
                 yield from text.pieces(document, source, domain)
                 document += 1
 
     recording.pieces = pieces
     return recording
+
+
+def texts_of(
+    record: Record, where: str, name: str, options: Options, given_ids: Integers | None = None
+) -> Iterator[Text]:
+    """The texts in one answer, by the reader that recognizes it.
+
+    `where` and `name` say in messages which answer it is, see Text; `given_ids` are its ids where it has none. Raises
+    TraceError for what is wrong with it.
+    """
+    reader = import_module((_format_of(record) or ANSWER_FORMATS[0]).reader)
+    found: Iterator[Text] = reader.answer_texts(record, where, name, options, given_ids)
+    return found
 
 
 def _format_of(record: Record) -> RecordingFormat | None:
