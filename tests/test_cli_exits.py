@@ -153,6 +153,18 @@ def test_progress_lines_are_throttled_and_tell_the_time_left(
     )
 
 
+def test_what_stands_in_brackets_begins_no_new_stage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(output_module.time, "monotonic", lambda: now[0])
+    lines = _Lines()
+    for second in range(6):
+        lines.report(f"counting tokens ({second} of 20 files)", 100 * second, 2000)
+        now[0] += 1.0
+    assert capsys.readouterr().err == "counting tokens (5 of 20 files): 500 of 2,000, about 15 s left\n"
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -71,6 +71,18 @@ def test_a_trace_counts_its_sources_by_hand() -> None:
         trace.counts(extras=("reap",))
 
 
+def test_the_sum_of_many_is_that_of_one_after_the_other() -> None:
+    parts = [random_trace(seed, T=30 + seed).counts("domain", ("weights", "pairs")) for seed in range(4)]
+    total = RoutingCounts.sum_of(parts)
+    one_by_one = ((parts[0] + parts[1]) + parts[2]) + parts[3]
+    assert total == one_by_one
+    assert (total.groups, total.domains) == (one_by_one.groups, one_by_one.domains)
+    assert RoutingCounts.sum_of(parts[:1]) == parts[0]
+    assert parts[0] == random_trace(0, T=30).counts("domain", ("weights", "pairs"))  # as it was
+    with pytest.raises(TraceError, match="no counts to add up"):
+        RoutingCounts.sum_of([])
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), by=st.sampled_from(["source", "domain", "all"]), cut=st.integers(1, 24))
 def test_halves_add_up_to_the_whole(seed: int, by: str, cut: int) -> None:

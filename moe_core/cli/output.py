@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from moe_core.cli.exits import printable
 from moe_core.errors import UsageError
 from moe_core.json_values import json_safe
-from moe_core.progress import Progress
+from moe_core.progress import Progress, stage_name
 from moe_core.words import duration
 
 if TYPE_CHECKING:
@@ -128,11 +128,12 @@ class _Bar:
     def report(self, stage: str, done: int, total: int) -> None:
         from tqdm import tqdm
 
-        if self._bar is None or stage != self._stage:
+        if self._bar is None or stage_name(stage) != self._stage:
             self.close()
             tqdm.monitor_interval = 0  # no helper thread for a bar that reports often enough
             self._bar = tqdm(total=total, desc=stage, initial=done, file=sys.stderr, leave=False, dynamic_ncols=True)
-            self._stage = stage
+            self._stage = stage_name(stage)
+        self._bar.set_description(stage, refresh=False)
         self._bar.total = total
         self._bar.update(done - self._bar.n)
         if done >= total:
@@ -154,8 +155,8 @@ class _Lines:
 
     def report(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._began_at, self._began_done = stage, now, done
+        if stage_name(stage) != self._stage:
+            self._stage, self._began_at, self._began_done = stage_name(stage), now, done
         if self._said_at is None:
             self._said_at = now
         if now - self._said_at < LINE_SECONDS:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from moe_core.errors import UsageError
+from moe_core.progress import Progress, silent
 from moe_core.routing.trace.groups import Group, check_number
 from moe_core.routing.trace.kernels import grouped_counts, pair_counts_of
 from moe_core.routing.trace.routing_counts import RoutingCounts
@@ -22,10 +23,13 @@ EXTRAS = ("weights", "pairs")
 """Sums that a trace can give beside its counts: combine weights [L,E], pairs of experts [L,E,E]."""
 
 
-def counts_of(trace: RoutingTrace | StoredTrace, by: By = "source", extras: Sequence[str] = ()) -> RoutingCounts:
+def counts_of(
+    trace: RoutingTrace | StoredTrace, by: By = "source", extras: Sequence[str] = (), progress: Progress = silent
+) -> RoutingCounts:
     """The trace's assignments by layer, expert and group, read part by part; one step, number 0.
 
     `by` "source" keeps what nulls and intervals need; a source is named by its id. `extras`: names of EXTRAS.
+    `progress` hears of the tokens after each part.
     Raises UsageError for another `by` or extra, TraceError where there are too many sources to hold.
     """
     if by not in get_args(By):
@@ -39,6 +43,7 @@ def counts_of(trace: RoutingTrace | StoredTrace, by: By = "source", extras: Sequ
     tokens: dict[int, int] = {}
     counts: dict[int, Int64Array] = {}
     sums: dict[str, Float64Array] = {name: np.zeros((L, E) if name == "weights" else (L, E, E)) for name in extras}
+    done = 0
     for part in trace.parts():
         keys_T = _keys(part, by, M)
         keys_G, group_T = np.unique(keys_T, return_inverse=True)
@@ -49,6 +54,8 @@ def counts_of(trace: RoutingTrace | StoredTrace, by: By = "source", extras: Sequ
             counts[key] = counts_LGE[:, g] + counts.get(key, 0)
         for name, total in sums.items():
             total += _weights_of(part) if name == "weights" else pair_counts_of(part.router_indices, E)
+        done += part.num_tokens
+        progress("counting", done, trace.num_tokens)
     keys = sorted(tokens)
     groups = [_group(key, by, trace.domains) for key in keys]
     return RoutingCounts(

@@ -7,7 +7,7 @@ What an engine's counter, a trainer's log or a pass over a huge text keeps is of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -140,39 +140,48 @@ class RoutingCounts:
         )
 
     def __add__(self, other: RoutingCounts) -> RoutingCounts:
-        """The counts of both, which must be of different tokens of one model.
-
-        Steps are joined by their number and groups by source and domain; the order is that of `self`, then what is new.
-        Raises TraceError where layers, experts, K, unit or the names of extras differ.
-        """
+        """The counts of both, which must be of different tokens of one model: see sum_of."""
         if not isinstance(other, RoutingCounts):
             return NotImplemented
-        _check_addable(self, other)
-        steps = sorted({*self.steps, *other.steps})
-        groups = list(dict.fromkeys([*self.groups, *other.groups]))
-        check_number(len(steps), self.num_layers, len(groups), self.num_experts)
-        counts = np.zeros((len(steps), self.num_layers, len(groups), self.num_experts), dtype=np.int64)
+        return RoutingCounts.sum_of([self, other])
+
+    @staticmethod
+    def sum_of(counts: Sequence[RoutingCounts]) -> RoutingCounts:
+        """Counts of different tokens of one model, added up in this order, of which the extras' last bits depend.
+
+        Steps are joined by their number and groups by source and domain; the order is that of the first, then what is
+        new. Raises TraceError where layers, experts, K, unit or the names of extras differ.
+        """
+        if not counts:
+            raise TraceError("no counts to add up; expected at least one")
+        first = counts[0]
+        for other in counts[1:]:
+            check_addable(first, other)
+        steps = sorted({step for one in counts for step in one.steps})
+        groups = list(dict.fromkeys(group for one in counts for group in one.groups))
+        check_number(len(steps), first.num_layers, len(groups), first.num_experts)
+        numbers = np.zeros((len(steps), first.num_layers, len(groups), first.num_experts), dtype=np.int64)
         tokens = np.zeros((len(steps), len(groups)), dtype=np.int64)
-        for one in (self, other):
+        extras = {name: np.array(values) for name, values in first.extras.items()}
+        place = {group: g for g, group in enumerate(groups)}
+        for one in counts:
             at_S = np.searchsorted(steps, one.steps)
-            place = {group: g for g, group in enumerate(groups)}
             at_G = np.array([place[group] for group in one.groups])
-            counts[np.ix_(at_S, np.arange(one.num_layers), at_G)] += one.tokens_per_expert
+            numbers[np.ix_(at_S, np.arange(one.num_layers), at_G)] += one.tokens_per_expert
             tokens[np.ix_(at_S, at_G)] += one.tokens
-        return RoutingCounts(
-            tokens_per_expert=counts,
+        for one in counts[1:]:
+            for name, total in extras.items():
+                total += one.extras[name]
+        return replace(
+            first,
+            tokens_per_expert=numbers,
             tokens=tokens,
             steps=steps,
-            layers=self.layers,
             groups=groups,
-            domains=list(dict.fromkeys([*self.domains, *other.domains])),
-            num_experts=self.num_experts,
-            top_k=self.top_k,
-            unit=self.unit,
-            varying_experts=self.varying_experts,
-            extras={name: values + other.extras[name] for name, values in self.extras.items()},
-            source=", ".join(dict.fromkeys(one.source for one in (self, other) if one.source)),
-            notes=tuple(dict.fromkeys([*self.notes, *other.notes])),
+            domains=list(dict.fromkeys(name for one in counts for name in one.domains)),
+            extras=extras,
+            source=", ".join(dict.fromkeys(one.source for one in counts if one.source)),
+            notes=tuple(dict.fromkeys(note for one in counts for note in one.notes)),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -308,7 +317,7 @@ def _check_slots(counts: RoutingCounts) -> None:
         )
 
 
-def _check_addable(first: RoutingCounts, second: RoutingCounts) -> None:
+def check_addable(first: RoutingCounts, second: RoutingCounts) -> None:
     """Raises TraceError naming the first thing in which they differ."""
     for name in ("layers", "num_experts", "top_k", "unit", "varying_experts"):
         one, other = getattr(first, name), getattr(second, name)
