@@ -116,7 +116,7 @@ def draw() -> None:
         elif isinstance(chosen, RunSummary):
             if chosen.error is not None or (chosen.state == "preparing" and not RunFolder(chosen.name).probe_steps()):
                 explain_broken_run(chosen)
-            elif not loaders.config(RunFolder(chosen.name)).model.moe_layers:
+            elif not loaders.moe_layers(RunFolder(chosen.name)):
                 explain_need(chosen, page.title.lower(), DENSE)
             else:
                 page.run()

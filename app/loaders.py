@@ -24,6 +24,7 @@ from moe_core.routing.measured import Measured
 from moe_core.runs import RunFolder, RunSummary, list_runs
 from moe_core.runs.metric_log import Kind, MetricLog
 from moe_core.runs.names import checkpoints_root
+from moe_core.runs.watched import FILE as WATCHED_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +78,21 @@ def config(run: RunFolder) -> Config:
 @st.cache_resource(max_entries=32, show_spinner=False)
 def _config(root: str, name: str, changed: Stamp) -> Config:
     return RunFolder(name, root).config()
+
+
+def moe_layers(run: RunFolder) -> list[int]:
+    """Numbers of the layers that have routers; none of a dense model. Raises RunError."""
+    watched = run.place.find(WATCHED_FILE)
+    return (
+        list(config(run).model.moe_layers)
+        if not watched.exists()
+        else _watched_layers(str(run.root), run.name, stamp(watched))
+    )
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _watched_layers(root: str, name: str, changed: Stamp) -> list[int]:
+    return RunFolder(name, root).moe_layers()
 
 
 def metrics(run: RunFolder, kind: Kind) -> pd.DataFrame:

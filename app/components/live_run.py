@@ -14,6 +14,7 @@ import streamlit as st
 from app import loaders, state
 from app.components.figure import show_figure, term_help
 from app.components.page import answer, errors_as_boxes, plain, show_notes
+from app.components.watched_run import watched_figures
 from moe_core.errors import RunError
 from moe_core.routing.measures.health import IMBALANCE_LIMIT
 from moe_core.runs import RunFolder, RunStatus, RunSummary
@@ -55,13 +56,16 @@ def _numbers(name: str, state_before: str) -> None:
         status = run.status() or RunStatus("preparing")
         answer(describe(summary, status))
         show_notes(name)
+        if summary.is_watched:
+            watched_figures(run, status)
+            return
         _controls(run, summary, status)
         _figures(status, loaders.metrics(run, "load"), summary)
 
 
 def describe(summary: RunSummary, status: RunStatus) -> str:
     """How far the run is and how well it predicts, in one or two sentences; for a failure the reason and the remedy."""
-    at = f"step {status.step:,} of {status.steps:,}"
+    at = step_words(status)
     if summary.state == "preparing":
         text = "Its text is being prepared; the first step follows."
     elif summary.state == "running":
@@ -69,12 +73,15 @@ def describe(summary: RunSummary, status: RunStatus) -> str:
         text = f"Now at {at}{left}."
     elif summary.state == "finished":
         text = f"Finished {status.steps:,} steps in {duration(status.elapsed_seconds)}."
+    elif summary.state == "stopped" and summary.is_watched:
+        text = f"Its loop ended at {at}; what was counted is kept."
     elif summary.state == "stopped":
         text = f"Stopped at {at} and saved; resume continues from there."
     elif summary.state == "interrupted":
+        rest = "What was counted is kept." if summary.is_watched else "Resume continues from its last checkpoint."
         text = (
             f"Its process ended at {at} without a word: the computer went off, it ran out of memory, or it was killed. "
-            "Resume continues from its last checkpoint."
+            f"{rest}"
         )
     else:
         text = f"Failed at {at}: {sentence(status.message or summary.error or 'no reason was recorded')}"
@@ -88,13 +95,18 @@ def describe(summary: RunSummary, status: RunStatus) -> str:
     return f"{text}{loss}, {side} guessing by token frequency ({summary.unigram_nats:.2f})."
 
 
+def step_words(status: RunStatus) -> str:
+    """ "step 20 of 350"; of a watched run whose loop did not say how many there will be, "step 20"."""
+    return f"step {status.step:,}" + (f" of {status.steps:,}" if status.steps else "")
+
+
 def _controls(run: RunFolder, summary: RunSummary, status: RunStatus) -> None:
     """Progress with time left and a stop button while it lives; afterwards, where it can continue, resume."""
     if summary.is_live:
         with st.container(horizontal=True, vertical_alignment="center"):
             share = min(1.0, status.step / status.steps) if status.steps else 0.0
             left = duration(status.seconds_left) + " left" if status.seconds_left is not None else "measuring speed"
-            text = f"step {status.step:,} of {status.steps:,}, {left}" if status.step else plain(status.message)
+            text = f"{step_words(status)}, {left}" if status.step else plain(status.message)
             st.progress(share, text=text)
             stopping = run.stop_requested()
             st.button(
@@ -176,7 +188,7 @@ def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary) -> Non
         duration(status.seconds_left)
         if summary.is_live and status.seconds_left is not None
         else duration(status.elapsed_seconds),
-        delta_description=f"step {status.step:,} of {status.steps:,}",
+        delta_description=step_words(status),
     )
 
 
@@ -194,8 +206,11 @@ def _charts(run: RunFolder) -> None:
     from moe_core.figures.training import loss_figure
 
     train, evaluations, baselines = (loaders.metrics(run, kind) for kind in ("train", "evaluation", "baseline"))
-    losses = loss_figure(train, evaluations, baselines)
-    if losses is not None:
+    is_watched = run.is_watched()
+    losses = loss_figure(train, evaluations, baselines, held_out=not is_watched)
+    if losses is not None and is_watched:
+        show_figure(losses, key="loss", terms=["loss"])
+    elif losses is not None:
         show_figure(losses, key="loss", terms=["loss", "unseen", "validation", "guessing by token frequency"])
         st.caption(
             "The curves score the same part of the held-out text at every step; once a run has finished, the figures "

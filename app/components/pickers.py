@@ -116,7 +116,7 @@ def pick_layer(chosen: RunSummary | Opened | None) -> None:
 
 def _layers(chosen: RunSummary | Opened) -> Sequence[int]:
     if isinstance(chosen, RunSummary):
-        return loaders.config(RunFolder(chosen.name)).model.moe_layers
+        return loaders.moe_layers(RunFolder(chosen.name))
     if isinstance(chosen, TraceFile):
         return loaders.trace(chosen).trace.layers
     return loaders.language_model(chosen).moe_layers

@@ -68,15 +68,16 @@ def loss_figure(
     baselines: pd.DataFrame,
     *,
     scored: Evaluation | None = None,
+    held_out: bool = True,
 ) -> Figure | None:
     """Does the model learn? Frames of the run's metrics of kind train, evaluation and baseline; None if both first
     ones are empty.
 
     `scored` are the figures of the whole held-out text, once there are any: the verdict is then of these, the curves
-    are of a part of it.
+    are of a part of it. `held_out`: whether such text is ever scored; not where someone else's loop trains.
     """
     parts = []
-    if len(train):
+    if len(train) and train["loss"].notna().any():
         parts.append(pd.DataFrame({"step": train["step"], "series": "train", "nats": train["loss"]}))
     if len(evaluations):
         parts.append(
@@ -88,6 +89,9 @@ def loss_figure(
     unigram = float(baselines["unigram_nats"].iloc[-1].get("unseen", float("nan"))) if len(baselines) else float("nan")
     unseen = curves[curves["series"] == "unseen"]
     verdict = "The first evaluation on held-out text is still to come."
+    if not held_out:
+        newest = curves.dropna(subset="nats").sort_values("step", kind="stable")["nats"].iloc[-1]
+        verdict = f"Loss on the text that it is trained on is {nats(float(newest))} nats per token; lower is better."
     if len(unseen):
         last = float(unseen.sort_values("step", kind="stable")["nats"].iloc[-1])
         gain = f", {nats(unigram - last)} below guessing by token frequency" if unigram == unigram else ""

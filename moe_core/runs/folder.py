@@ -2,6 +2,7 @@
 
 checkpoints/<run>/
   config.json       the whole configuration tree
+  watched.json      in its place, of a run that is watched in someone else's training loop (watched.py): the model
   status.json       RunStatus (status.py), replaced atomically
   metrics.jsonl     one JSON object a line (metric_log.py), only ever appended to
   probes/           step_000100.parquet: routing of the fixed probe set at that step
@@ -20,11 +21,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
 
 from moe_core.config import Config, validate_config
 from moe_core.data.splits import HELD_OUT_SPLITS
@@ -44,10 +43,13 @@ from moe_core.runs.files import (
     write_atomic,
 )
 from moe_core.runs.kept_text import Corpus, corpus_from_bytes, documents_to_bytes, read_documents
+from moe_core.runs.lock import RunLock
 from moe_core.runs.metric_log import Kind, MetricLog, parse_log, rewound
 from moe_core.runs.names import checkpoints_root
 from moe_core.runs.places import place_of
 from moe_core.runs.status import RunStatus, State, status_from_bytes
+from moe_core.runs.watched import FILE as WATCHED_FILE
+from moe_core.runs.watched import WatchedModel, watched_from_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,16 +73,14 @@ class RunFolder:
         self.path = self.place.written
         self.log_path = self.path / "train.log"
         self._stop_path = self.path / "stop"
-        self._lock_path = self.path / "trainer.lock"
-        self._held: tuple[int, int] | None = None
-        """Device and inode of the lock file while this object holds it: another folder has another one."""
+        self._lock = RunLock(self.path / "trainer.lock")
 
     def __repr__(self) -> str:
         return f"RunFolder({self.name!r}, root={str(self.root)!r})"
 
     def exists(self) -> bool:
         """True once a trainer has created it (a log of a trainer that never started is not a run)."""
-        marks = ("config.json", "status.json", "weights")
+        marks = ("config.json", "watched.json", "status.json", "weights")
         return self.is_shipped() or any((self.path / name).exists() for name in marks)
 
     def is_shipped(self) -> bool:
@@ -132,31 +132,41 @@ class RunFolder:
 
     def check_in_place(self) -> None:
         """Raise RunError when the folder that this object has locked no longer lies under its name."""
-        if self._held is not None and self._identity_of_lock() != self._held:
+        if self._lock.is_lost():
             raise RunError(
                 f"the folder of run {self.name!r} was removed, renamed or replaced while it was in use: stopped, and "
                 "nothing more is written; a renamed folder is a run of its new name, continue it with --resume"
             )
-
-    def _identity_of_lock(self) -> tuple[int, int] | None:
-        try:
-            found = self._lock_path.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
 
     def _write(self, name: str, content: bytes) -> None:
         with self.in_place():
             write_atomic(self.path / name, content)
 
     def create(self, config: Config) -> None:
-        """Start a new run. Raises UsageError if the name holds a checkpoint already; what a trainer left that died
-        before its first checkpoint is cleared. The caller holds the lock."""
-        if self.weights_path.exists() and any(self.weights_path.glob("step-*")):
+        """Start a new run. Raises UsageError if the name holds a checkpoint already, or a run that was watched; what a
+        trainer left that died before its first checkpoint is cleared. The caller holds the lock."""
+        if self.is_watched() or (self.weights_path.exists() and any(self.weights_path.glob("step-*"))):
             raise UsageError(
                 f"run {self.name!r} exists already in {str(self.root)!r}; "
                 "choose another --run NAME, or continue it with --resume"
             )
+        self._clear()
+        self.write_config(config)
+        with translate_os_errors(self.weights_path):
+            self.weights_path.mkdir(exist_ok=True)
+
+    def create_watched(self, model: WatchedModel) -> None:
+        """Start a run that is watched. Raises UsageError if there is a run of that name. The caller holds the lock."""
+        if self.exists():
+            raise UsageError(
+                f"run {self.name!r} exists already in {str(self.root)!r}; choose another run=..., or go on with it by "
+                "resume=True"
+            )
+        self._clear()
+        self._write(WATCHED_FILE, model.to_bytes())
+
+    def _clear(self) -> None:
+        """Leave nothing of a run that never began."""
         with translate_os_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             remove_folder(self.path / "probes")
@@ -171,9 +181,20 @@ class RunFolder:
                 "stop",
             ):
                 (self.path / leftover).unlink(missing_ok=True)
-        self.write_config(config)
-        with translate_os_errors(self.weights_path):
-            self.weights_path.mkdir(exist_ok=True)
+
+    def is_watched(self) -> bool:
+        """True for a run that was watched in someone else's training loop: it has no configuration and no model."""
+        return self.place.find(WATCHED_FILE).exists()
+
+    def watched(self) -> WatchedModel | None:
+        """The model of a run that was watched; None for any other run. Raises RunError if the file is damaged."""
+        content = self._read(WATCHED_FILE)
+        return None if content is None else watched_from_bytes(content, self.place.find(WATCHED_FILE))[0]
+
+    def moe_layers(self) -> list[int]:
+        """Numbers of the layers that have routers, whoever trained the run; none of a dense model. Raises RunError."""
+        watched = self.watched()
+        return list(self.config().model.moe_layers) if watched is None else list(watched.layers)
 
     def write_config(self, config: Config) -> None:
         """Save the configuration tree."""
@@ -184,6 +205,11 @@ class RunFolder:
         path = self.place.find("config.json")
         content = self._read("config.json")
         if content is None:
+            if self.is_watched():
+                raise RunError(
+                    f"run {self.name!r} was watched in another training loop, so its model is not here: this takes a "
+                    "run that was trained with Moescope, or the model as a folder of its own (--model DIR)"
+                )
             raise self._missing("config.json")
         is_verified(content, str(path))
         tree = json_object(content, path)
@@ -202,9 +228,9 @@ class RunFolder:
         """Replace the status atomically: a reader sees the old one or the new one."""
         self._write("status.json", status.to_bytes())
 
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one line and flush it. Numbers that are not finite become null."""
-        content = line_with_checksum(json_safe(record))
+    def append_metrics(self, *records: Mapping[str, Any]) -> None:
+        """Append a line for each and flush them. Numbers that are not finite become null."""
+        content = b"".join(line_with_checksum(json_safe(record)) for record in records)
         with self.in_place(), translate_os_errors(self.metrics_path), self.metrics_path.open("ab", buffering=0) as file:
             start = file.tell()
             try:
@@ -228,7 +254,7 @@ class RunFolder:
 
     def unverified(self) -> list[str]:
         """The files of this run that carry no checksum: they are from before there were any. Raises RunError."""
-        names = ("config.json", "status.json", "evaluation.json", "corpus.json")
+        names = ("config.json", WATCHED_FILE, "status.json", "evaluation.json", "corpus.json")
         contents = {name: self._read(name) for name in names}
         found = [
             name
@@ -328,7 +354,7 @@ class RunFolder:
 
     def clear_stop(self) -> None:
         """Forget a request to stop."""
-        if self._held is not None and self._identity_of_lock() != self._held:
+        if self._lock.is_lost():
             return  # what lies there now is another run
         with translate_os_errors(self._stop_path):
             self._stop_path.unlink(missing_ok=True)
@@ -344,41 +370,23 @@ class RunFolder:
             )
         with translate_os_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = self._file_lock(LOCK_PATIENCE_SECONDS).acquire()
-        except Timeout:
-            status = self.status()
-            process = f" by process {status.pid}" if status is not None and status.pid else ""
-            raise RunBusyError(
-                f"run {self.name!r} is being trained{process}; wait for it, stop it first, or choose another --run NAME"
-            ) from None
-        except OSError as error:
-            reason = error.strerror or error
-            raise RunError(f"cannot lock {str(self._lock_path)!r}: {reason}; check the folder and the disk") from None
-        with lock:
-            self._held = self._identity_of_lock()
+        with ExitStack() as stack:
             try:
-                for folder in (self.path, *(self.path / name for name in ("probes", "weights", "analysis"))):
-                    remove_stale(folder)
-                yield
-            finally:
-                self._held = None
+                stack.enter_context(self._lock.held(LOCK_PATIENCE_SECONDS))
+            except TimeoutError:
+                status = self.status()
+                process = f" by process {status.pid}" if status is not None and status.pid else ""
+                raise RunBusyError(
+                    f"run {self.name!r} is being trained{process}; wait for it, stop it first, or choose another "
+                    "--run NAME"
+                ) from None
+            for folder in (self.path, *(self.path / name for name in ("probes", "weights", "analysis"))):
+                remove_stale(folder)
+            yield
 
     def is_locked(self) -> bool:
         """True while some living process (this one included) holds the lock."""
-        if not self._lock_path.exists():
-            return False
-        try:
-            with self._file_lock(0).acquire():
-                return False
-        except Timeout:
-            return True
-        except OSError:
-            return False  # a folder we may not write in: nobody trains there
-
-    def _file_lock(self, timeout: float) -> FileLock:
-        # A soft lock would outlive a killed trainer, so never fall back on one.
-        return FileLock(self._lock_path, timeout=timeout, thread_local=False, fallback_to_soft=False)
+        return self._lock.is_taken()
 
     def _corpus(self) -> Corpus:
         content = self._read("corpus.json")

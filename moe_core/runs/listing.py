@@ -38,6 +38,8 @@ class RunSummary:
     """Lines of metrics.jsonl that are left out: they could not be read, or had been changed."""
     unverified: tuple[str, ...] = ()
     """Files that carry no checksum, as they are from before there were any."""
+    is_watched: bool = False
+    """Whether it was trained by someone else's loop: it has no checkpoint, and cannot be stopped or resumed here."""
 
     @property
     def notes(self) -> list[str]:
@@ -56,12 +58,15 @@ def _summarise(name: str, root: Path) -> RunSummary:
         run = RunFolder(name, root)
         if not run.exists() and run.log_path.exists():
             return _summarise_unstarted(run)
-        run.config()
+        is_watched = run.watched() is not None
+        if not is_watched:
+            run.config()
         status = run.status()
         unverified = tuple(run.unverified()) if status is not None else ()
         is_live = run.is_locked()
         if status is None:
-            return RunSummary(name, "preparing" if is_live else "interrupted", is_live=is_live)
+            state = "preparing" if is_live else "interrupted"
+            return RunSummary(name, state, is_live=is_live, is_watched=is_watched)
         interrupted = status.state in ("preparing", "running") and not is_live
         log = run.metric_log()
         nats = _last_nats(run, status.step, log)
@@ -77,6 +82,7 @@ def _summarise(name: str, root: Path) -> RunSummary:
             is_live=is_live,
             bad_lines=log.bad,
             unverified=unverified,
+            is_watched=is_watched,
         )
     except (MoescopeError, OSError) as error:
         return RunSummary(name, "broken", error=" ".join(str(error).split()))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from moe_core.runs.checksum import KEY, is_verified_line, unverified_words
 
@@ -73,7 +73,7 @@ class BaselineLine(_Line):
 
 
 class LoadLine(_Line):
-    """The routing of one MoE layer on the probe text."""
+    """The routing of one MoE layer: on the probe text or, of a run that is watched, of the tokens it is trained on."""
 
     kind: Literal["load"]
     step: Step
@@ -83,6 +83,20 @@ class LoadLine(_Line):
     dead_experts: Count | None = None
     router_entropy: Figure = None
     domain_nmi: Figure = None
+    tokens_per_expert: Annotated[list[Count], Field(min_length=1, max_length=32_768)] | None = None
+    """Choices since the line before; only of a run that is watched, whose lines hold no expert_load."""
+    tokens: Count | None = None
+    dropped_fraction: Figure = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _load_of_counts(cls, line: Any) -> Any:
+        """Shares follow from counts, so that only these are kept."""
+        counts = line.get("tokens_per_expert") if isinstance(line, dict) else None
+        if isinstance(counts, list) and "expert_load" not in line and all(type(count) is int for count in counts):
+            total = max(sum(counts), 1)
+            return {**line, "expert_load": [count / total for count in counts]}
+        return line
 
 
 class EventLine(_Line):

@@ -15,7 +15,7 @@ from moe_core.runs.names import checkpoints_root, is_run_name, run_path
 SHIPPED = Path(__file__).resolve().parent / "shipped"
 """Runs that come with Moescope, in a checkout as in an installed package. Nothing is ever written there."""
 # What makes a folder in the root a run of its own, and not only what was found out about one that comes with Moescope.
-_OF_A_RUN = ("config.json", "weights")
+_OF_A_RUN = ("config.json", "watched.json", "weights")
 
 
 @dataclass(frozen=True)

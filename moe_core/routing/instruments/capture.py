@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.errors import TraceError
-from moe_core.routing.instruments.contract import Call, Router, never_compiled
+from moe_core.routing.instruments.contract import Call, Router, is_recomputing, never_compiled
 from moe_core.routing.instruments.find import find_routers
 from moe_core.routing.trace.arrays import HALF_MAX
 from moe_core.routing.trace.joining import positions_within
@@ -167,7 +167,7 @@ class Recorder:
         import torch
 
         # A cached model is shared between sessions: perhaps another one is using it.
-        if threading.get_ident() != self._thread or _is_recomputing():
+        if threading.get_ident() != self._thread or is_recomputing():
             return
 
         # Some choices have to be computed from the output; nothing of that may be kept for a backward pass.
@@ -186,7 +186,7 @@ class Recorder:
 
     def _note_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Remember the shape of what the model is about to read; called by its hook, in any thread."""
-        if threading.get_ident() == self._thread and not _is_recomputing():
+        if threading.get_ident() == self._thread and not is_recomputing():
             given = next((kwargs[name] for name in _INPUTS if kwargs.get(name) is not None), args[0] if args else None)
             self._read.append(tuple(getattr(given, "shape", ()))[:2])
 
@@ -290,18 +290,6 @@ def _half_precision(logits_TE: torch.Tensor, score_function: str) -> torch.Tenso
         largest = wide.masked_fill(~finite, -math.inf).amax(dim=-1, keepdim=True)
         wide = torch.where(largest > HALF_MAX, wide - largest, wide)
     return torch.where(finite, wide.clamp(-HALF_MAX, HALF_MAX), logits_TE).to(torch.float16)
-
-
-def _is_recomputing() -> bool:
-    """Whether autograd is computing gradients in this thread.
-
-    A forward pass that runs then is a part computed once more whose activations were not kept (gradient checkpointing,
-    with either value of use_reentrant): its tokens were routed before. torch.utils.checkpoint tells by the same number
-    which backward pass it is in; there is no public name for it.
-    """
-    import torch
-
-    return torch._C._current_graph_task_id() != -1
 
 
 def _noting(recorder: Recorder) -> Callable[..., None]:

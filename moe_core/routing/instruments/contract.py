@@ -69,6 +69,8 @@ class Form:
     """Order of the experts' arguments after the tokens' states."""
     needs_valid_indices = False
     """Can the experts not take index -1?"""
+    waits = True
+    """False: `read` leaves the logits as they are reported, so that no step waits for the device; see true_logits."""
 
     def choose_refused(self, router: Router) -> str | None:
         """Why the router cannot be made to choose again, after its name; None if it can. Ours say so themselves."""
@@ -96,6 +98,10 @@ class Form:
     def read(self, router: Router, call: Call) -> Choice:
         """What was chosen. Raises TraceError if the output is not what this kind of router returns."""
         return _checked(router, call.output, router.num_experts, router.top_k)
+
+    def true_logits(self, reported: Tensor) -> Tensor:
+        """[T,E] logits of what is reported as such, without waiting for the device."""
+        return reported
 
     def write(self, router: Router, call: Call, stage: Stage) -> Any:  # noqa: ARG002 - other forms need the router
         """The output that makes the experts follow `stage`."""
@@ -160,6 +166,18 @@ class Router:
     def described(self) -> str:
         """For messages: the name, with its family where it is not one of ours."""
         return f"router {self.name!r}" + (f" of {self.family}" if self.family else "")
+
+
+def is_recomputing() -> bool:
+    """Whether autograd is computing gradients in this thread.
+
+    A forward pass that runs then is a part computed once more whose activations were not kept (gradient checkpointing,
+    with either value of use_reentrant): its tokens were routed before. torch.utils.checkpoint tells by the same number
+    which backward pass it is in; there is no public name for it.
+    """
+    import torch
+
+    return torch._C._current_graph_task_id() != -1
 
 
 def never_compiled(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -79,16 +79,28 @@ class TripleForm(Form):
 
     def as_logits(self, values: Tensor) -> Tensor:
         """[T,E]; of probabilities their logarithms, which are logits up to a constant, and finite."""
-        return values.clamp(min=_SMALLEST).log() if self.are_probabilities(values) else values
+        return self._logarithms(values) if self.waits and self.are_probabilities(values) else values
+
+    def true_logits(self, reported: Tensor) -> Tensor:
+        import torch
+
+        if len(reported) < 2:
+            return reported
+        return torch.where(self._look_like_probabilities(reported), self._logarithms(reported), reported)
 
     def are_probabilities(self, values: Tensor) -> bool:
         """Some releases of the library report probabilities as logits: rows that sum to 1, none below 0.
 
         Of one token alone this could be chance.
         """
-        if values.dim() != 2 or len(values) < 2 or not bool((values >= 0).all()):
-            return False
-        return bool(((values.detach().float().sum(dim=-1) - 1).abs() < 1e-2).all())
+        return values.dim() == 2 and len(values) >= 2 and bool(self._look_like_probabilities(values))
+
+    def _look_like_probabilities(self, values: Tensor) -> Tensor:
+        """bool [] on the device."""
+        return (values >= 0).all() & ((values.detach().float().sum(dim=-1) - 1).abs() < 1e-2).all()
+
+    def _logarithms(self, values: Tensor) -> Tensor:
+        return values.clamp(min=_SMALLEST).log()
 
 
 class GemmaForm(TripleForm):
@@ -96,6 +108,9 @@ class GemmaForm(TripleForm):
 
     def are_probabilities(self, values: Tensor) -> bool:  # noqa: ARG002
         return True
+
+    def true_logits(self, reported: Tensor) -> Tensor:
+        return self._logarithms(reported)
 
 
 class ArgumentForm(TripleForm):
