@@ -44,6 +44,7 @@ FILE_KINDS = {
     "json": "JSON or a .npz file",
     "parquet": "a Parquet table",
     "torch": "a file of torch.save",
+    "gguf": "a GGUF file",
     "text": "text",
 }
 """Kinds that a file's first bytes tell apart, in words."""
@@ -54,6 +55,7 @@ RECORDING_FORMATS = (
         "sglang", "SGLang routed_experts", ANSWER_KINDS, f"{READERS}.sglang", "SGLang (meta_info or sglext)"
     ),
     RecordingFormat("llama.cpp", "llama.cpp moe-trace", ("text",), f"{READERS}.llama_cpp"),
+    RecordingFormat("imatrix", "llama.cpp importance matrix", ("gguf",), f"{READERS}.imatrix", holds="counts"),
     RecordingFormat("parquet", "Parquet table", ("parquet",), f"{READERS}.parquet_table"),
 )
 """Answers that several formats recognize are read by the last of them; the first one reads those that none does."""

@@ -12,7 +12,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 import main as command_line
 from moe_core.cli.convert import layer_numbers, parser
-from moe_core.routing import RoutingTrace, recordings
+from moe_core.errors import TraceError
+from moe_core.routing import RoutingCounts, RoutingTrace, recordings
 
 
 @pytest.fixture
@@ -107,3 +108,35 @@ def test_the_parser_knows_the_formats() -> None:
     for name in recordings.FORMATS:
         assert parser().parse_args(["--from", "x", "--to", "y.parquet", "--format", name]).format == name
     assert layer_numbers("3-5,9") == (3, 4, 5, 9)
+
+
+IMATRIX = Path(__file__).parent / "fixtures" / "recordings" / "llama.cpp-imatrix.gguf"
+
+
+def test_counts_become_counts_and_say_what_they_cannot_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x.counts.parquet"
+    arguments = ["convert", "--from", str(IMATRIX), "--to", str(out)]
+    assert command_line.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"Counts of 92,032 tokens in {out}" in said
+    assert "imatrix  4       8        2      1      1        none" in said
+    assert "Note: counts tell how evenly experts are used, and by what; of single tokens nothing is kept." in said
+    assert f"open {out}" in said
+    assert command_line.main([*arguments, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["holds"], figures["unit"], figures["top_k"], figures["notes"]) == ("counts", "token", 2, [])
+    counts = RoutingCounts.load(out)
+    assert (counts.num_tokens, counts.source) == (92_032, figures["source"])
+    assert counts.tokens_per_expert.sum() == 4 * 2 * 92_032
+
+
+def test_counts_refuse_what_names_tokens_and_python_says_where_they_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.counts.parquet"
+    arguments = ["convert", "--from", str(IMATRIX), "--to", str(out), "--token-ids", str(tmp_path / "ids.npy")]
+    assert command_line.main(arguments) == 1
+    assert "these are counts, without single tokens" in capsys.readouterr().err
+    assert not out.exists()
+    with pytest.raises(TraceError, match="importance matrix, not tokens"):
+        recordings.convert(IMATRIX, out)

@@ -37,7 +37,8 @@ def test_every_format_has_the_reader_that_its_kinds_need() -> None:
     for one in RECORDING_FORMATS:
         assert set(one.file_kinds) <= set(FILE_KINDS)
         reader = importlib.import_module(one.reader)
-        needed = ("is_answer", "answer_texts") if one.file_kinds == ANSWER_KINDS else ("open_recording",)
+        of_files = ("open_counts",) if one.holds == "counts" else ("open_recording",)
+        needed = ("is_answer", "answer_texts") if one.file_kinds == ANSWER_KINDS else of_files
         assert all(callable(getattr(reader, name, None)) for name in needed), one.name
 
 

@@ -1,4 +1,4 @@
-"""`moescope convert`: a trace of routing that was recorded elsewhere."""
+"""`moescope convert`: a trace, or counts, of routing that was recorded elsewhere."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ def parser() -> Parser:
     parser = command(
         "convert",
         "Make a trace of routing that was recorded elsewhere: routed_experts of vLLM or SGLang (.npy, .npz, .json,\n"
-        ".jsonl), a moe-trace CSV of llama.cpp, or a Parquet table. docs/trace-format.md describes them all.",
+        ".jsonl), a moe-trace CSV of llama.cpp, or a Parquet table; counts where only counts were kept, as in an\n"
+        "importance matrix of llama.cpp. docs/trace-format.md describes them all.",
         "convert --from answers.jsonl --tokenizer tokenizer.json --num-experts 128 --to out/x.parquet",
+        "convert --from imatrix.gguf --to out/x.counts.parquet",
     )
     parser.add_argument("--from", dest="source", metavar="X", required=True, help="the recording")
     parser.add_argument("--to", metavar="X.parquet", required=True, help="file to write")
@@ -37,14 +39,18 @@ def parser() -> Parser:
 
 
 def convert(arguments: argparse.Namespace, output: Output) -> int:
-    """Read a recording of vLLM, SGLang, llama.cpp or a Parquet table, check it, and write its trace."""
+    """Read a recording, check it, and write its trace, or its counts."""
     check_regular(arguments.to, "--to")
     source = Path(arguments.source)
     if source.exists() and Path(arguments.to).exists() and source.samefile(arguments.to):
         raise UsageError(f"--to {arguments.to!r} is the recording itself; choose another file")
     from moe_core.routing import RoutingTrace, recordings
+    from moe_core.routing.recordings.detection import format_at
     from moe_core.routing.trace.independence import independence_note
 
+    chosen, _ = format_at(source, arguments.format)
+    if chosen is not None and chosen.holds == "counts":
+        return convert_counts(arguments, output)
     texts = None if arguments.tokenizer is None else TokenTexts(Path(arguments.tokenizer))
     with progress_on_stderr() as progress:
         found = recordings.convert(
@@ -80,6 +86,53 @@ def convert(arguments: argparse.Namespace, output: Output) -> int:
         output.say(f"Note: {dependent}")
     output.say(f"Look at it:  {program()} plots --trace {arguments.to} --out out/plots")
     output.figures({"from": arguments.source, "out": arguments.to, **asdict(found), "independence": dependent})
+    return 0
+
+
+def convert_counts(arguments: argparse.Namespace, output: Output) -> int:
+    """Read counts, check them, and write them as one file of ours."""
+    from moe_core.routing import RoutingCounts
+    from moe_core.routing.opening import open_routing
+
+    with progress_on_stderr() as progress:
+        found = open_routing(
+            arguments.source,
+            format=arguments.format,
+            token_ids=arguments.token_ids,
+            num_experts=arguments.num_experts,
+            top_k=arguments.top_k,
+            layers=arguments.layers,
+            progress=progress,
+        )
+    counts = found.routing
+    assert isinstance(counts, RoutingCounts)
+    counts.save(arguments.to)
+    output.say(f"Counts of {counts.num_tokens:,} {counts.unit}s in {arguments.to}")
+    shape = [len(counts.layers), counts.num_experts, counts.top_k, len(counts.steps), len(counts.domains)]
+    row = [found.format, *map(str, shape), ", ".join(counts.extras) or "none"]
+    output.say(table(["format", "layers", "experts", "top k", "steps", "domains", "further sums"], [row]))
+    for note in counts.notes:
+        output.say(f"Note: {note}.")
+    output.say("Note: counts tell how evenly experts are used, and by what; of single tokens nothing is kept.")
+    output.say(f"What they can answer:  {program()} open {arguments.to}")
+    output.figures(
+        {
+            "from": arguments.source,
+            "out": arguments.to,
+            "holds": "counts",
+            "format": found.format,
+            "tokens": counts.num_tokens,
+            "unit": counts.unit,
+            "steps": len(counts.steps),
+            "domains": counts.domains,
+            "layers": counts.layers,
+            "num_experts": counts.num_experts,
+            "top_k": counts.top_k,
+            "extras": list(counts.extras),
+            "source": counts.source,
+            "notes": list(counts.notes),
+        }
+    )
     return 0
 
 

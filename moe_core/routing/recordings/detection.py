@@ -57,6 +57,8 @@ def file_kind(path: Path) -> str:
         return "torch"
     if start.startswith(b"\x93NUMPY"):
         return "npy"
+    if start.startswith(b"GGUF"):
+        return "gguf"
     if start.startswith(b"PAR1"):
         return "parquet"
     if start.startswith(b"PK") or start.lstrip()[:1] in (b"{", b"[") or path.suffix.lower() in (".json", ".jsonl"):
