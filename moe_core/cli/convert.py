@@ -26,6 +26,12 @@ def parser() -> Parser:
     )
     parser.add_argument("--from", dest="source", metavar="X", required=True, help="the recording")
     parser.add_argument("--to", metavar="X.parquet", required=True, help="file to write")
+    add_recording_options(parser)
+    return finish(parser, convert)
+
+
+def add_recording_options(parser: Parser) -> None:
+    """What a recording may not say itself."""
     parser.add_argument("--format", choices=FORMAT_NAMES, default="auto", help="default auto: by name and content")
     parser.add_argument("--token-ids", metavar="F", help="token ids, if the recording has none: .npy, .json, .csv")
     parser.add_argument("--tokenizer", metavar="F", help="tokenizer.json of the model, for the tokens' texts")
@@ -35,7 +41,6 @@ def parser() -> Parser:
         "recording does not say")  # fmt: skip
     parser.add_argument("--layers", metavar="L", type=layer_numbers, help="numbers of the recorded layers, "
         "such as 3-47; if fewer are named than were recorded, only these are kept")  # fmt: skip
-    return finish(parser, convert)
 
 
 def convert(arguments: argparse.Namespace, output: Output) -> int:

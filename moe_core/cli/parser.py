@@ -25,6 +25,7 @@ from moe_core.cli import (
     trace,
     train,
 )
+from moe_core.cli import open as open_file
 from moe_core.cli.options import Parser
 from moe_core.errors import UsageError
 from moe_core.program import program
@@ -42,6 +43,7 @@ COMMANDS = (
     Command("data", "write the synthetic documents and measure their quality", data.parser),
     Command("trace", "record which experts every token of a text goes to", trace.parser),
     Command("convert", "make a trace of routing that vLLM, SGLang or llama.cpp recorded", convert.parser),
+    Command("open", "say what a file of routing is and what it can answer", open_file.parser),
     Command("plots", "write every figure of a run or a trace", plots.parser),
     Command("report", "write one HTML file with all pictures, verdicts and numbers of a run", report.parser),
     Command("generate", "continue a text, token by token", generate.parser),

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
 
 from moe_core.cli.options import Parser, command, existing_run, finish, output_folder
 from moe_core.cli.output import Output, progress_on_stderr, write_bytes
 from moe_core.cli.run_sections import run_sections
 from moe_core.words import count_of
-
-if TYPE_CHECKING:
-    pass
-
 
 PLOT_FORMATS = ("png", "svg", "pdf", "html", "csv")
 
@@ -28,7 +25,9 @@ def parser() -> Parser:
     source.add_argument(
         "--run", metavar="NAME", help="figures of this run: training, routing of held-out text, and what `ablate` found"
     )
-    source.add_argument("--trace", metavar="X.parquet", help="figures of this trace")
+    source.add_argument(
+        "--trace", metavar="FILE", help="figures of this trace, of counts, or of a recording (see `open --help`)"
+    )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created if missing")
     parser.add_argument(
         "--format", choices=PLOT_FORMATS, action="append", help="repeatable (default png); csv holds the numbers"
@@ -43,7 +42,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
     formats = list(dict.fromkeys(arguments.format or ["png"]))
     from moe_core.figures.figure import figure_bytes
     from moe_core.figures.run_figures import sections_of_trace
-    from moe_core.routing.trace.trace import open_or_load
+    from moe_core.routing.opening import open_routing
     from moe_core.runs.record import read_run
 
     with progress_on_stderr() as progress:
@@ -53,7 +52,9 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
             notes = record.notes
             sections, _ = run_sections(run, record, progress)
         else:
-            sections = sections_of_trace(open_or_load(arguments.trace), progress)
+            with tempfile.TemporaryDirectory(prefix="moescope-") as scratch:
+                found = open_routing(arguments.trace, convert_to=Path(scratch) / "trace.parquet", progress=progress)
+                sections = sections_of_trace(found.routing, progress)
         figures = [figure for section in sections for figure in section.figures]
         folder.mkdir(parents=True, exist_ok=True)
         written: dict[str, list[str]] = {}

@@ -21,15 +21,18 @@ MAX_UNSORTED = 20
 """Up to so many experts stand in the order of their numbers; more are ordered by who goes with whom."""
 
 
-def coactivation_figure(coactivation: pd.DataFrame, test: pd.DataFrame, layer: int, pairs: pd.DataFrame) -> Figure:
+def coactivation_figure(
+    coactivation: pd.DataFrame, test: pd.DataFrame | None, layer: int, pairs: pd.DataFrame | None
+) -> Figure:
     """Which experts of a layer are chosen together? Frames of metrics.coactivation, baselines.coactivation and
     baselines.coactivation_pairs.
 
     A cell is the pair's tokens over the mean of load-matched random choices; a pair that does not differ surely
-    (Benjamini-Hochberg over all pairs) is faded.
+    (Benjamini-Hochberg over all pairs) is faded. Counts of pairs have neither test: a cell is then the lift over that
+    of even routing, all of it faded.
     """
     frame = _of_layer(coactivation, layer, "pairs of experts")
-    data = _held_against(frame, pairs)
+    data = _over_even_routing(frame) if pairs is None else _held_against(frame, pairs)
     data["expert"] = data["expert_i"]
     data, note = _strongest(data, "expert_i", "expert_j", square=True)
     order = _by_company(data)
@@ -45,7 +48,7 @@ def coactivation_figure(coactivation: pd.DataFrame, test: pd.DataFrame, layer: i
         y=alt.Y("expert_i:O", title="expert", axis=ROW_AXIS, sort=order),
         title="times as often as chance",
     )
-    verdict = coactivation_verdict(test[test["layer"] == layer], pairs)
+    verdict = _as_counted(data) if test is None else coactivation_verdict(test[test["layer"] == layer], pairs)
     return Figure(
         f"coactivation_layer_{layer}", f"Experts chosen together in layer {layer}",
         "Which experts work as a team on the same token?", verdict, chart, frame.reset_index(drop=True),
@@ -100,6 +103,27 @@ def _held_against(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     joined = frame.drop(columns="lift").merge(both, on=columns[:3], how="left")
     joined["uncertain"] = joined["uncertain"].fillna(True).astype(bool)
     return joined.rename(columns={"lift_over_chance": "lift"})
+
+
+def _over_even_routing(frame: pd.DataFrame) -> pd.DataFrame:
+    """Lifts over (K-1) E / (K (E-1)), which K different ones of E equally busy experts have by chance."""
+    others = float(frame.groupby("expert_i")["probability"].sum().mean())  # K - 1
+    experts = frame["expert_i"].nunique()
+    even = others * experts / ((others + 1) * (experts - 1))
+    return frame.assign(lift=frame["lift"] / even if even > 0 else np.nan, uncertain=True)
+
+
+def _as_counted(data: pd.DataFrame) -> str:
+    """What counts of pairs tell: the most frequent pair, and that it is no finding."""
+    untold = "Whether that is more than chance cannot be told, as pairs are not counted by source."
+    known = data[data["lift"].notna()]
+    if known.empty:
+        return f"No pair of experts was chosen together. {untold}"
+    most = known.iloc[int(known["lift"].argmax())]
+    return (
+        f"As counted, experts {int(most['expert_i'])} and {int(most['expert_j'])} are chosen together most for their "
+        f"load, {number(most['lift'])} times as often as by even routing. {untold}"
+    )
 
 
 def _strongest(data: pd.DataFrame, row: str, column: str, *, square: bool) -> tuple[pd.DataFrame, str]:

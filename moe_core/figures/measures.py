@@ -34,7 +34,7 @@ def chance_figure(measure: Measure, test: pd.DataFrame) -> Figure:
         ],
         row_title=bars.row_title,
     )
-    return Figure(bars.figure, bars.title, bars.question, verdict(test), chart, test)
+    return Figure(bars.figure, bars.title, measure.question, verdict(test), chart, test)
 
 
 def chance_bars(

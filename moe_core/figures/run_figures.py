@@ -37,16 +37,17 @@ from moe_core.routing.measures.decisions import router_entropy
 from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
 from moe_core.routing.measures.flow import layer_flow, layer_flow_test
 from moe_core.routing.measures.formation import formation
-from moe_core.routing.measures.load import dropped_by_position, expert_load, load_balance
+from moe_core.routing.measures.load import dropped_by_position, expert_load, load_balance, load_by_step
 from moe_core.routing.measures.persistence import persistence_test
 from moe_core.routing.measures.registry import COACTIVATION, DOMAIN_NMI, LAYER_FLOW, PERSISTENCE, VOCABULARY
 from moe_core.routing.measures.saturation import saturation
 from moe_core.routing.measures.vocabulary import vocabulary_specialization, vocabulary_test
 from moe_core.routing.trace.counts import domain_tokens
 from moe_core.routing.trace.independence import independence_note
+from moe_core.routing.trace.routing_counts import RoutingCounts
 
 if TYPE_CHECKING:
-    from moe_core.routing.trace.trace import AnyTrace
+    from moe_core.routing.trace.trace import AnyRouting, AnyTrace
     from moe_core.runs.record import RunFindings, RunRecord
 
 MAX_LAYER_FIGURES = 8
@@ -86,12 +87,13 @@ def sections_of_run(run: RunRecord, trace: AnyTrace | None = None, progress: Pro
     return found
 
 
-def sections_of_trace(trace: AnyTrace, progress: Progress = silent, *, sources_known: bool = False) -> list[Section]:
-    """Load, domains, tokens, teams and paths of a trace, each with its test against chance, as far as it has them.
+def sections_of_trace(trace: AnyRouting, progress: Progress = silent, *, sources_known: bool = False) -> list[Section]:
+    """Load, domains, tokens, teams and paths of a trace or of counts, each with its test against chance, as far as it
+    has them.
 
     `sources_known`: its source_ids are what the texts were cut from, whatever they look like; a run's text is so.
     """
-    makers: list[Callable[[AnyTrace], Section]] = [_load, _domains, _vocabulary, _teams_section, _paths]
+    makers: list[Callable[[AnyRouting], Section]] = [_load, _domains, _vocabulary, _teams_section, _paths]
     sections = []
     for number, make in enumerate(makers):
         progress("measuring", number, len(makers))
@@ -117,18 +119,20 @@ def spaced(layers: list[int]) -> list[int]:
     return [layers[round(i * last / (MAX_LAYER_FIGURES - 1))] for i in range(MAX_LAYER_FIGURES)]
 
 
-def _load(trace: AnyTrace) -> Section:
-    figures = [
-        load_map_figure(expert_load(trace), load_balance(trace)),
-        entropy_figure(router_entropy(trace)),
-    ]
-    if not trace.varying_experts and (dropped := dropped_by_position(trace))["dropped"].any():
-        figures.append(dropped_figure(dropped))
+def _load(trace: AnyRouting) -> Section:
+    figures = [load_map_figure(expert_load(trace), load_balance(trace))]
+    if isinstance(trace, RoutingCounts):
+        loads = load_by_step(trace) if len(trace.steps) > 1 else None
+        figures += [load_over_time_figure(loads, layer) for layer in spaced(trace.layers) if loads is not None]
+    else:
+        figures.append(entropy_figure(router_entropy(trace)))
+        if not trace.varying_experts and (dropped := dropped_by_position(trace))["dropped"].any():
+            figures.append(dropped_figure(dropped))
     terms = ("expert load", "load imbalance", "dead expert", "router entropy", "lift", "dropped tokens")
     return Section("Is the work shared evenly among the experts?", figures, terms)
 
 
-def _domains(trace: AnyTrace) -> Section:
+def _domains(trace: AnyRouting) -> Section:
     figures: list[Figure] = []
     if (domain_tokens(trace) > 0).sum() > 1:
         nmi, cells = domain_nmi_test(trace), domain_cells(trace)
@@ -139,8 +143,11 @@ def _domains(trace: AnyTrace) -> Section:
     )
 
 
-def _vocabulary(trace: AnyTrace) -> Section:
-    figures: list[Figure] = []
+def _vocabulary(trace: AnyRouting) -> Section:
+    question, figures = "Does the choice of expert follow the token itself?", list[Figure]()
+    terms = ("vocabulary specialization", "token share", "domain beyond token", "null of vocabulary and flow")
+    if isinstance(trace, RoutingCounts):
+        return Section(question, figures, terms)
     words = vocabulary_specialization(trace)
     if len(words):
         test, layers = vocabulary_test(trace), set(words["layer"])
@@ -148,13 +155,16 @@ def _vocabulary(trace: AnyTrace) -> Section:
         figures += [vocabulary_figure(words, test, layer) for layer in spaced(trace.layers) if layer in layers]
     if len(set(domain_tokens(trace).nonzero()[0])) < 2:
         figures.append(token_map_figure(next(trace.parts())))
-    terms = ("vocabulary specialization", "token share", "domain beyond token", "null of vocabulary and flow")
-    return Section("Does the choice of expert follow the token itself?", figures, terms)
+    return Section(question, figures, terms)
 
 
-def _teams_section(trace: AnyTrace) -> Section:
+def _teams_section(trace: AnyRouting) -> Section:
     figures: list[Figure] = []
-    if trace.top_k > 1:
+    if isinstance(trace, RoutingCounts):
+        if "pairs" in trace.extras:
+            together = coactivation(trace)
+            figures = [coactivation_figure(together, None, layer, None) for layer in spaced(trace.layers)]
+    elif trace.top_k > 1:
         together, test = coactivation(trace), coactivation_test(trace)
         pairs = coactivation_pairs(trace)
         figures.append(chance_figure(COACTIVATION, test))
@@ -166,9 +176,11 @@ def _teams_section(trace: AnyTrace) -> Section:
     )
 
 
-def _paths(trace: AnyTrace) -> Section:
-    figures = [chance_figure(PERSISTENCE, persistence_test(trace))]
-    if trace.num_layers > 1:
+def _paths(trace: AnyRouting) -> Section:
+    figures: list[Figure] = []
+    if not isinstance(trace, RoutingCounts):
+        figures.append(chance_figure(PERSISTENCE, persistence_test(trace)))
+    if not isinstance(trace, RoutingCounts) and trace.num_layers > 1:
         flow, test = layer_flow(trace), layer_flow_test(trace)
         figures += [chance_figure(LAYER_FLOW, test), flow_sankey_figure(flow, test)]
         figures += [flow_map_figure(flow, test, layer) for layer in spaced(trace.layers[:-1])]

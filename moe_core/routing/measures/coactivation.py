@@ -343,7 +343,6 @@ PAIR_TERMS = (
 BARS = Bars(
     figure="coactivation",
     title="Teams of experts, by layer",
-    question="Are some experts chosen together more than chance?",
     axis="part of the pairs that differ from chance (0..1)",
     sentence=lambda row: (
         f"Layer {row.layer}: {percent(row.strength)} of the pairs are others than chance would choose, "

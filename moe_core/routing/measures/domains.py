@@ -383,7 +383,6 @@ def _bar_sentence(row: Any) -> str:
 NMI_BARS = Bars(
     figure="domain_nmi",
     title="What experts know of domains",
-    question="Does the choice of expert tell the domain of a token?",
     axis="NMI of expert and domain (0 = tells nothing, 1 = tells the domain)",
     sentence=_bar_sentence,
 )

@@ -202,7 +202,6 @@ TERMS = (
 BARS = Bars(
     figure="flow",
     title="Paths through the layers",
-    question="Does the expert of one layer tell the expert of the next?",
     axis="NMI of the experts in one layer and the next (0..1)",
     sentence=lambda row: (
         f"Layers {row.layer} to {row.next_layer}: the expert in one tells {interval_words(row, percent)} of that in "

@@ -153,6 +153,8 @@ def _surely_drops(balance: pd.DataFrame) -> pd.Series[bool]:
 def _deciding_row(balance: pd.DataFrame, undecided: pd.Series[bool], state: State) -> pd.Series[Any]:
     """The row whose load stands in the verdict: surely the worst, perhaps the worst, or the worst by estimate."""
     column = {"not healthy": "load_low", "too little text": "load_high", "healthy": "load_imbalance"}[state]
+    if not balance["varies_by"].all():
+        column = "load_imbalance"  # every bound is then the widest
     rows = balance[undecided] if state == "too little text" else balance
     values = rows[column].fillna(0.0)
     if state == "not healthy" and not _surely_uneven(balance).any():

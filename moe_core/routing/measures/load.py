@@ -120,6 +120,25 @@ def _dropped_low(found: Clusters, top_k: int) -> Float64Array:
     return share_low(found, np.clip(found.tokens - found.counts.sum(axis=2) / top_k, 0.0, None))
 
 
+def load_by_step(counts: RoutingCounts) -> pd.DataFrame:
+    """The share of every expert at every step of counts that have several.
+
+    Columns: step, layer, expert, tokens (assignments), share (of the layer's assignments at that step, 0..1, NaN where
+    nothing was routed).
+    """
+    counts_SLE = counts.tokens_per_expert.sum(axis=2)
+    S, L, E = counts_SLE.shape
+    return pd.DataFrame(
+        {
+            "step": np.repeat(counts.steps, L * E),
+            "layer": np.tile(np.repeat(counts.layers, E), S),
+            "expert": np.tile(np.arange(E), S * L),
+            "tokens": counts_SLE.reshape(-1),
+            "share": ratio(counts_SLE, counts_SLE.sum(axis=2, keepdims=True)).reshape(-1),
+        }
+    )
+
+
 def dropped_by_position(trace: AnyTrace, bins: int = 16) -> pd.DataFrame:
     """Whether late tokens lose their slots more often, as they do under a capacity limit (OpenMoE, 2402.01739).
 

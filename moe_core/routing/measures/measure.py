@@ -12,9 +12,10 @@ import pandas as pd
 from moe_core.routing.measures.term import Term
 from moe_core.routing.trace.types import Float64Array, Int64Array
 
-Needs = Literal["counts", "tokens", "model"]
-"""What a source must have kept: assignments per source, layer and expert; the choices token by token; the weights."""
-Source = Literal["trace", "two traces", "snapshots"]
+Needs = Literal["counts", "pairs", "tokens", "model"]
+"""What a source must have kept: assignments per source, layer and expert; also which experts were chosen together; the
+choices token by token; the weights."""
+Source = Literal["trace", "steps", "two traces", "snapshots"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,6 @@ class Bars:
     figure: str
     """Name of the figure and of its files."""
     title: str
-    question: str
     axis: str
     """What the bars measure, with the range."""
     sentence: Callable[[Any], str]
@@ -68,7 +68,13 @@ class Measure:
     """Unique; that of its null in `baselines` where it has one."""
     title: str
     """In a few words, as the heading of a table's column."""
+    question: str
+    """What it answers, in plain words."""
     needs: Needs
+    null_needs: Needs | None = None
+    """What its null needs, where that is more."""
+    domains: bool = False
+    """Does it need text of two domains or more?"""
     of: Source = "trace"
     function: Callable[..., pd.DataFrame] | None
     """The measure itself; None where a model must be run: evaluation.ablation, evaluation.importance."""

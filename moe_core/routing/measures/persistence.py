@@ -265,7 +265,6 @@ TERMS = (
 BARS = Bars(
     figure="persistence",
     title="Neighbouring tokens",
-    question="Does a token keep the expert of the token before it?",
     axis="part of neighbouring tokens with the same first expert",
     sentence=lambda row: (
         f"Layer {row.layer}: {interval_words(row, percent)} of tokens have the same first expert as the "

@@ -350,7 +350,6 @@ TERMS = (
 BARS = Bars(
     figure="vocabulary",
     title="Specialisation by token",
-    question="Does a token go to the same expert every time?",
     axis="mean share of a token type's favourite expert (0..1)",
     sentence=lambda row: (
         f"Layer {row.layer}: the favourite expert of a token type takes {interval_words(row, percent)} of its "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +99,12 @@ class RoutingCounts:
         if layer not in self.layers:
             raise TraceError(f"layer {layer} is not in these counts; expected one of {some(self.layers)}")
         return self.layers.index(layer)
+
+    def parts(self) -> NoReturn:
+        """Raises TraceError: a measure that goes through the tokens of a trace was given counts."""
+        raise TraceError("counts keep no single tokens; this measure takes a trace of the text, token by token")
+
+    sample = parts
 
     def at(self, step: int) -> RoutingCounts:
         """One step of them, without extras, which are of all steps. Raises TraceError for a step that is not there."""

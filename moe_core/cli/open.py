@@ -1,0 +1,115 @@
+"""`moescope open`: what a file of routing is, and what it can answer."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_core.cli.convert import TokenTexts, add_recording_options
+from moe_core.cli.options import Parser, command, finish
+from moe_core.cli.output import Output, progress_on_stderr, table
+from moe_core.program import program
+from moe_core.words import count_of
+
+if TYPE_CHECKING:
+    from moe_core.routing.trace.trace import AnyRouting
+
+
+def parser() -> Parser:
+    """Its options."""
+    parser = command(
+        "open",
+        "Say what a file of routing is, whether its routing is healthy, and which questions it can answer: a trace or\n"
+        "counts of Moescope, or a recording of an engine or a trainer (docs/trace-format.md describes them all).",
+        "open x.parquet",
+        "open imatrix.gguf --json",
+        "open out/tokens_per_expert --top-k 8",
+    )
+    parser.add_argument("file", metavar="FILE", help="a file, or a folder or glob of files that ranks wrote")
+    add_recording_options(parser)
+    return finish(parser, open_file)
+
+
+def open_file(arguments: argparse.Namespace, output: Output) -> int:
+    """Print what the file holds, its health, and the table of questions."""
+    from moe_core.routing.measures.capability import capabilities
+    from moe_core.routing.measures.health import describe_model, health
+    from moe_core.routing.measures.load import load_balance
+    from moe_core.routing.opening import open_routing
+
+    with tempfile.TemporaryDirectory(prefix="moescope-") as folder, progress_on_stderr() as progress:
+        found = open_routing(
+            arguments.file,
+            format=arguments.format,
+            convert_to=Path(folder) / "trace.parquet",
+            token_ids=arguments.token_ids,
+            num_experts=arguments.num_experts,
+            top_k=arguments.top_k,
+            layers=arguments.layers,
+            texts=None if arguments.tokenizer is None else TokenTexts(Path(arguments.tokenizer)),
+            progress=progress,
+        )
+        routing = found.routing
+        verdict = health(load_balance(routing)).sentence
+        answers = capabilities(routing)
+        extent = extent_words(routing)
+    made_of = describe_model(
+        layers=routing.num_layers,
+        experts=routing.num_experts,
+        top_k=None if getattr(routing, "unit", "token") == "choice" else routing.top_k,
+        varying=routing.varying_experts,
+    )
+    ours = f", {routing.source}" if routing.source and found.format in ("trace", "counts") else ""
+    output.say(f"{arguments.file}: {found.title}{ours}")
+    output.say(f"{made_of} {extent}.")
+    output.say(verdict)
+    for note in getattr(routing, "notes", ()):
+        output.say(f"Note: {note}.")
+    output.say()
+    rows = [[answer.measure.question, answer.answer, answer.needs] for answer in answers]
+    output.say(table(["question", "can be told", "for the rest it takes"], rows))
+    output.say()
+    output.say(f"Look at it:  {program()} plots --trace {arguments.file} --out out/plots")
+    output.figures(
+        {
+            "file": arguments.file,
+            "format": found.format,
+            "holds": "counts" if hasattr(routing, "tokens_per_expert") else "tokens",
+            "source": routing.source,
+            "layers": list(routing.layers),
+            "num_experts": routing.num_experts,
+            "top_k": routing.top_k,
+            "unit": getattr(routing, "unit", "token"),
+            "tokens": routing.num_tokens,
+            "steps": len(getattr(routing, "steps", [0])),
+            "domains": list(routing.domains),
+            "notes": list(getattr(routing, "notes", ())),
+            "health": verdict,
+            "questions": [
+                {
+                    "measure": answer.measure.name,
+                    "question": answer.measure.question,
+                    "answer": answer.answer,
+                    "needs": answer.needs,
+                }
+                for answer in answers
+            ],
+        }
+    )
+    return 0
+
+
+def extent_words(routing: AnyRouting) -> str:
+    """ "2,000 tokens of 12 sources in 2 domains", "8,000 choices at 12 steps"."""
+    from moe_core.routing.trace.routing_counts import RoutingCounts
+
+    words = count_of(routing.num_tokens, routing.unit if isinstance(routing, RoutingCounts) else "token")
+    if not isinstance(routing, RoutingCounts) or routing.knows_sources:
+        words += f" of {count_of(routing.count_sources(), 'source')}"
+    if isinstance(routing, RoutingCounts) and len(routing.steps) > 1:
+        words += f" at {count_of(len(routing.steps), 'step')}"
+    if len(routing.domains) > 1:
+        words += f" in {count_of(len(routing.domains), 'domain')}"
+    return words

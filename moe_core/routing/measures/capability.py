@@ -1,0 +1,90 @@
+"""What a source of routing can answer, and what would be needed for the rest: read from each measure's declaration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moe_core.routing.measures.measure import Measure
+from moe_core.routing.measures.registry import (
+    COACTIVATION,
+    COACTIVATION_PAIRS,
+    DROPPED_BY_POSITION,
+    LAYER_FLOW,
+    LOAD_BALANCE,
+    MEASURES,
+)
+from moe_core.routing.trace.routing_counts import RoutingCounts
+from moe_core.routing.trace.trace import AnyRouting
+
+Answer = Literal["yes", "as counted", "no"]
+"""As counted: the figure, without a word on whether it is more than chance."""
+
+TOKENS = "the choices token by token: trace the text"
+PAIRS = 'which experts were chosen together: counts with the extra "pairs", or a trace'
+MODEL = "the model itself: open it, or `ablate` a run"
+SOURCES = "sources that are told apart (counts by source)"
+SPREAD = "sources or steps that are told apart"
+DOMAINS = "text of two domains or more, each named"
+STEPS = "counts of several steps, as a training logs them"
+SNAPSHOTS = "snapshots of a training on one text: a run that was trained or watched here"
+SECOND = "a second trace of the same text, under Compare"
+TWO_EXPERTS = "a router that gives a token two experts or more"
+FIXED_EXPERTS = "a router that gives every token the same number of experts"
+TWO_LAYERS = "a model of two MoE layers or more"
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Whether a source can answer the question of one measure."""
+
+    measure: Measure
+    answer: Answer
+    needs: str = ""
+    """What would be needed for all of it; "" where nothing is missing."""
+
+
+def capabilities(routing: AnyRouting) -> list[Capability]:
+    """What a trace or counts can answer, a line a measure, in the order of the registry."""
+    return [capability(measure, routing) for measure in MEASURES]
+
+
+def capability(measure: Measure, routing: AnyRouting) -> Capability:
+    """What a trace or counts can answer of one measure."""
+    if missing := _missing(measure, routing):
+        return Capability(measure, "no", missing)
+    if not isinstance(routing, RoutingCounts):
+        return Capability(measure, "yes")
+    if measure.null_needs == "tokens":
+        return Capability(measure, "as counted", TOKENS)
+    if measure.null is not None and not routing.knows_sources:
+        return Capability(measure, "as counted", SOURCES)
+    if measure is LOAD_BALANCE and not routing.knows_sources and len(routing.steps) == 1:
+        return Capability(measure, "as counted", SPREAD)
+    return Capability(measure, "yes")
+
+
+def _missing(measure: Measure, routing: AnyRouting) -> str:
+    """Why the measure cannot be made of this source at all, or ""."""
+    of_counts = isinstance(routing, RoutingCounts)
+    if measure.needs == "model":
+        return MODEL
+    if measure.of == "snapshots":
+        return SNAPSHOTS
+    if measure.of == "steps":
+        return "" if isinstance(routing, RoutingCounts) and len(routing.steps) > 1 else STEPS
+    if measure.needs == "tokens" and of_counts:
+        return TOKENS
+    if measure.of == "two traces":
+        return SECOND
+    if isinstance(routing, RoutingCounts) and measure.needs == "pairs" and "pairs" not in routing.extras:
+        return PAIRS
+    if measure in (COACTIVATION, COACTIVATION_PAIRS) and not of_counts and routing.top_k < 2:
+        return TWO_EXPERTS
+    if measure is DROPPED_BY_POSITION and routing.varying_experts:
+        return FIXED_EXPERTS
+    if measure is LAYER_FLOW and routing.num_layers < 2:
+        return TWO_LAYERS
+    if measure.domains and len(routing.domains) < 2:
+        return DOMAINS
+    return ""
