@@ -129,5 +129,5 @@ def test_of_one_kind_of_file_the_reader_that_recognizes_the_content_is_chosen(
     with pytest.raises(TraceError, match="stands for several files; expected one"):
         detection.format_at(tmp_path / "answer*", "auto")
     (tmp_path / "other1.jsonl").unlink()
-    with pytest.raises(TraceError, match=r"no recording in the folder .* files of ranks: other\*\.jsonl"):
+    with pytest.raises(TraceError, match=r"no recording in the folder .* files of ranks: .*other\*\.jsonl"):
         detection.format_at(tmp_path, "auto")

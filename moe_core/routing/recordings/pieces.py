@@ -93,6 +93,12 @@ class Recording:
     notes: list[str] = field(default_factory=list)
     """What a reader of the trace must know; grows while pieces are read."""
 
+    def domain_number(self, name: str) -> int:
+        """Its index in `domains`, to which it is added the first time."""
+        if name not in self.domains:
+            self.domains.append(name)
+        return self.domains.index(name)
+
     def note(self, text: str) -> None:
         """Add a note once."""
         if text not in self.notes:

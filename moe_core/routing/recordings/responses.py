@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 from moe_core.errors import TraceError
 from moe_core.progress import Progress, silent
 from moe_core.recording_formats import ANSWER_KINDS, RECORDING_FORMATS, RecordingFormat, title_of
+from moe_core.routing.recordings.json_records import Record, json_records
 from moe_core.routing.recordings.one_text import Text, npz_record
-from moe_core.routing.recordings.pieces import Integers, Options, Piece, Recording, read_token_ids, reason
+from moe_core.routing.recordings.pieces import Integers, Options, Piece, Recording, read_token_ids
 
-LINES = (".jsonl", ".ndjson")
 FIRST_TOKENS_MISSING = "of some texts the first tokens have no row: left out on request, or cached"
-Record = dict[str, Any]
 ANSWER_FORMATS = [one for one in RECORDING_FORMATS if one.file_kinds == ANSWER_KINDS]
 
 
@@ -82,65 +80,17 @@ def _ids_of(number: int, ids: list[Integers], where: str) -> Integers:
 
 def _records_of(path: Path, progress: Progress) -> Iterator[tuple[str, Record]]:
     """Every answer with its name for messages."""
-    suffix = path.suffix.lower()
-    if suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         yield "", npz_record(path)
-    elif suffix in LINES:
-        yield from _records_by_line(path, progress)
     else:
-        yield from _records_of_whole_file(path)
+        yield from json_records(path, progress, _record_of_array)
 
 
-def _records_by_line(path: Path, progress: Progress) -> Iterator[tuple[str, Record]]:
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            done = 0
-            for number, line in enumerate(file, start=1):
-                progress("reading", done, size)
-                done += len(line)
-                if line.strip():
-                    yield (
-                        f"line {number}",
-                        _checked_record(_parse_json(line, path, number), f"{str(path)!r}, line {number}"),
-                    )
-    except OSError as error:
-        raise TraceError(f"cannot read {str(path)!r}: {reason(error)}; check the path") from None
-
-
-def _records_of_whole_file(path: Path) -> Iterator[tuple[str, Record]]:
-    try:
-        content = _parse_json(path.read_bytes(), path, None)
-    except OSError as error:
-        raise TraceError(f"cannot read {str(path)!r}: {reason(error)}; check the path") from None
-    if isinstance(content, list) and content and isinstance(content[0], dict):
-        for number, item in enumerate(content):
-            yield f"record {number}", _checked_record(item, f"{str(path)!r}, record {number}")
-    elif isinstance(content, list):
-        yield "", {"routed_experts": content}
-    else:
-        yield "", _checked_record(content, repr(str(path)))
-
-
-def _parse_json(text: bytes, path: Path, line: int | None) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {line or error.lineno}, column {error.colno}"
-        raise TraceError(f"{str(path)!r}, {place}: {error.msg}; expected JSON") from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise TraceError(f"{str(path)!r} is no JSON ({reason(error)}); expected a server's answer") from None
-
-
-def _checked_record(value: Any, where: str) -> Record:
-    if not isinstance(value, dict):
-        raise TraceError(f"{where} is {type(value).__name__}; expected an object with routed_experts")
-    return value
+def _record_of_array(content: Any) -> Record | None:
+    """Nested numbers without names are routed_experts themselves."""
+    return {"routed_experts": content} if isinstance(content, list) else None
 
 
 def _domain_number(recording: Recording, record: Record) -> int:
     """A field `domain` is no engine's; it is there for whoever wants to compare kinds of text."""
-    name = str(record.get("domain", "all"))
-    if name not in recording.domains:
-        recording.domains.append(name)
-    return recording.domains.index(name)
+    return recording.domain_number(str(record.get("domain", "all")))
