@@ -57,6 +57,13 @@ RECORDING_FORMATS = (
     RecordingFormat("llama.cpp", "llama.cpp moe-trace", ("text",), f"{READERS}.llama_cpp"),
     RecordingFormat("imatrix", "llama.cpp importance matrix", ("gguf",), f"{READERS}.imatrix", holds="counts"),
     RecordingFormat("parquet", "Parquet table", ("parquet",), f"{READERS}.parquet_table"),
+    RecordingFormat(
+        "megatron-trace",
+        "Megatron-LM router trace",
+        ("json",),
+        f"{READERS}.megatron_trace",
+        side_by_side="router_trace_rank*.jsonl",
+    ),
     RecordingFormat("gpt-oss", "gpt-oss expert fingerprint", ("json",), f"{READERS}.gpt_oss", side_by_side="*.json"),
 )
 """Answers that several formats recognize are read by the last of them; the first one reads those that none does."""
