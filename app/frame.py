@@ -118,6 +118,8 @@ def draw() -> None:
                 explain_broken_run(chosen)
             elif not loaders.moe_layers(RunFolder(chosen.name)):
                 explain_need(chosen, page.title.lower(), DENSE)
+            elif (missing := need(page.url_path, RunFolder(chosen.name))) is not None:
+                explain_need(chosen, page.title.lower(), missing)
             else:
                 page.run()
         elif (reason := need(page.url_path, chosen)) is not None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -33,12 +35,15 @@ if TYPE_CHECKING:
     from moe_core.data.document import Document
     from moe_core.inference.protocol import LanguageModel
     from moe_core.routing import Intervention
+    from moe_core.routing.trace.routing_counts import RoutingCounts
     from moe_core.routing.trace.trace import RoutingTrace
     from moe_core.runs.analysis import Table
     from moe_core.runs.checkpoint import LoadedRun
 
 EXAMPLE_TOKENS_PER_DOMAIN = 1_024
 """Tokens of our own text for a model that brings none: they take a large model some minutes on a processor."""
+RECENT_READINGS = 20
+"""Of a watched run: so many readings tell how the routing is now."""
 MAX_SNAPSHOTS = 64
 """Snapshots of one run that are read at once: more would not fit a picture."""
 T = TypeVar("T")
@@ -98,6 +103,30 @@ def _watched_layers(root: str, name: str, changed: Stamp) -> list[int]:
 def metrics(run: RunFolder, kind: Kind) -> pd.DataFrame:
     """The run's metric lines of one kind, oldest first; empty when there is none."""
     return metric_log(run).frame(kind)
+
+
+def counts(run: RunFolder) -> RoutingCounts:
+    """What a watched run has counted, a step for each reading. Raises RunError before the first."""
+    found = _counts(str(run.root), run.name, stamp(run.metrics_path))
+    if found is None:
+        raise RunError(f"run {run.name!r} has counted nothing yet; its first reading is to come, see the Training page")
+    return found
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _counts(root: str, name: str, changed: Stamp) -> RoutingCounts | None:
+    return RunFolder(name, root).counts()
+
+
+def newest_counts(run: RunFolder) -> Measured:
+    """The last RECENT_READINGS of them: how the routing is now, and how much it varies. Raises RunError."""
+    return _newest_counts(str(run.root), run.name, stamp(run.metrics_path), counts(run))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _newest_counts(root: str, name: str, changed: Stamp, _all: RoutingCounts) -> Measured:
+    recent = [_all.at(step) for step in _all.steps[-RECENT_READINGS:]]
+    return Measured(reduce(add, recent))
 
 
 def metric_log(run: RunFolder) -> MetricLog:

@@ -6,7 +6,6 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from routers_support import model_with, tokens
+from watch_support import train
 
 from moe_core.errors import RunBusyError, TraceError, UsageError
 from moe_core.routing import capture
@@ -27,16 +27,6 @@ STEPS = 7
 def _reads_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine: these steps are so short that reading would be put off."""
     monkeypatch.setattr("moe_core.training.watching.READ_SHARE", np.inf)
-
-
-def train(model: Any, optimizer: torch.optim.Optimizer, steps: int = STEPS, parts: int = 1) -> Iterator[int]:
-    """Another one's loop; yields after each update."""
-    for step in range(steps):
-        for part in range(parts):
-            model(tokens(2, 12, 100 * step + part)).logits.float().logsumexp(dim=-1).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        yield step
 
 
 def counted(run: RunFolder) -> np.ndarray:

@@ -25,7 +25,7 @@ measured, text = first_routing(subject)
 
 # The probe is small. Where it cannot tell, or on demand, more held-out text goes through the model.
 too_few = bool((measured.get(domain_nmi_test)["verdict"] == FEW_DOCUMENTS).any())
-has_more = isinstance(subject, RunFolder)
+has_more = isinstance(subject, RunFolder) and not subject.is_watched()
 more = has_more and (too_few or st.session_state.get(state.MORE_TEXT) == subject.name)
 if more and isinstance(subject, RunFolder):
     with errors_as_boxes("More text could not be used"), progress_bar("Sending held-out text through the model") as bar:

@@ -35,6 +35,7 @@ measure_all(own, [(vocabulary_test, ()), *pairs], "Choosing experts at random, t
 
 load, cells = measured.get(expert_load), measured.get(domain_cells)
 run = subject if isinstance(subject, RunFolder) else None  # what only a run of ours knows is left out for others
+is_elsewhere = run is not None and run.is_watched()
 effects = loaders.ablation(run) if run else None
 formed = formed_at(loaders.over_time(run, formation)) if run and run.probe_steps() else None
 table = expert_table(load, cells, formed, effects)
@@ -63,17 +64,20 @@ with right:
     if loads is not None and len(loads):
         history = partial(expert_history_figure, loads, layer, expert)
         figure = measured.keep(("history", layer, expert, len(loads)), history)
-        show_figure(figure, key=figure.name, title="Its load on the probe text, while training", terms=["expert load"])
+        title = "Its load while training" if is_elsewhere else "Its load on the probe text, while training"
+        show_figure(figure, key=figure.name, title=title, terms=["expert load"])
 tokens_and_contexts(measured, layer, expert, follows)
 left, right = st.columns([5, 4])
 with left:
     neighbours(run, own, layer, expert)
 with right:
-    if run:
+    if run and not is_elsewhere:
         worth(run, effects, layer, expert)
     else:
         st.markdown("#### What it is worth")
-        if isinstance(subject, TraceFile):
+        if is_elsewhere:
+            st.caption("What is lost without an expert is measured on a model, which is in another training loop.")
+        elif isinstance(subject, TraceFile):
             st.caption("A trace does not know it: what is lost without an expert is measured on a model.")
         else:
             st.page_link(INTERVENTIONS, label="Switch it off and see", icon=":material/switch_access_shortcut:")

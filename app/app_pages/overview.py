@@ -25,6 +25,7 @@ from app.components.page import (
     show_notes,
 )
 from app.components.routing_text import first_routing, independence_warning, text_caption
+from app.components.watched_run import loss_metric, watch_counts, watched_routing
 from moe_core.data.windows import window_words
 from moe_core.figures.load import load_map_figure
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
@@ -49,10 +50,16 @@ CHANGE = (
 )
 
 subject = state.subject()
-measured, text = first_routing(subject)
+is_watched = isinstance(subject, RunFolder) and subject.is_watched()
+if isinstance(subject, RunFolder) and is_watched:
+    measured, text = watched_routing(subject)
+    of_domains = loaders.probe(subject) if subject.probe_steps() else measured
+else:
+    measured, text = first_routing(subject)
+    of_domains = measured
 trace = measured.trace
 load, balance = measured.get(expert_load), measured.get(load_balance)
-nmi = measured.get(domain_nmi_test)
+nmi = of_domains.get(domain_nmi_test)
 
 # The answer: what it is, is it healthy, do experts know domains.
 made_of = describe_model(
@@ -68,11 +75,15 @@ header(
 
 if isinstance(subject, RunFolder):
     show_notes(subject.name)
+    if is_watched:
+        watch_counts(subject.name)
 independence_warning(measured)
 
 # Four figures, each beside its chance or target.
 loss, busiest, dead, domains = st.columns(4)
-if isinstance(subject, RunFolder):
+if isinstance(subject, RunFolder) and is_watched:
+    loss_metric(loss, subject, border=True)
+elif isinstance(subject, RunFolder):
     summary = next((item for item in loaders.runs() if item.name == subject.name), RunSummary(subject.name, "broken"))
     nats, unigram = summary.unseen_nats, summary.unigram_nats
     loss.metric(
@@ -133,14 +144,14 @@ show_figure(
     terms=["expert load", "lift", "load imbalance", "dead expert"],
 )
 text_caption(measured, text)
-if isinstance(subject, RunFolder):
+if isinstance(subject, RunFolder) and not is_watched:
     st.caption(f"How the loss is scored: {window_words(loaders.config(subject).training.seq_len)}")
 
 st.markdown("#### What to ask next")
 left, right = st.columns(2)
 for column, questions in ((left, LOOK), (right, CHANGE)):
     for page, question, icon in questions:
-        if isinstance(subject, RunFolder) or need(PurePosixPath(page).stem, subject) is None:
+        if need(PurePosixPath(page).stem, subject) is None:
             if page == TRAINING and not isinstance(subject, RunFolder):
                 question = "How do I train a model of my own?"
             column.page_link(page, label=question, icon=f":material/{icon}:")

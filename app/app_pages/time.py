@@ -11,10 +11,11 @@ from app.components.figure import show_figure
 from app.components.page import answer, errors_as_boxes, header, show_notes
 from app.components.snapshots import snapshot_payload, watch_snapshots
 from app.components.token_view import token_view
+from app.components.watched_run import counted_film
 from moe_core.figures.changes import saturation_figure
 from moe_core.figures.domains import domain_map_figure
 from moe_core.figures.formation import formation_figure
-from moe_core.figures.load import load_map_figure
+from moe_core.figures.load import load_map_figure, load_over_time_figure, loads_over_time
 from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
 from moe_core.routing.measures.formation import formation
 from moe_core.routing.measures.load import expert_load, load_balance
@@ -71,6 +72,9 @@ def film(run: RunFolder, steps: list[int], layer: int) -> None:
 
 
 run, layer = state.selected_run(), state.selected_layer()
+if run.is_watched() and not run.probe_steps():
+    counted_film(run, layer)
+    st.stop()
 loaders.probe_step(run)  # says what to do before the first
 steps = run.probe_steps()
 forming = loaders.over_time(run, formation)
@@ -94,6 +98,9 @@ if len(steps) > 1:
     settled = latest.keep(("saturation", *steps), lambda: saturation_figure(settling))
     show_figure(settled, key=settled.name, title="Since when do all layers route as they do now?", terms=["saturation"])
     answer(settled.verdict)
+if run.is_watched():
+    taken = load_over_time_figure(loads_over_time(loaders.metrics(run, "load")), layer)
+    show_figure(taken, key="load_over_time", title="What it took of the text it is trained on", terms=["expert load"])
 events = loaders.metrics(run, "event")
 show_notes(run.name)
 if len(events):

@@ -29,6 +29,7 @@ from moe_core.inference.passages import (
 from moe_core.inference.subjects import Live, TraceFile
 from moe_core.program import program
 from moe_core.routing.measures.experts import layer_verdict
+from moe_core.runs import RunFolder
 
 # Session keys of this page: the last traced text with its payload, which examples are shown, of what.
 TRACED, NUMBER, SOURCE = "tokens_traced", "tokens_example", "tokens_source"
@@ -61,6 +62,8 @@ def trace_file(traced: TracedPassages) -> bytes:
 
 
 subject, layer = state.subject(), state.selected_layer()
+if isinstance(subject, RunFolder) and subject.is_watched():
+    subject = TraceFile(subject.name, subject.probe_path(loaders.probe_step(subject)))
 if isinstance(subject, TraceFile):
     show_trace_text(subject, layer)
     st.stop()

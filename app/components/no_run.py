@@ -6,9 +6,9 @@ import streamlit as st
 
 from app import loaders
 from app.components.page import OVERVIEW, TRAINING, header, plain
-from moe_core.inference.subjects import Opened, TraceFile
+from moe_core.inference.subjects import Opened, Subject, TraceFile
 from moe_core.program import program
-from moe_core.runs import RunSummary
+from moe_core.runs import RunFolder, RunSummary
 from moe_core.words import sentence
 
 WAIT_SECONDS = 2.0
@@ -21,11 +21,26 @@ _TRACE_NEEDS = {
     "interventions": f"{_TRACES}switching experts off takes the model itself.",
     "time": f"{_TRACES}the film of a training takes a run that was trained here.",
 }
+_MODEL_IS_ELSEWHERE = "This run was watched in another training loop, and its model is there: "
+_WATCHED_NEEDS = {
+    "generation": f"{_MODEL_IS_ELSEWHERE}to let it write, save the model there and open its folder.",
+    "interventions": f"{_MODEL_IS_ELSEWHERE}to switch experts off, save the model there and open its folder.",
+}
+_COUNTED_ONLY = (
+    "Only counts were kept of this run, no single tokens: give watch(...) a probe text, and this page shows what the "
+    "experts do with it."
+)
+_TAKES_TOKENS = ("tokens", "domains", "experts", "flow", "compare")
 _MODEL_NEEDS = {"time": "The film of a training takes snapshots, which only a run that was trained here has."}
 
 
-def need(page: str, subject: Opened) -> str | None:
+def need(page: str, subject: Subject) -> str | None:
     """Why the page with this URL cannot show the subject, in one sentence; None where it can."""
+    if isinstance(subject, RunFolder):
+        if not subject.is_watched():
+            return None
+        counted_only = page in _TAKES_TOKENS and not subject.probe_steps()
+        return _COUNTED_ONLY if counted_only else _WATCHED_NEEDS.get(page)
     return (_TRACE_NEEDS if isinstance(subject, TraceFile) else _MODEL_NEEDS).get(page)
 
 

@@ -17,7 +17,9 @@ from moe_core.inference.subjects import ForeignModel, Subject, TraceFile
 from moe_core.program import program
 from moe_core.routing.measured import Measured
 from moe_core.routing.trace.independence import independence_note
+from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.runs import RunFolder
+from moe_core.words import count_of
 
 # Pairs of experts: layers x E x E. More rows than this are measured around the chosen layer only.
 MAX_PAIRS = 100_000
@@ -110,6 +112,10 @@ def text_caption(measured: Measured, text: str) -> None:
 
 def amount(measured: Measured) -> str:
     """ "2,000 tokens of 12 documents"; of a trace on disk, how much of it what looks at single tokens is of."""
+    if isinstance(measured.trace, RoutingCounts):
+        steps = len(measured.trace.steps)
+        readings = f" in {count_of(steps, 'reading')}" if steps > 1 else ""
+        return f"{measured.trace.num_tokens:,} tokens{readings}"
     tokens = measured.tokens
     documents = len(np.unique(tokens.document_ids))
     if not measured.is_sampled:

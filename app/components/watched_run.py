@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
 import streamlit as st
 
-from app import loaders
-from app.components.figure import term_help
+from app import loaders, state
+from app.components.figure import show_figure, term_help
+from app.components.page import answer, errors_as_boxes, header
+from moe_core.figures.load import load_map_figure, load_over_time_figure, loads_over_time
+from moe_core.routing.measured import Measured
 from moe_core.routing.measures.health import IMBALANCE_LIMIT
+from moe_core.routing.measures.load import expert_load, load_balance
 from moe_core.runs import RunFolder, RunStatus
 from moe_core.words import duration, number, percent, short_count
 
-NO_LOSS = "given by log.record(loss=...)"
+if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
+
+    from moe_core.routing.trace.routing_counts import RoutingCounts
+
+NO_LOSS = "log.record(loss=...) gives it"
+WATCH_SECONDS = 4.0
+NEWEST = "time_newest"
+"""Session key: the newest reading when the film was drawn last."""
 
 
 def watched_figures(run: RunFolder, status: RunStatus) -> None:
     """Four figures of the newest reading, each with what to hold it against."""
-    loads, train = loaders.metrics(run, "load"), loaders.metrics(run, "train")
+    loads = loaders.metrics(run, "load")
     last = loads[loads["step"] == loads["step"].max()] if len(loads) else loads
     loss, balance, dead, speed = st.columns(4)
-    losses = train["loss"].dropna() if len(train) else pd.Series(dtype=float)
-    loss.metric(
-        "Loss while training",
-        f"{losses.iloc[-1]:.2f} nats" if len(losses) else "–",
-        delta_description="of the text it learns from" if len(losses) else NO_LOSS,
-        help=term_help("loss"),
-    )
+    loss_metric(loss, run)
     balance.metric(
         "Busiest expert",
         "–" if last.empty else f"{number(last['load_imbalance'].max())} × mean",
@@ -43,6 +51,70 @@ def watched_figures(run: RunFolder, status: RunStatus) -> None:
         "–" if not status.tokens_per_second else f"{status.tokens_per_second:,.0f} tokens/s",
         delta_description=f"{short_count(status.tokens)} tokens in {duration(status.elapsed_seconds)}",
     )
+
+
+def loss_metric(place: DeltaGenerator, run: RunFolder, *, border: bool = False) -> None:
+    """The newest loss that the loop recorded, of the text that it learns from."""
+    train = loaders.metrics(run, "train")
+    losses = train["loss"].dropna() if len(train) else pd.Series(dtype=float)
+    place.metric(
+        "Loss while training",
+        f"{losses.iloc[-1]:.2f} nats" if len(losses) else "–",
+        delta_description="of the text it learns from" if len(losses) else NO_LOSS,
+        help=term_help("loss"),
+        border=border,
+        height="stretch" if border else "content",
+    )
+
+
+def watched_routing(run: RunFolder) -> tuple[Measured, str]:
+    """How the routing of a watched run is now, and of what text. Raises RunError before the first reading."""
+    steps = loaders.counts(run).steps[-loaders.RECENT_READINGS :]
+    span = f"steps {steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
+    return loaders.newest_counts(run), f"the text that it is trained on, read at {span}"
+
+
+def watch_counts(name: str) -> None:
+    """While the run trains, show the page anew at every reading."""
+    if any(item.is_live and item.name == name for item in loaders.runs()):
+        st.caption("The run is being trained: what it is now need not be what it will be. The page follows by itself.")
+        _rerun_at_next_reading(name, loaders.counts(RunFolder(name)).steps[-1])
+
+
+@st.fragment(run_every=WATCH_SECONDS)
+def _rerun_at_next_reading(name: str, known: int) -> None:
+    run = RunFolder(name)
+    if run.exists() and loaders.counts(run).steps[-1] != known:
+        st.rerun()
+
+
+def counted_film(run: RunFolder, layer: int) -> None:
+    """The Time page of a run without a probe text: what the experts took at each reading."""
+    counts = loaders.counts(run)
+    loads = loads_over_time(loaders.metrics(run, "load"))
+    over_time = load_over_time_figure(loads, layer)
+    header("When did each expert become what it is?", over_time.verdict)
+    watch_counts(run.name)
+    show_figure(over_time, key="load_over_time", title="", terms=["expert load", "load imbalance"])
+    st.markdown("#### What the experts took at each reading")
+    _load_at_a_reading(counts)
+    st.caption("Only counts were kept of this run: give watch(...) a probe text to see which tokens an expert takes.")
+
+
+@st.fragment
+def _load_at_a_reading(counts: RoutingCounts) -> None:
+    with errors_as_boxes():
+        step = counts.steps[-1]
+        if len(counts.steps) > 1:
+            if st.session_state.get(NEWEST) == st.session_state.get(state.STEP, st.query_params.get(state.STEP)):
+                st.session_state[state.STEP] = step  # who looks at the newest goes on doing so
+            st.session_state[NEWEST] = step
+            state.preset(state.STEP, counts.steps, step)
+            step = st.select_slider("Training step", counts.steps, key=state.STEP, bind="query-params")
+        found = counts.at(step)
+        figure = load_map_figure(expert_load(found), load_balance(found))
+        answer(f"Step {step:,}: {figure.verdict}")
+        show_figure(figure, key="expert_load", title="", terms=["expert load", "lift", "load imbalance"])
 
 
 def _certainty(last: pd.DataFrame) -> str:

@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from moe_core.errors import TraceError
+from moe_core.routing.trace.routing_counts import RoutingCounts
+
 if TYPE_CHECKING:
-    from moe_core.routing import AnyTrace
+    from moe_core.routing import AnyRouting
     from moe_core.routing.trace.trace import RoutingTrace
 
 SAMPLE_TOKENS = 200_000
@@ -22,8 +25,8 @@ R = TypeVar("R")
 class Measured:
     """One trace, shared between sessions (see app/loaders.py). What `get` returns is shared too: only read it."""
 
-    trace: AnyTrace
-    """In memory, or on disk where it is larger than that: then counted part by part."""
+    trace: AnyRouting
+    """In memory, or on disk where it is larger than that: then counted part by part; or counts alone."""
     made_at: float = field(default_factory=time.time)
     """Seconds since 1970: when the trace was made or read."""
     _results: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
@@ -36,22 +39,26 @@ class Measured:
 
     @property
     def tokens(self) -> RoutingTrace:
-        """The trace itself or, of one on disk, SAMPLE_TOKENS of it."""
-        return self.keep(("sample",), lambda: self.trace.sample(max(SAMPLE_TOKENS, self._in_memory)))
+        """The trace itself or, of one on disk, SAMPLE_TOKENS of it. Raises TraceError where only counts were kept."""
+        trace = self.trace
+        if isinstance(trace, RoutingCounts):
+            raise TraceError("these are counts, without single tokens; record a trace, or watch with a probe text")
+        return self.keep(("sample",), lambda: trace.sample(max(SAMPLE_TOKENS, self._in_memory)))
 
     @property
     def _in_memory(self) -> int:
         return self.trace.num_tokens if hasattr(self.trace, "router_indices") else 0
 
-    def get(self, measure: Callable[Concatenate[AnyTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """measure(trace, *args, **kwargs), computed at the first call. Arguments must be hashable."""
+    def get(self, measure: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """measure(trace, *args, **kwargs), computed at the first call, for a measure that takes such a trace. Arguments
+        must be hashable."""
         return self.keep(_key(measure, args, kwargs), lambda: measure(self.trace, *args, **kwargs))
 
     def look(self, measure: Callable[Concatenate[RoutingTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """measure(tokens, *args, **kwargs), for what looks at single tokens; else as `get`."""
         return self.keep(_key(measure, args, kwargs), lambda: measure(self.tokens, *args, **kwargs))
 
-    def has(self, measure: Callable[Concatenate[AnyTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> bool:
+    def has(self, measure: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs) -> bool:
         """True once `get` has this result: nothing is left to wait for."""
         return _key(measure, args, kwargs) in self._results
 

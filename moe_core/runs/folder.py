@@ -49,13 +49,14 @@ from moe_core.runs.names import checkpoints_root
 from moe_core.runs.places import place_of
 from moe_core.runs.status import RunStatus, State, status_from_bytes
 from moe_core.runs.watched import FILE as WATCHED_FILE
-from moe_core.runs.watched import WatchedModel, watched_from_bytes
+from moe_core.runs.watched import WatchedModel, counts_of_lines, watched_from_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
     from moe_core.data.document import Document
+    from moe_core.routing.trace.routing_counts import RoutingCounts
     from moe_core.routing.trace.trace import RoutingTrace
 
 __all__ = ["LOCK_PATIENCE_SECONDS", "RunFolder", "RunStatus", "State"]
@@ -239,6 +240,11 @@ class RunFolder:
             except OSError:
                 file.truncate(start)
                 raise
+
+    def counts(self) -> RoutingCounts | None:
+        """What a watched run has counted, a step for each reading; None before the first, and of any other run."""
+        watched = self.watched()
+        return None if watched is None else counts_of_lines(self.metric_log().lines, watched, f"run {self.name}")
 
     def write_evaluation(self, evaluation: Evaluation) -> None:
         """Keep the figures of scoring the whole held-out text (moe_core.evaluation.evaluate)."""

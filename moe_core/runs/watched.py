@@ -5,15 +5,18 @@ Such a run has no configuration, no checkpoint and no text of its own; this file
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.runs.checksum import read_typed, with_checksum
-from moe_core.runs.metric_log import Count, Word
+from moe_core.runs.metric_log import Count, LoadLine, MetricLine, Word
 
 FILE = "watched.json"
 Layer = Annotated[int, Field(ge=0, le=100_000)]
@@ -51,6 +54,31 @@ def watched_from_bytes(content: bytes, path: Path) -> tuple[WatchedModel, bool]:
     """Read watched.json, and whether it was verified. Raises RunError naming the file and the first wrong field."""
     return read_typed(
         content, path, _reader(), "does not describe a model", "restore it from a copy, or watch the training again"
+    )
+
+
+def counts_of_lines(lines: Iterable[MetricLine], model: WatchedModel, source: str) -> RoutingCounts | None:
+    """What the "load" lines of a watched run add up to, a step for each reading; None where there is none."""
+    loads = [line for line in lines if isinstance(line, LoadLine) and line.tokens_per_expert is not None]
+    places = {layer: place for place, layer in enumerate(model.layers)}
+    fitting = [line for line in loads if line.layer in places and len(line.expert_load) == model.num_experts]
+    steps = sorted({line.step for line in fitting})
+    at = {step: place for place, step in enumerate(steps)}
+    counts = np.zeros((len(steps), len(places), model.num_experts), np.int64)
+    tokens = np.zeros(len(steps), np.int64)
+    for line in fitting:
+        counts[at[line.step], places[line.layer]] += np.array(line.tokens_per_expert, np.int64)
+        tokens[at[line.step]] = max(tokens[at[line.step]], line.tokens or 0)
+    if not tokens.any():
+        return None
+    return RoutingCounts.from_arrays(
+        counts,
+        top_k=model.top_k,
+        tokens=tokens,
+        steps=steps,
+        layers=model.layers,
+        varying_experts=model.varying_experts,
+        source=source,
     )
 
 

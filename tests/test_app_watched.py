@@ -1,0 +1,59 @@
+"""A run that was watched in someone else's loop: what the pages show of it, and what they say is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from app_support import Open, shown
+from routers_support import model_with
+from watch_support import train
+
+from moe_core.runs import RunFolder
+from moe_core.training import watch
+
+
+@pytest.fixture
+def watched_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoints folder with the watched run "theirs"."""
+    monkeypatch.setattr("moe_core.training.watching.READ_SHARE", np.inf)
+    model = model_with("softmax").train()
+    with watch(model, run="theirs", every=2, root=tmp_path) as log:
+        for _ in train(model, torch.optim.SGD(model.parameters(), lr=0.01)):
+            log.record(loss=2.5)
+    return tmp_path
+
+
+def test_training_overview_and_time_show_what_was_counted(dashboard: Open, watched_root: Path) -> None:
+    at = dashboard(watched_root, "training")
+    text = shown(at)
+    assert "Finished 7 steps in" in text
+    figures = {metric.label: str(metric.value) for metric in at.metric}
+    assert figures["Loss while training"] == "2.50 nats"
+    assert figures["Dead experts"].endswith(" of 18")
+    assert not [button for button in at.button if button.key in ("stop_training", "resume_training")]
+
+    at = dashboard(watched_root)
+    assert "3 MoE layers of 6 experts, 3 for each token." in shown(at)
+    assert "168 tokens in 4 readings: the text that it is trained on, read at steps 2 to 7." in shown(at)
+
+    at = dashboard(watched_root, "time", layer="1", step="4")
+    assert "At step 7 expert" in shown(at)
+    assert "Step 4:" in shown(at)
+    assert "Only counts were kept of this run" in shown(at)
+    assert at.select_slider[0].value == 4
+
+
+def test_pages_that_need_more_say_in_a_sentence_what(dashboard: Open, watched_root: Path) -> None:
+    for page in ("tokens", "domains", "experts", "flow", "compare"):
+        assert "give watch(...) a probe text" in shown(dashboard(watched_root, page)), page
+    for page in ("generation", "interventions"):
+        assert "watched in another training loop, and its model is there" in shown(dashboard(watched_root, page)), page
+
+
+def test_a_damaged_description_breaks_this_run_alone(dashboard: Open, watched_root: Path) -> None:
+    path = RunFolder("theirs", watched_root).path / "watched.json"
+    path.write_bytes(path.read_bytes().replace(b'"top_k": 3', b'"top_k": 2'))
+    assert "was changed after it was written" in shown(dashboard(watched_root))
