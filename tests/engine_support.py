@@ -55,8 +55,8 @@ class Engine:
         self.change: Callable[[Answer], Answer] = lambda answer: answer
         """Made of every answer about a text."""
         self.detokenizes = True
-        self.asked: list[str] = []
-        """Texts that were asked about, in order."""
+        self.asked: list[str | list[int]] = []
+        """Texts that were asked about, in order, or their ids."""
         self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.sglang_top_k: int | None = None
@@ -81,9 +81,14 @@ class Engine:
         with self._lock:
             return self.faults.pop(0) if self.faults else None
 
-    def vllm_answer(self, text: str, tokens: int) -> Answer:
-        """What was recorded of a text, with the first `tokens` of its answer."""
-        whole = json.loads(json.dumps(self.answers[text]))
+    def vllm_answer(self, text: str | list[int], tokens: int) -> Answer:
+        """What was recorded of a text, or of the beginning that is given as ids, with `tokens` of its answer."""
+        if isinstance(text, list):
+            begun = [one["choices"][0]["prompt_token_ids"][: len(text)] for one in self.answers.values()]
+            whole = json.loads(json.dumps([*self.answers.values()][begun.index(text)]))
+            whole["choices"][0]["prompt_token_ids"] = text
+        else:
+            whole = json.loads(json.dumps(self.answers[text]))
         choice = whole["choices"][0]
         prompt = len(choice["prompt_token_ids"])
         choice["routed_experts"] = npy_base64(experts_of(whole)[: prompt + tokens - 1])
@@ -91,7 +96,7 @@ class Engine:
         whole["usage"] = {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
         return self.change(whole)
 
-    def sglang_answer(self, text: str, tokens: int) -> Answer:
+    def sglang_answer(self, text: str | list[int], tokens: int) -> Answer:
         """The same as /generate of SGLang gives it."""
         vllm = self.vllm_answer(text, tokens)
         choice = vllm["choices"][0]
@@ -108,7 +113,7 @@ class Engine:
             },
         }
 
-    def sglang_completion(self, text: str, tokens: int) -> Answer:
+    def sglang_completion(self, text: str | list[int], tokens: int) -> Answer:
         """The same through SGLang's form of OpenAI's interface."""
         native, vllm = self.sglang_answer(text, tokens), self.vllm_answer(text, tokens)
         vllm["choices"][0].pop("routed_experts")
@@ -156,7 +161,10 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, question: Answer) -> None:
         engine = self.engine
         if self.path == "/generate":
-            text, tokens = question["text"], question["sampling_params"]["max_new_tokens"]
+            text, tokens = (
+                question.get("text", question.get("input_ids")),
+                question["sampling_params"]["max_new_tokens"],
+            )
             engine.asked.append(text)
             self.send(200, engine.sglang_answer(text, tokens))
             return
@@ -168,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, status: int, answer: Any, **headers: str) -> None:
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        for name, value in {"Content_Length": str(len(content)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(content)

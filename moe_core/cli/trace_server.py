@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_core.cli.convert import TokenTexts, layer_numbers
+from moe_core.cli.exits import Terminated, printable
 from moe_core.cli.options import Parser, positive, whole
 from moe_core.cli.output import Output, progress_on_stderr
 from moe_core.errors import UsageError
@@ -86,7 +89,7 @@ def ask_server(arguments: argparse.Namespace, documents: Sequence[Document], out
         concurrency=arguments.concurrency or Asking.concurrency,
         incomplete=arguments.incomplete or Asking.incomplete,
     )
-    with progress_on_stderr() as progress:
+    with _saying_what_is_kept(arguments.out), progress_on_stderr() as progress:
         asked = trace_server(
             arguments.server,
             documents,
@@ -125,6 +128,20 @@ def ask_server(arguments: argparse.Namespace, documents: Sequence[Document], out
         }
     )
     return 0
+
+
+@contextmanager
+def _saying_what_is_kept(out: str) -> Iterator[None]:
+    """After Ctrl-C or a signal, say that nothing is lost."""
+    from moe_core.client.kept_answers import kept_beside
+
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        if kept_beside(out).exists():
+            kept = f"The answers so far are kept in {str(kept_beside(out))!r}: the same command goes on from there."
+            print(printable(kept), file=sys.stderr)
+        raise
 
 
 def _refuse_options_of_a_model(arguments: argparse.Namespace) -> None:

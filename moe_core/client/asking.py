@@ -15,7 +15,7 @@ from moe_core.client.checking import Checking
 from moe_core.client.concurrent_questions import CUT, Questions
 from moe_core.client.connection import Connection, Limits
 from moe_core.client.engines import recognise
-from moe_core.client.kept_answers import KeptAnswers, Question
+from moe_core.client.kept_answers import Answer, KeptAnswers, Question, kept_beside
 from moe_core.data.document import Document
 from moe_core.errors import ServerError, TraceError, UsageError
 from moe_core.progress import Progress, silent
@@ -25,8 +25,6 @@ from moe_core.routing.recordings.pieces import Piece, Recording
 from moe_core.routing.recordings.responses import FIRST_TOKENS_MISSING
 
 INCOMPLETE = ("refuse", "keep")
-KEPT_SUFFIX = ".answers.jsonl"
-"""What is added to the trace's name for the answers that are kept until it is written."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +88,19 @@ def trace_server(
         keep = asking.incomplete == "keep"
         questions = Questions(portal, connection, served, asking.concurrency, asking.max_new_tokens, keep)
         checking = Checking(documents, options, prompt_only=not asking.max_new_tokens, complete=not keep)
-        kept_at = Path(f"{to}{KEPT_SUFFIX}")
         engine, model = served.dialect.kind, served.model
-        with KeptAnswers(kept_at, _question(engine, model, asking, documents), checking.check) as kept:
+
+        def check_kept(number: int, answer: Answer) -> None:
+            progress("looking at kept answers", number, len(documents))
+            checking.check(number, answer)
+
+        with KeptAnswers(kept_beside(to), _question(engine, model, asking, documents), check_kept) as kept:
             resumed = len(kept)
             _ask_the_rest(questions, documents, kept, checking, progress)
             recording = Recording(kept.path, engine, f"{title_of(engine)} of {model}", origin=origin)
             _set_pieces(recording, kept, checking, documents)
-
-            def server_texts(ids: Sequence[int]) -> Mapping[int, str]:
-                stage = "asking for the tokens' text"
-                found = questions.token_texts(ids, lambda done: progress(stage, done, len(ids)))
-                if found is None:
-                    recording.note("the server gives no text of its tokens: --tokenizer does")
-                return found or {}
-
-            trace = convert_recording(recording, to, options, texts=texts or server_texts, progress=progress)
+            texts = texts or _texts_of_server(questions, recording, progress)
+            trace = convert_recording(recording, to, options, texts=texts, progress=progress)
             kept.remove()
     return Asked(engine, model, trace, resumed)
 
@@ -121,8 +116,7 @@ def _ask_the_rest(
 
     def report() -> None:
         trouble = questions.connection.trouble
-        stage = f"the server is busy or away ({trouble[:60]})" if trouble else "asking the server"
-        progress(stage, len(kept), len(documents))
+        progress(f"asking the server{f' (busy or away: {trouble[:60]})' if trouble else ''}", len(kept), len(documents))
 
     missing = [number for number in range(len(documents)) if number not in kept]
     report()
@@ -161,6 +155,18 @@ def _set_pieces(recording: Recording, kept: KeptAnswers, checking: Checking, doc
         progress("reading", len(documents), len(documents))
 
     recording.pieces = pieces
+
+
+def _texts_of_server(questions: Questions, recording: Recording, progress: Progress) -> Texts:
+    """The server asked for the text of each token; the recording notes where it gives none."""
+
+    def texts(ids: Sequence[int]) -> Mapping[int, str]:
+        found = questions.token_texts(ids, lambda done: progress("asking for the tokens' text", done, len(ids)))
+        if found is None:
+            recording.note("the server gives no text of its tokens: --tokenizer does")
+        return found or {}
+
+    return texts
 
 
 def _question(engine: str, model: str, asking: Asking, documents: Sequence[Document]) -> Question:

@@ -54,7 +54,7 @@ class Checking:
         where = f"the answer to document {number} ({self._documents[number].source})"
         try:
             found = list(texts_of(answer, where, f"document {number}", self._options))
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             raise TraceError(f"{where} is not as a server answers ({type(error).__name__}: {error})") from None
         if len(found) != 1:
             raise TraceError(f"{where} holds {len(found)} texts; expected one")

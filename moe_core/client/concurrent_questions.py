@@ -21,6 +21,8 @@ Answer = dict[str, object]
 CUT = "moescope_cut"
 """A field of ours in an answer: of the text, only the beginning was read."""
 REPORT_SECONDS = 1.0
+MOST_TOKEN_CHARACTERS = 200
+"""Of a token's text: more is no token."""
 _TOO_LONG = re.compile(r"context[ _]length|longer than the model")
 
 
@@ -73,7 +75,8 @@ class Questions:
                     return
                 done, _ = wait(under_way, timeout=REPORT_SECONDS, return_when=FIRST_COMPLETED)
                 report()
-                for future in done:
+                # One that failed comes last, so that nothing is lost that came with it.
+                for future in sorted(done, key=lambda one: one.exception() is not None):
                     yield under_way.pop(future), future.result()
                     allowed = self.concurrency
         finally:
@@ -83,8 +86,8 @@ class Questions:
     async def _ask_document(self, document: Document, name: str) -> Answer:
         try:
             return await self._ask_prompt(document.text, name)
-        except RefusedError as error:
-            if not _TOO_LONG.search(error.words):
+        except ServerError as error:
+            if not isinstance(error, RefusedError) or not _TOO_LONG.search(error.words):
                 raise ServerError(f"{name} ({document.source}): {error}") from None
             if not self.cut_long_texts:
                 size = f" of {self.served.context:,} tokens" if self.served.context else ""
@@ -126,7 +129,9 @@ class Questions:
         except RefusedError:
             return None
         found = answer.get("prompt", answer.get("text")) if isinstance(answer, dict) else None
-        return half_of_doubled(found) if isinstance(found, str) else None
+        if not isinstance(found, str):
+            return None
+        return half_of_doubled(found.encode(errors="replace").decode())[:MOST_TOKEN_CHARACTERS]
 
 
 def half_of_doubled(text: str) -> str:

@@ -9,10 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from moe_core.errors import TraceError, UsageError
+from moe_core.errors import ServerError, TraceError, UsageError
 from moe_core.files import lock
 
 Answer = dict[str, Any]
+
+
+def kept_beside(trace: str | Path) -> Path:
+    """Where the answers are kept until the trace is written."""
+    return Path(f"{trace}.answers.jsonl")
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,12 @@ class KeptAnswers:
 
     def _append(self, line: dict[str, Any]) -> int:
         begin = self._end
+        try:
+            content = json.dumps(line).encode() + b"\n"
+        except RecursionError:
+            raise ServerError("an answer of the server nests deeper than any engine's; check the address") from None
         self._file.seek(begin)
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.write(content)
         self._file.flush()
         self._end = self._file.tell()
         return begin

@@ -91,6 +91,7 @@ class Text:
             experts=self.experts[:rows],
             token_ids=None if self.token_ids is None else self.token_ids[:rows],
             weights=None if self.weights is None else self.weights[:rows],
+            texts=None if self.texts is None else self.texts[:rows],
         )
 
     def pieces(self, document: int, source: int, domain: int, progress: Progress | None = None) -> Iterator[Piece]:
