@@ -43,7 +43,7 @@ class Facts:
 
 def examine(recording: Recording, options: Options, progress: Progress) -> Facts:
     """Read all of it once. Raises TraceError naming row and column; notes on the recording what was found."""
-    found = _Findings(recording, options.num_experts or recording.num_experts)
+    found = _Findings(recording, options.num_experts)
     for piece in recording.pieces(progress):
         found.add(piece)
     return found.facts(options)
@@ -68,7 +68,7 @@ class _Findings:
 
     def __init__(self, recording: Recording, num_experts: int | None) -> None:
         self.recording = recording
-        self.num_experts = num_experts
+        self.told_experts = num_experts
         self.shape: tuple[int, int] | None = None
         self.tokens = 0
         self.unrecorded = 0
@@ -81,6 +81,11 @@ class _Findings:
         self.has: dict[str, bool] = {}
         self.routed_L: BoolArray = np.zeros(0, dtype=np.bool_)
         self.repeated_L: list[str | None] = []
+
+    @property
+    def num_experts(self) -> int | None:
+        """E, where the user or the recording says it; a reader may learn it with the first piece."""
+        return self.told_experts or self.recording.num_experts
 
     def add(self, piece: Piece) -> None:
         L, K = piece.experts.shape[1:]

@@ -85,7 +85,7 @@ class Recording:
     layers: Sequence[int] | None = None
     """[L] layer numbers where the file names them; None = it counts its layers from 0."""
     num_experts: int | None = None
-    """E where the file says it."""
+    """E where the file says it; set before the first piece comes."""
     domains: list[str] = field(default_factory=list)
     """Names of the domains; grows while pieces are read."""
     origin: str = ""

@@ -54,6 +54,9 @@ STORAGES = {
 """How the numbers of each type of storage lie in the file. bfloat16 is the upper half of a float32."""
 
 
+ReadEntry = Callable[[str], bytes]
+
+
 @dataclass(frozen=True)
 class Storage:
     """The numbers of one tensor or several, in an entry of the archive."""
@@ -61,8 +64,9 @@ class Storage:
     kind: str
     """A name of STORAGES."""
     size: int
-    read: Callable[[], bytes] = field(repr=False)
-    """Reads its entry and checks it against its checksum; raises TraceError."""
+    entry: str
+    read: ReadEntry = field(repr=False)
+    """Reads an entry of the open file and checks it against its checksum; raises TraceError."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,13 @@ class Tensor:
     strides: tuple[int, ...]
     """In numbers."""
 
-    def array(self) -> npt.NDArray[Any]:
-        """Its numbers, read now; those of bfloat16 as float32. Raises TraceError where they are damaged."""
-        flat = np.frombuffer(self.storage.read(), dtype=STORAGES[self.storage.kind])
+    def array(self, read: ReadEntry | None = None) -> npt.NDArray[Any]:
+        """Its numbers, read now; those of bfloat16 as float32. Raises TraceError where they are damaged.
+
+        `read` is that of opened_entries, where the block of opened_torch_file has ended.
+        """
+        content = (read or self.storage.read)(self.storage.entry)
+        flat = np.frombuffer(content, dtype=STORAGES[self.storage.kind])
         width = flat.itemsize
         # Every place lies within the storage: checked when the tensor was made.
         view = np.lib.stride_tricks.as_strided(
@@ -94,6 +102,32 @@ def opened_torch_file(path: Path, progress: Progress = silent) -> Iterator[objec
 
     Raises TraceError naming the file and, where that tells anything, the place in it.
     """
+    with _opened_archive(path) as archive:
+        yield _content_of_archive(archive, repr(str(path)), progress)
+
+
+@contextmanager
+def opened_entries(path: Path) -> Iterator[ReadEntry]:
+    """What reads the entries of a file whose tensors are known already; its pickle may be long. Raises TraceError."""
+    with _opened_archive(path) as archive:
+        yield _reader_of(archive, repr(str(path)))
+
+
+def first_words(path: Path) -> bytes:
+    """The first bytes of the file, where the pickle's first keys are: what tells formats of such files apart.
+
+    Raises TraceError for a file of another kind.
+    """
+    try:
+        with path.open("rb") as file:
+            _check_archive(file, repr(str(path)))
+            return file.read(4096)
+    except OSError as error:
+        raise TraceError(f"cannot read {str(path)!r}: {reason(error)}; check the path") from None
+
+
+@contextmanager
+def _opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     where = repr(str(path))
     with ExitStack() as opened:
         try:
@@ -102,7 +136,17 @@ def opened_torch_file(path: Path, progress: Progress = silent) -> Iterator[objec
             archive = opened.enter_context(zipfile.ZipFile(file))
         except DAMAGE as error:
             raise TraceError(f"{where} is no whole file of torch.save ({reason(error)}); copy it again") from None
-        yield _content_of_archive(archive, where, progress)
+        yield archive
+
+
+def _reader_of(archive: zipfile.ZipFile, where: str) -> ReadEntry:
+    def read(name: str) -> bytes:
+        try:
+            return archive.read(name)
+        except DAMAGE as error:
+            raise TraceError(f"{where}, entry {name[:80]!r} is damaged ({reason(error)}); copy it again") from None
+
+    return read
 
 
 def _check_archive(file: IO[bytes], where: str) -> None:
@@ -148,13 +192,7 @@ def _content_of_archive(archive: zipfile.ZipFile, where: str, progress: Progress
             f"expected {MAX_PICKLE_BYTES:,} at most"
         )
     folder = pickles[0].removesuffix(PICKLE)
-
-    def read(name: str) -> bytes:
-        try:
-            return archive.read(name)
-        except DAMAGE as error:
-            raise TraceError(f"{where}, entry {name[:80]!r} is damaged ({reason(error)}); copy it again") from None
-
+    read = _reader_of(archive, where)
     if f"{folder}/byteorder" in entries and read(f"{folder}/byteorder") != b"little":
         raise TraceError(f"{where} was written on a machine of another byte order; expected little")
 
@@ -172,7 +210,7 @@ def _content_of_archive(archive: zipfile.ZipFile, where: str, progress: Progress
             )
         if expected > MAX_STORAGE_BYTES:
             raise ValueError(f"entry {name[:80]!r} has {expected:,} bytes; expected {MAX_STORAGE_BYTES:,} at most")
-        return Storage(kind_name, size, lambda: read(name))
+        return Storage(kind_name, size, name, read)
 
     return unpickle(
         read(pickles[0]),
