@@ -62,6 +62,8 @@ class Engine:
         self.sglang_top_k: int | None = None
         """Set: it answers as SGLang does, at /generate too where `native`."""
         self.native = True
+        self.completes = True
+        """Unset: SGLang stops before it has written a token."""
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
@@ -100,6 +102,8 @@ class Engine:
         """The same as /generate of SGLang gives it."""
         vllm = self.vllm_answer(text, tokens)
         choice = vllm["choices"][0]
+        if not self.completes:
+            tokens, choice["token_ids"] = 0, []
         flat = experts_of(vllm).astype(np.int32).ravel()
         return {
             "text": "",

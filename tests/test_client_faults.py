@@ -188,9 +188,23 @@ def test_routing_that_cannot_be_is_refused(
         ask(address, engine, tmp_path / "x.parquet")
 
 
+def test_sglang_that_stopped_before_the_last_token_is_refused(engine: Engine, address: str, tmp_path: Path) -> None:
+    def aborted(answer: Answer) -> Answer:
+        rows = len(answer["choices"][0]["prompt_token_ids"]) - 1
+        answer["choices"][0]["routed_experts"] = npy_base64(np.full((rows, 4, 2), [1, 2], np.int32))
+        return answer
+
+    engine.models[0]["owned_by"] = "sglang"
+    engine.sglang_top_k, engine.completes = 2, False
+    engine.change = aborted
+    documents = [Document(text, "all", text, "") for text in engine.answers]
+    with pytest.raises(ServerError, match="1 tokens of document 0 come without routing"):
+        trace_server(address, documents, tmp_path / "x.parquet", top_k=2)
+
+
 def test_what_a_cache_swallowed_is_left_out_on_request(engine: Engine, address: str, tmp_path: Path) -> None:
-    whole = RoutingTrace.load(tmp_path / "w.parquet") if ask(address, engine, tmp_path / "w.parquet") else None
-    assert whole is not None
+    ask(address, engine, tmp_path / "w.parquet")
+    whole = RoutingTrace.load(tmp_path / "w.parquet")
     engine.change = first_only(CACHED)
     ask(address, engine, tmp_path / "x.parquet", incomplete="keep")
     trace = RoutingTrace.load(tmp_path / "x.parquet")
@@ -313,6 +327,22 @@ def test_nothing_listens(tmp_path: Path) -> None:
         pass
     with pytest.raises(ServerError, match=r"no server answers at http://127.*; start it, or check host and port"):
         trace_server(gone, [Document("x", "all", "x", "")], tmp_path / "x.parquet")
+
+
+def test_a_wrong_path_is_named(engine: Engine, address: str, tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"/llm/v1/models answers status 404, 'Not Found'; expected the address of"):
+        ask(f"{address}/llm", engine, tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    "variable", [("ALL_PROXY", "gopher://x"), ("ALL_PROXY", "http://x:y"), ("SSL_CERT_FILE", "no")]
+)
+def test_a_proxy_that_cannot_be_used_is_named(
+    variable: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(*variable)
+    with pytest.raises(UsageError, match=r"cannot be used .* NO_PROXY"):
+        trace_server("https://example.org", [Document("x", "all", "x", "")], tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize(

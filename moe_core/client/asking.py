@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,9 +91,11 @@ def trace_server(
         checking = Checking(documents, options, prompt_only=not asking.max_new_tokens, complete=not keep)
         engine, model = served.dialect.kind, served.model
 
+        looked_at = itertools.count(1)
+
         def check_kept(number: int, answer: Answer) -> None:
-            progress("looking at kept answers", number, len(documents))
             checking.check(number, answer)
+            progress("looking at kept answers", next(looked_at), len(documents))
 
         with KeptAnswers(kept_beside(to), _question(engine, model, asking, documents), check_kept) as kept:
             resumed = len(kept)

@@ -42,6 +42,7 @@ class Checking:
                 f"{first_L} with {first_K}; expected one model behind the server"
             )
         missing = text.start + int((~recorded_tokens(text.experts)).sum())
+        missing += max(0, (_prompt_tokens(answer) or 0) - text.start - len(text.experts))
         if missing and self._complete:
             raise ServerError(
                 f"{missing:,} tokens of document {number} come without routing, as from a prefix cache; start the "

@@ -75,13 +75,19 @@ class Connection:
         self.limits = limits or Limits()
         self.trouble = ""
         """Why the last attempt failed, while it is repeated; empty where all is well."""
-        self._client = httpx2.AsyncClient(
-            headers={"Accept": "application/json", "Accept-Encoding": "identity"}
-            | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
-            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
-            limits=httpx2.Limits(max_connections=None),
-            trust_env=not is_loopback(address),
-        )
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        try:
+            self._client = httpx2.AsyncClient(
+                headers=headers | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+                timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+                limits=httpx2.Limits(max_connections=None),
+                trust_env=not is_loopback(address),
+            )
+        except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+            raise UsageError(
+                f"the proxy or the certificates that the environment names cannot be used ({error}); mend HTTP_PROXY, "
+                f"ALL_PROXY or SSL_CERT_FILE, or put {address.host} into NO_PROXY"
+            ) from None
 
     async def __aenter__(self) -> Connection:
         await self._client.__aenter__()
