@@ -324,6 +324,24 @@ def test_steps_stand_in_for_sources() -> None:
     assert (found.state, found.surely_dead) == ("not healthy", 2)
 
 
+@pytest.mark.parametrize(("steps", "phi"), [(60, 0.0), (60, 0.8), (24, 0.8), (200, 0.95)])
+def test_the_interval_of_steps_holds_the_true_load_though_neighbours_are_alike(steps: int, phi: float) -> None:
+    """Logits that drift as AR(1) from step to step, even in the long run: 60 seeds each."""
+    held = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        drift = np.zeros((steps, 8))
+        drift[0] = rng.normal(size=8)
+        for step in range(1, steps):
+            drift[step] = phi * drift[step - 1] + np.sqrt(1 - phi**2) * rng.normal(size=8)
+        logits = 0.3 * drift[:, None] + rng.gumbel(size=(steps, 100, 8))
+        chosen = np.argpartition(-logits, 2, axis=2)[..., :2].reshape(steps, -1)
+        counts = np.stack([np.bincount(experts, minlength=8) for experts in chosen])
+        (row,) = metrics.load_balance(RoutingCounts.from_arrays(counts[:, None], top_k=2)).itertuples()
+        held += row.load_low <= 1.0 <= row.load_high
+    assert held >= 54
+
+
 def test_domains_without_sources_cannot_be_tested() -> None:
     counts = many_sources().counts("domain")
     test = baselines.domain_nmi(counts)

@@ -27,6 +27,8 @@ MAX_CLUSTERS = 64
 neighbouring tokens without documents too: their likeness then shows between clusters no more."""
 
 
+MIN_CLUSTERS_IN_A_ROW, MAX_AUTOCORRELATION = 3, 0.95
+"""Of fewer steps nothing is known of their likeness; more of it than this is not told from a trend."""
 VariesBy = Literal["source", "step", ""]
 
 
@@ -119,6 +121,8 @@ def share_bounds(found: Clusters) -> Bounds:
         none_LE, all_LE = np.zeros((L, E)), np.ones((L, E))
         return Bounds(none_LE, all_LE, all_LE, np.full(L, np.nan))
     variance_LE, independent_LE = _variances(found, share_LE)
+    if found.varies_by == "step":
+        variance_LE *= _likeness_of_neighbours(found)
     layer_L = ratio(variance_LE.sum(axis=1), independent_LE.sum(axis=1))
     # A layer that does not vary at all says nothing of the tokens; the others do.
     layer_L = np.where(np.isnan(layer_L), np.nanmax(layer_L, initial=1.0), layer_L)
@@ -162,6 +166,28 @@ def _variances(found: Clusters, share_LE: Float64Array) -> tuple[Float64Array, F
         n = int(own.sum())
         variance_LE += n / (n - 1) * ((counts_LNE - expected_LNE) ** 2).sum(axis=1)
     return variance_LE / found.total**2, np.clip(share_LE * (1 - share_LE), 0.0, None) / found.total
+
+
+def _likeness_of_neighbours(found: Clusters) -> float:
+    """How many times larger the variance of a mean is where neighbours are alike: (1 + r) / (1 - r).
+
+    r is the autocorrelation of neighbouring clusters, pooled over layers, strata and experts, without the bias of few
+    clusters (Marriott and Pope 1954, 10.1093/biomet/41.3-4.390). A load drifts through a training, and a batch of
+    requests is decoded for many steps: without this an interval of 60 steps at phi .8 held the truth in 79 of 100.
+    """
+    products = squares = 0.0
+    for stratum in np.unique(found.stratum):
+        own = found.stratum == stratum
+        counts_LNE, tokens_N = found.counts[:, own], found.tokens[own]
+        away_LNE = counts_LNE - (counts_LNE.sum(axis=1) / tokens_N.sum())[:, None] * tokens_N[:, None]
+        products += float((away_LNE[:, 1:] * away_LNE[:, :-1]).sum())
+        squares += float((away_LNE**2).sum())
+    N = len(found.tokens)
+    if not squares or N < MIN_CLUSTERS_IN_A_ROW:
+        return 1.0
+    observed = products / squares
+    r = min(max(observed + (1 + 3 * max(observed, 0.0)) / N, 0.0), MAX_AUTOCORRELATION)
+    return (1 + r) / (1 - r)
 
 
 def _with_neighbours(domain_N: Int64Array) -> tuple[Int64Array, Int64Array]:
