@@ -20,7 +20,7 @@ import streamlit as st
 
 from moe_core.config import Config
 from moe_core.errors import RunError, UsageError
-from moe_core.inference.subjects import ForeignModel, Live, TraceFile
+from moe_core.inference.subjects import ForeignModel, Live, RoutingFile
 from moe_core.progress import Progress
 from moe_core.routing.measured import Measured
 from moe_core.runs import RunFolder, RunSummary, list_runs
@@ -163,16 +163,16 @@ def _probe(root: str, name: str, step: int, changed: Stamp) -> Measured:
     return Measured(RunFolder(name, root).probe(step))
 
 
-def trace(file: TraceFile) -> Measured:
-    """The trace in the file, see routing.trace.trace.open_or_load. Raises TraceError."""
+def trace(file: RoutingFile) -> Measured:
+    """The trace or the counts in the file, see routing.opening.open_routing. Raises TraceError."""
     return _trace(str(file.path), stamp(file.path))
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading the trace ...")
+@st.cache_resource(max_entries=4, show_spinner="Reading the file ...")
 def _trace(path: str, changed: Stamp) -> Measured:
-    from moe_core.routing.trace.trace import open_or_load
+    from moe_core.routing.opening import open_routing
 
-    return Measured(open_or_load(path))
+    return Measured(open_routing(path).routing)
 
 
 def model_routing(model: ForeignModel, progress: Progress | None = None) -> Measured:

@@ -12,7 +12,7 @@ from typing import Any
 import streamlit as st
 
 from moe_core.errors import RunError
-from moe_core.inference.subjects import OPENED, Live, Subject, TraceFile
+from moe_core.inference.subjects import OPENED, Live, RoutingFile, Subject
 from moe_core.program import program
 from moe_core.runs import RunFolder
 
@@ -59,7 +59,7 @@ def selected_run() -> RunFolder:
 def live_subject() -> Live:
     """The run or model that is chosen. Raises RunError when a trace is."""
     chosen = subject()
-    if isinstance(chosen, TraceFile):
+    if isinstance(chosen, RoutingFile):
         raise RunError(f"{chosen.name} cannot read or write text; choose a run or a model in the side bar")
     return chosen
 

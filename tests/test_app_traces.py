@@ -14,7 +14,7 @@ from app.components.open_other import open_path, open_upload
 from app.components.trace_text import document_titles
 from moe_core.errors import TraceError, UsageError
 from moe_core.inference import subjects
-from moe_core.inference.subjects import Registry, TraceFile, open_from_command_line
+from moe_core.inference.subjects import Registry, RoutingFile, open_from_command_line
 from moe_core.routing import RoutingTrace
 from moe_core.routing.measured import Measured
 
@@ -157,10 +157,10 @@ def test_the_path_field_opens_a_trace_and_names_what_is_none(trace_path: Path, t
 def test_an_upload_is_kept_under_its_content_and_shown_by_its_name(trace_path: Path) -> None:
     content = trace_path.read_bytes()
     opened = open_upload("../../etc/mine.parquet", content)
-    assert isinstance(opened, TraceFile)
+    assert isinstance(opened, RoutingFile)
     assert opened.name == "trace mine.parquet"
     assert opened.path.parent.name.startswith("moescope-uploads-")
-    assert open_upload("mine.parquet", content) is opened
+    assert open_upload("mine.parquet", content) == opened
     with pytest.raises(TraceError, match="damaged"):
         open_upload("broken.parquet", content[:100])
     with pytest.raises(UsageError, match="null byte"):
@@ -189,7 +189,7 @@ def test_names_are_unique_and_the_oldest_goes(tmp_path: Path, trace_path: Path) 
         folder.mkdir()
         paths.append(folder / "same.parquet")
         paths[-1].write_bytes(content)
-        registry.open_trace(paths[-1])
+        registry.open_file(paths[-1])
     names = [one.name for one in registry.all()]
     assert len(set(names)) == subjects.MAX_OPENED
     assert "trace same.parquet" not in names

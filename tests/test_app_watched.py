@@ -37,7 +37,7 @@ def test_training_overview_and_time_show_what_was_counted(dashboard: Open, watch
 
     at = dashboard(watched_root)
     assert "3 MoE layers of 6 experts, 3 for each token." in shown(at)
-    assert "168 tokens in 4 readings: the text that it is trained on, read at steps 2 to 7." in shown(at)
+    assert "168 tokens at 4 steps: the text that it is trained on, read at steps 2 to 7." in shown(at)
 
     at = dashboard(watched_root, "time", layer="1", step="4")
     assert "At step 7 expert" in shown(at)

@@ -15,7 +15,7 @@ from app.components.routing_text import deep_or_probe, independence_warning, mea
 from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.experts import expert_domains_figure, expert_history_figure
 from moe_core.figures.load import loads_over_time
-from moe_core.inference.subjects import TraceFile
+from moe_core.inference.subjects import RoutingFile
 from moe_core.routing.measures.coactivation import coactivation_pairs
 from moe_core.routing.measures.domains import domain_cells
 from moe_core.routing.measures.experts import expert_sentence
@@ -77,7 +77,7 @@ with right:
         st.markdown("#### What it is worth")
         if is_elsewhere:
             st.caption("What is lost without an expert is measured on a model, which is in another training loop.")
-        elif isinstance(subject, TraceFile):
+        elif isinstance(subject, RoutingFile):
             st.caption("A trace does not know it: what is lost without an expert is measured on a model.")
         else:
             st.page_link(INTERVENTIONS, label="Switch it off and see", icon=":material/switch_access_shortcut:")

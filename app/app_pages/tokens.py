@@ -26,7 +26,7 @@ from moe_core.inference.passages import (
     arrays_of,
     trace_passages,
 )
-from moe_core.inference.subjects import Live, TraceFile
+from moe_core.inference.subjects import Live, RoutingFile
 from moe_core.program import program
 from moe_core.routing.measures.experts import layer_verdict
 from moe_core.runs import RunFolder
@@ -63,8 +63,8 @@ def trace_file(traced: TracedPassages) -> bytes:
 
 subject, layer = state.subject(), state.selected_layer()
 if isinstance(subject, RunFolder) and subject.is_watched():
-    subject = TraceFile(subject.name, subject.probe_path(loaders.probe_step(subject)))
-if isinstance(subject, TraceFile):
+    subject = RoutingFile(subject.name, subject.probe_path(loaders.probe_step(subject)))
+if isinstance(subject, RoutingFile):
     show_trace_text(subject, layer)
     st.stop()
 loaded = loaders.language_model(subject)

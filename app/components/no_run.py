@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import loaders
 from app.components.page import OVERVIEW, TRAINING, header, plain
-from moe_core.inference.subjects import Opened, Subject, TraceFile
+from moe_core.inference.subjects import Opened, RoutingFile, Subject
 from moe_core.program import program
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.words import sentence
@@ -31,6 +31,12 @@ _COUNTED_ONLY = (
     "experts do with it."
 )
 _TAKES_TOKENS = ("tokens", "domains", "experts", "flow", "compare")
+_COUNTS = "Counts keep no single tokens, so this page cannot show them: "
+_COUNTS_NEED = {
+    **{page: text.replace(_TRACES, _COUNTS) for page, text in _TRACE_NEEDS.items()},
+    "tokens": f"{_COUNTS}a text takes a trace, token by token.",
+    "flow": f"{_COUNTS}the way from layer to layer takes a trace, token by token.",
+}
 _MODEL_NEEDS = {"time": "The film of a training takes snapshots, which only a run that was trained here has."}
 
 
@@ -41,7 +47,9 @@ def need(page: str, subject: Subject) -> str | None:
             return None
         counted_only = page in _TAKES_TOKENS and not subject.probe_steps()
         return _COUNTED_ONLY if counted_only else _WATCHED_NEEDS.get(page)
-    return (_TRACE_NEEDS if isinstance(subject, TraceFile) else _MODEL_NEEDS).get(page)
+    if isinstance(subject, RoutingFile):
+        return (_COUNTS_NEED if subject.holds == "counts" else _TRACE_NEEDS).get(page)
+    return _MODEL_NEEDS.get(page)
 
 
 def explain_no_runs() -> None:
@@ -63,8 +71,9 @@ def explain_need(chosen: RunSummary | Opened, subject: str, reason: str) -> None
     if isinstance(chosen, RunSummary):
         st.page_link(TRAINING, label="How it learned", icon=":material/model_training:")
     else:
-        what = "trace" if isinstance(chosen, TraceFile) else "model"
-        st.page_link(OVERVIEW, label=f"What the {what} shows", icon=":material/dashboard:")
+        kind = chosen.name.partition(" ")[0]
+        shows = "counts show" if kind == "counts" else f"{kind} shows"
+        st.page_link(OVERVIEW, label=f"What the {shows}", icon=":material/dashboard:")
     if any(run.error is None for run in loaders.runs()):
         st.caption("Or choose a run in the side bar.")
     else:

@@ -13,8 +13,9 @@ from app import loaders, state
 from app.components.page import errors_as_boxes, plain
 from moe_core.errors import MoescopeError, UsageError
 from moe_core.files import user_path
-from moe_core.inference.subjects import OPENED, Opened, TraceFile
+from moe_core.inference.subjects import OPENED, Opened, RoutingFile
 from moe_core.program import program
+from moe_core.routing.measures.health import extent_words
 from moe_core.words import short_count
 
 # Session keys: the path field, the upload, what of it was opened last.
@@ -56,7 +57,7 @@ def open_path(given: str) -> Opened:
         raise UsageError("no path is given; expected a trace (.parquet) or the folder of a model")
     place = user_path(path)
     if place.is_file() or place.suffix.lower() in (".parquet", ".pq"):
-        return OPENED.open_trace(path)
+        return OPENED.open_file(path)
     if not place.exists() and not _HUB_NAME.fullmatch(path):
         raise UsageError(f"there is nothing at {path!r}; expected a trace (.parquet) or the folder of a model")
     model = OPENED.open_model(path)
@@ -73,16 +74,17 @@ def open_upload(name: str, content: bytes) -> Opened:
     path = Path(_FOLDER.name) / f"{hashlib.sha256(content).hexdigest()[:32]}.parquet"
     if not path.exists():
         path.write_bytes(content)
-    return OPENED.open_trace(path, shown=Path(name).name)
+    return OPENED.open_file(path, shown=Path(name).name)
 
 
 def describe_opened(opened: Opened) -> None:
     """What it is and how much, and a button that takes it off the list."""
-    is_trace = isinstance(opened, TraceFile)
-    where = str(opened.path) if isinstance(opened, TraceFile) else opened.where
+    is_file = isinstance(opened, RoutingFile)
+    kind = opened.name.partition(" ")[0]
+    where = str(opened.opened) if isinstance(opened, RoutingFile) else opened.where
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.badge("trace" if is_trace else "model", color="violet", help=plain(where),
-                 icon=":material/draft:" if is_trace else ":material/memory:")  # fmt: skip
+        st.badge(kind, color="violet", help=plain(where),
+                 icon=":material/draft:" if is_file else ":material/memory:")  # fmt: skip
         st.button("Close", key="close_opened", type="tertiary", icon=":material/close:", on_click=OPENED.close,
                   args=(opened.name,), help="Take it off the list; the files stay.")  # fmt: skip
     with errors_as_boxes("It cannot be read"):
@@ -90,9 +92,9 @@ def describe_opened(opened: Opened) -> None:
 
 
 def _facts_of_opened(opened: Opened) -> str:
-    if isinstance(opened, TraceFile):
-        trace = loaders.trace(opened).trace
-        return f"{trace.num_tokens:,} tokens of {trace.source or 'an unnamed model'}"
+    if isinstance(opened, RoutingFile):
+        measured = loaders.trace(opened)
+        return f"{measured.get(extent_words)}, from {measured.trace.source or 'an unnamed model'}"
     model = loaders.language_model(opened)
     weights = next(model.model.parameters())
     size = short_count(sum(parameter.numel() for parameter in model.model.parameters()))

@@ -11,7 +11,7 @@ from app import loaders, state
 from app.components.open_other import describe_opened
 from app.components.page import ago, plain
 from moe_core.errors import MoescopeError
-from moe_core.inference.subjects import OPENED, Opened, TraceFile
+from moe_core.inference.subjects import OPENED, Opened, RoutingFile
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.runs.names import is_run_name
 from moe_core.words import percent
@@ -117,7 +117,7 @@ def pick_layer(chosen: RunSummary | Opened | None) -> None:
 def _layers(chosen: RunSummary | Opened) -> Sequence[int]:
     if isinstance(chosen, RunSummary):
         return loaders.moe_layers(RunFolder(chosen.name))
-    if isinstance(chosen, TraceFile):
+    if isinstance(chosen, RoutingFile):
         return loaders.trace(chosen).trace.layers
     return loaders.language_model(chosen).moe_layers
 

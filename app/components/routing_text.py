@@ -13,13 +13,13 @@ from app import loaders, state
 from app.components.page import plain
 from app.components.progress import progress_bar
 from moe_core.errors import MoescopeError
-from moe_core.inference.subjects import ForeignModel, Subject, TraceFile
+from moe_core.inference.subjects import ForeignModel, RoutingFile, Subject
 from moe_core.program import program
 from moe_core.routing.measured import Measured
+from moe_core.routing.measures.health import extent_words
 from moe_core.routing.trace.independence import independence_note
 from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.runs import RunFolder
-from moe_core.words import count_of
 
 # Pairs of experts: layers x E x E. More rows than this are measured around the chosen layer only.
 MAX_PAIRS = 100_000
@@ -29,7 +29,7 @@ Step = tuple[Callable[..., Any], tuple[Any, ...]]
 def first_routing(subject: Subject) -> tuple[Measured, str]:
     """The routing that is there without waiting and, in words, of what text it is; a model reads our text first.
     Raises MoescopeError."""
-    if isinstance(subject, TraceFile):
+    if isinstance(subject, RoutingFile):
         return loaders.trace(subject), _source(loaders.trace(subject))
     if isinstance(subject, ForeignModel):
         return _model_routing(subject)
@@ -49,8 +49,8 @@ def _model_routing(model: ForeignModel) -> tuple[Measured, str]:
 
 
 def _source(measured: Measured) -> str:
-    source = measured.trace.source or "a model that the trace does not name"
-    return f"what the trace holds, of {source}"
+    holds = "counts hold" if isinstance(measured.trace, RoutingCounts) else "trace holds"
+    return f"what the {holds}, of {measured.trace.source or 'a model that is not named'}"
 
 
 def _deep_or_probe(run: RunFolder) -> tuple[Measured, str]:
@@ -111,11 +111,10 @@ def text_caption(measured: Measured, text: str) -> None:
 
 
 def amount(measured: Measured) -> str:
-    """ "2,000 tokens of 12 documents"; of a trace on disk, how much of it what looks at single tokens is of."""
+    """ "2,000 tokens of 12 documents"; of a trace on disk, how much of it what looks at single tokens is of; of
+    counts, whatever they count."""
     if isinstance(measured.trace, RoutingCounts):
-        steps = len(measured.trace.steps)
-        readings = f" in {count_of(steps, 'reading')}" if steps > 1 else ""
-        return f"{measured.trace.num_tokens:,} tokens{readings}"
+        return extent_words(measured.trace)
     tokens = measured.tokens
     documents = len(np.unique(tokens.document_ids))
     if not measured.is_sampled:

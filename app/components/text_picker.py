@@ -13,7 +13,7 @@ from app.components.text_choice import OWN, TextChoice, type_text
 from moe_core.errors import UsageError
 from moe_core.figures.sides import Side, one_text
 from moe_core.inference.passages import trace_passages
-from moe_core.inference.subjects import Live, Subject, TraceFile
+from moe_core.inference.subjects import Live, RoutingFile, Subject
 from moe_core.routing.measured import Measured
 from moe_core.runs import RunFolder
 
@@ -26,7 +26,7 @@ TYPED_TEXT = "def total(prices):\n    return sum(prices)\n"
 def pick_text(subject: Subject, letter: str, place: int) -> Side:
     """Draw the picker of text `letter`; its choice stands in the URL as text_a, text_b. `place`: the domain that is
     chosen at first. Raises UsageError while there is no text."""
-    if isinstance(subject, TraceFile):
+    if isinstance(subject, RoutingFile):
         measured = loaders.trace(subject)
         options = [measured.tokens.domains[i] for i in np.unique(measured.tokens.domain_ids)]
         if len(options) < 2:
@@ -36,7 +36,7 @@ def pick_text(subject: Subject, letter: str, place: int) -> Side:
     key = f"text_{letter.lower()}"
     state.preset(key, options, options[min(place, len(options) - 1)])
     name = str(st.segmented_control(f"Text {letter}", options, required=True, key=key, bind="query-params"))
-    if not isinstance(subject, TraceFile):
+    if not isinstance(subject, RoutingFile):
         if name == OWN:
             return Side("your own text", _typed(subject, f"{key}_typed"))
         with progress_bar("Sending text through the model") as bar:

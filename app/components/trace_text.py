@@ -20,7 +20,7 @@ from moe_core.inference.passages import TOKEN_LIMIT
 from moe_core.routing.measures.experts import layer_verdict
 
 if TYPE_CHECKING:
-    from moe_core.inference.subjects import TraceFile
+    from moe_core.inference.subjects import RoutingFile
     from moe_core.routing import RoutingTrace
 
 # Keys: the chosen document, in the URL; the first token shown of a long one.
@@ -31,7 +31,7 @@ MOST_DOCUMENTS = 500
 TITLE_TOKENS, TITLE_CHARACTERS = 16, 60
 
 
-def show_trace_text(file: TraceFile, layer: int) -> None:
+def show_trace_text(file: RoutingFile, layer: int) -> None:
     """Let a document be chosen and show where each of its tokens went."""
     measured = loaders.trace(file)
     trace = measured.tokens

@@ -5,16 +5,11 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moe_core.cli.convert import TokenTexts, add_recording_options
 from moe_core.cli.options import Parser, command, finish
 from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.program import program
-from moe_core.words import count_of
-
-if TYPE_CHECKING:
-    from moe_core.routing.trace.trace import AnyRouting
 
 
 def parser() -> Parser:
@@ -35,7 +30,7 @@ def parser() -> Parser:
 def open_file(arguments: argparse.Namespace, output: Output) -> int:
     """Print what the file holds, its health, and the table of questions."""
     from moe_core.routing.measures.capability import capabilities
-    from moe_core.routing.measures.health import describe_model, health
+    from moe_core.routing.measures.health import describe_model, extent_words, health
     from moe_core.routing.measures.load import load_balance
     from moe_core.routing.opening import open_routing
 
@@ -99,17 +94,3 @@ def open_file(arguments: argparse.Namespace, output: Output) -> int:
         }
     )
     return 0
-
-
-def extent_words(routing: AnyRouting) -> str:
-    """ "2,000 tokens of 12 sources in 2 domains", "8,000 choices at 12 steps"."""
-    from moe_core.routing.trace.routing_counts import RoutingCounts
-
-    words = count_of(routing.num_tokens, routing.unit if isinstance(routing, RoutingCounts) else "token")
-    if not isinstance(routing, RoutingCounts) or routing.knows_sources:
-        words += f" of {count_of(routing.count_sources(), 'source')}"
-    if isinstance(routing, RoutingCounts) and len(routing.steps) > 1:
-        words += f" at {count_of(len(routing.steps), 'step')}"
-    if len(routing.domains) > 1:
-        words += f" in {count_of(len(routing.domains), 'domain')}"
-    return words

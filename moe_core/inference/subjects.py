@@ -1,4 +1,4 @@
-"""What the dashboard can be opened on besides a run: a trace in a file, or a model of the transformers library.
+"""What the dashboard can be opened on besides a run: routing in a file, or a model of the transformers library.
 
 Everything that was opened on this server is offered to every session under a short name. The name stands in the URL,
 the path does not: a link can only choose what somebody opened here.
@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from moe_core.errors import MoescopeError, TraceError, UsageError
+from moe_core.errors import MoescopeError, UsageError
 from moe_core.files import user_path
 from moe_core.inference.device import DEVICES, DTYPES
+from moe_core.progress import Progress, silent
+from moe_core.routing.conversions import Holds
 from moe_core.runs import RunFolder
 
 MAX_OPENED = 16
@@ -24,12 +26,22 @@ MAX_OPENED = 16
 
 
 @dataclass(frozen=True)
-class TraceFile:
-    """A trace as written by RoutingTrace.save, TraceWriter or `main.py trace` and `main.py convert`."""
+class RoutingFile:
+    """Routing in a file: a trace or counts of ours, or a recording, which was converted into one of these."""
 
     name: str
-    """As in the side bar and the URL: "trace text.parquet". No run has such a name, as those have no spaces."""
+    """As in the side bar and the URL: "trace text.parquet", "counts imatrix.gguf". No run has such a name, as those
+    have no spaces."""
     path: Path
+    """The trace or the counts, a file of ours."""
+    holds: Holds = "tokens"
+    recording: Path | None = None
+    """What `path` was converted from; None where it is what was opened."""
+
+    @property
+    def opened(self) -> Path:
+        """What was opened, as a user knows it."""
+        return self.recording or self.path
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class ForeignModel:
     """Only from the command line: a page that anybody on this computer may open never starts foreign code."""
 
 
-Opened = TraceFile | ForeignModel
+Opened = RoutingFile | ForeignModel
 Subject = RunFolder | Opened
 """Anything that a page can show."""
 Live = RunFolder | ForeignModel
@@ -70,21 +82,18 @@ class Registry:
         with self._lock:
             return self._items.get(name)
 
-    def open_trace(self, path: str | Path, shown: str | None = None) -> TraceFile:
-        """Offer the trace at `path`, under the file's own name or `shown`. Raises TraceError when it is none."""
-        from moe_core.routing import RoutingTrace
+    def open_file(self, path: str | Path, shown: str | None = None, *, progress: Progress = silent) -> RoutingFile:
+        """Offer the routing at `path`, whatever routing.open_routing reads, under the file's own name or `shown`; a
+        recording is converted first. Raises TraceError when it is none."""
+        from moe_core.routing.conversions import file_of_ours
 
         place = user_path(path).resolve()
-        if place.is_dir():
-            raise TraceError(f"{str(path)!r} is a folder; expected a trace, a .parquet file")
-        RoutingTrace.open(place)
+        ours = file_of_ours(place, progress)
         with self._lock:
-            known = next((one for one in self._items.values() if getattr(one, "path", None) == place), None)
-            found = (
-                known
-                if isinstance(known, TraceFile)
-                else TraceFile(self._free_name(f"trace {shown or place.name}"), place)
-            )
+            known = next((one for one in self._items.values() if getattr(one, "opened", None) == place), None)
+            kind = "counts" if ours.holds == "counts" else "trace"
+            name = known.name if known is not None else self._free_name(f"{kind} {shown or place.name}")
+            found = RoutingFile(name, ours.path, ours.holds, None if ours.path == place else place)
             self._keep_opened(found)
         return found
 
@@ -166,7 +175,7 @@ def open_from_command_line(arguments: Sequence[str] | None = None) -> tuple[str 
 
 def _open_all(wanted: argparse.Namespace) -> None:
     how = {"device": wanted.device, "dtype": wanted.dtype, "trust_remote_code": wanted.trust_remote_code}
-    openers: list[Callable[[], Opened]] = [partial(OPENED.open_trace, path) for path in wanted.trace]
+    openers: list[Callable[[], Opened]] = [partial(OPENED.open_file, path) for path in wanted.trace]
     openers += [partial(OPENED.open_model, where, **how) for where in wanted.model]
     for opener in openers:
         try:

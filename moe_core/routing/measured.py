@@ -1,4 +1,4 @@
-"""A trace and what was measured on it: each measure once, whoever asks for it, however often a page runs again."""
+"""A trace or counts, and what was measured on it: each measure once, whoever asks, however often a page runs again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 @dataclass(eq=False)
 class Measured:
-    """One trace, shared between sessions (see app/loaders.py). What `get` returns is shared too: only read it."""
+    """One routing, shared between sessions (see app/loaders.py). What `get` returns is shared too: only read it."""
 
     trace: AnyRouting
     """In memory, or on disk where it is larger than that: then counted part by part; or counts alone."""
@@ -34,8 +34,8 @@ class Measured:
 
     @property
     def is_sampled(self) -> bool:
-        """True where `tokens` are not all tokens of the trace."""
-        return self.tokens.num_tokens < self.trace.num_tokens
+        """True where `tokens` are not all tokens of the trace; of counts nothing is drawn."""
+        return not isinstance(self.trace, RoutingCounts) and self.tokens.num_tokens < self.trace.num_tokens
 
     @property
     def tokens(self) -> RoutingTrace:
@@ -55,7 +55,7 @@ class Measured:
         return self.keep(_key(measure, args, kwargs), lambda: measure(self.trace, *args, **kwargs))
 
     def look(self, measure: Callable[Concatenate[RoutingTrace, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """measure(tokens, *args, **kwargs), for what looks at single tokens; else as `get`."""
+        """measure(tokens, *args, **kwargs), for what looks at single tokens, so never of counts (TraceError)."""
         return self.keep(_key(measure, args, kwargs), lambda: measure(self.tokens, *args, **kwargs))
 
     def has(self, measure: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs) -> bool:
@@ -72,10 +72,12 @@ class Measured:
     def part(self, layers: Sequence[int]) -> Measured:
         """Some layers only, measured apart: pairs of experts of every layer of a large model are too many.
 
-        Of a trace on disk some layers are a sample; all of them are the whole trace.
+        Of a trace on disk some layers are a sample; all of them are the whole trace. Counts are never a sample.
         """
         if list(layers) == self.trace.layers:
             return self
+        if isinstance(self.trace, RoutingCounts):
+            return self.get(_counts_only, tuple(layers))
         return self.look(_layers_only, tuple(layers))
 
 
@@ -91,3 +93,11 @@ def _layers_only(trace: RoutingTrace, layers: tuple[int, ...]) -> Measured:
         if (array := getattr(trace, name)) is not None
     }
     return Measured(replace(trace, **chosen, layers=list(layers)))
+
+
+def _counts_only(counts: AnyRouting, layers: tuple[int, ...]) -> Measured:
+    assert isinstance(counts, RoutingCounts)
+    places = [counts.layer_position(layer) for layer in layers]
+    extras = {name: values[places] for name, values in counts.extras.items()}
+    of_layers = counts.tokens_per_expert[:, places]
+    return Measured(replace(counts, tokens_per_expert=of_layers, layers=list(layers), extras=extras))

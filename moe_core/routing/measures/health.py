@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from moe_core.routing.trace.routing_counts import RoutingCounts
+from moe_core.routing.trace.trace import AnyRouting
 from moe_core.words import count_of, layers_named, number, percent, short_count
 
 IMBALANCE_LIMIT = 2.0
@@ -38,6 +40,18 @@ def describe_model(
         if active_parameters is not None:
             text += f", {short_count(active_parameters)} active for each token"
     return f"{text}."
+
+
+def extent_words(routing: AnyRouting) -> str:
+    """ "2,000 tokens of 12 sources in 2 domains", "8,000 choices at 12 steps"."""
+    words = count_of(routing.num_tokens, routing.unit if isinstance(routing, RoutingCounts) else "token")
+    if not isinstance(routing, RoutingCounts) or routing.knows_sources:
+        words += f" of {count_of(routing.count_sources(), 'source')}"
+    if isinstance(routing, RoutingCounts) and len(routing.steps) > 1:
+        words += f" at {count_of(len(routing.steps), 'step')}"
+    if len(routing.domains) > 1:
+        words += f" in {count_of(len(routing.domains), 'domain')}"
+    return words
 
 
 TOO_LITTLE = "Too little text to tell whether the routing is healthy"
