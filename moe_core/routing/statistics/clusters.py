@@ -27,6 +27,8 @@ MAX_CLUSTERS = 64
 neighbouring tokens without documents too: their likeness then shows between clusters no more."""
 
 
+LEAST_FREEDOM_OF_STEPS = 3
+"""Degrees of freedom that steps have at least, however alike they are; fewer would know nothing of any training."""
 MIN_CLUSTERS_IN_A_ROW, MAX_AUTOCORRELATION = 3, 0.95
 """Of fewer steps nothing is known of their likeness; more of it than this is not told from a trend."""
 VariesBy = Literal["source", "step", ""]
@@ -122,7 +124,9 @@ def share_bounds(found: Clusters) -> Bounds:
         return Bounds(none_LE, all_LE, all_LE, np.full(L, np.nan))
     variance_LE, independent_LE = _variances(found, share_LE)
     if found.varies_by == "step":
-        variance_LE *= _likeness_of_neighbours(found)
+        likeness = _likeness_of_neighbours(found)
+        variance_LE *= likeness
+        freedom = min(freedom, max(int(freedom / likeness), LEAST_FREEDOM_OF_STEPS))
     layer_L = ratio(variance_LE.sum(axis=1), independent_LE.sum(axis=1))
     # A layer that does not vary at all says nothing of the tokens; the others do.
     layer_L = np.where(np.isnan(layer_L), np.nanmax(layer_L, initial=1.0), layer_L)
