@@ -161,7 +161,7 @@ def test_an_upload_is_kept_under_its_content_and_shown_by_its_name(trace_path: P
     assert opened.name == "trace mine.parquet"
     assert opened.path.parent.name.startswith("moescope-uploads-")
     assert open_upload("mine.parquet", content) == opened
-    with pytest.raises(TraceError, match="damaged"):
+    with pytest.raises(TraceError, match="no readable Parquet file"):
         open_upload("broken.parquet", content[:100])
     with pytest.raises(UsageError, match="null byte"):
         open_path("a\0b")
