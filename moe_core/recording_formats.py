@@ -58,6 +58,13 @@ RECORDING_FORMATS = (
     RecordingFormat("imatrix", "llama.cpp importance matrix", ("gguf",), f"{READERS}.imatrix", holds="counts"),
     RecordingFormat("parquet", "Parquet table", ("parquet",), f"{READERS}.parquet_table"),
     RecordingFormat(
+        "sglang-tokens",
+        "SGLang expert distribution, per token",
+        ("torch",),
+        f"{READERS}.sglang_tokens",
+        side_by_side="expert_distribution_recorder_*.pt",
+    ),
+    RecordingFormat(
         "megatron-trace",
         "Megatron-LM router trace",
         ("json",),
