@@ -103,6 +103,11 @@ class Watch:
         for name, value, least in (("every", every, 1), ("steps", steps, 0), ("step", step or 0, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{name} = {value!r} is not allowed; expected a whole number from {least} on")
+        if isinstance(model, nn.DataParallel):
+            raise UsageError(
+                "nn.DataParallel runs copies of the model in threads, which cannot be counted exactly; train with one "
+                "process a device (torchrun), or on one device"
+            )
         self._name, self._model, self._every, self._by_hand = run, model, every, by_hand
         self._ranks = Ranks(group)
         self._counter = ExpertCounter(model)
