@@ -223,7 +223,25 @@ def test_of_a_text_that_is_too_long_the_beginning_is_read_on_request(
     assert engine.asked[0] == ids[:7]
     trace = RoutingTrace.load(tmp_path / "x.parquet")
     assert trace.token_ids[trace.document_ids == 0].tolist() == ids[:7]
-    assert "of 1 texts only the beginning was read" in trace.source
+    assert "of 1 text only the beginning was read" in trace.source
+
+
+def test_what_was_kept_whole_serves_a_command_that_takes_beginnings_too(
+    engine: Engine, address: str, tmp_path: Path
+) -> None:
+    """The error proposes --incomplete keep: the same command with it goes on. Back again it is refused."""
+    engine.models[0]["max_model_len"] = 8
+    path = tmp_path / "x.parquet"
+    engine.faults = [*stopped_after(3)[:3], status(400, LONG)]
+    with pytest.raises(ServerError, match="3 of 12 answers are kept"):
+        ask(address, engine, path, concurrency=1)
+    engine.faults = [status(400, LONG), *stopped_after(2)]
+    with pytest.raises(ServerError, match="5 of 12 answers are kept"):
+        ask(address, engine, path, incomplete="keep", concurrency=1)
+    with pytest.raises(ServerError, match="read the beginning of document 3 alone, as --incomplete keep says"):
+        ask(address, engine, path)
+    ask(address, engine, path, incomplete="keep")
+    assert "of 1 text only the beginning was read" in RoutingTrace.load(path).source
 
 
 def test_no_more_questions_at_once_than_allowed_and_the_first_alone(

@@ -12,8 +12,8 @@ from pathlib import Path
 from anyio.from_thread import start_blocking_portal
 
 from moe_core.client.address import server_address
-from moe_core.client.checking import Checking
-from moe_core.client.concurrent_questions import CUT, Questions
+from moe_core.client.checking import CUT, Checking
+from moe_core.client.concurrent_questions import Questions
 from moe_core.client.connection import Connection, Limits
 from moe_core.client.engines import recognise
 from moe_core.client.kept_answers import Answer, KeptAnswers, Question, kept_beside
@@ -24,6 +24,7 @@ from moe_core.recording_formats import title_of
 from moe_core.routing.recordings.conversion import Imported, Texts, checked_options, convert_recording
 from moe_core.routing.recordings.pieces import Piece, Recording
 from moe_core.routing.recordings.responses import FIRST_TOKENS_MISSING
+from moe_core.words import count_of
 
 INCOMPLETE = ("refuse", "keep")
 
@@ -154,7 +155,9 @@ def _set_pieces(recording: Recording, kept: KeptAnswers, checking: Checking, doc
                 recording.note(FIRST_TOKENS_MISSING)
             yield from text.pieces(number, sources[document.source], domains[document.domain])
         if cut:
-            recording.note(f"of {cut:,} texts only the beginning was read: they are longer than the server's context")
+            recording.note(
+                f"of {count_of(cut, 'text')} only the beginning was read: the server's context holds no more"
+            )
         progress("reading", len(documents), len(documents))
 
     recording.pieces = pieces
@@ -176,7 +179,7 @@ def _question(engine: str, model: str, asking: Asking, documents: Sequence[Docum
     digest = hashlib.sha256()
     for document in documents:
         digest.update(json.dumps([document.text, document.domain, document.source]).encode())
-    return Question(engine, model, asking.max_new_tokens, asking.incomplete, len(documents), digest.hexdigest())
+    return Question(engine, model, asking.max_new_tokens, len(documents), digest.hexdigest())
 
 
 def _check_asking(asking: Asking, documents: Sequence[Document]) -> None:

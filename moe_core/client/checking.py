@@ -13,6 +13,8 @@ from moe_core.routing.recordings.pieces import Options
 from moe_core.routing.recordings.responses import texts_of
 
 Answer = dict[str, Any]
+CUT = "moescope_cut"
+"""A field of ours in an answer: of the text, only the beginning was read."""
 
 
 class Checking:
@@ -43,6 +45,11 @@ class Checking:
             )
         missing = text.start + int((~recorded_tokens(text.experts)).sum())
         missing += max(0, (_prompt_tokens(answer) or 0) - text.start - len(text.experts))
+        if CUT in answer and self._complete:
+            raise ServerError(
+                f"an earlier command read the beginning of document {number} alone, as --incomplete keep says; say it "
+                "again, or remove its answers"
+            )
         if missing and self._complete:
             raise ServerError(
                 f"{missing:,} tokens of document {number} come without routing, as from a prefix cache; start the "

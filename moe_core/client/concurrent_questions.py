@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from anyio.from_thread import BlockingPortal
 
+from moe_core.client.checking import CUT
 from moe_core.client.connection import Connection, RefusedError
 from moe_core.client.engines import Prompt, Served
 from moe_core.data.document import Document
@@ -18,8 +19,6 @@ from moe_core.errors import ServerError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Answer = dict[str, object]
-CUT = "moescope_cut"
-"""A field of ours in an answer: of the text, only the beginning was read."""
 REPORT_SECONDS = 1.0
 MOST_TOKEN_CHARACTERS = 200
 """Of a token's text: more is no token."""
@@ -91,6 +90,7 @@ class Questions:
                 raise ServerError(f"{name} ({document.source}): {error}") from None
             if not self.cut_long_texts:
                 size = f" of {self.served.context:,} tokens" if self.served.context else ""
+                size += f" with {self.max_new_tokens:,} new ones" if self.max_new_tokens else ""
                 raise ServerError(
                     f"{name} ({document.source}, {len(document.text):,} characters) is longer than the server's "
                     f"context{size}: cut it or leave it out, start the server with more, or say --incomplete keep to "

@@ -27,7 +27,6 @@ class Question:
     engine: str
     model: str
     max_new_tokens: int
-    incomplete: str
     documents: int
     texts: str
     """SHA-256 of the documents, their domains and their sources."""
