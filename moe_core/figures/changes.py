@@ -13,7 +13,7 @@ from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, la
 from moe_core.figures.measures import bar_mark, interval_mark
 from moe_core.figures.palette import HEAT, LAYER_SHADES, NEUTRAL, expert_colour
 from moe_core.routing.measures.comparison import diff_verdict
-from moe_core.routing.measures.movers import movers_verdict
+from moe_core.routing.measures.movers import movers_verdict, whose_tokens
 from moe_core.routing.measures.saturation import saturation_verdict
 from moe_core.words import percent, points
 
@@ -95,9 +95,9 @@ def movers_figure(movers: pd.DataFrame) -> Figure:
         label=[points(change) for change in top["change"]],
         end=top[["share_a", "share_b"]].max(axis=1),
         sentence=[
-            f"Expert {row.expert} of layer {row.layer} takes {percent(row.share_b)} of "
-            f"{'all' if row.domain == 'all' else row.domain} tokens in B, {percent(row.share_a)} in A: "
-            f"{points(row.change)}, 95 % interval {points(row.low)} to {points(row.high)}"
+            f"Expert {row.expert} of layer {row.layer} takes {percent(row.share_b)} of {whose_tokens(row._asdict())} "
+            f"in B, {percent(row.share_a)} in A: {points(row.change)}"
+            + (f", 95 % interval {points(row.low)} to {points(row.high)}" if row.low == row.low else "")
             + (": uncertain." if row.uncertain else ".")
             for row in rows(top)
         ],

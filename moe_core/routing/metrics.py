@@ -11,7 +11,7 @@ from moe_core.routing.measures.decisions import router_entropy, token_entropy
 from moe_core.routing.measures.domains import domain_divergence, domain_nmi, domain_specialization
 from moe_core.routing.measures.flow import layer_flow
 from moe_core.routing.measures.formation import formation, formed_at
-from moe_core.routing.measures.load import dropped_by_position, expert_load, load_balance
+from moe_core.routing.measures.load import dropped_by_position, expert_load, load_balance, load_by_step
 from moe_core.routing.measures.movers import routing_movers
 from moe_core.routing.measures.persistence import persistence
 from moe_core.routing.measures.saturation import saturation
@@ -29,6 +29,7 @@ __all__ = [
     "formed_at",
     "layer_flow",
     "load_balance",
+    "load_by_step",
     "match_experts",
     "persistence",
     "rename_experts",

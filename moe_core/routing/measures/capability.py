@@ -29,6 +29,7 @@ DOMAINS = "text of two domains or more, each named"
 STEPS = "counts of several steps, as a training logs them"
 SNAPSHOTS = "snapshots of a training on one text: a run that was trained or watched here"
 SECOND = "a second trace of the same text, under Compare"
+SECOND_OF_ANY_TEXT = "a second trace, or counts by source, of the same model, under Compare"
 TWO_EXPERTS = "a router that gives a token two experts or more"
 FIXED_EXPERTS = "a router that gives every token the same number of experts"
 TWO_LAYERS = "a model of two MoE layers or more"
@@ -76,7 +77,7 @@ def _missing(measure: Measure, routing: AnyRouting) -> str:
     if measure.needs == "tokens" and of_counts:
         return TOKENS
     if measure.of == "two traces":
-        return SECOND
+        return SECOND if measure.needs == "tokens" else SECOND_OF_ANY_TEXT
     if isinstance(routing, RoutingCounts) and measure.needs == "pairs" and "pairs" not in routing.extras:
         return PAIRS
     if measure in (COACTIVATION, COACTIVATION_PAIRS) and not of_counts and routing.top_k < 2:

@@ -15,7 +15,7 @@ from moe_core.routing.statistics.bootstrap import percentile_interval, resampled
 from moe_core.routing.trace.counts import expert_counts
 from moe_core.routing.trace.kernels import grouped_counts
 from moe_core.routing.trace.shares import entropy, normalised, ratio
-from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.trace.trace import AnyRouting, RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
 from moe_core.words import number, percent
 
@@ -120,13 +120,13 @@ def check_same_tokens(a: RoutingTrace, b: RoutingTrace, names: str = "the two tr
         raise TraceError(f"{names} have {difference}; expected traces of the same text with the same tokenizer")
 
 
-def check_same_layers(a: RoutingTrace, b: RoutingTrace, names: str = "the two traces") -> None:
+def check_same_layers(a: AnyRouting, b: AnyRouting, names: str = "the two traces") -> None:
     """Raises TraceError unless both have the same layers."""
     if a.layers != b.layers:
         raise TraceError(f"{names} have layers {a.layers} and {b.layers}; expected the same layers in both")
 
 
-def check_same_experts(a: RoutingTrace, b: RoutingTrace, names: str = "the two traces") -> None:
+def check_same_experts(a: AnyRouting, b: AnyRouting, names: str = "the two traces") -> None:
     """Raises TraceError unless both have the same layers and as many experts."""
     check_same_layers(a, b, names)
     if a.num_experts != b.num_experts:
