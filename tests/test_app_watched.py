@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from app_support import Open, shown
-from routers_support import model_with
+from app_support import Open, payload_of, shown
+from routers_support import model_with, tokens
 from watch_support import train
 
 from moe_core.runs import RunFolder
@@ -57,3 +57,30 @@ def test_a_damaged_description_breaks_this_run_alone(dashboard: Open, watched_ro
     path = RunFolder("theirs", watched_root).path / "watched.json"
     path.write_bytes(path.read_bytes().replace(b'"top_k": 3', b'"top_k": 2'))
     assert "was changed after it was written" in shown(dashboard(watched_root))
+
+
+@pytest.fixture
+def probed_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same with a probe text of two domains."""
+    monkeypatch.setattr("moe_core.training.watching.READ_SHARE", np.inf)
+    model = model_with("softmax").train()
+    probe = {
+        name: [tokens(1, 20, seed + 10 * k)[0].tolist() for k in range(4)] for name, seed in (("legal", 1), ("code", 2))
+    }
+    with watch(model, run="theirs", every=2, root=tmp_path, probe=probe, probe_every=2):
+        list(train(model, torch.optim.SGD(model.parameters(), lr=0.01)))
+    return tmp_path
+
+
+def test_with_a_probe_text_every_page_that_needs_no_model_shows_it(dashboard: Open, probed_root: Path) -> None:
+    overview = shown(dashboard(probed_root))
+    assert "read at steps 2 to 7" in overview
+    assert "one domain" not in overview
+    assert payload_of(dashboard(probed_root, "tokens"))["layers"] == [0, 1, 2]
+    assert payload_of(dashboard(probed_root, "time"))["layers"] == [0, 1, 2]
+    for page in ("domains", "experts", "flow", "compare", "training"):
+        at = dashboard(probed_root, page)
+        assert not at.error, (page, [error.value for error in at.error])
+        assert "probe text" not in " ".join(str(info.value) for info in at.info), page
+    assert "measured on a model, which is in another training loop" in shown(dashboard(probed_root, "experts"))
+    assert "its model is there" in shown(dashboard(probed_root, "generation"))

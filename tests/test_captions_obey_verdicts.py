@@ -26,8 +26,7 @@ from moe_core.routing.measures.domains import domain_cells, domain_verdict
 from moe_core.routing.measures.experts import expert_sentence
 from moe_core.routing.measures.movers import movers_verdict
 from moe_core.routing.measures.registry import COACTIVATION
-from moe_core.training.observe import ownership_events
-from moe_core.training.probe import domain_experts
+from moe_core.training.probe import domain_experts, ownership_events
 from tests.routing_support import trace_of
 
 PATTERN = re.compile(

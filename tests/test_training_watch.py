@@ -197,3 +197,55 @@ def test_importing_it_is_light() -> None:
         "import sys; import moe_core.training; assert 'torch' not in sys.modules; from moe_core.training import watch"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def legal_and_code() -> dict[str, list[list[int]]]:
+    return {
+        name: [tokens(1, 20, seed + 10 * k)[0].tolist() for k in range(4)] for name, seed in (("legal", 1), ("code", 2))
+    }
+
+
+def test_a_probe_text_is_read_at_first_now_and_then_and_in_the_end(tmp_path: Path) -> None:
+    model = model_with("softmax").train()
+    model.layers[1].eval()
+    modes = [module.training for module in model.modules()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    batches = []
+    with watch(model, run="mine", every=2, root=tmp_path, probe=legal_and_code(), probe_every=4):
+        for _ in train(model, optimizer):
+            batches.append([module.training for module in model.modules()])
+    assert all(found == modes for found in batches)
+    run = RunFolder("mine", tmp_path)
+    assert run.probe_steps() == [0, 4, 7]
+    probe = run.probe(7)
+    assert (probe.num_tokens, probe.domains, probe.num_layers) == (160, ["legal", "code"], 3)
+    with capture(model.eval()) as recorder, torch.no_grad():
+        for ids in [text for texts in legal_and_code().values() for text in texts]:
+            model(torch.tensor([ids]))
+    expected = recorder.trace(token_ids=probe.token_ids)
+    assert np.array_equal(probe.router_indices, expected.router_indices)
+    assert counted(run).sum() == 7 * 24 * 3 * 3  # the probe's own tokens are not among them
+    watched = run.watched()
+    assert watched is not None
+    assert watched.probe_tokens == 160
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        ({"legal": ["The tenant"]}, "give tokenizer="),
+        ({"legal": [[1, -2]]}, "expected text, or token ids"),
+        ({"legal": [[]]}, "expected text, or token ids"),
+        ({}, "has 0 tokens"),
+        ({"legal": [[1, 100_000]]}, "the model cannot read the probe text"),
+    ],
+)
+def test_a_probe_that_cannot_be_read_is_refused_before_a_file_is_written(
+    probe: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model = model_with("softmax").train()
+    with pytest.raises(UsageError, match=message):
+        watch(model, run="mine", root=tmp_path, probe=probe)
+    assert list(tmp_path.iterdir()) == []
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("transformers", reason="Hugging Face models need requirements-huggingface.txt")
 pytest.importorskip("accelerate", reason="the Trainer needs accelerate")
-from huggingface_support import tiny_model
+from huggingface_support import tiny_model, trained_tokenizer
 from test_training_watch import counted
 from transformers import Trainer, TrainingArguments
 
@@ -132,3 +132,14 @@ def test_counts_of_learning_weights_are_those_of_the_models_own_router_logits(tm
             optimizer.step()
             optimizer.zero_grad()
     assert np.array_equal(counted(RunFolder("theirs", tmp_path)), expected)
+
+
+def test_a_probe_of_texts_shows_the_text_of_its_tokens(tmp_path: Path) -> None:
+    model = tiny_model("qwen3_moe").train()
+    probe = {"english": ["The café opened"], "german": ["Der Rest"]}
+    with watch(model, run="theirs", root=tmp_path, probe=probe, tokenizer=trained_tokenizer("byte-level")):
+        pass
+    trace = RunFolder("theirs", tmp_path).probe(0)
+    texts = [trace.token_text(place) for place in range(trace.num_tokens)]
+    assert "".join(texts).replace("␣", " ") == "The café openedDer Rest"
+    assert trace.domains == ["english", "german"]

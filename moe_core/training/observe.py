@@ -16,7 +16,7 @@ from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress
 from moe_core.runs.checkpoint import LoadedRun
 from moe_core.runs.folder import RunFolder
-from moe_core.training.probe import DomainExpert, compact, domain_experts, load_records, probe_routing
+from moe_core.training.probe import compact, domain_experts, load_records, ownership_events, probe_routing
 from moe_core.training.trainer_state import TrainerState
 
 SAMPLE_TOKENS = 40
@@ -113,18 +113,6 @@ def observe_routing(
     if state.step:
         for event in ownership_events(found):
             log_event(run, state.step, event)
-
-
-def ownership_events(found: Sequence[tuple[DomainExpert, float]]) -> list[str]:
-    """One sentence an expert, whatever number of domains have come to own it at once; in the order of `found`."""
-    domains: dict[tuple[int, int], list[tuple[str, float]]] = {}
-    for (layer, expert, domain), lift in found:
-        domains.setdefault((layer, expert), []).append((domain, lift))
-    return [
-        f"expert {expert} in layer {layer} has become a {' and '.join(domain for domain, _ in owners)} expert: "
-        + ", ".join(f"{domain} tokens choose it {lift:.1f} times their even share" for domain, lift in owners)
-        for (layer, expert), owners in domains.items()
-    ]
 
 
 def write_sample(

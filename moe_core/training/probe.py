@@ -105,3 +105,15 @@ def domain_experts(trace: RoutingTrace, known: Collection[DomainExpert]) -> list
         )
     ]
     return [(owner, lift) for owner, lift in found if owner not in known]
+
+
+def ownership_events(found: Sequence[tuple[DomainExpert, float]]) -> list[str]:
+    """One sentence an expert, whatever number of domains have come to own it at once; in the order of `found`."""
+    domains: dict[tuple[int, int], list[tuple[str, float]]] = {}
+    for (layer, expert, domain), lift in found:
+        domains.setdefault((layer, expert), []).append((domain, lift))
+    return [
+        f"expert {expert} in layer {layer} has become a {' and '.join(domain for domain, _ in owners)} expert: "
+        + ", ".join(f"{domain} tokens choose it {lift:.1f} times their even share" for domain, lift in owners)
+        for (layer, expert), owners in domains.items()
+    ]

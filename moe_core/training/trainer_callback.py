@@ -10,21 +10,33 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from moe_core.training.watching import EVERY, Watch
+from moe_core.training.watch_probe import Probe
+from moe_core.training.watching import EVERY, PROBE_EVERY, Watch
 
 LOGGED = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "gradient_norm"}
 """What the Trainer logs, and what we call it."""
 
 
 class MoescopeCallback(TrainerCallback):
-    """Watch the experts while a Trainer trains. Arguments: see `watch`; the Trainer knows the steps itself.
+    """Watch the experts while a Trainer trains. Arguments: see `watch`; the Trainer knows the steps itself, and its
+    tokenizer unless another one is given.
 
     A training that goes on from a checkpoint goes on in its run, from the checkpoint's step. Errors at the beginning of
     a training raise as `watch` does; later ones end the watching, never the training.
     """
 
-    def __init__(self, run: str, *, every: int = EVERY, root: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        run: str,
+        *,
+        every: int = EVERY,
+        probe: Probe | None = None,
+        probe_every: int = PROBE_EVERY,
+        tokenizer: Any = None,
+        root: str | Path | None = None,
+    ) -> None:
         self._run, self._every, self._root = run, every, root
+        self._probe, self._probe_every, self._tokenizer = probe, probe_every, tokenizer
         self._watch: Watch | None = None
         self._ended_step = False
 
@@ -34,6 +46,7 @@ class MoescopeCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,  # noqa: ARG002
         model: Any = None,
+        processing_class: Any = None,
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Begin to watch."""
@@ -47,6 +60,9 @@ class MoescopeCallback(TrainerCallback):
             resume=done > 0,
             step=done,
             by_hand=True,
+            probe=self._probe,
+            probe_every=self._probe_every,
+            tokenizer=self._tokenizer or processing_class,
             root=self._root,
         )
 

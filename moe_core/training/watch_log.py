@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from moe_core.errors import UsageError
+from moe_core.routing import RoutingTrace
 from moe_core.routing.instruments.expert_counter import Tally
 from moe_core.runs.folder import RunFolder
 from moe_core.runs.metric_log import TrainLine
 from moe_core.runs.status import RunStatus, State
 from moe_core.runs.watched import WatchedModel
+from moe_core.training.probe import DomainExpert, domain_experts, ownership_events
 
 STATUS_SECONDS = 1.0
 
@@ -43,6 +45,8 @@ class WatchLog:
         self.run = run
         self.model = model
         self._stack = ExitStack()
+        self._owned: list[DomainExpert] = []
+        self._has_probe = False
         with ExitStack() as stack:
             known = run.watched() if resume and run.exists() else None
             if resume and run.exists():
@@ -81,6 +85,16 @@ class WatchLog:
         """Tell the world how far the training is."""
         self._written_at = time.monotonic()
         self.run.write_status(self.status)
+
+    def probe(self, trace: RoutingTrace) -> None:
+        """Keep the routing of the probe text, and say which experts a domain has come to own since the last time."""
+        self.run.write_probe(self.status.step, trace)
+        found = domain_experts(trace, self._owned) if len(trace.domains) > 1 else []
+        self._owned += [owner for owner, _ in found]
+        if self._has_probe:  # what it prefers at first is not news
+            for message in ownership_events(found):
+                self.event(message)
+        self._has_probe = True
 
     def event(self, message: str) -> None:
         """One sentence about something that happened."""

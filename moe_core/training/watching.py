@@ -20,8 +20,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -39,8 +39,9 @@ from moe_core.runs.status import State
 from moe_core.runs.watched import WatchedModel
 from moe_core.training.ranks import Ranks
 from moe_core.training.watch_log import WatchLog, Window
+from moe_core.training.watch_probe import Probe, ProbeText
 
-EVERY = 10
+EVERY, PROBE_EVERY = 10, 200
 READ_SHARE = 0.004
 """Of the time that the steps take: reading and writing takes no more."""
 FINE_WINDOWS = 500
@@ -51,40 +52,11 @@ FINE_NUMBERS = 250_000
 _log = logging.getLogger(__name__)
 
 
-@contextmanager
-def watch(
-    model: nn.Module,
-    run: str,
-    *,
-    every: int = EVERY,
-    steps: int = 0,
-    resume: bool = False,
-    step: int | None = None,
-    by_hand: bool = False,
-    root: str | Path | None = None,
-    group: Any = None,
-) -> Iterator[Watch]:
-    """Watch what the routers of `model` choose while it is trained inside the block.
-
-    `run`: name of the run folder, under `root` or where runs are. `every`: steps between two readings. `steps`: how
-    many there will be, for the time left; 0 = unknown. `resume`: go on with the run of that name, if there is one, from
-    its last step or from `step`; what was written after it is dropped. `by_hand`: the loop calls `step()` after each
-    update, for optimizers that are not torch's. `group`: the torch.distributed processes whose tokens are added up,
-    None = all. Raises UsageError for a name that is taken or a model that cannot be watched, RunBusyError.
-    """
-    watching = Watch(
-        model, run, every=every, steps=steps, resume=resume, step=step, by_hand=by_hand, root=root, group=group
-    )
-    try:
-        yield watching
-    except BaseException as error:
-        watching.close(error)
-        raise
-    watching.close()
-
-
 class Watch:
-    """A training that is watched. `watch` makes one and closes it."""
+    """A training that is watched, from when this is made until `close` or the end of its `with` block.
+
+    `watch` is another name of this class, as it reads better: `with watch(model, run="mine") as log:`.
+    """
 
     def __init__(
         self,
@@ -96,11 +68,26 @@ class Watch:
         resume: bool = False,
         step: int | None = None,
         by_hand: bool = False,
+        probe: Probe | None = None,
+        probe_every: int = PROBE_EVERY,
+        tokenizer: Any = None,
         root: str | Path | None = None,
         group: Any = None,
     ) -> None:
-        """Arguments and errors: see `watch`."""
-        for name, value, least in (("every", every, 1), ("steps", steps, 0), ("step", step or 0, 0)):
+        """Begin to watch what the routers of `model` choose while it is trained.
+
+        `run`: name of the run folder, under `root` or where runs are. `every`: steps between two readings. `steps`: how
+        many there will be, for the time left; 0 = unknown. `resume`: go on with the run of that name, if there is one,
+        from its last step or from `step`; what was written after it is dropped. `by_hand`: the loop calls `step()`
+        after each update, for optimizers that are not torch's. `probe`: texts by domain, {"legal": ["The tenant"]}, or
+        token ids in the place of texts, which the model reads at first, in the end and about every `probe_every` steps:
+        the pages then show where their tokens go; `tokenizer` reads the texts and gives the tokens theirs. `group`: the
+        torch.distributed processes whose tokens are added up, None = all.
+        Raises UsageError for a name that is taken or an argument that will not do, TraceError for a model that cannot
+        be watched, RunBusyError while another process watches under this name.
+        """
+        numbers = (("every", every, 1), ("steps", steps, 0), ("step", step or 0, 0), ("probe_every", probe_every, 1))
+        for name, value, least in numbers:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{name} = {value!r} is not allowed; expected a whole number from {least} on")
         if isinstance(model, nn.DataParallel):
@@ -111,20 +98,26 @@ class Watch:
         self._name, self._model, self._every, self._by_hand = run, model, every, by_hand
         self._ranks = Ranks(group)
         self._counter = ExpertCounter(model)
+        self._probe = None if probe is None else ProbeText.of(probe, tokenizer)
+        self._probe_every = probe_every
         self._output: WatchLog | None = None
         with ExitStack() as stack:
             with self._ranks.together():
+                # Before a file is written: what cannot be read is found out here.
+                first = None if self._probe is None else self._probe.read(model, f"run {run}, probe text")
                 if self._ranks.is_first:
                     folder = RunFolder(run, root)
                     self._output = WatchLog(folder, self._describe(), resume=resume, step=step, steps=steps)
                     stack.callback(self._output.let_go)
+                    if first is not None:
+                        self._output.probe(first)
             stack.enter_context(self._counter.attached())
             if not by_hand:
                 hook = never_compiled(self._after_optimizer)
                 stack.callback(register_optimizer_step_post_hook(hook).remove)
             self._hooks = stack.pop_all()
         started = self._output.status.step if self._output is not None else 0
-        self._first_step = self._step = self._read_at = int(self._ranks.of_first(started))
+        self._first_step = self._step = self._read_at = self._probed_at = int(self._ranks.of_first(started))
         self._optimizers: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
         """Whether each holds parameters of the model."""
         self._stepped: WeakSet[Optimizer] = WeakSet()
@@ -142,6 +135,12 @@ class Watch:
     def steps_done(self) -> int:
         """Updates of the weights, those before a resumed run included."""
         return self._step
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close(error)
 
     def record(
         self,
@@ -185,6 +184,8 @@ class Watch:
         try:
             if error is None and self._step > self._read_at:
                 self._read()
+            if error is None and self._step > self._probed_at:
+                self._take_probe()
             if error is None and self._fault is None and self._step == self._first_step:
                 self._tell_once(
                     "no step was seen: no torch optimizer that holds parameters of the model has stepped; where it is "
@@ -243,8 +244,22 @@ class Watch:
         total = tally.like(np.array(counts))
         self._attempt(lambda output: self._write(output, Window(self._step, steps, seconds, total, self._means())))
         self._plan(took, passed / max(steps, 1) * self._every)
+        self._read_seconds = time.perf_counter() - began
+        if self._step - self._probed_at >= self._probe_every:
+            self._take_probe()
         self._window_began = time.perf_counter()
-        self._read_seconds = self._window_began - began
+
+    def _take_probe(self) -> None:
+        """Let the model read the probe text. Every process does, as a sharded model needs all of them."""
+        if self._probe is None or self._fault is not None:
+            return
+        self._probed_at = self._step
+        try:
+            trace = self._probe.read(self._model, f"run {self._name}, step {self._step}, probe text")
+        except Exception as error:
+            self._go_wrong(error)
+        else:
+            self._attempt(lambda output: output.probe(trace))
 
     def _write(self, output: WatchLog, window: Window) -> None:
         output.window(window)
@@ -283,10 +298,14 @@ class Watch:
         try:
             act(self._output)
         except Exception as error:
-            if self._ranks.are_several and not self._is_closed:
-                self._fault = self._fault or error
-            else:
-                self._stop(error)
+            self._go_wrong(error)
+
+    def _go_wrong(self, error: Exception) -> None:
+        """Stop; of several processes at the next reading, as the others would wait for this one."""
+        if self._ranks.are_several:
+            self._fault = self._fault or error
+        else:
+            self._stop(error)
 
     def _stop(self, error: Exception) -> None:
         """Watch no more; the training goes on."""
@@ -318,7 +337,11 @@ class Watch:
             parameters=sum(p.numel() for p in parameters),
             trained_parameters=sum(p.numel() for p in parameters if p.requires_grad),
             ranks=self._ranks.size,
+            probe_tokens=0 if self._probe is None else self._probe.num_tokens,
         )
+
+
+watch = Watch
 
 
 def one_line(error: BaseException) -> str:
