@@ -53,7 +53,7 @@ def opened(dashboard: Open, tmp_path: Path) -> Open:
 
 def test_counts_open_without_a_run_and_are_described(counts_path: Path, opened: Open) -> None:
     at = opened("--trace", str(counts_path))
-    assert at.title[0].value.replace("\\", "").startswith("What is counts engine.counts.parquet")
+    assert at.title[0].value.replace("\\", "").startswith("What are counts engine.counts.parquet")
     assert at.session_state["layer"] == 3
     assert "400 tokens at 2 steps, from an engine elsewhere" in at.sidebar.caption[0].value.replace("\\", "")
 

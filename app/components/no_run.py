@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import streamlit as st
 
 from app import loaders
 from app.components.page import OVERVIEW, TRAINING, header, plain
 from moe_core.inference.subjects import Opened, RoutingFile, Subject
 from moe_core.program import program
+from moe_core.routing.measures.capability import COMMANDS, DOMAINS, STEPS, needs
+from moe_core.routing.measures.measure import Measure
+from moe_core.routing.measures.registry import (
+    ABLATION,
+    COACTIVATION,
+    DOMAIN_NMI,
+    FORMATION,
+    LAYER_FLOW,
+    LOAD_BY_STEP,
+    PERSISTENCE,
+    VOCABULARY,
+)
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.words import sentence
 
 WAIT_SECONDS = 2.0
-DENSE = (
-    "This run is a dense model: it has no experts, so that there is no routing to look at. See Training for its loss."
-)
-_TRACES = "A trace keeps where tokens went and nothing else, so this page cannot show it: "
-_TRACE_NEEDS = {
-    "generation": f"{_TRACES}writing takes the model itself.",
-    "interventions": f"{_TRACES}switching experts off takes the model itself.",
-    "time": f"{_TRACES}the film of a training takes a run that was trained here.",
-}
 _MODEL_IS_ELSEWHERE = "This run was watched in another training loop, and its model is there: "
 _WATCHED_NEEDS = {
     "generation": f"{_MODEL_IS_ELSEWHERE}to let it write, save the model there and open its folder.",
@@ -31,25 +36,65 @@ _COUNTED_ONLY = (
     "experts do with it."
 )
 _TAKES_TOKENS = ("tokens", "domains", "experts", "flow", "compare")
-_COUNTS = "Counts keep no single tokens, so this page cannot show them: "
-_COUNTS_NEED = {
-    **{page: text.replace(_TRACES, _COUNTS) for page, text in _TRACE_NEEDS.items()},
-    "tokens": f"{_COUNTS}a text takes a trace, token by token.",
-    "flow": f"{_COUNTS}the way from layer to layer takes a trace, token by token.",
-}
 _MODEL_NEEDS = {"time": "The film of a training takes snapshots, which only a run that was trained here has."}
+_ASKS: dict[str, tuple[tuple[Measure, str], ...]] = {
+    "tokens": ((VOCABULARY, "colouring each token by its expert"),),
+    "domains": ((DOMAIN_NMI, "which experts prefer which kind of text"),),
+    "flow": ((LAYER_FLOW, "how tokens travel"), (PERSISTENCE, "how tokens travel"),
+             (COACTIVATION, "which experts work together")),
+    "generation": ((ABLATION, "writing"),),
+    "interventions": ((ABLATION, "switching experts off"),),
+    "time": ((LOAD_BY_STEP, "how the load changed"), (FORMATION, "the film of a training")),
+}  # fmt: skip
+"""What a page is about, by URL: it opens where one of these measures can be made."""
+_KEEPS = {
+    "tokens": "A trace keeps where tokens went and nothing else",
+    "counts": "Counts keep how often each expert was chosen and no single tokens",
+}
+_LACKS = {
+    ("tokens", DOMAINS): "All text of this trace is of one kind",
+    ("counts", DOMAINS): "All text of these counts is of one kind, as far as they say",
+    ("counts", STEPS): "These counts are of one step",
+}
+"""What is missing there, where that is not what such a file never keeps."""
 
 
-def need(page: str, subject: Subject) -> str | None:
-    """Why the page with this URL cannot show the subject, in one sentence; None where it can."""
-    if isinstance(subject, RunFolder):
-        if not subject.is_watched():
-            return None
-        counted_only = page in _TAKES_TOKENS and not subject.probe_steps()
-        return _COUNTED_ONLY if counted_only else _WATCHED_NEEDS.get(page)
+@dataclass(frozen=True)
+class Need:
+    """What a page misses that cannot show what is chosen."""
+
+    reason: str
+    """In one sentence."""
+    command: str = ""
+    """What makes it, as given to the program; "" where no one command does."""
+
+
+DENSE = Need(
+    "This run is a dense model: it has no experts, so that there is no routing to look at. See Training for its loss."
+)
+
+
+def need(page: str, subject: Subject) -> Need | None:
+    """Why the page with this URL cannot show the subject; None where it can. Raises MoescopeError where its file
+    cannot be read."""
     if isinstance(subject, RoutingFile):
-        return (_COUNTS_NEED if subject.holds == "counts" else _TRACE_NEEDS).get(page)
-    return _MODEL_NEEDS.get(page)
+        return _need_of_file(page, subject)
+    reason = _MODEL_NEEDS.get(page)
+    if isinstance(subject, RunFolder):
+        counted_only = subject.is_watched() and page in _TAKES_TOKENS and not subject.probe_steps()
+        reason = _COUNTED_ONLY if counted_only else _WATCHED_NEEDS.get(page) if subject.is_watched() else None
+    return None if reason is None else Need(reason)
+
+
+def _need_of_file(page: str, file: RoutingFile) -> Need | None:
+    asks = _ASKS.get(page, ())
+    missing = needs([measure for measure, _ in asks], loaders.trace(file).trace)
+    if not asks or len(missing) < len(asks):
+        return None
+    takes = dict.fromkeys(f"{asked} takes {missing[measure]}" for measure, asked in asks)
+    first = missing[asks[0][0]]
+    why = _LACKS.get((file.holds, first), _KEEPS[file.holds])
+    return Need(f"{why}: {'; '.join(takes)}.", COMMANDS.get(first, ""))
 
 
 def explain_no_runs() -> None:
@@ -65,9 +110,12 @@ def explain_no_runs() -> None:
     st.markdown("Routing that was recorded elsewhere needs no run: open its trace in the side bar.")
 
 
-def explain_need(chosen: RunSummary | Opened, subject: str, reason: str) -> None:
-    """What a page about `subject` says that cannot show what is chosen: why, and where to go on."""
-    header(f"What does {chosen.name} say about {subject}?", reason)
+def explain_need(chosen: RunSummary | Opened, subject: str, missing: Need) -> None:
+    """What a page about `subject` says that cannot show what is chosen: why, how to get there, and where to go on."""
+    says = "do" if chosen.name.startswith("counts ") else "does"
+    header(f"What {says} {chosen.name} say about {subject}?", missing.reason)
+    if missing.command:
+        st.code(f"{program()} {missing.command}", language="bash")
     if isinstance(chosen, RunSummary):
         st.page_link(TRAINING, label="How it learned", icon=":material/model_training:")
     else:

@@ -30,7 +30,7 @@ def parser() -> Parser:
 def open_file(arguments: argparse.Namespace, output: Output) -> int:
     """Print what the file holds, its health, and the table of questions."""
     from moe_core.routing.measures.capability import capabilities
-    from moe_core.routing.measures.health import describe_model, extent_words, health
+    from moe_core.routing.measures.health import describe_routing, extent_words, health
     from moe_core.routing.measures.load import load_balance
     from moe_core.routing.opening import open_routing
 
@@ -50,12 +50,7 @@ def open_file(arguments: argparse.Namespace, output: Output) -> int:
         verdict = health(load_balance(routing)).sentence
         answers = capabilities(routing)
         extent = extent_words(routing)
-    made_of = describe_model(
-        layers=routing.num_layers,
-        experts=routing.num_experts,
-        top_k=None if getattr(routing, "unit", "token") == "choice" else routing.top_k,
-        varying=routing.varying_experts,
-    )
+    made_of = describe_routing(routing)
     ours = f", {routing.source}" if routing.source and found.format in ("trace", "counts") else ""
     output.say(f"{arguments.file}: {found.title}{ours}")
     output.say(f"{made_of} {extent}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,19 +21,27 @@ from moe_core.routing.trace.trace import AnyRouting
 Answer = Literal["yes", "as counted", "no"]
 """As counted: the figure, without a word on whether it is more than chance."""
 
-TOKENS = "the choices token by token: trace the text"
-PAIRS = 'which experts were chosen together: counts with the extra "pairs", or a trace'
-MODEL = "the model itself: open it, or `ablate` a run"
-SOURCES = "sources that are told apart (counts by source)"
+TOKENS = "the choices token by token, from a trace of the text"
+PAIRS = 'which experts were chosen together, from a trace or from counts with the extra "pairs"'
+MODEL = "the model itself, opened or in a run"
+SOURCES = "sources that are told apart, as in counts by source"
 SPREAD = "sources or steps that are told apart"
 DOMAINS = "text of two domains or more, each named"
 STEPS = "counts of several steps, as a training logs them"
-SNAPSHOTS = "snapshots of a training on one text: a run that was trained or watched here"
+SNAPSHOTS = "snapshots of a training on one text, of a run that was trained or watched here"
 SECOND = "a second trace of the same text, under Compare"
 SECOND_OF_ANY_TEXT = "a second trace, or counts by source, of the same model, under Compare"
 TWO_EXPERTS = "a router that gives a token two experts or more"
 FIXED_EXPERTS = "a router that gives every token the same number of experts"
 TWO_LAYERS = "a model of two MoE layers or more"
+
+COMMANDS: dict[str, str] = {
+    TOKENS: "trace --model DIR --data texts.jsonl --out trace.parquet",
+    MODEL: "dashboard -- --model DIR",
+    DOMAINS: "trace --model DIR --data texts.jsonl --out trace.parquet",
+    SNAPSHOTS: "--quick --run first",
+}
+"""How to get what is needed, as given to the program, where one command does it."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +98,9 @@ def _missing(measure: Measure, routing: AnyRouting) -> str:
     if measure.domains and len(routing.domains) < 2:
         return DOMAINS
     return ""
+
+
+def needs(measures: Iterable[Measure], routing: AnyRouting) -> dict[Measure, str]:
+    """What would be needed for those of the measures that cannot be told at all."""
+    found = {measure: capability(measure, routing) for measure in measures}
+    return {measure: one.needs for measure, one in found.items() if one.answer == "no"}

@@ -42,6 +42,17 @@ def describe_model(
     return f"{text}."
 
 
+def describe_routing(routing: AnyRouting) -> str:
+    """describe_model of what was routed; counts of choices do not know how many experts a token has."""
+    is_unknown = isinstance(routing, RoutingCounts) and routing.unit == "choice"
+    return describe_model(
+        layers=routing.num_layers,
+        experts=routing.num_experts,
+        top_k=None if is_unknown else routing.top_k,
+        varying=routing.varying_experts,
+    )
+
+
 def extent_words(routing: AnyRouting) -> str:
     """ "2,000 tokens of 12 sources in 2 domains", "8,000 choices at 12 steps"."""
     words = count_of(routing.num_tokens, routing.unit if isinstance(routing, RoutingCounts) else "token")
