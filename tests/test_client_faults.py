@@ -17,7 +17,7 @@ from engine_support import Answer, Engine, Fault, Handler, npy_base64, recorded_
 from moe_core.client import Asking, Limits, trace_server
 from moe_core.client.kept_answers import kept_beside
 from moe_core.data.document import Document
-from moe_core.errors import MoescopeError, ServerError, TraceError, UsageError
+from moe_core.errors import DataError, MoescopeError, ServerError, TraceError, UsageError
 from moe_core.routing import RoutingTrace
 
 QUICK = Limits(seconds=20, first_pause=0.001, attempts=4)
@@ -160,6 +160,13 @@ def test_what_no_engine_answers_is_one_line(
     for word in words:
         assert word in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_answer_is_no_longer_than_its_text_can_need(engine: Engine, address: str, tmp_path: Path) -> None:
+    """6 bytes of text are 6 tokens at most, and one is written."""
+    engine.faults = [status(200, b"", Content_Length=str((1 << 20) + 7 * (32 << 10) + 1))]
+    with pytest.raises(ServerError, match="answers with more than 1 MiB"):
+        ask(address, engine, tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize("fault", [endless(b" ", 0.02), silent], ids=["trickles", "says nothing"])
@@ -345,6 +352,12 @@ def test_nothing_listens(tmp_path: Path) -> None:
         pass
     with pytest.raises(ServerError, match=r"no server answers at http://127.*; start it, or check host and port"):
         trace_server(gone, [Document("x", "all", "x", "")], tmp_path / "x.parquet")
+
+
+def test_a_text_that_is_none_is_refused_before_anything_is_asked(engine: Engine, address: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="U\\+D800"):
+        trace_server(address, [Document("a\ud800", "all", "x", "")], tmp_path / "x.parquet")
+    assert not engine.paths
 
 
 def test_a_wrong_path_is_named(engine: Engine, address: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from engine_support import RECORDINGS, Engine, Handler, recorded_answers, serving
+from engine_support import RECORDINGS, Engine, Handler, experts_of, recorded_answers, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,6 +111,26 @@ def test_sglang_without_the_number_of_slots_is_refused_after_one_answer(
     with pytest.raises(TraceError, match="say with --top-k how many"):
         trace_server(address, documents_of(engine), tmp_path / "x.parquet")
     assert len(engine.asked) == 1
+
+
+@pytest.mark.parametrize("new_tokens", [0, 40])
+def test_the_lists_of_vllm_up_to_0_21_are_read(new_tokens: int, engine: Engine, address: str, tmp_path: Path) -> None:
+    """Routing of prompt and answer apart; the answer's last token has a row here, which is none of the text's."""
+
+    def older(answer: dict[str, Any]) -> dict[str, Any]:
+        choice = answer["choices"][0]
+        prompt, experts = len(choice["prompt_token_ids"]), experts_of(answer).tolist()
+        answer["prompt_routed_experts"] = experts[:prompt]
+        choice["routed_experts"] = experts[prompt:] + ([[[0, 1]] * 4] if not new_tokens else [])
+        return answer
+
+    engine.change = older
+    asking = Asking(max_new_tokens=new_tokens)
+    trace_server(address, documents_of(engine), tmp_path / "x.parquet", asking=asking, num_experts=8)
+    trace, whole = RoutingTrace.load(tmp_path / "x.parquet"), recorded()
+    prompts = [len(answer["choices"][0]["prompt_token_ids"]) for answer in engine.answers.values()]
+    kept = whole if new_tokens else whole.select(whole.positions < np.array(prompts)[whole.document_ids])
+    assert same_routing(trace, kept)
 
 
 def test_a_gateway_that_names_another_owner_is_looked_at_closer(engine: Engine, address: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from moe_core.client.connection import Connection, Limits
 from moe_core.client.engines import recognise
 from moe_core.client.kept_answers import Answer, KeptAnswers, Question, kept_beside
 from moe_core.data.document import Document
+from moe_core.data.tokenizer import check_encodable
 from moe_core.errors import ServerError, TraceError, UsageError
 from moe_core.progress import Progress, silent
 from moe_core.recording_formats import title_of
@@ -78,8 +79,8 @@ def trace_server(
     is written: the same call goes on after a kill, and gives the same file. `texts` gives printable text for the
     vocabulary; without it the server is asked. `num_experts`, `top_k`, `layers`: see recordings.convert. `origin` names
     the documents in the trace's `source`.
-    Raises UsageError for a wrong argument, ServerError for a server that is not there or answers otherwise than it
-    should, TraceError for routing that cannot be.
+    Raises UsageError for a wrong argument, DataError for a text that UTF-8 cannot hold, ServerError for a server that is
+    not there or answers otherwise than it should, TraceError for routing that cannot be.
     """
     asking = asking or Asking()
     _check_asking(asking, documents)
@@ -185,6 +186,8 @@ def _question(engine: str, model: str, asking: Asking, documents: Sequence[Docum
 def _check_asking(asking: Asking, documents: Sequence[Document]) -> None:
     if not any(document.text for document in documents):
         raise UsageError("there is no text to trace; expected at least one document that is not empty")
+    for document in documents:
+        check_encodable(document.text)
     if asking.concurrency < 1 or asking.max_new_tokens < 0 or asking.incomplete not in INCOMPLETE:
         raise UsageError(
             f"concurrency {asking.concurrency}, max_new_tokens {asking.max_new_tokens}, incomplete "

@@ -20,6 +20,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Answer = dict[str, object]
 REPORT_SECONDS = 1.0
+MOST_TOKEN_BYTES = 32 << 10
+"""Of an answer for each token of a text, which has no more of them than bytes: 128 layers of 32 experts take 22 KiB."""
 MOST_TOKEN_CHARACTERS = 200
 """Of a token's text: more is no token."""
 _TOO_LONG = re.compile(r"context[ _]length|longer than the model")
@@ -101,7 +103,8 @@ class Questions:
     async def _ask_prompt(self, prompt: Prompt, name: str) -> Answer:
         dialect = self.served.dialect
         question = dialect.question(self.served.model, prompt, max(1, self.max_new_tokens))
-        answer = await self.connection.post(dialect.path, question)
+        tokens = max(1, self.max_new_tokens) + (len(prompt.encode()) if isinstance(prompt, str) else len(prompt))
+        answer = await self.connection.post(dialect.path, question, most_bytes=(1 << 20) + tokens * MOST_TOKEN_BYTES)
         if not isinstance(answer, dict):
             raise ServerError(f"the answer to {name} is {type(answer).__name__}; expected an object with its routing")
         return answer

@@ -26,6 +26,8 @@ MOST_REDIRECTS = 3
 CONNECT_SECONDS = 10.0
 LONGEST_PAUSE = 60.0
 """Seconds between two attempts, unless the server asks for more."""
+MOST_BYTES = 16 << 20
+"""Of an answer that holds no routing."""
 MOST_CHARACTERS = 400
 """Of a server's own words in a message."""
 
@@ -43,7 +45,7 @@ class Limits:
     longest_asked_pause: float = 600.0
     """Seconds that the server may ask us to wait (Retry-After)."""
     most_bytes: int = 256 << 20
-    """Of an answer. Routing of 128,000 tokens through 60 layers of 8 experts takes some 160 MiB of it."""
+    """Of any answer. Routing of 128,000 tokens through 60 layers of 8 experts takes some 160 MiB of it."""
 
 
 class RefusedError(ServerError):
@@ -99,22 +101,23 @@ class Connection:
         await self._client.__aexit__(kind, error, trace)
 
     async def get(self, path: str, *, patient: bool = True) -> Any:
-        """What the server answers at `path`. See post."""
-        return await self._ask("GET", path, None, patient)
+        """What the server answers at `path`, see post; one that is gone is asked again only where we are patient."""
+        return await self._ask("GET", path, None, MOST_BYTES, patient)
 
-    async def post(self, path: str, question: Mapping[str, Any], *, patient: bool = True) -> Any:
-        """The JSON that the server answers; a busy server is asked again, one that is gone too where we are patient.
+    async def post(self, path: str, question: Mapping[str, Any], *, most_bytes: int = MOST_BYTES) -> Any:
+        """The JSON that the server answers, of at most so many bytes. One that is busy or gone is asked again.
 
         Raises RefusedError for any other status than success, ServerError for whatever else is wrong.
         """
-        return await self._ask("POST", path, json.dumps(question).encode(), patient)
+        return await self._ask("POST", path, json.dumps(question).encode(), most_bytes, patient=True)
 
-    async def _ask(self, method: str, path: str, content: bytes | None, patient: bool) -> Any:
+    async def _ask(self, method: str, path: str, content: bytes | None, most_bytes: int, patient: bool) -> Any:
+        most_bytes = min(most_bytes, self.limits.most_bytes)
         url = self.address.copy_with(path=self.address.path.rstrip("/") + path)
         pause = self.limits.first_pause
         for attempt in range(1, self.limits.attempts + 1):
             try:
-                answer = _json_of(await self._bytes_within_time(method, url, content), url)
+                answer = _json_of(await self._bytes_within_time(method, url, content, most_bytes), url)
             except _TryAgain as failed:
                 gone = failed.__cause__ is not None  # a status of BUSY has no cause
                 if attempt == self.limits.attempts or (gone and not patient):
@@ -127,10 +130,10 @@ class Connection:
                 return answer
         raise AssertionError("the last attempt returns or raises")
 
-    async def _bytes_within_time(self, method: str, url: httpx2.URL, content: bytes | None) -> bytes:
+    async def _bytes_within_time(self, method: str, url: httpx2.URL, content: bytes | None, most: int) -> bytearray:
         try:
             with anyio.fail_after(self.limits.seconds):
-                return await self._bytes_of(method, url, content)
+                return await self._bytes_of(method, url, content, most)
         except TimeoutError:
             raise ServerError(
                 f"{url} did not finish its answer within {self.limits.seconds:g} seconds; ask for less at once "
@@ -141,14 +144,14 @@ class Connection:
         except httpx2.TransportError as error:
             raise _TryAgain(" ".join(str(error).split())[:MOST_CHARACTERS] or type(error).__name__) from error
 
-    async def _bytes_of(self, method: str, url: httpx2.URL, content: bytes | None) -> bytes:
+    async def _bytes_of(self, method: str, url: httpx2.URL, content: bytes | None, most: int) -> bytearray:
         for _ in range(MOST_REDIRECTS + 1):
             headers = {} if content is None else {"Content-Type": "application/json"}
             async with self._client.stream(method, url, content=content, headers=headers) as response:
                 if response.status_code in REDIRECTS and "location" in response.headers:
                     url = redirected(url, response.headers["location"])
                     continue
-                body = await self._bounded_body(response, url)
+                body = await _bounded_body(response, url, most)
             if response.is_success:
                 return body
             words = _words_of(body)
@@ -156,19 +159,6 @@ class Connection:
                 raise _TryAgain(_status_in_words(response.status_code, words), self._asked_pause(response, url))
             raise RefusedError(_refused(url, response.status_code, words), response.status_code, words)
         raise ServerError(f"{url} redirects more than {MOST_REDIRECTS} times; give the address it leads to")
-
-    async def _bounded_body(self, response: httpx2.Response, url: httpx2.URL) -> bytes:
-        most = self.limits.most_bytes
-        said = response.headers.get("content-length", "")
-        found = bytearray()
-        if not (said.isdigit() and int(said[:20]) > most):
-            async for part in response.aiter_bytes():
-                found += part
-                if len(found) > most:
-                    break
-            else:
-                return bytes(found)
-        raise ServerError(f"{url} answers with more than {most / 2**20:,.0f} MiB; expected the routing of one text")
 
     def _asked_pause(self, response: httpx2.Response, url: httpx2.URL) -> float | None:
         """Seconds of a Retry-After, which is a number or a date; None without one that can be read."""
@@ -186,7 +176,20 @@ class Connection:
         return max(pause, 0.0)
 
 
-def _json_of(body: bytes, url: httpx2.URL) -> Any:
+async def _bounded_body(response: httpx2.Response, url: httpx2.URL, most: int) -> bytearray:
+    said = response.headers.get("content-length", "")
+    found = bytearray()
+    if not (said.isdigit() and int(said[:20]) > most):
+        async for part in response.aiter_bytes():
+            found += part
+            if len(found) > most:
+                break
+        else:
+            return found
+    raise ServerError(f"{url} answers with more than {most / 2**20:,.0f} MiB; expected the routing of one text")
+
+
+def _json_of(body: bytearray, url: httpx2.URL) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -196,7 +199,7 @@ def _json_of(body: bytes, url: httpx2.URL) -> Any:
         ) from None
 
 
-def _words_of(body: bytes) -> str:
+def _words_of(body: bytearray) -> str:
     """What a server says about its refusal, on one line: engines wrap it as {"error": {"message": ...}} and alike."""
     try:
         found: Any = json.loads(body)
