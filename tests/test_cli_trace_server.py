@@ -121,10 +121,11 @@ def test_a_command_that_was_stopped_goes_on_and_gives_the_same_file(
     """The server holds two answers back while the command is stopped: it ends although it waits for them."""
     reached, released = threading.Semaphore(0), threading.Event()
 
-    def hold(handler: Handler) -> bool:  # noqa: ARG001 - a fault takes it
+    def hold(handler: Handler) -> bool:
         reached.release()
         released.wait(timeout=60)
-        return False
+        handler.close_connection = True
+        return True
 
     def answer(handler: Handler) -> bool:  # noqa: ARG001 - a fault takes it
         return False

@@ -79,8 +79,8 @@ def trace_server(
     is written: the same call goes on after a kill, and gives the same file. `texts` gives printable text for the
     vocabulary; without it the server is asked. `num_experts`, `top_k`, `layers`: see recordings.convert. `origin` names
     the documents in the trace's `source`.
-    Raises UsageError for a wrong argument, DataError for a text that UTF-8 cannot hold, ServerError for a server that is
-    not there or answers otherwise than it should, TraceError for routing that cannot be.
+    Raises UsageError for a wrong argument, DataError for a text that UTF-8 cannot hold, ServerError for a server that
+    is not there or answers otherwise than it should, TraceError for routing that cannot be.
     """
     asking = asking or Asking()
     _check_asking(asking, documents)
