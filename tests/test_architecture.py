@@ -315,7 +315,7 @@ WITHOUT_TORCH = (
 
 
 def analysis_files() -> list[Path]:
-    places = [ROOT / "moe_core" / "figures", ROOT / "moe_core" / "reports"]
+    places = [ROOT / "moe_core" / name for name in ("figures", "reports", "client")]
     places += (ROOT / "moe_core" / "routing" / place for place in WITHOUT_TORCH)
     assert not [place for place in places if not place.exists()]
     return [path for path in SOURCES if any(path == place or path.is_relative_to(place) for place in places)]
