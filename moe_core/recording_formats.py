@@ -45,6 +45,7 @@ FILE_KINDS = {
     "parquet": "a Parquet table",
     "torch": "a file of torch.save",
     "gguf": "a GGUF file",
+    "pickle": "a pickle",
     "text": "text",
 }
 """Kinds that a file's first bytes tell apart, in words."""
@@ -53,6 +54,22 @@ RECORDING_FORMATS = (
     RecordingFormat("vllm", "vLLM routed_experts", ANSWER_KINDS, f"{READERS}.vllm", "vLLM"),
     RecordingFormat(
         "sglang", "SGLang routed_experts", ANSWER_KINDS, f"{READERS}.sglang", "SGLang (meta_info or sglext)"
+    ),
+    RecordingFormat(
+        "sglang-stat",
+        "SGLang expert distribution recorder",
+        ("torch",),
+        f"{READERS}.sglang_buffer",
+        holds="counts",
+        side_by_side="expert_distribution_recorder_*.pt",
+    ),
+    RecordingFormat(
+        "sglang-csv",
+        "SGLang expert distribution",
+        ("text",),
+        f"{READERS}.sglang_csv",
+        holds="counts",
+        side_by_side="expert_distribution_rank*.csv",
     ),
     RecordingFormat("llama.cpp", "llama.cpp moe-trace", ("text",), f"{READERS}.llama_cpp"),
     RecordingFormat("imatrix", "llama.cpp importance matrix", ("gguf",), f"{READERS}.imatrix", holds="counts"),
@@ -70,6 +87,20 @@ RECORDING_FORMATS = (
         ("json",),
         f"{READERS}.megatron_trace",
         side_by_side="router_trace_rank*.jsonl",
+    ),
+    RecordingFormat(
+        "megatron-counts",
+        "Megatron-LM tokens per expert",
+        ("json",),
+        f"{READERS}.megatron_counts",
+        holds="counts",
+        side_by_side="rank*.jsonl",
+    ),
+    RecordingFormat(
+        "reap", "REAP observations", ("torch",), f"{READERS}.reap", holds="counts", side_by_side="observations*.pt"
+    ),
+    RecordingFormat(
+        "olmoe", "OLMoE expert counts", ("pickle",), f"{READERS}.olmoe", holds="counts", side_by_side="*.pkl"
     ),
     RecordingFormat("gpt-oss", "gpt-oss expert fingerprint", ("json",), f"{READERS}.gpt_oss", side_by_side="*.json"),
 )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from moe_core.errors import TraceError
 from moe_core.routing.recordings.pieces import Integers, Options
-from moe_core.routing.trace.groups import MAX_NUMBERS, Group, check_number
+from moe_core.routing.trace.groups import Group, check_number
 from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.types import BoolArray
 
@@ -138,6 +138,7 @@ def span(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
 
 
-def fitting_steps(steps: int, numbers_of_step: int) -> int:
-    """How many consecutive steps must be added into one, so that the counts of all of them may be held."""
-    return max(1, -(-steps * numbers_of_step // MAX_NUMBERS))
+def note(notes: list[str], text: str) -> None:
+    """Add a note once."""
+    if text not in notes:
+        notes.append(text)

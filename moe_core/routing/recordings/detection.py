@@ -57,6 +57,8 @@ def file_kind(path: Path) -> str:
         return "torch"
     if start.startswith(b"\x93NUMPY"):
         return "npy"
+    if (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05") or path.suffix.lower() in (".pkl", ".pickle"):
+        return "pickle"
     if start.startswith(b"GGUF"):
         return "gguf"
     if start.startswith(b"PAR1"):
