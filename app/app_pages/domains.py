@@ -14,8 +14,9 @@ from app.components.routing_text import amount, first_routing, independence_warn
 from moe_core.figures.domains import domain_map_figure
 from moe_core.figures.measures import chance_figure
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
+from moe_core.routing.measures.capability import capability
 from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
-from moe_core.routing.measures.registry import DOMAIN_NMI
+from moe_core.routing.measures.registry import DOMAIN_CELLS, DOMAIN_NMI
 from moe_core.runs import RunFolder
 
 subject, layer = state.subject(), state.selected_layer()
@@ -43,7 +44,10 @@ if len(measured.trace.domains) > 1:
         figure, key=figure.name, terms=["domain", "lift", "interval", "domain specialization", "Benjamini-Hochberg"]
     )
 with st.container(horizontal=True, vertical_alignment="center"):
+    told = capability(DOMAIN_CELLS, measured.trace)
     faded = "Faded: not distinguishable from text of any domain, or too little text to test."
+    if told.answer == "as counted":
+        faded = f"All is faded, as counted: a test takes {told.needs}."
     st.caption(plain(f"{amount(measured)}: {text}. {faded}"))
     if has_more and not more:
         st.button(

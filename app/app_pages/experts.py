@@ -7,20 +7,21 @@ from functools import partial
 import streamlit as st
 
 from app import loaders, state
-from app.components.expert_card import neighbours, pick_expert, tokens_and_contexts, worth
+from app.components.expert_card import load_while_training, neighbours, pick_expert, tokens_and_contexts, worth
 from app.components.expert_table import expert_table, most_telling, pick_from_table
 from app.components.figure import show_figure
-from app.components.page import INTERVENTIONS, answer, header
+from app.components.page import INTERVENTIONS, answer, header, plain
 from app.components.routing_text import deep_or_probe, independence_warning, measure_all, text_caption
 from moe_core.data.tokenizer import END_OF_TEXT
-from moe_core.figures.experts import expert_domains_figure, expert_history_figure
-from moe_core.figures.load import loads_over_time
+from moe_core.figures.experts import expert_domains_figure, expert_history_figure, layer_load_figure
 from moe_core.inference.subjects import RoutingFile
-from moe_core.routing.measures.coactivation import coactivation_pairs
+from moe_core.program import program
+from moe_core.routing.measures.capability import COMMANDS, MODEL, TOKENS, capability
 from moe_core.routing.measures.domains import domain_cells
 from moe_core.routing.measures.experts import expert_sentence
 from moe_core.routing.measures.formation import formation, formed_at
 from moe_core.routing.measures.load import expert_load
+from moe_core.routing.measures.registry import COACTIVATION_PAIRS, VOCABULARY
 from moe_core.routing.measures.vocabulary import token_experts, vocabulary_test
 from moe_core.runs import RunFolder
 
@@ -30,8 +31,8 @@ place = st.container()
 measured, text = deep_or_probe(subject)
 independence_warning(measured)
 own = measured.part([layer])
-pairs = [(coactivation_pairs, ())] if measured.trace.top_k > 1 else []
-measure_all(own, [(vocabulary_test, ()), *pairs], "Choosing experts at random, to compare with")
+tests = [one.null for one in (VOCABULARY, COACTIVATION_PAIRS) if capability(one, measured.trace).answer == "yes"]
+measure_all(own, [(test, ()) for test in tests if test], "Choosing experts at random, to compare with")
 
 load, cells = measured.get(expert_load), measured.get(domain_cells)
 run = subject if isinstance(subject, RunFolder) else None  # what only a run of ours knows is left out for others
@@ -46,9 +47,11 @@ with place:
     with st.expander("All experts", icon=":material/table_rows:", key="experts_all", on_change="rerun") as every:
         if every.open:
             pick_from_table(table)
-tokens = measured.get(token_experts, layer, expert)
-words = tokens[tokens["text"] != END_OF_TEXT]  # every text begins with it, so it says little of an expert
-follows = own.get(vocabulary_test)
+words = follows = None
+if vocabulary_test in tests:
+    tokens = measured.get(token_experts, layer, expert)
+    words = tokens[tokens["text"] != END_OF_TEXT]  # every text begins with it, so it says little of an expert
+    follows = own.get(vocabulary_test)
 with said:
     answer(expert_sentence(layer, expert, load=load, cells=cells, tokens=words, vocabulary=follows, effects=effects))
 
@@ -60,13 +63,17 @@ with left:
     else:
         st.caption("All text is of one domain, so whether this expert prefers some kind of text cannot be told.")
 with right:
-    loads = loads_over_time(loaders.metrics(run, "load")) if run else None
+    loads = load_while_training(run, own.trace)
     if loads is not None and len(loads):
         history = partial(expert_history_figure, loads, layer, expert)
         figure = measured.keep(("history", layer, expert, len(loads)), history)
-        title = "Its load while training" if is_elsewhere else "Its load on the probe text, while training"
+        title = "Its load on the probe text, while training" if run and not is_elsewhere else "Its load at each step"
         show_figure(figure, key=figure.name, title=title, terms=["expert load"])
-tokens_and_contexts(measured, layer, expert, follows)
+    else:
+        figure = measured.keep(("layer load", layer, expert), lambda: layer_load_figure(load, layer, expert))
+        show_figure(figure, key=figure.name, title="Its load, among its layer's", terms=["expert load", "lift"])
+if follows is not None:
+    tokens_and_contexts(measured, layer, expert, follows)
 left, right = st.columns([5, 4])
 with left:
     neighbours(run, own, layer, expert)
@@ -78,7 +85,10 @@ with right:
         if is_elsewhere:
             st.caption("What is lost without an expert is measured on a model, which is in another training loop.")
         elif isinstance(subject, RoutingFile):
-            st.caption("A trace does not know it: what is lost without an expert is measured on a model.")
+            st.caption(f"What is lost without an expert takes {MODEL}.")
         else:
             st.page_link(INTERVENTIONS, label="Switch it off and see", icon=":material/switch_access_shortcut:")
+if follows is None:
+    st.caption(plain(f"Its words, and where it is chosen, take {TOKENS}:"))
+    st.code(f"{program()} {COMMANDS[TOKENS]}", language="bash")
 text_caption(measured, text)

@@ -7,17 +7,31 @@ import streamlit as st
 from app import state
 from app.components.figure import show_figure
 from app.components.page import answer, header
-from app.components.routing_text import deep_or_probe, independence_warning, layers_around, measure_all, text_caption
+from app.components.routing_text import (
+    Step,
+    deep_or_probe,
+    independence_warning,
+    layers_around,
+    measure_all,
+    text_caption,
+)
 from moe_core.figures.associations import coactivation_figure, flow_map_figure
 from moe_core.figures.measures import chance_figure
 from moe_core.figures.sankey import MAX_SANKEY_LAYERS, flow_sankey_figure
 from moe_core.routing.measured import Measured
-from moe_core.routing.measures.coactivation import coactivation, coactivation_pairs, coactivation_test
+from moe_core.routing.measures.capability import TWO_EXPERTS, TWO_LAYERS, capability
+from moe_core.routing.measures.coactivation import (
+    coactivation,
+    coactivation_pairs,
+    coactivation_test,
+    pairs_as_counted,
+)
 from moe_core.routing.measures.flow import flow_verdict, layer_flow, layer_flow_test
 from moe_core.routing.measures.persistence import persistence_test
-from moe_core.routing.measures.registry import LAYER_FLOW, PERSISTENCE
+from moe_core.routing.measures.registry import COACTIVATION, LAYER_FLOW, PERSISTENCE
 
 NEXT_LAYER, TOGETHER, NEXT_TOKEN = "Layer to layer", "Chosen together", "Token to token"
+VIEWS = {NEXT_LAYER: LAYER_FLOW, TOGETHER: COACTIVATION, NEXT_TOKEN: PERSISTENCE}
 SHOWN = "flow_shown"
 
 
@@ -52,13 +66,17 @@ def next_layer(around: Measured) -> None:
 
 def together(around: Measured) -> None:
     """Which experts of the layer the same tokens choose."""
-    if around.trace.top_k == 1:
+    told = capability(COACTIVATION, around.trace)
+    if told.answer == "no":
         st.info("Every token passes one expert of a layer only, so none are chosen together.", icon=":material/info:")
         return
-    measure_all(around, [(coactivation, ()), (coactivation_test, ()), (coactivation_pairs, ())],
-                "Choosing experts at random, to compare with")  # fmt: skip
-    found, test = around.get(coactivation), around.get(coactivation_test)
-    pairs = around.get(coactivation_pairs)
+    if told.answer == "yes":
+        measures: list[Step] = [(coactivation, ()), (coactivation_test, ()), (coactivation_pairs, ())]
+        measure_all(around, measures, "Choosing experts at random, to compare with")
+        test, pairs = around.get(coactivation_test), around.get(coactivation_pairs)
+    else:
+        test, pairs = None, around.get(pairs_as_counted)
+    found = around.get(coactivation)
     figure = around.keep(("coactivation", layer), lambda: coactivation_figure(found, test, layer, pairs))
     answer(f"Layer {layer}: {figure.verdict}")
     show_figure(
@@ -86,17 +104,24 @@ independence_warning(measured)
 run_layers = measured.trace.layers
 around = measured.part(layers_around(run_layers, layer, measured.trace.num_experts))
 
-views = [NEXT_LAYER, TOGETHER, NEXT_TOKEN]
-if len(run_layers) > 1:
+told = {view: capability(measure, measured.trace) for view, measure in VIEWS.items()}
+views = [view for view, one in told.items() if one.answer != "no" or one.needs == TWO_EXPERTS]
+if NEXT_LAYER in views:
     measure_all(around, [(layer_flow, ()), (layer_flow_test, ())], "Following tokens through the layers")
-    with head.container():
-        header("How do tokens travel through the layers?", flow_verdict(around.get(layer_flow_test)))
-    sankey(around)
+    said = flow_verdict(around.get(layer_flow_test))
+elif told[NEXT_LAYER].needs == TWO_LAYERS:
+    said = f"Through one only: layer {layer} has the only experts."
 else:
-    views = views[1:]
-    with head.container():
-        header("How do tokens travel through the layers?", f"Through one only: layer {layer} has the only experts.")
+    said = f"That takes {told[NEXT_LAYER].needs}. What is counted is which experts work together."
+with head.container():
+    header("How do tokens travel through the layers?", said)
+if NEXT_LAYER in views:
+    sankey(around)
 text_caption(measured, text)
 
-what = st.segmented_control("Look closer", views, default=views[0], required=True, key=SHOWN, persist_state="session")
+what = views[0]
+if len(views) > 1:
+    what = st.segmented_control(
+        "Look closer", views, default=views[0], required=True, key=SHOWN, persist_state="session"
+    )
 {NEXT_LAYER: next_layer, TOGETHER: together, NEXT_TOKEN: next_token}[what](around)

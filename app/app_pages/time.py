@@ -7,8 +7,10 @@ from functools import partial
 import streamlit as st
 
 from app import loaders, state
+from app.components.counted_film import film_of_counts
 from app.components.figure import show_figure
 from app.components.page import answer, errors_as_boxes, header, show_notes
+from app.components.routing_text import first_routing
 from app.components.snapshots import snapshot_payload, watch_snapshots
 from app.components.token_view import token_view
 from app.components.watched_run import counted_film
@@ -16,6 +18,7 @@ from moe_core.figures.changes import saturation_figure
 from moe_core.figures.domains import domain_map_figure
 from moe_core.figures.formation import formation_figure
 from moe_core.figures.load import load_map_figure, load_over_time_figure, loads_over_time
+from moe_core.inference.subjects import RoutingFile
 from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
 from moe_core.routing.measures.formation import formation
 from moe_core.routing.measures.load import expert_load, load_balance
@@ -71,7 +74,11 @@ def film(run: RunFolder, steps: list[int], layer: int) -> None:
             show_figure(figure, key="expert_load", title="", terms=["expert load", "lift", "load imbalance"])
 
 
-run, layer = state.selected_run(), state.selected_layer()
+subject, layer = state.subject(), state.selected_layer()
+if isinstance(subject, RoutingFile):
+    film_of_counts(*first_routing(subject), layer)
+    st.stop()
+run = state.selected_run()
 if run.is_watched() and not run.probe_steps():
     counted_film(run, layer)
     st.stop()

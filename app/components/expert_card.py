@@ -13,14 +13,20 @@ from app.components.concordance import WINDOW, concordance, show_concordance, sh
 from app.components.figure import explain, term_help
 from app.components.page import INTERVENTIONS, answer, plain
 from moe_core.data.windows import window_words
+from moe_core.figures.load import MAX_STEPS, loads_over_time
 from moe_core.program import program
 from moe_core.routing.measured import Measured
+from moe_core.routing.measures.capability import TWO_EXPERTS, capability
 from moe_core.routing.measures.causes import ablation_verdict
-from moe_core.routing.measures.coactivation import coactivation_pairs
+from moe_core.routing.measures.coactivation import coactivation_pairs, pairs_as_counted
 from moe_core.routing.measures.concordance import contexts
+from moe_core.routing.measures.load import load_by_step
+from moe_core.routing.measures.registry import COACTIVATION_PAIRS
 from moe_core.routing.measures.vocabulary import VOCABULARY_FINDING, token_experts, vocabulary_verdict
+from moe_core.routing.trace.routing_counts import RoutingCounts
 
 if TYPE_CHECKING:
+    from moe_core.routing import AnyRouting
     from moe_core.runs import RunFolder
 
 BUTTON_EXPERTS = 16
@@ -50,6 +56,15 @@ def pick_expert(num_experts: int, default: int) -> int:
     else:
         chosen = st.selectbox("Expert", experts, key=state.EXPERT, bind="query-params", persist_state="session")
     return default if chosen is None else chosen
+
+
+def load_while_training(run: RunFolder | None, routing: AnyRouting) -> pd.DataFrame | None:
+    """The loads that a run recorded, or those of counts of several steps; None where there is one step."""
+    if run is not None:
+        return loads_over_time(loaders.metrics(run, "load"))
+    if isinstance(routing, RoutingCounts) and len(routing.steps) > 1:
+        return load_by_step(routing.joined(MAX_STEPS))
+    return None
 
 
 def tokens_and_contexts(measured: Measured, layer: int, expert: int, test: pd.DataFrame) -> None:
@@ -102,15 +117,20 @@ def tokens_and_contexts(measured: Measured, layer: int, expert: int, test: pd.Da
 def neighbours(run: RunFolder | None, measured: Measured, layer: int, expert: int) -> None:
     """Which experts it works with, and which are like it. Selecting one opens it."""
     st.markdown("#### Its neighbours")
-    table = neighbour_table(
-        None if measured.trace.top_k == 1 else measured.get(coactivation_pairs),
-        loaders.analysis(run, "similarity") if run else None,
-        layer,
-        expert,
-    )
+    together = capability(COACTIVATION_PAIRS, measured.trace)
+    if together.answer == "no":
+        pairs = None
+    else:
+        pairs = measured.get(coactivation_pairs if together.answer == "yes" else pairs_as_counted)
+    table = neighbour_table(pairs, loaders.analysis(run, "similarity") if run else None, layer, expert)
     if table.empty:
-        st.caption("Tokens pass one expert of a layer only, and how alike the experts are was not measured yet.")
+        st.caption(
+            plain(f"Who it works with takes {together.needs}.")
+            if together.needs != TWO_EXPERTS
+            else "Tokens pass one expert of a layer only, and how alike the experts are was not measured yet."
+        )
         return
+    chance = "chance" if together.answer != "as counted" else "even routing"
     number = st.column_config.NumberColumn
     st.dataframe(
         table,
@@ -122,7 +142,7 @@ def neighbours(run: RunFolder | None, measured: Measured, layer: int, expert: in
         column_config={
             "expert": number("Expert", width="small"),
             "together": number(
-                "Together, × chance", format="%.2f", help="Chosen by the same tokens; 1 = as by chance."
+                f"Together, × {chance}", format="%.2f", help=f"Chosen by the same tokens; 1 = as by {chance}."
             ),
             "certain": st.column_config.CheckboxColumn("Surely", help="Surely more or less often than chance."),
             **{name: number(title, format="%.2f", help=line) for name, (title, line) in _SIMILARITIES.items()},
@@ -130,6 +150,8 @@ def neighbours(run: RunFolder | None, measured: Measured, layer: int, expert: in
     )
     terms = ["co-activation", "lift over chance", "gate cosine", "weight cosine", "CKA"]
     explain(terms[: None if "gate_cosine" in table else 2], key="expert_neighbours_terms")
+    if together.answer == "as counted":
+        st.caption(plain(f"As counted: whether a pair is more than chance takes {together.needs}."))
 
 
 def neighbour_table(

@@ -7,25 +7,21 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import streamlit as st
 
-from app import loaders, state
+from app import loaders
+from app.components.counted_film import step_of_counts
 from app.components.figure import show_figure, term_help
-from app.components.page import answer, errors_as_boxes, header
-from moe_core.figures.load import load_map_figure, load_over_time_figure, loads_over_time
+from app.components.page import header
+from moe_core.figures.load import load_over_time_figure, loads_over_time
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.health import IMBALANCE_LIMIT
-from moe_core.routing.measures.load import expert_load, load_balance
 from moe_core.runs import RunFolder, RunStatus
 from moe_core.words import duration, number, percent, short_count
 
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
 
-    from moe_core.routing.trace.routing_counts import RoutingCounts
-
 NO_LOSS = "log.record(loss=...) gives it"
 WATCH_SECONDS = 4.0
-NEWEST = "time_newest"
-"""Session key: the newest reading when the film was drawn last."""
 
 
 def watched_figures(run: RunFolder, status: RunStatus) -> None:
@@ -97,24 +93,8 @@ def counted_film(run: RunFolder, layer: int) -> None:
     watch_counts(run.name)
     show_figure(over_time, key="load_over_time", title="", terms=["expert load", "load imbalance"])
     st.markdown("#### What the experts took at each reading")
-    _load_at_a_reading(counts)
+    step_of_counts(counts, layer)
     st.caption("Only counts were kept of this run: give watch(...) a probe text to see which tokens an expert takes.")
-
-
-@st.fragment
-def _load_at_a_reading(counts: RoutingCounts) -> None:
-    with errors_as_boxes():
-        step = counts.steps[-1]
-        if len(counts.steps) > 1:
-            if st.session_state.get(NEWEST) == st.session_state.get(state.STEP, st.query_params.get(state.STEP)):
-                st.session_state[state.STEP] = step  # who looks at the newest goes on doing so
-            st.session_state[NEWEST] = step
-            state.preset(state.STEP, counts.steps, step)
-            step = st.select_slider("Training step", counts.steps, key=state.STEP, bind="query-params")
-        found = counts.at(step)
-        figure = load_map_figure(expert_load(found), load_balance(found))
-        answer(f"Step {step:,}: {figure.verdict}")
-        show_figure(figure, key="expert_load", title="", terms=["expert load", "lift", "load imbalance"])
 
 
 def _certainty(last: pd.DataFrame) -> str:

@@ -36,9 +36,10 @@ def show_what_can_be_told(measured: Measured) -> None:
             },
         )
         st.caption('"As counted" is the figure, without a word on whether it is more than chance.')
-        for needs in dict.fromkeys(one.needs for one in found if one.needs in COMMANDS):
-            st.caption(plain(f"For {needs}:"))
-            st.code(f"{program()} {COMMANDS[needs]}", language="bash")
+        missing = dict.fromkeys(one.needs for one in found if one.needs in COMMANDS)
+        for command in dict.fromkeys(COMMANDS[needs] for needs in missing):
+            st.caption(plain(f"For {'; for '.join(needs for needs in missing if COMMANDS[needs] == command)}:"))
+            st.code(f"{program()} {command}", language="bash")
 
 
 def counting_notes(measured: Measured) -> None:

@@ -22,23 +22,23 @@ MAX_UNSORTED = 20
 
 
 def coactivation_figure(
-    coactivation: pd.DataFrame, test: pd.DataFrame | None, layer: int, pairs: pd.DataFrame | None
+    coactivation: pd.DataFrame, test: pd.DataFrame | None, layer: int, pairs: pd.DataFrame
 ) -> Figure:
     """Which experts of a layer are chosen together? Frames of metrics.coactivation, baselines.coactivation and
     baselines.coactivation_pairs.
 
     A cell is the pair's tokens over the mean of load-matched random choices; a pair that does not differ surely
-    (Benjamini-Hochberg over all pairs) is faded. Counts of pairs have neither test: a cell is then the lift over that
-    of even routing, all of it faded.
+    (Benjamini-Hochberg over all pairs) is faded. Counts of pairs have no `test`: `pairs` are then those of
+    pairs_as_counted, over even routing, all of them faded.
     """
     frame = _of_layer(coactivation, layer, "pairs of experts")
-    data = _over_even_routing(frame) if pairs is None else _held_against(frame, pairs)
-    data["expert"] = data["expert_i"]
-    data, note = _strongest(data, "expert_i", "expert_j", square=True)
+    every = _held_against(frame, pairs)
+    data, note = _strongest(every.assign(expert=every["expert_i"]), "expert_i", "expert_j", square=True)
     order = _by_company(data)
+    chance = "even routing has it" if test is None else "chance"
     data["sentence"] = [
         f"Layer {layer}: experts {row.expert_i} and {row.expert_j} are chosen together by {row.tokens:,.0f} tokens, "
-        + (f"{number(row.lift)} times as often as chance" if row.lift == row.lift else "where chance expects none")
+        + (f"{number(row.lift)} times as often as {chance}" if row.lift == row.lift else "where chance expects none")
         + (": uncertain." if row.uncertain else ".")
         for row in rows(data)
     ]
@@ -46,9 +46,9 @@ def coactivation_figure(
         _map_columns(data, ["expert_i", "expert_j"]),
         x=alt.X("expert_j:O", title=f"expert of layer {layer}{note}", axis=COLUMN_AXIS, sort=order),
         y=alt.Y("expert_i:O", title="expert", axis=ROW_AXIS, sort=order),
-        title="times as often as chance",
+        title=f"times as often as {'even routing' if test is None else 'chance'}",
     )
-    verdict = _as_counted(data) if test is None else coactivation_verdict(test[test["layer"] == layer], pairs)
+    verdict = _as_counted(every) if test is None else coactivation_verdict(test[test["layer"] == layer], pairs)
     return Figure(
         f"coactivation_layer_{layer}", f"Experts chosen together in layer {layer}",
         "Which experts work as a team on the same token?", verdict, chart, frame.reset_index(drop=True),
@@ -103,14 +103,6 @@ def _held_against(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     joined = frame.drop(columns="lift").merge(both, on=columns[:3], how="left")
     joined["uncertain"] = joined["uncertain"].fillna(True).astype(bool)
     return joined.rename(columns={"lift_over_chance": "lift"})
-
-
-def _over_even_routing(frame: pd.DataFrame) -> pd.DataFrame:
-    """Lifts over (K-1) E / (K (E-1)), which K different ones of E equally busy experts have by chance."""
-    others = float(frame.groupby("expert_i")["probability"].sum().mean())  # K - 1
-    experts = frame["expert_i"].nunique()
-    even = others * experts / ((others + 1) * (experts - 1))
-    return frame.assign(lift=frame["lift"] / even if even > 0 else np.nan, uncertain=True)
 
 
 def _as_counted(data: pd.DataFrame) -> str:

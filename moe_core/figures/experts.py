@@ -11,7 +11,7 @@ from moe_core.figures.labels import rows
 from moe_core.figures.layout import COLUMN_AXIS, ROW_AXIS, bars_height, layered
 from moe_core.figures.load import expert_load_over_time
 from moe_core.figures.maps import share_map
-from moe_core.figures.palette import HEAT, domain_colour
+from moe_core.figures.palette import HEAT, NEUTRAL, domain_colour, expert_colour
 from moe_core.routing.measures.domains import domain_cell
 from moe_core.routing.measures.experts import expert_sentence
 from moe_core.words import number, percent, sentence
@@ -52,6 +52,45 @@ def expert_domains_figure(cells: pd.DataFrame, layer: int, expert: int) -> Figur
         "Which kind of text does this expert prefer?",
         expert_sentence(layer, expert, cells=cells),
         layered(layers, data, bars_height(len(data))), frame,
+    )  # fmt: skip
+
+
+def layer_load_figure(load: pd.DataFrame, layer: int, expert: int) -> Figure:
+    """Where does one expert stand among those of its layer? Frame of metrics.expert_load; the busiest stand first."""
+    frame = _rows_of_expert(load, layer, expert, "load")
+    own = load[load["layer"] == layer].sort_values("share", ascending=False, kind="stable")
+    experts = len(own)
+    data = own.assign(
+        rank=range(1, experts + 1),
+        lift=own["share"] * experts,
+        chosen=own["expert"] == expert,
+        sentence=[
+            f"Expert {row.expert} takes {percent(row.share)} of the choices of layer {layer}, "
+            f"{number(row.share * experts)} times its even share ({row.tokens:,} choices)."
+            for row in rows(own)
+        ],
+    )
+    share, place = float(frame["share"].iloc[0]), int(data.loc[data["chosen"], "rank"].iloc[0])
+    base = alt.Chart(data).encode(
+        x=alt.X(
+            "rank:O", title=f"experts of layer {layer}, the busiest first", axis=alt.Axis(labels=False, ticks=False)
+        ),
+        y=alt.Y("lift:Q", title="times its even share"),
+        tooltip="sentence:N",
+    )
+    even = alt.Chart(pd.DataFrame({"lift": [1.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(y="lift:Q")
+    colour = alt.condition("datum.chosen", alt.value(expert_colour(expert)), alt.value(NEUTRAL))
+    opacity = alt.condition("datum.chosen", alt.value(1.0), alt.value(0.45))
+    verdict = (
+        f"Expert {expert} is number {place} of {experts} in layer {layer} by load: {percent(share)} of the choices, "
+        f"{number(share * experts)} times its even share."
+        if share == share
+        else f"Nothing was routed in layer {layer}."
+    )
+    return Figure(
+        f"layer_load_layer_{layer}_expert_{expert}", f"Load of expert {expert} among those of layer {layer}",
+        "How much of the work does this expert do?", verdict,
+        layered([base.mark_bar().encode(color=colour, opacity=opacity), even], data, 220), own.reset_index(drop=True),
     )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from moe_core.words import number, percent
 MAX_LINES = len(EXPERT_COLOURS)
 """More experts than this: the most unusual few are coloured and labelled, the others are grey."""
 HIGHLIGHTED_LINES = 6
+MAX_STEPS = 64
+"""Of counts of more steps, neighbouring ones are drawn together (RoutingCounts.joined)."""
 
 
 def expert_load_map(load: pd.DataFrame) -> alt.LayerChart:

@@ -23,7 +23,7 @@ from moe_core.figures.domains import context_figure, domain_map_figure
 from moe_core.figures.experts import dropped_figure
 from moe_core.figures.figure import Figure
 from moe_core.figures.formation import formation_figure
-from moe_core.figures.load import entropy_figure, load_map_figure, load_over_time_figure, loads_over_time
+from moe_core.figures.load import MAX_STEPS, entropy_figure, load_map_figure, load_over_time_figure, loads_over_time
 from moe_core.figures.measures import chance_figure
 from moe_core.figures.sankey import flow_sankey_figure
 from moe_core.figures.tokens import token_map_figure
@@ -31,7 +31,12 @@ from moe_core.figures.training import loss_figure
 from moe_core.figures.vocabulary import vocabulary_figure
 from moe_core.program import program
 from moe_core.progress import Progress, silent
-from moe_core.routing.measures.coactivation import coactivation, coactivation_pairs, coactivation_test
+from moe_core.routing.measures.coactivation import (
+    coactivation,
+    coactivation_pairs,
+    coactivation_test,
+    pairs_as_counted,
+)
 from moe_core.routing.measures.context_independence import context_independence
 from moe_core.routing.measures.decisions import router_entropy
 from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
@@ -122,7 +127,7 @@ def spaced(layers: list[int]) -> list[int]:
 def _load(trace: AnyRouting) -> Section:
     figures = [load_map_figure(expert_load(trace), load_balance(trace))]
     if isinstance(trace, RoutingCounts):
-        loads = load_by_step(trace) if len(trace.steps) > 1 else None
+        loads = load_by_step(trace.joined(MAX_STEPS)) if len(trace.steps) > 1 else None
         figures += [load_over_time_figure(loads, layer) for layer in spaced(trace.layers) if loads is not None]
     else:
         figures.append(entropy_figure(router_entropy(trace)))
@@ -162,8 +167,8 @@ def _teams_section(trace: AnyRouting) -> Section:
     figures: list[Figure] = []
     if isinstance(trace, RoutingCounts):
         if "pairs" in trace.extras:
-            together = coactivation(trace)
-            figures = [coactivation_figure(together, None, layer, None) for layer in spaced(trace.layers)]
+            together, counted = coactivation(trace), pairs_as_counted(trace)
+            figures = [coactivation_figure(together, None, layer, counted) for layer in spaced(trace.layers)]
     elif trace.top_k > 1:
         together, test = coactivation(trace), coactivation_test(trace)
         pairs = coactivation_pairs(trace)

@@ -77,7 +77,8 @@ class Measured:
         if list(layers) == self.trace.layers:
             return self
         if isinstance(self.trace, RoutingCounts):
-            return self.get(_counts_only, tuple(layers))
+            counts = self.trace
+            return self.keep(("layers", *layers), lambda: Measured(counts.of_layers(layers)))
         return self.look(_layers_only, tuple(layers))
 
 
@@ -93,11 +94,3 @@ def _layers_only(trace: RoutingTrace, layers: tuple[int, ...]) -> Measured:
         if (array := getattr(trace, name)) is not None
     }
     return Measured(replace(trace, **chosen, layers=list(layers)))
-
-
-def _counts_only(counts: AnyRouting, layers: tuple[int, ...]) -> Measured:
-    assert isinstance(counts, RoutingCounts)
-    places = [counts.layer_position(layer) for layer in layers]
-    extras = {name: values[places] for name, values in counts.extras.items()}
-    of_layers = counts.tokens_per_expert[:, places]
-    return Measured(replace(counts, tokens_per_expert=of_layers, layers=list(layers), extras=extras))

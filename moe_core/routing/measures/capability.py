@@ -22,7 +22,7 @@ Answer = Literal["yes", "as counted", "no"]
 """As counted: the figure, without a word on whether it is more than chance."""
 
 TOKENS = "the choices token by token, from a trace of the text"
-PAIRS = 'which experts were chosen together, from a trace or from counts with the extra "pairs"'
+PAIRS = 'pairs of experts, as a trace or counts with the extra "pairs" have them'
 MODEL = "the model itself, opened or in a run"
 SOURCES = "sources that are told apart, as in counts by source"
 SPREAD = "sources or steps that are told apart"

@@ -61,6 +61,34 @@ def coactivation(trace: AnyRouting) -> pd.DataFrame:
     )
 
 
+def pairs_as_counted(trace: AnyRouting) -> pd.DataFrame:
+    """The pairs held against even routing, where they are counted without sources: nothing of it is certain.
+
+    One row per pair i < j. Columns: layer, expert_i, expert_j; tokens = N_ij;
+    lift_over_chance = N_ij (E-1) sum N / (N_i N_j E (K-1)): over what K different ones of E equally busy experts would
+    have by chance, 1 = as often; K - 1 as the pairs themselves have it; NaN where one of the two was not chosen;
+    uncertain = True.
+    """
+    E = trace.num_experts
+    pairs_LEE = pair_counts(trace)
+    counts_LE = np.diagonal(pairs_LEE, axis1=1, axis2=2).astype(np.float64)
+    total_L = counts_LE.sum(axis=1)
+    others_L = ratio(pairs_LEE.sum(axis=(1, 2)) - total_L, total_L)  # K - 1
+    rows, columns = np.triu_indices(E, 1)
+    tokens_LP = pairs_LEE[:, rows, columns]
+    expected_LP = counts_LE[:, rows] * counts_LE[:, columns] * (E * ratio(others_L, total_L) / max(E - 1, 1))[:, None]
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(trace.layers, len(rows)),
+            "expert_i": np.tile(rows, trace.num_layers),
+            "expert_j": np.tile(columns, trace.num_layers),
+            "tokens": tokens_LP.reshape(-1),
+            "lift_over_chance": ratio(tokens_LP, expected_LP).reshape(-1),
+            "uncertain": True,
+        }
+    )
+
+
 COACTIVATION_FINDING = finding_of("chooses some experts together", "more often")
 # Part of the pairs beyond chance from which experts work in teams. Measured on the demo run's probe: the untrained
 # router, whose weights are alike by accident only, has 0.05-0.11, the trained one 0.12-0.15.

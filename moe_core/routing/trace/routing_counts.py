@@ -110,41 +110,51 @@ class RoutingCounts:
         """One step of them, without extras, which are of all steps. Raises TraceError for a step that is not there."""
         if step not in self.steps:
             raise TraceError(f"step {step} is not in these counts; expected one of {some(self.steps)}")
-        place = self.steps.index(step)
-        return self._like(self.tokens_per_expert[place : place + 1], self.tokens[place : place + 1], [step])
+        place = slice(self.steps.index(step), self.steps.index(step) + 1)
+        return replace(
+            self, tokens_per_expert=self.tokens_per_expert[place], tokens=self.tokens[place], steps=[step], extras={}
+        )
+
+    def joined(self, most: int) -> RoutingCounts:
+        """The same in at most so many steps: neighbours together, under the number of the last of them."""
+        starts = np.unique(np.arange(most) * len(self.steps) // most)
+        if len(starts) == len(self.steps):
+            return self
+        return replace(
+            self,
+            tokens_per_expert=np.add.reduceat(self.tokens_per_expert, starts, axis=0),
+            tokens=np.add.reduceat(self.tokens, starts, axis=0),
+            steps=[self.steps[end - 1] for end in (*starts[1:], len(self.steps))],
+        )
 
     def total(self) -> RoutingCounts:
         """All steps as one, number 0."""
-        counts = self.tokens_per_expert.sum(axis=0, keepdims=True)
-        return self._like(counts, self.tokens.sum(axis=0, keepdims=True), [0], self.extras)
+        return replace(self.joined(1), steps=[0])
+
+    def of_domain(self, domain: str) -> RoutingCounts:
+        """The tokens of one domain, without extras, which are of all. Raises TraceError for one that is not there."""
+        own = [group.domain == domain for group in self.groups]
+        if not any(own):
+            raise TraceError(f"domain {domain!r} is not in these counts; expected one of {some(self.domains)}")
+        return replace(
+            self,
+            tokens_per_expert=self.tokens_per_expert[:, :, own],
+            tokens=self.tokens[:, own],
+            groups=[group for group in self.groups if group.domain == domain],
+            domains=[domain],
+            extras={},
+        )
+
+    def of_layers(self, layers: Sequence[int]) -> RoutingCounts:
+        """These layers alone. Raises TraceError for one without a router."""
+        places = [self.layer_position(layer) for layer in layers]
+        extras = {name: values[places] for name, values in self.extras.items()}
+        counts = self.tokens_per_expert[:, places]
+        return replace(self, tokens_per_expert=counts, layers=list(layers), extras=extras)
 
     def without(self, *extras: str) -> RoutingCounts:
         """The same without these extras, to add it to counts that lack them."""
-        kept = {name: values for name, values in self.extras.items() if name not in extras}
-        return self._like(self.tokens_per_expert, self.tokens, self.steps, kept)
-
-    def _like(
-        self,
-        tokens_per_expert: Int64Array,
-        tokens: Int64Array,
-        steps: list[int],
-        extras: Mapping[str, Float64Array] | None = None,
-    ) -> RoutingCounts:
-        return RoutingCounts(
-            tokens_per_expert=tokens_per_expert,
-            tokens=tokens,
-            steps=steps,
-            layers=self.layers,
-            groups=self.groups,
-            domains=self.domains,
-            num_experts=self.num_experts,
-            top_k=self.top_k,
-            unit=self.unit,
-            varying_experts=self.varying_experts,
-            extras=extras or {},
-            source=self.source,
-            notes=self.notes,
-        )
+        return replace(self, extras={name: values for name, values in self.extras.items() if name not in extras})
 
     def __add__(self, other: RoutingCounts) -> RoutingCounts:
         """The counts of both, which must be of different tokens of one model: see sum_of."""
