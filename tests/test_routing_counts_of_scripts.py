@@ -269,3 +269,15 @@ def test_observations_that_cannot_be_are_refused_by_layer(
 def test_files_without_layers_are_refused(content: Any, tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"layer 'expert_frequency'|layer -1|dict of layers"):
         opened(saved(tmp_path / "x.pt", content))
+
+
+def test_counters_that_numpy_1_26_wrote_open() -> None:
+    """Made by a script that counts as OLMoE's does, under numpy 1.26, whose pickles name other modules."""
+    path = Path(__file__).parent / "fixtures" / "recordings" / "olmoe-numpy-1.26-github.pkl"
+    assert b"numpy.core.multiarray" in path.read_bytes()
+    token, slot, layer = np.indices((40, 8, 3))
+    chosen = [((token + batch) ** 2 * 7 + slot * 8 + layer) % 64 for batch in range(2)]
+    expected = [sum(np.bincount(one[:, :, at].ravel(), minlength=64) for one in chosen) for at in range(3)]
+    counts = opened(path, top_k=8, layers=[0, 7, 15], num_experts=64)
+    assert counts.tokens_per_expert[0, :, 0].tolist() == np.stack(expected).tolist()
+    assert (counts.num_tokens, counts.domains, counts.notes) == (80, ["olmoe-numpy-1.26-github"], ())

@@ -249,3 +249,32 @@ def test_a_file_with_too_many_rows_and_one_of_bytes_are_refused(
     monkeypatch.setattr("moe_core.routing.recordings.sglang_csv.MOST_ROWS", 4)
     with pytest.raises(TraceError, match="has more than 4 rows"):
         opened(csv_file(tmp_path, 0, [(0, 1), (2, 3)]))
+
+
+FIXTURES = Path(__file__).parent / "fixtures" / "recordings"
+"""Written by SGLang's own recorders, 0.4.5 and 0.5.23, in two processes that were given these choices."""
+
+
+def recorded(step: int) -> np.ndarray[Any, Any]:
+    """[3 layers, 8 experts] of both ranks together; layer 0 of the model is dense."""
+    layer, token, slot = np.indices((4, 10, 2))
+    ranks = [(token * (rank + 1) + 3 * slot + step + layer) % 8 for rank in range(2)]
+    return np.stack([np.bincount(np.concatenate(ranks)[at::4].ravel(), minlength=8) for at in (1, 2, 3)])
+
+
+def test_what_the_recorder_of_0_5_23_dumped_comes_out_through_its_ring(tmp_path: Path) -> None:
+    """A ring of 6, dumped after 2 passes, then after 5, which go over its end; two experts have a copy each."""
+    counts = opened(FIXTURES / "sglang-0.5.23", top_k=2)
+    expected = [recorded(step) for step in (0, 1, 10, 11, 12, 13, 14)]
+    assert counts.tokens_per_expert[:, :, 0].tolist() == np.stack(expected).tolist()
+    assert (counts.layers, counts.num_tokens, counts.top_k) == ([1, 2, 3], 7 * 20, 2)
+    counts.save(tmp_path / "x.counts.parquet")
+    assert RoutingCounts.load(tmp_path / "x.counts.parquet") == counts
+
+
+def test_what_the_recorder_of_0_4_5_dumped_adds_up_over_its_ranks(tmp_path: Path) -> None:
+    counts = opened(FIXTURES / "sglang-0.4.5", top_k=2)
+    assert counts.tokens_per_expert[0, :, 0].tolist() == sum(recorded(step) for step in range(3)).tolist()
+    assert (counts.layers, counts.num_tokens, counts.num_experts) == ([1, 2, 3], 60, 8)
+    counts.save(tmp_path / "x.counts.parquet")
+    assert RoutingCounts.load(tmp_path / "x.counts.parquet") == counts

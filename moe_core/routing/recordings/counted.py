@@ -51,7 +51,7 @@ class Counted:
             raise TraceError("these are counts, without single tokens; --token-ids has nothing to name")
         counts, extras = self._with_experts(options.num_experts)
         kept_L, layers = self._kept_layers(options)
-        counts = counts[:, kept_L]
+        counts = counts if kept_L.all() else counts[:, kept_L]
         if not kept_L.any():
             raise TraceError("nothing was routed: every count is 0")
         top_k = self._top_k(options.top_k)

@@ -64,6 +64,19 @@ class _Rank:
         return len(next(iter(self.counts.values())))
 
 
+@dataclass
+class _Done:
+    """How much of all files is read."""
+
+    progress: Progress
+    total: int
+    read: int = 0
+
+    def add(self, size: int) -> None:
+        self.progress("reading", self.read, self.total)
+        self.read += size
+
+
 def is_recording(path: Path) -> bool:
     """Does its first line begin as these do?"""
     try:
@@ -78,7 +91,8 @@ def open_counts(path: Path, options: Options, progress: Progress) -> RoutingCoun
     """The counts of all ranks by iteration. Raises TraceError naming file and line."""
     files = rank_files(path, PATTERN)
     notes: list[str] = []
-    ranks = [_read_rank(file, number, files, notes, progress) for number, file in enumerate(files)]
+    done = _Done(progress, sum(file.stat().st_size for file in files))
+    ranks = [_read_rank(file, number, files, notes, done) for number, file in enumerate(files)]
     ranks = [rank for rank in ranks if rank.counts]
     if not ranks:
         raise TraceError(f"{str(path)!r} has no counts of a decoder's layers; expected lines with iter, layer and tpe")
@@ -98,14 +112,13 @@ def open_counts(path: Path, options: Options, progress: Progress) -> RoutingCoun
     return counted.routing_counts(options)
 
 
-def _read_rank(path: Path, place: int, files: list[Path], notes: list[str], progress: Progress) -> _Rank:
+def _read_rank(path: Path, place: int, files: list[Path], notes: list[str], done: _Done) -> _Rank:
     """Everything in a file. A last line without an end was being written: it is left out."""
     named = NAME.fullmatch(path.name)
     rank = _Rank(path, int(named[1]) if named else place)
     held = MAX_NUMBERS // len(files)
     for line, number in _lines(path, notes):
-        if number % 256 == 0:
-            progress("reading", place, len(files))
+        done.add(len(line))
         where = f"{str(path)!r}, line {number}"
         record = _record(line, where)
         if record["block"] != "decoder":

@@ -65,8 +65,8 @@ def open_counts(path: Path, options: Options, progress: Progress) -> RoutingCoun
         "SGLang sums over all ranks: with tensor parallelism each of them counts every token, and the counts are so "
         "many times too high; their shares are right"
     )
-    counts = np.concatenate(parts)[:, :, None]
-    counted = Counted(path, title_of("sglang-stat"), counts, range(len(counts)), notes=notes)
+    counts = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    counted = Counted(path, title_of("sglang-stat"), counts[:, :, None], range(len(counts)), notes=notes)
     return counted.routing_counts(options)
 
 
