@@ -6,12 +6,13 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import loaders
+from app import loaders, state
 from app.components import pickers
 from app.components.no_run import DENSE, explain_broken_run, explain_need, explain_no_runs, need
 from app.components.open_other import open_field
-from app.components.page import errors_as_boxes, plain
-from moe_core.inference.subjects import open_from_command_line
+from app.components.open_progress import finish_opening, show_running
+from app.components.page import errors_as_boxes, header, plain
+from moe_core.inference.command_line_subjects import open_from_command_line
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.words import sentence
 
@@ -98,14 +99,20 @@ def draw() -> None:
     navigation = pages()
     page = st.navigation(navigation)
     training = navigation["Follow"][0]  # starts runs, so it opens without one
-    first, errors = open_from_command_line()
+    named = open_from_command_line()
+    finish_opening()
     runs = loaders.runs()
+    if named.is_opening and named.first is None and not state.has_subject():
+        header("What does the recording hold?", "It is being read; this page opens by itself when that is done.")
+        show_running()
+        return
     with st.sidebar:
-        chosen = pickers.pick_subject(runs, first)
+        chosen = pickers.pick_subject(runs, named.first)
         pickers.pick_layer(chosen)
         pickers.pick_comparison(chosen, runs)
         open_field()
-        for error in errors:
+        show_running()
+        for error in named.errors:
             st.error(plain(sentence(error)), icon=":material/error:")
 
     with errors_as_boxes():

@@ -134,6 +134,11 @@ def preset_run(names: Sequence[str], default: str) -> None:
     preset(RUN, names, default)
 
 
+def has_subject() -> bool:
+    """Whether this session has chosen something already."""
+    return bool(st.session_state.get(RUN))
+
+
 def missing_run() -> str | None:
     """The run that was asked for and is not there, or None."""
     return st.session_state.get(_MISSING_RUN)

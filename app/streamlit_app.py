@@ -1,7 +1,7 @@
 """Where `streamlit run app` begins: Streamlit serves the application below, and runs this file to draw a page.
 
 streamlit run app                          from the root of the repository
-streamlit run app -- --trace X.parquet     opened on a trace
+streamlit run app -- --trace FILE          opened on a trace, counts or a recording
 streamlit run app -- --model DIR           opened on a model of the transformers library
 """
 

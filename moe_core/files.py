@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,6 +57,40 @@ def user_path(given: str | Path) -> Path:
         reason = error.strerror if isinstance(error, OSError) else str(error).partition(" from ")[0].rstrip(".")
         raise UsageError(f"{shown} cannot be used as a path: {reason}; expected one of a file or folder") from None
     return path
+
+
+def private_folder(name: str = "") -> Path:
+    """A folder of this user's cache that nobody else can look into: what was opened, and what was made of it.
+
+    It is below the one that MOESCOPE_CACHE names, else "moescope" in the user's cache folder. Where that cannot be
+    written, or is somebody else's, a folder that goes with this process takes its place.
+    """
+    given = os.environ.get("MOESCOPE_CACHE")
+    try:
+        base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moescope"
+        return _private(base, name)
+    except (OSError, RuntimeError):  # RuntimeError: nobody's home is known
+        return _private(Path(_folder_of_process().name), name)
+
+
+def is_remembered() -> bool:
+    """Whether what lies in private_folder is there after a restart."""
+    return not private_folder().is_relative_to(_folder_of_process().name)
+
+
+def _private(base: Path, name: str) -> Path:
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    base.chmod(0o700)  # PermissionError where it is somebody else's
+    folder = base / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "cannot be written", str(folder))
+    return folder.resolve()
+
+
+@cache
+def _folder_of_process() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="moescope-")
 
 
 def remove_stale(folder: Path) -> None:

@@ -18,7 +18,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from moe_core.inference import subjects
+from moe_core.inference import command_line_subjects, subjects
+from moe_core.inference.opening_job import running_jobs
 
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 Open = Callable[..., AppTest]
@@ -31,16 +32,19 @@ SOON = 240.0
 def opening(patch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Yield what opens the dashboard; what was opened in it besides runs is closed in the end."""
 
-    def opened(root: Path, page: str = "overview", arguments: tuple[str, ...] | None = None, **query: str) -> AppTest:
-        """On this checkpoints folder, at a page, as from a link with `query`; `arguments` as after `--`, read anew."""
+    def opened(
+        root: Path, page: str = "overview", arguments: tuple[str, ...] | None = None, wait: bool = True, **query: str
+    ) -> AppTest:
+        """On this checkpoints folder, at a page, as from a link with `query`; `arguments` as after `--`, read anew.
+        `wait` for what is being opened."""
         patch.setenv("MOESCOPE_CHECKPOINTS", str(root))
         if arguments is not None:
             patch.setattr("sys.argv", [str(ENTRY), *arguments])
-            patch.setattr(subjects, "_command_line", subjects._CommandLine())
+            patch.setattr(command_line_subjects, "_command_line", command_line_subjects._CommandLine())
         at = AppTest.from_file(str(ENTRY), default_timeout=TIMEOUT_SECONDS)
         for key, value in query.items():
             at.query_params[key] = value
-        at.run()
+        settled(at) if wait else at.run()
         if page != "overview":
             at.switch_page(f"app_pages/{page}.py").run()
         assert not at.exception, at.exception
@@ -49,6 +53,15 @@ def opening(patch: pytest.MonkeyPatch) -> Iterator[Open]:
     yield opened
     for one in subjects.OPENED.all():
         subjects.OPENED.close(one.name)
+
+
+def settled(at: AppTest) -> AppTest:
+    """Run it, and again once everything that is being opened has been."""
+    at.run()
+    while running_jobs():
+        wait_until(lambda: not running_jobs())
+        at.run()
+    return at
 
 
 def shown(at: AppTest) -> str:

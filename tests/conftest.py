@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from hypothesis import HealthCheck, settings
 
 from moe_core.config import Config, validate_config
 
+_CACHE = tempfile.TemporaryDirectory(prefix="moescope-tests-")
+os.environ["MOESCOPE_CACHE"] = _CACHE.name  # what tests open is not remembered in the user's own folder
 torch.set_num_threads(1)
 # No property depends on how fast the machine is; pytest's own timeout ends what hangs.
 settings.register_profile("any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -47,7 +50,7 @@ def trained_root(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) 
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No MOESCOPE_ variable of the developer's shell reaches a test."""
     for name in list(os.environ):
-        if name.startswith("MOESCOPE_"):
+        if name.startswith("MOESCOPE_") and name != "MOESCOPE_CACHE":
             monkeypatch.delenv(name)
 
 

@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from app.components.open_other import open_path
 from moe_core.errors import MoescopeError, UsageError
+from moe_core.inference.kept_files import Said
 from moe_core.inference.subjects import OPENED
 
 pytestmark = pytest.mark.usefixtures("dashboard")  # closes what was opened, also without a page
@@ -105,14 +106,15 @@ def test_the_path_field_opens_a_model_or_says_what_is_wrong(model_dir: Path, tmp
     at.text_input(key="open_path").set_value(str(model_dir))
     at.button(key="open_button").click().run()
     assert at.title[0].value.replace("\\", "").startswith(f"What is {NAME}")
+    (tmp_path / "model.safetensors").touch()
     for wrong, said in ((tmp_path / "nowhere", "nothing at"), (tmp_path, "no config.json")):
         with pytest.raises(UsageError, match=said):
-            open_path(str(wrong))
+            open_path(str(wrong), Said())
     dense = tmp_path / "dense"
     dense.mkdir()
     (dense / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1}))
     with pytest.raises(MoescopeError):
-        open_path(str(dense))
+        open_path(str(dense), Said())
     assert [one.name for one in OPENED.all()] == [NAME]
 
 

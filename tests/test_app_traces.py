@@ -7,14 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from app_support import ENTRY, Open, payload_of, shown, text_of
+from app_support import ENTRY, SOON, Open, payload_of, shown, text_of
 from streamlit.testing.v1 import AppTest
 
-from app.components.open_other import open_path, open_upload
+from app.components.open_other import open_path
 from app.components.trace_text import document_titles
 from moe_core.errors import TraceError, UsageError
+from moe_core.files import private_folder
 from moe_core.inference import subjects
-from moe_core.inference.subjects import Registry, RoutingFile, open_from_command_line
+from moe_core.inference.command_line_subjects import Named, open_from_command_line
+from moe_core.inference.kept_files import Said
+from moe_core.inference.opening_job import OpeningJob
+from moe_core.inference.subjects import OPENED, Registry
+from moe_core.inference.uploaded import Upload, open_uploads
 from moe_core.routing import RoutingTrace
 from moe_core.routing.measured import Measured
 
@@ -156,15 +161,23 @@ def test_the_path_field_opens_a_trace_and_names_what_is_none(trace_path: Path, t
 
 def test_an_upload_is_kept_under_its_content_and_shown_by_its_name(trace_path: Path) -> None:
     content = trace_path.read_bytes()
-    opened = open_upload("../../etc/mine.parquet", content)
-    assert isinstance(opened, RoutingFile)
-    assert opened.name == "trace mine.parquet"
-    assert opened.path.parent.name.startswith("moescope-uploads-")
-    assert open_upload("mine.parquet", content) == opened
-    with pytest.raises(TraceError, match="no readable Parquet file"):
-        open_upload("broken.parquet", content[:100])
+
+    def opened(name: str, content: bytes) -> OpeningJob:
+        job = open_uploads(OPENED, [Upload(name, content)], Said())
+        assert job.wait(SOON)
+        return job
+
+    first = opened("../../etc/mine.parquet", content).result
+    assert first is not None
+    assert first.name == "trace mine.parquet"
+    assert first.path.parent == private_folder("converted")
+    assert first.path.read_bytes() == content
+    assert opened("mine.parquet", content).result == first
+    broken = opened("broken <img>.parquet", content[:100]).error
+    assert isinstance(broken, TraceError)
+    assert "broken _img_.parquet' is no readable Parquet file" in str(broken)
     with pytest.raises(UsageError, match="null byte"):
-        open_path("a\0b")
+        open_path("a\0b", Said())
 
 
 @pytest.mark.parametrize(
@@ -178,7 +191,7 @@ def test_wrong_arguments_are_named_and_the_rest_still_works(opened: Open, argume
 
 
 def test_arguments_of_another_program_are_left_alone() -> None:
-    assert open_from_command_line(["pytest", "--trace"]) == (None, [])
+    assert open_from_command_line(["pytest", "--trace"]) == Named()
 
 
 def test_names_are_unique_and_the_oldest_goes(tmp_path: Path, trace_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from app_support import SOON
 from cli_support import Run, assert_one_line
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from app.components.open_other import open_path
 from moe_core.errors import MoescopeError, UsageError
 from moe_core.files import user_path
+from moe_core.inference.kept_files import Said
+from moe_core.inference.opening_job import OpeningJob
 from moe_core.inference.subjects import OPENED
 from moe_core.runs import RunFolder, list_runs
 
@@ -46,6 +49,15 @@ def refusal(call: Callable[[], object]) -> str | None:
     return None
 
 
+def by_path(path: str) -> None:
+    """As the box of the dashboard opens it."""
+    opened = open_path(path, Said())
+    if isinstance(opened, OpeningJob):
+        assert opened.wait(SOON)
+        if opened.error is not None:
+            raise opened.error
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a circle of links, a pipe, a file and folders."""
@@ -64,7 +76,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: ascii(odd)[:30])
-@pytest.mark.parametrize("opens", [OPENED.open_trace, OPENED.open_model, open_path], ids=lambda opens: opens.__name__)
+@pytest.mark.parametrize("opens", [OPENED.open_file, OPENED.open_model, by_path], ids=lambda opens: opens.__name__)
 @pytest.mark.usefixtures("place")
 def test_nothing_is_opened_and_one_line_says_why(opens: Callable[[str], object], odd: str) -> None:
     said = refusal(lambda: opens(odd))

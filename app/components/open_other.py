@@ -1,101 +1,165 @@
-"""Open something else than a run: the field in the side bar for a trace or a model, and the upload of a trace."""
+"""Open something else than a run: the box in the side bar for any file of routing, or for a model."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-import tempfile
-from pathlib import Path
+from typing import NoReturn
 
 import streamlit as st
 
-from app import loaders, state
-from app.components.page import errors_as_boxes, plain
+from app import loaders
+from app.components.open_progress import (
+    BOX,
+    ERROR,
+    FIELDS,
+    KEYS,
+    OPTIONS,
+    PATH,
+    UPLOADER,
+    await_job,
+    choose,
+    in_words,
+    keep_error,
+)
+from app.components.page import error_box, plain
+from app.components.recent_list import pick_recent
 from moe_core.errors import MoescopeError, UsageError
 from moe_core.files import user_path
-from moe_core.inference.subjects import OPENED, Opened, RoutingFile
-from moe_core.program import program
-from moe_core.routing.measures.health import extent_words
-from moe_core.words import short_count
+from moe_core.inference.kept_files import Said
+from moe_core.inference.opening_job import OpeningJob, start_opening
+from moe_core.inference.recently_opened import Recent
+from moe_core.inference.subjects import OPENED, ForeignModel, remember_model
+from moe_core.inference.uploaded import Upload, open_uploads
+from moe_core.recording_formats import RECORDING_FORMATS
+from moe_core.routing.recordings.pieces import layers_of_text
 
-# Session keys: the path field, the upload, what of it was opened last.
-PATH, UPLOAD, TAKEN = "open_path", "open_upload", "open_taken"
+UPLOAD_MEGABYTES = 200
+"""Of one file; an upload passes through the server's memory. Larger files are opened by their path."""
+TAKEN = "open_taken"
+"""Session key: the uploads that were opened last, by the names that Streamlit gives them."""
+EXPECTED = "a trace, counts, a recording or the folder of its ranks, or the folder of a model"
+FILE_ENDINGS = (
+    *(".parquet", ".pq", ".json", ".jsonl", ".npy", ".npz", ".csv", ".txt", ".log", ".pt", ".pth", ".pkl", ".gguf"),
+)
+"""No model of a library has such a name."""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_FOLDER = tempfile.TemporaryDirectory(prefix="moescope-uploads-")  # goes with the server
 
 
 def open_field() -> None:
-    """A button that unfolds the field; what is opened becomes the choice of the side bar."""
-    with st.popover("Open a trace or a model", icon=":material/folder_open:", key="open_other", width="stretch"):
-        st.text_input(
-            "Path on this computer",
-            key=PATH,
-            placeholder="/home/me/text.parquet",
-            help=f"A trace (.parquet, from `{program()} trace --out` or `{program()} convert --to`), the folder "
-            "of a model of the transformers library, or the name of one.",
-        )
+    """A button that unfolds the box; what is opened becomes the choice of the side bar."""
+    with st.popover("Open a file or a model", icon=":material/folder_open:", key=BOX, width="stretch",
+                    on_change="rerun") as box:  # fmt: skip
+        st.text_input("Path on this computer", key=PATH, placeholder="/home/me/imatrix.gguf", help=_about_paths())
+        uploads = st.file_uploader("Or upload files", accept_multiple_files=True, max_upload_size=UPLOAD_MEGABYTES,
+                                   key=f"open_upload_{st.session_state.get(UPLOADER, 0)}",
+                                   help="One file, or all the files that the ranks of one run wrote. Of larger ones "
+                                   "give the path.")  # fmt: skip
+        _option_fields()
         pressed = st.button("Open", key="open_button", type="primary", icon=":material/folder_open:")
-        upload = st.file_uploader("Or upload a trace", type=["parquet"], key=UPLOAD)
-        with errors_as_boxes("It was not opened"):
-            if pressed:
-                choose(open_path(str(st.session_state.get(PATH) or "")))
-            elif upload is not None and st.session_state.get(TAKEN) != upload.file_id:
-                st.session_state[TAKEN] = upload.file_id  # the uploader keeps the file: once is enough
-                choose(open_upload(upload.name, upload.getvalue()))
+        if (wrong := st.session_state.get(ERROR)) is not None:
+            error_box(UsageError(in_words(str(wrong))), title="It was not opened")
+        recent = pick_recent()
+    if not box.open:
+        st.session_state.pop(ERROR, None)
+    ids = [upload.file_id for upload in uploads]
+    path = str(st.session_state.get(PATH) or "").strip()
+    try:
+        if recent is not None:
+            show(open_again(recent))
+        elif pressed and (path or not uploads):
+            show(open_path(path, _said()))
+        elif uploads and (pressed or st.session_state.get(TAKEN) != ids):
+            st.session_state[TAKEN] = ids  # the uploader keeps the files: once is enough
+            show(open_uploads(OPENED, [Upload(upload.name, upload.getvalue()) for upload in uploads], _said()))
+    except MoescopeError as error:
+        keep_error(error)
+        st.rerun()
 
 
-def choose(opened: Opened) -> None:
-    """Make it the choice of the side bar, at once."""
-    state.open_run(opened.name)
-    st.rerun()
+def show(opened: OpeningJob | ForeignModel) -> NoReturn:
+    """Make it the choice of the side bar, now or once it has been read."""
+    if isinstance(opened, OpeningJob):
+        await_job(opened)
+    choose(opened)
 
 
-def open_path(given: str) -> Opened:
-    """Open the trace or the model at this path, or the model of this name. Raises MoescopeError, in one line."""
-    path = given.strip()
+def _about_paths() -> str:
+    titles = dict.fromkeys(one.title for one in RECORDING_FORMATS)
+    return (
+        "A trace or counts of Moescope; a recording, or the folder or a pattern (rank\\*.jsonl) of the files that "
+        f"ranks wrote, of {', '.join(plain(title) for title in titles)}; the folder of a model of the transformers "
+        "library, or the name of one."
+    )
+
+
+def _option_fields() -> None:
+    """What a recording may not say itself; empty ones say nothing."""
+    with st.expander("What the file does not say", key=OPTIONS, on_change="rerun", icon=":material/tune:"):
+        titles = {one.name: one.title for one in RECORDING_FORMATS}
+        st.selectbox(FIELDS["--format"], list(titles), index=None, key=KEYS["--format"], format_func=titles.__getitem__,
+                     placeholder="by name and content")  # fmt: skip
+        left, right = st.columns(2)
+        left.number_input(FIELDS["--num-experts"], 2, 32_767, None, key=KEYS["--num-experts"])
+        right.number_input(FIELDS["--top-k"], 1, 32_767, None, key=KEYS["--top-k"])
+        st.text_input(FIELDS["--layers"], key=KEYS["--layers"], placeholder="3-47", max_chars=1000,
+                      help="Numbers of the recorded layers; if fewer are named than were recorded, only these are "
+                      "kept.")  # fmt: skip
+        st.text_input(FIELDS["--tokenizer"], key=KEYS["--tokenizer"], placeholder="/home/me/model/tokenizer.json",
+                      help="The tokenizer.json of the model, for the tokens' texts.")  # fmt: skip
+        st.text_input(FIELDS["--token-ids"], key=KEYS["--token-ids"], placeholder="/home/me/ids.npy",
+                      help="A file of the token ids, if the recording has none: .npy, .json or .csv.")  # fmt: skip
+
+
+def _said() -> Said:
+    """What the fields say. Raises UsageError."""
+    given = {option: st.session_state.get(key) for option, key in KEYS.items()}
+    text = {option: str(given[option] or "").strip() or None for option in ("--layers", "--tokenizer", "--token-ids")}
+    return Said(
+        format=given["--format"] or "auto",
+        num_experts=given["--num-experts"],
+        top_k=given["--top-k"],
+        layers=None if text["--layers"] is None else layers_of_text(text["--layers"]),
+        token_ids=None if text["--token-ids"] is None else str(user_path(text["--token-ids"]).resolve()),
+        tokenizer=None if text["--tokenizer"] is None else str(user_path(text["--tokenizer"]).resolve()),
+    )
+
+
+def open_path(path: str, said: Said) -> OpeningJob | ForeignModel:
+    """Start to open the file at this path, or open the model there or of this name. Raises MoescopeError, in one
+    line."""
     if not path:
-        raise UsageError("no path is given; expected a trace (.parquet) or the folder of a model")
+        raise UsageError(f"no path is given; expected {EXPECTED}")
     place = user_path(path)
-    if place.is_file() or place.suffix.lower() in (".parquet", ".pq"):
-        return OPENED.open_file(path)
-    if not place.exists() and not _HUB_NAME.fullmatch(path):
-        raise UsageError(f"there is nothing at {path!r}; expected a trace (.parquet) or the folder of a model")
-    model = OPENED.open_model(path)
+    is_model = place.is_dir() and ((place / "config.json").is_file() or any(place.glob("*.safetensors")))
+    if not is_model and (place.exists() or any(mark in path for mark in "*?[")):
+        file = place.resolve()
+        return start_opening(
+            repr((file, said)), file.name, lambda progress: OPENED.open_file(file, said=said, progress=progress)
+        )
+    if not is_model and (place.suffix.lower() in FILE_ENDINGS or not _HUB_NAME.fullmatch(path)):
+        raise UsageError(f"there is nothing at {path!r}; expected {EXPECTED}")
+    return load_model(OPENED.open_model(path))
+
+
+def open_again(one: Recent) -> OpeningJob | ForeignModel:
+    """The same of what was opened lately. Raises MoescopeError."""
+    if one.kind == "model":
+        return load_model(OPENED.open_model(one.place, device=one.device, dtype=one.dtype))
+    return start_opening(
+        repr(one),
+        one.shown,
+        lambda progress: OPENED.open_file(
+            one.place, one.shown, said=one.said, is_upload=one.is_upload, progress=progress
+        ),
+    )
+
+
+def load_model(model: ForeignModel) -> ForeignModel:
+    """The model, once it is known to work. Raises MoescopeError."""
     try:
         loaders.language_model(model)
     except MoescopeError:
         OPENED.close(model.name)
         raise
+    remember_model(model)
     return model
-
-
-def open_upload(name: str, content: bytes) -> Opened:
-    """Keep the upload until the server ends, and open it; the browser's `name` is shown only, never used as a path."""
-    path = Path(_FOLDER.name) / f"{hashlib.sha256(content).hexdigest()[:32]}.parquet"
-    if not path.exists():
-        path.write_bytes(content)
-    return OPENED.open_file(path, shown=Path(name).name)
-
-
-def describe_opened(opened: Opened) -> None:
-    """What it is and how much, and a button that takes it off the list."""
-    is_file = isinstance(opened, RoutingFile)
-    kind = opened.name.partition(" ")[0]
-    where = str(opened.opened) if isinstance(opened, RoutingFile) else opened.where
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.badge(kind, color="violet", help=plain(where),
-                 icon=":material/draft:" if is_file else ":material/memory:")  # fmt: skip
-        st.button("Close", key="close_opened", type="tertiary", icon=":material/close:", on_click=OPENED.close,
-                  args=(opened.name,), help="Take it off the list; the files stay.")  # fmt: skip
-    with errors_as_boxes("It cannot be read"):
-        st.caption(plain(_facts_of_opened(opened)))
-
-
-def _facts_of_opened(opened: Opened) -> str:
-    if isinstance(opened, RoutingFile):
-        measured = loaders.trace(opened)
-        return f"{measured.get(extent_words)}, from {measured.trace.source or 'an unnamed model'}"
-    model = loaders.language_model(opened)
-    weights = next(model.model.parameters())
-    size = short_count(sum(parameter.numel() for parameter in model.model.parameters()))
-    return f"{size} parameters, {str(weights.dtype).removeprefix('torch.')} on {weights.device.type}"

@@ -8,7 +8,7 @@ from typing import Literal
 import streamlit as st
 
 from app import loaders, state
-from app.components.open_other import describe_opened
+from app.components.opened_facts import describe_opened
 from app.components.page import ago, plain
 from moe_core.errors import MoescopeError
 from moe_core.inference.subjects import OPENED, Opened, RoutingFile

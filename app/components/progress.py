@@ -15,6 +15,11 @@ from moe_core.words import duration
 _REDRAW_SECONDS = 0.1
 
 
+def stage_text(label: str, seconds_left: float | None) -> str:
+    """What stands over a bar: "Checking, 12 s left"."""
+    return label if seconds_left is None else f"{label}, {duration(seconds_left)} left"
+
+
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
     """Yield progress(stage, done, total), which moves a bar; the bar goes when the block ends."""
@@ -31,8 +36,8 @@ def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
             return
         drawn_at = now
         share = min(1.0, done / total)
-        left = f", {duration((now - began) * (1 - share) / share)} left" if share > 0 else ""
-        place.progress(share, text=f"{plain(label)}{left}")
+        left = (now - began) * (1 - share) / share if share > 0 else None
+        place.progress(share, text=plain(stage_text(label, left)))
 
     try:
         yield progress

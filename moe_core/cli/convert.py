@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from moe_core.cli.options import Parser, command, finish, whole
 from moe_core.cli.output import Output, check_regular, progress_on_stderr, table
-from moe_core.errors import TraceError, UsageError
+from moe_core.errors import UsageError
 from moe_core.program import program
 from moe_core.recording_formats import FORMAT_NAMES
 
@@ -49,6 +48,7 @@ def convert(arguments: argparse.Namespace, output: Output) -> int:
     source = Path(arguments.source)
     if source.exists() and Path(arguments.to).exists() and source.samefile(arguments.to):
         raise UsageError(f"--to {arguments.to!r} is the recording itself; choose another file")
+    from moe_core.inference.tokenizer_texts import TokenizerTexts
     from moe_core.routing import RoutingTrace, recordings
     from moe_core.routing.recordings.detection import format_at
     from moe_core.routing.trace.independence import independence_note
@@ -56,7 +56,7 @@ def convert(arguments: argparse.Namespace, output: Output) -> int:
     chosen, _ = format_at(source, arguments.format)
     if chosen is not None and chosen.holds == "counts":
         return convert_counts(arguments, output)
-    texts = None if arguments.tokenizer is None else TokenTexts(Path(arguments.tokenizer))
+    texts = None if arguments.tokenizer is None else TokenizerTexts(Path(arguments.tokenizer))
     with progress_on_stderr() as progress:
         found = recordings.convert(
             source,
@@ -143,46 +143,9 @@ def convert_counts(arguments: argparse.Namespace, output: Output) -> int:
 
 def layer_numbers(text: str) -> tuple[int, ...]:
     """An argparse type: "3-47" or "1,3,5", or both, as ascending numbers."""
-    numbers: list[int] = []
+    from moe_core.routing.recordings.pieces import layers_of_text
+
     try:
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
-    except ValueError:
-        numbers = []
-    if not numbers or sorted(set(numbers)) != numbers or len(numbers) > 10_000:
-        raise argparse.ArgumentTypeError(
-            f"{text[:40]!r} is no list of layers; expected ascending ones such as 3-47 or 1,3,5"
-        )
-    return tuple(numbers)
-
-
-class TokenTexts:
-    """Printable text of token ids, by a tokenizer.json or the folder that has one."""
-
-    def __init__(self, path: Path) -> None:
-        import tokenizers
-
-        from moe_core.inference.foreign_tokenizer import ForeignTokenizer
-
-        self._path = path / "tokenizer.json" if path.is_dir() else path
-        if not self._path.is_file():
-            raise TraceError(
-                f"no tokenizer at {str(self._path)!r}; expected a tokenizer.json or the folder that has one"
-            )
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(self._path))
-        except Exception as error:  # tokenizers raises the bare Exception for every fault of the file
-            reason = str(error).split("\n")[0]
-            raise TraceError(f"the tokenizer {str(self._path)!r} is damaged ({reason}); fetch it again") from None
-        self._tokenizer = ForeignTokenizer(backend)
-
-    def __call__(self, ids: Sequence[int]) -> Mapping[int, str]:
-        """The text of each id. Raises TraceError for ids of another tokenizer."""
-        size = self._tokenizer.vocab_size
-        if ids and max(ids) >= size:
-            raise TraceError(
-                f"token id {max(ids)} is not among the {size:,} of the tokenizer {str(self._path)!r}; "
-                "expected that of the model whose routing was recorded"
-            )
-        return {token_id: self._tokenizer.token_text(token_id) for token_id in ids}
+        return layers_of_text(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

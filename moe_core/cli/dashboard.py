@@ -20,10 +20,11 @@ def parser() -> Parser:
     found = command(
         "dashboard",
         "Open the dashboard in a browser, the same as `streamlit run app`; it serves this machine only. Options go to\n"
-        "Streamlit; what follows -- goes to the dashboard, to open it on a trace or on a model of the transformers\n"
-        "library.",
+        "Streamlit; what follows -- goes to the dashboard, to open it on a file of routing (a trace, counts or a\n"
+        "recording) or on a model of the transformers library.",
         "dashboard --server.port 8600",
         "dashboard -- --trace out/trace.parquet",
+        "dashboard -- --trace imatrix.gguf",
         "dashboard -- --model ../some-moe --dtype bfloat16",
     )
     found.set_defaults(handler=dashboard, json=None, rest=[])

@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from moe_core.cli.convert import TokenTexts, add_recording_options
+from moe_core.cli.convert import add_recording_options
 from moe_core.cli.options import Parser, command, finish
 from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.program import program
@@ -29,6 +29,7 @@ def parser() -> Parser:
 
 def open_file(arguments: argparse.Namespace, output: Output) -> int:
     """Print what the file holds, its health, and the table of questions."""
+    from moe_core.inference.tokenizer_texts import TokenizerTexts
     from moe_core.routing.measures.capability import capabilities
     from moe_core.routing.measures.health import describe_routing, extent_words, health
     from moe_core.routing.measures.load import load_balance
@@ -43,7 +44,7 @@ def open_file(arguments: argparse.Namespace, output: Output) -> int:
             num_experts=arguments.num_experts,
             top_k=arguments.top_k,
             layers=arguments.layers,
-            texts=None if arguments.tokenizer is None else TokenTexts(Path(arguments.tokenizer)),
+            texts=None if arguments.tokenizer is None else TokenizerTexts(Path(arguments.tokenizer)),
             progress=progress,
         )
         routing = found.routing

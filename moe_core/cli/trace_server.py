@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_core.cli.convert import TokenTexts, layer_numbers
+from moe_core.cli.convert import layer_numbers
 from moe_core.cli.exits import Terminated, printable
 from moe_core.cli.options import Parser, positive, whole
 from moe_core.cli.output import Output, progress_on_stderr
@@ -78,10 +78,11 @@ def ask_server(arguments: argparse.Namespace, documents: Sequence[Document], out
     _refuse_options_of_a_model(arguments)
     key = _api_key(arguments.api_key_from)
     from moe_core.client import Asking, Limits, trace_server
+    from moe_core.inference.tokenizer_texts import TokenizerTexts
     from moe_core.routing import RoutingTrace
     from moe_core.routing.trace.independence import independence_note
 
-    texts = None if arguments.tokenizer is None else TokenTexts(Path(arguments.tokenizer))
+    texts = None if arguments.tokenizer is None else TokenizerTexts(Path(arguments.tokenizer))
     asking = Asking(
         engine=arguments.server_kind or "auto",
         model=arguments.model,

@@ -6,21 +6,20 @@ the path does not: a link can only choose what somebody opened here.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from moe_core.errors import MoescopeError, UsageError
+from moe_core.errors import UsageError
 from moe_core.files import user_path
-from moe_core.inference.device import DEVICES, DTYPES
+from moe_core.inference.kept_files import FileOfOurs, Holds, Said, file_of_ours
+from moe_core.inference.recently_opened import Recent, remember
 from moe_core.progress import Progress, silent
-from moe_core.routing.conversions import Holds
 from moe_core.runs import RunFolder
 
+LONGEST_NAME = 120
 MAX_OPENED = 16
 """More are not kept: what was opened longest ago goes first."""
 
@@ -35,8 +34,15 @@ class RoutingFile:
     path: Path
     """The trace or the counts, a file of ours."""
     holds: Holds = "tokens"
+    title: str = "trace"
+    """What made it, for people: "SGLang routed_experts"; "trace" or "counts" of a file of ours."""
     recording: Path | None = None
     """What `path` was converted from; None where it is what was opened."""
+
+    @property
+    def kind(self) -> Literal["trace", "counts"]:
+        """What its name begins with."""
+        return "counts" if self.holds == "counts" else "trace"
 
     @property
     def opened(self) -> Path:
@@ -82,20 +88,46 @@ class Registry:
         with self._lock:
             return self._items.get(name)
 
-    def open_file(self, path: str | Path, shown: str | None = None, *, progress: Progress = silent) -> RoutingFile:
-        """Offer the routing at `path`, whatever routing.open_routing reads, under the file's own name or `shown`; a
-        recording is converted first. Raises TraceError when it is none."""
-        from moe_core.routing.conversions import file_of_ours
+    def open_file(
+        self,
+        path: str | Path,
+        shown: str | None = None,
+        *,
+        said: Said = Said(),  # noqa: B008 - immutable
+        is_upload: bool = False,
+        progress: Progress = silent,
+    ) -> RoutingFile:
+        """Offer the routing at `path`, whatever routing.open_routing reads, under the file's own name or `shown`.
 
+        A recording is converted first, and what it became is kept (see kept_files). An upload goes with the server:
+        what was kept of it is offered. Raises TraceError or UsageError when it cannot be opened.
+        """
         place = user_path(path).resolve()
-        ours = file_of_ours(place, progress)
+        ours = file_of_ours(place, said, is_upload=is_upload, in_use=self.paths(), progress=progress)
+        found = self._offer_file(ours, shown or place.name, ours.path if is_upload else place)
+        remember(Recent(found.kind, shown or place.name, str(found.opened), time.time(), is_upload, said))
+        return found
+
+    def _offer_file(self, ours: FileOfOurs, shown: str, place: Path) -> RoutingFile:
         with self._lock:
+            found = RoutingFile("", ours.path, ours.holds, ours.title, None if ours.path == place else place)
             known = next((one for one in self._items.values() if getattr(one, "opened", None) == place), None)
-            kind = "counts" if ours.holds == "counts" else "trace"
-            name = known.name if known is not None else self._free_name(f"{kind} {shown or place.name}")
-            found = RoutingFile(name, ours.path, ours.holds, None if ours.path == place else place)
+            if known is not None and known.name.startswith(f"{found.kind} "):
+                found = replace(found, name=known.name)
+            else:
+                found = replace(found, name=self._free_name(f"{found.kind} {shown}"))
             self._keep_opened(found)
         return found
+
+    def open_again(self, one: Recent, progress: Progress = silent) -> Opened:
+        """Offer what was opened lately. Raises MoescopeError where it is gone or cannot be opened any more."""
+        if one.kind == "model":
+            return self.open_model(one.place, device=one.device, dtype=one.dtype)
+        return self.open_file(one.place, one.shown, said=one.said, is_upload=one.is_upload, progress=progress)
+
+    def paths(self) -> list[Path]:
+        """The files that are offered."""
+        return [one.path for one in self.all() if isinstance(one, RoutingFile)]
 
     def open_model(
         self, where: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
@@ -123,7 +155,8 @@ class Registry:
             self._items.pop(name, None)
 
     def _free_name(self, name: str) -> str:
-        """The name, with a number where another file has it already."""
+        """The name, with a number where another file has it already; names of files are untrusted."""
+        name = "".join(sign if sign.isprintable() else "�" for sign in name)[:LONGEST_NAME]
         number, free = 1, name
         while free in self._items:
             number += 1
@@ -137,67 +170,11 @@ class Registry:
             self._items.pop(next(iter(self._items)))
 
 
+def remember_model(model: ForeignModel) -> None:
+    """Offer it among what was opened lately, once it is known to open; foreign code is never remembered."""
+    name = model.name.partition(" ")[2]
+    remember(Recent("model", name, model.where, time.time(), device=model.device, dtype=model.dtype))
+
+
 OPENED = Registry()
 """Everything that was opened on this server."""
-
-
-@dataclass
-class _CommandLine:
-    """Read once: what was closed in the side bar stays closed."""
-
-    read: tuple[str, ...] | None = None
-    first: str | None = None
-    errors: list[str] = field(default_factory=list)
-
-
-_command_line = _CommandLine()
-_lock = threading.Lock()
-
-
-def open_from_command_line(arguments: Sequence[str] | None = None) -> tuple[str | None, list[str]]:
-    """Open what `streamlit run app -- --trace X.parquet --model DIR` names, once.
-
-    `arguments`: the program and its arguments, as in sys.argv. Returns the name of what was given first, or None, and
-    what could not be opened, one line each.
-    """
-    given = tuple(sys.argv if arguments is None else arguments)
-    if not given or Path(given[0]).name != "streamlit_app.py":
-        return None, []  # another program shows the dashboard: these are its own arguments
-    with _lock:
-        if _command_line.read != given:
-            _command_line.read, _command_line.first, _command_line.errors = given, None, []
-            try:
-                _open_all(_parse_arguments(given[1:]))
-            except UsageError as error:
-                _command_line.errors.append(str(error))
-        return _command_line.first, list(_command_line.errors)
-
-
-def _open_all(wanted: argparse.Namespace) -> None:
-    how = {"device": wanted.device, "dtype": wanted.dtype, "trust_remote_code": wanted.trust_remote_code}
-    openers: list[Callable[[], Opened]] = [partial(OPENED.open_file, path) for path in wanted.trace]
-    openers += [partial(OPENED.open_model, where, **how) for where in wanted.model]
-    for opener in openers:
-        try:
-            name = opener().name
-            _command_line.first = _command_line.first or name
-        except MoescopeError as error:
-            _command_line.errors.append(str(error))
-
-
-def _parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Raises UsageError."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--trace", action="append", default=[])
-    parser.add_argument("--model", action="append", default=[])
-    parser.add_argument("--device", choices=DEVICES, default="auto")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto")
-    parser.add_argument("--trust-remote-code", action="store_true")
-    expected = "expected --trace FILE, or --model DIR with --device, --dtype or --trust-remote-code"
-    try:
-        known, unknown = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise UsageError(f"the dashboard cannot read its arguments: {error}; {expected}") from None
-    if unknown:
-        raise UsageError(f"argument {unknown[0]!r} is unknown to the dashboard; {expected}")
-    return known

@@ -35,6 +35,8 @@ class Opened:
 
 def kind_of_file(path: Path) -> str | None:
     """ "trace" or "counts" for a file of ours, None for anything else, unreadable files too."""
+    if not path.is_file():  # opening a pipe would wait for ever
+        return None
     try:
         stored = pq.read_metadata(path).metadata or {}
     except (pa.ArrowException, OSError, ValueError):

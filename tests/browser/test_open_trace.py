@@ -88,7 +88,7 @@ def test_it_opens_on_the_trace_and_shows_its_text(url: str, browser: Browser, sc
 def test_a_path_and_an_upload_open_another_and_the_url_names_it(url: str, page: Page, tmp_path: Path) -> None:
     page.goto(url)
     heading(page, "What is trace first.parquet")
-    page.get_by_role("button", name="Open a trace or a model").click()
+    page.get_by_role("button", name="Open a file or a model").click()
     field = page.get_by_role("textbox", name="Path on this computer")
     field.fill(str(tmp_path / "nothing.parquet"))
     field.press("Enter")
@@ -102,7 +102,7 @@ def test_a_path_and_an_upload_open_another_and_the_url_names_it(url: str, page: 
     assert str(tmp_path) not in page.url
     link = page.url
     if page.get_by_role("textbox", name="Path on this computer").count() == 0:
-        page.get_by_role("button", name="Open a trace or a model").click()
+        page.get_by_role("button", name="Open a file or a model").click()
     page.locator("input[type=file]").set_input_files(str(save_trace(tmp_path / "third.parquet", 4)))
     heading(page, "What is trace third.parquet")
     page.goto(link)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.errors import TraceError
+from moe_core.errors import TraceError, UsageError
 from moe_core.progress import Progress
 
 PIECE_TOKENS = 16_384
@@ -18,6 +18,7 @@ PIECE_TOKENS = 16_384
 
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,22 @@ class Options:
     top_k: int | None = None
     layers: tuple[int, ...] | None = None
     """Numbers of the layers: as many as the recording has = their names; fewer = those to keep, counted from 0."""
+
+
+def layers_of_text(text: str) -> tuple[int, ...]:
+    """ "3-47" or "1,3,5", or both, as ascending numbers. Raises UsageError."""
+    numbers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            if dash and int(last) - int(first) > MOST_LAYERS:
+                raise ValueError
+            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        numbers = []
+    if not numbers or sorted(set(numbers)) != numbers or len(numbers) > MOST_LAYERS or numbers[0] < 0:
+        raise UsageError(f"{text[:40]!r} is no list of layers; expected ascending ones such as 3-47 or 1,3,5")
+    return tuple(numbers)
 
 
 def read_token_ids(path: Path) -> list[Integers]:
