@@ -201,6 +201,10 @@ def test_a_long_pickle_is_refused_and_a_large_one_not_even_read(
     content = pickle.dumps(list(range(100)))
     with pytest.raises(TraceError, match="more than 50 operations"):
         unpickle(content, "x.pkl", most_operations=50)
+    monkeypatch.setattr(safe_pickle, "MOST_CONTAINERS", 10)
+    assert unpickle(content, "x.pkl", most_operations=1000) == list(range(100))
+    with pytest.raises(TraceError, match="more than 10 lists, dicts and tuples"):
+        unpickle(pickle.dumps([[] for _ in range(10)]), "x.pkl")
     path = tmp_path / "x.pkl"
     path.write_bytes(content)
     monkeypatch.setattr(safe_pickle, "MOST_BYTES", 100)

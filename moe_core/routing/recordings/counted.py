@@ -33,6 +33,8 @@ class Counted:
     """[S,G], where the file tells them."""
     top_k: int | None = None
     """K, where the file tells it."""
+    uneven: bool = False
+    """Whether layers have fewer choices than others for a reason that is no dropped token, which `notes` tell."""
     knows_experts: bool = True
     """Whether the E of `counts` is the model's; otherwise it is the largest id + 1."""
     extras: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class Counted:
             steps=self.steps,
             layers=layers,
             groups=self.groups,
+            varying_experts=self.uneven,
             extras={name: values[kept_L] for name, values in extras.items()},
             source=f"{self.title}, {self.path.name}",
         )
@@ -118,6 +121,8 @@ class Counted:
             self.notes.append(
                 "neither the number of tokens nor K is in the file: the counts are of choices; --top-k gives K"
             )
+            return
+        if self.uneven:
             return
         choices_SLG = counts.tokens_per_expert.sum(axis=3)
         if self.tokens is None and (choices_SLG.max(axis=1) % counts.top_k).any():

@@ -102,13 +102,17 @@ def open_counts(path: Path, options: Options, progress: Progress) -> RoutingCoun
             note(notes, f"these are the experts of one rank alone: {len(others)} more files lie beside it")
     else:
         _check_numbers(path, [rank.number for rank in ranks], options)
-    if all(rank.aligned for rank in ranks) and sum(rank.local * len(rank.counts) for rank in ranks) >= SURE_COUNTS:
+    sizes = sum(rank.local * len(rank.counts) for rank in ranks)
+    filled = sizes >= SURE_COUNTS and all(rank.aligned for rank in ranks)
+    if filled:
         note(notes, f"every count is a multiple of {ALIGNMENT}, as FP8 training fills them up: tokens are fewer")
     ranks = _without_copies(ranks, options.num_experts, notes)
     iterations = _whole_iterations(path, ranks, notes)
     layers = sorted(set().union(*(rank.layers for rank in ranks)))
     counts = _side_by_side(path, ranks, iterations, layers, options.num_experts, notes)
-    counted = Counted(path, title_of("megatron-counts"), counts[:, :, None], iterations, layers, notes=notes)
+    counted = Counted(
+        path, title_of("megatron-counts"), counts[:, :, None], iterations, layers, uneven=filled, notes=notes
+    )
     return counted.routing_counts(options)
 
 

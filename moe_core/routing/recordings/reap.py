@@ -69,7 +69,7 @@ def _counted(path: Path, domain: str) -> Counted:
         check_number(1, L, 1, E)
         check_sizes(L, 1, E)
         notes: list[str] = []
-        tokens, top_k = _tokens(path, layers, counts_LE, notes)
+        tokens_L, top_k = _tokens(path, layers, counts_LE, notes)
         extras = _extras(path, layers, counts_LE)
         pairs = _pairs(path, layers, counts_LE, top_k, notes)
     return Counted(
@@ -78,7 +78,8 @@ def _counted(path: Path, domain: str) -> Counted:
         counts_LE[None, :, None],
         layers=list(layers),
         groups=[Group(domain=domain)],
-        tokens=np.array([[tokens]]),
+        tokens=tokens_L.max().reshape(1, 1),
+        uneven=len(set(tokens_L.tolist())) > 1,
         top_k=top_k,
         extras=extras if pairs is None else {**extras, "pairs": pairs},
         notes=notes,
@@ -128,8 +129,8 @@ def _counts(path: Path, layers: dict[int, Layer]) -> Int64Array:
     return np.stack(rows)
 
 
-def _tokens(path: Path, layers: dict[int, Layer], counts_LE: Int64Array, notes: list[str]) -> tuple[int, int]:
-    """The number of tokens, and K: their choices divided by it."""
+def _tokens(path: Path, layers: dict[int, Layer], counts_LE: Int64Array, notes: list[str]) -> tuple[Int64Array, int]:
+    """[L] the number of tokens, and K: their choices divided by it."""
     tokens_L = np.array([int(_whole(path, number, layer, TOKENS, ())) for number, layer in layers.items()])
     top_k = round(int(counts_LE[0].sum()) / max(int(tokens_L[0]), 1))
     wrong = np.flatnonzero(counts_LE.sum(axis=1) != top_k * tokens_L)
@@ -141,7 +142,7 @@ def _tokens(path: Path, layers: dict[int, Layer], counts_LE: Int64Array, notes: 
         )
     if len(set(tokens_L.tolist())) > 1:
         note(notes, f"layers saw {tokens_L.min():,} to {tokens_L.max():,} tokens, as where REAP was stopped in a pass")
-    return int(tokens_L.max()), top_k
+    return tokens_L, top_k
 
 
 SUMS = {

@@ -26,6 +26,8 @@ MOST_BYTES = 2**26
 """A larger .pkl file is refused: counts of 10,000 experts in 100 layers take 10 MB."""
 MOST_OPERATIONS = 2_000_000
 """Each makes a value of 100 bytes or so, beside the bytes that the file itself holds."""
+MOST_CONTAINERS = 2_000_000
+"""Where a format allows more operations, for numbers: a list or dict is larger than they are."""
 _MOST_PARTS = 32
 """Arguments of a call, parts of a state, dimensions of an array."""
 _PROGRESS_EVERY = 65_536
@@ -112,11 +114,17 @@ class _Machine:
         """The stacks under each mark."""
         self.memo: dict[int, Any] = {}
         self.left_to_encode = size
+        self.containers = 0
 
     def run(self, operation: str, argument: Any) -> None:
         if operation in _VALUES:
             self.stack.append(argument)
-        elif operation in _CONSTANTS:
+            return
+        if operation in _CONTAINERS:
+            self.containers += 1
+            if self.containers > MOST_CONTAINERS:
+                raise _FaultError(f"more than {MOST_CONTAINERS:,} lists, dicts and tuples; expected fewer")
+        if operation in _CONSTANTS:
             self.stack.append(_CONSTANTS[operation]())
         elif operation in _OPERATIONS:
             _OPERATIONS[operation](self, argument)
@@ -347,6 +355,7 @@ _CONSTANTS: Mapping[str, Callable[[], object]] = {
     "EMPTY_DICT": dict,
     "EMPTY_TUPLE": tuple,
 }
+_CONTAINERS = {"EMPTY_LIST", "EMPTY_DICT", "LIST", "DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "MARK", "REDUCE"}
 _OPERATIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
     "MARK": _Machine.mark,
     "PUT": _Machine.put,
