@@ -5,7 +5,7 @@ Widgets own the keys `run`, `layer` and `compare` (see components/pickers.py); p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,11 +149,16 @@ def forget_missing_run() -> None:
     st.session_state.pop(_MISSING_RUN, None)
 
 
-def preset(key: str, options: Sequence[Any], default: Any) -> None:
+def preset(key: str, options: Sequence[Any], default: Any, shown: Callable[[Any], str] = str) -> None:
     """Before a widget bound to the URL is drawn: keep what the session or the URL says, if it is still an option.
 
     A default given to the widget itself would vanish from the URL, so that a link would mean another run tomorrow.
+    `shown`: the widget's format_func; the URL holds what is shown.
     """
     value = st.session_state[key] if key in st.session_state else st.query_params.get(key)
-    if str(value) not in map(str, options):
+    written = {str(option): option for option in options}
+    if str(value) in written and key not in st.session_state:
+        if str(value) not in map(shown, options):
+            st.session_state[key] = written[str(value)]  # a link that was typed: the widget knows what it shows alone
+    elif str(value) not in {*written, *map(shown, options)}:
         st.session_state[key] = default

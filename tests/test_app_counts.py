@@ -58,14 +58,6 @@ def test_counts_open_without_a_run_and_are_described(counts_path: Path, opened: 
     assert "400 tokens at 2 steps, from an engine elsewhere" in at.sidebar.caption[0].value.replace("\\", "")
 
 
-@pytest.mark.parametrize(
-    "page",
-    ["overview", "tokens", "domains", "experts", "flow", "generation", "interventions", "training", "time", "compare"],
-)
-def test_no_page_breaks_on_counts(counts_path: Path, opened: Open, page: str) -> None:
-    opened("--trace", str(counts_path), page=page)  # which fails where a page raised an exception
-
-
 def test_a_recording_opens_as_its_trace(recording_path: Path, opened: Open) -> None:
     at = opened("--trace", str(recording_path))
     assert not at.error, [error.value for error in at.error]

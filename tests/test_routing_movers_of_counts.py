@@ -44,7 +44,7 @@ def test_a_planted_mover_is_found_by_source_and_shown_as_counted_without_sources
         assert set(frame["sources"]) == {0}
         as_counted = ["expert", "share_a", "share_b"]
         assert frame.iloc[0][as_counted].tolist() == best[as_counted].tolist()
-        assert "the counts do not tell sources apart. As counted, expert 3 of layer 0" in movers_verdict(frame)
+        assert "the counts do not tell sources apart. As counted, most for expert 3 of layer 0" in movers_verdict(frame)
 
 
 def test_domains_that_are_not_told_apart_by_source_are_no_sources_of_the_whole() -> None:
@@ -61,6 +61,10 @@ def test_counts_of_choices_are_held_against_choices() -> None:
     frame = metrics.routing_movers(tokens, choices)
     assert frame["change"].tolist() == [0.0, 0.0, 0.0]
     assert set(frame["unit"]) == {"choice"}
-    assert "of all choices" in movers_verdict(frame)
+    assert movers_verdict(frame).endswith("As counted, no share did.")
+    other = metrics.routing_movers(tokens, RoutingCounts.from_arrays([[7, 2, 1]]))
+    assert "As counted, most for expert 0 of layer 0, from 50 % to 70 % of all choices (+20 points)." in movers_verdict(
+        other
+    )
     with pytest.raises(TraceError, match="4 and 3 experts"):
         metrics.routing_movers(RoutingCounts.from_arrays([[1, 1, 1, 1]]), choices)

@@ -44,6 +44,8 @@ def show(comparison: Comparison) -> None:
         verdict = comparison.diff().verdict
     elif comparison.comparable:
         verdict = comparison.movers().verdict
+    elif not comparison.has_tokens:
+        verdict = " ".join(f"{letter}: {side.measured.get(load_figure).verdict}" for letter, side in comparison.sides)
     else:
         nmi = [(letter, side.measured.get(domain_nmi_test)) for letter, side in comparison.sides]
         verdict = " ".join(f"{letter}: {domain_verdict(frame)}" for letter, frame in nmi)
@@ -61,6 +63,10 @@ def show(comparison: Comparison) -> None:
     if comparison.comparable and comparison.same_tokens:
         show_figure(comparison.diff(), key="flips", terms=DIFF_TERMS)
         show_texts(comparison)
+    if not comparison.has_tokens:
+        st.caption(
+            "Which tokens go elsewhere, and which expert is which, takes a trace of the same text on both sides."
+        )
     if comparison.matches is not None:
         st.markdown("#### Which expert is which?")
         st.dataframe(comparison.matches, hide_index=True, key="matches", column_config=MATCH_COLUMNS)
@@ -71,7 +77,7 @@ def show_maps(comparison: Comparison) -> None:
     for (letter, side), column in zip(comparison.sides, st.columns(2), strict=True):
         with column:
             st.markdown(f"#### {letter}: {plain(side.name)}")
-            figures = {"domains": side.measured.look(domains_figure, layer), "load": side.measured.get(load_figure)}
+            figures = {"domains": side.measured.get(domains_figure, layer), "load": side.measured.get(load_figure)}
             for name, figure in figures.items():
                 if figure is not None:
                     st.caption(plain(figure.title))

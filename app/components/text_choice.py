@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from app import loaders, state
+from app.components.page import plain
 from moe_core.errors import UsageError
 from moe_core.inference.passages import TOKEN_LIMIT, Passage, examples
 from moe_core.inference.subjects import Live
@@ -60,7 +61,9 @@ def pick_source(domains: Sequence[str], key: str) -> str:
     """Draw the choice of where text comes from."""
     options = [ALL, *domains, OWN] if len(domains) > 1 else [*domains, OWN]
     state.preset(key, options, options[0])  # another run may have other domains
-    return str(st.segmented_control("Text", options, required=True, key=key, persist_state="session"))
+    return str(
+        st.segmented_control("Text", options, required=True, key=key, persist_state="session", format_func=plain)
+    )
 
 
 def type_text(key: str, *, height: int, text: str = OWN_TEXT) -> str:

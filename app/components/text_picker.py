@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import streamlit as st
 
 from app import loaders, state
+from app.components.page import plain
 from app.components.progress import progress_bar
 from app.components.text_choice import OWN, TextChoice, type_text
 from moe_core.errors import UsageError
-from moe_core.figures.sides import Side, one_text
+from moe_core.figures.sides import Side, one_counted_text, one_text
 from moe_core.inference.passages import trace_passages
 from moe_core.inference.subjects import Live, RoutingFile, Subject
 from moe_core.routing.measured import Measured
+from moe_core.routing.trace.counts import domain_tokens
+from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -28,14 +30,17 @@ def pick_text(subject: Subject, letter: str, place: int) -> Side:
     chosen at first. Raises UsageError while there is no text."""
     if isinstance(subject, RoutingFile):
         measured = loaders.trace(subject)
-        options = [measured.tokens.domains[i] for i in np.unique(measured.tokens.domain_ids)]
+        tokens_M = measured.get(domain_tokens)
+        options = [name for name, tokens in zip(measured.trace.domains, tokens_M, strict=True) if tokens]
         if len(options) < 2:
             raise UsageError(f"{subject.name} holds one kind of text only; choose what to hold it against beside it")
     else:
         options = [*loaders.domains(subject), OWN]
     key = f"text_{letter.lower()}"
-    state.preset(key, options, options[min(place, len(options) - 1)])
-    name = str(st.segmented_control(f"Text {letter}", options, required=True, key=key, bind="query-params"))
+    state.preset(key, options, options[min(place, len(options) - 1)], plain)
+    name = str(
+        st.segmented_control(f"Text {letter}", options, required=True, key=key, bind="query-params", format_func=plain)
+    )
     if not isinstance(subject, RoutingFile):
         if name == OWN:
             return Side("your own text", _typed(subject, f"{key}_typed"))
@@ -44,6 +49,10 @@ def pick_text(subject: Subject, letter: str, place: int) -> Side:
                 measured = loaders.deep_routing(subject, bar)
             else:
                 measured = loaders.model_routing(subject, bar)
+    counts = measured.trace
+    if isinstance(counts, RoutingCounts):
+        own = measured.keep(("text", name), lambda: Measured(one_counted_text(counts, name, "text")))
+        return Side(f"{name} text", own)
     return Side(f"{name} text", measured.look(_of_domain, name))
 
 

@@ -10,13 +10,15 @@ import numpy as np
 from moe_core.figures.tokens import snapshot_arrays
 from moe_core.routing.measured import Measured
 from moe_core.routing.token_arrays import TokenArrays
+from moe_core.routing.trace.groups import Group
+from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.words import percent
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from moe_core.figures.figure import Figure
-    from moe_core.routing import AnyTrace, RoutingTrace
+    from moe_core.routing import AnyRouting, RoutingTrace
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +28,17 @@ class Side:
     name: str
     """Such as "demo, step 350"."""
     measured: Measured
+
+    @property
+    def has_tokens(self) -> bool:
+        """False where only counts were kept."""
+        return not isinstance(self.measured.trace, RoutingCounts)
+
+    @property
+    def routing(self) -> RoutingTrace | RoutingCounts:
+        """What is held against the other side: the tokens in memory, or the counts."""
+        trace = self.measured.trace
+        return trace if isinstance(trace, RoutingCounts) else self.measured.tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +59,11 @@ class Comparison:
         return ("A", self.first), ("B", self.second)
 
     @property
+    def has_tokens(self) -> bool:
+        """False where one of both keeps no single tokens."""
+        return self.first.has_tokens and self.second.has_tokens
+
+    @property
     def comparable(self) -> bool:
         """May a share of expert 3 in one be held against a share of expert 3 in the other?"""
         return self.experts != "unrelated"
@@ -56,18 +74,21 @@ class Comparison:
 
     def movers(self) -> Figure:
         """Which experts take more or fewer tokens; only where experts are comparable."""
-        return self.first.measured.look(_movers, self.second.measured.tokens)
+        key = ("movers", self.second.measured)
+        return self.first.measured.keep(key, lambda: _movers(self.first.routing, self.second.routing))
 
 
 def compare(first: Side, second: Side, *, one_model: bool) -> Comparison:
     """`one_model`: both are the same model, perhaps at different steps, so that an expert is told by its number."""
     from moe_core.routing.measures.comparison import match_experts, rename_experts, token_difference
 
-    a, b = first.measured.tokens, second.measured.tokens
+    a, b = first.routing, second.routing
+    if isinstance(a, RoutingCounts) or isinstance(b, RoutingCounts):
+        return Comparison(first, second, "same" if one_model and have_same_shape(a, b) else "unrelated", False)
     same_tokens = not token_difference(a, b)
     if one_model:
         return Comparison(first, second, "same", same_tokens)
-    if not same_tokens or not _have_same_shape(a, b):
+    if not same_tokens or not have_same_shape(a, b):
         return Comparison(first, second, "unrelated", same_tokens)
     matches = first.measured.look(match_experts, b)
     renamed = second.measured.keep(("matched", first.measured), lambda: Measured(rename_experts(b, matches)))
@@ -76,13 +97,15 @@ def compare(first: Side, second: Side, *, one_model: bool) -> Comparison:
 
 def relation(comparison: Comparison) -> str:
     """What the numbers of the experts mean in this comparison, in one or two sentences; "" where it needs no word."""
-    a, b = comparison.first.measured.tokens, comparison.second.measured.tokens
+    a, b = comparison.first.routing, comparison.second.routing
     if comparison.experts == "same":
-        return _too_few_sources(comparison)
+        return _too_few_sources(comparison) if comparison.has_tokens else ""
     if comparison.matches is None:
         why = (
             f"A has {a.num_layers} layers of {a.num_experts} experts, B {b.num_layers} of {b.num_experts}"
-            if not _have_same_shape(a, b)
+            if not have_same_shape(a, b)
+            else "nothing says that they are one model, and counts have no tokens by which experts could be matched"
+            if not comparison.has_tokens
             else "their tokens differ, so that experts cannot be matched by the tokens they serve"
         )
         return (
@@ -108,7 +131,7 @@ def _too_few_sources(comparison: Comparison) -> str:
     )
 
 
-def load_figure(trace: AnyTrace) -> Figure:
+def load_figure(trace: AnyRouting) -> Figure:
     """The load of all experts; for Measured.get, as drawing takes longer than measuring."""
     from moe_core.figures.load import load_map_figure
     from moe_core.routing.measures.load import expert_load, load_balance
@@ -116,13 +139,14 @@ def load_figure(trace: AnyTrace) -> Figure:
     return load_map_figure(expert_load(trace), load_balance(trace))
 
 
-def domains_figure(trace: RoutingTrace, layer: int) -> Figure | None:
+def domains_figure(trace: AnyRouting, layer: int) -> Figure | None:
     """The domains of one layer's experts, of the nearest one where the model has no such layer; None where there is
     one domain only."""
     from moe_core.figures.domains import domain_map_figure
     from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
+    from moe_core.routing.trace.counts import domain_tokens
 
-    if len(np.unique(trace.domain_ids)) < 2:
+    if (domain_tokens(trace) > 0).sum() < 2:
         return None
     shown = min(trace.layers, key=lambda own: abs(own - layer))
     return domain_map_figure(domain_cells(trace), domain_nmi_test(trace), shown)
@@ -131,6 +155,12 @@ def domains_figure(trace: RoutingTrace, layer: int) -> Figure | None:
 def one_text(trace: RoutingTrace, name: str) -> RoutingTrace:
     """The trace with all its tokens in one domain `name`: two texts are compared as wholes."""
     return replace(trace, domain_ids=np.zeros_like(trace.domain_ids), domains=[name])
+
+
+def one_counted_text(counts: RoutingCounts, domain: str, name: str) -> RoutingCounts:
+    """The counts of one domain, called `name`: two texts are compared as wholes."""
+    own = counts.of_domain(domain)
+    return replace(own, groups=[Group(name, group.source) for group in own.groups], domains=[name])
 
 
 def texts_of_both(comparison: Comparison) -> tuple[TokenArrays, TokenArrays]:
@@ -142,7 +172,8 @@ def texts_of_both(comparison: Comparison) -> tuple[TokenArrays, TokenArrays]:
     return replace(first, marks=differ, mark_label=label), replace(second, marks=differ, mark_label=label)
 
 
-def _have_same_shape(a: RoutingTrace, b: RoutingTrace) -> bool:
+def have_same_shape(a: AnyRouting, b: AnyRouting) -> bool:
+    """Have both the same layers, and as many experts?"""
     return a.layers == b.layers and a.num_experts == b.num_experts
 
 
@@ -153,7 +184,7 @@ def _diff(a: RoutingTrace, b: RoutingTrace) -> Figure:
     return diff_figure(routing_diff(a, b))
 
 
-def _movers(a: RoutingTrace, b: RoutingTrace) -> Figure:
+def _movers(a: AnyRouting, b: AnyRouting) -> Figure:
     from moe_core.figures.changes import movers_figure
     from moe_core.routing.measures.movers import routing_movers
 

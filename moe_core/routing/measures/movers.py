@@ -216,9 +216,11 @@ def movers_verdict(movers: pd.DataFrame) -> str:
     """Which expert changed its share most? From metrics.routing_movers, all rows or those of a layer or domain."""
     certain = movers[~movers["uncertain"].astype(bool)]
     if certain.empty and "sources" in movers and not movers["sources"].any():
+        most = movers.iloc[int(movers["change"].abs().argmax())]
+        counted = f"most for {_in_words(most)}" if most["change"] else "no share did"
         return (
             "Whether any expert's share changed cannot be tested, as the counts do not tell sources apart. As counted, "
-            f"{_in_words(movers.iloc[int(movers['change'].abs().argmax())])}."
+            f"{counted}."
         )
     if certain.empty and "p_adjusted" in movers and movers["p_adjusted"].isna().all():
         return (
