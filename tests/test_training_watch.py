@@ -6,6 +6,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from routers_support import model_with, tokens
+from torch.utils._python_dispatch import TorchDispatchMode
 from watch_support import train
 
 from moe_core.errors import RunBusyError, TraceError, UsageError
@@ -249,3 +251,52 @@ def test_a_probe_that_cannot_be_read_is_refused_before_a_file_is_written(
     assert list(tmp_path.iterdir()) == []
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("variant", ["softmax", "noisy"])
+def test_watching_changes_no_bit_of_the_training(variant: str, tmp_path: Path) -> None:
+    weights = []
+    for watched in (False, True):
+        model = model_with(variant).train()
+        torch.manual_seed(5)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        if watched:
+            with watch(model, run="mine", every=1, root=tmp_path, probe=legal_and_code(), probe_every=2):
+                list(train(model, optimizer))
+        else:
+            list(train(model, optimizer))
+        weights.append(model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the processor wait for the device: a number that is asked for, or sizes that depend on one."""
+
+    names = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(name in str(func) for name in self.names)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "dbrx", "llama4", "jetmoe", "deepseek_v3"])
+def test_no_step_waits_for_the_device(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="Hugging Face models need requirements-huggingface.txt")
+    from bench.family_configs import tiny_model
+
+    model = tiny_model(family).train()
+    ids = torch.arange(5, 25).view(2, 10)
+    mask = torch.ones_like(ids)
+    counts = []
+    for watched in (False, True):
+        with ExitStack() as stack:
+            if watched:
+                stack.enter_context(watch(model, run="mine", every=1, root=tmp_path, by_hand=True))
+            with Waits() as waits:
+                model(input_ids=ids, attention_mask=mask)
+            counts.append(waits.count)
+    assert counts[1] == counts[0]

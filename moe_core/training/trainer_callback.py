@@ -5,11 +5,13 @@ trainer = Trainer(model, args, train_dataset=..., callbacks=[MoescopeCallback(ru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from moe_core.training.trackers import Tracker
 from moe_core.training.watch_probe import Probe
 from moe_core.training.watching import EVERY, PROBE_EVERY, Watch
 
@@ -33,10 +35,12 @@ class MoescopeCallback(TrainerCallback):
         probe: Probe | None = None,
         probe_every: int = PROBE_EVERY,
         tokenizer: Any = None,
+        log_to: Sequence[Tracker] = (),
         root: str | Path | None = None,
     ) -> None:
         self._run, self._every, self._root = run, every, root
         self._probe, self._probe_every, self._tokenizer = probe, probe_every, tokenizer
+        self._log_to = log_to
         self._watch: Watch | None = None
         self._ended_step = False
 
@@ -63,6 +67,7 @@ class MoescopeCallback(TrainerCallback):
             probe=self._probe,
             probe_every=self._probe_every,
             tokenizer=self._tokenizer or processing_class,
+            log_to=self._log_to,
             root=self._root,
         )
 

@@ -19,8 +19,10 @@ from moe_core.runs.metric_log import TrainLine
 from moe_core.runs.status import RunStatus, State
 from moe_core.runs.watched import WatchedModel
 from moe_core.training.probe import DomainExpert, domain_experts, ownership_events
+from moe_core.training.trackers import tracked_figures
 
-STATUS_SECONDS = 1.0
+STATUS_SECONDS = 3.0
+"""Between two writings of the status: the disk takes some ms to confirm each."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class WatchLog:
             self._stack = stack.pop_all()
         self._written_at = time.monotonic()
 
-    def window(self, window: Window) -> None:
-        """Write what was counted: a "load" line for each layer, and a "train" line."""
+    def window(self, window: Window) -> dict[str, float]:
+        """Write what was counted: a "load" line for each layer, and a "train" line. Returns it as trackers get it."""
         tally, before = window.tally, self.status
         tokens = tally.slots() // self.model.top_k
         status = replace(
@@ -76,10 +78,12 @@ class WatchLog:
             seconds_left=_seconds_left(before.steps, window),
             updated_at=time.time(),
         )
-        self.run.append_metrics(*self._load_lines(window), train_line(window, status))
+        loads = self._load_lines(window)
+        self.run.append_metrics(*loads, train_line(window, status))
         self.status = status
         if time.monotonic() - self._written_at >= STATUS_SECONDS:
             self.write_status()
+        return tracked_figures(loads, window.scalars)
 
     def write_status(self) -> None:
         """Tell the world how far the training is."""

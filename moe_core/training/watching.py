@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from moe_core.runs.folder import RunFolder
 from moe_core.runs.status import State
 from moe_core.runs.watched import WatchedModel
 from moe_core.training.ranks import Ranks
+from moe_core.training.trackers import Tracker
 from moe_core.training.watch_log import WatchLog, Window
 from moe_core.training.watch_probe import Probe, ProbeText
 
@@ -71,6 +72,7 @@ class Watch:
         probe: Probe | None = None,
         probe_every: int = PROBE_EVERY,
         tokenizer: Any = None,
+        log_to: Sequence[Tracker] = (),
         root: str | Path | None = None,
         group: Any = None,
     ) -> None:
@@ -81,8 +83,9 @@ class Watch:
         from its last step or from `step`; what was written after it is dropped. `by_hand`: the loop calls `step()`
         after each update, for optimizers that are not torch's. `probe`: texts by domain, {"legal": ["The tenant"]}, or
         token ids in the place of texts, which the model reads at first, in the end and about every `probe_every` steps:
-        the pages then show where their tokens go; `tokenizer` reads the texts and gives the tokens theirs. `group`: the
-        torch.distributed processes whose tokens are added up, None = all.
+        the pages then show where their tokens go; `tokenizer` reads the texts and gives the tokens theirs. `log_to`:
+        what else gets the figures of each reading, see trackers.py. `group`: the torch.distributed processes whose
+        tokens are added up, None = all.
         Raises UsageError for a name that is taken or an argument that will not do, TraceError for a model that cannot
         be watched, RunBusyError while another process watches under this name.
         """
@@ -100,6 +103,7 @@ class Watch:
         self._counter = ExpertCounter(model)
         self._probe = None if probe is None else ProbeText.of(probe, tokenizer)
         self._probe_every = probe_every
+        self._trackers = list(log_to)
         self._output: WatchLog | None = None
         with ExitStack() as stack:
             with self._ranks.together():
@@ -262,7 +266,13 @@ class Watch:
             self._attempt(lambda output: output.probe(trace))
 
     def _write(self, output: WatchLog, window: Window) -> None:
-        output.window(window)
+        figures = output.window(window)
+        for tracker in list(self._trackers):
+            try:
+                tracker(window.step, figures)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                self._tell_once(f"a tracker of log_to failed and gets nothing more: {one_line(error)}")
         both = zip(self._counter.routers, window.tally.slots(), strict=True)
         silent = [router.described for router, slots in both if not slots]
         if silent:

@@ -227,7 +227,7 @@ class _Row:
         if keep_T is not None:
             slots = torch.where(keep_T[:, None], slots, self.num_experts + 1)
         slots = slots.reshape(-1)
-        self.counts.scatter_add_(0, slots, torch.ones_like(slots))
+        self.counts.scatter_add_(0, slots, slots.new_ones(()).expand_as(slots))
 
     def add_entropy(self, reported_TE: Tensor, keep_T: Tensor | None) -> None:
         """Add the tokens' entropies, as measures.decisions.router_entropy defines them."""
