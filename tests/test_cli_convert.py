@@ -140,3 +140,19 @@ def test_counts_refuse_what_names_tokens_and_python_says_where_they_open(
     assert not out.exists()
     with pytest.raises(TraceError, match="importance matrix, not tokens"):
         recordings.convert(IMATRIX, out)
+
+
+def test_a_folder_of_ranks_becomes_one_file_of_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x.counts.parquet"
+    folder = IMATRIX.parent / "sglang-0.5.23"
+    arguments = ["convert", "--from", str(folder), "--to", str(out), "--top-k", "2", "--layers", "1,3", "--json"]
+    assert command_line.main(arguments) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["format"], figures["steps"], figures["tokens"], figures["layers"]) == (
+        "sglang-stat",
+        7,
+        140,
+        [1, 3],
+    )
+    assert command_line.main([*arguments[:-1], "--format", "sglang-csv"]) == 1
+    assert "no file 'expert_distribution_rank*.csv' in the folder" in capsys.readouterr().err

@@ -54,6 +54,8 @@ def test_a_folder_of_counters_is_a_domain_each(tmp_path: Path) -> None:
         [[1, 0, 0, 1, 0, 2], [1, 1, 1, 0, 3, 0]],
         [[1, 2, 1, 0, 0, 0], [3, 1, 1, 1, 0, 0]],
     ]
+    counts.save(tmp_path / "x.counts.parquet")
+    assert RoutingCounts.load(tmp_path / "x.counts.parquet") == counts
     alone = opened(tmp_path / "github.pkl")
     assert (alone.domains, alone.unit, alone.num_experts, open_routing(tmp_path).format) == (
         ["github"],
@@ -181,6 +183,8 @@ def test_observations_by_hand(tmp_path: Path) -> None:
         "pairwise_expert_frequency holds f_i + f_j, as REAP itself writes it: not which experts were chosen together",
     )
     assert open_routing(path).format == "reap"
+    counts.save(tmp_path / "x.counts.parquet")
+    assert RoutingCounts.load(tmp_path / "x.counts.parquet") == counts
 
 
 def test_means_become_sums_where_no_sum_was_kept_and_halves_add_up_to_the_whole(tmp_path: Path) -> None:

@@ -150,6 +150,14 @@ def test_what_the_user_says_must_fit(options: dict[str, Any], message: str) -> N
         open_routing(REAL, **options)
 
 
+def test_an_importance_matrix_from_before_gguf_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.dat"
+    name = b"blk.0.ffn_down_exps.weight"
+    path.write_bytes(struct.pack("<ii", 1, len(name)) + name + struct.pack("<ii4f", 10, 4, 1, 2, 3, 4))
+    with pytest.raises(TraceError, match=r"of the older kind \(\.dat\), which has no counts of experts"):
+        open_routing(path)
+
+
 def model_head() -> list[bytes]:
     tokens = b"".join(text(f"token {number}") for number in range(1000))
     vocabulary = pair("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 1000) + tokens)

@@ -55,6 +55,8 @@ def test_ranks_stand_side_by_side_and_microbatches_add_up(tmp_path: Path) -> Non
     ]
     assert (counts.steps, counts.layers, counts.tokens.tolist(), counts.top_k) == ([100, 200], [3, 4], [[5], [5]], 2)
     assert counts.notes == ()
+    counts.save(tmp_path / "x.counts.parquet")
+    assert RoutingCounts.load(tmp_path / "x.counts.parquet") == counts
     assert open_routing(tmp_path / "tokens_per_expert").format == "megatron-counts"
     assert opened(tmp_path / "tokens_per_expert").unit == "choice"
     assert opened(tmp_path / "tokens_per_expert" / "rank*.jsonl", top_k=2) == counts

@@ -59,7 +59,7 @@ def file_kind(path: Path) -> str:
         return "npy"
     if (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05") or path.suffix.lower() in (".pkl", ".pickle"):
         return "pickle"
-    if start.startswith(b"GGUF"):
+    if start.startswith(b"GGUF") or start[8:12] == b"blk.":  # an importance matrix from before GGUF: refused by name
         return "gguf"
     if start.startswith(b"PAR1"):
         return "parquet"

@@ -39,6 +39,12 @@ class _Layer:
 
 def open_counts(path: Path, options: Options, progress: Progress) -> RoutingCounts:
     """The counts of an importance matrix. Raises TraceError, at the first value of it, for a model's file."""
+    with path.open("rb") as start:
+        if start.read(12)[8:] == b"blk.":
+            raise TraceError(
+                f"{str(path)!r} is an importance matrix of the older kind (.dat), which has no counts of experts; run "
+                "llama-imatrix with --output-format gguf"
+            )
     progress("reading", 0, 1)
     file = read_gguf_head(path, lambda key, value: _check_kind(path, key, value))
     if file.values.get("general.type") != "imatrix":
