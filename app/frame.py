@@ -107,11 +107,11 @@ def draw() -> None:
         show_running()
         return
     with st.sidebar:
+        show_running()
         chosen = pickers.pick_subject(runs, named.first)
         pickers.pick_layer(chosen)
         pickers.pick_comparison(chosen, runs)
         open_field()
-        show_running()
         for error in named.errors:
             st.error(plain(sentence(error)), icon=":material/error:")
 

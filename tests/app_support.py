@@ -64,6 +64,11 @@ def settled(at: AppTest) -> AppTest:
     return at
 
 
+def in_box(at: AppTest, key: str) -> str:
+    """The present key of a widget in the box that opens files, which gets new ones each time it is emptied."""
+    return f"{key}_{at.session_state.get('open_count', 0)}"
+
+
 def shown(at: AppTest) -> str:
     """All text of the page but the side bar's, Markdown escapes taken out."""
     main = at.main

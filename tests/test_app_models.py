@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="transformers is missing: pip install -r requirements-huggingface.txt")
 
-from app_support import Open, payload_of, shown, text_of, work_of_a_rerun
+from app_support import Open, in_box, payload_of, shown, text_of, work_of_a_rerun
 from huggingface_support import saved_model, tiny_model
 from streamlit.testing.v1 import AppTest
 
@@ -103,7 +103,7 @@ def test_a_model_without_tokenizer_is_read_in_token_ids(tmp_path: Path, opened: 
 
 def test_the_path_field_opens_a_model_or_says_what_is_wrong(model_dir: Path, tmp_path: Path, opened: Open) -> None:
     at = opened()
-    at.text_input(key="open_path").set_value(str(model_dir))
+    at.text_input(key=in_box(at, "open_path")).set_value(str(model_dir))
     at.button(key="open_button").click().run()
     assert at.title[0].value.replace("\\", "").startswith(f"What is {NAME}")
     (tmp_path / "model.safetensors").touch()

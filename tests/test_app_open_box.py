@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app_support import SOON, Open, settled, wait_until
+from app_support import SOON, Open, in_box, settled, wait_until
 from streamlit.testing.v1 import AppTest
 
 from moe_core.errors import TraceError, UsageError
@@ -72,7 +72,7 @@ def rank_upload(rank: int) -> Upload:
 
 
 def press_open(at: AppTest, path: Path | str) -> AppTest:
-    at.text_input(key="open_path").set_value(str(path))
+    at.text_input(key=in_box(at, "open_path")).set_value(str(path))
     at.button(key="open_button").click()
     return settled(at)
 
@@ -94,7 +94,7 @@ def test_a_recording_opens_by_its_path_and_says_what_was_found(dashboard: Open, 
     at = press_open(dashboard(tmp_path), answers(tmp_path / "answers.jsonl"))
     assert title(at).startswith("What is trace answers.jsonl")
     assert "36 tokens of 3 sources, from routed_experts array. Answers" in beside(at)
-    assert at.text_input(key="open_path").value == ""
+    assert at.text_input(key=in_box(at, "open_path")).value == ""
     assert not at.session_state["open_other"], "the box is still open"
     assert not at.sidebar.error
 
@@ -112,25 +112,25 @@ def test_counts_of_an_engine_open_by_their_path(dashboard: Open, tmp_path: Path)
 def test_what_the_file_does_not_say_is_asked_for_by_its_field(dashboard: Open, tmp_path: Path) -> None:
     at = press_open(dashboard(tmp_path), activations(tmp_path / "a.csv"))
     assert "say with “Experts a token” how many" in error(at)
-    assert at.session_state["open_options"], "the fields are not unfolded"
-    at.number_input(key="open_top_k").set_value(2)
+    assert at.session_state[in_box(at, "open_options")], "the fields are not unfolded"
+    at.number_input(key=in_box(at, "open_top_k")).set_value(2)
     at.button(key="open_button").click()
     settled(at)
     assert title(at).startswith("What is trace a.csv")
     assert not at.sidebar.error
-    assert at.number_input(key="open_top_k").value is None, "the next file would be read with it too"
+    assert at.number_input(key=in_box(at, "open_top_k")).value is None, "the next file would be read with it too"
 
 
 def test_options_change_what_is_read(dashboard: Open, tmp_path: Path) -> None:
     at = dashboard(tmp_path)
-    at.number_input(key="open_num_experts").set_value(16)
-    at.text_input(key="open_layers").set_value("3-4")
+    at.number_input(key=in_box(at, "open_num_experts")).set_value(16)
+    at.text_input(key=in_box(at, "open_layers")).set_value("3-4")
     press_open(at, answers(tmp_path / "answers.jsonl"))
     (opened,) = OPENED.all()
     assert isinstance(opened, RoutingFile)
     trace = RoutingTrace.load(opened.path)
     assert (trace.num_experts, trace.layers) == (16, [3, 4])
-    at.text_input(key="open_layers").set_value("4-3")
+    at.text_input(key=in_box(at, "open_layers")).set_value("4-3")
     press_open(at, tmp_path / "answers.jsonl")
     assert "'4-3' is no list of layers; expected ascending ones such as 3-47" in error(at)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from app_support import ENTRY, SOON, Open, payload_of, shown, text_of
+from app_support import ENTRY, SOON, Open, in_box, payload_of, shown, text_of
 from streamlit.testing.v1 import AppTest
 
 from app.components.open_other import open_path
@@ -150,11 +150,11 @@ def test_a_link_to_a_trace_that_is_not_open_says_so(trained_root: Path, opened: 
 def test_the_path_field_opens_a_trace_and_names_what_is_none(trace_path: Path, tmp_path: Path, opened: Open) -> None:
     at = opened()
     for wrong, said in (("", "No path is given"), (str(tmp_path), "folder"), (str(ENTRY), "streamlit_app.py")):
-        at.text_input(key="open_path").set_value(wrong)
+        at.text_input(key=in_box(at, "open_path")).set_value(wrong)
         at.button(key="open_button").click().run()
         assert said in at.sidebar.error[0].value.replace("\\", "")
         assert "\n" not in at.sidebar.error[0].value
-    at.text_input(key="open_path").set_value(str(trace_path))
+    at.text_input(key=in_box(at, "open_path")).set_value(str(trace_path))
     at.button(key="open_button").click().run()
     assert at.title[0].value.replace("\\", "").startswith("What is trace recorded.parquet")
 

@@ -15,9 +15,9 @@ from app.components.open_progress import (
     KEYS,
     OPTIONS,
     PATH,
-    UPLOADER,
     await_job,
     choose,
+    fresh,
     in_words,
     keep_error,
 )
@@ -49,20 +49,22 @@ def open_field() -> None:
     """A button that unfolds the box; what is opened becomes the choice of the side bar."""
     with st.popover("Open a file or a model", icon=":material/folder_open:", key=BOX, width="stretch",
                     on_change="rerun") as box:  # fmt: skip
-        st.text_input("Path on this computer", key=PATH, placeholder="/home/me/imatrix.gguf", help=_about_paths())
+        if (wrong := st.session_state.get(ERROR)) is not None:
+            error_box(UsageError(in_words(str(wrong))), title="It was not opened")
+        st.text_input(
+            "Path on this computer", key=fresh(PATH), placeholder="/home/me/imatrix.gguf", help=_about_paths()
+        )
         uploads = st.file_uploader("Or upload files", accept_multiple_files=True, max_upload_size=UPLOAD_MEGABYTES,
-                                   key=f"open_upload_{st.session_state.get(UPLOADER, 0)}",
+                                   key=fresh("open_upload"),
                                    help="One file, or all the files that the ranks of one run wrote. Of larger ones "
                                    "give the path.")  # fmt: skip
         _option_fields()
         pressed = st.button("Open", key="open_button", type="primary", icon=":material/folder_open:")
-        if (wrong := st.session_state.get(ERROR)) is not None:
-            error_box(UsageError(in_words(str(wrong))), title="It was not opened")
         recent = pick_recent()
     if not box.open:
         st.session_state.pop(ERROR, None)
     ids = [upload.file_id for upload in uploads]
-    path = str(st.session_state.get(PATH) or "").strip()
+    path = str(st.session_state.get(fresh(PATH)) or "").strip()
     try:
         if recent is not None:
             show(open_again(recent))
@@ -94,25 +96,26 @@ def _about_paths() -> str:
 
 def _option_fields() -> None:
     """What a recording may not say itself; empty ones say nothing."""
-    with st.expander("What the file does not say", key=OPTIONS, on_change="rerun", icon=":material/tune:"):
+    with st.expander("What the file does not say", key=fresh(OPTIONS), on_change="rerun", icon=":material/tune:"):
         titles = {one.name: one.title for one in RECORDING_FORMATS}
-        st.selectbox(FIELDS["--format"], list(titles), index=None, key=KEYS["--format"], format_func=titles.__getitem__,
-                     placeholder="by name and content")  # fmt: skip
         left, right = st.columns(2)
-        left.number_input(FIELDS["--num-experts"], 2, 32_767, None, key=KEYS["--num-experts"])
-        right.number_input(FIELDS["--top-k"], 1, 32_767, None, key=KEYS["--top-k"])
-        st.text_input(FIELDS["--layers"], key=KEYS["--layers"], placeholder="3-47", max_chars=1000,
-                      help="Numbers of the recorded layers; if fewer are named than were recorded, only these are "
-                      "kept.")  # fmt: skip
-        st.text_input(FIELDS["--tokenizer"], key=KEYS["--tokenizer"], placeholder="/home/me/model/tokenizer.json",
-                      help="The tokenizer.json of the model, for the tokens' texts.")  # fmt: skip
-        st.text_input(FIELDS["--token-ids"], key=KEYS["--token-ids"], placeholder="/home/me/ids.npy",
-                      help="A file of the token ids, if the recording has none: .npy, .json or .csv.")  # fmt: skip
+        left.selectbox(FIELDS["--format"], list(titles), index=None, key=fresh(KEYS["--format"]),
+                       placeholder="as it looks", format_func=titles.__getitem__)  # fmt: skip
+        right.text_input(FIELDS["--layers"], key=fresh(KEYS["--layers"]), placeholder="3-47", max_chars=1000,
+                         help="Numbers of the recorded layers; if fewer are named than were recorded, only these are "
+                         "kept.")  # fmt: skip
+        left.number_input(FIELDS["--num-experts"], 2, 32_767, None, key=fresh(KEYS["--num-experts"]))
+        right.number_input(FIELDS["--top-k"], 1, 32_767, None, key=fresh(KEYS["--top-k"]))
+        left.text_input(FIELDS["--tokenizer"], key=fresh(KEYS["--tokenizer"]), placeholder="/home/me/tokenizer.json",
+                        help="Path of the model's tokenizer.json, for the tokens' texts.")  # fmt: skip
+        right.text_input(FIELDS["--token-ids"], key=fresh(KEYS["--token-ids"]), placeholder="/home/me/ids.npy",
+                         help="Path of a file of the token ids, if the recording has none: .npy, .json or .csv."
+        )  # fmt: skip
 
 
 def _said() -> Said:
     """What the fields say. Raises UsageError."""
-    given = {option: st.session_state.get(key) for option, key in KEYS.items()}
+    given = {option: st.session_state.get(fresh(key)) for option, key in KEYS.items()}
     text = {option: str(given[option] or "").strip() or None for option in ("--layers", "--tokenizer", "--token-ids")}
     return Said(
         format=given["--format"] or "auto",

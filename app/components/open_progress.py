@@ -13,12 +13,11 @@ from moe_core.errors import MoescopeError
 from moe_core.inference.opening_job import OpeningJob, running_jobs
 from moe_core.inference.subjects import Opened
 
-# Session keys: the job that this session waits for; why the last one failed; the box and the options in it, open or
-# not; the path; which uploader is drawn, as another one is empty; what to do with the box when it is drawn next.
-JOB, ERROR, BOX, OPTIONS, PATH, UPLOADER, NEXT = (
-    "open_job", "open_error", "open_other", "open_options", "open_path", "open_uploader", "open_next",
-)  # fmt: skip
-_EMPTY, _UNFOLD = "empty", "unfold"
+# Session keys: the job that this session waits for; why the last one failed; whether the box is open; what to do with
+# it when it is drawn next; how often it was emptied. And those of its widgets, see `fresh`: the path, the options.
+JOB, ERROR, BOX, NEXT, COUNT = "open_job", "open_error", "open_other", "open_next", "open_count"
+PATH, OPTIONS = "open_path", "open_options"
+_EMPTY, _UNFOLD, _CLOSE = "empty", "unfold", "close"
 FIELDS = {
     "--format": "Format",
     "--num-experts": "Experts a layer",
@@ -38,7 +37,8 @@ def await_job(job: OpeningJob) -> NoReturn:
     """Make its result this session's choice once it is there; draw the page anew."""
     st.session_state.pop(ERROR, None)
     st.session_state[JOB] = job
-    job.wait(SOON_SECONDS)
+    if not job.wait(SOON_SECONDS):
+        st.session_state[NEXT] = _CLOSE  # it would lie over the progress
     st.rerun()
 
 
@@ -73,15 +73,22 @@ def finish_opening() -> None:
     elif what == _UNFOLD:
         st.session_state[BOX] = True
         if any(option in str(st.session_state.get(ERROR)) for option in FIELDS):
-            st.session_state[OPTIONS] = True
+            st.session_state[fresh(OPTIONS)] = True
+    elif what == _CLOSE:
+        st.session_state[BOX] = False
 
 
 def _empty_box() -> None:
     """Close it, and leave nothing in it that would be said of the next file too."""
-    st.session_state[BOX] = st.session_state[OPTIONS] = False
-    st.session_state[UPLOADER] = st.session_state.get(UPLOADER, 0) + 1
-    for key in (PATH, ERROR, *KEYS.values()):
-        st.session_state.pop(key, None)
+    st.session_state[BOX] = False
+    st.session_state[COUNT] = st.session_state.get(COUNT, 0) + 1
+    st.session_state.pop(ERROR, None)
+
+
+def fresh(key: str) -> str:
+    """The key of a widget in the box that another one replaces once the box was emptied: a browser keeps what was typed
+    or uploaded, or unfolded, for as long as the key is the same."""
+    return f"{key}_{st.session_state.get(COUNT, 0)}"
 
 
 def in_words(message: str) -> str:

@@ -44,7 +44,7 @@ def pick_subject(runs: list[RunSummary], first: str | None = None) -> RunSummary
     sound = [run.name for run in runs if run.error is None] or names
     state.preset_run(names, first if first in names else sound[0])
     # A label of its own: the box's would read "Run (required)".
-    st.markdown(":small[Run, trace or model]" if opened else ":small[Run]")
+    st.markdown(":small[Run, file or model]" if opened else ":small[Run]")
     name = st.selectbox(
         "Run", names, index=None, required=True, key=state.RUN, bind="query-params", label_visibility="collapsed",
         on_change=state.forget_missing_run,
