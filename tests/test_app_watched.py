@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,9 @@ def test_training_overview_and_time_show_what_was_counted(dashboard: Open, watch
 
 
 def test_pages_that_need_more_say_in_a_sentence_what(dashboard: Open, watched_root: Path) -> None:
-    for page in ("tokens", "domains", "experts", "flow", "compare"):
+    assert "6 experts" not in shown(dashboard(watched_root, "experts", layer="1", expert="2"))
+    assert "layer 1" in shown(dashboard(watched_root, "experts", layer="1", expert="2"))
+    for page in ("tokens", "domains", "flow", "compare"):
         assert "give watch(...) a probe text" in shown(dashboard(watched_root, page)), page
     for page in ("generation", "interventions"):
         assert "watched in another training loop, and its model is there" in shown(dashboard(watched_root, page)), page
@@ -84,3 +87,25 @@ def test_with_a_probe_text_every_page_that_needs_no_model_shows_it(dashboard: Op
         assert "probe text" not in " ".join(str(info.value) for info in at.info), page
     assert "measured on a model, which is in another training loop" in shown(dashboard(probed_root, "experts"))
     assert "its model is there" in shown(dashboard(probed_root, "generation"))
+
+
+def test_runs_plots_and_report_take_it_and_what_needs_a_model_says_so(
+    cli: Callable[..., tuple[int, str, str]], watched_root: Path, tmp_path: Path
+) -> None:
+    code, out, _ = cli(watched_root, "runs")
+    assert code == 0
+    assert "7/7" in out
+    assert "Watched: its model is elsewhere." in out
+    page = tmp_path / "report.html"
+    code, out, err = cli(watched_root, "report", "--run", "theirs", "--out", str(page))
+    assert code == 0, err
+    assert "7 steps by another program, which was watched" in page.read_text()
+    assert "Is the work shared evenly" in out
+    code, out, err = cli(watched_root, "plots", "--run", "theirs", "--out", str(tmp_path / "plots"), "--format", "csv")
+    assert code == 0, err
+    assert {"expert_load_map.csv", "loss.csv"} <= {path.name for path in (tmp_path / "plots").iterdir()}
+    for command in (["generate", "--run", "theirs", "--prompt", "x"], ["ablate", "--run", "theirs"]):
+        code, _, err = cli(watched_root, *command)
+        assert code == 1
+        assert "was watched in another training loop, so its model is not here" in err
+        assert err.count("\n") == 1

@@ -23,8 +23,8 @@ from app.components.page import (
     header,
     show_notes,
 )
-from app.components.routing_text import first_routing, independence_warning, text_caption
-from app.components.watched_run import watch_counts, watched_routing
+from app.components.routing_text import first_routing, independence_warning, text_caption, watched_routing
+from app.components.watched_run import watch_counts
 from app.components.what_can_be_told import counting_notes, show_what_can_be_told
 from moe_core.data.windows import window_words
 from moe_core.figures.load import load_map_figure

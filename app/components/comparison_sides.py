@@ -8,7 +8,6 @@ from app import loaders, state
 from app.components.progress import progress_bar
 from app.components.routing_text import deep_or_probe
 from app.components.text_picker import pick_text
-from app.components.watched_run import watched_routing
 from moe_core.errors import RunError, UsageError
 from moe_core.figures.sides import Comparison, Side, compare, have_same_shape
 from moe_core.inference.subjects import Subject
@@ -28,7 +27,7 @@ def against_other(subject: Subject) -> Comparison:
         return _against_run(subject, other)
     if other is None:
         raise UsageError(f"{subject.name} is held against nothing yet: choose a run or another trace in the side bar")
-    first, second = _routing_of(subject), _routing_of(other.subject)
+    (first, _), (second, _) = deep_or_probe(subject), deep_or_probe(other.subject)
     one_model = _of_one_model(first, second)
     if not one_model and have_same_shape(first.trace, second.trace):
         one_model = st.toggle(
@@ -36,12 +35,6 @@ def against_other(subject: Subject) -> Comparison:
             help="Then expert 3 of A is held against expert 3 of B. The files do not say so.",
         )  # fmt: skip
     return compare(Side(subject.name, first), Side(other.subject.name, second), one_model=one_model)
-
-
-def _routing_of(subject: Subject) -> Measured:
-    if isinstance(subject, RunFolder) and subject.is_watched() and not subject.probe_steps():
-        return watched_routing(subject)[0]
-    return deep_or_probe(subject)[0]
 
 
 def against_text(subject: Subject) -> Comparison:

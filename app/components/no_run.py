@@ -35,7 +35,7 @@ _COUNTED_ONLY = (
     "Only counts were kept of this run, no single tokens: give watch(...) a probe text, and this page shows what the "
     "experts do with it."
 )
-_TAKES_TOKENS = ("tokens", "domains", "experts", "flow", "compare")
+_TAKES_TOKENS = ("tokens", "domains", "flow", "compare")
 _MODEL_NEEDS = {"time": "The film of a training takes snapshots, which only a run that was trained here has."}
 _ASKS: dict[str, tuple[tuple[Measure, str], ...]] = {
     "tokens": ((VOCABULARY, "colouring each token by its expert"),),

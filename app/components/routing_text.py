@@ -33,13 +33,24 @@ def first_routing(subject: Subject) -> tuple[Measured, str]:
         return loaders.trace(subject), _source(loaders.trace(subject))
     if isinstance(subject, ForeignModel):
         return _model_routing(subject)
+    if subject.is_watched() and not subject.probe_steps():
+        return watched_routing(subject)
     step = loaders.probe_step(subject)
-    return loaders.probe(subject), f"held-out text that stays the same all through training, at step {step:,}"
+    kind = "a probe text" if subject.is_watched() else "held-out text"
+    return loaders.probe(subject), f"{kind} that stays the same all through training, at step {step:,}"
 
 
 def deep_or_probe(subject: Subject) -> tuple[Measured, str]:
     """The routing to measure and, in words, of what text it is. Raises MoescopeError when there is none."""
-    return _deep_or_probe(subject) if isinstance(subject, RunFolder) else first_routing(subject)
+    has_model = isinstance(subject, RunFolder) and not subject.is_watched()
+    return _deep_or_probe(subject) if isinstance(subject, RunFolder) and has_model else first_routing(subject)
+
+
+def watched_routing(run: RunFolder) -> tuple[Measured, str]:
+    """How the routing of a watched run is now, and of what text. Raises RunError before the first reading."""
+    steps = loaders.counts(run).steps[-loaders.RECENT_READINGS :]
+    span = f"steps {steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
+    return loaders.newest_counts(run), f"the text that it is trained on, read at {span}"
 
 
 def _model_routing(model: ForeignModel) -> tuple[Measured, str]:

@@ -12,7 +12,6 @@ from app.components.counted_film import step_of_counts
 from app.components.figure import show_figure, term_help
 from app.components.page import header
 from moe_core.figures.load import load_over_time_figure, loads_over_time
-from moe_core.routing.measured import Measured
 from moe_core.routing.measures.health import IMBALANCE_LIMIT
 from moe_core.runs import RunFolder, RunStatus
 from moe_core.words import duration, number, percent, short_count
@@ -61,13 +60,6 @@ def loss_metric(place: DeltaGenerator, run: RunFolder, *, border: bool = False) 
         border=border,
         height="stretch" if border else "content",
     )
-
-
-def watched_routing(run: RunFolder) -> tuple[Measured, str]:
-    """How the routing of a watched run is now, and of what text. Raises RunError before the first reading."""
-    steps = loaders.counts(run).steps[-loaders.RECENT_READINGS :]
-    span = f"steps {steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
-    return loaders.newest_counts(run), f"the text that it is trained on, read at {span}"
 
 
 def watch_counts(name: str) -> None:

@@ -12,7 +12,9 @@ from moe_core.cli.output import Output, check_regular, progress_on_stderr, write
 from moe_core.cli.run_sections import run_sections
 
 if TYPE_CHECKING:
-    pass
+    from moe_core.reports.page import ModelCard
+    from moe_core.runs.folder import RunFolder
+    from moe_core.runs.record import RunRecord
 
 
 def parser() -> Parser:
@@ -33,27 +35,13 @@ def report(arguments: argparse.Namespace, output: Output) -> int:
     run = existing_run(arguments.run)
     path = Path(arguments.out if arguments.out is not None else f"out/report-{run.name}.html")
     check_regular(str(path), "--out")
-    from moe_core.model.size import active_parameters, flops_per_token, total_parameters
-    from moe_core.reports.page import ModelCard, report_page
+    from moe_core.reports.page import report_page
     from moe_core.runs.record import read_run
 
     with progress_on_stderr() as progress:
         record = read_run(run)
-        config = record.config
         sections, routing_of = run_sections(run, record, progress)
-        card = ModelCard(
-            run=run.name,
-            config=config,
-            step=record.step,
-            total_parameters=total_parameters(config.model),
-            active_parameters=active_parameters(config.model),
-            flops_per_token=flops_per_token(config.model, config.training.seq_len),
-            domains=run.domains(),
-            evaluation=record.evaluation,
-            routing_of=routing_of,
-            notes=record.notes,
-            made=datetime.now().strftime("%Y-%m-%d %H:%M"),
-        )
+        card = _card(run, record, routing_of)
         page = report_page(card, sections, progress).encode()
     write_bytes(path, page)
     count = sum(len(section.figures) for section in sections)
@@ -81,3 +69,27 @@ def report(arguments: argparse.Namespace, output: Output) -> int:
         }
     )
     return 0
+
+
+def _card(run: RunFolder, record: RunRecord, routing_of: str) -> ModelCard:
+    """Facts about the run; of one that was watched, those that its folder knows."""
+    from moe_core.model.size import active_parameters, flops_per_token, total_parameters
+    from moe_core.reports.page import ModelCard
+
+    made, config = datetime.now().strftime("%Y-%m-%d %H:%M"), record.config
+    if config is None:
+        assert record.watched is not None
+        return ModelCard(run.name, record.watched, record.step, 0, 0, 0, (), None, routing_of, made, record.notes)
+    return ModelCard(
+        run=run.name,
+        config=config,
+        step=record.step,
+        total_parameters=total_parameters(config.model),
+        active_parameters=active_parameters(config.model),
+        flops_per_token=flops_per_token(config.model, config.training.seq_len),
+        domains=run.domains(),
+        evaluation=record.evaluation,
+        routing_of=routing_of,
+        notes=record.notes,
+        made=made,
+    )

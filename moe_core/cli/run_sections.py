@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 def run_sections(run: RunFolder, record: RunRecord, progress: Progress) -> tuple[list[Section], str]:
     """All figures of the run, and what the routing in them was recorded on.
 
-    That is held-out text through the newest checkpoint; where the run has none to load, the newest probe of training.
+    That is held-out text through the newest checkpoint; where the run has none to load, the newest probe of training;
+    of a run that was watched, its probe text or what was counted.
     """
     from moe_core.figures.run_figures import sections_of_run
 
     trace, note = None, ""
+    if record.config is None:
+        return sections_of_run(record, None, progress), _of_watched(record)
     if not record.config.model.moe_layers:
         return sections_of_run(record, None, progress), "nothing: the model is dense"
     try:
@@ -37,3 +40,11 @@ def run_sections(run: RunFolder, record: RunRecord, progress: Progress) -> tuple
         documents = len(set(trace.document_ids.tolist()))
         note = f"{trace.num_tokens:,} tokens of {documents:,} held-out documents ({trace.source})"
     return sections, note
+
+
+def _of_watched(record: RunRecord) -> str:
+    """What the routing of a run was recorded on whose model is elsewhere."""
+    read = f"the probe text at step {max(record.probes):,}" if record.probes else ""
+    steps = record.counts.steps if record.counts is not None else []
+    counted = f"the text that it was trained on, up to step {steps[-1]:,}" if steps else ""
+    return "; load of ".join(part for part in (read, counted) if part) or "nothing yet"

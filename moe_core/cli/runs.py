@@ -45,9 +45,9 @@ def _table_row(run: RunSummary) -> list[str]:
     return [
         run.name,
         run.state,
-        f"{run.step:,}/{run.steps:,}" if run.steps else "-",
+        f"{run.step:,}/{run.steps:,}" if run.steps else f"{run.step:,}" if run.step else "-",
         "-" if run.unseen_nats is None else f"{run.unseen_nats:.3f}",
         "-" if run.validation_nats is None else f"{run.validation_nats:.3f}",
         updated,
-        run.error or " ".join(run.notes),
+        run.error or " ".join([*(["Watched: its model is elsewhere."] if run.is_watched else []), *run.notes]),
     ]

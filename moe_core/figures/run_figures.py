@@ -75,11 +75,10 @@ def sections_of_run(run: RunRecord, trace: AnyTrace | None = None, progress: Pro
     `trace` is the routing to show; without one, that of the newest probe. Raises RunError when the run has measured
     nothing yet.
     """
-    if trace is None:
-        trace = run.newest_probe
+    routing: AnyRouting | None = trace if trace is not None else run.newest_probe or run.counts
     sections = [
         _training(run),
-        *(sections_of_trace(trace, progress, sources_known=True) if trace is not None else []),
+        *(sections_of_trace(routing, progress, sources_known=True) if routing is not None else []),
         _history(run),
         _causes(run.findings),
     ]
@@ -197,7 +196,10 @@ def _paths(trace: AnyRouting) -> Section:
 
 
 def _training(run: RunRecord) -> Section:
-    losses = loss_figure(run.metrics.train, run.metrics.evaluation, run.metrics.baseline, scored=run.evaluation)
+    metrics = run.metrics
+    losses = loss_figure(
+        metrics.train, metrics.evaluation, metrics.baseline, scored=run.evaluation, held_out=run.watched is None
+    )
     return Section("Does the model learn?", [] if losses is None else [losses], ("loss", "perplexity"))
 
 

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isnan
 from typing import Any
 
@@ -33,6 +33,7 @@ from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.routing.measures.health import describe_model
 from moe_core.routing.measures.registry import MEASURES
 from moe_core.runs.evaluation import Evaluation
+from moe_core.runs.watched import WatchedModel
 from moe_core.words import number, short_count
 
 MAX_TABLE_ROWS = 100
@@ -50,13 +51,14 @@ class ModelCard:
     """Facts about the run that the report gives beside its figures."""
 
     run: str
-    config: Config
+    config: Config | WatchedModel
+    """Of a run that was watched, what is known of its model."""
     step: int
     """The step whose routing is shown."""
     total_parameters: int
     active_parameters: int
     flops_per_token: int
-    """Forward pass, 2 per multiply-add."""
+    """Forward pass, 2 per multiply-add; 0, as the two before, of a run that was watched."""
     domains: Sequence[str]
     evaluation: Evaluation | None
     """Figures of evaluation.evaluate_run; None if the run was never scored."""
@@ -83,7 +85,11 @@ def report_page(card: ModelCard, sections: Sequence[Section], progress: Progress
             progress("drawing", done + 1, total)
         shown.append(_ShownSection(section.question, section.figures[0].verdict, _terms(section.terms), pictures))
     scripts = [plotly_bundle(), "\n".join(calls)] if calls else []
-    evaluation, window = card.evaluation, card.config.training.seq_len
+    evaluation, config = card.evaluation, card.config
+    tree = asdict(config) if isinstance(config, WatchedModel) else config.model_dump(mode="json")
+    windows = None
+    if evaluation is not None and not isinstance(config, WatchedModel):
+        windows = window_words(config.training.seq_len, evaluation.windows)
     return render(
         "page.html.j2",
         run=card.run,
@@ -91,11 +97,11 @@ def report_page(card: ModelCard, sections: Sequence[Section], progress: Progress
         policy=_policy(scripts),
         style=_style(),
         facts=_facts(card),
-        tree=json.dumps(card.config.model_dump(mode="json"), indent=2),
+        tree=json.dumps(tree, indent=2),
         sections=shown,
         loss=_loss_sentence(evaluation),
         losses=None if evaluation is None else _losses(evaluation),
-        windows=None if evaluation is None else window_words(window, evaluation.windows),
+        windows=windows,
         layers=_layers(sections),
         scripts=[Markup(script) for script in scripts],
     )
@@ -141,6 +147,8 @@ def _style() -> Markup:
 
 
 def _facts(card: ModelCard) -> dict[str, str]:
+    if isinstance(card.config, WatchedModel):
+        return _facts_of_watched(card, card.config)
     model, data, training = card.config.model, card.config.data, card.config.training
     sentence = describe_model(
         layers=len(model.moe_layers), experts=model.num_experts, top_k=model.top_k, varying=model.varying_experts,
@@ -159,6 +167,20 @@ def _facts(card: ModelCard) -> dict[str, str]:
         f"{short_count(tokens)} tokens in all, optimizer {training.optimizer}",
         "Seeds": f"{data.seed} (data), {training.seed} (training)",
         "Loss": _loss_sentence(card.evaluation),
+        "Routing shown": card.routing_of,
+        **({"Files": " ".join(card.notes)} if card.notes else {}),
+    }
+
+
+def _facts_of_watched(card: ModelCard, model: WatchedModel) -> dict[str, str]:
+    ranks = f" in {model.ranks:,} processes" if model.ranks > 1 else ""
+    return {
+        "Model": f"{model.model}: "
+        + describe_model(
+            layers=len(model.layers), experts=model.num_experts, top_k=model.top_k, varying=model.varying_experts
+        ),
+        "Parameters": f"{model.parameters:,} in all, {model.trained_parameters:,} of them trained",
+        "Trained": f"{card.step:,} steps{ranks} by another program, which was watched",
         "Routing shown": card.routing_of,
         **({"Files": " ".join(card.notes)} if card.notes else {}),
     }

@@ -129,8 +129,8 @@ def find_checkpoint(run: RunFolder, step: int | None = None) -> Path:
     """The folder of the newest checkpoint, or of `step`. Raises RunError when there is none."""
     versions = _versions(run)
     if not versions:
-        if not run.path.is_dir():
-            run.config()  # raises "no run ..."
+        if not run.path.is_dir() or run.is_watched():
+            run.config()  # raises "no run ...", or that its model is elsewhere
         raise RunError(
             f"run {run.name!r} has no checkpoint in {str(run.weights_path)!r} yet; "
             "wait for its first evaluation, or train it again"

@@ -10,10 +10,12 @@ import pandas as pd
 from moe_core.ablation_modes import MODES
 from moe_core.config import Config
 from moe_core.routing import RoutingTrace
+from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.runs.analysis import read_ablation_map, read_table
 from moe_core.runs.evaluation import Evaluation
 from moe_core.runs.folder import RunFolder, RunStatus
 from moe_core.runs.metric_log import file_notes
+from moe_core.runs.watched import WatchedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,8 @@ class RunRecord:
     """A run as it was when it was read."""
 
     name: str
-    config: Config
+    config: Config | None
+    """None of a run that was watched: its model is not here."""
     status: RunStatus | None
     metrics: RunMetrics
     probes: Mapping[int, RoutingTrace]
@@ -54,6 +57,10 @@ class RunRecord:
     findings: RunFindings
     unverified: tuple[str, ...] = ()
     """Files that carry no checksum."""
+    watched: WatchedModel | None = None
+    """The model of a run that was watched, and of no other."""
+    counts: RoutingCounts | None = None
+    """What a watched run has counted, a step for each reading."""
 
     @property
     def step(self) -> int:
@@ -73,10 +80,10 @@ class RunRecord:
 
 def read_run(run: RunFolder) -> RunRecord:
     """Read all of a run. Raises RunError or TraceError naming the file that is missing or damaged."""
-    log = run.metric_log()
+    log, watched = run.metric_log(), run.watched()
     return RunRecord(
         name=run.name,
-        config=run.config(),
+        config=None if watched is not None else run.config(),
         status=run.status(),
         metrics=RunMetrics(
             log.frame("train"), log.frame("evaluation"), log.frame("baseline"), log.frame("load"), log.bad
@@ -85,6 +92,8 @@ def read_run(run: RunFolder) -> RunRecord:
         evaluation=run.evaluation(),
         findings=read_findings(run),
         unverified=tuple(run.unverified()),
+        watched=watched,
+        counts=run.counts(),
     )
 
 

@@ -15,8 +15,13 @@ from moe_core.training.trackers import Tracker
 from moe_core.training.watch_probe import Probe
 from moe_core.training.watching import EVERY, PROBE_EVERY, Watch
 
-LOGGED = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "gradient_norm"}
-"""What the Trainer logs, and what we call it."""
+LOGGED = {
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "gradient_norm",
+    "aux_loss": "load_balancing_loss",
+}
+"""What the Trainer, or TRL's, logs, and what we call it."""
 
 
 class MoescopeCallback(TrainerCallback):
