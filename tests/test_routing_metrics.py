@@ -13,8 +13,9 @@ from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 
 from moe_core.errors import UsageError
-from moe_core.routing import RoutingTrace, metrics
+from moe_core.routing import RoutingCounts, RoutingTrace, metrics
 from moe_core.routing.measures import decisions
+from moe_core.routing.measures.load import extremes
 from moe_core.routing.trace.blocks import block_counts
 from moe_core.routing.trace.counts import domain_counts, domain_tokens, expert_counts, flow_counts, pair_counts
 from moe_core.routing.trace.kernels import grouped_counts
@@ -385,3 +386,11 @@ def test_every_value_stays_in_its_documented_range(seed: int, K: int, drop: floa
     shares = metrics.domain_specialization(trace).dropna()
     assert (shares["low"] <= shares["share"]).all()
     assert (shares["share"] <= shares["high"]).all()
+
+
+def test_the_busiest_and_the_unused_experts_are_named() -> None:
+    counts = RoutingCounts.from_arrays([[10, 0, 10, 20], [0, 0, 0, 0], [0, 0, 0, 40]], top_k=1, layers=[1, 2, 5])
+    assert extremes(metrics.expert_load(counts)) == (
+        "Busiest, in times their even share: expert 3 of layer 5 (4.0 ×), expert 3 of layer 1 (2.0 ×), "
+        "expert 0 of layer 1 (1.0 ×). Never chosen here: experts 1 of layer 1, 0 of layer 5, 1 of layer 5 and 1 more."
+    )

@@ -21,6 +21,7 @@ from app.components.page import (
     TOKENS,
     TRAINING,
     header,
+    plain,
     show_notes,
 )
 from app.components.routing_text import first_routing, independence_warning, text_caption, watched_routing
@@ -32,7 +33,7 @@ from moe_core.inference.subjects import RoutingFile
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
 from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
 from moe_core.routing.measures.health import describe_routing, health
-from moe_core.routing.measures.load import expert_load, load_balance
+from moe_core.routing.measures.load import expert_load, extremes, load_balance
 from moe_core.runs import RunFolder
 
 LOOK = (
@@ -85,6 +86,7 @@ show_figure(
     key="expert_load",
     terms=["expert load", "lift", "load imbalance", "dead expert"],
 )
+st.caption(plain(extremes(load)))
 text_caption(measured, text)
 if isinstance(subject, RunFolder) and not is_watched:
     st.caption(f"How the loss is scored: {window_words(loaders.config(subject).training.seq_len)}")

@@ -130,7 +130,9 @@ def neighbours(run: RunFolder | None, measured: Measured, layer: int, expert: in
             else "Tokens pass one expert of a layer only, and how alike the experts are was not measured yet."
         )
         return
-    chance = "chance" if together.answer != "as counted" else "even routing"
+    chance = "chance"
+    if together.answer == "as counted":
+        chance, table = "even routing", table.drop(columns="certain")
     number = st.column_config.NumberColumn
     st.dataframe(
         table,

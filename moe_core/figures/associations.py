@@ -33,7 +33,8 @@ def coactivation_figure(
     """
     frame = _of_layer(coactivation, layer, "pairs of experts")
     every = _held_against(frame, pairs)
-    data, note = _strongest(every.assign(expert=every["expert_i"]), "expert_i", "expert_j", square=True)
+    data = every.assign(expert=every["expert_i"])
+    data, note = _strongest(data, "expert_i", "expert_j", square=True, as_counted=test is None)
     order = _by_company(data)
     chance = "even routing has it" if test is None else "chance"
     data["sentence"] = [
@@ -118,19 +119,25 @@ def _as_counted(data: pd.DataFrame) -> str:
     )
 
 
-def _strongest(data: pd.DataFrame, row: str, column: str, *, square: bool) -> tuple[pd.DataFrame, str]:
+def _strongest(
+    data: pd.DataFrame, row: str, column: str, *, square: bool, as_counted: bool = False
+) -> tuple[pd.DataFrame, str]:
     """At most MAX_COLUMNS experts, those with the strongest certain lift either way; a note if any are left out.
 
-    The first ones where nothing is certain: then none has stronger ties than another.
+    The first ones where nothing is certain: then none has stronger ties than another. `as_counted`: nothing was tested,
+    and those with the largest lift are drawn.
     """
     experts = data[column].nunique()
     if max(experts, data[row].nunique()) <= MAX_COLUMNS:
         return data.copy(), ""
     weight = np.log2(data["lift"].clip(1 / 16, 16)).abs().where(~data["uncertain"], 0.0).fillna(0.0)
+    if as_counted:
+        weight = data["lift"].fillna(0.0)
     strength = [weight.groupby(data[name]).max().sort_values(ascending=False, kind="stable") for name in (row, column)]
     kept_rows, kept_columns = (set(values.index[:MAX_COLUMNS]) for values in strength)
     kept = data[data[row].isin(kept_rows) & data[column].isin(kept_rows if square else kept_columns)]
-    which = f"the {MAX_COLUMNS} with the strongest ties" if weight.any() else f"the first {MAX_COLUMNS}"
+    ties = "largest pairs, as counted" if as_counted else "strongest ties"
+    which = f"the {MAX_COLUMNS} with the {ties}" if weight.any() else f"the first {MAX_COLUMNS}"
     return kept.copy(), f", {which} of {experts}"
 
 

@@ -16,6 +16,9 @@ from moe_core.routing.measures.domains import domain_cell
 from moe_core.routing.measures.experts import expert_sentence
 from moe_core.words import number, percent, sentence
 
+MAX_NAMED_BARS = 20
+"""Bars of half a page that have room for the number of their expert."""
+
 
 def expert_domains_figure(cells: pd.DataFrame, layer: int, expert: int) -> Figure:
     """Which kind of text does one expert prefer? Frame of baselines.domain_cells."""
@@ -61,7 +64,6 @@ def layer_load_figure(load: pd.DataFrame, layer: int, expert: int) -> Figure:
     own = load[load["layer"] == layer].sort_values("share", ascending=False, kind="stable")
     experts = len(own)
     data = own.assign(
-        rank=range(1, experts + 1),
         lift=own["share"] * experts,
         chosen=own["expert"] == expert,
         sentence=[
@@ -70,12 +72,14 @@ def layer_load_figure(load: pd.DataFrame, layer: int, expert: int) -> Figure:
             for row in rows(own)
         ],
     )
-    share, place = float(frame["share"].iloc[0]), int(data.loc[data["chosen"], "rank"].iloc[0])
+    share, place = float(frame["share"].iloc[0]), 1 + list(own["expert"]).index(expert)
+    few = experts <= MAX_NAMED_BARS
+    most = float(data["lift"].max())
+    scale = alt.Scale(domain=[0, max(1.5, most * 1.1) if most == most else 1.5], nice=False)
+    names = alt.Axis(labels=few, ticks=few, labelAngle=0)
     base = alt.Chart(data).encode(
-        x=alt.X(
-            "rank:O", title=f"experts of layer {layer}, the busiest first", axis=alt.Axis(labels=False, ticks=False)
-        ),
-        y=alt.Y("lift:Q", title="times its even share"),
+        x=alt.X("expert:O", sort=list(own["expert"]), title=f"experts of layer {layer}, the busiest first", axis=names),
+        y=alt.Y("lift:Q", title="times its even share", scale=scale),
         tooltip="sentence:N",
     )
     even = alt.Chart(pd.DataFrame({"lift": [1.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(y="lift:Q")

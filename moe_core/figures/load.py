@@ -12,7 +12,7 @@ from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_hei
 from moe_core.figures.maps import lift_map
 from moe_core.figures.palette import BAR, EXPERT_COLOURS, NEUTRAL, expert_colour
 from moe_core.routing.measures.health import routing_health, undecided_layers
-from moe_core.words import number, percent
+from moe_core.words import number, percent, sentence
 
 MAX_LINES = len(EXPERT_COLOURS)
 """More experts than this: the most unusual few are coloured and labelled, the others are grey."""
@@ -21,11 +21,11 @@ MAX_STEPS = 64
 """Of counts of more steps, neighbouring ones are drawn together (RoutingCounts.joined)."""
 
 
-def expert_load_map(load: pd.DataFrame) -> alt.LayerChart:
+def expert_load_map(load: pd.DataFrame, why_faded: str = "too little text to tell") -> alt.LayerChart:
     """Layers x experts: load of each expert as a multiple of its even share (lift), on the log scale of all lift maps.
 
     `load` has the columns of metrics.expert_load: layer, expert, tokens, share. Where it has a true `uncertain` the
-    cell is faded: the text is too little to tell. With more than MAX_COLUMNS experts a column is a group of experts
+    cell is faded, and `why_faded` says why. With more than MAX_COLUMNS experts a column is a group of experts
     ranked by their load in that layer, most loaded first.
     """
     experts = int(load["expert"].max()) + 1
@@ -41,8 +41,8 @@ def expert_load_map(load: pd.DataFrame) -> alt.LayerChart:
             for row in rows(frame)
         ]
     if frame["uncertain"].any():
-        axis += "; faded: too little text to tell"
-        little = frame["uncertain"].map({True: " Too little text to tell.", False: ""})
+        axis += f"; faded: {why_faded}"
+        little = frame["uncertain"].map({True: f" {sentence(why_faded)}", False: ""})
         frame["sentence"] = frame["sentence"] + little
     y = alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS)
     return lift_map(frame, x=alt.X("column:O", title=axis, axis=COLUMN_AXIS), y=y)
@@ -124,9 +124,10 @@ def load_map_figure(load: pd.DataFrame, balance: pd.DataFrame) -> Figure:
     """Is the work shared evenly? Frames of metrics.expert_load and metrics.load_balance. Layers of which the text is
     too little to tell are faded."""
     uncertain = load["layer"].isin(balance["layer"][undecided_layers(balance)])
+    why_faded = "too little text to tell" if (balance["varies_by"] != "").all() else "as counted, nothing says how sure"
     return Figure(
         "expert_load_map", "Load of every expert", "Is the work shared evenly among the experts?",
-        routing_health(balance), expert_load_map(load.assign(uncertain=uncertain)), load,
+        routing_health(balance), expert_load_map(load.assign(uncertain=uncertain), why_faded), load,
     )  # fmt: skip
 
 

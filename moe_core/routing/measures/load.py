@@ -15,9 +15,12 @@ from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.shares import entropy, ratio
 from moe_core.routing.trace.trace import AnyRouting, AnyTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
+from moe_core.words import number
 
 TOP_SHARE = 10
 """top_mass is what the busiest 1 of so many experts carry, rounded up."""
+NAMED = 3
+"""So many experts are listed by name."""
 DEAD_SHARE = 0.25
 """Part of its even share that an expert without any token surely stays below before it is called dead. At a quarter an
 expert still learns from a quarter of the tokens meant for it, which a rare kind of text may well be; below that it is
@@ -41,6 +44,24 @@ def expert_load(trace: AnyRouting) -> pd.DataFrame:
             "share": share_LE.reshape(-1),
         }
     )
+
+
+def extremes(load: pd.DataFrame) -> str:
+    """The busiest experts of all layers and those never chosen, by name, as counted; frame of metrics.expert_load."""
+    lift = load["share"] * load.groupby("layer")["expert"].transform("size")
+    busiest = load.assign(lift=lift).nlargest(NAMED, "lift", keep="first")
+    names = [
+        f"expert {expert} of layer {layer} ({number(lift)} ×)"
+        for layer, expert, lift in zip(busiest["layer"], busiest["expert"], busiest["lift"], strict=True)
+    ]
+    text = f"Busiest, in times their even share: {', '.join(names)}." if names else "Nothing was routed."
+    unused = load[(load["tokens"] == 0) & load["share"].notna()]
+    if len(unused):
+        first = unused.head(NAMED)
+        named = [f"{expert} of layer {layer}" for layer, expert in zip(first["layer"], first["expert"], strict=True)]
+        more = f" and {len(unused) - NAMED:,} more" if len(unused) > NAMED else ""
+        text += f" Never chosen here: expert{'s' if len(unused) > 1 else ''} {', '.join(named)}{more}."
+    return text
 
 
 def load_balance(trace: AnyRouting) -> pd.DataFrame:
