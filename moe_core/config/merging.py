@@ -17,7 +17,7 @@ from moe_core.errors import UsageError, first_fault
 
 ENVIRONMENT_PREFIX = "MOESCOPE_"
 # Variables with our prefix that are not configuration keys.
-ENVIRONMENT_OTHER = frozenset({"MOESCOPE_CHECKPOINTS", "MOESCOPE_DEBUG", "MOESCOPE_SPEEDRUN_TEXT"})
+ENVIRONMENT_OTHER = frozenset({"MOESCOPE_CACHE", "MOESCOPE_CHECKPOINTS", "MOESCOPE_DEBUG", "MOESCOPE_SPEEDRUN_TEXT"})
 
 
 def load_config(
