@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import streamlit as st
 
 from moe_core.config import Config
-from moe_core.errors import RunError, UsageError
+from moe_core.errors import RunError, TraceError, UsageError
 from moe_core.inference.subjects import ForeignModel, Live, RoutingFile
 from moe_core.progress import Progress
 from moe_core.routing.measured import Measured
@@ -165,6 +165,8 @@ def _probe(root: str, name: str, step: int, changed: Stamp) -> Measured:
 
 def trace(file: RoutingFile) -> Measured:
     """The trace or the counts in the file, see routing.opening.open_routing. Raises TraceError."""
+    if file.recording is not None and not file.path.is_file():
+        raise TraceError(f"what was kept of {file.name} is gone, as newer files took its room; open it again")
     return _trace(str(file.path), stamp(file.path))
 
 

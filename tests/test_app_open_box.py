@@ -77,6 +77,11 @@ def press_open(at: AppTest, path: Path | str) -> AppTest:
     return settled(at)
 
 
+def opened_box(at: AppTest) -> AppTest:
+    at.session_state["open_other"] = True
+    return at.run()
+
+
 def title(at: AppTest) -> str:
     return str(at.title[0].value).replace("\\", "")
 
@@ -275,7 +280,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_refuse(
     assert not is_remembered()
     at = press_open(dashboard(tmp_path), answers(tmp_path / "answers.jsonl"))
     assert title(at).startswith("What is trace answers.jsonl")
-    assert "forgotten when the server ends" in beside(at)
+    assert "forgotten when the server ends" in beside(opened_box(at))
 
 
 def test_what_was_opened_is_offered_after_a_restart(
@@ -284,14 +289,14 @@ def test_what_was_opened_is_offered_after_a_restart(
     monkeypatch.setattr(kept_files, "_readers", lambda: "the same")
     path, said = activations(tmp_path / "a.csv"), Said(top_k=2)
     Registry().open_file(path, said=said)
-    at = dashboard(tmp_path)
+    at = opened_box(dashboard(tmp_path))
     assert at.button(key="recent_0").label == "a.csv · just now"
     at.button(key="recent_0").click()
     settled(at)
     assert title(at).startswith("What is trace a.csv")
     assert conversions == ["a.csv"]
     path.unlink()
-    at.run()
+    opened_box(at)
     assert at.button(key="recent_0").label == "a.csv · gone"
     assert at.button(key="recent_0").disabled
     at.button(key="forget_recent").click()
@@ -302,14 +307,14 @@ def test_what_was_opened_is_offered_after_a_restart(
 def test_an_upload_is_offered_after_a_restart(dashboard: Open, tmp_path: Path) -> None:
     upload = Upload("answers.jsonl", answers(tmp_path / "x").read_bytes())
     assert open_uploads(Registry(), [upload], Said()).wait(SOON)
-    at = dashboard(tmp_path)
+    at = opened_box(dashboard(tmp_path))
     at.button(key="recent_0").click()
     settled(at)
     assert title(at).startswith("What is trace answers.jsonl")
     assert "from routed_experts array" in beside(at)
     forget_kept_files()
     OPENED.close("trace answers.jsonl")
-    assert at.run().button(key="recent_0").label == "answers.jsonl · gone"
+    assert opened_box(at).button(key="recent_0").label == "answers.jsonl · gone"
 
 
 def test_the_list_is_short_and_its_entries_are_once_each(tmp_path: Path) -> None:
@@ -353,7 +358,7 @@ def test_a_damaged_list_begins_anew_and_says_so(dashboard: Open, tmp_path: Path,
     found, wrong = recently_opened()
     assert found == []
     assert "begins anew" in wrong
-    assert wrong in beside(dashboard(tmp_path))
+    assert wrong in beside(opened_box(dashboard(tmp_path)))
     Registry().open_file(activations(tmp_path / "a.csv"), said=Said(top_k=2))
     assert len(recently_opened()[0]) == 1
 
@@ -369,3 +374,59 @@ def test_layers_that_are_none_are_named(text: str) -> None:
 
     with pytest.raises(UsageError, match="is no list of layers"):
         layers_of_text(text)
+
+
+def test_a_link_to_what_was_opened_before_a_restart_leads_to_it(
+    dashboard: Open, tmp_path: Path, trained_root: Path
+) -> None:
+    path = answers(tmp_path / "answers.jsonl")
+    Registry().open_file(path)
+    at = dashboard(trained_root, run="trace answers.jsonl")
+    assert title(at).startswith("What is tiny"), "a link alone opens nothing"
+    assert "is not open any more" in at.sidebar.warning[0].value
+    at.button(key="open_missing").click()
+    settled(at)
+    assert title(at).startswith("What is trace answers.jsonl")
+    assert not at.sidebar.warning
+    OPENED.close("trace answers.jsonl")
+    path.unlink()
+    at = dashboard(trained_root, run="trace answers.jsonl")
+    assert not [button for button in at.sidebar.button if button.key == "open_missing"]
+
+
+def test_two_servers_may_read_one_recording_at_once(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = answers(tmp_path / "answers.jsonl", texts=20)
+    both_have_written = threading.Barrier(2, timeout=SOON)
+    whole = kept_files.open_routing
+
+    def open_together(place: Path, **options: object) -> Opened:
+        found = whole(place, **options)  # type: ignore[arg-type]
+        both_have_written.wait()
+        return found
+
+    monkeypatch.setattr(kept_files, "open_routing", open_together)
+    found: list[RoutingFile] = []
+    servers = [threading.Thread(target=lambda: found.append(Registry().open_file(path))) for _ in range(2)]
+    for server in servers:
+        server.start()
+    for server in servers:
+        server.join()
+    assert [RoutingTrace.load(one.path).num_tokens for one in found] == [240, 240]
+    (kept,) = (own_cache / FOLDER).iterdir()
+    assert kept.name.endswith(".array.tokens.parquet")
+    assert [one.shown for one in recently_opened()[0]] == ["answers.jsonl"]
+
+
+@pytest.mark.parametrize("form", ["folder", "pattern"])
+def test_the_files_of_ranks_open_by_their_folder_or_a_pattern(dashboard: Open, tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "tokens_per_expert"
+    folder.mkdir()
+    for rank in range(2):
+        (folder / f"rank{rank}.jsonl").write_bytes(rank_upload(rank).content)
+    at = press_open(dashboard(tmp_path), folder if form == "folder" else f"{folder}/rank*.jsonl")
+    assert title(at).startswith(f"What are counts {'tokens_per_expert' if form == 'folder' else 'rank*.jsonl'}")
+    (opened,) = OPENED.all()
+    assert isinstance(opened, RoutingFile)
+    assert RoutingCounts.load(opened.path).tokens_per_expert.tolist() == [[[[3, 5, 6, 2]]]]

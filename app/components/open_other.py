@@ -27,7 +27,7 @@ from moe_core.errors import MoescopeError, UsageError
 from moe_core.files import user_path
 from moe_core.inference.kept_files import Said
 from moe_core.inference.opening_job import OpeningJob, start_opening
-from moe_core.inference.recently_opened import Recent
+from moe_core.inference.recently_opened import Recent, recently_opened
 from moe_core.inference.subjects import OPENED, ForeignModel, remember_model
 from moe_core.inference.uploaded import Upload, open_uploads
 from moe_core.recording_formats import RECORDING_FORMATS
@@ -60,7 +60,7 @@ def open_field() -> None:
                                    "give the path.")  # fmt: skip
         _option_fields()
         pressed = st.button("Open", key="open_button", type="primary", icon=":material/folder_open:")
-        recent = pick_recent()
+        recent = pick_recent() if box.open else None
     if not box.open:
         st.session_state.pop(ERROR, None)
     ids = [upload.file_id for upload in uploads]
@@ -76,6 +76,19 @@ def open_field() -> None:
     except MoescopeError as error:
         keep_error(error)
         st.rerun()
+
+
+def offer_again(name: str) -> None:
+    """A button for what a link named and is not open any more, if it was opened lately."""
+    found = next((one for one in recently_opened()[0] if f"{one.kind} {one.shown}" == name and not one.is_gone()), None)
+    if found is None:
+        return
+    if st.button("Open it again", key="open_missing", icon=":material/refresh:", help=plain(found.place)):
+        try:
+            show(open_again(found))
+        except MoescopeError as error:
+            keep_error(error)
+            st.rerun()
 
 
 def show(opened: OpeningJob | ForeignModel) -> NoReturn:

@@ -8,6 +8,7 @@ from typing import Literal
 import streamlit as st
 
 from app import loaders, state
+from app.components.open_other import offer_again
 from app.components.opened_facts import describe_opened
 from app.components.page import ago, plain
 from moe_core.errors import MoescopeError
@@ -51,6 +52,7 @@ def pick_subject(runs: list[RunSummary], first: str | None = None) -> RunSummary
     )  # fmt: skip
     if missing := state.missing_run():
         st.warning(_missing(missing, str(name)))
+        offer_again(missing)
     chosen = next((one for one in opened if one.name == name), None)
     if chosen is not None:
         describe_opened(chosen)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +35,9 @@ from moe_core.routing.trace.trace import RoutingTrace
 MOST_KEPT_BYTES = 4 << 30
 """Of all kept files together; those that are open stay even beyond it."""
 FOLDER = "converted"
+UNFINISHED = "unfinished-"
+LONGEST_WRITING_SECONDS = 86_400
+"""After which an unfinished file is one that a killed writer left."""
 Holds = Literal["tokens", "counts"]
 """Routing token by token, a trace, or counts."""
 Number = Annotated[int, Field(ge=0, le=32_767)]
@@ -109,7 +114,7 @@ def forget_kept_files(in_use: Collection[Path] = ()) -> None:
 def _convert(place: Path, said: Said, folder: Path, key: str, progress: Progress) -> FileOfOurs:
     from moe_core.inference.tokenizer_texts import TokenizerTexts
 
-    unfinished = folder / f"{key}.parquet"
+    unfinished = _unfinished(folder)
     found = open_routing(
         place,
         format=said.format,
@@ -135,10 +140,15 @@ def _keep_upload(place: Path, ours: str, folder: Path, key: str) -> FileOfOurs:
     holds: Holds = "counts" if ours == "counts" else "tokens"
     _checked(FileOfOurs(place, holds, ours))
     path = folder / f"{key}.{ours}.{holds}.parquet"
-    unfinished = folder / f"{key}.parquet"
+    unfinished = _unfinished(folder)
     shutil.copyfile(place, unfinished)
     unfinished.replace(path)
     return FileOfOurs(path, holds, ours)
+
+
+def _unfinished(folder: Path) -> Path:
+    """A name of this writer's own, so that two servers may write the same at once; no kept file has such a name."""
+    return folder / f"{UNFINISHED}{uuid.uuid4().hex}.parquet"
 
 
 def _checked(file: FileOfOurs) -> FileOfOurs:
@@ -178,6 +188,8 @@ def _make_room(folder: Path, in_use: Collection[Path], most_bytes: int | None = 
     for path in folder.glob("*.parquet"):
         with suppress(OSError):  # another server was quicker
             entry = path.stat()
+            if path.name.startswith(UNFINISHED) and time.time() - entry.st_mtime < LONGEST_WRITING_SECONDS:
+                continue
             files.append((entry.st_mtime_ns, entry.st_size, path))
     left = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
