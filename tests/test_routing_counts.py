@@ -18,6 +18,7 @@ from moe_core.errors import MoescopeError, TraceError, UsageError
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.measures.health import UNKNOWN_SPREAD, health, routing_health
 from moe_core.routing.trace.counts import expert_counts, pair_counts
+from moe_core.routing.trace.counts_file import counts_frame
 from moe_core.routing.trace.groups import MAX_NUMBERS, Group
 from moe_core.routing.trace.joining import concatenate
 from moe_core.routing.trace.routing_counts import RoutingCounts
@@ -69,6 +70,17 @@ def test_a_trace_counts_its_sources_by_hand() -> None:
         trace.counts("token")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="extra 'reap' is unknown; expected one of weights, pairs"):
         trace.counts(extras=("reap",))
+
+
+def test_a_source_of_two_domains_is_one_name_in_the_file(tmp_path: Path) -> None:
+    """A name twice in a dictionary is no category for pandas, and Parquet fills the file with whatever memory held."""
+    counts = random_trace(0, T=200).counts()
+    assert len({group.source for group in counts.groups}) < len(counts.groups)
+    frame = counts_frame(counts)
+    assert frame.source.cat.categories.is_unique
+    assert set(frame.source) == {"0", "1", "2", "3"}
+    counts.save(tmp_path / "x.counts.parquet")
+    assert RoutingCounts.load(tmp_path / "x.counts.parquet") == counts
 
 
 def test_the_sum_of_many_is_that_of_one_after_the_other() -> None:

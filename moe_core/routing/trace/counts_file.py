@@ -116,10 +116,11 @@ def _to_table(counts: RoutingCounts) -> pa.Table:
     routed[:, 0, :, 0] |= silent_SG
     s, layer, g, e = np.nonzero(routed)
     domain_G = np.array([counts.domains.index(group.domain) for group in counts.groups])
-    names = [group.source for group in counts.groups]
+    # Each name once, also where a source has text of several domains.
+    names = {name: n for n, name in enumerate(dict.fromkeys(g.source for g in counts.groups if g.source is not None))}
+    name_G = [None if group.source is None else names[group.source] for group in counts.groups]
     sources = pa.DictionaryArray.from_arrays(
-        pa.array([None if names[place] is None else place for place in g.tolist()], pa.int32()),
-        pa.array([name or "" for name in names], pa.string()),
+        pa.array([name_G[place] for place in g.tolist()], pa.int32()), pa.array(list(names), pa.string())
     )
     columns = {
         "step": pa.array(np.asarray(counts.steps, dtype=np.int64)[s]),
