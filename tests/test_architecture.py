@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,14 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "torch",
         "moe_core.routing.instruments",
         "moe_core.routing.recordings",
+        "moe_core.routing.statistics",
+        "moe_core.routing.measures",
+        "moe_core.routing.metrics",
+        "moe_core.routing.baselines",
+    ),
+    "moe_core/routing/workers": (
+        "torch",
+        "moe_core.routing.instruments",
         "moe_core.routing.statistics",
         "moe_core.routing.measures",
         "moe_core.routing.metrics",
@@ -194,10 +204,11 @@ def test_imports_flow_one_way(path: Path) -> None:
         assert not {module for module in modules if matches(module, ONLY_ITS_COMMAND_IMPORTS)}, f"{name} imports bench"
 
 
-def test_only_the_client_reaches_a_network() -> None:
-    """The library makes no connection that its user did not name with an address."""
+def test_only_the_client_and_a_cluster_reach_a_network() -> None:
+    """The library makes no connection that its user did not name with an address: of a server, or of a Ray cluster."""
+    addressed = [ROOT / "moe_core" / "client", ROOT / "moe_core" / "routing" / "workers" / "ray_cluster.py"]
     for path in SOURCES:
-        inside = path.is_relative_to(ROOT / "moe_core") and not path.is_relative_to(ROOT / "moe_core" / "client")
+        inside = path.is_relative_to(ROOT / "moe_core") and not any(path.is_relative_to(one) for one in addressed)
         if inside or path.is_relative_to(ROOT / "app"):
             found = {module for module in imported_modules(path) for name in NETWORK if matches(module, name)}
             assert not found, f"{path.relative_to(ROOT)} imports {sorted(found)}"
@@ -301,6 +312,7 @@ WITHOUT_TORCH = (
     *(
         "trace",
         "recordings",
+        "workers",
         "statistics",
         "measures",
         "metrics.py",
@@ -459,3 +471,11 @@ def test_no_two_files_share_a_name_without_a_reason() -> None:
     names = [path.name for path in rooms if path.name != "__init__.py" and path.parent.name != "cli"]
     shared = {name for name in names if names.count(name) > 1}
     assert shared == set(SHARED_NAMES), "a name is shared that is not listed, or listed but not shared"
+
+
+def test_multiprocessing_and_ray_start_with_the_engine_that_needs_them() -> None:
+    """Counting alone imports neither."""
+    modules = {"multiprocessing", "ray", "torch"}
+    code = f"import sys, moe_core.routing.workers.count_files; print({modules} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -71,6 +72,22 @@ def counts_of(
         extras=sums,
         source=trace.source,
     )
+
+
+def regrouped(counts: RoutingCounts, by: By) -> RoutingCounts:
+    """The same counts by domain, or all together; by source they are as they were."""
+    if by == "source":
+        return counts
+    group_G = [Group() if by == "all" else Group(group.domain) for group in counts.groups]
+    groups = list(dict.fromkeys(group_G))
+    number = {group: g for g, group in enumerate(groups)}
+    place_G = np.array([number[group] for group in group_G])
+    S, L, _, E = counts.tokens_per_expert.shape
+    numbers, tokens = np.zeros((S, L, len(groups), E), dtype=np.int64), np.zeros((S, len(groups)), dtype=np.int64)
+    np.add.at(numbers.transpose(2, 0, 1, 3), place_G, counts.tokens_per_expert.transpose(2, 0, 1, 3))
+    np.add.at(tokens.T, place_G, counts.tokens.T)
+    domains = ["all"] if by == "all" else counts.domains
+    return replace(counts, tokens_per_expert=numbers, tokens=tokens, groups=groups, domains=domains)
 
 
 def _keys(part: RoutingTrace, by: By, M: int) -> Int64Array:
