@@ -1,13 +1,14 @@
 """A RoutingTrace as one Parquet file that pandas, DuckDB and Polars read without us.
 
-One row per token. Columns: token_id, document_id, source_id, position, domain_id and, where kept, predicted_id; for
-every layer number l and slot s layer_{l}_expert_{s} (int16, -1 = unused) and layer_{l}_score_{s} (float32); where
-logits were kept layer_{l}_logits, a list of E float32 (each exactly a float16: not every reader knows half precision;
--infinity = masked).
+One row per token. Columns: token_id and domain_id with what they mean, token_text and domain; document_id, source_id,
+position and, where kept, predicted_id; for every layer number l and slot s layer_{l}_expert_{s} (int16, -1 = unused)
+and layer_{l}_score_{s} (float32); where logits were kept layer_{l}_logits, a list of E float32 (each exactly a float16:
+not every reader knows half precision; -infinity = masked).
 Scores hardly ever repeat, so they are stored byte by byte (BYTE_STREAM_SPLIT), not through a dictionary: a third less.
 What is not per token is JSON under the key "moescope" of the file's metadata, which stands at its end: so a trace that
 is still being recorded can be written as it comes, see TraceWriter. Row groups are small enough to stream a trace
-larger than memory. A file without source_id, as written at first, takes each document as its own source.
+larger than memory. A file without source_id, as written at first, takes each document as its own source; one without
+token_text and domain says what they mean in its metadata alone.
 """
 
 from __future__ import annotations
@@ -29,6 +30,15 @@ from moe_core.files import replaced
 from moe_core.routing.trace.arrays import half_precision_logits
 from moe_core.routing.trace.joining import check_joinable
 from moe_core.routing.trace.metadata import FORMAT, TraceMetadata
+from moe_core.routing.trace.text_columns import (
+    DOMAIN,
+    TEXT_COLUMNS,
+    TOKEN_TEXT,
+    TextCheck,
+    domain_column,
+    text_column,
+    valid_text,
+)
 from moe_core.routing.trace.types import Int64Array
 
 if TYPE_CHECKING:
@@ -101,9 +111,9 @@ class TraceWriter:
             self._first = trace.select([True] + [False] * (trace.num_tokens - 1))
         check_joinable(self._first, trace, f"the part after token {self.tokens}")
         self._learn_texts(trace)
-        self._sources |= dict.fromkeys([trace.source] if trace.source else [])
-        numbers = [self._domains.setdefault(name, len(self._domains)) for name in trace.domains]
-        self._held.append(_to_table(trace, np.array(numbers, dtype=np.int16)[trace.domain_ids]))
+        self._sources |= dict.fromkeys([valid_text(trace.source)] if trace.source else [])
+        numbers = [self._domains.setdefault(valid_text(name), len(self._domains)) for name in trace.domains]
+        self._held.append(_to_table(trace, np.array(numbers, dtype=np.int16)[trace.domain_ids], list(self._domains)))
         self.tokens += trace.num_tokens
         rows = self._row_group()
         if sum(len(table) for table in self._held) >= rows:
@@ -121,12 +131,13 @@ class TraceWriter:
 
     def _row_group(self) -> int:
         """Tokens of a row group."""
-        bytes_per_token: int = self._held[0].nbytes // len(self._held[0])
+        numbers = self._held[0].drop_columns(TEXT_COLUMNS)  # their dictionaries are no matter of each token
+        bytes_per_token: int = numbers.nbytes // len(numbers)
         return max(1, min(ROW_GROUP_TOKENS, ROW_GROUP_BYTES // bytes_per_token))
 
     def _write_waiting(self, rows: int, *, whole_groups: bool) -> None:
         """Write what is held; with `whole_groups` as many whole row groups as there are, the rest stays held."""
-        table = pa.concat_tables(self._held)
+        table = pa.concat_tables(self._held).unify_dictionaries()
         count = len(table) // rows * rows if whole_groups else len(table)
         with self._disk():
             if self._writer is None:
@@ -162,7 +173,7 @@ class TraceWriter:
             "varying_experts": first.varying_experts,
             "source": ", ".join(self._sources),
             "router_logits": first.router_logits is not None,
-            "vocabulary": {str(key): self._vocabulary[key] for key in sorted(self._vocabulary)},
+            "vocabulary": {str(key): valid_text(self._vocabulary[key]) for key in sorted(self._vocabulary)},
         }
         self._writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(metadata)})
         self._writer.close()
@@ -189,7 +200,10 @@ def read_trace(path: Path, build: Callable[..., Built]) -> Built:
     Raises TraceError in one line; page checksums are verified.
     """
     with _opened_file(path) as (file, metadata):
-        return _from_table(file.read(), metadata, build)
+        table = file.read(columns=_wanted_columns(file, metadata))
+        built = _from_table(table, metadata, build)
+        TextCheck(metadata).check(table)
+        return built
 
 
 def read_metadata(path: Path) -> tuple[TraceMetadata, int]:
@@ -209,17 +223,26 @@ def read_parts(path: Path, build: Callable[..., Built], part_tokens: int, part_b
         held: list[pa.RecordBatch] = []
         last = None
         affordable = max(1, part_bytes // _bytes_per_token(metadata))
-        for batch in file.iter_batches(batch_size=min(part_tokens, affordable)):
+        texts = TextCheck(metadata)
+
+        def part(batches: list[pa.RecordBatch]) -> Built:
+            table = pa.Table.from_batches(batches)
+            built = _from_table(table, metadata, build)
+            texts.check(table)
+            return built
+
+        size, columns = min(part_tokens, affordable), _wanted_columns(file, metadata)
+        for batch in file.iter_batches(batch_size=size, columns=columns):
             documents_T = _column_values(batch, "document_id")
             borders = np.flatnonzero(np.diff(documents_T, prepend=documents_T[:1] if last is None else last))
             if borders.size:
                 border = int(borders[-1])
-                yield _from_table(pa.Table.from_batches([*held, batch.slice(0, border)]), metadata, build)
+                yield part([*held, batch.slice(0, border)])
                 held, batch = [], batch.slice(border)
             held.append(batch)
             last = documents_T[-1:]
         if held:
-            yield _from_table(pa.Table.from_batches(held), metadata, build)
+            yield part(held)
 
 
 def count_ids(path: Path, column: str) -> tuple[npt.NDArray[Any], Int64Array]:
@@ -247,7 +270,9 @@ def _opened_file(path: Path) -> Iterator[tuple[pq.ParquetFile, TraceMetadata]]:
     if not path.is_file():
         raise TraceError(f"no trace at {str(path)!r}; expected a Parquet file made by RoutingTrace.save")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        content = pq.read_metadata(path)
+        texts = [name for name in TEXT_COLUMNS if name in content.schema.names]  # files of before have none
+        with pq.ParquetFile(path, metadata=content, page_checksum_verification=True, read_dictionary=texts) as file:
             content = (file.metadata.metadata or {}).get(METADATA_KEY)
             if content is None:
                 raise TraceError("Parquet, but no routing trace; expected a file made by RoutingTrace.save")
@@ -261,14 +286,16 @@ def _opened_file(path: Path) -> Iterator[tuple[pq.ParquetFile, TraceMetadata]]:
         raise TraceError(f"trace {str(path)!r} is damaged ({_reason_in_words(error)}); make it again") from None
 
 
-def _to_table(trace: RoutingTrace, domain_ids: npt.NDArray[np.int16]) -> pa.Table:
+def _to_table(trace: RoutingTrace, domain_ids: npt.NDArray[np.int16], domains: list[str]) -> pa.Table:
     """What is per token, its domains numbered as given."""
     columns: dict[str, pa.Array] = {
         "token_id": pa.array(trace.token_ids),
+        TOKEN_TEXT: text_column(trace.token_ids, trace.vocabulary),
         "document_id": pa.array(trace.document_ids),
         "source_id": pa.array(trace.source_ids),
         "position": pa.array(trace.positions),
         "domain_id": pa.array(domain_ids),
+        DOMAIN: domain_column(domain_ids, domains),
     }
     if trace.predicted_ids is not None:
         columns["predicted_id"] = pa.array(trace.predicted_ids)
@@ -355,6 +382,12 @@ def _column_names(metadata: TraceMetadata) -> Iterator[str]:
             yield f"layer_{layer}_logits"
         for slot in range(metadata.top_k):
             yield from (f"layer_{layer}_expert_{slot}", f"layer_{layer}_score_{slot}")
+
+
+def _wanted_columns(file: pq.ParquetFile, metadata: TraceMetadata) -> list[str]:
+    """Those of a trace; a file may have others."""
+    optional = ("source_id", "predicted_id", *TEXT_COLUMNS)
+    return [*_column_names(metadata), *(name for name in optional if name in file.schema_arrow.names)]
 
 
 def _column_values(table: pa.Table | pa.RecordBatch, name: str) -> npt.NDArray[Any]:
