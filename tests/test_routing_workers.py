@@ -392,6 +392,7 @@ ON_RAY = """
 import json, sys
 from pathlib import Path
 from moe_core.routing.workers.count_files import count_files
+from moe_core.routing.workers.ray_cluster import RayCluster
 from tests.workers_support import killed_once, killed_always
 from moe_core.errors import TraceError
 
