@@ -102,7 +102,7 @@ def draw() -> None:
     named = open_from_command_line()
     finish_opening()
     runs = loaders.runs()
-    if named.is_opening and named.first is None and not state.has_subject():
+    if named.is_opening and not state.has_subject():
         header("What does the recording hold?", "It is being read; this page opens by itself when that is done.")
         show_running()
         return

@@ -14,7 +14,8 @@ from streamlit.testing.v1 import AppTest
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.files import is_remembered, private_folder
-from moe_core.inference import kept_files
+from moe_core.inference import command_line_subjects, kept_files
+from moe_core.inference.command_line_subjects import open_from_command_line
 from moe_core.inference.kept_files import FOLDER, Said, file_of_ours, forget_kept_files
 from moe_core.inference.opening_job import running_jobs, start_opening
 from moe_core.inference.recently_opened import FILE, MOST, Recent, recently_opened, remember
@@ -216,7 +217,7 @@ def test_a_cancelled_conversion_leaves_nothing(tmp_path: Path) -> None:
     def work(progress: Progress) -> RoutingFile:
         def report(stage: str, done: int, total: int) -> None:
             started.set()
-            if stage == "writing":
+            if stage.startswith("writing"):
                 job.cancel()
             progress(stage, done, total)
 
@@ -366,6 +367,30 @@ def test_a_damaged_list_begins_anew_and_says_so(dashboard: Open, tmp_path: Path,
 def test_a_recording_on_the_command_line_is_read_before_a_page_is_drawn(dashboard: Open, tmp_path: Path) -> None:
     at = dashboard(tmp_path, "overview", ("--trace", str(answers(tmp_path / "answers.jsonl"))))
     assert title(at).startswith("What is trace answers.jsonl")
+
+
+def test_what_is_named_first_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    whole = kept_files.open_routing
+
+    def slow(place: Path, **options: object) -> Opened:
+        assert Path(place).name != "first.jsonl" or go_on.wait(SOON)
+        return whole(place, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kept_files, "open_routing", slow)
+    monkeypatch.setattr(command_line_subjects, "SOON_SECONDS", 0.0)
+    monkeypatch.setattr(command_line_subjects, "_command_line", command_line_subjects._CommandLine())
+    names = [str(answers(tmp_path / name)) for name in ("first.jsonl", "second.jsonl")]
+    given = ["streamlit_app.py", "--trace", names[0], "--trace", names[1], "--trace", "/nowhere.gguf"]
+    open_from_command_line(given)
+    wait_until(lambda: len(OPENED.all()) == 1)
+    assert (open_from_command_line(given).first, open_from_command_line(given).is_opening) == (None, True)
+    go_on.set()
+    wait_until(lambda: not running_jobs())
+    named = open_from_command_line(given)
+    assert (named.first, named.is_opening) == ("trace first.jsonl", False)
+    assert len(named.errors) == 1
+    assert "/nowhere.gguf" in named.errors[0]
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-", "3-1", "1,1", "-1-2", "0-99999999999", "9" * 5000])

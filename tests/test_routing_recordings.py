@@ -775,7 +775,7 @@ def test_convert_writes_what_read_returns(tmp_path: Path, monkeypatch: pytest.Mo
         assert np.array_equal(getattr(stored, name), getattr(read, name)), name
     assert (stored.source, stored.vocabulary) == (found.source, read.vocabulary)
     assert stored.token_text(0) == "<100>"
-    assert {stage for stage, _, _ in stages} == {"checking", "writing"}
+    assert {stage for stage, _, _ in stages} == {"checking (1 of 2)", "writing (2 of 2)"}
     assert all(0 <= done <= total for _, done, total in stages)
 
 

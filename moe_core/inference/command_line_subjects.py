@@ -25,11 +25,11 @@ class Named:
     """What the command line names, as far as it is open."""
 
     first: str | None = None
-    """The name of what was given first."""
+    """The name of what was given first, of what could be opened."""
+    is_opening: bool = False
+    """Whether that is still being read."""
     errors: tuple[str, ...] = ()
     """What could not be opened, one line each."""
-    is_opening: bool = False
-    """Whether a recording is still being read."""
 
 
 @dataclass
@@ -65,9 +65,18 @@ def open_from_command_line(arguments: Sequence[str] | None = None) -> Named:
                     one.wait(SOON_SECONDS)
         jobs = [one for one in _command_line.opened if isinstance(one, OpeningJob)]
         errors = [str(job.error) for job in jobs if job.error is not None]
-        found = [one.result if isinstance(one, OpeningJob) else one for one in _command_line.opened]
-        first = next((one.name for one in found if one is not None), None)
-        return Named(first, (*_command_line.errors, *errors), any(job.is_running for job in jobs))
+        return Named(*_first(_command_line.opened), (*_command_line.errors, *errors))
+
+
+def _first(opened: Sequence[Opened | OpeningJob]) -> tuple[str | None, bool]:
+    """The name of the first that could be opened, or None and whether it may still be."""
+    for one in opened:
+        if isinstance(one, OpeningJob) and one.is_running:
+            return None, True
+        found = one.result if isinstance(one, OpeningJob) else one
+        if found is not None:
+            return found.name, False
+    return None, False
 
 
 def _open_all(wanted: argparse.Namespace) -> None:

@@ -94,10 +94,10 @@ def convert_recording(
     """The same for a recording that is open, whatever opened it."""
     from moe_core.routing.trace.parquet import TraceWriter
 
-    facts = examine(recording, options, _progress_of_stage(progress, "checking"))
+    facts = examine(recording, options, _progress_of_stage(progress, "checking (1 of 2)"))
     with TraceWriter(to) as writer:
         for trace in _traces_of(
-            recording, facts, _vocabulary_of(facts, texts), _progress_of_stage(progress, "writing")
+            recording, facts, _vocabulary_of(facts, texts), _progress_of_stage(progress, "writing (2 of 2)")
         ):
             writer.write(trace)
     return Imported(
