@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_core.errors import TraceError
-from moe_core.routing import RoutingTrace
+from moe_core.routing import RoutingTrace, recordings
 from moe_core.routing.trace.counts import flow_counts
 from moe_core.routing.trace.joining import concatenate
 from moe_core.routing.trace.parquet import METADATA_KEY, TraceWriter
@@ -237,3 +237,13 @@ def test_the_documents_query_for_polars_counts_as_we_do(trace: RoutingTrace) -> 
     assert dict(zip(reads["token_text"], reads["tokens"], strict=True)) == counts
     for text, share in zip(reads["token_text"], reads["share"], strict=True):
         assert share == pytest.approx(counts[text] / texts.count(text))
+
+
+def test_a_trace_that_lost_its_metadata_is_a_table_of_the_same_texts(tmp_path: Path) -> None:
+    trace = trace_of()
+    trace.save(tmp_path / "x.parquet")
+    pq.write_table(pq.read_table(tmp_path / "x.parquet").replace_schema_metadata({}), tmp_path / "x.parquet")
+    found = recordings.read(tmp_path / "x.parquet", num_experts=6)
+    assert np.array_equal(found.router_indices, trace.router_indices)
+    assert [found.token_text(t) for t in range(60)] == [trace.token_text(t) for t in range(60)]
+    assert [found.domains[d] for d in found.domain_ids] == [trace.domains[d] for d in trace.domain_ids]
