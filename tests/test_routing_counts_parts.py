@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.figures.experts import layer_load_figure
-from moe_core.routing import RoutingCounts, metrics
+from moe_core.figures.measures import chance_figure
+from moe_core.routing import RoutingCounts, baselines, metrics
 from moe_core.routing.measures.coactivation import coactivation_pairs, pairs_as_counted
+from moe_core.routing.measures.domains import domain_cell
+from moe_core.routing.measures.registry import DOMAIN_NMI
 from moe_core.routing.trace.groups import Group
 from tests.routing_support import random_trace, trace_of
 
@@ -88,3 +91,15 @@ def test_an_expert_stands_among_those_of_its_layer_by_load() -> None:
         layer_load_figure(load, 2, 4)
     whole = random_trace(0)
     assert layer_load_figure(metrics.expert_load(whole), 1, 0).chart.to_dict()
+
+
+def test_nothing_says_how_sure_the_domains_of_counts_without_sources_are() -> None:
+    """The domains are not sources: an interval over three of them would be one of nothing."""
+    counts = random_trace(0).counts("domain")
+    frame = baselines.domain_nmi(counts)
+    assert frame["nmi"].tolist() == metrics.domain_nmi(counts)["nmi"].tolist()
+    assert frame[["estimate", "low", "high", "p_value"]].isna().all(axis=None)
+    labels = chance_figure(DOMAIN_NMI, frame).chart.data["label"]
+    assert labels.str.endswith(" as counted").all()
+    cell = baselines.domain_cells(counts).iloc[0]
+    assert "; no sources are told apart, so uncertain" in domain_cell(cell)

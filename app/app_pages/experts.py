@@ -61,7 +61,9 @@ with left:
         figure = measured.keep(("domains", layer, expert), lambda: expert_domains_figure(cells, layer, expert))
         show_figure(figure, key=figure.name, title="The text it takes", terms=["domain", "lift", "interval"])
     else:
-        st.caption("All text is of one domain, so whether this expert prefers some kind of text cannot be told.")
+        st.caption(
+            "All text is of one domain, as far as is known: whether this expert prefers a kind of text cannot be told."
+        )
 with right:
     loads = load_while_training(run, own.trace)
     if loads is not None and len(loads):

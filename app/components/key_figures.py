@@ -83,7 +83,7 @@ def _load(busiest: DeltaGenerator, dead: DeltaGenerator, measured: Measured, ver
         shown = verdict.surely_dead
         about = f"{verdict.unseen} not seen in this little text" if verdict.unseen else "0 is the target"
     else:
-        shown, about = verdict.surely_dead + verdict.unseen, "never chosen, as counted; 0 is the target"
+        shown, about = verdict.surely_dead + verdict.unseen, "never chosen; 0 is the target"
     dead.metric(
         "Dead experts",
         f"{shown:,} of {experts:,}",

@@ -36,14 +36,14 @@ def map_height(rows: int) -> int:
     return min(max(rows * 36, 100), 620) + AXIS_ROOM
 
 
-def step_axis(steps: pd.Series[Any]) -> alt.X:
-    """Training steps, with room on the right for the names of the lines, inside the plot."""
+def step_axis(steps: pd.Series[Any], title: str = "training step") -> alt.X:
+    """Steps, with room on the right for the names of the lines, inside the plot."""
     first, last = (float(steps.min()), float(steps.max())) if len(steps) else (0.0, 1.0)
     room = max(last - first, 1.0) * (1 + LABEL_ROOM)
     scale = alt.Scale(domain=[first, first + room], nice=False)
     # No tick stands behind the names: there are no steps there.
     axis = alt.Axis(format=",d", labelExpr=f"datum.value <= {last} ? datum.label : ''", tickCount=8)
-    return alt.X("step:Q", title="training step", scale=scale, axis=axis)
+    return alt.X("step:Q", title=title, scale=scale, axis=axis)
 
 
 def layered(layers: list[alt.Chart], data: pd.DataFrame, height: int) -> alt.LayerChart:

@@ -74,7 +74,7 @@ def expert_load_over_time(loads: pd.DataFrame, layer: int, expert: int | None = 
         highlighted=frame["expert"].isin(chosen),
     )
     colours = alt.Color("expert:N", scale=_expert_scale(chosen), legend=None)
-    x = step_axis(frame["step"])
+    x = step_axis(frame["step"], "step")  # of training, or what an engine counted apart
     y = alt.Y(
         "share:Q", title=f"share of choices (even: {percent(even)})", axis=percent_axis(float(frame["share"].max()))
     )

@@ -45,7 +45,11 @@ def chance_bars(
     The open mark is the measure as counted, the tick the 99th percentile of what chance gives it: a mark that does not
     reach beyond the tick is not distinguishable from chance. The bar is what is left without the bias of few tokens.
     """
-    data = frame.assign(sentence=list(sentences), label=[number(x) for x in frame["estimate"]])
+    labels = [
+        number(known) if known == known or counted != counted else f"{number(counted)} as counted"
+        for known, counted in zip(frame["estimate"], frame[measure], strict=True)
+    ]
+    data = frame.assign(sentence=list(sentences), label=labels)
     intervals = bool(frame["low"].notna().any())
     data["end"] = data[["high", "estimate", measure, "null_p99"]].max(axis=1)  # where its number stands
     most = float(np.nanmax([0.0, *data["end"]]))

@@ -172,7 +172,7 @@ def domain_nmi_test(trace: AnyRouting, permutations: int = 200, seed: int = 0) -
     return tested(
         {"layer": trace.layers, "nmi": nmi_L},
         null_PL,
-        _estimate(trace, parts, seed),
+        _unknown(trace.num_layers) if untestable == NO_SOURCES else _estimate(trace, parts, seed),
         finding=DOMAIN_FINDING,
         clear_effect=CLEAR_EFFECT,
         untestable=[untestable] * trace.num_layers,
@@ -180,6 +180,11 @@ def domain_nmi_test(trace: AnyRouting, permutations: int = 200, seed: int = 0) -
         used=used(trace),
         sources=len(parts.tokens),
     )
+
+
+def _unknown(layers: int) -> Estimate:
+    """Nothing says how alike the tokens of counts without sources are: neither the bias nor an interval is known."""
+    return join_estimates([(np.nan, np.nan, np.nan)] * layers)
 
 
 def _estimate(trace: AnyRouting, parts: BlockCounts, seed: int) -> Estimate:
@@ -202,12 +207,14 @@ def domain_cells(trace: AnyRouting, permutations: int = 200, seed: int = 0) -> p
     cannot be tested: one domain, too few sources, or fewer than 5 tokens expected (see Pool);
     p_adjusted over all cells (Benjamini-Hochberg); uncertain = p_adjusted is not SIGNIFICANCE or less. It takes the
     place of the measure's own `uncertain`, which says whether one cell's lift differs from 1 and of hundreds of cells
-    of chance names one in twenty. tested_tokens, trace_tokens and so on, see used.extent_of_test: all of the trace.
+    of chance names one in twenty. tested_tokens, trace_tokens and so on, see used.extent_of_test: all of the trace;
+    knows_sources = False for counts that do not tell them apart.
     """
     check_permutations(permutations)
     parts = block_counts(trace)
     frame = specialization_of(trace, parts).assign(**extent_of_test(trace))
     M = len(trace.domains)
+    frame["knows_sources"] = not isinstance(trace, RoutingCounts) or trace.knows_sources
     if _why_untestable(trace, parts.domain_ids):
         return frame.assign(expected=np.nan, p_value=np.nan, p_adjusted=np.nan, uncertain=True)
     shares = labelled_shares(parts, M, permutations, np.random.default_rng(seed))
@@ -270,7 +277,7 @@ def domain_verdict(nmi: pd.DataFrame) -> str:
     """Do experts know a token's domain? From baselines.domain_nmi, all layers or the rows of one."""
     verdicts = set(nmi["verdict"])
     if ONE_DOMAIN in verdicts:
-        return "All text is of one domain: whether experts know a token's domain cannot be tested."
+        return "All text is of one domain, as far as is known: whether experts know a token's domain cannot be tested."
     if NO_SOURCES in verdicts:
         return (
             "Whether experts know a token's domain cannot be tested, as the counts do not tell the sources of a domain "
@@ -305,7 +312,8 @@ def domain_cell(cell: Mapping[str, Any] | pd.Series[Any]) -> str:
         f"{number(cell['lift'])} times its even share"
     )
     if pd.isna(cell["lift_low"]):
-        return f"{text}; of one source only, so uncertain" if cell["uncertain"] else text
+        why = "of one source only" if cell.get("knows_sources", True) else "no sources are told apart"
+        return f"{text}; {why}, so uncertain" if cell["uncertain"] else text
     text += f", 95 % interval {number(cell['lift_low'])} to {number(cell['lift_high'])}"
     if cell["uncertain"] and pd.isna(cell.get("p_value", 0.0)):
         return f"{text}: too little text to test"
