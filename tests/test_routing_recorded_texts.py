@@ -59,7 +59,7 @@ def test_a_text_that_changes_is_noted_and_the_first_is_shown(tmp_path: Path) -> 
     path = table_of(tmp_path / "x.parquet", ["a", "b", "c"], token_id=[7, 7, 5])
     trace = recordings.read(path)
     assert texts_of(trace) == ["a", "a", "c"]
-    assert "the text of 1 token ids changes, that of id 7 from 'a' to 'b': the first one is shown" in trace.source
+    assert "the text of 1 token id changes, that of id 7 from 'a' to 'b': the first one is shown" in trace.source
 
 
 def test_recorded_text_goes_before_a_tokenizers(tmp_path: Path) -> None:

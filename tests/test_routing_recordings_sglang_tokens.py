@@ -196,7 +196,7 @@ def test_what_positions_do_not_tell_begins_a_text_and_is_said(tmp_path: Path) ->
     trace = recordings.read(saved(tmp_path, 0, passes))
     assert trace.document_ids.tolist() == [0] * 4 + [1] * 4 + [2]
     assert trace.positions[-1] == 4
-    assert "a text begins anew at 1 tokens" in trace.source
+    assert "a text begins anew at 1 token," in trace.source
 
 
 def spoilt(change: Any) -> list[Any]:

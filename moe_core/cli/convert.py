@@ -18,9 +18,11 @@ def parser() -> Parser:
     parser = command(
         "convert",
         "Make a trace of routing that was recorded elsewhere: routed_experts of vLLM or SGLang (.npy, .npz, .json,\n"
-        ".jsonl), a moe-trace CSV of llama.cpp, or a Parquet table; counts where only counts were kept, as in an\n"
-        "importance matrix of llama.cpp. docs/trace-format.md describes them all.",
+        ".jsonl), SGLang's recorder per token (.pt), a router trace of Megatron-LM, a moe-trace CSV of llama.cpp,\n"
+        "JSON of gpt-oss fingerprints, or a Parquet table; counts where only counts were kept, as in an importance\n"
+        "matrix of llama.cpp. A folder or a glob stands for the files of all ranks. docs/trace-format.md has them all.",
         "convert --from answers.jsonl --tokenizer tokenizer.json --num-experts 128 --to out/x.parquet",
+        "convert --from router_traces/ --num-experts 64 --to out/x.parquet",
         "convert --from imatrix.gguf --to out/x.counts.parquet",
     )
     parser.add_argument("--from", dest="source", metavar="X", required=True, help="the recording")

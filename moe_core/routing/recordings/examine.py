@@ -12,6 +12,7 @@ from moe_core.progress import Progress
 from moe_core.routing.recordings.pieces import Integers, Options, Piece, Recording
 from moe_core.routing.trace.checks import MAX_EXPERTS
 from moe_core.routing.trace.types import BoolArray
+from moe_core.words import count_of
 
 MAX_ID = int(np.iinfo(np.int32).max)
 MAX_TEXTS = 2**20
@@ -266,7 +267,7 @@ class _Findings:
         if self.ambiguous:
             token_id, other = next(iter(self.ambiguous.items()))
             self.recording.note(
-                f"the text of {len(self.ambiguous):,} token ids changes, that of id {token_id} from "
+                f"the text of {count_of(len(self.ambiguous), 'token id')} changes, that of id {token_id} from "
                 f"{self.texts[token_id][:40]!r} to {other[:40]!r}: the first one is shown"
             )
 

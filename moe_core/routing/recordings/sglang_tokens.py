@@ -25,6 +25,7 @@ from moe_core.routing.recordings.pieces import PIECE_TOKENS, Integers, Options, 
 from moe_core.routing.recordings.rank_files import rank_files
 from moe_core.routing.recordings.sglang_requests import ForwardMode, RunningRequests
 from moe_core.routing.recordings.torch_file import ReadEntry, Tensor, first_words, opened_entries, opened_torch_file
+from moe_core.words import count_of
 
 PATTERN = "expert_distribution_recorder_*.pt"
 NAME = "sglang-tokens"
@@ -214,7 +215,7 @@ def _tell_texts_apart(ranks: list[_Rank], recording: Recording) -> None:
         first, uncertain = running.count, uncertain + running.uncertain
     if uncertain:
         recording.note(
-            f"a text begins anew at {uncertain:,} tokens, because more than one request of those that ran may be theirs"
+            f"a text begins anew at {count_of(uncertain, 'token')}, for more than one running request may go on there"
         )
 
 
