@@ -6,7 +6,7 @@ import logging
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from watch_support import train
 
 from moe_core.errors import RunBusyError, TraceError, UsageError
 from moe_core.routing import capture
+from moe_core.routing.instruments.expert_counter import ExpertCounter
+from moe_core.routing.measures.decisions import router_entropy
 from moe_core.runs import RunFolder, list_runs
 from moe_core.training import watch
 
@@ -283,20 +285,36 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "dbrx", "llama4", "jetmoe", "deepseek_v3"])
-def test_no_step_waits_for_the_device(family: str, tmp_path: Path) -> None:
+OF_OWN_FORM = ["dbrx", "deepseek_v4", "doge", "gemma4", "inkling", "jetmoe", "llama4", "switch_transformers", "zaya"]
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", *OF_OWN_FORM])
+def test_every_kind_of_router_is_counted_as_it_is_captured_and_no_step_waits_for_the_device(family: str) -> None:
     pytest.importorskip("transformers", reason="Hugging Face models need requirements-huggingface.txt")
     from bench.family_configs import tiny_model
 
-    model = tiny_model(family).train()
-    ids = torch.arange(5, 25).view(2, 10)
-    mask = torch.ones_like(ids)
-    counts = []
-    for watched in (False, True):
-        with ExitStack() as stack:
-            if watched:
-                stack.enter_context(watch(model, run="mine", every=1, root=tmp_path, by_hand=True))
-            with Waits() as waits:
-                model(input_ids=ids, attention_mask=mask)
-            counts.append(waits.count)
-    assert counts[1] == counts[0]
+    model, ids = tiny_model(family).train(), torch.arange(5, 25).view(2, 10)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    found = []
+    for counter in (None, ExpertCounter(model)):
+        torch.manual_seed(1)
+        with counter.attached() if counter is not None else nullcontext(), Waits() as waits:
+            model(input_ids=ids)
+        found.append(waits.count)
+    assert counter is not None
+    assert counter.fault is None
+    assert found[1] == found[0]
+    with capture(model) as recorder:
+        torch.manual_seed(1)
+        model(input_ids=ids)
+    trace = recorder.trace(token_ids=ids)
+    counts = [np.bincount(row[row >= 0].astype(int), minlength=trace.num_experts) for row in trace.router_indices]
+    tally = counter.take()
+    assert np.array_equal(tally.tokens_per_expert, np.stack(counts))
+    assert (tally.slots() == ids.numel() * trace.top_k).all()
+    if trace.router_logits is not None:  # which the trace holds in half precision
+        expected = router_entropy(trace)["router_entropy"].to_numpy()
+        assert tally.entropy[:, 0] / tally.entropy[:, 1] == pytest.approx(expected, abs=2e-3)
+    assert not counter.take().tokens_per_expert.any()
