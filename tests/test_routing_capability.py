@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moe_core.cli.parser import parse
 from moe_core.errors import MoescopeError
 from moe_core.figures.run_figures import sections_of_trace
 from moe_core.routing import AnyRouting, RoutingCounts
@@ -97,3 +98,16 @@ def test_as_counted_pairs_are_held_against_even_routing() -> None:
         if figure.name == "coactivation_layer_0"
     ]
     assert "1.0 times as often as by even routing" in figure.verdict
+
+
+def test_every_need_is_a_phrase_and_every_command_one_of_the_program() -> None:
+    """ "It takes ..." is followed by each of them, and what is proposed to be typed is understood."""
+    needs = {one.needs for source in SOURCES.values() for one in capabilities(source)} - {""}
+    assert all(need[0].islower() and not need.endswith(".") for need in needs)
+    for need, command in words.COMMANDS.items():
+        assert need in vars(words).values()
+        assert parse(command.split()).handler  # raises UsageError for what the program does not know
+    found = words.remedies(capabilities(SOURCES["all"]))
+    assert found["trace --model DIR --data texts.jsonl --out trace.parquet"] == (
+        f"for {words.TOKENS}; for {words.DOMAINS}"
+    )

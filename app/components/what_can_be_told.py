@@ -8,7 +8,7 @@ import streamlit as st
 from app.components.page import plain
 from moe_core.program import program
 from moe_core.routing.measured import Measured
-from moe_core.routing.measures.capability import COMMANDS, capabilities
+from moe_core.routing.measures.capability import capabilities, remedies
 from moe_core.words import sentence
 
 
@@ -36,9 +36,8 @@ def show_what_can_be_told(measured: Measured) -> None:
             },
         )
         st.caption('"As counted" is the figure, without a word on whether it is more than chance.')
-        missing = dict.fromkeys(one.needs for one in found if one.needs in COMMANDS)
-        for command in dict.fromkeys(COMMANDS[needs] for needs in missing):
-            st.caption(plain(f"For {'; for '.join(needs for needs in missing if COMMANDS[needs] == command)}:"))
+        for command, needs in remedies(found).items():
+            st.caption(plain(f"{needs[:1].upper()}{needs[1:]}:"))
             st.code(f"{program()} {command}", language="bash")
 
 

@@ -30,7 +30,7 @@ def parser() -> Parser:
 def open_file(arguments: argparse.Namespace, output: Output) -> int:
     """Print what the file holds, its health, and the table of questions."""
     from moe_core.inference.tokenizer_texts import TokenizerTexts
-    from moe_core.routing.measures.capability import capabilities
+    from moe_core.routing.measures.capability import capabilities, remedies
     from moe_core.routing.measures.health import describe_routing, extent_words, health
     from moe_core.routing.measures.load import load_balance
     from moe_core.routing.opening import open_routing
@@ -62,6 +62,8 @@ def open_file(arguments: argparse.Namespace, output: Output) -> int:
     rows = [[answer.measure.question, answer.answer, answer.needs] for answer in answers]
     output.say(table(["question", "can be told", "for the rest it takes"], rows))
     output.say()
+    for how, needs in remedies(answers).items():
+        output.say(f"{needs[:1].upper()}{needs[1:]}:  {program()} {how}")
     output.say(f"Look at it:  {program()} plots --trace {arguments.file} --out out/plots")
     output.figures(
         {

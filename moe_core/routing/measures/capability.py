@@ -40,6 +40,9 @@ COMMANDS: dict[str, str] = {
     MODEL: "dashboard -- --model DIR",
     DOMAINS: "trace --model DIR --data texts.jsonl --out trace.parquet",
     SNAPSHOTS: "--quick --run first",
+    PAIRS: "counts traces/ --extras pairs --out all.counts.parquet",
+    SOURCES: "counts traces/ --by source --out all.counts.parquet",
+    SPREAD: "counts traces/ --by source --out all.counts.parquet",
 }
 """How to get what is needed, as given to the program, where one command does it."""
 
@@ -104,3 +107,12 @@ def needs(measures: Iterable[Measure], routing: AnyRouting) -> dict[Measure, str
     """What would be needed for those of the measures that cannot be told at all."""
     found = {measure: capability(measure, routing) for measure in measures}
     return {measure: one.needs for measure, one in found.items() if one.answer == "no"}
+
+
+def remedies(found: Iterable[Capability]) -> dict[str, str]:
+    """What is needed, in words, by the command that gives it."""
+    needed: dict[str, list[str]] = {}
+    for one in found:
+        if one.needs in COMMANDS and one.needs not in needed.setdefault(COMMANDS[one.needs], []):
+            needed[COMMANDS[one.needs]].append(one.needs)
+    return {command: f"for {'; for '.join(needs)}" for command, needs in needed.items()}
