@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moe_core.errors import TraceError
 from moe_core.routing import RoutingTrace, recordings
@@ -268,3 +270,28 @@ def test_a_dump_without_passes_and_one_of_another_mode_are_refused(tmp_path: Pat
         recordings.read(saved(tmp_path, 0, per_pass))
     with pytest.raises(TraceError, match="has the token ids itself"):
         recordings.read(saved(tmp_path, 0, []), format="sglang-tokens", token_ids=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return saved(
+        tmp_path_factory.mktemp("example"), 0, list(served([Request(0, 3, 3), Request(1, 2, 2)], 8))
+    ).read_bytes()
+
+
+@settings(max_examples=100, deadline=None)
+@given(at=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), cut=st.booleans())
+def test_damage_anywhere_is_one_line(
+    at: float, value: int, cut: bool, example: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = int(at * len(example))
+    path = tmp_path_factory.getbasetemp() / "damaged.pt"
+    path.write_bytes(example[:place] if cut else example[:place] + bytes([value]) + example[place + 1 :])
+    try:
+        recordings.read(path, format="sglang-tokens")
+    except TraceError as error:  # a changed id or position may well be read
+        message = str(error)
+    else:
+        return
+    assert "\n" not in message
+    assert "damaged.pt" in message
