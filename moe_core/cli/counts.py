@@ -45,7 +45,7 @@ def parser() -> Parser:
     )
     parser.add_argument(
         "--workers", metavar="N", type=whole(1, 10_000), help="files counted at a time (default: one for each "
-        "processor); each takes memory for two parts of a file, some hundred MiB",
+        "processor where there is enough to do); each takes memory for two parts of a file, some hundred MiB",
     )  # fmt: skip
     parser.add_argument(
         "--engine", choices=("processes", "ray"), default="processes", help="who counts: processes of this machine "

@@ -21,6 +21,8 @@ from moe_core.routing.workers.one_file import Fault, FileFacts, Foreign, Job, co
 from moe_core.words import count_of
 
 EngineName = Literal["processes", "ray"]
+BYTES_OF_A_WORKER = 2**27
+"""Of files, counted in about a second."""
 _SAME_MODEL = ("layers", "num_experts", "top_k", "unit", "varying_experts")
 
 
@@ -57,7 +59,8 @@ def count_files(
     known format. `by` and `extras` as of `RoutingTrace.counts`; of counts, `extras` are names that they have.
     Ids of sources are only told apart within a file, so source 3 of a.parquet becomes "a.parquet:3" where there are
     several files; with `same_sources` it is source 3 of every file. `skip_damaged` leaves damaged files out and notes
-    it. `workers`: processes, None = one for each processor, at most one for each file; with one nothing is started.
+    it. `workers`: processes, at most one for each file; None = one for each processor where there is enough to do; with
+    one nothing is started.
     Each holds two parts of a file at a time. `engine` "ray": the cluster at `address`, at RAY_ADDRESS, else one of this
     machine's own. `out`: the file that the counts will be written to, which is not counted itself.
     A script calls this under `if __name__ == "__main__":`, for processes import the script.
@@ -83,7 +86,7 @@ def count_files(
         )
         for one in found
     ]
-    count_of_workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    count_of_workers = min(workers or _affordable_workers(jobs), len(jobs))
     left = LeftOut(skip_damaged)
     with _engine(engine, count_of_workers, len(jobs), address) as started:
         jobs, facts = _looked_at(started, jobs, left, progress)
@@ -92,6 +95,12 @@ def count_files(
         _check_groups(jobs, facts, same_sources)
         names, counts = _counted(started, jobs, facts, left, progress)
     return CountedFiles(counts, tuple(names), left.damaged, left.passed_over, count_of_workers)
+
+
+def _affordable_workers(jobs: Sequence[Job]) -> int:
+    """One for each processor, but no more than have enough to do to be worth their start, which takes a second."""
+    size = sum(job.path.stat().st_size for job in jobs if job.path.exists())
+    return min(os.cpu_count() or 1, 1 + size // BYTES_OF_A_WORKER)
 
 
 def _engine(name: EngineName, workers: int, items: int, address: str | None) -> Engine:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from moe_core.routing.workers.crew import ATTEMPTS, POLL_SECONDS, Item, Result, killed_again
 from moe_core.routing.workers.one_file import Report
@@ -88,8 +89,9 @@ class Processes:
     def _submit(self, place: int, task: Callable[..., Result], number: int, item: object) -> Future[Result]:
         pool = self._pools[place]
         if pool is None:
+            threads = max(1, (os.cpu_count() or 1) // len(self._pools))
             pool = self._pools[place] = ProcessPoolExecutor(
-                1, mp_context=self._context, initializer=_begin_worker, initargs=(self._alive, self._reported)
+                1, mp_context=self._context, initializer=_begin_worker, initargs=(self._alive, self._reported, threads)
             )
         with _without_interrupts():
             return pool.submit(_in_worker, task, number, item)
@@ -113,8 +115,9 @@ _worker: dict[str, Any] = {}
 """What a worker process was given when it began."""
 
 
-def _begin_worker(alive: Connection, reported: Any) -> None:
+def _begin_worker(alive: Connection, reported: Any, threads: int) -> None:
     _worker["reported"] = reported
+    pa.set_cpu_count(threads)  # or each worker would decode with as many as there are processors
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
+import pyarrow as pa
+
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing.workers.crew import ATTEMPTS, POLL_SECONDS, Item, Result, killed_again
 from moe_core.routing.workers.one_file import Report
@@ -117,6 +119,7 @@ def _check_reachable(address: str | None) -> None:
 
 def _in_worker(task: Callable[[Any, Report], Any], item: Any) -> tuple[int, Any]:
     """What was reported last, and the result."""
+    pa.set_cpu_count(1)  # what the task asked the cluster for
     reported = [0]
     result = task(item, reported.append)
     return reported[-1], result
