@@ -47,7 +47,8 @@ class RayCluster:
         return self
 
     def _begin(self) -> None:
-        own = {"num_cpus": self._workers, "include_dashboard": False, "_node_ip_address": LOOPBACK}
+        # "local": without an address Ray would take a cluster that happens to run here, or to have run.
+        own = {"address": "local", "num_cpus": self._workers, "include_dashboard": False, "_node_ip_address": LOOPBACK}
         options = own if self._address is None else {"address": self._address}
         try:
             _check_reachable(self._address)
