@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -788,3 +789,22 @@ def test_a_fault_at_the_end_leaves_the_older_file(tmp_path: Path) -> None:
         recordings.convert(path, tmp_path / "x.parquet")
     assert (tmp_path / "x.parquet").read_bytes() == b"older"
     assert {file.name for file in tmp_path.iterdir()} == {"x.parquet", "v.jsonl"}
+
+
+HEADER = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1, 1), }  False, 'shape': (22, 4, 2), }"
+BROKEN_NPY = b"\x93NUMPY\x01\x00" + (len(HEADER) + 1).to_bytes(2, "little") + HEADER + b"\n" + b"\x01" * 8
+"""Its header is no Python: numpy fails with an error of Python's own tokenizer."""
+
+
+def test_a_npy_whose_header_is_broken_is_named_wherever_it_comes(tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(BROKEN_NPY)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("routed_experts.npy", BROKEN_NPY)
+    encoded = {"routed_experts": base64.b64encode(BROKEN_NPY).decode(), "prompt_token_ids": [1, 2]}
+    (tmp_path / "x.jsonl").write_text(json.dumps({"choices": [encoded]}) + "\n", encoding="utf-8")
+    for name in ("x.npy", "x.npz", "x.jsonl"):
+        with pytest.raises(TraceError, match=name):
+            recordings.read(tmp_path / name)
+    np.save(tmp_path / "sound.npy", np.zeros((2, 1, 1), np.uint8))
+    with pytest.raises(TraceError, match="expected whole numbers"):
+        recordings.read(tmp_path / "sound.npy", token_ids=tmp_path / "x.npy")

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import pytest
 from app_support import Open, in_box, settled
 from cli_support import Run, assert_one_line
 from routing_support import random_trace
+
+from moe_core.errors import TraceError
+from moe_core.routing.opening import open_routing
 
 Damage = Callable[[Path], object]
 
@@ -141,3 +145,32 @@ def test_the_field_of_the_dashboard_says_so_too_and_goes_on(
     at.button(key="open_button").click()
     settled(at)
     assert at.title[0].value.replace("\\", "").startswith("What is trace good.parquet")
+
+
+def test_without_its_metadata_it_is_a_table_of_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    random_trace(2).save(path)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
+    found = open_routing(path)
+    assert (found.format, found.routing.num_tokens) == ("parquet", random_trace(2).num_tokens)
+
+
+UNKNOWN_TYPE = b"\x7e"
+"""As a footer writes the 63rd type of a column; there are eight."""
+LOOKED_AT = 300
+"""Bytes of the footer, among them the type of the first column of experts."""
+
+
+def test_no_damage_to_a_byte_of_the_footer_ends_the_process(tmp_path: Path) -> None:
+    """Arrow stops the whole process where it is asked about a column whose type is another than the schema's."""
+    sound, path = tmp_path / "sound.parquet", tmp_path / "damaged.parquet"
+    random_trace(2).save(sound)
+    whole = sound.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    opened = 0
+    for place in range(footer, footer + LOOKED_AT):
+        path.write_bytes(whole[:place] + UNKNOWN_TYPE + whole[place + 1 :])
+        with suppress(TraceError):
+            open_routing(path)
+            opened += 1
+    assert opened < LOOKED_AT

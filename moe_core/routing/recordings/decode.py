@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.errors import TraceError
-from moe_core.routing.recordings.pieces import Integers, describe, reason
+from moe_core.routing.recordings.pieces import NPY_FAULTS, Integers, describe, reason
 
 
 def experts_array(value: Any, where: str) -> Integers | None:
@@ -28,7 +28,7 @@ def experts_array(value: Any, where: str) -> Integers | None:
             )
         try:
             loaded: Integers = np.load(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError, OSError, MemoryError) as error:  # a shape that its bytes do not fill
+        except NPY_FAULTS as error:  # a shape that its bytes do not fill
             raise TraceError(f"{where}: the .npy file in it is damaged ({reason(error)}); save it again") from None
         return loaded
     if isinstance(value, dict):

@@ -15,6 +15,7 @@ from moe_core.errors import TraceError
 from moe_core.progress import Progress
 from moe_core.recording_formats import title_of
 from moe_core.routing.recordings.pieces import (
+    NPY_FAULTS,
     PIECE_TOKENS,
     Floats,
     Integers,
@@ -145,7 +146,7 @@ def open_npy(path: Path, options: Options, format: str) -> Recording:
     """A .npy file of one text, read through a memory map. Its token ids come from options.token_ids."""
     try:
         experts = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except NPY_FAULTS as error:
         raise TraceError(f"{str(path)!r} is no readable .npy file ({reason(error)}); save the array again") from None
     ids = read_token_ids(options.token_ids) if options.token_ids else [None]
     if len(ids) != 1:
@@ -165,7 +166,7 @@ def npz_record(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             record = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (*NPY_FAULTS, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise TraceError(f"{str(path)!r} is no readable .npz file ({reason(error)}); save the arrays again") from None
     if "routed_experts" not in record and "prompt_routed_experts" not in record:
         raise TraceError(

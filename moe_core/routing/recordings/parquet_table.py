@@ -43,7 +43,7 @@ def open_recording(path: Path, options: Options) -> Recording:
         with pq.ParquetFile(path) as file:
             schema: pa.Schema = file.schema_arrow
             rows = int(file.metadata.num_rows)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are no text
         raise TraceError(f"{str(path)!r} is no readable Parquet file ({reason(error)}); write it again") from None
     metadata = schema.metadata or {}
     if METADATA_KEY in metadata:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ PIECE_TOKENS = 16_384
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
 MOST_LAYERS = 10_000
+NPY_FAULTS = (OSError, ValueError, EOFError, MemoryError, RecursionError, SyntaxError, tokenize.TokenError)
+"""What numpy raises for a damaged .npy file; its header is read as Python."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def read_token_ids(path: Path) -> list[Integers]:
             found = _id_lists(path.read_text(encoding="utf-8"))
         else:
             found = [_ids_of_text(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError) as error:
+    except NPY_FAULTS as error:
         raise TraceError(f"{where}: {reason(error)}; expected whole numbers as .npy, .json, .csv or .txt") from None
     arrays = []
     for number, ids in enumerate(found):

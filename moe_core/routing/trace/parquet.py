@@ -278,7 +278,7 @@ def _opened_file(path: Path) -> Iterator[tuple[pq.ParquetFile, TraceMetadata]]:
                 raise TraceError("Parquet, but no routing trace; expected a file made by RoutingTrace.save")
             metadata = TraceMetadata.parse(content)
             _check_columns(file.schema_arrow.names, metadata)
-            _check_routed(file.metadata, metadata)
+            _check_routed(file, metadata)
             yield file, metadata
     except TraceError as error:
         raise TraceError(f"trace {str(path)!r}: {error}") from None
@@ -361,14 +361,20 @@ def _check_columns(names: list[str], metadata: TraceMetadata) -> None:
         raise TraceError(f"column {missing!r} is missing; expected a file made by RoutingTrace.save")
 
 
-def _check_routed(content: pq.FileMetaData, metadata: TraceMetadata) -> None:
-    """That a token of the whole file has an expert, by the largest id that is kept for every column's piece."""
+def _check_routed(file: pq.ParquetFile, metadata: TraceMetadata) -> None:
+    """That a token of the whole file has an expert, by the largest id that is kept for every column's piece.
+
+    A row of the piece is read before: asking for what is kept of a piece whose type was damaged ends the process.
+    """
+    content = file.metadata
     if not content.num_rows:
         return
     places = {content.schema.column(place).path: place for place in range(content.num_columns)}
     experts = [places[f"layer_{layer}_expert_{slot}"] for layer in metadata.layers for slot in range(metadata.top_k)]
     for group in range(content.num_row_groups):
         for place in experts:
+            name = content.schema.column(place).path
+            next(file.iter_batches(batch_size=1, row_groups=[group], columns=[name]), None)
             known = content.row_group(group).column(place).statistics
             if known is None or not known.has_min_max or known.max != -1:
                 return
