@@ -243,3 +243,17 @@ def test_two_domains_of_counts_are_two_texts_also_by_a_name_full_of_markup(opene
     at = opened("source", page="compare", text_b=HOSTILE[1])
     assert f"A is law text, B is {HOSTILE[1]} text." in shown(at)
     assert "shares surely changed" in shown(at)
+
+
+def test_a_file_that_is_gone_or_damaged_is_one_line_on_every_page(
+    dashboard: Open, files: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "gone.counts.parquet"
+    path.write_bytes(files["source"].read_bytes())
+    at = dashboard(tmp_path, "overview", ("--trace", str(path)))
+    path.write_bytes(path.read_bytes()[:200])
+    for page in PAGES:
+        at.switch_page(f"app_pages/{page}.py").run()
+        assert not at.exception, page
+        assert "gone.counts.parquet" in "".join(error.value for error in at.error).replace("\\", ""), page
+        assert all("\n" not in error.value for error in at.error), page

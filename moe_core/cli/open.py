@@ -62,8 +62,9 @@ def open_file(arguments: argparse.Namespace, output: Output) -> int:
     rows = [[answer.measure.question, answer.answer, answer.needs] for answer in answers]
     output.say(table(["question", "can be told", "for the rest it takes"], rows))
     output.say()
-    for how, needs in remedies(answers).items():
-        output.say(f"{needs[:1].upper()}{needs[1:]}:  {program()} {how}")
+    ways = [[f"{program()} {how}", needs] for how, needs in remedies(answers).items()]
+    output.say(table(["how to get there", ""], ways))
+    output.say()
     output.say(f"Look at it:  {program()} plots --trace {arguments.file} --out out/plots")
     output.figures(
         {

@@ -136,7 +136,7 @@ def _strongest(
     strength = [weight.groupby(data[name]).max().sort_values(ascending=False, kind="stable") for name in (row, column)]
     kept_rows, kept_columns = (set(values.index[:MAX_COLUMNS]) for values in strength)
     kept = data[data[row].isin(kept_rows) & data[column].isin(kept_rows if square else kept_columns)]
-    ties = "largest pairs, as counted" if as_counted else "strongest ties"
+    ties = "most frequent pairs" if as_counted else "strongest ties"
     which = f"the {MAX_COLUMNS} with the {ties}" if weight.any() else f"the first {MAX_COLUMNS}"
     return kept.copy(), f", {which} of {experts}"
 

@@ -42,7 +42,7 @@ def step_axis(steps: pd.Series[Any], title: str = "training step") -> alt.X:
     room = max(last - first, 1.0) * (1 + LABEL_ROOM)
     scale = alt.Scale(domain=[first, first + room], nice=False)
     # No tick stands behind the names: there are no steps there.
-    axis = alt.Axis(format=",d", labelExpr=f"datum.value <= {last} ? datum.label : ''", tickCount=8)
+    axis = alt.Axis(format=",d", labelExpr=f"datum.value <= {last} ? datum.label : ''", tickCount=8, tickMinStep=1)
     return alt.X("step:Q", title=title, scale=scale, axis=axis)
 
 

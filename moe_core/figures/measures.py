@@ -53,7 +53,8 @@ def chance_bars(
     intervals = bool(frame["low"].notna().any())
     data["end"] = data[["high", "estimate", measure, "null_p99"]].max(axis=1)  # where its number stands
     most = float(np.nanmax([0.0, *data["end"]]))
-    scale = alt.Scale(domain=[0, max(most * 1.1, 0.01)], nice=False)
+    room = 1.1 if data["estimate"].notna().all() else 1.25  # for "0.11 as counted"
+    scale = alt.Scale(domain=[0, max(most * room, 0.01)], nice=False)
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title=row_title, axis=ROW_AXIS), tooltip="sentence:N")
     axis = f"{title}; open mark: as counted, tick: its 99th percentile by chance"
     x = alt.X("estimate:Q", title=axis, scale=scale, axis=alt.Axis(tickCount=6))
