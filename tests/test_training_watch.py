@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 import subprocess
@@ -138,6 +139,18 @@ def test_a_router_that_breaks_its_contract_ends_the_watching_and_not_the_trainin
     ]
     (summary,) = list_runs(tmp_path)
     assert summary.state == "failed"
+
+
+def test_a_watched_model_can_be_saved_whole_and_its_copies_are_not_watched(tmp_path: Path) -> None:
+    model = model_with("softmax").train()
+    with watch(model, run="mine", every=1, root=tmp_path, by_hand=True) as log:
+        model(tokens(2, 12))
+        torch.save(model, tmp_path / "whole.pt")
+        for copied in (copy.deepcopy(model), torch.load(tmp_path / "whole.pt", weights_only=False)):
+            assert copied.training
+            copied(tokens(2, 12))
+        log.step()
+    assert [line["tokens"] for line in RunFolder("mine", tmp_path).metric_records("load")] == [24] * 3
 
 
 def strange(router: Any, output: object) -> None:  # noqa: ARG001 - what it stands for

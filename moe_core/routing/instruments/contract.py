@@ -62,6 +62,26 @@ class ChangedOutput(tuple[Any, ...]):
         return changed
 
 
+class Hook:
+    """A hook on a module that its copies do without: copy.deepcopy and pickle put an idle one in its place.
+
+    Otherwise a model could not be saved whole while it is watched, and a copy of it would be watched too.
+    """
+
+    def __init__(self, act: Callable[..., Any]) -> None:
+        self._act = act
+
+    def __call__(self, *args: Any) -> Any:
+        return self._act(*args)
+
+    def __reduce__(self) -> tuple[type[Hook], tuple[Callable[..., None]]]:
+        return Hook, (_do_nothing,)
+
+
+def _do_nothing(*args: Any) -> None:
+    """What an idle hook does."""
+
+
 class Form:
     """How one kind of router is watched, read and changed. This one: a module that obeys the router contract."""
 
@@ -91,8 +111,8 @@ class Form:
             return watch(Call(args, kwargs, output))
 
         return [
-            router.module.register_forward_hook(hook, prepend=first, with_kwargs=True),
-            *(module.register_forward_hook(_refusal(router)) for module in router.silent),
+            router.module.register_forward_hook(Hook(hook), prepend=first, with_kwargs=True),
+            *(module.register_forward_hook(Hook(_refusal(router))) for module in router.silent),
         ]
 
     def read(self, router: Router, call: Call) -> Choice:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_core.errors import TraceError
-from moe_core.routing.instruments.contract import Call, Router, is_recomputing, layer_of
+from moe_core.routing.instruments.contract import Call, Hook, Router, is_recomputing, layer_of
 from moe_core.routing.instruments.find import find_routers
 from moe_core.routing.trace.types import Float64Array, Int64Array
 
@@ -121,8 +121,8 @@ class ExpertCounter:
         handles: list[Any] = []
         try:
             for name, module in _around(self._model, [row.router for row in self._rows.values()]).items():
-                handles.append(module.register_forward_pre_hook(self._beginning(name, module), with_kwargs=True))
-                handles.append(module.register_forward_hook(self._end(name)))
+                handles.append(module.register_forward_pre_hook(Hook(self._beginning(name, module)), with_kwargs=True))
+                handles.append(module.register_forward_hook(Hook(self._end(name))))
             for row in self._rows.values():
                 handles += row.router.attach(self._counting(row))
             yield self

@@ -16,7 +16,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from moe_core.errors import TraceError
-from moe_core.routing.instruments.contract import Call, ChangedOutput, Choice, Form, Router, contract_triple
+from moe_core.routing.instruments.contract import Call, ChangedOutput, Choice, Form, Hook, Router, contract_triple
 from moe_core.routing.trace.types import ScoreFunction
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class ArgumentForm(TripleForm):
             changed = watch(Call(args, kwargs, self.logits()))
             return None if changed is None else (changed, kwargs)
 
-        return [router.module.register_forward_pre_hook(before, prepend=first, with_kwargs=True)]
+        return [router.module.register_forward_pre_hook(Hook(before), prepend=first, with_kwargs=True)]
 
     def logits(self) -> Tensor | None:
         """[T,E] of the call that is under way."""
@@ -151,7 +151,7 @@ class DbrxForm(ArgumentForm):
             self._latest.logits = logits
 
         assert router.block is not None
-        handle = router.block.get_submodule("router").register_forward_hook(keep)
+        handle = router.block.get_submodule("router").register_forward_hook(Hook(keep))
         return [handle, *super().attach(router, watch, first=first)]
 
     def logits(self) -> Tensor | None:
@@ -279,7 +279,7 @@ class DogeForm(TripleForm):
             self._latest.indices = args[0]
 
         table = router.module.get_submodule("down_embed")
-        return [table.register_forward_pre_hook(keep), *super().attach(router, watch, first=first)]
+        return [table.register_forward_pre_hook(Hook(keep)), *super().attach(router, watch, first=first)]
 
     def write_refused(self, router: Router) -> str | None:  # noqa: ARG002
         return "choice and experts are one block, with nothing between them to change"
