@@ -1,5 +1,6 @@
-"""SGLang's expert distribution recorder in the mode per_token, written as its source does: from source, not run.
+"""The mode per_token of SGLang's recorder: a dump that the recorder itself wrote, and files as its source has them.
 
+The recorder of SGLang 0.5.23 was given the choices in `choice_of_fixture`; its server was not run.
 The writer below follows python/sglang/srt/eplb/expert_distribution.py of sgl-project/sglang at commit
 02295fe5ac5ccff3e8829800d50450351c56fb53 (_DetailSinglePassGatherer, _DetailAccumulator): 8 slots whatever the model's
 k, -1 where nothing was written, physical experts. A scheduler like SGLang's makes the passes.
@@ -270,6 +271,24 @@ def test_a_dump_without_passes_and_one_of_another_mode_are_refused(tmp_path: Pat
         recordings.read(saved(tmp_path, 0, per_pass))
     with pytest.raises(TraceError, match="has the token ids itself"):
         recordings.read(saved(tmp_path, 0, []), format="sglang-tokens", token_ids=tmp_path)
+
+
+def choice_of_fixture(request: int, position: int, layer: int, slot: int) -> int:
+    """The expert that the recorder was told, as the replica 8 of 0 or 9 of 3 at odd positions."""
+    return (3 * request + 2 * position + 5 * slot + layer) % 8
+
+
+def test_a_dump_of_the_recorder_itself_comes_out_to_the_last_choice() -> None:
+    trace = recordings.read(Path(__file__).parent / "fixtures" / "recordings" / "sglang-0.5.23-per-token")
+    assert (trace.layers, trace.top_k, trace.num_experts) == ([1, 2, 3], 2, 8)
+    assert trace.token_ids.tolist() == [100, 101, 102, 103, 104, 200, 201, 202, 203, 204]
+    assert trace.document_ids.tolist() == [0] * 5 + [1] * 5  # the second prompt was read in two passes
+    assert trace.positions.tolist() == [*range(5), *range(5)]
+    for t, token_id in enumerate(trace.token_ids.tolist()):
+        told = [
+            [choice_of_fixture(token_id // 100, token_id % 100, layer, slot) for slot in (0, 1)] for layer in (1, 2, 3)
+        ]
+        assert trace.router_indices[:, t].tolist() == told
 
 
 @pytest.fixture(scope="module")
