@@ -216,6 +216,15 @@ def test_importing_it_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_callback_says_what_it_needs_where_transformers_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "moe_core.training.trainer_callback", raising=False)
+    import moe_core.training
+
+    with pytest.raises(ModuleNotFoundError, match="MoescopeCallback needs the transformers library"):
+        _ = moe_core.training.MoescopeCallback
+
+
 def legal_and_code() -> dict[str, list[list[int]]]:
     return {
         name: [tokens(1, 20, seed + 10 * k)[0].tolist() for k in range(4)] for name, seed in (("legal", 1), ("code", 2))

@@ -21,4 +21,12 @@ def __getattr__(name: str) -> Any:
     """Torch is imported only by who watches, transformers only by who watches its Trainer."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"moe_core.training.{_PLACES[name]}"), name)
+    try:
+        return getattr(import_module(f"moe_core.training.{_PLACES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ModuleNotFoundError(
+            f"{name} needs the transformers library and accelerate: pip install 'moescope[huggingface]'",
+            name=error.name,
+        ) from None
