@@ -89,6 +89,7 @@ def test_the_sum_of_many_is_that_of_one_after_the_other() -> None:
     one_by_one = ((parts[0] + parts[1]) + parts[2]) + parts[3]
     assert total == one_by_one
     assert (total.groups, total.domains) == (one_by_one.groups, one_by_one.domains)
+    assert sum(parts) == total  # type: ignore[comparison-overlap]
     assert RoutingCounts.sum_of(parts[:1]) == parts[0]
     assert parts[0] == random_trace(0, T=30).counts("domain", ("weights", "pairs"))  # as it was
     with pytest.raises(TraceError, match="no counts to add up"):
@@ -309,6 +310,16 @@ def test_coactivation_is_made_of_pairs() -> None:
     np.testing.assert_array_equal(pair_counts(trace), trace.counts(extras=("pairs",)).extras["pairs"])
     with pytest.raises(TraceError, match="do not say which experts were chosen together"):
         metrics.coactivation(trace.counts())
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [metrics.router_entropy, metrics.persistence, baselines.coactivation, baselines.coactivation_pairs,
+     baselines.layer_flow, baselines.persistence, baselines.vocabulary],
+)  # fmt: skip
+def test_what_takes_tokens_says_so_to_counts(measure: Callable[..., pd.DataFrame]) -> None:
+    with pytest.raises(TraceError, match="counts keep no single tokens"):
+        measure(many_sources().counts(extras=("weights", "pairs")))
 
 
 def test_counts_that_keep_nothing_apart_cannot_tell_of_health() -> None:

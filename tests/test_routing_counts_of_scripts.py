@@ -99,6 +99,7 @@ class Hostile:
         ({5: Counter([1])}, "holds a dict; expected a list"),
         ([Counter([1]), Counter()], "layer 1 is a dict of nothing"),
         ([[1, 2]], "layer 0 is a list; expected a Counter"),
+        ([np.arange(3)], "layer 0 is a ndarray; expected a Counter"),
         ([{"a": 1}], "layer 0: 'a' was chosen 1 times"),
         ([{-1: 1}], "layer 0: -1 was chosen 1 times"),
         ([{40_000: 1}], "layer 0: 40000 was chosen 1 times"),
@@ -224,6 +225,16 @@ def test_pairs_are_kept_where_they_are_tokens_that_chose_both(tmp_path: Path) ->
     assert other.notes == (
         "pairwise_expert_frequency is left out: it is neither f_i + f_j nor how many tokens chose both experts",
     )
+
+
+def test_pairs_without_experts_paired_with_themselves_and_a_plain_number_of_tokens(tmp_path: Path) -> None:
+    expected = opened(saved(tmp_path / "x.pt", observations(LAYERS, real_pairs=True)))
+    state = observations(LAYERS, real_pairs=True)
+    for layer in state.values():
+        layer["pairwise_expert_frequency"].fill_diagonal_(0)
+        layer["total_tokens"] = int(layer["total_tokens"])
+    assert opened(saved(tmp_path / "y.pt", state)) == expected
+    assert "pairs" in expected.extras
 
 
 def test_a_file_for_each_kind_of_text_is_a_domain(tmp_path: Path) -> None:

@@ -127,6 +127,14 @@ def test_passes_become_the_texts_that_were_served(tmp_path: Path) -> None:
     assert "begins anew" not in trace.source
 
 
+def test_numbers_of_a_pass_may_be_tensors(tmp_path: Path) -> None:
+    requests = [Request(0, 5, 9), Request(1, 14, 6)]
+    records = list(served(requests, 8))
+    for one in records:
+        one |= {key: torch.tensor(one[key]) for key in ("input_ids", "positions", "extend_seq_lens") if one[key]}
+    check_texts(recordings.read(saved(tmp_path, 0, records)), requests)
+
+
 def test_files_larger_than_memory_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sglang_tokens, "CHUNK_BYTES", 1)
     monkeypatch.setattr(sglang_tokens, "PIECE_TOKENS", 7)

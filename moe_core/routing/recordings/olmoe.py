@@ -68,7 +68,7 @@ def _counters(path: Path, progress: Progress) -> Counters:
         if not isinstance(counter, dict) or not counter:
             raise TraceError(
                 f"{str(path)!r}, layer {layer} is a {type(counter).__name__}"
-                f"{' of nothing' if counter == {} else ''}; expected a Counter of experts"
+                f"{' of nothing' if isinstance(counter, dict) else ''}; expected a Counter of experts"
             )
         for expert, count in counter.items():
             if not _whole(expert, MAX_EXPERTS) or not _whole(count, MOST_COUNTED):

@@ -100,6 +100,8 @@ def _array(path: Path, number: int, layer: Layer, name: str, shape: tuple[int, .
     """An observation of a layer, of this shape; of any number of experts where it is None."""
     where = f"{str(path)!r}, layer {number}: {name}"
     tensor = layer.get(name)
+    if shape == () and type(tensor) is int:
+        return np.array(tensor)
     if not isinstance(tensor, Tensor):
         raise TraceError(f"{where} is {type(tensor).__name__}; expected a tensor")
     fits = len(tensor.shape) == 1 and tensor.shape[0] > 0 if shape is None else tensor.shape == shape
@@ -179,6 +181,8 @@ def _pairs(
         if (pairs_EE == counts_LE[place][:, None] + counts_LE[place]).all():
             note(notes, f"{PAIRS} holds f_i + f_j, as REAP itself writes it: not which experts were chosen together")
             return None
+        if not pairs_EE.diagonal().any():  # an expert with itself was not counted
+            pairs_EE = pairs_EE + np.diag(counts_LE[place])
         # Whoever chose expert i chose K experts, i among them.
         fits = (pairs_EE.diagonal() == counts_LE[place]).all() and (pairs_EE == pairs_EE.T).all()
         if not fits or (pairs_EE.sum(axis=1) != top_k * counts_LE[place]).any():

@@ -291,9 +291,9 @@ def _pass_of(record: Any, name: str, where: str) -> _Pass:
 
 
 def _numbers(values: object, where: str) -> npt.NDArray[np.int64]:
-    """[N] from a list."""
+    """[N] from a list or a tensor."""
     try:
-        found = np.array(values if isinstance(values, list) else None)
+        found = values.array() if isinstance(values, Tensor) else np.array(values if isinstance(values, list) else None)
     except (ValueError, OverflowError):
         found = np.array(None)
     if found.ndim != 1 or (found.size and found.dtype.kind != "i"):

@@ -100,7 +100,7 @@ class RoutingCounts:
             raise TraceError(f"layer {layer} is not in these counts; expected one of {some(self.layers)}")
         return self.layers.index(layer)
 
-    def parts(self) -> NoReturn:
+    def parts(self, *_: object) -> NoReturn:
         """Raises TraceError: a measure that goes through the tokens of a trace was given counts."""
         raise TraceError("counts keep no single tokens; this measure takes a trace of the text, token by token")
 
@@ -161,6 +161,10 @@ class RoutingCounts:
         if not isinstance(other, RoutingCounts):
             return NotImplemented
         return RoutingCounts.sum_of([self, other])
+
+    def __radd__(self, start: object) -> RoutingCounts:
+        """0 + counts, with which Python's sum() of several begins."""
+        return self if type(start) is int and start == 0 else NotImplemented
 
     @staticmethod
     def sum_of(counts: Sequence[RoutingCounts]) -> RoutingCounts:
