@@ -13,11 +13,11 @@ from app.components.page import answer, errors_as_boxes, header, show_notes
 from app.components.routing_text import first_routing
 from app.components.snapshots import snapshot_payload, watch_snapshots
 from app.components.token_view import token_view
-from app.components.watched_run import counted_film
+from app.components.watched_run import counted_film, counted_load_figure
 from moe_core.figures.changes import saturation_figure
 from moe_core.figures.domains import domain_map_figure
 from moe_core.figures.formation import formation_figure
-from moe_core.figures.load import load_map_figure, load_over_time_figure, loads_over_time
+from moe_core.figures.load import load_map_figure
 from moe_core.inference.subjects import RoutingFile
 from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
 from moe_core.routing.measures.formation import formation
@@ -106,8 +106,12 @@ if len(steps) > 1:
     show_figure(settled, key=settled.name, title="Since when do all layers route as they do now?", terms=["saturation"])
     answer(settled.verdict)
 if run.is_watched():
-    taken = load_over_time_figure(loads_over_time(loaders.metrics(run, "load")), layer)
-    show_figure(taken, key="load_over_time", title="What it took of the text it is trained on", terms=["expert load"])
+    show_figure(
+        counted_load_figure(run, layer),
+        key="load_over_time",
+        title="What it took of the text it is trained on",
+        terms=["expert load"],
+    )
 events = loaders.metrics(run, "event")
 show_notes(run.name)
 if len(events):

@@ -14,7 +14,7 @@ import streamlit as st
 from app import loaders, state
 from app.components.figure import show_figure, term_help
 from app.components.page import answer, errors_as_boxes, plain, show_notes
-from app.components.watched_run import watched_figures
+from app.components.watched_run import counted_load_figure, watched_figures
 from moe_core.errors import RunError
 from moe_core.routing.measures.health import IMBALANCE_LIMIT
 from moe_core.runs import RunFolder, RunStatus, RunSummary
@@ -216,12 +216,14 @@ def _charts(run: RunFolder) -> None:
             "The curves score the same part of the held-out text at every step; once a run has finished, the figures "
             "above are of all of it."
         )
-    loads = loads_over_time(loaders.metrics(run, "load"))
-    layers = set(loads["layer"])
+    records = loaders.metrics(run, "load")
+    layers = set(records["layer"]) if len(records) else set()
     if layers:
         chosen = st.session_state.get(state.LAYER)
         layer = chosen if isinstance(chosen, int) and chosen in layers else int(min(layers))
-        show_figure(load_over_time_figure(loads, layer), key="load_over_time", terms=["expert load", "load imbalance"])
+        counted = counted_load_figure(run, layer) if is_watched else None
+        figure = counted or load_over_time_figure(loads_over_time(records), layer)
+        show_figure(figure, key="load_over_time", terms=["expert load", "load imbalance"])
 
 
 def _show_words(run: RunFolder) -> None:

@@ -11,8 +11,10 @@ from app import loaders
 from app.components.counted_film import step_of_counts
 from app.components.figure import show_figure, term_help
 from app.components.page import header
-from moe_core.figures.load import load_over_time_figure, loads_over_time
+from moe_core.figures.figure import Figure
+from moe_core.figures.load import MAX_STEPS, load_over_time_figure
 from moe_core.routing.measures.health import IMBALANCE_LIMIT
+from moe_core.routing.measures.load import load_by_step
 from moe_core.runs import RunFolder, RunStatus
 from moe_core.words import duration, number, percent, short_count
 
@@ -76,16 +78,20 @@ def _rerun_at_next_reading(name: str, known: int) -> None:
         st.rerun()
 
 
+def counted_load_figure(run: RunFolder, layer: int) -> Figure:
+    """The load of a layer's experts by step; of more than MAX_STEPS readings, neighbouring ones together. Raises
+    RunError before the first."""
+    return load_over_time_figure(load_by_step(loaders.counts(run).joined(MAX_STEPS).of_layers([layer])), layer)
+
+
 def counted_film(run: RunFolder, layer: int) -> None:
     """The Time page of a run without a probe text: what the experts took at each reading."""
-    counts = loaders.counts(run)
-    loads = loads_over_time(loaders.metrics(run, "load"))
-    over_time = load_over_time_figure(loads, layer)
+    counts, over_time = loaders.counts(run), counted_load_figure(run, layer)
     header("When did each expert become what it is?", over_time.verdict)
     watch_counts(run.name)
     show_figure(over_time, key="load_over_time", title="", terms=["expert load", "load imbalance"])
     st.markdown("#### What the experts took at each reading")
-    step_of_counts(counts, layer)
+    step_of_counts(counts.joined(MAX_STEPS), layer)
     st.caption("Only counts were kept of this run: give watch(...) a probe text to see which tokens an expert takes.")
 
 

@@ -209,8 +209,10 @@ def _history(run: RunRecord) -> Section:
         figures.append(saturation_figure(saturation(run.probes)))
         forming = formation(run.probes)
         figures += [formation_figure(forming, layer) for layer in spaced(sorted(set(forming["layer"])))]
-    loads = loads_over_time(run.metrics.load)
-    figures += [load_over_time_figure(loads, int(layer)) for layer in spaced(sorted(set(loads["layer"])))]
+    if run.counts is None or run.probes:  # else they are what the routing was shown of
+        counts = run.counts
+        loads = loads_over_time(run.metrics.load) if counts is None else load_by_step(counts.joined(MAX_STEPS))
+        figures += [load_over_time_figure(loads, int(layer)) for layer in spaced(sorted(set(loads["layer"])))]
     return Section("When did the routing become what it is?", figures, ("saturation", "formation", "expert load"))
 
 
