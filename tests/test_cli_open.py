@@ -38,6 +38,7 @@ def test_a_file_of_any_kind_is_opened(
     assert (told["holds"], told["format"]) == (holds, format)
     assert told["health"].endswith(".")
     answers = {question["measure"]: question["answer"] for question in told["questions"]}
+    assert ("no weights were recorded: every score is 1/2" in told["notes"]) == (format == "array")
     assert answers["expert_load"] == "yes"
     assert answers["persistence"] == ("yes" if holds == "tokens" else "no")
 

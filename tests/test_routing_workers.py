@@ -186,6 +186,12 @@ def test_the_file_to_be_written_is_not_counted(folder: Path) -> None:
         counted(target, out=target)
 
 
+def test_a_trace_of_the_folder_is_not_written_over(folder: Path) -> None:
+    for given in (folder, f"{folder}/*.parquet"):
+        with pytest.raises(UsageError, match="is one of the files to count"):
+            counted(given, out=folder / "a.parquet")
+
+
 def test_a_file_that_is_named_twice_is_counted_once(folder: Path) -> None:
     (folder / "link.parquet").symlink_to(folder / "a.parquet")
     names = [one.name for one in find_files([folder, folder / "a.parquet", f"{folder}/b*"])]

@@ -56,7 +56,7 @@ def open_file(arguments: argparse.Namespace, output: Output) -> int:
     output.say(f"{arguments.file}: {found.title}{ours}")
     output.say(f"{made_of} {extent}.")
     output.say(verdict)
-    for note in getattr(routing, "notes", ()):
+    for note in found.notes:
         output.say(f"Note: {note}.")
     output.say()
     rows = [[answer.measure.question, answer.answer, answer.needs] for answer in answers]
@@ -79,7 +79,7 @@ def open_file(arguments: argparse.Namespace, output: Output) -> int:
             "tokens": routing.num_tokens,
             "steps": len(getattr(routing, "steps", [0])),
             "domains": list(routing.domains),
-            "notes": list(getattr(routing, "notes", ())),
+            "notes": list(found.notes),
             "health": verdict,
             "questions": [
                 {

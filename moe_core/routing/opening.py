@@ -31,6 +31,8 @@ class Opened:
     """ "trace" or "counts" for a file of ours, else the name of a recording's format."""
     title: str
     """What made it, for people."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know, a sentence each: of counts, and of what became a trace in a file."""
 
 
 def kind_of_file(path: Path) -> str | None:
@@ -65,20 +67,21 @@ def open_routing(
     place = Path(path)
     ours = kind_of_file(place) if format == "auto" else None
     if ours == "counts":
-        return Opened(RoutingCounts.load(place), ours, "counts")
+        stored = RoutingCounts.load(place)
+        return Opened(stored, ours, "counts", stored.notes)
     if ours == "trace":
         return Opened(open_or_load(place), ours, "trace")
     chosen, _ = format_at(place, format)
     options = checked_options(token_ids, num_experts, top_k, layers)
     if chosen is not None and chosen.holds == "counts":
         counts: RoutingCounts = import_module(chosen.reader).open_counts(place, options, progress)
-        return Opened(counts, chosen.name, chosen.title)
+        return Opened(counts, chosen.name, chosen.title, counts.notes)
     asked = {"token_ids": token_ids, "num_experts": num_experts, "top_k": top_k, "layers": layers, "texts": texts}
     if convert_to is None:
         trace = read(place, format=format, **asked)  # type: ignore[arg-type]
         return Opened(trace, *_named(chosen, trace.source))
     found = convert(place, convert_to, format=format, progress=progress, **asked)  # type: ignore[arg-type]
-    return Opened(open_or_load(convert_to), *_named(chosen, found.source, found.format))
+    return Opened(open_or_load(convert_to), *_named(chosen, found.source, found.format), tuple(found.notes))
 
 
 def _named(chosen: RecordingFormat | None, source: str, format: str = "answers") -> tuple[str, str]:

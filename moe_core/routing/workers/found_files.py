@@ -9,6 +9,7 @@ from pathlib import Path
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.files import user_path
+from moe_core.routing.opening import kind_of_file
 from moe_core.routing.recordings.rank_files import MAX_FILES, rank_files
 
 TRACES_OF_A_FOLDER = "*.parquet"
@@ -29,7 +30,8 @@ def find_files(paths: Sequence[str | Path], out: Path | None = None) -> list[Fou
     """The files that `paths` stand for, each once, in the order of their names.
 
     A path is a file, a glob, or a folder: that stands for the Parquet files in it and in the folders below. `out`, the
-    file to be written, is left out of a folder or glob, and refused where it is named itself.
+    file to be written, is left out of a folder or glob where it has counts, as from the last time; anything else there,
+    and a file that is named itself, is refused: it would be lost.
     Raises TraceError where nothing is there, UsageError for `out`.
     """
     if not paths:
@@ -44,7 +46,10 @@ def find_files(paths: Sequence[str | Path], out: Path | None = None) -> list[Fou
         files = _in_folder(path) if path.is_dir() else rank_files(path, "*")
         folders.append(path if path.is_dir() else _common([file.parent for file in files]))
         for file in files:
-            if file.resolve() != target:
+            if file.resolve() == target:
+                if kind_of_file(file) != "counts":
+                    raise UsageError(f"--out {str(out)!r} is one of the files to count; choose another file")
+            else:
                 places.setdefault(file.resolve(), (file, path.is_dir()))
     if not places:
         raise TraceError(f"no file to count but {str(out)!r} itself, which is to be written; choose another folder")
