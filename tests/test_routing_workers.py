@@ -187,9 +187,9 @@ def test_the_file_to_be_written_is_not_counted(folder: Path) -> None:
 
 
 def test_a_trace_of_the_folder_is_not_written_over(folder: Path) -> None:
-    for given in (folder, f"{folder}/*.parquet"):
+    for place in (folder, f"{folder}/*.parquet"):
         with pytest.raises(UsageError, match="is one of the files to count"):
-            counted(given, out=folder / "a.parquet")
+            counted(place, out=folder / "a.parquet")
 
 
 def test_a_file_that_is_named_twice_is_counted_once(folder: Path) -> None:
