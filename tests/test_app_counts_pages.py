@@ -202,6 +202,7 @@ def test_time_shows_steps_and_the_map_at_one(opened: Open) -> None:
     assert "Step 3:" in shown(at)
     at.select_slider[0].set_value(11).run()
     assert "Step 11:" in shown(at)
+    assert "neither sources nor steps" not in shown(at)
     assert f"takes {STEPS}" in shown(opened("imatrix", page="time"))
     at = opened("steps of domains", page="time", layer="1")
     at.segmented_control(key="time_counted").select("Domains").run()

@@ -17,7 +17,7 @@ from tests.routing_support import random_trace
 def files(tmp_path: Path) -> dict[str, Path]:
     trace = random_trace(0)
     trace.save(tmp_path / "x.parquet")
-    trace.counts().save(tmp_path / "x.counts.parquet")
+    trace.counts(extras=("pairs",)).save(tmp_path / "x.counts.parquet")
     RoutingCounts.from_arrays(np.full((2, 4), 5), notes=["an approximation"], source="an engine").save(
         tmp_path / "choices.parquet"
     )
@@ -37,6 +37,7 @@ def test_a_file_of_any_kind_is_opened(
     told = json.loads(out)
     assert (told["holds"], told["format"]) == (holds, format)
     assert told["health"].endswith(".")
+    assert told["extras"] == (["pairs"] if format == "counts" else [])
     answers = {question["measure"]: question["answer"] for question in told["questions"]}
     assert ("no weights were recorded: every score is 1/2" in told["notes"]) == (format == "array")
     assert answers["expert_load"] == "yes"
@@ -48,6 +49,7 @@ def test_counts_of_choices_in_words(cli: Run, files: dict[str, Path], tmp_path: 
     assert code == 0
     assert "2 MoE layers of 4 experts. 20 choices." in out
     assert "Note: an approximation." in out
+    assert "Further sums" not in out
     assert "cannot be told" in out
     (line,) = [line for line in out.splitlines() if line.startswith("Is the work shared evenly")]
     assert line.endswith("as counted   sources or steps that are told apart")

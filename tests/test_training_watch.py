@@ -189,6 +189,12 @@ def test_resuming_goes_on_where_it_was_or_from_an_earlier_step(tmp_path: Path) -
         pass
 
 
+@pytest.mark.parametrize(("model", "run", "given"), [(None, "a", "NoneType"), ("model", "a", "str"), (None, None, "N")])
+def test_what_is_no_model_or_no_name_is_refused(model: Any, run: Any, given: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"given a {given}.*; expected a torch module, and run=... as text"):
+        watch(model, run=run, root=tmp_path)
+
+
 def test_steps_by_hand_and_a_loop_that_never_steps_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = model_with("softmax").train()
     optimizer = torch.optim.SGD(model.parameters())

@@ -13,6 +13,7 @@ from moe_core.figures.load import MAX_STEPS, load_map_figure, load_over_time_fig
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.capability import SNAPSHOTS
 from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
+from moe_core.routing.measures.health import UNKNOWN_SPREAD
 from moe_core.routing.measures.load import expert_load, load_balance, load_by_step
 from moe_core.routing.trace.routing_counts import RoutingCounts
 
@@ -39,6 +40,9 @@ def film_of_counts(measured: Measured, text: str, layer: int) -> None:
     text_caption(measured, text)
 
 
+OF_ONE_STEP = "Whether the routing of one step is healthy cannot be told, as its sources are not told apart; as counted"
+
+
 @st.fragment
 def step_of_counts(counts: RoutingCounts, layer: int) -> None:
     """One step, chosen by a slider: the load of all layers, or the domains of one. A fragment: it reruns by itself."""
@@ -56,7 +60,7 @@ def step_of_counts(counts: RoutingCounts, layer: int) -> None:
         found = counts.at(step)
         if what == LOAD:
             figure = load_map_figure(expert_load(found), load_balance(found))
-            answer(f"Step {step:,}: {figure.verdict}")
+            answer(f"Step {step:,}: {figure.verdict.replace(UNKNOWN_SPREAD, OF_ONE_STEP)}")
             show_figure(figure, key="expert_load", title="", terms=["expert load", "lift", "load imbalance"])
         else:
             own = found.of_layers([layer])

@@ -115,7 +115,8 @@ def convert_counts(arguments: argparse.Namespace, output: Output) -> int:
     assert isinstance(counts, RoutingCounts)
     counts.save(arguments.to)
     output.say(f"Counts of {counts.num_tokens:,} {counts.unit}s in {arguments.to}")
-    shape = [len(counts.layers), counts.num_experts, counts.top_k, len(counts.steps), len(counts.domains)]
+    top_k = "unknown" if counts.unit == "choice" else counts.top_k
+    shape = [len(counts.layers), counts.num_experts, top_k, len(counts.steps), len(counts.domains)]
     row = [found.format, *map(str, shape), ", ".join(counts.extras) or "none"]
     output.say(table(["format", "layers", "experts", "top k", "steps", "domains", "further sums"], [row]))
     for note in counts.notes:

@@ -88,7 +88,7 @@ def counts(arguments: argparse.Namespace, output: Output) -> int:
                 [
                     str(total.num_layers),
                     str(total.num_experts),
-                    str(total.top_k),
+                    "unknown" if total.unit == "choice" else str(total.top_k),
                     f"{len(total.steps):,}",
                     f"{len(total.groups):,}",
                     str(len(total.domains)),

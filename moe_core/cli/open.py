@@ -56,6 +56,9 @@ def open_file(arguments: argparse.Namespace, output: Output) -> int:
     output.say(f"{arguments.file}: {found.title}{ours}")
     output.say(f"{made_of} {extent}.")
     output.say(verdict)
+    extras = list(getattr(routing, "extras", ()))
+    if extras:
+        output.say(f"Further sums: {', '.join(extras)}.")
     for note in found.notes:
         output.say(f"Note: {note}.")
     output.say()
@@ -79,6 +82,7 @@ def open_file(arguments: argparse.Namespace, output: Output) -> int:
             "tokens": routing.num_tokens,
             "steps": len(getattr(routing, "steps", [0])),
             "domains": list(routing.domains),
+            "extras": extras,
             "notes": list(found.notes),
             "health": verdict,
             "questions": [

@@ -161,7 +161,7 @@ class RunFolder:
         if self.exists():
             raise UsageError(
                 f"run {self.name!r} exists already in {str(self.root)!r}; choose another run=..., or go on with it by "
-                "resume=True"
+                "resume=True (a Trainer: from a checkpoint of its own)"
             )
         self._clear()
         self._write(WATCHED_FILE, model.to_bytes())

@@ -89,6 +89,7 @@ class Watch:
         Raises UsageError for a name that is taken or an argument that will not do, TraceError for a model that cannot
         be watched, RunBusyError while another process watches under this name.
         """
+        _check_kinds(model, run)
         numbers = (("every", every, 1), ("steps", steps, 0), ("step", step or 0, 0), ("probe_every", probe_every, 1))
         for name, value, least in numbers:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -358,6 +359,13 @@ def one_line(error: BaseException) -> str:
     """What went wrong, for people."""
     text = str(error) if isinstance(error, MoescopeError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:500]
+
+
+def _check_kinds(model: object, run: object) -> None:
+    """Callers from a notebook have no types."""
+    if not isinstance(model, nn.Module) or not isinstance(run, str):
+        given = run if isinstance(model, nn.Module) else model
+        raise UsageError(f"watch was given a {type(given).__name__}; expected a torch module, and run=... as text")
 
 
 def _ending(error: BaseException | None) -> tuple[State, str]:
