@@ -150,6 +150,22 @@ def test_what_the_user_says_must_fit(options: dict[str, Any], message: str) -> N
         open_routing(REAL, **options)
 
 
+def test_a_file_of_the_python_library_names_an_architecture_too(tmp_path: Path) -> None:
+    gguf_library = pytest.importorskip("gguf", reason="the library that writes the file")
+    counts = np.array([[3, 1, 0, 4], [2, 2, 2, 2]], dtype=np.float32)
+    writer = gguf_library.GGUFWriter(tmp_path / "x.gguf", "qwen3moe")
+    writer.add_type("imatrix")
+    for layer, row in enumerate(counts):
+        writer.add_tensor(f"blk.{layer}.ffn_down_exps.weight.counts", row[:, None])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = open_routing(tmp_path / "x.gguf").routing
+    assert isinstance(found, RoutingCounts)
+    assert found.tokens_per_expert[0, :, 0].tolist() == counts.tolist()
+
+
 def test_an_importance_matrix_from_before_gguf_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "imatrix.dat"
     name = b"blk.0.ffn_down_exps.weight"

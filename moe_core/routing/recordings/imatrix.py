@@ -8,6 +8,7 @@ attention or of the router tell the number of tokens, and both together K.
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.types import Int64Array
 
 COUNTS = re.compile(r"blk\.(\d{1,6})\.([a-z0-9_]+)\.weight\.counts")
+START_BYTES = 2**12
+SAYS_IMATRIX = b"general.type" + struct.pack("<IQ", 8, 7) + b"imatrix"
+"""The key, the kind of a text, its length and the text."""
 MOST_OF_TOKENS = 2**20
 """More experts than any model has: what is longer is no row of counts."""
 EXACT = 2**24
@@ -39,14 +43,16 @@ class _Layer:
 
 def open_counts(path: Path, options: Options, progress: Progress) -> RoutingCounts:
     """The counts of an importance matrix. Raises TraceError, at the first value of it, for a model's file."""
-    with path.open("rb") as start:
-        if start.read(12)[8:] == b"blk.":
-            raise TraceError(
-                f"{str(path)!r} is an importance matrix of the older kind (.dat), which has no counts of experts; run "
-                "llama-imatrix with --output-format gguf"
-            )
+    with path.open("rb") as file_start:
+        start = file_start.read(START_BYTES)
+    if start[8:12] == b"blk.":
+        raise TraceError(
+            f"{str(path)!r} is an importance matrix of the older kind (.dat), which has no counts of experts; run "
+            "llama-imatrix with --output-format gguf"
+        )
+    says_imatrix = SAYS_IMATRIX in start
     progress("reading", 0, 1)
-    file = read_gguf_head(path, lambda key, value: _check_kind(path, key, value))
+    file = read_gguf_head(path, lambda key, value: _check_kind(path, key, value, says_imatrix))
     if file.values.get("general.type") != "imatrix":
         raise _other_file(path, "without general.type")
     layers = {number: layer for number, layer in sorted(_layers(file).items()) if layer.experts}
@@ -64,11 +70,14 @@ def open_counts(path: Path, options: Options, progress: Progress) -> RoutingCoun
     return counted.routing_counts(options)
 
 
-def _check_kind(path: Path, key: str, value: Value) -> None:
-    """A model's file is left at once: its values go on with the whole vocabulary."""
+def _check_kind(path: Path, key: str, value: Value, says_imatrix: bool) -> None:
+    """A model's file is left at once: its values go on with the whole vocabulary.
+
+    An importance matrix may name an architecture too, as the Python library of GGUF writes one in every file.
+    """
     if key == "general.type" and value != "imatrix":
         raise _other_file(path, f"of the type {str(value)[:40]!r}")
-    if key == "general.architecture":
+    if key == "general.architecture" and not says_imatrix:
         raise _other_file(path, f"of a model ({str(value)[:40]!r})")
 
 
