@@ -150,13 +150,14 @@ def test_what_the_user_says_must_fit(options: dict[str, Any], message: str) -> N
         open_routing(REAL, **options)
 
 
-def test_a_file_of_the_python_library_names_an_architecture_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (4,)])
+def test_a_file_of_the_python_library_names_an_architecture_too(shape: tuple[int, ...], tmp_path: Path) -> None:
     gguf_library = pytest.importorskip("gguf", reason="the library that writes the file")
     counts = np.array([[3, 1, 0, 4], [2, 2, 2, 2]], dtype=np.float32)
     writer = gguf_library.GGUFWriter(tmp_path / "x.gguf", "qwen3moe")
     writer.add_type("imatrix")
     for layer, row in enumerate(counts):
-        writer.add_tensor(f"blk.{layer}.ffn_down_exps.weight.counts", row[:, None])
+        writer.add_tensor(f"blk.{layer}.ffn_down_exps.weight.counts", row.reshape(shape))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -94,7 +94,8 @@ def _layers(file: GgufFile) -> dict[int, _Layer]:
         found = COUNTS.fullmatch(name)
         if not found:
             continue
-        if not 1 <= len(tensor.shape) <= 2 or tensor.shape[-1] != 1 or tensor.shape[0] > MOST_OF_TOKENS:
+        is_row = len(tensor.shape) == 1 or (len(tensor.shape) == 2 and 1 in tensor.shape)
+        if not is_row or max(tensor.shape) > MOST_OF_TOKENS:
             raise TraceError(
                 f"{str(file.path)!r}, tensor {name!r} is {list(tensor.shape)}; expected [experts, 1] or [1, 1]"
             )
