@@ -56,7 +56,7 @@ def test_counts_of_choices_in_words(cli: Run, files: dict[str, Path], tmp_path: 
 
 
 def test_plots_draw_counts_and_recordings(cli: Run, files: dict[str, Path], tmp_path: Path) -> None:
-    for name, figure in (("x.counts.parquet", "expert_load_map.csv"), ("array.npy", "router_entropy.csv")):
+    for name, figure in (("x.counts.parquet", "expert_load_map.csv"), ("array.npy", "persistence.csv")):
         folder = tmp_path / f"{name}.plots"
         code, _, err = cli(tmp_path, "plots", "--trace", str(files[name]), "--out", str(folder), "--format", "csv")
         assert code == 0, err

@@ -8,7 +8,7 @@ import pytest
 from moe_core.cli.parser import parse
 from moe_core.errors import MoescopeError
 from moe_core.figures.run_figures import sections_of_trace
-from moe_core.routing import AnyRouting, RoutingCounts
+from moe_core.routing import AnyRouting, RoutingCounts, RoutingTrace
 from moe_core.routing.measures import capability as words
 from moe_core.routing.measures.capability import capabilities
 from moe_core.routing.measures.registry import MEASURES
@@ -84,6 +84,24 @@ def test_figures_are_drawn_of_what_can_be_told(name: str) -> None:
         assert figures["coactivation_layer_0"].verdict.startswith("As counted, experts ")
     if name in ("by domain", "all"):
         assert "cannot be told" in figures["expert_load_map"].verdict
+
+
+@pytest.mark.parametrize(
+    ("weights", "logits", "told"),
+    [("equal", False, False), ("equal", True, True), ("unequal", False, True), ("single", False, False)],
+)
+def test_how_decided_a_router_is_takes_weights_or_logits(weights: str, logits: bool, told: bool) -> None:
+    indices = np.array([[[0, 1], [2, 0], [1, -1]]])[..., : 1 if weights == "single" else 2]
+    scores = np.where(indices < 0, 0.0, 0.5)
+    if weights == "unequal":
+        scores[0, 0] = 0.7, 0.3
+    trace = RoutingTrace.from_arrays(
+        router_indices=indices, router_scores=scores, num_experts=3, token_ids=[0, 1, 2],
+        router_logits=np.ones((1, 3, 3)) if logits else None,
+    )  # fmt: skip
+    assert (answers(trace)["router_entropy"] == "yes") is told
+    drawn = {figure.name for section in sections_of_trace(trace) for figure in section.figures}
+    assert ("router_entropy" in drawn) is told
 
 
 def test_as_counted_pairs_are_held_against_even_routing() -> None:

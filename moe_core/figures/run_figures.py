@@ -38,7 +38,7 @@ from moe_core.routing.measures.coactivation import (
     pairs_as_counted,
 )
 from moe_core.routing.measures.context_independence import context_independence
-from moe_core.routing.measures.decisions import router_entropy
+from moe_core.routing.measures.decisions import router_entropy, says_how_decided
 from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
 from moe_core.routing.measures.flow import layer_flow, layer_flow_test
 from moe_core.routing.measures.formation import formation
@@ -129,7 +129,8 @@ def _load(trace: AnyRouting) -> Section:
         loads = load_by_step(trace.joined(MAX_STEPS)) if len(trace.steps) > 1 else None
         figures += [load_over_time_figure(loads, layer) for layer in spaced(trace.layers) if loads is not None]
     else:
-        figures.append(entropy_figure(router_entropy(trace)))
+        if says_how_decided(trace):
+            figures.append(entropy_figure(router_entropy(trace)))
         if not trace.varying_experts and (dropped := dropped_by_position(trace))["dropped"].any():
             figures.append(dropped_figure(dropped))
     terms = ("expert load", "load imbalance", "dead expert", "router entropy", "lift", "dropped tokens")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from moe_core.routing.measures.decisions import says_how_decided
 from moe_core.routing.measures.measure import Measure
 from moe_core.routing.measures.registry import (
     COACTIVATION,
@@ -14,6 +15,7 @@ from moe_core.routing.measures.registry import (
     LAYER_FLOW,
     LOAD_BALANCE,
     MEASURES,
+    ROUTER_ENTROPY,
 )
 from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.trace import AnyRouting
@@ -31,6 +33,7 @@ STEPS = "counts of several steps, as a training logs them"
 SNAPSHOTS = "snapshots of a training on one text, of a run that was trained or watched here"
 SECOND = "a second trace of the same text, under Compare"
 SECOND_OF_ANY_TEXT = "a second trace, or counts by source, of the same model, under Compare"
+WEIGHTS = "the weights of the choices, or the logits of the router, which were not recorded"
 TWO_EXPERTS = "a router that gives a token two experts or more"
 FIXED_EXPERTS = "a router that gives every token the same number of experts"
 TWO_LAYERS = "a model of two MoE layers or more"
@@ -94,6 +97,8 @@ def _missing(measure: Measure, routing: AnyRouting) -> str:
         return PAIRS
     if measure in (COACTIVATION, COACTIVATION_PAIRS) and not of_counts and routing.top_k < 2:
         return TWO_EXPERTS
+    if measure is ROUTER_ENTROPY and not isinstance(routing, RoutingCounts) and not says_how_decided(routing):
+        return WEIGHTS
     if measure is DROPPED_BY_POSITION and routing.varying_experts:
         return FIXED_EXPERTS
     if measure is LAYER_FLOW and routing.num_layers < 2:

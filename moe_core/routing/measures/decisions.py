@@ -60,6 +60,16 @@ def router_entropy(trace: AnyTrace) -> pd.DataFrame:
     )
 
 
+def says_how_decided(trace: AnyTrace) -> bool:
+    """Does the trace say how decided the router was? Not without logits where all weights are equal, as in recordings
+    that kept none, nor where a token has one expert alone. The first part of the trace speaks for all."""
+    part = next(iter(trace.parts()))
+    if part.router_logits is not None:
+        return True
+    weights = part.router_scores[part.router_indices >= 0]
+    return part.top_k > 1 and bool(weights.size) and not np.allclose(weights, weights[0])
+
+
 def _sums_over_tokens(p_TE: Float64Array, top_k: int) -> list[float]:
     """Sums over tokens of entropy, largest, lead of the largest, and lead of the K-th largest over the next."""
     E = p_TE.shape[1]
