@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -95,6 +96,14 @@ def own_root(trained_root: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "checkpoints"
     shutil.copytree(trained_root, copy)
     return copy
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl+C reaches what the test starts: where tests run in the background it is ignored, by their children too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

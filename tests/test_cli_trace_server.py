@@ -107,6 +107,7 @@ def started(address: str, data: Path, out: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "code", "words"),
     [
