@@ -22,7 +22,8 @@ def test_two_steps_and_two_texts(dashboard: Any, page: Page) -> None:
     page.set_default_timeout(180_000)
     page.goto(f"{dashboard.url}/compare")
     page.get_by_text(re.compile("^A is tiny, step 0, B is tiny, step 40. Different")).wait_for()
-    page.locator(".t").first.wait_for()
+    for side in (0, 1):  # each is a frame of its own, which comes when it comes
+        page.locator(".text").nth(side).locator(".t").first.wait_for()
 
     # Both sides show one text; the dots are on the same tokens, and follow the layer.
     sides = page.locator(".text")

@@ -65,6 +65,8 @@ def test_a_click_chooses_the_expert_and_both_texts_are_written(server: Any, page
     page.get_by_role("button", name="Stop").click()
     page.get_by_text(re.compile("^(stopped|finished) ·")).wait_for()
     page.wait_for_url(re.compile("texts="))
+    page.locator(".text").first.locator(".t").first.wait_for()
+    page.locator(".text").nth(2).wait_for()  # each comes when it comes
     before = page.locator(".text").first.inner_text()
     assert page.locator(".text").count() == 3
 
