@@ -119,3 +119,10 @@ def test_72_experts_fit_on_a_page(opened: Open, page: str) -> None:
         at.segmented_control(key="flow_shown").set_value("Chosen together").run()
         assert not at.exception
         assert charts(at) == 2
+
+
+def test_text_of_one_domain_leaves_no_empty_chart_and_no_columns_of_nothing(opened: Open) -> None:
+    at = opened("domains", run="single")
+    assert "one domain" in shown(at)
+    assert charts(at) == 0
+    assert not at.dataframe

@@ -204,6 +204,28 @@ def test_a_run_whose_lock_is_held_is_live_and_can_be_asked_to_stop(own_root: Pat
         assert at.button(key="stop_training").disabled
 
 
+def test_a_run_that_is_being_scored_says_so_and_shows_no_loss_of_a_part(own_root: Path, dashboard: Open) -> None:
+    run = RunFolder("tiny", own_root)
+    run.evaluation_path.unlink(missing_ok=True)
+    with run.lock():
+        at = dashboard(own_root, "training")
+        assert "All 40 steps are done" in shown(at)
+        assert "is being scored" in shown(at)
+        assert at.metric[0].value == "scoring"
+        assert at.metric[3].label == "Time taken"
+        assert not [button for button in at.button if button.key == "stop_training"]
+        assert dashboard(own_root).metric[0].value == "scoring"
+    time.sleep(1.1)  # the list of runs may be a second old
+    assert "Finished 40 steps" in shown(dashboard(own_root, "training"))
+
+
+def test_a_run_that_is_being_prepared_has_no_time_left_yet(own_root: Path, dashboard: Open) -> None:
+    with_status(own_root, state="preparing", step=0, seconds_left=None, elapsed_seconds=0.0, message="preparing")
+    with RunFolder("tiny", own_root).lock():
+        at = dashboard(own_root, "training")
+        assert (at.metric[3].label, at.metric[3].value) == ("Time left", "–")
+
+
 def test_two_sessions_do_not_share_their_choice(own_root: Path, dashboard: Open) -> None:
     shutil.copytree(own_root / "tiny", own_root / "other")
     first, second = dashboard(own_root, run="tiny"), dashboard(own_root, run="other")

@@ -48,7 +48,9 @@ with st.container(horizontal=True, vertical_alignment="center"):
     faded = "Faded: not distinguishable from text of any domain, or too little text to test."
     if told.answer == "as counted":
         faded = f"All is faded, as counted: a test takes {told.needs}."
-    st.caption(plain(f"{amount(measured)}: {text}. {faded}"))
+    if len(measured.trace.domains) == 1:
+        faded = ""
+    st.caption(plain(f"{amount(measured)}: {text}. {faded}".strip()))
     if has_more and not more:
         st.button(
             "Use more text",
@@ -59,24 +61,27 @@ with st.container(horizontal=True, vertical_alignment="center"):
             args=(state.MORE_TEXT, subject.name),
         )
 
-show_figure(
-    chance_figure(DOMAIN_NMI, nmi),
-    key="domain_nmi",
-    title="Is it more than chance, in every layer?",
-    terms=["NMI", "null", "p-value", "effect"],
-)
-st.dataframe(
-    nmi[["layer", "estimate", "low", "high", "nmi", "null_mean", "null_p99", "p_adjusted", "verdict"]],
-    hide_index=True,
-    column_config={
-        "layer": st.column_config.NumberColumn("Layer"),
-        "estimate": st.column_config.NumberColumn("NMI", format="%.3f"),
-        "low": st.column_config.NumberColumn("95 % from", format="%.3f"),
-        "high": st.column_config.NumberColumn("to", format="%.3f"),
-        "nmi": st.column_config.NumberColumn("as counted", format="%.3f"),
-        "null_mean": st.column_config.NumberColumn("by chance", format="%.3f"),
-        "null_p99": st.column_config.NumberColumn("by chance at most (99 %)", format="%.3f"),
-        "p_adjusted": st.column_config.NumberColumn("p (adjusted over layers)", format="%.3f"),
-        "verdict": st.column_config.TextColumn("One expert choice ...", width="large"),
-    },
-)
+if nmi["nmi"].notna().any():  # of one domain there is nothing to draw, and the answer says so
+    show_figure(
+        chance_figure(DOMAIN_NMI, nmi),
+        key="domain_nmi",
+        title="Is it more than chance, in every layer?",
+        terms=["NMI", "null", "p-value", "effect"],
+    )
+    st.dataframe(
+        nmi[["layer", "estimate", "low", "high", "nmi", "null_mean", "null_p99", "p_adjusted", "verdict"]].dropna(
+            axis="columns", how="all"
+        ),
+        hide_index=True,
+        column_config={
+            "layer": st.column_config.NumberColumn("Layer"),
+            "estimate": st.column_config.NumberColumn("NMI", format="%.3f"),
+            "low": st.column_config.NumberColumn("95 % from", format="%.3f"),
+            "high": st.column_config.NumberColumn("to", format="%.3f"),
+            "nmi": st.column_config.NumberColumn("as counted", format="%.3f"),
+            "null_mean": st.column_config.NumberColumn("by chance", format="%.3f"),
+            "null_p99": st.column_config.NumberColumn("by chance at most (99 %)", format="%.3f"),
+            "p_adjusted": st.column_config.NumberColumn("p (adjusted over layers)", format="%.3f"),
+            "verdict": st.column_config.TextColumn("One expert choice ...", width="large"),
+        },
+    )

@@ -40,10 +40,11 @@ def key_figures(subject: Subject, measured: Measured, verdict: Health, nmi: pd.D
 
 def _loss(place: DeltaGenerator, run: RunFolder) -> None:
     summary = next((item for item in loaders.runs() if item.name == run.name), RunSummary(run.name, "broken"))
-    nats, unigram = summary.unseen_nats, summary.unigram_nats
+    scoring = summary.state == "scoring"
+    nats, unigram = None if scoring else summary.unseen_nats, summary.unigram_nats
     place.metric(
         "Loss on unseen text",
-        "–" if nats is None else f"{nats:.2f} nats",
+        "scoring" if scoring else "–" if nats is None else f"{nats:.2f} nats",
         None if nats is None or unigram is None else f"{nats - unigram:+.2f}",
         delta_color="inverse",
         delta_description=None if unigram is None else f"vs guessing, {unigram:.2f}",

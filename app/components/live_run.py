@@ -71,6 +71,11 @@ def describe(summary: RunSummary, status: RunStatus) -> str:
     elif summary.state == "running":
         left = f", {duration(status.seconds_left)} left" if status.seconds_left is not None else ""
         text = f"Now at {at}{left}."
+    elif summary.state == "scoring":
+        text = (
+            f"All {status.steps:,} steps are done, in {duration(status.elapsed_seconds)}; its loss on the whole unseen "
+            "text is being scored."
+        )
     elif summary.state == "finished":
         text = f"Finished {status.steps:,} steps in {duration(status.elapsed_seconds)}."
     elif summary.state == "stopped" and summary.is_watched:
@@ -85,7 +90,7 @@ def describe(summary: RunSummary, status: RunStatus) -> str:
         )
     else:
         text = f"Failed at {at}: {sentence(status.message or summary.error or 'no reason was recorded')}"
-    if summary.unseen_nats is None:
+    if summary.unseen_nats is None or summary.state == "scoring":
         return text
     loss = f" Its loss on unseen text is {summary.unseen_nats:.2f} nats per token"
     if summary.unigram_nats is None:
@@ -102,6 +107,8 @@ def step_words(status: RunStatus) -> str:
 
 def _controls(run: RunFolder, summary: RunSummary, status: RunStatus) -> None:
     """Progress with time left and a stop button while it lives; afterwards, where it can continue, resume."""
+    if summary.state == "scoring":
+        return
     if summary.is_live:
         with st.container(horizontal=True, vertical_alignment="center"):
             share = min(1.0, status.step / status.steps) if status.steps else 0.0
@@ -161,11 +168,12 @@ def _is_alive(pid: int) -> bool:
 def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary) -> None:
     """Four figures, each with what to hold it against."""
     loss, balance, speed, took = st.columns(4)
-    unigram, nats = summary.unigram_nats, summary.unseen_nats
+    scoring = summary.state == "scoring"
+    unigram, nats = summary.unigram_nats, None if scoring else summary.unseen_nats
     gap = None if unigram is None or nats is None else nats - unigram
     loss.metric(
         "Loss on unseen text",
-        "–" if nats is None else f"{nats:.2f} nats",
+        "scoring" if scoring else "–" if nats is None else f"{nats:.2f} nats",
         None if gap is None else f"{gap:+.2f}",
         delta_color="inverse",
         delta_description=None if gap is None else f"vs guessing, {unigram:.2f}",
@@ -183,12 +191,12 @@ def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary) -> Non
         "–" if not status.tokens_per_second else f"{status.tokens_per_second:,.0f} tokens/s",
         delta_description=f"{status.tokens:,} tokens so far",
     )
+    trains = summary.is_live and not scoring
+    seconds = status.seconds_left if trains else status.elapsed_seconds
     took.metric(
-        "Time left" if summary.is_live else "Time taken",
-        duration(status.seconds_left)
-        if summary.is_live and status.seconds_left is not None
-        else duration(status.elapsed_seconds),
-        delta_description=step_words(status),
+        "Time left" if trains else "Time taken",
+        "–" if seconds is None else duration(seconds),
+        delta_description="preparing" if summary.state == "preparing" else step_words(status),
     )
 
 

@@ -24,6 +24,7 @@ _Colour = Literal["green", "blue", "gray", "orange", "red"]
 _BADGES: dict[str, tuple[str, _Colour, str]] = {
     "running": ("live", "green", ":material/radio_button_checked:"),
     "preparing": ("preparing", "green", ":material/hourglass_top:"),
+    "scoring": ("scoring", "green", ":material/hourglass_bottom:"),
     "finished": ("finished", "blue", ":material/check:"),
     "stopped": ("stopped", "gray", ":material/stop_circle:"),
     "interrupted": ("interrupted", "orange", ":material/power_off:"),
@@ -85,13 +86,13 @@ def _describe(name: str) -> None:
     if run is None:
         return
     label, colour, icon = _BADGES[run.state]
-    if run.is_live and run.steps:
+    if run.is_live and run.steps and run.state != "scoring":
         label = f"live, {percent(run.step / run.steps)}"
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.badge(label, color=colour, icon=icon)
         if run.updated_at:
             st.caption(ago(run.updated_at))
-    if run.unseen_nats is not None:
+    if run.unseen_nats is not None and run.state != "scoring":
         st.caption(
             f"{run.unseen_nats:.2f} nats/token on unseen text",
             help="Loss on documents whose templates or sources the run never saw; lower is better.",

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from app import loaders, state
@@ -20,6 +19,7 @@ from moe_core.routing.measures.health import extent_words
 from moe_core.routing.trace.independence import independence_note
 from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.runs import RunFolder
+from moe_core.words import count_of
 
 # Pairs of experts: layers x E x E. More rows than this are measured around the chosen layer only.
 MAX_PAIRS = 100_000
@@ -127,11 +127,10 @@ def amount(measured: Measured) -> str:
     if isinstance(measured.trace, RoutingCounts):
         return extent_words(measured.trace)
     tokens = measured.tokens
-    documents = len(np.unique(tokens.document_ids))
+    drawn = f"{count_of(tokens.num_tokens, 'token')} of {count_of(tokens.count_documents(), 'document')}"
     if not measured.is_sampled:
-        return f"{tokens.num_tokens:,} tokens of {documents:,} documents"
+        return drawn
     return (
         f"{measured.trace.num_tokens:,} tokens, counted all; what looks at single tokens, and in large models "
-        "at pairs of experts, is of "
-        f"{tokens.num_tokens:,} tokens of {documents:,} documents drawn from them"
+        f"at pairs of experts, is of {drawn} drawn from them"
     )

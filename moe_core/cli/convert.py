@@ -11,6 +11,7 @@ from moe_core.cli.output import Output, check_regular, progress_on_stderr, table
 from moe_core.errors import UsageError
 from moe_core.program import program
 from moe_core.recording_formats import FORMAT_NAMES
+from moe_core.words import count_of
 
 
 def parser() -> Parser:
@@ -71,7 +72,7 @@ def convert(arguments: argparse.Namespace, output: Output) -> int:
             texts=texts,
             progress=progress,
         )
-    output.say(f"{found.tokens:,} tokens of {found.documents:,} texts in {arguments.to}")
+    output.say(f"{count_of(found.tokens, 'token')} of {count_of(found.documents, 'text')} in {arguments.to}")
     output.say(
         table(
             ["format", "layers", "experts", "top k", "domains", "weights"],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from moe_core.cli.options import Parser, command, existing_run, finish, folder_name
 from moe_core.cli.output import Output, check_regular, write_bytes
+from moe_core.words import count_of
 
 if TYPE_CHECKING:
     from moe_core.runs.checkpoint import LoadedRun
@@ -49,7 +50,7 @@ def export(arguments: argparse.Namespace, output: Output) -> int:
         f"{exported.parameters:,} parameters in float32, contexts of {exported.context:,} tokens"
     )
     if documents is not None:
-        output.say(f"{documents:,} unseen documents, as --evaluate scores them, in {arguments.unseen}")
+        output.say(f"{count_of(documents, 'unseen document')}, as --evaluate scores them, in {arguments.unseen}")
     output.say(f'Load it:  AutoModelForCausalLM.from_pretrained("{target}")')
     output.figures(
         {

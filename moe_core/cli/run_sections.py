@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from moe_core.errors import MoescopeError
 from moe_core.progress import Progress
+from moe_core.words import count_of
 
 if TYPE_CHECKING:
     from moe_core.figures.run_figures import Section
@@ -38,7 +39,7 @@ def run_sections(run: RunFolder, record: RunRecord, progress: Progress) -> tuple
     sections = sections_of_run(record, trace, progress)
     if trace is not None:
         documents = len(set(trace.document_ids.tolist()))
-        note = f"{trace.num_tokens:,} tokens of {documents:,} held-out documents ({trace.source})"
+        note = f"{count_of(trace.num_tokens, 'token')} of {count_of(documents, 'held-out document')} ({trace.source})"
     return sections, note
 
 

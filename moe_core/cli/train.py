@@ -125,7 +125,10 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
 
         keep_freed_memory()
         result = train_run(run, config, resume=arguments.resume, progress=progress)
-        evaluation = score(run.name, progress) if result.state == "finished" else None
+        evaluation = None
+        if result.state == "finished":
+            with run.lock():  # whoever looks sees that its figures are not the last ones yet
+                evaluation = score(run.name, progress)
     _summarise(run, result, evaluation, output)
     output.figures(
         {

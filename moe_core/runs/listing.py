@@ -20,7 +20,8 @@ LAUNCH_PATIENCE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line of the list of runs. state may also be "interrupted" (the trainer died) or "broken" (see error)."""
+    """One line of the list of runs. state may also be "scoring" (all steps are done, and its loss on the whole held-out
+    text is being measured), "interrupted" (the trainer died) or "broken" (see error)."""
 
     name: str
     state: str
@@ -68,11 +69,12 @@ def _summarise(name: str, root: Path) -> RunSummary:
             state = "preparing" if is_live else "interrupted"
             return RunSummary(name, state, is_live=is_live, is_watched=is_watched)
         interrupted = status.state in ("preparing", "running") and not is_live
+        scoring = status.state == "finished" and is_live  # a trainer writes another state as soon as it has the lock
         log = run.metric_log()
         nats = _last_nats(run, status.step, log)
         return RunSummary(
             name=name,
-            state="interrupted" if interrupted else status.state,
+            state="interrupted" if interrupted else "scoring" if scoring else status.state,
             step=status.step,
             steps=status.steps,
             updated_at=status.updated_at,
