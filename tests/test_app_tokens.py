@@ -14,7 +14,7 @@ from colour_support import blend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.components.token_view import EASIER, HARDER, display, view_payload
+from app.components.token_view import EASIER, HARDER, Piece, display, view_payload
 from moe_core.data.document import Document
 from moe_core.figures.palette import (
     DARK_PAGE,
@@ -24,6 +24,7 @@ from moe_core.figures.palette import (
     TOKEN_STRENGTH,
     contrast_ratio,
 )
+from moe_core.figures.tokens import arrays_of_trace
 from moe_core.inference.passages import (
     TOKEN_LIMIT,
     Passage,
@@ -217,27 +218,49 @@ def test_2000_tokens_in_64_layers_stay_small() -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "shown", "small", "line"),
+    ("token", "shown", "small", "line", "name"),
     [
-        (b"the", "the", False, "the"),
-        (b" of", " of", False, " of"),
-        (b"  ", "  ", False, "␣␣"),
-        (b"\n", "↵\n", True, "↵"),
-        (b";\n", ";↵\n", False, ";↵"),
-        (b"\t", "⇥\t", True, "⇥"),
-        (b"\xe2\x82", "‹E2 82›", True, "bytes E2 82"),
-        (b"\x00", "‹U+0000›", True, "‹U+0000›"),
-        ("\u202e".encode(), "‹U+202E›", True, "‹U+202E›"),
-        ("a\u200b".encode(), "a‹U+200B›", False, "a‹U+200B›"),
-        ("é".encode(), "é", False, "é"),
-        (b"<img src=x onerror=alert(1)>", "<img src=x onerror=alert(1)>", False, "<img src=x onerror=alert(1)>"),
-        (None, "start", True, "start of text"),
+        (b"the", "the", False, "the", "the"),
+        (b" of", " of", False, " of", "of"),
+        (b"  ", "  ", False, "␣␣", "2 spaces"),
+        (b"\n", "↵\n", True, "↵", "line break"),
+        (b"\n\t ", "↵\n⇥\t ", False, "↵⇥ ", "line break, tab, space"),
+        (b";\n", ";↵\n", False, ";↵", ";↵"),
+        (b"\t", "⇥\t", True, "⇥", "tab"),
+        (b"\xe2\x82", "‹E2 82›", True, "bytes E2 82", "bytes E2 82"),
+        (b"\x00", "‹U+0000›", True, "‹U+0000›", "‹U+0000›"),
+        ("\u202e".encode(), "‹U+202E›", True, "‹U+202E›", "‹U+202E›"),
+        ("a\u200b".encode(), "a‹U+200B›", False, "a‹U+200B›", "a‹U+200B›"),
+        ("é".encode(), "é", False, "é", "é"),
+        (b"<img src=x onerror=a(1)>", "<img src=x onerror=a(1)>", False, *2 * ["<img src=x onerror=a(1)>"]),
+        (None, "start", True, "start of text", "start of text"),
+        (b"", "", True, "", "empty token"),
     ],
 )
 def test_tokens_are_shown_as_text_and_what_cannot_be_seen_as_codes(
-    token: bytes | None, shown: str, small: bool, line: str
+    token: bytes | None, shown: str, small: bool, line: str, name: str
 ) -> None:
-    assert display(token) == (shown, small, line)
+    assert display([token]) == [Piece(shown, small, line, name)]
+
+
+def test_bytes_of_one_character_are_shown_as_that_character_over_the_tokens_that_hold_them() -> None:
+    ni = "你".encode()
+    assert display([b" " + ni[:1], ni[1:2], ni[2:] + b"!"]) == [
+        Piece(" 你", False, "bytes 20 E4 of  你", "part of  你", reach=3, last="你"),
+        Piece("", False, "bytes BD of 你", "part of 你", goes_on=True),
+        Piece("!", False, "bytes A0 21 of 你!", "part of 你!", goes_on=True),
+    ]
+    hidden = "\u202e".encode()
+    assert "".join(piece.text for piece in display([hidden[:1], hidden[1:]])) == "‹U+202E›"
+
+
+@pytest.mark.parametrize("text", ["你好，世界", "Smile 😀 and 👩‍👩‍👧 too", "naïve"])
+def test_a_trace_shows_characters_of_several_tokens_and_not_their_codes(loaded: LoadedRun, text: str) -> None:
+    traced = trace_passages(loaded, [Passage("a", text)])
+    assert any(b"\\x" in (token or b"").decode(errors="backslashreplace").encode() for token in traced.tokens)
+    for arrays in (arrays_of(traced), arrays_of_trace(traced.trace)):
+        shown = text_of(view_payload(arrays, series="x"))
+        assert shown.replace("‹U+200D›", "\u200d") == text
 
 
 def test_the_answer_counts_first_choices(loaded: LoadedRun) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_core.data.tokenizer import END_OF_TEXT, Tokenizer
+from moe_core.data.tokenizer import END_OF_TEXT, Tokenizer, bytes_of_readable, joined, readable
 from moe_core.errors import DataError, RunError, UsageError
 
 TEXTS = [
@@ -91,3 +91,12 @@ def test_faults_are_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
         Tokenizer.train(TEXTS, 256)
     with pytest.raises(ValueError, match="outside the vocabulary"):
         tokenizer.token_bytes(-1)
+
+
+@given(st.binary(max_size=12))
+def test_readable_bytes_are_read_back(data: bytes) -> None:
+    assert bytes_of_readable(readable(data)) == data or b"\\x" in data
+
+
+def test_the_bytes_of_one_character_are_joined_to_it() -> None:
+    assert joined([r"\xE4\xBD", r"\xA0", " and ", r"\xE4"]) == r"你 and \xE4"

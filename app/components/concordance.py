@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import streamlit as st
 
-from moe_core.data.tokenizer import END_OF_TEXT
+from moe_core.data.tokenizer import END_OF_TEXT, joined
 from moe_core.figures.tokens import visible
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ def concordance(contexts: Sequence[Context]) -> pd.DataFrame:
     """Columns before, token, after, domain, weight; the text in one line, with signs for line breaks and tabs."""
     return pd.DataFrame(
         {
-            "before": [_one_line("".join(context.before))[-CHARACTERS:] for context in contexts],
+            "before": [_one_line(joined(context.before))[-CHARACTERS:] for context in contexts],
             "token": [shown_token(context.token) for context in contexts],
-            "after": [_one_line("".join(context.after))[:CHARACTERS] for context in contexts],
+            "after": [_one_line(joined(context.after))[:CHARACTERS] for context in contexts],
             "domain": [context.domain for context in contexts],
             "weight": [float(context.score) for context in contexts],
         }

@@ -13,6 +13,7 @@ const MODES = {
   change: "Change of loss",
   domain: "Domain",
 };
+const [LINE, NAME, REACH, GOES_ON, LAST] = [2, 3, 4, 5, 6]; // fields of a piece, see Piece in token_view.py
 const SURPRISE_NATS = 8; // from here on a token is painted as strongly as can be
 const MOST_CHIPS = 16;
 const SEND_AFTER_MS = 250; // holding an arrow key must not flood the server
@@ -48,6 +49,7 @@ class TokenView {
     this.tip = find(".tip");
     this.path = find(".path");
     this.spans = [];
+    this.appended = []; // the piece that each span shows
     this.data = null;
     this.mode = "first";
     this.modeChosen = false;
@@ -81,6 +83,7 @@ class TokenView {
       this.numbers.checked = data.experts > data.expert_colours.length;
       this.text.replaceChildren();
       this.spans = [];
+      this.appended = [];
       this.text.scrollTop = 0;
     }
     this.drawControls();
@@ -188,21 +191,40 @@ class TokenView {
     const { pieces, starts, domains, headings } = this.data;
     const fragment = document.createDocumentFragment();
     const begins = new Set(starts);
+    this.dropWhatNowReadsOtherwise();
+    let together = null; // the tokens that share a character with their neighbours stand in one element
     for (let i = this.spans.length; i < this.count; i++) {
       if (headings && begins.has(i)) {
         const heading = element("div", "heading", domains[this.domains[i]]);
         fragment.append(heading);
       }
-      const [text, isCode] = pieces[this.tokens[i]];
-      const span = element("span", isCode ? "t code" : "t", text);
+      const piece = pieces[this.tokens[i]];
+      const span = tokenSpan(piece);
       span.id = `t${i}`;
       span.dataset.i = String(i);
       span.setAttribute("role", "option");
       span.setAttribute("aria-selected", "false");
       this.spans.push(span);
-      fragment.append(span);
+      this.appended.push(String(piece));
+      if (!piece[GOES_ON]) together = piece[REACH] ? element("span", "together") : null;
+      if (together) together.append(span);
+      if (!together || !piece[GOES_ON]) fragment.append(together || span);
     }
     this.text.append(fragment);
+  }
+
+  /* While a text is written, the last token's bytes may turn out to be the beginning of a character. */
+  dropWhatNowReadsOtherwise() {
+    const { pieces } = this.data;
+    let keep = this.spans.findIndex((_, i) => this.appended[i] !== String(pieces[this.tokens[i]]));
+    if (keep < 0) return;
+    while (keep > 0 && pieces[this.tokens[keep]][GOES_ON]) keep -= 1;
+    for (const span of this.spans.splice(keep)) {
+      const together = span.closest(".together");
+      span.remove();
+      if (together && !together.childElementCount) together.remove();
+    }
+    this.appended.length = keep;
   }
 
   paint() {
@@ -239,9 +261,28 @@ class TokenView {
       span.style.backgroundColor = strength > 0 ? rgba(colour, strength * data.strength) : "transparent";
       if (span.dataset.e !== label) span.dataset.e = label;
       span.classList.toggle("marked", this.isMarked(i));
+      const name = this.accessibleName(i);
+      if (span.getAttribute("aria-label") !== name) span.setAttribute("aria-label", name);
     }
     this.text.classList.toggle("numbered", byExpert && this.numbers.checked);
     this.drawLegend(counts, byExpert);
+  }
+
+  /* What a screen reader says of a token: its text in words, its expert, and what else its colour shows. */
+  accessibleName(i) {
+    const { mode, at, data } = this;
+    const expert = this.expert(at, i, 0);
+    const parts = [data.pieces[this.tokens[i]][NAME], expert < 0 ? "no expert" : `expert ${expert}`];
+    if (mode === "second") {
+      const second = this.expert(at, i, 1);
+      parts.push(second < 0 ? "no second expert" : `second expert ${second}`);
+    } else if (mode === "entropy") parts.push(`router entropy ${percent(this.entropy[at * this.count + i] / 255)}`);
+    else if (mode === "surprise" && this.losses[i] === this.losses[i]) {
+      parts.push(`surprise ${this.losses[i].toFixed(2)} nats`);
+    } else if (mode === "change" && this.changeText(i)) parts.push(this.changeText(i));
+    else if (mode === "domain") parts.push(data.domains[this.domains[i]]);
+    if (this.isMarked(i)) parts.push(data.mark_label);
+    return parts.join(", ");
   }
 
   drawLegend(counts, byExpert) {
@@ -431,7 +472,7 @@ class TokenView {
   }
 
   pieceText(i) {
-    return this.data.pieces[this.tokens[i]][2];
+    return this.data.pieces[this.tokens[i]][LINE];
   }
 
   showTip(i) {
@@ -543,6 +584,24 @@ class TokenView {
     }
     return best;
   }
+}
+
+/* A token's own text; a cell for each character that it shares, and in the first cell of a character the character. */
+function tokenSpan(piece) {
+  const span = element("span", piece[1] ? "t code" : "t");
+  if (piece[GOES_ON]) span.append(element("span", "cell"));
+  const [text, last] = [piece[0], piece[LAST]];
+  const own = text.slice(0, text.length - last.length);
+  if (own) span.append(own);
+  if (piece[REACH]) {
+    const cell = element("span", "cell");
+    const shared = element("span", "shared", last);
+    shared.style.setProperty("--reach", String(piece[REACH]));
+    cell.append(shared);
+    span.append(cell);
+  }
+  if (piece[REACH] || piece[GOES_ON]) span.classList.add("part");
+  return span;
 }
 
 function element(tag, className, text) {

@@ -10,8 +10,9 @@ import base64
 import hashlib
 import json
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import streamlit as st
 
+from moe_core.data.characters import SharedToken, shared_characters
 from moe_core.figures.palette import DOMAIN_COLOURS, EXPERT_COLOURS, HEAT, TOKEN_STRENGTH
 from moe_core.routing.token_arrays import TokenArrays
 
@@ -37,6 +39,7 @@ _MOUNT = st.components.v2.component(
 )
 # Characters that would hide or reorder text are written as codes: control, format, surrogate, private, separators.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_SPACES = {" ": "space", "\n": "line break", "\t": "tab"}
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,9 @@ def view_payload(arrays: TokenArrays, *, series: str, live: bool = False, mode: 
     scores_LTK = np.take_along_axis(arrays.scores, order_LTK, axis=2)
     scale = max(float(scores_LTK.max(initial=0.0)), 1e-9)
     weights_LTK = np.round(np.clip(scores_LTK / scale, 0, 1) * 65535)
-    # Pieces are numbered in order of first use, so that a growing text keeps the numbers it has.
-    places = {token: place for place, token in enumerate(dict.fromkeys(arrays.tokens))}
+    shown = display(arrays.tokens)
+    # Pieces are numbered in order of first use.
+    places = {piece: place for place, piece in enumerate(dict.fromkeys(shown))}
     T = len(arrays.tokens)
     domain_ids = np.zeros(T, np.int16) if arrays.domain_ids is None else arrays.domain_ids
     entropies = None if arrays.entropies is None else np.round(np.clip(np.nan_to_num(arrays.entropies), 0, 1) * 255)
@@ -91,8 +95,8 @@ def view_payload(arrays: TokenArrays, *, series: str, live: bool = False, mode: 
         "layers": [int(layer) for layer in arrays.layers],
         "experts": arrays.num_experts,
         "top_k": int(indices_LTK.shape[2]),
-        "pieces": [display(token) for token in places],
-        "tokens": _packed([places[token] for token in arrays.tokens], "<i4"),
+        "pieces": [astuple(piece) for piece in places],
+        "tokens": _packed([places[piece] for piece in shown], "<i4"),
         "indices": _packed(indices_LTK, "<i2"),
         "weights": _packed(weights_LTK, "<u2"),
         "weight_scale": scale,
@@ -118,33 +122,87 @@ def view_payload(arrays: TokenArrays, *, series: str, live: bool = False, mode: 
     return payload
 
 
-def display(token: bytes | None) -> tuple[str, bool, str]:
-    """How a token is shown: in the text, whether that is small like a code, and in one line of its own.
+@dataclass(frozen=True)
+class Piece:
+    """How a token is shown."""
 
-    Line breaks and tabs stay what they are, with a sign before them; bytes that are no whole characters and characters
-    that would be invisible or reorder the line are written as codes.
+    text: str
+    """In the text: its whole characters, and the one that it begins."""
+    is_code: bool
+    """Whether that is small, like a code."""
+    line: str
+    """In one line of its own."""
+    name: str
+    """Read aloud."""
+    reach: int = 0
+    """Over how many tokens its last character reaches, this one included; 0 = over this one only."""
+    goes_on: bool = False
+    """Whether it holds bytes of a character that an earlier token began, which is not in `text`."""
+    last: str = ""
+    """The character that reaches on, at the end of `text`."""
+
+
+def display(tokens: Sequence[bytes | None]) -> list[Piece]:
+    """How each token of a text is shown.
+
+    Line breaks and tabs stay what they are, with a sign before them; bytes of one character that lie in several tokens
+    are shown as that character, over them all; bytes that are no characters, and characters that would be invisible or
+    reorder the line, are written as codes.
     """
+    return [
+        _display_alone(token) if shared is None else _display_shared(token or b"", shared)
+        for token, shared in zip(tokens, shared_characters(tokens), strict=True)
+    ]
+
+
+def _display_alone(token: bytes | None) -> Piece:
     if token is None:
-        return "start", True, "start of text"
+        return Piece("start", True, "start of text", "start of text")
     try:
         text = token.decode("utf-8")
     except UnicodeDecodeError:
-        codes = " ".join(f"{byte:02X}" for byte in token)
-        return f"‹{codes}›", True, f"bytes {codes}"
-    shown, line, plain = [], [], False
-    for character in text:
-        if character in "\n\t":
-            sign = "↵" if character == "\n" else "⇥"
-            shown.append(sign + character)
-            line.append(sign)
-        elif unicodedata.category(character) in _HIDDEN:
-            shown.append(f"‹U+{ord(character):04X}›")
-            line.append(shown[-1])
-        else:
-            shown.append(character)
-            line.append("␣" if character == " " and not text.strip(" ") else character)
-            plain = True
-    return "".join(shown), not plain, "".join(line)
+        return Piece(f"‹{_codes(token)}›", True, f"bytes {_codes(token)}", f"bytes {_codes(token)}")
+    shown = "".join(_shown(character) for character in text)
+    line = "".join(_in_line(character, text) for character in text)
+    is_code = not any(character not in "\n\t" and _shown(character) == character for character in text)
+    return Piece(shown, is_code, line, _spoken(text, line))
+
+
+def _display_shared(token: bytes, shared: SharedToken) -> Piece:
+    last = _shown(shared.begun) if shared.begun else ""
+    rest = f"‹{_codes(shared.rest)}›" if shared.rest else ""
+    characters = shared.ended + shared.whole + shared.begun
+    line = "".join(_in_line(character, characters) for character in characters)
+    about = f"bytes {_codes(token)} of {line}"
+    text = "".join(_shown(character) for character in shared.whole) + rest + last
+    return Piece(text, False, about, f"part of {line}", shared.reach, bool(shared.ended), last)
+
+
+def _shown(character: str) -> str:
+    if character in "\n\t":
+        return ("↵" if character == "\n" else "⇥") + character
+    return f"‹U+{ord(character):04X}›" if unicodedata.category(character) in _HIDDEN else character
+
+
+def _in_line(character: str, text: str) -> str:
+    """`character` of `text` where that is named: the sign of a space only where there is nothing else."""
+    if character == " ":
+        return " " if text.strip(" ") else "␣"
+    return _shown(character).rstrip("\n\t")
+
+
+def _spoken(text: str, line: str) -> str:
+    """What stands in a line, in words where that is white space alone: signs are not read aloud."""
+    if text and not text.strip(" \n\t"):
+        return ", ".join(
+            _SPACES[character] if times == 1 else f"{times} {_SPACES[character]}s"
+            for character, times in ((character, len(list(run))) for character, run in groupby(text))
+        )
+    return line.strip() or "empty token"
+
+
+def _codes(data: bytes) -> str:
+    return " ".join(f"{byte:02X}" for byte in data)
 
 
 def _packed(values: npt.ArrayLike | None, dtype: str) -> str | None:

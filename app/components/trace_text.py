@@ -13,7 +13,7 @@ from app import loaders, state
 from app.components.page import header, plain
 from app.components.token_explorer import explore
 from app.components.token_view import view_payload
-from moe_core.data.tokenizer import END_OF_TEXT
+from moe_core.data.tokenizer import END_OF_TEXT, joined
 from moe_core.figures.picture_files import csv_bytes
 from moe_core.figures.tokens import arrays_of_trace, first_documents, token_choices, visible
 from moe_core.inference.passages import TOKEN_LIMIT
@@ -66,7 +66,7 @@ def document_titles(trace: RoutingTrace) -> dict[str, int]:
     for place in order.tolist():
         start = int(firsts[place])
         own = np.flatnonzero(trace.document_ids[start : start + TITLE_TOKENS] == ids[place]) + start
-        words = "".join(text for i in own if (text := trace.token_text(int(i))) != END_OF_TEXT)
+        words = joined(text for i in own if (text := trace.token_text(int(i))) != END_OF_TEXT)
         domain = trace.domains[int(trace.domain_ids[start])]
         titles[f"{ids[place]} · {domain} · {visible(words)[:TITLE_CHARACTERS]}"] = int(ids[place])
     return titles

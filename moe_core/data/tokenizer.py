@@ -7,6 +7,7 @@ types "<|endoftext|>" gets the ordinary tokens of those thirteen characters.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,7 @@ LONGEST_LEARNED_PIECE = 256
 """Bytes of the pieces that merges are learned from. A merge takes time by the length of every piece that it changes, so
 one word of a million letters (DNA, base64, text without spaces) would take hours; the words of ordinary text are far
 shorter. Only learning is bounded: the tokenizer that results encodes pieces of any length, as its file says."""
+_READABLE_BYTE = re.compile(r"\\x([89A-F][0-9A-F])")
 BYTE_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
@@ -198,3 +200,16 @@ def readable(data: bytes) -> str:
     except UnicodeDecodeError as error:
         escaped = "".join(f"\\x{byte:02X}" for byte in data[error.start : error.end])
         return data[: error.start].decode() + escaped + readable(data[error.end :])
+
+
+def bytes_of_readable(text: str) -> bytes:
+    """What `readable` was given: \\x80 to \\xFF in the text are taken for the bytes that it wrote so."""
+    parts = _READABLE_BYTE.split(text)
+    return b"".join(
+        bytes([int(part, 16)]) if place % 2 else part.encode("utf-8", "replace") for place, part in enumerate(parts)
+    )
+
+
+def joined(texts: Iterable[str]) -> str:
+    """The text of tokens that are each written by `readable`: the bytes of one character are that character again."""
+    return readable(b"".join(bytes_of_readable(text) for text in texts))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from moe_core.data.tokenizer import END_OF_TEXT
+from moe_core.data.tokenizer import END_OF_TEXT, bytes_of_readable
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows
@@ -220,7 +220,7 @@ def arrays_of_trace(shown: RoutingTrace) -> TokenArrays:
     first = np.flatnonzero(np.diff(shown.document_ids, prepend=shown.document_ids[0] - 1))
     has_entropy = shown.router_logits is not None
     return TokenArrays(
-        tokens=[None if text == END_OF_TEXT else text.encode("utf-8", "replace") for text in texts],
+        tokens=[None if text == END_OF_TEXT else bytes_of_readable(text) for text in texts],
         layers=shown.layers,
         num_experts=shown.num_experts,
         indices=shown.router_indices,
