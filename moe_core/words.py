@@ -8,7 +8,7 @@ browser; a test holds the two together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Context, Decimal
 
 _ALL_DIGITS = Context(prec=400)  # any float with a few decimals
@@ -44,6 +44,27 @@ def percent(share: float) -> str:
     if 0 < share < 0.001:
         return "under 0.1 %"
     return f"{fixed(100 * share, 1 if 0 < share < 0.0095 else 0)} %"
+
+
+def parts_of_all(counts: Sequence[int]) -> list[str]:
+    """What each count is of their sum, in percent that add up to 100: [2, 1] -> ["67 %", "33 %"].
+
+    Each is its share rounded down; the points that are then missing go to those that lost most by it, the first where
+    several lost as much. Where no part has a tenth of all, in tenths of a percent.
+    """
+    total = sum(counts)
+    if not total:
+        return ["0 %"] * len(counts)
+    points = 1000 if max(counts) * 200 < 19 * total else 100
+    shares = [count * points // total for count in counts]
+    lost = sorted(range(len(counts)), key=lambda i: -(counts[i] * points % total))
+    for i in lost[: points - sum(shares)]:
+        shares[i] += 1
+    least = "0.1" if points == 1000 else "1"
+    return [
+        f"under {least} %" if count and not share else f"{share / 10:.1f} %" if points == 1000 else f"{share} %"
+        for count, share in zip(counts, shares, strict=True)
+    ]
 
 
 def signed(change: float, digits: int | None = None) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from moe_core.words import (
     fixed,
     layers_named,
     number,
+    parts_of_all,
     percent,
     points,
     sentence,
@@ -65,6 +67,23 @@ def test_words() -> None:
     assert [short_count(x) for x in (999, 27_300_000, 999_600)] == ["999", "27.3M", "1000k"]
 
 
+def test_the_parts_of_all_add_up_to_100() -> None:
+    assert parts_of_all([1, 1, 1]) == ["34 %", "33 %", "33 %"]
+    assert parts_of_all([165, 165, 670]) == ["17 %", "16 %", "67 %"]
+    assert parts_of_all([1, 999, 0]) == ["under 1 %", "100 %", "0 %"]
+    assert parts_of_all([1] * 16)[:9] == ["6.3 %"] * 8 + ["6.2 %"]
+    assert parts_of_all([0, 0]) == ["0 %", "0 %"]
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=64).filter(any))
+def test_each_part_is_its_share_to_a_point(counts: list[int]) -> None:
+    parts = [0.0 if part.startswith("under") else float(part.removesuffix(" %")) for part in parts_of_all(counts)]
+    assert sum(parts) == pytest.approx(100)
+    point = 0.1 if max(counts) < 0.095 * sum(counts) else 1
+    for count, part in zip(counts, parts, strict=True):
+        assert abs(100 * count / sum(counts) - part) < point + 1e-9
+
+
 @given(st.floats(-1e25, 1e25))
 def test_every_number_is_written(value: float) -> None:
     text = number(value)
@@ -80,18 +99,28 @@ def test_a_share_reads_the_same_in_python_and_in_javascript() -> None:
         *generator.random(2000), *generator.normal(0, 3, 2000), *(10.0 ** generator.uniform(-6, 9, 1000)),
         *(part / 8 for part in range(-200, 200)), 0.00005, 0.001, 0.0095, 9.95, 9.96, 999.5, 1234.5, -1234567.5,
     ]  # fmt: skip
-    script = WORDS_JS.read_text(encoding="utf-8") + (
-        "const values = JSON.parse(require('fs').readFileSync(0, 'utf-8'));"
-        "console.log(JSON.stringify(values.map((x) => [percent(x), number(x), signed(x)])));"
-    )
-    done = subprocess.run(
-        [str(NODE), "-e", script],
-        input=json.dumps(list(map(float, values))),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    written = json.loads(done.stdout)
+    written = in_javascript(list(map(float, values)), "[percent(x), number(x), signed(x)]")
     assert len(written) == len(values) > 7000
     differing = [(x, js) for x, js in zip(values, written, strict=True) if js != [percent(x), number(x), signed(x)]]
     assert differing == []
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node, which runs the browser's functions")
+def test_the_parts_of_all_read_the_same_in_python_and_in_javascript() -> None:
+    generator = np.random.default_rng(0)
+    lists = [generator.integers(0, most, size).tolist() for most in (2, 3, 20, 900) for size in (1, 4, 8, 16, 128)]
+    lists += [generator.multinomial(total, [1 / 8] * 8).tolist() for total in (7, 200, 480, 600) for _ in range(20)]
+    assert in_javascript(lists, "partsOfAll(x)") == [parts_of_all(counts) for counts in lists]
+
+
+def in_javascript(values: list[Any], expression: str) -> list[Any]:
+    """`expression` of each value x, by the browser's functions."""
+    script = WORDS_JS.read_text(encoding="utf-8") + (
+        "const values = JSON.parse(require('fs').readFileSync(0, 'utf-8'));"
+        f"console.log(JSON.stringify(values.map((x) => {expression})));"
+    )
+    done = subprocess.run(
+        [str(NODE), "-e", script], input=json.dumps(values), capture_output=True, text=True, check=True
+    )
+    written: list[Any] = json.loads(done.stdout)
+    return written

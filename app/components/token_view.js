@@ -294,18 +294,25 @@ class TokenView {
         ? Array.from({ length: data.experts }, (_, e) => e)
         : [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a)).slice(0, MOST_CHIPS);
       parts.push(element("span", "hint", every ? "Expert" : `${MOST_CHIPS} busiest of ${data.experts} experts`));
-      const routed = Math.max(1, [...counts.values()].reduce((sum, count) => sum + count, 0));
+      const all = Array.from({ length: data.experts }, (_, expert) => counts.get(expert) || 0);
+      const routed = all.reduce((sum, count) => sum + count, 0);
+      const shares = partsOfAll(all); // of all experts, as the sentence above the text says them
       for (const expert of experts) {
         const chip = element("button", "chip");
         chip.type = "button";
         chip.dataset.expert = String(expert);
         chip.setAttribute("aria-pressed", String(expert === this.focus));
-        const share = percent((counts.get(expert) || 0) / routed);
         chip.title = `Expert ${expert}: ${counts.get(expert) || 0} of ${routed} tokens. Click to show only these.`;
         const swatch = element("span", "swatch");
         swatch.style.backgroundColor = this.expertColour(expert);
-        chip.append(swatch, element("b", "", String(expert)), element("span", "share", share));
+        chip.append(swatch, element("b", "", String(expert)), element("span", "share", shares[expert]));
         parts.push(chip);
+      }
+      const others = routed - experts.reduce((sum, expert) => sum + all[expert], 0);
+      if (others > 0) {
+        const said = experts.reduce((sum, expert) => sum + (parseFloat(shares[expert]) || 0), 0);
+        const digits = shares.some((share) => share.includes(".")) ? 1 : 0;
+        parts.push(element("span", "hint", `others ${(100 - said).toFixed(digits)} %`));
       }
     } else if (mode === "domain") {
       parts.push(element("span", "hint", "Domain of the text"));

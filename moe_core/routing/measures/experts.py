@@ -10,7 +10,7 @@ from moe_core.routing.measures.domains import preferred
 from moe_core.routing.measures.persistence import first_choice
 from moe_core.routing.measures.vocabulary import VOCABULARY_FINDING
 from moe_core.routing.trace.trace import RoutingTrace
-from moe_core.words import count_of, number, percent
+from moe_core.words import count_of, number, parts_of_all, percent
 
 
 def expert_sentence(
@@ -76,8 +76,9 @@ def layer_verdict(trace: RoutingTrace, layer: int) -> str:
     tokens = int(counts.sum())
     if not tokens:
         return f"Layer {layer}: no token is routed."
+    leader = int(counts.argmax())
     return (
-        f"Layer {layer}: expert {int(counts.argmax())} is the first choice of {percent(counts.max() / tokens)} of "
+        f"Layer {layer}: expert {leader} is the first choice of {parts_of_all(counts.tolist())[leader]} of "
         f"{count_of(tokens, 'token')} (even share {percent(1 / trace.num_experts)}); {int((counts > 0).sum())} of "
         f"{trace.num_experts} experts are somebody's first choice."
     )
