@@ -11,7 +11,7 @@ from app.components import pickers
 from app.components.no_run import DENSE, explain_broken_run, explain_need, explain_no_runs, need
 from app.components.open_other import open_field
 from app.components.open_progress import finish_opening, show_running
-from app.components.page import errors_as_boxes, header, plain
+from app.components.page import errors_as_boxes, header, prose
 from moe_core.inference.command_line_subjects import open_from_command_line
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.words import sentence
@@ -113,7 +113,7 @@ def draw() -> None:
         pickers.pick_comparison(chosen, runs)
         open_field()
         for error in named.errors:
-            st.error(plain(sentence(error)), icon=":material/error:")
+            st.error(prose(sentence(error)), icon=":material/error:")
 
     with errors_as_boxes():
         if page.url_path == training.url_path:

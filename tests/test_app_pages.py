@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from app_support import Open, shown
 
+from app.components.page import prose
 from moe_core.inference import tracing
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE
 from moe_core.runs import RunFolder
@@ -224,6 +225,11 @@ def test_a_run_that_is_being_prepared_has_no_time_left_yet(own_root: Path, dashb
     with RunFolder("tiny", own_root).lock():
         at = dashboard(own_root, "training")
         assert (at.metric[3].label, at.metric[3].value) == ("Time left", "–")
+
+
+def test_commands_in_a_message_are_code_and_all_else_is_text() -> None:
+    assert prose("no *run*; `main.py runs` lists `them`") == r"no \*run\*; `main.py runs` lists `them`"
+    assert prose("one ` alone") == r"one \` alone"
 
 
 def test_two_sessions_do_not_share_their_choice(own_root: Path, dashboard: Open) -> None:

@@ -10,7 +10,7 @@ from app import state
 from app.components.comparison_sides import against_other, against_text
 from app.components.experiments import show_experiments
 from app.components.figure import show_figure
-from app.components.page import answer, header, plain
+from app.components.page import answer, header, plain, prose
 from app.components.routing_text import independence_warning
 from app.components.token_view import token_view, view_payload
 from moe_core.errors import UsageError
@@ -54,7 +54,7 @@ def show(comparison: Comparison) -> None:
     for _, side in comparison.sides:
         independence_warning(side.measured)
     if remark := relation(comparison):
-        st.info(plain(remark), icon=":material/shuffle:")
+        st.info(prose(remark), icon=":material/shuffle:")
     if comparison.comparable:
         show_figure(comparison.movers(), key="movers", terms=MOVER_TERMS)
         if comparison.same_tokens:

@@ -8,7 +8,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure
-from app.components.page import answer, errors_as_boxes, header, plain
+from app.components.page import answer, errors_as_boxes, header, prose
 from app.components.progress import progress_bar
 from app.components.routing_text import amount, first_routing, independence_warning
 from moe_core.figures.domains import domain_map_figure
@@ -50,7 +50,7 @@ with st.container(horizontal=True, vertical_alignment="center"):
         faded = f"All is faded, as counted: a test takes {told.needs}."
     if len(measured.trace.domains) == 1:
         faded = ""
-    st.caption(plain(f"{amount(measured)}: {text}. {faded}".strip()))
+    st.caption(prose(f"{amount(measured)}: {text}. {faded}".strip()))
     if has_more and not more:
         st.button(
             "Use more text",

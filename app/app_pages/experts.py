@@ -10,7 +10,7 @@ from app import loaders, state
 from app.components.expert_card import load_while_training, neighbours, pick_expert, tokens_and_contexts, worth
 from app.components.expert_table import expert_table, most_telling, pick_from_table
 from app.components.figure import show_figure
-from app.components.page import INTERVENTIONS, answer, header, plain
+from app.components.page import INTERVENTIONS, answer, header, prose
 from app.components.routing_text import deep_or_probe, independence_warning, measure_all, text_caption
 from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.figures.experts import expert_domains_figure, expert_history_figure, layer_load_figure
@@ -91,6 +91,6 @@ with right:
         else:
             st.page_link(INTERVENTIONS, label="Switch it off and see", icon=":material/switch_access_shortcut:")
 if follows is None:
-    st.caption(plain(f"Its words, and where it is chosen, take {TOKENS}:"))
+    st.caption(prose(f"Its words, and where it is chosen, take {TOKENS}:"))
     st.code(f"{program()} {COMMANDS[TOKENS]}", language="bash")
 text_caption(measured, text)

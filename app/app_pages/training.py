@@ -7,7 +7,7 @@ import streamlit as st
 from app import loaders, state
 from app.components.live_run import follow, log_tail
 from app.components.new_run import new_run_form
-from app.components.page import header, plain
+from app.components.page import header, prose
 from moe_core.runs import RunFolder
 from moe_core.words import sentence
 
@@ -24,7 +24,7 @@ else:
         if form.open:
             new_run_form()
     if chosen.error is not None:
-        st.error(plain(sentence(chosen.error)), icon=":material/broken_image:")
+        st.error(prose(sentence(chosen.error)), icon=":material/broken_image:")
         log = log_tail(RunFolder(chosen.name))
         if log:
             st.caption("The last lines of its log")

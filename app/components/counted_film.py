@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import state
 from app.components.figure import show_figure
-from app.components.page import answer, errors_as_boxes, header, plain
+from app.components.page import answer, errors_as_boxes, header, prose
 from app.components.routing_text import text_caption
 from moe_core.figures.domains import domain_map_figure
 from moe_core.figures.load import MAX_STEPS, load_map_figure, load_over_time_figure
@@ -36,7 +36,7 @@ def film_of_counts(measured: Measured, text: str, layer: int) -> None:
         st.caption(f"Of {len(counts.steps):,} steps, neighbouring ones are drawn together, named by the last of them.")
     st.markdown("#### What the experts took at each step")
     step_of_counts(joined, layer)
-    st.caption(plain(f"Which tokens an expert took, and when it became what it is, takes {SNAPSHOTS}."))
+    st.caption(prose(f"Which tokens an expert took, and when it became what it is, takes {SNAPSHOTS}."))
     text_caption(measured, text)
 
 

@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import state
 from app.components.figure import show_figure
-from app.components.page import answer, plain
+from app.components.page import answer, plain, prose
 from moe_core.experiments.comparison_result import ComparisonResult
 from moe_core.experiments.library import Found, find_results
 from moe_core.experiments.verdicts import headline, losses_verdict, shortcomings, where_measured
@@ -54,7 +54,7 @@ def show_result(found: Found) -> None:
     for paragraph in headline(result):
         answer(paragraph)
     if lacking := shortcomings(result):
-        st.info(plain(lacking), icon=":material/history:")
+        st.info(prose(lacking), icon=":material/history:")
     first, *others = figure_pairs(result)
     show_pair(first, TERMS[result.kind], beside=result.kind == "dense")  # routers write a long line each
     if result.longer:
@@ -62,7 +62,7 @@ def show_result(found: Found) -> None:
         show_pair(trend, TREND_TERMS)
     if others:
         show_curves(result, others)
-    st.caption(plain(notes(result)))
+    st.caption(prose(notes(result)))
     if result.speed is not None:
         st.caption(plain(where_measured(result.speed)))
     with st.expander("All numbers"):
@@ -77,7 +77,7 @@ def show_curves(result: ComparisonResult, pairs: Sequence[Sequence[Figure]]) -> 
     pair = titles[str(chosen)]
     show_pair(pair, CURVE_TERMS)
     if pair[0].verdict != losses_verdict(result, "unseen"):
-        st.caption(plain(pair[0].verdict))
+        st.caption(prose(pair[0].verdict))
 
 
 def show_pair(pair: Sequence[Figure], terms: Sequence[str], *, beside: bool = True) -> None:

@@ -11,7 +11,7 @@ import streamlit as st
 from app import loaders, state
 from app.components.concordance import WINDOW, concordance, show_concordance, shown_token
 from app.components.figure import explain, term_help
-from app.components.page import INTERVENTIONS, answer, plain
+from app.components.page import INTERVENTIONS, answer, plain, prose
 from moe_core.data.windows import window_words
 from moe_core.figures.load import MAX_STEPS, loads_over_time
 from moe_core.program import program
@@ -153,7 +153,7 @@ def neighbours(run: RunFolder | None, measured: Measured, layer: int, expert: in
     terms = ["co-activation", "lift over chance", "gate cosine", "weight cosine", "CKA"]
     explain(terms[: None if "gate_cosine" in table else 2], key="expert_neighbours_terms")
     if together.answer == "as counted":
-        st.caption(plain(f"As counted: whether a pair is more than chance takes {together.needs}."))
+        st.caption(prose(f"As counted: whether a pair is more than chance takes {together.needs}."))
 
 
 def neighbour_table(

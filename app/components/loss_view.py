@@ -14,7 +14,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import explain
-from app.components.page import errors_as_boxes, plain
+from app.components.page import errors_as_boxes, prose
 from app.components.text_choice import OWN, TextChoice, pick_source, type_text
 from app.components.token_view import token_view, view_payload
 from moe_core.errors import UsageError
@@ -47,10 +47,10 @@ def _explore(subject: Live, loaded: LanguageModel, change: Change, text: TextCho
         try:
             effects, payload = _read(subject, loaded, change, text)
         except UsageError as error:
-            st.info(plain(sentence(str(error))), icon=":material/edit:")
+            st.info(prose(sentence(str(error))), icon=":material/edit:")
             return
         forced = change.mode == FORCE
-        st.markdown(plain(text_loss_verdict(effects.delta, chosen(effects, change), forced=forced)))
+        st.markdown(prose(text_loss_verdict(effects.delta, chosen(effects, change), forced=forced)))
         choice = token_view(payload, layer=change.layer, key=VIEW, on_layer=partial(state.follow_layer, VIEW))
         if choice.layer is not None and choice.layer != change.layer:
             st.rerun()

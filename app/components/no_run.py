@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from app import loaders
-from app.components.page import OVERVIEW, TRAINING, header, plain
+from app.components.page import OVERVIEW, TRAINING, header, prose
 from moe_core.inference.subjects import Opened, RoutingFile, Subject
 from moe_core.program import program
 from moe_core.routing.measures.capability import COMMANDS, DOMAINS, STEPS, needs
@@ -136,7 +136,7 @@ def explain_broken_run(run: RunSummary) -> None:
         _wait_for_start(run.name, run.state)
         return
     header(f"What is wrong with {run.name}?", "This run cannot be shown; the others still can.")
-    st.error(plain(sentence(run.error)), icon=":material/broken_image:")
+    st.error(prose(sentence(run.error)), icon=":material/broken_image:")
     others = [other.name for other in loaders.runs() if other.error is None]
     st.markdown(
         "Choose another run in the side bar." if others else "There is no sound run beside it: train a new one."

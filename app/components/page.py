@@ -25,12 +25,19 @@ TRAINING = "app_pages/training.py"
 TIME = "app_pages/time.py"
 COMPARE = "app_pages/compare.py"
 
+_CODE = re.compile(r"`([^`\n]+)`")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~$:^=-])")
 
 
 def plain(text: str) -> str:
     """`text` with every Markdown character escaped: names of runs and domains come from outside and must stay text."""
     return _MARKDOWN.sub(r"\\\1", text)
+
+
+def prose(text: str) -> str:
+    """A sentence of ours: as `plain`, but what it sets between backticks, a command say, is shown as code."""
+    parts = _CODE.split(text)
+    return "".join(f"`{part}`" if place % 2 else plain(part) for place, part in enumerate(parts))
 
 
 def header(question: str, answer_text: str | None = None) -> None:
@@ -41,13 +48,13 @@ def header(question: str, answer_text: str | None = None) -> None:
 
 
 def answer(text: str) -> None:
-    """The page's answer, shown as written."""
-    st.markdown(plain(text))
+    """The page's answer, shown as written, code as code."""
+    st.markdown(prose(text))
 
 
 def error_box(error: MoescopeError, *, title: str = "This could not be shown") -> None:
     """One line that names the value, what was expected and what to do."""
-    st.error(f"**{plain(title)}.** {plain(sentence(str(error)))}", icon=":material/error:")
+    st.error(f"**{plain(title)}.** {prose(sentence(str(error)))}", icon=":material/error:")
 
 
 @contextmanager
@@ -80,4 +87,4 @@ def show_notes(name: str) -> None:
     """What must be known about the files of a run; nothing where they are as they were written."""
     notes = next((item.notes for item in loaders.runs() if item.name == name), [])
     if notes:
-        st.caption(plain(" ".join(notes)))
+        st.caption(prose(" ".join(notes)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.components.page import ago, plain
+from app.components.page import ago, plain, prose
 from moe_core.files import is_remembered
 from moe_core.inference.kept_files import forget_kept_files
 from moe_core.inference.recently_opened import Recent, forget, recently_opened
@@ -19,7 +19,7 @@ def pick_recent() -> Recent | None:
     """Draw the list; what was clicked now, if anything. What is gone says so."""
     recent, wrong = recently_opened()
     if wrong:
-        st.caption(plain(wrong))
+        st.caption(prose(wrong))
     if not is_remembered():
         st.caption("What is opened is forgotten when the server ends: your cache folder cannot be written.")
     if not recent:

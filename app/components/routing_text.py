@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from app import loaders, state
-from app.components.page import plain
+from app.components.page import prose
 from app.components.progress import progress_bar
 from moe_core.errors import MoescopeError
 from moe_core.inference.subjects import ForeignModel, RoutingFile, Subject
@@ -113,12 +113,12 @@ def independence_warning(measured: Measured) -> None:
     if isinstance(state.subject(), RunFolder) and (compared is None or isinstance(compared.subject, RunFolder)):
         return
     if note := measured.get(independence_note):
-        st.warning(plain(note), icon=":material/content_cut:")
+        st.warning(prose(note), icon=":material/content_cut:")
 
 
 def text_caption(measured: Measured, text: str) -> None:
     """How much text the figures of a page are of, and which."""
-    st.caption(plain(f"{amount(measured)}: {text}."))
+    st.caption(prose(f"{amount(measured)}: {text}."))
 
 
 def amount(measured: Measured) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import streamlit as st
 
-from app.components.page import errors_as_boxes, plain
+from app.components.page import errors_as_boxes, plain, prose
 from app.components.token_view import token_view, view_payload
 from moe_core.inference.job import GenerationJob, arrays_of_job
 from moe_core.inference.passages import fit
@@ -123,7 +123,7 @@ def _draw(pair: TextPair, layer: int, key: str, series: str, on_layer: Callable[
         if pair.original.prompt != pair.given:
             st.caption(f"Only the first {PROMPT_TOKENS} tokens of the beginning are used.")
         if not live:
-            st.markdown(plain(pair_verdict(pair)))
+            st.markdown(prose(pair_verdict(pair)))
         titles = ("As the model is", pair.what[:1].upper() + pair.what[1:])
         for place, (column, title, arrays) in enumerate(zip(st.columns(2), titles, arrays_of_pair(pair), strict=True)):
             view = f"{key}_view_{place}"

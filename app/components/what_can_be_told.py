@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app.components.page import plain
+from app.components.page import prose
 from moe_core.program import program
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.capability import capabilities, remedies
@@ -37,11 +37,11 @@ def show_what_can_be_told(measured: Measured) -> None:
         )
         st.caption('"As counted" is the figure, without a word on whether it is more than chance.')
         for command, needs in remedies(found).items():
-            st.caption(plain(f"{needs[:1].upper()}{needs[1:]}:"))
+            st.caption(prose(f"{needs[:1].upper()}{needs[1:]}:"))
             st.code(f"{program()} {command}", language="bash")
 
 
 def counting_notes(measured: Measured) -> None:
     """What a reader of these counts must know; a trace has no such notes. Text from a file: shown as written."""
     for note in getattr(measured.trace, "notes", ()):
-        st.caption(plain(sentence(note)))
+        st.caption(prose(sentence(note)))
