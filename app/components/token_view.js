@@ -439,7 +439,7 @@ class TokenView {
     fill.style.width = `${Math.min(100, 100 * weight)}%`;
     fill.style.backgroundColor = this.expertColour(expert);
     meter.append(fill);
-    row.append(swatch, element("b", "", String(expert)), meter, element("span", "share", number(weight)));
+    row.append(swatch, element("b", "", String(expert)), meter, element("span", "share", weight.toFixed(2)));
     return row;
   }
 

@@ -17,7 +17,7 @@ from moe_core.figures.layout import AUTOSIZE, AXIS_ROOM, WIDTH
 from moe_core.figures.palette import NEUTRAL, TOKEN_STRENGTH, expert_colour, ink_on
 from moe_core.routing.measures.decisions import token_entropy
 from moe_core.routing.token_arrays import TokenArrays
-from moe_core.words import number, percent
+from moe_core.words import fixed, percent
 
 if TYPE_CHECKING:
     from moe_core.routing.trace.trace import RoutingTrace
@@ -70,7 +70,7 @@ def token_layer_map(choices: pd.DataFrame) -> alt.LayerChart:
         name=[f"{row.token} {_short_label(visible(row.text))}" for row in rows(first)],
         sentence=[
             f"Token {row.token} “{visible(row.text)}”, layer {row.layer}: expert {row.expert} with weight "
-            f"{number(row.weight)}."
+            f"{fixed(row.weight, 2)}."
             for row in rows(first)
         ],
     )
@@ -110,7 +110,7 @@ def token_path(choices: pd.DataFrame) -> alt.LayerChart:
         )
     data = _with_colours(choices).assign(
         sentence=[
-            f"Layer {row.layer}: expert {row.expert} with weight {number(row.weight)}"
+            f"Layer {row.layer}: expert {row.expert} with weight {fixed(row.weight, 2)}"
             + (" (first expert)." if row.slot == 0 else ".")
             for row in rows(choices)
         ]
