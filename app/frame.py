@@ -8,6 +8,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components import pickers
+from app.components.accessibility import add_aids
 from app.components.no_run import DENSE, explain_broken_run, explain_need, explain_no_runs, need
 from app.components.open_other import open_field
 from app.components.open_progress import finish_opening, show_running
@@ -107,6 +108,7 @@ def draw() -> None:
         show_running()
         return
     with st.sidebar:
+        add_aids()
         show_running()
         chosen = pickers.pick_subject(runs, named.first)
         pickers.pick_layer(chosen)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +32,8 @@ from moe_core.figures.palette import (
     expert_colour,
     ink_on,
 )
+
+CONFIG = Path(__file__).resolve().parent.parent / "app" / ".streamlit" / "config.toml"
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, for linear RGB.
 VISION = {
@@ -151,3 +155,15 @@ def test_colours_are_stable_and_repeat() -> None:
     assert domain_colour("d0", domains) == domain_colour("d6", domains) == DOMAIN_COLOURS[0]
     assert domain_colour("no such", domains) == NEUTRAL
     assert len({expert_colour(a) for a, _ in itertools.product(range(10), range(2))}) == 10
+
+
+@pytest.mark.parametrize(("theme", "page", "text"), [("light", LIGHT_PAGE, LIGHT_TEXT), ("dark", DARK_PAGE, DARK_TEXT)])
+def test_captions_and_what_is_chosen_can_be_read_in_both_themes(theme: str, page: str, text: str) -> None:
+    settings = tomllib.loads(CONFIG.read_text(encoding="utf-8"))["theme"][theme]
+    assert (settings["backgroundColor"], settings["textColor"]) == (page, text)
+    for back in (page, settings["secondaryBackgroundColor"], settings["sidebar"]["backgroundColor"]):
+        assert contrast_ratio(blend(text, back, 0.6), back) >= 4.5, "Streamlit writes captions with 60 % of the ink"
+    primary = settings["primaryColor"]
+    assert contrast_ratio(primary, blend(primary, page, 0.1)) >= 4.5, "a chosen segment"
+    assert contrast_ratio(primary, page) >= 4.5, "the page's colour on a button, and the other way round"
+    assert contrast_ratio(primary, "#ffffff") >= 3, "the tick of a chosen box"

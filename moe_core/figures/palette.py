@@ -34,7 +34,7 @@ DOMAIN_COLOURS = (
 )
 SPLIT_COLOURS = {"train": "#8a8116", "validation": "#5a7fcf", "unseen": "#e27283"}
 
-LIGHT_PAGE, LIGHT_TEXT = "#ffffff", "#1b2430"
+LIGHT_PAGE, LIGHT_TEXT = "#ffffff", "#0e151f"
 DARK_PAGE, DARK_TEXT = "#12161c", "#e6ebf2"
 
 # Lift around 1: purple = less than its even share, orange = more. The middle is see-through, so that "as by chance"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -301,3 +302,42 @@ def test_the_figure_files_come_down(tokens: Page, tmp_path: Path) -> None:
         target = tmp_path / download.value.suggested_filename
         download.value.save_as(target)
         assert target.read_bytes().startswith(start)
+
+
+def test_a_character_of_several_tokens_stands_over_them_all(dashboard: Any, page: Page) -> None:
+    open_tokens(page, dashboard, "Say 你好 and 😀")
+    seen = page.locator(".text").evaluate(
+        """box => [...box.querySelectorAll('.together')].map(group => {
+            const cells = [...group.querySelectorAll('.t')].map(token => token.getBoundingClientRect());
+            const character = group.querySelector('.shared').getBoundingClientRect();
+            return {
+                text: group.textContent,
+                tokens: cells.length,
+                widths: cells.map(cell => cell.width),
+                left: character.left - Math.min(...cells.map(cell => cell.left)),
+                right: Math.max(...cells.map(cell => cell.right)) - character.right,
+            };
+        })"""
+    )
+    assert [one["text"].strip("\u200b ") for one in seen] == ["你", "好", "😀"]
+    for one in seen:
+        assert one["tokens"] > 1
+        assert min(one["widths"]) > 4, "each token can be pointed at"
+        assert abs(one["right"]) < 2
+    page.locator(".together .t").last.hover()
+    assert " of 😀" in page.locator(".tip").inner_text()
+
+
+def test_tokens_have_names_that_say_their_expert_and_are_two_keys_away(dashboard: Any, page: Page) -> None:
+    open_tokens(page, dashboard, "a\n  b")
+    names = page.locator(".t").evaluate_all("tokens => tokens.map(token => token.ariaLabel)")
+    assert all(re.fullmatch(r".+, expert \d", name) for name in names), names
+    assert any(name.startswith("line break") for name in names), names
+    page.goto(f"{dashboard.url}/tokens")
+    page.locator(".t").first.wait_for()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the page's content"
+    page.keyboard.press("Enter")
+    page.keyboard.press("ArrowRight")
+    page.locator(".t.selected").wait_for()
+    assert page.locator(".t.selected").get_attribute("data-i") == "0"

@@ -1,0 +1,18 @@
+"""What Streamlit's page lacks for who sees or steers it otherwise: a link past the side bar, ink on primary buttons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from moe_core.figures.palette import DARK_PAGE, LIGHT_PAGE
+
+_MOUNT = st.components.v2.component(
+    "moescope_accessibility", html="<span></span>", js=Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+)
+
+
+def add_aids() -> None:
+    """Put them on the page; where on it this is called makes no difference."""
+    _MOUNT(key="accessibility", data={"ink": DARK_PAGE if st.context.theme.type == "dark" else LIGHT_PAGE})
