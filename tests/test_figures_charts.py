@@ -201,6 +201,13 @@ def test_token_figures_colour_by_expert_and_show_hostile_text_as_text(trace: Rou
         tokens.token_path(choices)
 
 
+def test_a_character_of_several_tokens_is_named_in_the_map(trace: RoutingTrace) -> None:
+    choices = tokens.token_choices(trace, 10, 3)
+    texts = dict(zip(sorted(set(choices["token"])), [r"\xE4\xBD", r"\xA0", r"\xFF"], strict=True))
+    data = tokens.token_layer_map(choices.assign(text=choices["token"].map(texts))).data
+    assert list(data["sentence"].str.extract("“(.*)”")[0][:3]) == ["你 (E4 BD)", "你 (A0)", r"\xFF"]
+
+
 def test_an_entropy_of_the_chosen_experts_only_says_so(trace: RoutingTrace) -> None:
     entropy = metrics.router_entropy(trace)
     assert entropy_figure(entropy).verdict.endswith("of the maximum, where all experts are alike.")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from moe_core.data.characters import shared_characters
 from moe_core.data.tokenizer import END_OF_TEXT, bytes_of_readable
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
@@ -66,10 +67,11 @@ def token_layer_map(choices: pd.DataFrame) -> alt.LayerChart:
     `choices` comes from token_choices.
     """
     first = choices[choices["slot"] == 0]
+    texts = _names_of_tokens(first)
     data = _with_colours(first).assign(
-        name=[f"{row.token} {_short_label(visible(row.text))}" for row in rows(first)],
+        name=[f"{row.token} {_short_label(texts[row.token])}" for row in rows(first)],
         sentence=[
-            f"Token {row.token} “{visible(row.text)}”, layer {row.layer}: expert {row.expert} with weight "
+            f"Token {row.token} “{texts[row.token]}”, layer {row.layer}: expert {row.expert} with weight "
             f"{fixed(row.weight, 2)}."
             for row in rows(first)
         ],
@@ -167,6 +169,20 @@ def token_path_figure(trace: RoutingTrace, token: int) -> Figure:
         "token_path", f"Path of token {token}", "Which experts does this token go through?", verdict,
         token_path(choices), choices,
     )  # fmt: skip
+
+
+def _names_of_tokens(choices: pd.DataFrame) -> dict[int, str]:
+    """Each token's text in one line, by its place; bytes of a character that lies in several tokens beside it."""
+    tokens = choices.drop_duplicates("token").sort_values("token")
+    data = [bytes_of_readable(str(text)) for text in tokens["text"]]
+    names = {}
+    for row, held, shared in zip(rows(tokens), data, shared_characters(data), strict=True):
+        if shared is None:
+            names[int(row.token)] = visible(row.text)
+        else:
+            characters = visible(shared.ended + shared.whole + shared.begun)
+            names[int(row.token)] = f"{characters} ({' '.join(f'{byte:02X}' for byte in held)})"
+    return names
 
 
 def _short_label(text: str) -> str:
