@@ -46,7 +46,7 @@ def test_a_recording_becomes_a_trace_with_text(
     code = command_line.main(arguments)
     said = capsys.readouterr().out
     assert code == 0
-    assert f"40 tokens of 1 texts in {out}" in said
+    assert f"40 tokens of 1 text in {out}" in said
     assert "Note: layer 0 left out" in said
     assert "none: 1/2 each" in said
     trace = RoutingTrace.load(out)
