@@ -72,6 +72,13 @@ def test_what_is_no_routing_is_one_line(cli: Run, tmp_path: Path, content: bytes
     assert_one_line(err, "odd.bin")
 
 
+def test_an_empty_file_is_said_to_be_empty(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.pt").touch()
+    code, _, err = cli(tmp_path, "open", str(tmp_path / "x.pt"))
+    assert code == 1
+    assert_one_line(err, "x.pt", "is empty")
+
+
 def test_a_missing_file_is_one_line(cli: Run, tmp_path: Path) -> None:
     code, _, err = cli(tmp_path, "open", str(tmp_path / "none.parquet"))
     assert code == 1

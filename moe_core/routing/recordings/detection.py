@@ -52,6 +52,8 @@ def file_kind(path: Path) -> str:
             start = file.read(1024)
     except OSError as error:
         raise TraceError(f"cannot read {str(path)!r}: {reason(error)}; check the path") from None
+    if not start:
+        raise TraceError(f"{str(path)!r} is empty; expected recorded routing, see docs/trace-format.md")
     name_of_first_entry = start[30 : 30 + int.from_bytes(start[26:28], "little")]  # of a zip archive
     if start.startswith(TORCH_LEGACY) or (start.startswith(b"PK") and name_of_first_entry.endswith(b"/data.pkl")):
         return "torch"
