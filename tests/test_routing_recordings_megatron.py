@@ -144,6 +144,9 @@ def test_what_is_wrong_is_named_by_file_and_line(change: Any, message: str, tmp_
 
 def test_ids_and_empty_files_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, 0, [])
+    with pytest.raises(TraceError, match=r"router_trace_rank0.jsonl' is empty"):
+        recordings.read(path, format="megatron-trace")
+    path = written(tmp_path, 0, [line(0, 0, chosen(5)[:, 0], block="mtp", mtp_idx=0)])
     with pytest.raises(TraceError, match="has no line of the decoder"):
         recordings.read(path, format="megatron-trace")
     with pytest.raises(TraceError, match="tells no texts apart that ids could be of"):
