@@ -111,6 +111,13 @@ def count_of(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def ordinal(place: int) -> str:
+    """A place in an order: "1st", "22nd", "113th"."""
+    last = 0 if place % 100 in (11, 12, 13) else place % 10
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(last, "th")
+    return f"{place}{ending}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as "40 s", "3 min 20 s" or "1 h 05 min"; what is negative counts as nothing."""
     whole = round(max(0.0, seconds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -71,6 +72,15 @@ def drawn(chart: alt.LayerChart) -> str:
     return chart_bytes(chart, "svg").decode()
 
 
+SCALE = ("0.5", "1", "2")
+"""What the scale of lifts itself says."""
+
+
+def texts(svg: str) -> list[str]:
+    """What is written in a picture, in the order in which it is drawn."""
+    return re.findall(r"<text[^>]*>([^<]+)</text>", svg)
+
+
 def test_load_map_shows_lift_over_the_even_share() -> None:
     frame = pd.DataFrame({"layer": [0, 0], "expert": [0, 1], "tokens": [30, 10], "share": [0.75, 0.25]})
     data = load.expert_load_map(frame).data
@@ -90,6 +100,30 @@ def test_many_experts_are_ranked_and_grouped() -> None:
         assert layer["share"].sum() == pytest.approx(1)
         assert (np.diff(layer.sort_values("column")["lift"]) <= 1e-12).all()
     assert data["tokens"].sum() == 3 * trace.num_tokens * 4
+
+
+def test_ranks_are_not_drawn_as_numbers_of_experts() -> None:
+    """Numbers 0 to 63 stood below the columns of 128 ranked experts."""
+    frame = metrics.expert_load(make_trace(layers=2, experts=128, top_k=4))
+    chart = load.expert_load_map(frame)
+    written = [text for text in texts(drawn(chart)) if text not in SCALE]
+    assert [text for text in written if re.search(r"\d$", text)] == ["≤ 0.25", "≥ 4", "0"]  # layer 1 is in SCALE
+    assert [text for text in written if re.match(r"\d+[a-z]+$", text)] == ["1st", "33rd", "65th", "95th", "128th"]
+    busiest = frame[frame["layer"] == 1].sort_values("share", ascending=False, kind="stable")["expert"].iloc[:2]
+    first = chart.data[(chart.data["layer"] == 1) & (chart.data["column"] == 0)]["sentence"].iloc[0]
+    assert first.startswith(f"Layer 1, experts {busiest.iloc[0]}, {busiest.iloc[1]}, ranked 1 to 2 by load: ")
+
+
+@pytest.mark.parametrize(("layers", "experts", "shown"), [(4, 8, True), (24, 32, True), (48, 128, False)])
+def test_a_map_has_its_numbers_only_where_they_fit(layers: int, experts: int, shown: bool) -> None:
+    share = np.random.default_rng(0).dirichlet(np.full(experts, 3.0), layers)
+    frame = pd.DataFrame({"layer": np.repeat(range(layers), experts), "expert": np.tile(range(experts), layers),
+                          "tokens": 100, "share": share.ravel()})  # fmt: skip
+    chart = load.expert_load_map(frame)
+    numbers = set(chart.data["label"]) - {str(i) for i in range(200)}
+    for width, fits in ((240, False), (1300, shown)):
+        chart.width = width
+        assert bool(numbers.difference(SCALE) & set(texts(drawn(chart)))) == fits, width
 
 
 def test_lift_maps_share_one_scale(trace: RoutingTrace) -> None:
@@ -184,6 +218,18 @@ def test_token_choices_sort_slots_by_weight_and_skip_unused_ones() -> None:
     assert set(tokens.token_choices(trace, 99, 2)["token"]) == {1, 2}, "the window is moved into the trace"
     with pytest.raises(UsageError, match="count is 0"):
         tokens.token_choices(trace, 0, 0)
+
+
+@pytest.mark.parametrize(("layers", "experts", "shown"), [(4, 8, True), (48, 128, False)])
+def test_the_strip_of_tokens_has_numbers_only_where_they_fit(layers: int, experts: int, shown: bool) -> None:
+    """3,072 numbers of three digits stood in cells of 13 by 15 points."""
+    rng = np.random.default_rng(0)
+    choices = pd.DataFrame({"token": np.tile(range(64), layers), "layer": np.repeat(range(layers), 64), "slot": 0,
+                            "text": "a", "weight": 0.5, "expert": rng.integers(0, experts, layers * 64)})  # fmt: skip
+    choices.loc[0, "expert"] = experts - 1
+    written = texts(drawn(tokens.token_layer_map(choices)))
+    assert (len(written) > layers * 64) == shown
+    assert len(written) >= layers + 64
 
 
 def test_token_figures_colour_by_expert_and_show_hostile_text_as_text(trace: RoutingTrace) -> None:

@@ -171,13 +171,14 @@ def test_flow_cells_are_lifts_and_few_tokens_fade() -> None:
 
 
 @pytest.mark.parametrize(
-    ("finding", "said"), [(FLOW_FINDING, "the 64 with the strongest ties of 100"), (None, "the first 64 of 100")]
+    ("finding", "said"),
+    [(FLOW_FINDING, "64 of 100, those with the strongest ties"), (None, "64 of 100, the first ones")],
 )
 def test_a_map_of_some_experts_claims_no_ties_where_none_is_certain(finding: Any, said: str) -> None:
     tokens = np.random.default_rng(0).poisson(50, (1, 100, 100))
     figure = flow_map_figure(flow_of(tokens), null_table("nmi", [0.3], finding, next_layer=1), 0)
     title = figure.chart.to_dict()["layer"][0]["encoding"]["x"]["title"]
-    assert (title if isinstance(title, str) else " ".join(title)) == f"expert of layer 1, {said}"
+    assert (title if isinstance(title, str) else " ".join(title)) == f"expert of layer 1 ({said})"
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -19,6 +19,7 @@ from moe_core.words import (
     fixed,
     layers_named,
     number,
+    ordinal,
     parts_of_all,
     percent,
     points,
@@ -124,3 +125,9 @@ def in_javascript(values: list[Any], expression: str) -> list[Any]:
     )
     written: list[Any] = json.loads(done.stdout)
     return written
+
+
+def test_places_end_as_they_are_spoken() -> None:
+    assert [ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 113, 122)] == [
+        "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "113th", "122nd",
+    ]  # fmt: skip

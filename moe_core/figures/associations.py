@@ -137,8 +137,8 @@ def _strongest(
     kept_rows, kept_columns = (set(values.index[:MAX_COLUMNS]) for values in strength)
     kept = data[data[row].isin(kept_rows) & data[column].isin(kept_rows if square else kept_columns)]
     ties = "most frequent pairs" if as_counted else "strongest ties"
-    which = f"the {MAX_COLUMNS} with the {ties}" if weight.any() else f"the first {MAX_COLUMNS}"
-    return kept.copy(), f", {which} of {experts}"
+    why = f", those with the {ties}" if weight.any() else ", the first ones"
+    return kept.copy(), f" ({MAX_COLUMNS} of {experts}{why})"
 
 
 def _by_company(data: pd.DataFrame) -> list[int]:

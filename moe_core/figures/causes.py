@@ -12,7 +12,7 @@ from moe_core.data.windows import window_words
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows
-from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, layered
+from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, layered, rank_column, ranks_along
 from moe_core.figures.maps import CELL, nats_limit, nats_map, share_map
 from moe_core.figures.palette import BAR, HEAT, LAYER_SHADES, NEUTRAL
 from moe_core.routing.measures.causes import ablation_verdict, importance_verdict
@@ -49,13 +49,13 @@ def ablation_map_figure(effects: pd.DataFrame) -> Figure:
         column=frame["expert"],
         sentence=[_effect(row.layer, row.expert, "", row) for row in rows(frame)],
     )
-    axis = "expert"
+    x = alt.X("column:O", title="expert", axis=COLUMN_AXIS)
     if frame["expert"].max() >= MAX_COLUMNS:
         data = _ranked_groups(frame)
-        axis = f"experts of each layer ranked by effect, in {data['column'].nunique()} groups, largest first"
+        x = ranks_along("column:O", int(frame.groupby("layer").size().max()), "effect", "largest")
     chart = nats_map(
         data[["layer", "expert", "column", "nats", "uncertain", "sentence"]],
-        x=alt.X("column:O", title=axis, axis=COLUMN_AXIS),
+        x=x,
         y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS),
         limit=nats_limit(effects["delta_nats"]),
         title=_NATS,
@@ -87,7 +87,7 @@ def ablation_domains_figure(effects: pd.DataFrame, layer: int) -> Figure:
     if frame["expert"].nunique() > MAX_COLUMNS:
         size = frame["delta_nats"].abs().groupby(frame["expert"]).max().nlargest(MAX_COLUMNS)
         data = frame[frame["expert"].isin(size.index)]
-        note = f", the {MAX_COLUMNS} with the largest effects of {frame['expert'].nunique()}"
+        note = f" ({MAX_COLUMNS} of {frame['expert'].nunique()}, those with the largest effects)"
     data = data.assign(
         nats=data["delta_nats"],
         sentence=[
@@ -175,7 +175,7 @@ def similarity_figure(similarity: pd.DataFrame, layer: int) -> Figure:
     if experts > MAX_COLUMNS:
         kept = both.groupby("expert_i")["output_cka"].max().nlargest(MAX_COLUMNS).index
         both = both[both["expert_i"].isin(kept) & both["expert_j"].isin(kept)]
-        note = f", the {MAX_COLUMNS} most alike of {experts}"
+        note = f" ({MAX_COLUMNS} of {experts}, those most alike)"
     data = both.assign(
         value=both["output_cka"],
         expert=both["expert_i"],
@@ -216,11 +216,9 @@ def _effect(layer: int, expert: int, whose: str, row: object) -> str:
 def _ranked_groups(frame: pd.DataFrame) -> pd.DataFrame:
     """MAX_COLUMNS groups of experts by rank of effect within the layer, the mean effect of each."""
     ranked = frame.sort_values(["layer", "delta_nats"], ascending=[True, False], kind="stable")
-    rank = ranked.groupby("layer").cumcount()
-    size = ranked.groupby("layer")["expert"].transform("size")
-    grouped = ranked.assign(column=rank * MAX_COLUMNS // size, rank=rank + 1).groupby(
-        ["layer", "column"], as_index=False
-    ).agg(
+    rank = ranked.groupby("layer").cumcount() + 1
+    column = rank_column(rank, int(ranked.groupby("layer").size().max()))
+    grouped = ranked.assign(column=column, rank=rank).groupby(["layer", "column"], as_index=False).agg(
         nats=("delta_nats", "mean"), expert=("expert", "first"), most=("delta_nats", "first"),
         first=("rank", "min"), last=("rank", "max"), uncertain=("uncertain", "all"),
     )  # fmt: skip

@@ -35,7 +35,7 @@ def domain_map(cells: pd.DataFrame, layer: int) -> alt.LayerChart:
         raise UsageError(f"layer {layer} has no domains; expected one of {sorted(set(cells['layer']))}")
     note = ""
     if frame["expert"].nunique() > MAX_COLUMNS:
-        note = f", the {MAX_COLUMNS} with the clearest preference of {frame['expert'].nunique()}"
+        note = f" ({MAX_COLUMNS} of {frame['expert'].nunique()}, those with the clearest preference)"
         frame = frame[frame["expert"].isin(_clearest(frame))]
     frame = frame.assign(sentence=[sentence(domain_cell(row._asdict())) for row in rows(frame)])
     return lift_map(

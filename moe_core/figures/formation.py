@@ -41,7 +41,7 @@ def formation_map(frame: pd.DataFrame, formed: pd.DataFrame) -> alt.LayerChart:
     order = [int(expert) for expert in experts.sort_values(["step", "expert"])["expert"]]
     steps = _evenly_spaced(sorted(set(frame["step"])))
     drawn = frame[frame["expert"].isin(order) & frame["step"].isin(steps)]
-    note = f", the {MAX_COLUMNS} busiest of {len(formed)}" if len(formed) > MAX_COLUMNS else ""
+    note = f" ({MAX_COLUMNS} of {len(formed)}, the busiest)" if len(formed) > MAX_COLUMNS else ""
     sentences = [
         f"At step {row.step:,} expert {row.expert} took {row.tokens:,} tokens, {percent(row.kept)} of its last ones "
         f"among them; by chance {percent(row.chance)}."

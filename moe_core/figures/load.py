@@ -8,7 +8,17 @@ import pandas as pd
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows, spread
-from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_height, layered, percent_axis, step_axis
+from moe_core.figures.layout import (
+    COLUMN_AXIS,
+    MAX_COLUMNS,
+    ROW_AXIS,
+    bars_height,
+    layered,
+    percent_axis,
+    rank_column,
+    ranks_along,
+    step_axis,
+)
 from moe_core.figures.maps import lift_map
 from moe_core.figures.palette import BAR, EXPERT_COLOURS, NEUTRAL, expert_colour
 from moe_core.routing.measures.health import routing_health, undecided_layers
@@ -17,6 +27,7 @@ from moe_core.words import number, percent, sentence
 MAX_LINES = len(EXPERT_COLOURS)
 """More experts than this: the most unusual few are coloured and labelled, the others are grey."""
 HIGHLIGHTED_LINES = 6
+_NAMED_OF_GROUP = 8
 MAX_STEPS = 64
 """Of counts of more steps, neighbouring ones are drawn together (RoutingCounts.joined)."""
 
@@ -32,20 +43,21 @@ def expert_load_map(load: pd.DataFrame, why_faded: str = "too little text to tel
     frame = load.assign(lift=load["share"] * experts, uncertain=load.get("uncertain", False))
     if experts > MAX_COLUMNS:
         frame = _ranked_groups(frame)
-        axis = f"experts of each layer ranked by load, in {frame['column'].nunique()} groups, most loaded first"
+        x = ranks_along("column:O", experts, "load", "most loaded")
     else:
-        frame, axis = frame.assign(column=frame["expert"].astype(int)), "expert"
+        frame = frame.assign(column=frame["expert"].astype(int))
+        x = alt.X("column:O", title="expert", axis=COLUMN_AXIS)
         frame["sentence"] = [
             f"Layer {row.layer}, expert {row.expert}: {percent(row.share)} of the layer's choices, "
             f"{number(row.lift)} times its even share ({row.tokens:,} choices)."
             for row in rows(frame)
         ]
     if frame["uncertain"].any():
-        axis += f"; faded: {why_faded}"
+        x["title"] += f"; faded: {why_faded}"
         little = frame["uncertain"].map({True: f" {sentence(why_faded)}", False: ""})
         frame["sentence"] = frame["sentence"] + little
     y = alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS)
-    return lift_map(frame, x=alt.X("column:O", title=axis, axis=COLUMN_AXIS), y=y)
+    return lift_map(frame, x=x, y=y)
 
 
 def expert_load_over_time(loads: pd.DataFrame, layer: int, expert: int | None = None) -> alt.LayerChart:
@@ -177,19 +189,24 @@ def _ranked_groups(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean lift of MAX_COLUMNS groups of experts, by rank of load within the layer (first = most loaded)."""
     experts = int(frame["expert"].max()) + 1
     ranked = frame.sort_values(["layer", "share"], ascending=[True, False], kind="stable")
-    rank = ranked.groupby("layer").cumcount()
-    ranked = ranked.assign(group=rank * MAX_COLUMNS // experts, rank=rank + 1)
-    grouped = ranked.groupby(["layer", "group"], as_index=False).agg(
-        lift=("lift", "mean"), share=("share", "sum"), tokens=("tokens", "sum"),
-        first=("rank", "min"), last=("rank", "max"), most=("expert", "first"), uncertain=("uncertain", "first"),
+    rank = ranked.groupby("layer").cumcount() + 1
+    ranked = ranked.assign(column=rank_column(rank, experts), rank=rank, name=ranked["expert"].astype(int).astype(str))
+    grouped = ranked.groupby(["layer", "column"], as_index=False).agg(
+        lift=("lift", "mean"), share=("share", "sum"), tokens=("tokens", "sum"), first=("rank", "min"),
+        last=("rank", "max"), experts=("name", list), uncertain=("uncertain", "first"),
     )  # fmt: skip
-    grouped["column"] = grouped["group"]
     grouped["sentence"] = [
-        f"Layer {row.layer}: the experts ranked {row.first} to {row.last} by load, led by expert {row.most}, take "
+        f"Layer {row.layer}, {_named_experts(row.experts)}, ranked {row.first} to {row.last} by load: "
         f"{percent(row.share)} of the choices, {number(row.lift)} times their even share."
         for row in rows(grouped)
     ]
-    return grouped
+    return grouped.drop(columns="experts")
+
+
+def _named_experts(names: list[str]) -> str:
+    shown = names[:_NAMED_OF_GROUP]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return f"expert {names[0]}" if len(names) == 1 else f"experts {', '.join(shown)}{more}"
 
 
 def _expert_scale(experts: list[int]) -> alt.Scale:

@@ -14,7 +14,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from moe_core.figures.layout import layered, map_height
+from moe_core.figures.layout import AXIS_ROOM, layered, map_height
 from moe_core.figures.palette import (
     LIFT_COLOURS,
     LIFT_LIMIT,
@@ -28,16 +28,22 @@ from moe_core.words import number, signed
 CELL = "cell"
 """Name of the selection of clickable maps."""
 _CELL_FIELDS = ("layer", "expert")
-_LABELLED_CELLS = 200
-_LABEL_ROOM = 68
-"""Characters of numbers that fit beside each other in a row of cells."""
+_SMALLEST_CELL = 16
+"""Points: a number in a narrower or lower cell cannot be read."""
+_CHARACTER, _MARGIN = 6.2, 5
+"""Points that one more character of a number takes, and the room between two numbers."""
+_WIDEST = 1600
+"""Points: no page is wider, so a map that needs more for its numbers is sent without them."""
+LEGEND_ROOM = 56
+"""Height of the scale above a map: beside it, it would take half the width of a narrow page."""
 _SMALLEST_LIMIT = 0.001
 
 
 def lift_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, title: str = "times its even share") -> alt.LayerChart:
     """Heat map of `frame["lift"]` around 1, one cell a row; `frame["sentence"]` is its tooltip.
 
-    Where `frame` has a true `uncertain` the cell is faded. Few cells carry their number.
+    Where `frame` has a true `uncertain` the cell is faded. Cells carry their number wherever it fits, at whatever
+    width the map is drawn.
     """
     lift = frame["lift"].astype(float)
     shown = lift.clip(1 / LIFT_LIMIT, LIFT_LIMIT)
@@ -103,7 +109,9 @@ def _heat_map(
     plain = position.between(LIFT_WHITE_BELOW / 2, LIFT_WHITE_ABOVE / 2)
     data = frame.assign(uncertain=uncertain, on_dark=~plain & ~uncertain & position.notna())
     base = alt.Chart(data).encode(x=x, y=y)
-    cells = base.mark_rect(stroke=NEUTRAL, strokeOpacity=0.25, strokeWidth=1).encode(
+    # Lines between cells of a few points would be all that is seen.
+    lines = alt.ExprRef(f"width < {8 * _distinct(frame, x)} ? 0 : 1")
+    cells = base.mark_rect(stroke=NEUTRAL, strokeOpacity=0.25, strokeWidth=lines).encode(
         color=colour,
         opacity=alt.condition("datum.uncertain", alt.value(0.3), alt.value(1.0)),
         tooltip="sentence:N",
@@ -112,15 +120,20 @@ def _heat_map(
     if fields:
         cells = cells.add_params(alt.selection_point(name=CELL, fields=fields))
     layers: list[alt.Chart] = [cells]
+    height = map_height(_distinct(frame, y))
     longest = int(frame["label"].str.len().max()) if len(frame) else 0
-    if len(frame) <= _LABELLED_CELLS and _distinct(frame, x) * longest <= _LABEL_ROOM:
+    wide = _distinct(frame, x) * max(longest * _CHARACTER + _MARGIN, _SMALLEST_CELL)
+    high = _distinct(frame, y) * _SMALLEST_CELL
+    if 0 < wide <= _WIDEST and high <= height - AXIS_ROOM:
         # One layer of text in the theme's colour, one in white on the darkest cells: both pages stay readable.
-        text = base.mark_text(fontSize=11, tooltip=None).encode(text="label:N")
+        # Vega knows how wide the plot has become: numbers that would run into each other are left out.
+        fits = alt.condition(f"width >= {wide:.0f} && height >= {high}", "label:N", alt.value(""))
+        text = base.mark_text(fontSize=11, tooltip=None).encode(text=fits)
         faded = text.transform_filter("!datum.on_dark").encode(
             opacity=alt.condition("datum.uncertain", alt.value(0.55), alt.value(1.0))
         )
         layers += [faded, text.transform_filter("datum.on_dark").encode(color=alt.value("#ffffff"))]
-    return layered(layers, data, map_height(_distinct(frame, y)))
+    return layered(layers, data, height + LEGEND_ROOM)
 
 
 def _ratio(lift: float) -> str:
@@ -143,8 +156,10 @@ def _legend(values: Sequence[float], names: Sequence[str]) -> alt.Legend:
     return alt.Legend(
         values=list(values),
         labelExpr=f"{chosen} : ''",
-        gradientLength=120,
-        direction="vertical",
-        titleLimit=200,
+        orient="top",
+        direction="horizontal",
+        gradientLength=180,
+        gradientThickness=10,
+        titleLimit=300,
         gradientStrokeColor=NEUTRAL,
     )

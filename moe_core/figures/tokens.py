@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 WINDOW = 64
 """Tokens drawn by token_layer_map: more cannot be read, and raw tokens never go to the browser by the thousand."""
-_NUMBERED_CELLS = 64
 LABEL_CHARACTERS = 9  # of a token below its column
 TOKENS_OF_EACH_DOMAIN = 120
 """Shown of the first document of every domain, so that the film needs no scrolling."""
 MOST_DOMAINS = 5
+_DIGIT, _MARGIN, _LINE = 5.8, 4, 12
+"""Points that a digit in a cell takes, the room between two numbers, and the height of one."""
 _LABEL_ROOM = 84  # for the tokens' text, written upwards
 
 
@@ -62,7 +63,8 @@ def token_choices(trace: RoutingTrace, start: int = 0, count: int = WINDOW) -> p
 
 
 def token_layer_map(choices: pd.DataFrame) -> alt.LayerChart:
-    """Layers x tokens: the first expert of every token by colour and number, its weight by strength.
+    """Layers x tokens: the first expert of every token by colour, its weight by strength, and by number where
+    that fits.
 
     `choices` comes from token_choices.
     """
@@ -93,10 +95,12 @@ def token_layer_map(choices: pd.DataFrame) -> alt.LayerChart:
             "weight:Q", scale=alt.Scale(domain=[0, 1], range=[0.12, TOKEN_STRENGTH], clamp=True), legend=None
         ),
     )
-    layers: list[alt.Chart] = [cells]
-    if tokens <= _NUMBERED_CELLS:
-        layers.append(base.mark_text(fontSize=10, tooltip=None).encode(text="expert:N"))
     depth = data["layer"].nunique()
+    digits = len(str(int(data["expert"].max()))) if len(data) else 1
+    # Numbers that would run into each other are left out; the tooltip says them.
+    fits = f"width >= {tokens * (digits * _DIGIT + _MARGIN):.0f} && height >= {depth * _LINE}"
+    numbers = base.mark_text(fontSize=10, tooltip=None).encode(text=alt.condition(fits, "expert:N", alt.value("")))
+    layers: list[alt.Chart] = [cells, numbers]
     width, height = max(tokens * 16, WIDTH), min(max(depth * 24, 72), 640) + AXIS_ROOM + _LABEL_ROOM
     return alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=width, height=height)
 
