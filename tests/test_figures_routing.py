@@ -44,6 +44,7 @@ from moe_core.routing.measures.coactivation import COACTIVATION_FINDING
 from moe_core.routing.measures.flow import FLOW_FINDING
 from moe_core.routing.measures.persistence import PERSISTENCE_FINDING
 from moe_core.routing.measures.vocabulary import VOCABULARY_FINDING
+from moe_core.words import percent
 
 HOSTILE = [
     "<b>bold</b>",
@@ -250,7 +251,9 @@ def test_sankey_conserves_tokens_and_colours_experts() -> None:
 
 def test_sankey_of_many_experts_merges_the_small_ones_without_losing_a_token() -> None:
     rng = np.random.default_rng(1)
-    flow = flow_of(rng.poisson(3, (5, 100, 100)) + 1)
+    counts = rng.poisson(3, (5, 100, 100)) + 1
+    counts[:, :11, :11] += 500  # eleven experts take most
+    flow = flow_of(counts)
     figure = flow_sankey_figure(flow, null_table("nmi", [0.3] * 5, FLOW_FINDING, next_layer=range(1, 6)))
     node, link = figure.chart.data[0].node, figure.chart.data[0].link
     assert len(node.label) == 6 * sankey.MAX_SANKEY_EXPERTS
@@ -258,6 +261,29 @@ def test_sankey_of_many_experts_merges_the_small_ones_without_losing_a_token() -
     assert {colour for label, colour in zip(node.label, node.color, strict=True) if label == "others"} == {NEUTRAL}
     assert sum(link.value) == flow["tokens"].sum()
     assert len(figure.chart.to_json()) < BROWSER_BYTES
+
+
+def test_sankey_of_evenly_loaded_experts_draws_the_strongest_streams_instead_of_others() -> None:
+    """Of 128 experts, 117 were one grey node of nine tenths of the picture, and the names of the rest overlapped."""
+    rng = np.random.default_rng(2)
+    counts = rng.poisson(20, (5, 128, 128))
+    counts[:, np.arange(4), np.arange(4) + 100] = 900
+    flow = flow_of(counts)
+    figure = flow_sankey_figure(flow, null_table("nmi", [0.3] * 5, FLOW_FINDING, next_layer=range(1, 6)))
+    node, link = figure.chart.data[0].node, figure.chart.data[0].link
+    assert "others" not in node.label
+    ways = [(int(node.label[a]), int(node.label[b])) for a, b in zip(link.source, link.target, strict=True)]
+    assert all(ways.count((i, i + 100)) == 5 for i in range(4))
+    assert (
+        max(np.bincount(np.unique(np.round(np.array(node.x) * 5), return_inverse=True)[1])) <= sankey.MAX_SANKEY_EXPERTS
+    )
+    part = sum(link.value) / counts.sum()
+    assert figure.verdict.endswith(f"the strongest {len(ways)} streams between single experts, {percent(part)} of all.")
+    room = sankey._HEIGHT - sankey._TOP - sankey._BOTTOM
+    for column in np.unique(node.x):
+        places = np.array(node.y)[np.array(node.x) == column] * room
+        assert (np.diff(places) >= 14).all(), "a line of text is as high"
+    assert len(figure.frame) == 5 * 128 * 128, "the table has all"
 
 
 def test_sankey_draws_consecutive_layers_only() -> None:

@@ -21,9 +21,17 @@ if TYPE_CHECKING:
 MAX_SANKEY_LAYERS = 6
 MAX_SANKEY_EXPERTS = 12
 """If a layer has more experts, the busiest are drawn and the others are one grey node."""
+MAX_STREAMS = 20
+"""Between two layers, where the busiest experts take so little that the grey node would be most of the picture: then
+only the streams that exceed chance most are drawn."""
+_MOST_OTHERS = 0.5
+_CANDIDATES = 400
 _OTHERS = -1
 _FAINT, _STRONG = 0.1, 0.65
 _HEIGHT = 520
+_TOP, _BOTTOM, _SIDE = 36, 12, 24
+_PAD = 16
+"""Points between two nodes: room for a line of text each, however thin they are."""
 
 
 def flow_sankey_figure(flow: pd.DataFrame, test: pd.DataFrame, layers: Sequence[int] | None = None) -> Figure:
@@ -31,7 +39,8 @@ def flow_sankey_figure(flow: pd.DataFrame, test: pd.DataFrame, layers: Sequence[
 
     `layers` are consecutive MoE layers (default: the first MAX_SANKEY_LAYERS); more raise UsageError. A band is as wide
     as its tokens and has the colour of the expert it comes from; it is the stronger, the more the flow exceeds chance,
-    and faint throughout where the layers have nothing to do with each other.
+    and faint throughout where the layers have nothing to do with each other. Of many experts the busiest are drawn, or
+    the strongest streams (MAX_STREAMS), and the verdict says which part of all that is.
     """
     known = sorted({int(value) for value in (*flow["layer"], *flow["next_layer"])})
     chosen = known[:MAX_SANKEY_LAYERS] if layers is None else sorted({int(layer) for layer in layers})
@@ -45,17 +54,22 @@ def flow_sankey_figure(flow: pd.DataFrame, test: pd.DataFrame, layers: Sequence[
         raise UsageError(f"layers {chosen} are not consecutive; expected neighbours among {known}")
     verdict = flow_verdict(test[test["layer"].isin(set(frame["layer"]))])
     found = {layer for layer in chosen if flow_found(test[test["layer"] == layer])}
+    links = _merged_flows(frame)
+    if _part_of_others(links) > _MOST_OTHERS:
+        links = _strongest_streams(frame)
+        part = links["tokens"].sum() / frame["tokens"].sum()
+        verdict = (
+            f"{verdict} Drawn are the strongest {len(links)} streams between single experts, {percent(part)} of all."
+        )
     return Figure(
         "flow_sankey", "How tokens travel", "Which ways do tokens take from layer to layer?", verdict,
-        _sankey(frame, chosen, found), frame,
+        _sankey(links, _nodes(links, frame, chosen), chosen, found), frame,
     )  # fmt: skip
 
 
-def _sankey(frame: pd.DataFrame, layers: list[int], found: set[int]) -> go.Figure:
+def _sankey(links: pd.DataFrame, nodes: pd.DataFrame, layers: list[int], found: set[int]) -> go.Figure:
     import plotly.graph_objects as go
 
-    links = _merged_flows(frame)
-    nodes = _nodes(links, layers)
     place = {(row.layer, row.expert): i for i, row in enumerate(rows(nodes))}
     figure = go.Figure(
         go.Sankey(
@@ -67,7 +81,7 @@ def _sankey(frame: pd.DataFrame, layers: list[int], found: set[int]) -> go.Figur
                 "hovertemplate": "%{customdata}<extra></extra>",
                 "x": list(nodes["x"]),
                 "y": list(nodes["y"]),
-                "pad": 8,
+                "pad": _PAD,
                 "thickness": 14,
                 "line": {"width": 0},
             },
@@ -85,7 +99,7 @@ def _sankey(frame: pd.DataFrame, layers: list[int], found: set[int]) -> go.Figur
     )
     figure.update_layout(
         height=_HEIGHT,
-        margin={"l": 24, "r": 24, "t": 36, "b": 12},
+        margin={"l": _SIDE, "r": _SIDE, "t": _TOP, "b": _BOTTOM},
         paper_bgcolor="rgba(0,0,0,0)",
         font={"color": NEUTRAL, "size": 12},
         annotations=[
@@ -117,27 +131,70 @@ def _merged_flows(frame: pd.DataFrame) -> pd.DataFrame:
     source = links.groupby(["layer", "expert"])["tokens"].transform("sum")
     target = links.groupby(["layer", "next_expert"])["tokens"].transform("sum")
     total = links.groupby("layer")["tokens"].transform("sum")
-    links = links.assign(probability=links["tokens"] / source, lift=links["tokens"] * total / (source * target))
-    links["sentence"] = [
+    return _said(links.assign(probability=links["tokens"] / source, lift=links["tokens"] * total / (source * target)))
+
+
+def _strongest_streams(frame: pd.DataFrame) -> pd.DataFrame:
+    """The flows that exceed chance by most tokens: up to MAX_STREAMS from layer to layer, between at most
+    MAX_SANKEY_EXPERTS experts of each."""
+    flow = frame[(frame["tokens"] > 0) & (frame["lift"] > 0)]
+    flow = flow.assign(excess=flow["tokens"] * (1 - 1 / flow["lift"]))
+    flow["rank"] = flow.groupby("layer")["excess"].rank(ascending=False, method="first")
+    # The strongest of every pair of layers first, so that one pair does not take the room of its neighbours.
+    ordered = flow[flow["rank"] <= _CANDIDATES].sort_values(["rank", "layer"])
+    drawn: dict[int, set[int]] = {}
+    streams: dict[int, int] = {}
+    kept = []
+    for row in rows(ordered):
+        ends = ((row.layer, row.expert), (row.next_layer, row.next_expert))
+        full = any(
+            expert not in drawn.get(layer, set()) and len(drawn.get(layer, set())) >= MAX_SANKEY_EXPERTS
+            for layer, expert in ends
+        )
+        if full or streams.get(row.layer, 0) >= MAX_STREAMS:
+            continue
+        for layer, expert in ends:
+            drawn.setdefault(layer, set()).add(expert)
+        streams[row.layer] = streams.get(row.layer, 0) + 1
+        kept.append(row.Index)
+    return _said(ordered.loc[kept].sort_values(["layer", "expert", "next_expert"], ignore_index=True))
+
+
+def _said(links: pd.DataFrame) -> pd.DataFrame:
+    sentences = [
         f"{percent(row.probability)} of the tokens of {_name(row.expert)} in layer {row.layer} go to "
         f"{_name(row.next_expert)} in layer {row.next_layer}, {number(row.lift)} times as often as chance"
         for row in rows(links)
     ]
-    return links
+    return links.assign(sentence=sentences)
 
 
-def _nodes(links: pd.DataFrame, layers: list[int]) -> pd.DataFrame:
-    """layer, expert, tokens, x, y (0..1, from the top), sentence; the others last in their layer."""
+def _part_of_others(links: pd.DataFrame) -> float:
+    """Part of the tokens that come from experts that are drawn as one."""
+    return float(links["tokens"][links["expert"] == _OTHERS].sum() / max(links["tokens"].sum(), 1))
+
+
+def _nodes(links: pd.DataFrame, frame: pd.DataFrame, layers: list[int]) -> pd.DataFrame:
+    """layer, expert, tokens, x, y (0..1, from the top), sentence; the others last in their layer. Shares are of all
+    that is in `frame`, drawn or not."""
     nodes = _tokens_through(links)
     nodes = nodes.assign(last=nodes["expert"] == _OTHERS).sort_values(["layer", "last", "expert"], ignore_index=True)
-    share = nodes["tokens"] / nodes.groupby("layer")["tokens"].transform("sum")
-    middle = share.groupby(nodes["layer"]).cumsum() - share / 2
+    by_layer = nodes.groupby("layer")["tokens"]
+    room = _HEIGHT - _TOP - _BOTTOM
+    free = (by_layer.size() - 1) * _PAD
+    scale = float(((room - free) / by_layer.sum()).min())  # points a token, as Plotly makes it
+    above = (room - free - by_layer.sum() * scale) / 2
+    middle = (by_layer.cumsum() - nodes["tokens"] / 2) * scale + by_layer.cumcount() * _PAD + nodes["layer"].map(above)
     # Plotly takes 0 and 1 for "not given".
-    nodes["y"] = np.clip(middle, 0.001, 0.999)
+    nodes["y"] = np.clip(middle / room, 0.001, 0.999)
     nodes["x"] = np.clip([layers.index(int(layer)) / (len(layers) - 1) for layer in nodes["layer"]], 0.001, 0.999)
+    every = _tokens_through(frame)
+    of_layer = every.groupby("layer")["tokens"].sum()
+    through = {(row.layer, row.expert): row.tokens / of_layer[row.layer] for row in rows(every)}
     nodes["sentence"] = [
-        f"Layer {row.layer}, {_name(row.expert)}: {percent(part)} of the choices"
-        for row, part in zip(rows(nodes), share, strict=True)
+        f"Layer {row.layer}, {_name(row.expert)}: "
+        f"{percent(through.get((row.layer, row.expert), row.tokens / of_layer[row.layer]))} of the choices"
+        for row in rows(nodes)
     ]
     return nodes
 
