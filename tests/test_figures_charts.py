@@ -205,6 +205,26 @@ def test_loss_curves_average_the_training_loss_and_draw_the_baseline() -> None:
     assert loss_figure(pd.DataFrame(), pd.DataFrame(), pd.DataFrame()) is None
 
 
+@pytest.mark.parametrize("width", [300, 640, 1000])
+def test_names_of_curves_lie_inside_the_picture_and_apart(width: int) -> None:
+    """At 640 points "validation 4.78" was cut at the right edge, on a phone half of it; below a low baseline the names
+    of two curves ran into each other."""
+    curves = pd.DataFrame([(step, name, 5.6 - step / 25 - place / 50) for place, name in
+                           enumerate(("train", "validation", "unseen")) for step in (0, 10, 20)],
+                          columns=["step", "series", "nats"])  # fmt: skip
+    chart = training.loss_curves(curves, 3.45)
+    chart.width = width
+    svg = drawn(chart)
+    left = float(re.findall(r"translate\(([\d.]+),[\d.]+\)", svg)[0])  # the plot in the picture
+    written = re.findall(r"<text[^>]*translate\(([\d.]+),\s?([\d.]+)\)[^>]*>([^<]+)<", svg)
+    names = [found for found in written if re.match(r"(training|validation|unseen) \d", found[2])]
+    assert [name.split()[0] for *_, name in names] == ["training", "validation", "unseen"]
+    assert all(left + float(x) + len(name) * 6.1 <= width for x, _, name in names)
+    heights = sorted(float(y) for _, y, _ in names)
+    assert min(second - first for first, second in pairwise(heights)) >= 11
+    assert [float(x) for x, _, name in written if name.startswith("guessing by")] >= [31 * 5.5]
+
+
 def test_token_choices_sort_slots_by_weight_and_skip_unused_ones() -> None:
     trace = RoutingTrace.from_arrays(
         router_indices=[[[3, 1], [2, -1], [0, 1]]], router_scores=[[[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]]],

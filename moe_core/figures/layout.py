@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import altair as alt
@@ -17,8 +18,8 @@ AXIS_ROOM = 76
 """Height of the horizontal axis with its title."""
 TITLE_CHARACTERS, TITLE_LINE = 44, 15
 """Characters of a title that a page of 420 points has room for, and the height of each further line."""
-LABEL_ROOM = 0.13
-"""Part of the steps' range kept free on the right for the names of lines."""
+BOLD_CHARACTER, NAME_GAP = 6.6, 12
+"""Points that a character of a line's name takes, and what lies between the line and its name."""
 MAX_COLUMNS = 64
 """More experts than this are ordered and drawn in groups, or the most telling ones alone: a map of thousands of cells
 cannot be read."""
@@ -62,13 +63,15 @@ def map_height(rows: int) -> int:
     return min(max(rows * 36, 100), 620) + AXIS_ROOM
 
 
-def step_axis(steps: pd.Series[Any], title: str = "training step") -> alt.X:
-    """Steps, with room on the right for the names of the lines, inside the plot."""
+def step_axis(steps: pd.Series[Any], title: str = "training step", names: Iterable[str] = ()) -> alt.X:
+    """Steps, with room on the right, inside the plot, for the longest of the `names` that stand at the end of lines.
+
+    The room is in points, as the names are: a part of the width would cut them on a phone and in a report.
+    """
     first, last = (float(steps.min()), float(steps.max())) if len(steps) else (0.0, 1.0)
-    room = max(last - first, 1.0) * (1 + LABEL_ROOM)
-    scale = alt.Scale(domain=[first, first + room], nice=False)
-    # No tick stands behind the names: there are no steps there.
-    axis = alt.Axis(format=",d", labelExpr=f"datum.value <= {last} ? datum.label : ''", tickCount=8, tickMinStep=1)
+    room = max((len(name) for name in names), default=0) * BOLD_CHARACTER + NAME_GAP
+    scale = alt.Scale(domain=[first, max(last, first + 1)], nice=False, range=[0, alt.ExprRef(f"width - {room:.0f}")])
+    axis = alt.Axis(format=",d", tickCount=8, tickMinStep=1, labelOverlap="greedy")
     return alt.X("step:Q", title=title, scale=scale, axis=axis)
 
 

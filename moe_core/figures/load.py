@@ -86,7 +86,8 @@ def expert_load_over_time(loads: pd.DataFrame, layer: int, expert: int | None = 
         highlighted=frame["expert"].isin(chosen),
     )
     colours = alt.Color("expert:N", scale=_expert_scale(chosen), legend=None)
-    x = step_axis(frame["step"], "step")  # of training, or what an engine counted apart
+    labels = _line_end_labels(last[chosen], int(frame["step"].max()), frame["share"])
+    x = step_axis(frame["step"], "step", labels.data["name"])  # of training, or what an engine counted apart
     y = alt.Y(
         "share:Q", title=f"share of choices (even: {percent(even)})", axis=percent_axis(float(frame["share"].max()))
     )
@@ -96,7 +97,6 @@ def expert_load_over_time(loads: pd.DataFrame, layer: int, expert: int | None = 
         strokeWidth=2, point=alt.OverlayMarkDef(size=18, filled=True)
     ).encode(color=colours)  # fmt: skip
     rule = alt.Chart(pd.DataFrame({"share": [even]})).mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y="share:Q")
-    labels = _line_end_labels(last[chosen], int(frame["step"].max()), frame["share"])
     named = labels.encode(color=colours)
     return layered([grey, lines, rule, named], data, 320)
 

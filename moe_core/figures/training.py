@@ -42,7 +42,8 @@ def loss_curves(curves: pd.DataFrame, unigram_nats: float | None = None) -> alt.
     colour = alt.Color(
         "series:N", scale=alt.Scale(domain=series, range=[SPLIT_COLOURS[name] for name in series]), legend=None
     )
-    x = step_axis(data["step"])
+    labels = _end_labels(data, series, unigram_nats)
+    x = step_axis(data["step"], names=labels.data["name"])
     y = alt.Y("nats:Q", title="loss (nats per token)", scale=alt.Scale(zero=False, nice=True))
     layers: list[alt.Chart] = []
     for name in series:
@@ -51,9 +52,9 @@ def loss_curves(curves: pd.DataFrame, unigram_nats: float | None = None) -> alt.
         layers.append(line.encode(x=x, y=y, color=colour))
         dots = one.mark_point(filled=True, size=26 if name != "train" else 8, opacity=1 if name != "train" else 0.01)
         layers.append(dots.encode(x=x, y=y, color=colour, tooltip="sentence:N"))
-    layers.append(_end_labels(data, series, unigram_nats).encode(color=colour))
+    layers.append(labels.encode(color=colour))
     if unigram_nats is not None and np.isfinite(unigram_nats):
-        layers += _baseline(float(data["step"].max()) if len(data) else 0.0, unigram_nats)
+        layers += _baseline(unigram_nats)
     return alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=WIDTH, height=320)
 
 
@@ -120,8 +121,8 @@ def _averaged_curve(curve: pd.DataFrame) -> pd.DataFrame:
 
 def _end_labels(data: pd.DataFrame, series: list[str], unigram_nats: float | None) -> alt.Chart:
     last = data.sort_values("step", kind="stable").groupby("series", sort=False).last().loc[series]
-    top = max([*data["nats"], *([unigram_nats] if unigram_nats else [])], default=1.0)
-    gap = max(top - float(data["nats"].min()), 1e-9) / 18 if len(data) else 1.0
+    drawn = [*data["nats"], *([unigram_nats] if unigram_nats else [])]
+    gap = max(max(drawn) - min(drawn), 1e-9) / 18 if drawn else 1.0
     ends = pd.DataFrame(
         {
             "step": float(data["step"].max()) if len(data) else 0.0,
@@ -135,9 +136,9 @@ def _end_labels(data: pd.DataFrame, series: list[str], unigram_nats: float | Non
     return labels
 
 
-def _baseline(step: float, unigram: float) -> list[alt.Chart]:
-    note = pd.DataFrame({"step": [step], "nats": [unigram], "name": [f"guessing by token frequency {nats(unigram)}"]})
-    base = alt.Chart(note)
-    rule = base.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y="nats:Q")
+def _baseline(unigram: float) -> list[alt.Chart]:
+    note = pd.DataFrame({"nats": [unigram], "name": [f"guessing by token frequency {nats(unigram)}"]})
+    base = alt.Chart(note).encode(y="nats:Q")
+    rule = base.mark_rule(strokeDash=[5, 4], color=NEUTRAL)
     text = base.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, fontSize=11, color=NEUTRAL)
-    return [rule, text.encode(x="step:Q", y="nats:Q", text="name:N")]
+    return [rule, text.encode(x=alt.value("width"), text="name:N")]
