@@ -194,6 +194,13 @@ def test_metrics_of_a_run_trained_on_are_not_stale(own_root: Path, dashboard: Op
     assert at.metric[0].value == "1.25 nats"
 
 
+def test_figures_of_a_training_fit_a_quarter_of_a_narrow_window(trained_root: Path, dashboard: Open) -> None:
+    """At 1024 points a figure has room for eleven characters: "5,684 tokens/s" was cut."""
+    at = dashboard(trained_root, "training")
+    assert {"Loss on unseen text", "Busiest expert", "Tokens a second"} <= {metric.label for metric in at.metric}
+    assert [metric.value for metric in at.metric if len(metric.value) > 11] == []
+
+
 def test_a_run_whose_lock_is_held_is_live_and_can_be_asked_to_stop(own_root: Path, dashboard: Open) -> None:
     with_status(own_root, state="running", step=10, seconds_left=30.0)
     run = RunFolder("tiny", own_root)

@@ -187,8 +187,8 @@ def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary) -> Non
         help=term_help("load imbalance"),
     )
     speed.metric(
-        "Speed",
-        "–" if not status.tokens_per_second else f"{status.tokens_per_second:,.0f} tokens/s",
+        "Tokens a second",  # not beside the number, which would then be cut in a narrow window
+        "–" if not status.tokens_per_second else f"{status.tokens_per_second:,.0f}",
         delta_description=f"{status.tokens:,} tokens so far",
     )
     trains = summary.is_live and not scoring

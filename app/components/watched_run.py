@@ -44,8 +44,8 @@ def watched_figures(run: RunFolder, status: RunStatus) -> None:
         help=term_help("dead expert"),
     )
     speed.metric(
-        "Speed",
-        "–" if not status.tokens_per_second else f"{status.tokens_per_second:,.0f} tokens/s",
+        "Tokens a second",  # not beside the number, which would then be cut in a narrow window
+        "–" if not status.tokens_per_second else f"{status.tokens_per_second:,.0f}",
         delta_description=f"{short_count(status.tokens)} tokens in {duration(status.elapsed_seconds)}",
     )
 
