@@ -17,7 +17,7 @@ from app.components.routing_text import (
 )
 from moe_core.figures.associations import coactivation_figure, flow_map_figure
 from moe_core.figures.measures import chance_figure
-from moe_core.figures.sankey import MAX_SANKEY_LAYERS, flow_sankey_figure
+from moe_core.figures.sankey import MAX_SANKEY_LAYERS, flow_sankey_figure, streams_drawn
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.capability import TWO_EXPERTS, TWO_LAYERS, capability
 from moe_core.routing.measures.coactivation import (
@@ -44,8 +44,13 @@ def sankey(around: Measured) -> None:
     flow, test = around.get(layer_flow), around.get(layer_flow_test)
     figure = around.keep(("sankey", *window), lambda: flow_sankey_figure(flow, test, window))
     show_figure(figure, key="flow_sankey", title="", terms=["cross-layer flow", "expert", "layer"])
+    notes = [streams_drawn(figure)]
     if len(window) < len(run_layers):
-        st.caption(f"Layers {window[0]} to {window[-1]} of {len(run_layers)}: those around the layer in the side bar.")
+        notes.append(
+            f"Layers {window[0]} to {window[-1]} of {len(run_layers)}: those around the layer in the side bar."
+        )
+    if any(notes):
+        st.caption(" ".join(note for note in notes if note))
 
 
 def next_layer(around: Measured) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -57,14 +58,21 @@ def flow_sankey_figure(flow: pd.DataFrame, test: pd.DataFrame, layers: Sequence[
     links = _merged_flows(frame)
     if _part_of_others(links) > _MOST_OTHERS:
         links = _strongest_streams(frame)
-        part = links["tokens"].sum() / frame["tokens"].sum()
-        verdict = (
-            f"{verdict} Drawn are the strongest {len(links)} streams between single experts, {percent(part)} of all."
-        )
-    return Figure(
+    figure = Figure(
         "flow_sankey", "How tokens travel", "Which ways do tokens take from layer to layer?", verdict,
         _sankey(links, _nodes(links, frame, chosen), chosen, found), frame,
     )  # fmt: skip
+    return replace(figure, verdict=f"{verdict} {streams_drawn(figure)}".strip())
+
+
+def streams_drawn(figure: Figure) -> str:
+    """Which part of the flow a flow_sankey_figure draws, in a sentence; "" where it is all."""
+    sankey: Any = figure.chart  # of Plotly, whose traces have no types
+    drawn = sankey.data[0].link.value
+    part = float(sum(drawn) / max(figure.frame["tokens"].sum(), 1))
+    if part > 0.999:
+        return ""
+    return f"Drawn are the strongest {len(drawn)} streams between single experts, {percent(part)} of all."
 
 
 def _sankey(links: pd.DataFrame, nodes: pd.DataFrame, layers: list[int], found: set[int]) -> go.Figure:
