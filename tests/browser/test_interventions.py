@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from moe_core.figures.maps import LEGEND_ROOM
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
@@ -36,9 +38,10 @@ def test_a_click_chooses_the_expert_and_both_texts_are_written(server: Any, page
     page.locator(".t").first.wait_for()  # the page is whole: nothing moves any more
     box = chart.bounding_box()
     assert box is not None
-    # The upper row is layer 0; wherever the axes end, a third of the way is one of its cells.
-    page.mouse.move(box["x"] + box["width"] / 3, box["y"] + 40)
-    page.mouse.click(box["x"] + box["width"] / 3, box["y"] + 40)
+    # The upper row is layer 0, below the scale; wherever the axes end, a third of the way is one of its cells.
+    place = box["x"] + box["width"] / 3, box["y"] + LEGEND_ROOM + 20
+    page.mouse.move(*place)
+    page.mouse.click(*place)
     answer = page.get_by_text(re.compile(r"^Without expert \d of layer 0 the loss")).first
     answer.wait_for()
     page.wait_for_url(re.compile("layer=0"))
