@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def key_figures(subject: Subject, measured: Measured, verdict: Health, nmi: pd.DataFrame) -> None:
     """Loss or amount of text, busiest expert, dead experts, and what experts know of domains (frame of
     baselines.domain_nmi)."""
-    first, busiest, dead, domains = st.columns(4)
+    # In a narrow window they stand in two rows: four columns would cut every number.
+    first = busiest = dead = domains = st.container(horizontal=True)
     if not isinstance(subject, RunFolder):
         _amount(first, measured)
     elif subject.is_watched():

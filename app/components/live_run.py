@@ -167,7 +167,7 @@ def _is_alive(pid: int) -> bool:
 
 def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary) -> None:
     """Four figures, each with what to hold it against."""
-    loss, balance, speed, took = st.columns(4)
+    loss = balance = speed = took = st.container(horizontal=True)
     scoring = summary.state == "scoring"
     unigram, nats = summary.unigram_nats, None if scoring else summary.unseen_nats
     gap = None if unigram is None or nats is None else nats - unigram

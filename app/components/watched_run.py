@@ -29,7 +29,7 @@ def watched_figures(run: RunFolder, status: RunStatus) -> None:
     """Four figures of the newest reading, each with what to hold it against."""
     loads = loaders.metrics(run, "load")
     last = loads[loads["step"] == loads["step"].max()] if len(loads) else loads
-    loss, balance, dead, speed = st.columns(4)
+    loss = balance = dead = speed = st.container(horizontal=True)
     loss_metric(loss, run)
     balance.metric(
         "Busiest expert",

@@ -158,7 +158,7 @@ def _legend(values: Sequence[float], names: Sequence[str]) -> alt.Legend:
         labelExpr=f"{chosen} : ''",
         orient="top",
         direction="horizontal",
-        gradientLength=180,
+        gradientLength=alt.ExprRef("clamp(width, 100, 200)"),
         gradientThickness=10,
         titleLimit=300,
         gradientStrokeColor=NEUTRAL,

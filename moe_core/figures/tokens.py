@@ -84,7 +84,7 @@ def token_layer_map(choices: pd.DataFrame) -> alt.LayerChart:
             "name:O",
             title="token (place in the text, text)",
             sort=alt.EncodingSortField("token", op="min"),
-            axis=alt.Axis(labelAngle=-90, labelLimit=_LABEL_ROOM, labelFontSize=10, labelOverlap=False),
+            axis=alt.Axis(labelAngle=-90, labelLimit=_LABEL_ROOM, labelFontSize=10, labelOverlap="greedy"),
         ),
         y=alt.Y("layer:O", title="MoE layer"),
         tooltip="sentence:N",
