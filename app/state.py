@@ -6,10 +6,12 @@ Widgets own the keys `run`, `layer` and `compare` (see components/pickers.py); p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from moe_core.errors import RunError
 from moe_core.inference.subjects import OPENED, Live, RoutingFile, Subject
@@ -25,7 +27,7 @@ COMPARE = "compare"
 EXPERT = "expert"
 """int, in the URL: the chosen expert of the chosen layer."""
 STEP = "step"
-"""int, in the URL: the snapshot of training that the Time page shows."""
+"""int, in the URL: the snapshot of training that the Time page shows; a URL without it means the newest."""
 NEW_PRESET, NEW_ROUTER, NEW_BALANCING, NEW_SOURCE, NEW_UPLOAD, NEW_PATH, NEW_NAME, NEW_SEED = (
     "new_preset",
     "new_router",
@@ -41,6 +43,7 @@ NEW_RUN = "new_run"
 """bool: is the form that starts a training open?"""
 MORE_TEXT = "domains_more_text"
 """str: the run whose domain map was asked for on more text."""
+T = TypeVar("T")
 _STEP = "step "
 _NEXT_RUN = "next_run"
 """str: run to choose when the side bar is drawn next."""
@@ -157,8 +160,33 @@ def preset(key: str, options: Sequence[Any], default: Any, shown: Callable[[Any]
     """
     value = st.session_state[key] if key in st.session_state else st.query_params.get(key)
     written = {str(option): option for option in options}
-    if str(value) in written and key not in st.session_state:
+    if value is None:  # also what the browser's Back to a URL without it makes of it
+        st.session_state[key] = default
+    elif str(value) in written and key not in st.session_state:
         if str(value) not in map(shown, options):
             st.session_state[key] = written[str(value)]  # a link that was typed: the widget knows what it shows alone
     elif str(value) not in {*written, *map(shown, options)}:
         st.session_state[key] = default
+
+
+def present(value: T | None) -> T:
+    """What a widget that always has a choice gave back, once it was `preset`.
+
+    The browser's Back to a URL without its key leaves it with nothing, whatever the session says: the page is drawn
+    again, now with the default.
+    """
+    if value is None:
+        st.rerun()
+    return value
+
+
+def write_link(*keys: str) -> None:
+    """Before widgets bound to the URL are drawn the first time: what was `preset` goes into it where it is missing.
+
+    All at once, as each change of the URL is one more step of the browser's Back.
+    """
+    chosen = {key: str(st.session_state[key]) for key in keys if key in st.session_state}
+    missing = {key: value for key, value in chosen.items() if key not in st.query_params}
+    if missing:
+        with suppress(StreamlitAPIException):  # a widget was drawn under the key before: it writes by itself
+            st.query_params.update(missing)

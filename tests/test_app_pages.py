@@ -110,6 +110,14 @@ def test_run_and_layer_stay_chosen_from_page_to_page(own_root: Path, dashboard: 
     assert at.session_state["run"] == "other"
 
 
+def test_the_first_draw_writes_run_and_layer_into_the_url(own_root: Path, dashboard: Open) -> None:
+    """Else the browser's Back to the first page, or a copied link, would mean another run tomorrow."""
+    at = dashboard(own_root)
+    assert dict(at.query_params) == {"run": "tiny", "layer": "1"}
+    assert dict(dashboard(own_root, run="tiny").query_params) == {"run": "tiny", "layer": "1"}
+    assert dict(dashboard(own_root, layer="0").query_params) == {"run": "tiny", "layer": "0"}
+
+
 def test_a_link_to_a_run_that_is_gone_says_so_until_another_is_chosen(own_root: Path, dashboard: Open) -> None:
     shutil.copytree(own_root / "tiny", own_root / "other")
     at = dashboard(own_root, run="n*pe")

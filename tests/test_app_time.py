@@ -47,6 +47,13 @@ def test_the_slider_shows_the_text_as_it_was_routed_at_that_step(trained_root: P
     assert expected[0]["indices"] != expected[20]["indices"]
 
 
+def test_the_first_step_stands_in_the_url_and_none_means_the_newest(trained_root: Path, opened: Open) -> None:
+    at = opened(trained_root, step="0")
+    assert at.session_state["step"] == 0
+    assert at.query_params["step"] == "0"
+    assert opened(trained_root).session_state["step"] == 40
+
+
 @pytest.mark.parametrize(("what", "title"), [("Domains", "Step 0, layer 1:"), ("Load", "Step 0:")])
 def test_the_maps_of_a_step_come_with_their_verdict(trained_root: Path, opened: Open, what: str, title: str) -> None:
     at = opened(trained_root, step="0", layer="1")

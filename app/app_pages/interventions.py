@@ -136,8 +136,8 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     state.preset(MODE, list(MODES), next(iter(MODES)))
     expert = int(st.selectbox(f"Expert of layer {layer}", experts, key=state.EXPERT, bind="query-params", width=160,
                               help="Or click it in the map. The layer is chosen in the side bar."))  # fmt: skip
-    mode = MODES[str(st.segmented_control("What is done to it", list(MODES), required=True, key=MODE,
-                                          bind="query-params", help=ABOUT))]  # fmt: skip
+    mode = MODES[state.present(st.segmented_control("What is done to it", list(MODES), required=True, key=MODE,
+                                                    bind="query-params", help=ABOUT))]  # fmt: skip
 change = Change(layer, expert, mode)
 pair = kept_pair()
 effects = measured_map()

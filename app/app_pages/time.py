@@ -54,7 +54,8 @@ def film(run: RunFolder, steps: list[int], layer: int) -> None:
         with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
             if len(steps) > 1:
                 next_frame(steps)
-                step = st.select_slider("Training step", steps, key=state.STEP, bind="query-params", width="stretch")
+                step = st.select_slider("Training step", steps, steps[-1], key=state.STEP, bind="query-params",
+                                        width="stretch")  # fmt: skip
             what = st.segmented_control("Show", [TEXT, DOMAINS, LOAD], default=TEXT, required=True, key=SHOWN)
         snapshot = loaders.probe(run, step)
         if what == TEXT:

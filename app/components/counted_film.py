@@ -54,7 +54,7 @@ def step_of_counts(counts: RoutingCounts, layer: int) -> None:
                 st.session_state[state.STEP] = step  # who looks at the newest goes on doing so
             st.session_state[NEWEST] = step
             state.preset(state.STEP, steps, step)
-            step = st.select_slider("Step", steps, key=state.STEP, bind="query-params")
+            step = st.select_slider("Step", steps, step, key=state.STEP, bind="query-params")
         if len(counts.domains) > 1:
             what = st.segmented_control("Show", [LOAD, DOMAINS], default=LOAD, required=True, key=VIEW)
         found = counts.at(step)

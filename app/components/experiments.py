@@ -39,7 +39,7 @@ def show_experiments() -> None:
     state.preset(CHOSEN, titles, titles[0])
     # What is shown is what the URL holds: names with titles of their own would not be found again in it.
     chosen = st.selectbox("Experiment", titles, index=None, required=True, key=CHOSEN, bind="query-params")
-    show_result(found[str(chosen)])
+    show_result(found[state.present(chosen)])
 
 
 def by_title(found: Mapping[str, Found]) -> dict[str, Found]:

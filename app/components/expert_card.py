@@ -48,14 +48,13 @@ def pick_expert(num_experts: int, default: int) -> int:
     """Which expert of the chosen layer; kept in the URL."""
     experts = list(range(num_experts))
     state.preset(state.EXPERT, experts, default)
-    chosen: int | None
     if num_experts <= BUTTON_EXPERTS:
-        chosen = st.segmented_control(
+        return state.present(st.segmented_control(
             "Expert", experts, required=True, key=state.EXPERT, bind="query-params", persist_state="session"
-        )
-    else:
-        chosen = st.selectbox("Expert", experts, key=state.EXPERT, bind="query-params", persist_state="session")
-    return default if chosen is None else chosen
+        ))  # fmt: skip
+    return state.present(st.selectbox(
+        "Expert", experts, index=None, required=True, key=state.EXPERT, bind="query-params", persist_state="session"
+    ))  # fmt: skip
 
 
 def load_while_training(run: RunFolder | None, routing: AnyRouting) -> pd.DataFrame | None:

@@ -39,26 +39,29 @@ def pick_subject(runs: list[RunSummary], first: str | None = None) -> RunSummary
     `first`: what is chosen where neither the session nor the URL says otherwise; None = the first sound run.
     """
     opened = OPENED.all()
-    names = [one.name for one in opened] + [run.name for run in runs]
+    offered = {one.name: one for one in (*opened, *runs)}
+    names = list(offered)
     if not names:
         st.caption("No runs yet.")
         return None
     sound = [run.name for run in runs if run.error is None] or names
     state.preset_run(names, first if first in names else sound[0])
+    if state.RUN not in st.query_params:
+        _preset_layer(offered[st.session_state[state.RUN]])
+        state.write_link(state.RUN, state.LAYER)
     # A label of its own: the box's would read "Run (required)".
     st.markdown(":small[Run, file or model]" if opened else ":small[Run]")
-    name = st.selectbox(
+    name = state.present(st.selectbox(
         "Run", names, index=None, required=True, key=state.RUN, bind="query-params", label_visibility="collapsed",
         on_change=state.forget_missing_run,
-    )  # fmt: skip
+    ))  # fmt: skip
     if missing := state.missing_run():
-        st.warning(_missing(missing, str(name)))
+        st.warning(_missing(missing, name))
         offer_again(missing)
-    chosen = next((one for one in opened if one.name == name), None)
-    if chosen is not None:
-        describe_opened(chosen)
-        return chosen
-    run = next((run for run in runs if run.name == name), runs[0])
+    run = offered.get(name, offered[names[0]])
+    if not isinstance(run, RunSummary):
+        describe_opened(run)
+        return run
     st.fragment(run_every=REFRESH_SECONDS if run.is_live else None)(_describe)(run.name)
     for other in runs:
         if other.is_live and other.name != run.name:
@@ -101,20 +104,29 @@ def _describe(name: str) -> None:
 
 def pick_layer(chosen: RunSummary | Opened | None) -> None:
     """Draw the layer picker for the MoE layers of what is chosen; nothing when they cannot be read."""
-    if chosen is None or (isinstance(chosen, RunSummary) and chosen.error is not None):
+    layers = _preset_layer(chosen)
+    if not layers:
         return
+    state.write_link(state.LAYER)
+    about = "Layers are counted from 0 at the bottom, where the text comes in."
+    state.present(
+        st.segmented_control("Layer", layers, required=True, key=state.LAYER, bind="query-params", help=about)
+        if len(layers) <= BUTTON_LAYERS
+        else st.selectbox("Layer", layers, index=None, required=True, key=state.LAYER, bind="query-params", help=about)
+    )
+
+
+def _preset_layer(chosen: RunSummary | Opened | None) -> Sequence[int]:
+    """Its layers, of which one is chosen now; none where they cannot be read, and of a dense model."""
+    if chosen is None or (isinstance(chosen, RunSummary) and chosen.error is not None):
+        return []
     try:
         layers = _layers(chosen)
     except MoescopeError:
-        return  # a run that is being prepared has no configuration yet
-    if not layers:
-        return  # a dense model
-    state.preset(state.LAYER, layers, layers[-1])
-    about = "Layers are counted from 0 at the bottom, where the text comes in."
-    if len(layers) <= BUTTON_LAYERS:
-        st.segmented_control("Layer", layers, required=True, key=state.LAYER, bind="query-params", help=about)
-    else:
-        st.selectbox("Layer", layers, index=None, required=True, key=state.LAYER, bind="query-params", help=about)
+        return []  # a run that is being prepared has no configuration yet
+    if layers:
+        state.preset(state.LAYER, layers, layers[-1])
+    return layers
 
 
 def _layers(chosen: RunSummary | Opened) -> Sequence[int]:

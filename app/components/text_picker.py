@@ -38,7 +38,7 @@ def pick_text(subject: Subject, letter: str, place: int) -> Side:
         options = [*loaders.domains(subject), OWN]
     key = f"text_{letter.lower()}"
     state.preset(key, options, options[min(place, len(options) - 1)], plain)
-    name = str(
+    name = state.present(
         st.segmented_control(f"Text {letter}", options, required=True, key=key, bind="query-params", format_func=plain)
     )
     if not isinstance(subject, RoutingFile):

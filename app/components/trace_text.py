@@ -77,7 +77,7 @@ def _pick(trace: RoutingTrace, titles: dict[str, int]) -> npt.NDArray[np.bool_]:
     several = len(np.unique(trace.domain_ids)) > 1
     options = [EACH, *titles] if several else list(titles)
     state.preset(DOCUMENT, options, options[0])
-    title = str(
+    title = state.present(
         st.selectbox("Document", options, key=DOCUMENT, bind="query-params", index=None, required=True,
                      label_visibility="collapsed")
     )  # fmt: skip
