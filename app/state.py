@@ -17,6 +17,7 @@ from moe_core.errors import RunError
 from moe_core.inference.subjects import OPENED, Live, RoutingFile, Subject
 from moe_core.program import program
 from moe_core.runs import RunFolder
+from moe_core.runs.names import is_run_name
 
 RUN = "run"
 """str, in the URL: the chosen run, or the name of what was opened instead ("trace text.parquet")."""
@@ -45,6 +46,8 @@ MORE_TEXT = "domains_more_text"
 """str: the run whose domain map was asked for on more text."""
 T = TypeVar("T")
 _STEP = "step "
+_LAYER_OF = "layer_of"
+"""str: what the layer picker was drawn for last."""
 _NEXT_RUN = "next_run"
 """str: run to choose when the side bar is drawn next."""
 _MISSING_RUN = "missing_run"
@@ -167,6 +170,20 @@ def preset(key: str, options: Sequence[Any], default: Any, shown: Callable[[Any]
             st.session_state[key] = written[str(value)]  # a link that was typed: the widget knows what it shows alone
     elif str(value) not in {*written, *map(shown, options)}:
         st.session_state[key] = default
+
+
+def needs_layer(name: str, layers: Sequence[int]) -> bool:
+    """Whether the layer picker of what has this name must begin anew, drawn for the first time or after something else.
+
+    From one run to another the layer stays, so that both can be held against each other. A layer of another model says
+    nothing of a file.
+    """
+    before = st.session_state.get(_LAYER_OF)
+    st.session_state[_LAYER_OF] = name
+    if before is None or before == name:
+        given = st.session_state.get(LAYER) if LAYER in st.session_state else st.query_params.get(LAYER)
+        return str(given) not in map(str, layers)
+    return not (is_run_name(before) and is_run_name(name))
 
 
 def present(value: T | None) -> T:

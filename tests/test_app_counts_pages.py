@@ -164,7 +164,7 @@ def test_the_real_imatrix_of_llama_cpp_says_what_it_can(opened: Open) -> None:
 
 
 def test_domains_are_faded_where_sources_are_not_told_apart(opened: Open) -> None:
-    at = opened("source", page="domains")
+    at = opened("source", page="domains", layer="3")
     assert "Layer 3: Experts know a token's domain: NMI" in shown(at)
     at = opened("domain", page="domains")
     assert "cannot be tested, as the counts do not tell the sources of a domain apart" in shown(at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,34 @@ def test_a_trace_opens_without_a_run_and_is_described(trace_path: Path, opened: 
     assert "Which experts write which words?" not in links
     assert "Where does each token of my text go?" in links
     assert not at.error
+
+
+def test_a_trace_opens_at_the_layer_its_verdict_calls_strongest(
+    own_root: Path, trace_path: Path, tmp_path: Path, opened: Open
+) -> None:
+    trace = small_trace()
+    swapped = {name: np.ascontiguousarray(getattr(trace, name)[::-1]) for name in ("router_indices", "router_scores")}
+    path = tmp_path / "first_layer.parquet"
+    replace(trace, **swapped).save(path)
+    at = opened("--trace", str(path))
+    assert "layer 1 most" in shown(at)
+    assert at.session_state["layer"] == 1
+    assert opened("--trace", str(path), layer="3").session_state["layer"] == 3  # a link says which
+
+    at = opened("--trace", str(path), root=own_root, run="tiny", layer="0")
+    assert at.session_state["layer"] == 0
+    at.selectbox(key="run").select("trace first_layer.parquet").run()
+    assert at.session_state["layer"] == 1
+    at.segmented_control(key="layer").set_value(3).run()
+    at.switch_page("app_pages/domains.py").run()
+    assert at.session_state["layer"] == 3
+    at.selectbox(key="run").select("tiny").run()
+    at.selectbox(key="run").select("trace first_layer.parquet").run()
+    assert at.session_state["layer"] == 1  # tiny has a layer 1 too: not its is shown, but the strongest
+    OPENED.open_file(trace_path)
+    at.run()
+    at.selectbox(key="run").select("trace recorded.parquet").run()
+    assert at.session_state["layer"] == 3
 
 
 @pytest.mark.parametrize("page", PAGES)

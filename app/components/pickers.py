@@ -13,6 +13,7 @@ from app.components.opened_facts import describe_opened
 from app.components.page import ago, plain
 from moe_core.errors import MoescopeError
 from moe_core.inference.subjects import OPENED, Opened, RoutingFile
+from moe_core.routing.measures.domains import domain_nmi_test, strongest_layer
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.runs.names import is_run_name
 from moe_core.words import percent
@@ -122,11 +123,22 @@ def _preset_layer(chosen: RunSummary | Opened | None) -> Sequence[int]:
         return []
     try:
         layers = _layers(chosen)
+        if layers and state.needs_layer(chosen.name, layers):
+            st.session_state[state.LAYER] = _layer_at_first(chosen, layers)
     except MoescopeError:
         return []  # a run that is being prepared has no configuration yet
     if layers:
         state.preset(state.LAYER, layers, layers[-1])
     return layers
+
+
+def _layer_at_first(chosen: RunSummary | Opened, layers: Sequence[int]) -> int:
+    """Of a file the layer that its verdict calls the strongest; the last where it calls none, and of a model."""
+    if not isinstance(chosen, RoutingFile):
+        return layers[-1]
+    with st.spinner("Looking for the layer that tells most ..."):
+        layer = strongest_layer(loaders.trace(chosen).get(domain_nmi_test))
+    return layers[-1] if layer is None else layer
 
 
 def _layers(chosen: RunSummary | Opened) -> Sequence[int]:

@@ -273,6 +273,12 @@ def _why_untestable(trace: AnyRouting, domain_ids_N: Int64Array) -> str:
     return "" if ways >= log(1 / SIGNIFICANCE) - 1e-9 else FEW_DOCUMENTS
 
 
+def strongest_layer(nmi: pd.DataFrame) -> int | None:
+    """The layer whose experts know a token's domain most, as domain_verdict names it; None where none surely does."""
+    found = nmi[nmi["verdict"].isin([CLEARLY, SLIGHTLY])]
+    return None if found.empty else int(found["layer"].iloc[int(found["effect"].argmax())])
+
+
 def domain_verdict(nmi: pd.DataFrame) -> str:
     """Do experts know a token's domain? From baselines.domain_nmi, all layers or the rows of one."""
     verdicts = set(nmi["verdict"])
@@ -286,10 +292,10 @@ def domain_verdict(nmi: pd.DataFrame) -> str:
     if FEW_DOCUMENTS in verdicts:
         documents = count_of(int(nmi["sources"].iloc[0]), "document")
         return f"Too few documents to tell ({documents}): trace more of each domain before reading this map."
-    found = nmi[nmi["verdict"].isin([CLEARLY, SLIGHTLY])]
-    if found.empty:
+    layer = strongest_layer(nmi)
+    if layer is None:
         return f"{NOTHING_THERE[:-1]}{not_tested(nmi)}."
-    best = found.iloc[int(found["effect"].argmax())]
+    best = nmi[nmi["layer"] == layer].iloc[0]
     where = f"layer {int(best['layer'])} most, " if len(nmi) > 1 else ""
     size = (
         f"{where}NMI {interval_words(best, number)}; as counted {number(best['nmi'])} against "
