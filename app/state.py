@@ -48,6 +48,8 @@ T = TypeVar("T")
 _STEP = "step "
 _LAYER_OF = "layer_of"
 """str: what the layer picker was drawn for last."""
+_TRAIL = "trail"
+"""list of str: what was chosen in this session, the latest last."""
 _NEXT_RUN = "next_run"
 """str: run to choose when the side bar is drawn next."""
 _MISSING_RUN = "missing_run"
@@ -129,15 +131,31 @@ def open_run(name: str) -> None:
     forget_missing_run()
 
 
+def close(name: str) -> None:
+    """For callbacks: what was opened under this name is offered no longer. What was shown before it is chosen."""
+    OPENED.close(name)
+    if trail := [other for other in st.session_state.get(_TRAIL, []) if other != name]:
+        open_run(trail[-1])
+
+
 def preset_run(names: Sequence[str], default: str) -> None:
-    """What `preset` does, for the run; a run that open_run asked for comes first, and one not there is remembered."""
+    """What `preset` does, for the run; a run that open_run asked for comes first, and one not there is remembered.
+
+    One that was closed, here or in another browser, gives way to what was shown before it.
+    """
+    shown = st.session_state[_TRAIL] = [name for name in st.session_state.get(_TRAIL, []) if name in names]
     wanted = st.session_state.pop(_NEXT_RUN, None)
     if wanted in names:
         st.session_state[RUN] = wanted
     asked = st.session_state.get(RUN) or st.query_params.get(RUN)
     if asked and asked not in names:
         st.session_state[_MISSING_RUN] = asked
-    preset(RUN, names, default)
+    preset(RUN, names, shown[-1] if shown else default)
+
+
+def remember_shown(name: str) -> None:
+    """This is what the side bar shows now."""
+    st.session_state[_TRAIL] = [*(other for other in st.session_state.get(_TRAIL, []) if other != name), name]
 
 
 def has_subject() -> bool:

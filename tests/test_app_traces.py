@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,20 @@ def test_a_trace_and_a_run_are_both_offered(trace_path: Path, trained_root: Path
     at.button(key="close_opened").click().run()
     assert at.selectbox(key="run").options == ["tiny"]
     assert at.title[0].value == "What is tiny, and is its routing healthy?"
+
+
+def test_close_goes_back_to_the_run_that_was_shown_before(own_root: Path, trace_path: Path, opened: Open) -> None:
+    for name in ("other", "third"):
+        shutil.copytree(own_root / "tiny", own_root / name)
+    at = opened("--trace", str(trace_path), root=own_root)
+    first = next(name for name in at.selectbox(key="run").options if " " not in name)
+    came_from = "tiny" if first != "tiny" else "other"  # not the one that is chosen where nothing is said
+    at.selectbox(key="run").select(first).run()
+    at.selectbox(key="run").select(came_from).run()
+    at.selectbox(key="run").select("trace recorded.parquet").run()
+    at.button(key="close_opened").click().run()
+    assert at.session_state["run"] == came_from
+    assert not at.sidebar.warning  # whoever closes it knows that it is closed
 
 
 def test_a_link_to_a_trace_that_is_not_open_says_so(trained_root: Path, opened: Open) -> None:

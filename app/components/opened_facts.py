@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import loaders
+from app import loaders, state
 from app.components.page import errors_as_boxes, plain
-from moe_core.inference.subjects import OPENED, ForeignModel, Opened, RoutingFile
+from moe_core.inference.subjects import ForeignModel, Opened, RoutingFile
 from moe_core.routing.measures.capability import capabilities
 from moe_core.routing.measures.health import extent_words
 from moe_core.routing.opening import OURS
@@ -20,7 +20,7 @@ def describe_opened(opened: Opened) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.badge(opened.name.partition(" ")[0], color="violet", help=plain(where),
                  icon=":material/draft:" if is_file else ":material/memory:")  # fmt: skip
-        st.button("Close", key="close_opened", type="tertiary", icon=":material/close:", on_click=OPENED.close,
+        st.button("Close", key="close_opened", type="tertiary", icon=":material/close:", on_click=state.close,
                   args=(opened.name,), help="Take it off the list; the files stay.")  # fmt: skip
     with errors_as_boxes("It cannot be read"):
         facts = _facts_of_file(opened) if isinstance(opened, RoutingFile) else _facts_of_model(opened)

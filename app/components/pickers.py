@@ -59,6 +59,7 @@ def pick_subject(runs: list[RunSummary], first: str | None = None) -> RunSummary
     if missing := state.missing_run():
         st.warning(_missing(missing, name))
         offer_again(missing)
+    state.remember_shown(name)
     run = offered.get(name, offered[names[0]])
     if not isinstance(run, RunSummary):
         describe_opened(run)
