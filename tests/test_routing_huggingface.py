@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ transformers = pytest.importorskip("transformers", reason="Hugging Face models n
 
 from moe_core.errors import ModelError, MoescopeError, TraceError, UsageError  # noqa: E402
 from moe_core.routing import capture  # noqa: E402
+from moe_core.routing.instruments.huggingface import hub  # noqa: E402
 from moe_core.routing.instruments.huggingface.loading import load  # noqa: E402
 
 TOKENS = torch.arange(3, 27).view(2, 12)
@@ -129,11 +133,44 @@ def test_encoder_and_decoder_are_two_texts(tmp_path: Path) -> None:
     refused(tmp_path / "switch", r"routers in 2 parts that read different tokens; capture one: .*encoder", TraceError)
 
 
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library alone would try again and again; nothing is said of whether the hub has such a model."""
+    assert hub.HUB_SECONDS <= 3
+    monkeypatch.setattr(hub, "HUB_SECONDS", 0.2)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and says nothing
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        refused("nobody/nothing", "the hub is not reachable: check this machine's network")
+
+
+def test_a_name_that_the_hub_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with HTTPServer(("127.0.0.1", 0), Hub) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        )
+        Thread(target=server.serve_forever, daemon=True).start()
+        refused("nobody/nothing", "no folder 'nobody/nothing', and no model of this name in the cache or on the hub")
+        server.shutdown()
+
+
 def test_what_is_not_there(tmp_path: Path, folder: Path) -> None:
     refused(tmp_path / "nowhere", "there is no model folder")
     refused(folder / "config.json", "there is no model folder")
     refused(tmp_path, "has no config.json")
-    refused("nobody/nothing", "no folder 'nobody/nothing', and no model of this name in the cache or on the hub")
+    refused("nobody/nothing", "no folder 'nobody/nothing' and no model of this name in the cache, .* HF_HUB_OFFLINE is")
+    refused("nobody/no thing", "nobody/no thing could not be loaded: Repo id must use alphanumeric chars")
     (folder / WEIGHTS).unlink()
     refused(folder, r"copy has no weights; expected \*\.safetensors")
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.errors import ModelError, MoescopeError, TraceError, UsageError
 from moe_core.files import user_path
+from moe_core.routing.instruments.huggingface.hub import must_stay_offline
 from moe_core.routing.instruments.huggingface.model_folder import check_folder
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def load(
     if local:
         check_folder(folder)
     with _quiet_library(transformers), explained_errors(name, local):
-        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        given = {"trust_remote_code": trust_remote_code, "local_files_only": local or must_stay_offline(place)}
+        config = transformers.AutoConfig.from_pretrained(place, **given)
         model_class = _model_class(transformers, config, trust_remote_code)
         bare = _outline_with_routers(model_class, config, name, trust_remote_code)
         extra = {"device_map": device_map, "quantization_config": quantization_config}
@@ -76,12 +78,12 @@ def load(
                 place,
                 config=config,
                 dtype="auto" if dtype is None else dtype,
-                trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
+                **given,
                 **{key: value for key, value in extra.items() if value is not None},
             )
-        tokenizer = _tokenizer(transformers, place, local=local, trust_remote_code=trust_remote_code)
+        tokenizer = _tokenizer(transformers, place, local, given)
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"the weights of {name} lack {len(missing)} of its parameters, such as {missing[0]!r}; they belong to "
@@ -153,12 +155,12 @@ def _selection_biases_kept_whole(bare: torch.nn.Module) -> Iterator[None]:
             kind._keep_in_fp32_modules_strict = before
 
 
-def _tokenizer(transformers: Any, place: str, *, local: bool, trust_remote_code: bool) -> Any:
+def _tokenizer(transformers: Any, place: str, local: bool, given: Mapping[str, bool]) -> Any:
     """None where there is no tokenizer; one that is there but cannot be read is an error."""
     if local and not any((Path(place) / name).is_file() for name in _TOKENIZER_FILES):
         return None
     try:
-        return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+        return transformers.AutoTokenizer.from_pretrained(place, **given)
     except OSError:
         if local:
             raise
@@ -221,7 +223,9 @@ def _explanation(name: str, local: bool, text: str) -> str:
         return f"{name} is of a kind that this transformers does not know; update it (requirements-huggingface.txt)"
     if "ccelerate" in text:
         return "device_map needs the accelerate library; python -m pip install accelerate, or leave device_map out"
-    if not local and ("offline" in text.lower() or "connect" in text.lower() or "not a valid model" in text):
+    if not local and "not a valid model" not in text and ("offline" in text.lower() or "connect" in text.lower()):
+        return f"{name} could not be read from the hub, which is not reachable any more; check this machine's network"
+    if not local and "not a valid model" in text:
         return f"there is no folder {name!r}, and no model of this name in the cache or on the hub"
     if "size mismatch" in text or "mismatched" in text:
         return f"the weights of {name} have other shapes than its config.json says: {text[:160]}"
