@@ -176,6 +176,14 @@ def test_ranks_that_are_uploaded_together_are_one_recording() -> None:
     assert RoutingCounts.load(job.result.path).tokens_per_expert.tolist() == [[[[3, 5, 6, 2]]]]
 
 
+@pytest.mark.parametrize("names", [["x.json"], ["x.csv"], ["rank0.jsonl", "rank1.jsonl"]])
+def test_what_is_wrong_with_an_upload_is_said_without_the_servers_folders(names: list[str]) -> None:
+    job = open_uploads(OPENED, [Upload(name, b"{}") for name in names], Said())
+    assert job.wait(SOON)
+    assert names[0] in str(job.error)
+    assert "/" not in str(job.error).replace("see docs/trace-format.md", "").replace(" / ", "")
+
+
 def test_what_is_open_already_is_uploaded_each_by_itself(tmp_path: Path) -> None:
     content = file_of_ours(answers(tmp_path / "a.jsonl")).path.read_bytes()
     job = open_uploads(OPENED, [Upload("one.parquet", content), Upload("two.parquet", content)], Said())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from moe_core.errors import MoescopeError
 from moe_core.inference.kept_files import Said
 from moe_core.inference.opening_job import OpeningJob, start_opening
 from moe_core.inference.subjects import Registry, RoutingFile
@@ -47,10 +49,20 @@ def open_uploads(registry: Registry, uploads: Sequence[Upload], said: Said) -> O
             if len(paths) == 1 or all(kind_of_file(path) for path in paths):
                 return [registry.open_file(path, said=said, is_upload=True, progress=progress) for path in paths][-1]
             return registry.open_file(folder, shown, said=said, is_upload=True, progress=progress)
+        except MoescopeError as error:
+            raise type(error)(_as_sent(str(error), folder, shown)) from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     return start_opening(str(folder), shown, work)
+
+
+def _as_sent(message: str, folder: Path, shown: str) -> str:
+    """A message about files in the folder with their names as their sender knows them: where they lay is nobody's
+    business."""
+    for place in {str(folder), str(folder.resolve())}:
+        message = message.replace(f"{place}{os.sep}", "").replace(place, shown)
+    return message
 
 
 def safe_name(name: str) -> str:
