@@ -20,6 +20,7 @@ import streamlit as st
 
 from moe_core.config import Config
 from moe_core.errors import RunError, TraceError, UsageError
+from moe_core.inference.kept_files import is_kept_file
 from moe_core.inference.subjects import ForeignModel, Live, RoutingFile
 from moe_core.progress import Progress
 from moe_core.routing.measured import Measured
@@ -165,9 +166,14 @@ def _probe(root: str, name: str, step: int, changed: Stamp) -> Measured:
 
 def trace(file: RoutingFile) -> Measured:
     """The trace or the counts in the file, see routing.opening.open_routing. Raises TraceError."""
-    if file.recording is not None and not file.path.is_file():
+    if not is_kept_file(file.path):
+        return _trace(str(file.path), stamp(file.path))
+    if not file.path.is_file():
         raise TraceError(f"what was kept of {file.name} is gone, as newer files took its room; open it again")
-    return _trace(str(file.path), stamp(file.path))
+    try:
+        return _trace(str(file.path), stamp(file.path))
+    except TraceError as error:
+        raise TraceError(f"what was kept of {file.name} is damaged; open it again") from error
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the file ...")

@@ -184,6 +184,24 @@ def test_what_is_wrong_with_an_upload_is_said_without_the_servers_folders(names:
     assert "/" not in str(job.error).replace("see docs/trace-format.md", "").replace(" / ", "")
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_kept_file_that_is_broken_is_named_as_its_user_knows_it(
+    dashboard: Open, tmp_path: Path, is_gone: bool
+) -> None:
+    content = file_of_ours(answers(tmp_path / "a.jsonl")).path.read_bytes()
+    job = open_uploads(OPENED, [Upload("mine.parquet", content)], Said())
+    assert job.wait(SOON)
+    assert job.result is not None
+    path = job.result.path
+    path.unlink() if is_gone else path.write_bytes(content[:500])
+    at = dashboard(tmp_path / "none", run="trace mine.parquet")
+    messages = [error.value.replace("\\", "") for error in (*at.main.error, *at.sidebar.error)]
+    assert messages
+    for message in messages:
+        assert "hat was kept of trace mine.parquet is" in message
+        assert str(path.parent) not in message
+
+
 def test_what_is_open_already_is_uploaded_each_by_itself(tmp_path: Path) -> None:
     content = file_of_ours(answers(tmp_path / "a.jsonl")).path.read_bytes()
     job = open_uploads(OPENED, [Upload("one.parquet", content), Upload("two.parquet", content)], Said())

@@ -91,7 +91,7 @@ def file_of_ours(
     An upload goes with the server, so its file of ours is kept too. Files `in_use` are not removed to make room.
     Raises TraceError or UsageError, in one line, where it cannot be read.
     """
-    if place.parent == private_folder(FOLDER):
+    if is_kept_file(place):
         return _kept_at(place)
     ours = kind_of_file(place) if said.format == "auto" else None
     if ours is not None and not is_upload:
@@ -104,6 +104,11 @@ def file_of_ours(
     made = _keep_upload(place, ours, folder, key) if ours is not None else _convert(place, said, folder, key, progress)
     _make_room(folder, {made.path, *in_use})
     return made
+
+
+def is_kept_file(path: Path) -> bool:
+    """Whether it is a copy of ours in the cache, whose path says nothing to who opened it."""
+    return path.parent == private_folder(FOLDER)
 
 
 def forget_kept_files(in_use: Collection[Path] = ()) -> None:
