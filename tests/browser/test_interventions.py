@@ -39,7 +39,7 @@ def test_a_click_chooses_the_expert_and_both_texts_are_written(server: Any, page
     box = chart.bounding_box()
     assert box is not None
     # The upper row is layer 0, below the scale; wherever the axes end, a third of the way is one of its cells.
-    place = box["x"] + box["width"] / 3, box["y"] + LEGEND_ROOM + 20
+    place = box["x"] + box["width"] / 3, box["y"] + LEGEND_ROOM + 45
     page.mouse.move(*place)
     page.mouse.click(*place)
     answer = page.get_by_text(re.compile(r"^Without expert \d of layer 0 the loss")).first
