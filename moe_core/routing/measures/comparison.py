@@ -11,7 +11,7 @@ from moe_core.errors import TraceError
 from moe_core.routing.measures.decisions import token_boundary
 from moe_core.routing.measures.persistence import first_choice, shared_experts
 from moe_core.routing.measures.term import Term
-from moe_core.routing.statistics.bootstrap import percentile_interval, resampled_totals, source_blocks
+from moe_core.routing.statistics.bootstrap import source_blocks, totals_ratio_interval
 from moe_core.routing.trace.counts import expert_counts
 from moe_core.routing.trace.kernels import grouped_counts
 from moe_core.routing.trace.shares import entropy, normalised, ratio
@@ -166,13 +166,9 @@ def _flip_rate_intervals(
 ) -> tuple[Float64Array, Float64Array]:
     """(low, high) [L] of the flip rates."""
     block_T, N = source_blocks(a.source_ids, rng)
-    if N < 2:
-        return np.full(len(flipped_LT), np.nan), np.full(len(flipped_LT), np.nan)
-    columns = [np.bincount(block_T, flipped_T, minlength=N) for flipped_T in flipped_LT]
-    totals_RX = resampled_totals(np.stack([*columns, np.bincount(block_T, minlength=N)], axis=1), rng)
-    return percentile_interval(
-        flipped_LT.mean(axis=1), totals_RX[:, :-1] / totals_RX[:, -1:], N, N - 1, limits=(0.0, 1.0)
-    )
+    flipped_NL = np.stack([np.bincount(block_T, flipped_T, minlength=N) for flipped_T in flipped_LT], axis=1)
+    tokens_NL = np.repeat(np.bincount(block_T, minlength=N)[:, None], len(flipped_LT), axis=1)
+    return totals_ratio_interval(flipped_NL, tokens_NL, rng)
 
 
 def diff_verdict(diff: pd.DataFrame) -> str:

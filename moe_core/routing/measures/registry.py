@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_core.routing.measures import (
+    agreement,
     causes,
     coactivation,
     comparison,
@@ -209,7 +210,7 @@ ROUTING_DIFF = Measure(
     function=comparison.routing_diff,
     value="flip_rate",
     verdict=comparison.diff_verdict,
-    terms=comparison.DIFF_TERMS,
+    terms=(*comparison.DIFF_TERMS, *agreement.AGREEMENT_TERMS),
 )
 MATCH_EXPERTS = Measure(
     name="match_experts",

@@ -17,6 +17,7 @@ from scipy import special
 from moe_core.errors import UsageError
 from moe_core.routing.statistics.intervals import TAILS, t_quantile
 from moe_core.routing.trace.blocks import BlockCounts, Blocks, block_counts
+from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import AnyTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
 
@@ -90,6 +91,22 @@ def resampled_totals(values_NX: npt.NDArray[np.number], rng: np.random.Generator
     """[R,X] sums over N blocks drawn with replacement, R = TOTALS_RESAMPLES times."""
     totals_RX: Float64Array = draws(len(values_NX), TOTALS_RESAMPLES, rng) @ values_NX.astype(np.float64)
     return totals_RX
+
+
+def totals_ratio_interval(
+    part_NX: npt.NDArray[np.number], whole_NX: npt.NDArray[np.number], rng: np.random.Generator
+) -> tuple[Float64Array, Float64Array]:
+    """(low, high) [X], 95 %, within 0..1: sum over N blocks of a part / sum of the whole, blocks drawn anew.
+
+    NaN with fewer than two blocks, or where there is no whole.
+    """
+    N, X = part_NX.shape
+    if N < 2:
+        return np.full(X, np.nan), np.full(X, np.nan)
+    totals_RX = resampled_totals(np.concatenate([part_NX, whole_NX], axis=1), rng)
+    resampled_RX = ratio(totals_RX[:, :X], totals_RX[:, X:])
+    value_X = ratio(part_NX.sum(axis=0), whole_NX.sum(axis=0))
+    return percentile_interval(value_X, resampled_RX, N, N - 1, limits=(0.0, 1.0))
 
 
 @dataclass(frozen=True)
