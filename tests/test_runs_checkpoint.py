@@ -80,6 +80,19 @@ def test_what_was_saved_loads(saver: Saver) -> None:
     assert load_run("one", saver.run.root, dtype=torch.bfloat16).model.embedding.weight.dtype == torch.bfloat16
 
 
+def test_a_run_is_loaded_without_the_compiler() -> None:
+    """Random values for a model without memory would load it, which takes longer than all the rest."""
+    code = (
+        "import sys\n"
+        "from moe_core.runs.checkpoint import load_run\n"
+        "weights = load_run('demo').model.embedding.weight\n"
+        "assert weights.std() > 0.001\n"
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_newest_two_are_kept_and_stale_folders_go(saver: Saver) -> None:
     (saver.run.weights_path / ".tmp-dead").mkdir(parents=True)
     (saver.run.weights_path / ".tmp-dead" / "model.safetensors").write_bytes(b"half")

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import tokenizers
-import torch
 from torch import Tensor
 
 from moe_core.config import Config, ModelConfig, validate_config
@@ -27,6 +26,7 @@ from moe_core.exchange.weight_files import (
     read_config_file,
     read_headers,
 )
+from moe_core.model.outline import outline
 from moe_core.model.size import check_fits_memory
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress
@@ -128,8 +128,7 @@ def _check_biases(headers: Mapping[str, TensorHeader], theirs: FamilyConfig) -> 
 
 
 def _model(state: dict[str, Tensor], config: ModelConfig, source: Path) -> MoETransformer:
-    with torch.device("meta"):  # On the meta device: shapes are compared before memory is taken.
-        model = MoETransformer(config)
+    model = outline(config)  # shapes are compared before memory is taken
     for name, expected in model.state_dict().items():
         if state[name].shape != expected.shape:
             raise RunError(

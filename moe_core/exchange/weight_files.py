@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from moe_core.config import ModelConfig
 from moe_core.errors import RunError, UsageError
 from moe_core.exchange.layouts import HEAD, Family, is_left_out, needed_names, to_checkpoint
-from moe_core.model.transformer import MoETransformer
+from moe_core.model.outline import outline
 from moe_core.runs.files import read_json_object
 
 LARGEST_CONFIG = 16 * 2**20
@@ -72,8 +72,8 @@ def check_headers(headers: Mapping[str, TensorHeader], config: ModelConfig, fami
                 f"the checkpoint lacks the tensor {name!r}, which a {family} model of its config.json has; "
                 "restore the checkpoint from a copy"
             )
-    with torch.device("meta"):  # shapes without memory
-        expected = to_checkpoint(MoETransformer(config).state_dict(), config, family)
+    with torch.device("meta"):  # what is put together from the outline stays without memory
+        expected = to_checkpoint(outline(config).state_dict(), config, family)
     for name, header in headers.items():
         if name in expected and header.shape != tuple(expected[name].shape):
             raise RunError(

@@ -179,11 +179,13 @@ def slim_run(run: RunFolder, *, max_bytes: int) -> int:
     Metrics, probes, held-out documents and status stay. Returns the run folder's size in bytes. Raises RunError,
     leaving the run as it was, when that would be more than `max_bytes`.
     """
+    from moe_core.model.outline import outline
+
     with run.lock():
         source = find_checkpoint(run)
         verify_checkpoint(source)
         step, version, _ = _versions(run)[-1]
-        buffers = dict(_outline(_checkpoint_config(source)).named_buffers())
+        buffers = dict(outline(_checkpoint_config(source).model).named_buffers())
         tensors = {
             name: tensor.to(_stored_dtype(tensor, torch.bfloat16, is_buffer=name in buffers))
             for name, tensor in _read_tensors(source / "model.safetensors").items()
@@ -214,6 +216,7 @@ def slim_run(run: RunFolder, *, max_bytes: int) -> int:
 
 def _load(run: RunFolder, folder: Path, device: str | torch.device, dtype: torch.dtype) -> LoadedRun:
     from moe_core.data.tokenizer import Tokenizer
+    from moe_core.model.outline import outline
 
     verify_checkpoint(folder)
     config = _checkpoint_config(folder)
@@ -226,7 +229,7 @@ def _load(run: RunFolder, folder: Path, device: str | torch.device, dtype: torch
             f"checkpoint {str(folder)!r} has a tokenizer of {tokenizer.vocab_size} entries but a model of "
             f"{config.model.vocab_size}; they do not belong together, restore the folder from a copy"
         )
-    model = _outline(config)
+    model = outline(config.model)
     path = folder / "model.safetensors"
     _compare_shapes(path, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     # A copy: safetensors hands out views of the mapped file, which a trainer may remove.
@@ -247,14 +250,6 @@ def _checkpoint_config(folder: Path) -> Config:
         return validate_config(read_json_object(folder / "config.json"))
     except MoescopeError as error:
         raise RunError(f"checkpoint {str(folder)!r} is damaged: {error}") from None
-
-
-def _outline(config: Config) -> MoETransformer:
-    """The model without memory, to compare before anything is allocated."""
-    from moe_core.model.transformer import MoETransformer
-
-    with torch.device("meta"):
-        return MoETransformer(config.model)
 
 
 def _stored_dtype(tensor: Tensor, dtype: torch.dtype, *, is_buffer: bool) -> torch.dtype:
