@@ -56,6 +56,19 @@ def test_without_a_checkpoint_or_a_score_it_says_so_and_shows_the_probe(
     assert err.count("\n") == 1
 
 
+def test_a_report_of_a_trace_holds_what_its_routing_tells(cli: Run, trained_root: Path, tmp_path: Path) -> None:
+    trace, target = RunFolder("tiny", trained_root).probe_path(40), tmp_path / "report.html"
+    code, out, _ = cli(trained_root, "report", "--trace", str(trace), "--out", str(target), "--json")
+    assert code == 0
+    page, figures = target.read_text(encoding="utf-8"), json.loads(out)
+    assert (figures["trace"], figures["bytes"]) == (str(trace), target.stat().st_size)
+    assert f"<h1>Trace {trace.name}</h1>" in page
+    assert "run tiny, step 40" in page
+    assert "Is the work shared evenly among the experts?" in page
+    assert "The whole configuration" not in page
+    assert "report --trace FILE" in page
+
+
 def test_what_cannot_be_written_or_read_is_refused_in_one_line(cli: Run, trained_root: Path, tmp_path: Path) -> None:
     for arguments, words in (
         (("--run", "nope"), "no run 'nope'"),
@@ -63,6 +76,8 @@ def test_what_cannot_be_written_or_read_is_refused_in_one_line(cli: Run, trained
         (("--run", "tiny", "--out", "/dev/null"), "device or pipe"),
         (("--run", "../tiny"), "../tiny"),
         ((), "--run"),
+        (("--run", "tiny", "--trace", "x.parquet"), "not allowed with"),
+        (("--trace", str(tmp_path / "none.parquet")), "none.parquet"),
     ):
         code, out, err = cli(trained_root, "report", *arguments)
         assert code in (1, 2)

@@ -6,9 +6,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from moe_core.cli.held_out_routing import held_out_routing
 from moe_core.cli.options import Parser, command, existing_run, finish, output_folder
 from moe_core.cli.output import Output, progress_on_stderr, write_bytes
-from moe_core.cli.run_sections import run_sections
 from moe_core.words import count_of
 
 PLOT_FORMATS = ("png", "svg", "pdf", "html", "csv")
@@ -42,6 +42,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
     formats = list(dict.fromkeys(arguments.format or ["png"]))
     from moe_core.figures.figure import figure_bytes
     from moe_core.figures.run_figures import sections_of_trace
+    from moe_core.reports.html_report import sections_with_routing
     from moe_core.routing.opening import open_routing
     from moe_core.runs.record import read_run
 
@@ -50,7 +51,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
         if run is not None:
             record = read_run(run)
             notes = record.notes
-            sections, _ = run_sections(run, record, progress)
+            sections, _ = sections_with_routing(record, held_out_routing(run), progress)
         else:
             with tempfile.TemporaryDirectory(prefix="moescope-") as scratch:
                 found = open_routing(arguments.trace, convert_to=Path(scratch) / "trace.parquet", progress=progress)

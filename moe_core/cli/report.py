@@ -1,20 +1,20 @@
-"""`moescope report`: all figures, verdicts and numbers of a run as one HTML file."""
+"""`moescope report`: all figures, verdicts and numbers of a run or a trace as one HTML file."""
 
 from __future__ import annotations
 
 import argparse
-from datetime import datetime
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_core.cli.held_out_routing import held_out_routing
 from moe_core.cli.options import Parser, command, existing_run, finish
 from moe_core.cli.output import Output, check_regular, progress_on_stderr, write_bytes
-from moe_core.cli.run_sections import run_sections
 
 if TYPE_CHECKING:
-    from moe_core.reports.page import ModelCard
+    from moe_core.progress import Progress
+    from moe_core.reports.html_report import HtmlReport
     from moe_core.runs.folder import RunFolder
-    from moe_core.runs.record import RunRecord
 
 
 def parser() -> Parser:
@@ -22,40 +22,41 @@ def parser() -> Parser:
     parser = command(
         "report",
         "Write one HTML file with everything about a run: pictures, verdicts, numbers and the model. It can be read\n"
-        "without a network or a program, and printed.",
+        "without a network or a program, and printed. Of a trace, everything that its routing tells.",
         "report --run demo --out out/demo.html",
+        "report --trace text.parquet",
     )
-    parser.add_argument("--run", metavar="NAME", required=True, help="run to report on")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", metavar="NAME", help="run to report on")
+    source.add_argument(
+        "--trace", metavar="FILE", help="trace to report on, counts, or a recording (see `open --help`)"
+    )
     parser.add_argument("--out", metavar="FILE", help="file to write (default out/report-NAME.html)")
     return finish(parser, report)
 
 
 def report(arguments: argparse.Namespace, output: Output) -> int:
-    """Write one HTML file with all a run has: pictures, verdicts, numbers and what the model is."""
-    run = existing_run(arguments.run)
-    path = Path(arguments.out if arguments.out is not None else f"out/report-{run.name}.html")
+    """Write one HTML file with all there is: pictures, verdicts, numbers and, of a run, what the model is."""
+    run = existing_run(arguments.run) if arguments.run is not None else None
+    name = run.name if run is not None else Path(arguments.trace).name
+    path = Path(arguments.out if arguments.out is not None else f"out/report-{name}.html")
     check_regular(str(path), "--out")
-    from moe_core.reports.page import report_page
-    from moe_core.runs.record import read_run
-
     with progress_on_stderr() as progress:
-        record = read_run(run)
-        sections, routing_of = run_sections(run, record, progress)
-        card = _card(run, record, routing_of)
-        page = report_page(card, sections, progress).encode()
+        made = _of_run(run, progress) if run is not None else _of_trace(arguments.trace, progress)
+        page = made.page.encode()
     write_bytes(path, page)
-    count = sum(len(section.figures) for section in sections)
-    for note in record.notes:
+    count = sum(len(section.figures) for section in made.sections)
+    for note in made.notes:
         output.say(note)
-    for section in sections:
+    for section in made.sections:
         output.say(f"{section.question} {section.figures[0].verdict}")
     output.say(f"{count} pictures, {len(page) / 2**20:.1f} MiB, in {path}: open it in any browser")
     output.figures(
         {
-            "run": run.name,
+            **({"run": run.name} if run is not None else {"trace": arguments.trace}),
             "out": str(path),
             "bytes": len(page),
-            "routing_of": routing_of,
+            "routing_of": made.routing_of,
             "sections": [
                 {
                     "question": section.question,
@@ -64,32 +65,24 @@ def report(arguments: argparse.Namespace, output: Output) -> int:
                         for figure in section.figures
                     ],
                 }
-                for section in sections
+                for section in made.sections
             ],
         }
     )
     return 0
 
 
-def _card(run: RunFolder, record: RunRecord, routing_of: str) -> ModelCard:
-    """Facts about the run; of one that was watched, those that its folder knows."""
-    from moe_core.model.size import active_parameters, flops_per_token, total_parameters
-    from moe_core.reports.page import ModelCard
+def _of_run(run: RunFolder, progress: Progress) -> HtmlReport:
+    from moe_core.model.size import cost_of
+    from moe_core.reports.html_report import report_on_run
 
-    made, config = datetime.now().strftime("%Y-%m-%d %H:%M"), record.config
-    if config is None:
-        assert record.watched is not None
-        return ModelCard(run.name, record.watched, record.step, 0, 0, 0, (), None, routing_of, made, record.notes)
-    return ModelCard(
-        run=run.name,
-        config=config,
-        step=record.step,
-        total_parameters=total_parameters(config.model),
-        active_parameters=active_parameters(config.model),
-        flops_per_token=flops_per_token(config.model, config.training.seq_len),
-        domains=run.domains(),
-        evaluation=record.evaluation,
-        routing_of=routing_of,
-        notes=record.notes,
-        made=made,
-    )
+    return report_on_run(run, held_out_routing(run), cost_of, progress)
+
+
+def _of_trace(file: str, progress: Progress) -> HtmlReport:
+    from moe_core.reports.html_report import report_on_routing
+    from moe_core.routing.opening import open_routing
+
+    with tempfile.TemporaryDirectory(prefix="moescope-") as scratch:
+        routing = open_routing(file, convert_to=Path(scratch) / "trace.parquet", progress=progress).routing
+        return report_on_routing(f"trace {Path(file).name}", routing, routing.source, "", progress)

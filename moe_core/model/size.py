@@ -29,6 +29,22 @@ SMALLEST_VOCABULARY = 257
 # ---- parameters and operations ----
 
 
+@dataclass(frozen=True)
+class ModelCost:
+    """The size and the work of a configured model."""
+
+    total_parameters: int
+    active_parameters: int
+    flops_per_token: int
+    """Of the forward pass at the length it was trained at, 2 per multiply-add."""
+
+
+def cost_of(config: Config) -> ModelCost:
+    """All three at once."""
+    model = config.model
+    return ModelCost(total_parameters(model), active_parameters(model), flops_per_token(model, config.training.seq_len))
+
+
 def total_parameters(config: ModelConfig) -> int:
     """All weights of the model; the tied embedding counts once."""
     _, moe = _layer_kinds(config)

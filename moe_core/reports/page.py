@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan
 from typing import Any
@@ -70,7 +70,19 @@ class ModelCard:
     """What must be known about the run's files, a sentence each."""
 
 
-def report_page(card: ModelCard, sections: Sequence[Section], progress: Progress = silent) -> str:
+@dataclass(frozen=True)
+class RoutingCard:
+    """Facts about routing whose model is elsewhere: a trace, counts, what another library's model did."""
+
+    name: str
+    """Such as "trace text.parquet"."""
+    facts: Mapping[str, str]
+    """What is said of it, by heading."""
+    made: str
+    """When the report was made, for people."""
+
+
+def report_page(card: ModelCard | RoutingCard, sections: Sequence[Section], progress: Progress = silent) -> str:
     """The whole report as HTML. Raises MoescopeError when a picture cannot be drawn."""
     total, calls = sum(len(section.figures) for section in sections), []
     shown: list[_ShownSection] = []
@@ -85,26 +97,48 @@ def report_page(card: ModelCard, sections: Sequence[Section], progress: Progress
             progress("drawing", done + 1, total)
         shown.append(_ShownSection(section.question, section.figures[0].verdict, _terms(section.terms), pictures))
     scripts = [plotly_bundle(), "\n".join(calls)] if calls else []
+    about = _about_routing(card) if isinstance(card, RoutingCard) else _about_run(card)
+    return render(
+        "page.html.j2",
+        made=card.made,
+        policy=_policy(scripts),
+        style=_style(),
+        sections=shown,
+        layers=_layers(sections),
+        scripts=[Markup(script) for script in scripts],
+        **about,
+    )
+
+
+def _about_run(card: ModelCard) -> dict[str, object]:
+    """What the template says of a run, by its names for it."""
     evaluation, config = card.evaluation, card.config
     tree = asdict(config) if isinstance(config, WatchedModel) else config.model_dump(mode="json")
     windows = None
     if evaluation is not None and not isinstance(config, WatchedModel):
         windows = window_words(config.training.seq_len, evaluation.windows)
-    return render(
-        "page.html.j2",
-        run=card.run,
-        made=card.made,
-        policy=_policy(scripts),
-        style=_style(),
-        facts=_facts(card),
-        tree=json.dumps(tree, indent=2),
-        sections=shown,
-        loss=_loss_sentence(evaluation),
-        losses=None if evaluation is None else _losses(evaluation),
-        windows=windows,
-        layers=_layers(sections),
-        scripts=[Markup(script) for script in scripts],
-    )
+    return {
+        "name": f"run {card.run}",
+        "command": f"report --run {card.run}",
+        "facts": _facts(card),
+        "tree": json.dumps(tree, indent=2),
+        "loss": _loss_sentence(evaluation),
+        "losses": None if evaluation is None else _losses(evaluation),
+        "windows": windows,
+    }
+
+
+def _about_routing(card: RoutingCard) -> dict[str, object]:
+    """The same of routing without its model."""
+    return {
+        "name": card.name,
+        "command": "report --trace FILE",
+        "facts": card.facts,
+        "tree": None,
+        "loss": None,
+        "losses": None,
+        "windows": None,
+    }
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pandas as pd
 
 from moe_core.ablation_modes import MODES
 from moe_core.config import Config
-from moe_core.routing import RoutingTrace
 from moe_core.routing.trace.routing_counts import RoutingCounts
+from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.runs.analysis import read_ablation_map, read_table
 from moe_core.runs.evaluation import Evaluation
 from moe_core.runs.folder import RunFolder, RunStatus
