@@ -238,11 +238,12 @@ def test_progress_is_shown_and_can_be_cancelled(dashboard: Open, tmp_path: Path)
 
 
 def test_a_cancelled_conversion_leaves_nothing(tmp_path: Path) -> None:
-    started = threading.Event()
+    started, is_known = threading.Event(), threading.Event()
 
     def work(progress: Progress) -> RoutingFile:
         def report(stage: str, done: int, total: int) -> None:
             started.set()
+            assert is_known.wait(SOON)  # the job below has its name
             if stage.startswith("writing"):
                 job.cancel()
             progress(stage, done, total)
@@ -250,6 +251,7 @@ def test_a_cancelled_conversion_leaves_nothing(tmp_path: Path) -> None:
         return OPENED.open_file(answers(tmp_path / "a.jsonl", texts=50), progress=report)
 
     job = start_opening("cancelled", "a.jsonl", work)
+    is_known.set()
     assert started.wait(SOON)
     assert job.wait(SOON)
     assert job.was_cancelled
