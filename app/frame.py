@@ -13,11 +13,14 @@ from app.components.no_run import DENSE, explain_broken_run, explain_need, expla
 from app.components.open_other import open_field
 from app.components.open_progress import finish_opening, show_running
 from app.components.page import errors_as_boxes, header, prose
+from app.components.page_tools import page_tools
+from moe_core.figures.palette import DARK_TEXT, LIGHT_TEXT
 from moe_core.inference.command_line_subjects import open_from_command_line
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.words import sentence
 
 ICON = str(Path(__file__).with_name("icon.svg"))  # a file of ours: an icon by name would be fetched from outside
+NAME = "Moescope"
 
 
 def pages() -> dict[str, list[st.Page]]:
@@ -93,10 +96,22 @@ def pages() -> dict[str, list[st.Page]]:
     }
 
 
+def _named_logo() -> str:
+    """The icon with the name beside it, as SVG. A picture does not inherit the page's ink, so it is given it."""
+    ink = DARK_TEXT if st.context.theme.type == "dark" else LIGHT_TEXT
+    icon = Path(ICON).read_text(encoding="utf-8").replace('viewBox="0 0 32 32"', 'width="32" height="32"')
+    # Every machine has another sans-serif face: the name is fitted into the same room in all of them.
+    fitted = (
+        'textLength="100" lengthAdjust="spacingAndGlyphs" font-family="sans-serif" font-size="20" font-weight="600"'
+    )
+    name = f'<text x="42" y="23" {fitted} fill="{ink}">{NAME}</text>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 146 32" width="146" height="32">{icon}{name}</svg>'
+
+
 def draw() -> None:
     """The page that is asked for, in its frame; Streamlit runs this at every change."""
-    st.set_page_config(page_title="Moescope", page_icon=ICON, layout="wide")
-    st.logo(ICON, size="large")
+    st.set_page_config(page_title=NAME, page_icon=ICON, layout="wide")
+    st.logo(_named_logo(), size="large")
     navigation = pages()
     page = st.navigation(navigation)
     training = navigation["Follow"][0]  # starts runs, so it opens without one
@@ -117,6 +132,7 @@ def draw() -> None:
         for error in named.errors:
             st.error(prose(sentence(error)), icon=":material/error:")
 
+    page_tools(chosen)
     with errors_as_boxes():
         if page.url_path == training.url_path:
             page.run()

@@ -8,13 +8,12 @@ copied for each. All caches are bounded.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -22,6 +21,7 @@ from moe_core.config import Config
 from moe_core.errors import RunError, TraceError, UsageError
 from moe_core.inference.kept_files import is_kept_file
 from moe_core.inference.subjects import ForeignModel, Live, RoutingFile
+from moe_core.once import Once
 from moe_core.progress import Progress
 from moe_core.routing.measured import Measured
 from moe_core.runs import RunFolder, RunSummary, list_runs
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from app.components.text_pair import TextPair
     from moe_core.data.document import Document
     from moe_core.inference.protocol import LanguageModel
+    from moe_core.reports.html_report import HtmlReport
     from moe_core.routing import Intervention
     from moe_core.routing.trace.routing_counts import RoutingCounts
     from moe_core.routing.trace.trace import RoutingTrace
@@ -47,7 +48,6 @@ RECENT_READINGS = 20
 """Of a watched run: so many readings tell how the routing is now."""
 MAX_SNAPSHOTS = 64
 """Snapshots of one run that are read at once: more would not fit a picture."""
-T = TypeVar("T")
 Stamp = tuple[int, int, int]
 """Modification time in ns, size in bytes and inode: another file, or a changed one, has another stamp."""
 
@@ -264,26 +264,15 @@ def deep_routing(run: RunFolder, progress: Progress | None = None, through: RunF
     return place.once(lambda: Measured(trace_held_out(loaded_run(model), run, progress)))
 
 
-@dataclass
-class _Place(Generic[T]):
-    """The place of a value that is made outside the cached function, which may not draw a progress bar."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    made: T | None = None
-
-    def once(self, make: Callable[[], T]) -> T:
-        """What `make` returned at the first call; another session that asks meanwhile waits for it."""
-        with self.lock:
-            if self.made is None:
-                self.made = make()
-            return self.made
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _routing_place(root: str, name: str, folder: str, changed: Stamp, text: str, text_changed: Stamp) -> Once[Measured]:
+    return Once()
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _routing_place(
-    root: str, name: str, folder: str, changed: Stamp, text: str, text_changed: Stamp
-) -> _Place[Measured]:
-    return _Place()
+def report_place(name: str, *changed: Stamp) -> Once[HtmlReport]:
+    """Where the report on what has this name is kept; it is made on its page, under a progress bar."""
+    return Once()
 
 
 def ablation(run: RunFolder, mode: str = "zero") -> pd.DataFrame | None:
@@ -314,8 +303,8 @@ def expert_effect(subject: Live, intervention: Intervention, progress: Progress 
 
 
 @st.cache_resource(max_entries=512, show_spinner=False)
-def _effect_place(root: str, name: str, folder: str, changed: Stamp, what: str) -> _Place[pd.DataFrame]:
-    return _Place()
+def _effect_place(root: str, name: str, folder: str, changed: Stamp, what: str) -> Once[pd.DataFrame]:
+    return Once()
 
 
 def _measure_effect(subject: Live, intervention: Intervention, progress: Progress | None) -> pd.DataFrame:

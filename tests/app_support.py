@@ -78,8 +78,9 @@ def shown(at: AppTest) -> str:
 
 def payloads(at: AppTest) -> list[dict[str, Any]]:
     """What the page sent to its token views."""
-    views = (element for element in at.main if element.proto.__class__.__name__ == "BidiComponent")
-    return [json.loads(view.proto.json) for view in views]
+    components = (element for element in at.main if element.proto.__class__.__name__ == "BidiComponent")
+    sent = [json.loads(component.proto.json) for component in components]
+    return [payload for payload in sent if "series" in payload]
 
 
 def payload_of(at: AppTest) -> dict[str, Any]:

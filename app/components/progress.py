@@ -21,23 +21,28 @@ def stage_text(label: str, seconds_left: float | None) -> str:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield progress(stage, done, total), which moves a bar; the bar goes when the block ends."""
+def progress_bar(label: str, *, stages: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield progress(stage, done, total), which moves a bar; the bar goes when the block ends.
+
+    `stages`: each stage is named and has a time left of its own, for work whose stages differ.
+    """
     place = st.empty()
     place.progress(0.0, text=f"{plain(label)} ...")  # loading a model comes before the first progress
-    began = time.monotonic()
+    began, present = time.monotonic(), ""
     drawn_at = 0.0
 
     def progress(stage: str, done: int, total: int) -> None:
-        nonlocal drawn_at
-        del stage
+        nonlocal drawn_at, began, present
         now = time.monotonic()
-        if total <= 0 or now - drawn_at < _REDRAW_SECONDS:
+        is_new = stages and stage != present
+        if is_new:
+            began, present = now, stage
+        if total <= 0 or (now - drawn_at < _REDRAW_SECONDS and not is_new):
             return
         drawn_at = now
         share = min(1.0, done / total)
         left = (now - began) * (1 - share) / share if share > 0 else None
-        place.progress(share, text=plain(stage_text(label, left)))
+        place.progress(share, text=plain(stage_text(f"{label}: {stage}" if stages else label, left)))
 
     try:
         yield progress
