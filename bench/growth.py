@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from bench.dashboard import browsing, rows_of, serving, visit_all, what_is_missing
+from bench.made_traces import Size, write_trace
 from bench.processes import ROOT, Took, run_python
 from bench.results import Goal, Result
 from bench.suite import Scale
@@ -26,7 +27,6 @@ from moe_core.figures.figure import figure_bytes
 from moe_core.figures.growth import growth_figure
 from moe_core.files import replaced
 from moe_core.routing.measures import registry
-from moe_core.routing.trace.parquet import TraceWriter
 from moe_core.routing.trace.trace import RoutingTrace
 
 LARGE_TOKENS, LARGE_MEMORY_MIB = 10_000_000, 4096.0
@@ -45,20 +45,6 @@ MEASURES: dict[str, tuple[Callable[..., object], ...]] = {
 }
 """In the order they are timed: what the nulls have in common with the counts is not counted again."""
 PICTURE = ROOT / "docs" / "benchmarks" / "growth.svg"
-_CHUNK = 2**17
-
-
-@dataclass(frozen=True)
-class Size:
-    """Sizes of a synthetic trace."""
-
-    tokens: int = 200_000
-    experts: int = 16
-    layers: int = 4
-    documents: int = 400
-    vocabulary: int = 8_000
-
-
 AXES: dict[str, Sequence[int]] = {
     "tokens": (250_000, 500_000, 1_000_000, 2_000_000),
     "experts": (8, 32, 128),
@@ -123,46 +109,6 @@ def growth_rows(points: pd.DataFrame) -> list[Result]:
         said = ", ".join(f"{size:,}: {cost:.2f} s" for size, cost in zip(own["size"], own["seconds"], strict=True))
         rows.append(Result(f"{kind} against {axis}, exponent", found, "", goal=goal, note=said))
     return rows
-
-
-def write_trace(path: Path, size: Size, seed: int = 0) -> None:
-    """A trace on disk, never in memory as a whole: skewed load, experts that follow tokens and domains a little.
-
-    Documents are of one length, four domains take turns, the tokens follow a power law.
-    """
-    with TraceWriter(path) as writer:
-        for part in _trace_parts(size, np.random.default_rng(seed)):
-            writer.write(part)
-
-
-def _trace_parts(size: Size, rng: np.random.Generator) -> Iterator[RoutingTrace]:
-    L, E, V = size.layers, size.experts, size.vocabulary
-    home_LV = rng.integers(0, E, (L, V))
-    texts = {i: f" word{i}" for i in range(V)}
-    length = -(-size.tokens // size.documents)
-    chunk = max(1, _CHUNK // length) * length  # a document is not cut
-    for start in range(0, size.tokens, chunk):
-        at = np.arange(start, min(start + chunk, size.tokens))
-        document_T = at // length
-        token_T = (rng.random(len(at)) ** 3 * V).astype(np.int32)
-        domain_T = document_T % 4
-        first_LT = np.minimum(rng.exponential(E / 3, (L, len(at))), E - 1).astype(np.int64)
-        first_LT = np.where(rng.random(first_LT.shape) < 0.4, home_LV[:, token_T], first_LT)
-        of_domain_LT = (domain_T * 3 + np.arange(L)[:, None]) % E
-        first_LT = np.where(rng.random(first_LT.shape) < 0.1, of_domain_LT, first_LT)
-        other_LT = (first_LT + rng.integers(1, E, first_LT.shape)) % E
-        weight_LT = 0.5 + 0.5 * rng.random(first_LT.shape)
-        yield RoutingTrace.from_arrays(
-            router_indices=np.stack([first_LT, other_LT], axis=-1),
-            router_scores=np.stack([weight_LT, 1 - weight_LT], axis=-1),
-            num_experts=E,
-            token_ids=token_T,
-            document_ids=document_T,
-            positions=at % length,
-            domain_ids=domain_T,
-            domains=["finance", "legal", "code", "general"],
-            vocabulary=texts,
-        )
 
 
 def _plots(path: Path, place: Path, file_format: str) -> Took:

@@ -37,6 +37,11 @@ def number(value: float) -> str:
     return fixed(float(two_digits), 5).rstrip("0").rstrip(".")
 
 
+def two_digits(value: float) -> str:
+    """As `number`, for numbers that stand below each other: 0.6 is "0.60" there, beside 0.69."""
+    return fixed(value, 2) if 0.005 <= abs(value) < 1 else number(value)
+
+
 def percent(share: float) -> str:
     """0.314 -> "31 %"; small shares keep a digit, and what is not 0 is never called 0."""
     if math.isnan(share):

@@ -47,6 +47,16 @@ def trained_root(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) 
     return root
 
 
+@pytest.fixture(scope="session")
+def large_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace as a real model's is: 12,000 tokens, 48 layers, 128 experts, 8 for each token, with text and domains."""
+    from bench.made_traces import LARGE_MODEL, write_trace
+
+    path = tmp_path_factory.mktemp("large") / "large.parquet"
+    write_trace(path, LARGE_MODEL)
+    return path
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No MOESCOPE_ variable of the developer's shell reaches a test."""

@@ -42,7 +42,7 @@ def test_domains_gives_map_null_and_verdict_of_every_layer(trained_root: Path, d
     at = dashboard(trained_root, "domains", layer="1")
     assert at.title[0].value == "Which experts prefer which kind of text?"
     assert "Layer 1:" in shown(at)
-    assert len(at.get("vega_lite_chart")) == 2
+    assert len(at.get("vega_lite_chart")) == 3  # the layer's map, all layers at once, each layer against chance
     table = at.dataframe[0].value
     assert list(table["layer"]) == [0, 1]
     assert table["verdict"].notna().all()

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from bench import dashboard, growth, startup, traces
+from bench.made_traces import LARGE_MODEL, Size, write_trace
 from bench.processes import run_python
 from bench.suite import Scale
 from moe_core.errors import MoescopeError
@@ -26,8 +27,8 @@ def test_the_exponent_is_that_of_the_larger_sizes() -> None:
 
 
 def test_a_synthetic_trace_has_the_size_asked_for(tmp_path: Path) -> None:
-    size = growth.Size(tokens=5_000, experts=6, layers=3, documents=50, vocabulary=300)
-    growth.write_trace(tmp_path / "t.parquet", size)
+    size = Size(tokens=5_000, experts=6, layers=3, documents=50, vocabulary=300)
+    write_trace(tmp_path / "t.parquet", size)
     trace = RoutingTrace.load(tmp_path / "t.parquet")
     assert trace.router_indices.shape == (3, 5_000, 2)
     assert trace.num_experts == 6
@@ -35,6 +36,23 @@ def test_a_synthetic_trace_has_the_size_asked_for(tmp_path: Path) -> None:
     assert trace.router_indices.min() == 0
     assert (trace.router_indices[..., 0] != trace.router_indices[..., 1]).all()
     assert trace.token_ids.max() < 300
+
+
+def test_the_trace_of_a_large_model_is_as_real_ones_are(large_trace: Path) -> None:
+    trace = RoutingTrace.load(large_trace)
+    assert trace.router_indices.shape == (48, 12_000, 8)
+    assert trace.num_experts == 128
+    assert trace.router_scores.sum(axis=2) == pytest.approx(1)
+    assert (np.diff(np.sort(trace.router_indices[::8], axis=2)) > 0).all()  # no expert is chosen twice
+    sources = pd.DataFrame({"source": trace.source_ids, "domain": trace.domain_ids}).drop_duplicates()
+    assert len(sources) == 48  # none is of two domains
+    assert trace.domains == ["finance", "legal", "code", "general"]
+    assert trace.token_text(0).startswith(" word")
+    first = trace.router_indices[..., 0]
+    inside = trace.positions[1:] > 0
+    alike = (first[:, 1:] == first[:, :-1])[:, inside].mean()
+    assert 0.3 < alike < 0.4  # by chance one in twenty
+    assert LARGE_MODEL.tokens == trace.num_tokens
 
 
 def test_growth_has_a_row_for_counts_and_one_for_nulls() -> None:

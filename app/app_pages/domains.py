@@ -8,10 +8,11 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure
+from app.components.map_view import pick_map_view
 from app.components.page import answer, errors_as_boxes, header, prose
 from app.components.progress import progress_bar
 from app.components.routing_text import amount, first_routing, independence_warning
-from moe_core.figures.domains import domain_map_figure
+from moe_core.figures.domains import domain_map_figure, preferred_domains_figure
 from moe_core.figures.measures import chance_figure
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
 from moe_core.routing.measures.capability import capability
@@ -19,6 +20,7 @@ from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
 from moe_core.routing.measures.registry import DOMAIN_CELLS, DOMAIN_NMI
 from moe_core.runs import RunFolder
 
+TERMS = ["domain", "lift", "interval", "domain specialization", "Benjamini-Hochberg"]
 subject, layer = state.subject(), state.selected_layer()
 header("Which experts prefer which kind of text?")
 place = st.empty()
@@ -35,14 +37,15 @@ if more and isinstance(subject, RunFolder):
         text = f"beginnings of held-out documents, sent through the newest checkpoint at {clock}"
 
 nmi, cells = measured.get(domain_nmi_test), measured.get(domain_cells)
-figure = measured.keep(("domains", layer), lambda: domain_map_figure(cells, nmi, layer))
+independence_warning(measured)
+if several := len(measured.trace.domains) > 1:
+    view, places = pick_map_view(measured)
+    figure = domain_map_figure(cells, nmi, layer, view, places)
+    show_figure(figure, key=figure.name, terms=TERMS)
+else:
+    figure = domain_map_figure(cells, nmi, layer)
 with place:
     answer(f"Layer {layer}: {figure.verdict}")
-independence_warning(measured)
-if len(measured.trace.domains) > 1:
-    show_figure(
-        figure, key=figure.name, terms=["domain", "lift", "interval", "domain specialization", "Benjamini-Hochberg"]
-    )
 with st.container(horizontal=True, vertical_alignment="center"):
     told = capability(DOMAIN_CELLS, measured.trace)
     faded = "Faded: not distinguishable from text of any domain, or too little text to test."
@@ -61,6 +64,10 @@ with st.container(horizontal=True, vertical_alignment="center"):
             args=(state.MORE_TEXT, subject.name),
         )
 
+if several and measured.trace.num_layers > 1:
+    everywhere = preferred_domains_figure(cells, nmi, view, places)
+    show_figure(everywhere, key=everywhere.name, title="All layers at once", terms=TERMS)
+    st.caption(prose(everywhere.verdict))
 if nmi["nmi"].notna().any():  # of one domain there is nothing to draw, and the answer says so
     show_figure(
         chance_figure(DOMAIN_NMI, nmi),

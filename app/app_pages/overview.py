@@ -9,6 +9,7 @@ import streamlit as st
 from app import loaders, state
 from app.components.figure import show_figure
 from app.components.key_figures import key_figures
+from app.components.map_view import pick_map_view
 from app.components.no_run import need
 from app.components.page import (
     COMPARE,
@@ -81,8 +82,9 @@ else:
 independence_warning(measured)
 
 key_figures(subject, measured, verdict, nmi)
+view, places = pick_map_view(measured)
 show_figure(
-    load_map_figure(load, balance),
+    load_map_figure(load, balance, view, places),
     key="expert_load",
     terms=["expert load", "lift", "load imbalance", "dead expert"],
 )

@@ -10,9 +10,10 @@ import pandas as pd
 
 from moe_core.data.windows import window_words
 from moe_core.errors import UsageError
+from moe_core.figures.expert_order import ALL, MapView, in_columns
 from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows
-from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, layered, rank_column, ranks_along
+from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, layered
 from moe_core.figures.maps import CELL, nats_limit, nats_map, share_map
 from moe_core.figures.palette import BAR, HEAT, LAYER_SHADES, NEUTRAL
 from moe_core.routing.measures.causes import ablation_verdict, importance_verdict
@@ -34,25 +35,21 @@ _MEASURES = {
 _SIMILARITY = "similarity of outputs (linear CKA)"
 
 
-def ablation_map_figure(effects: pd.DataFrame) -> Figure:
+def ablation_map_figure(effects: pd.DataFrame, view: MapView = ALL, places: pd.DataFrame | None = None) -> Figure:
     """What does the model lose without each expert? Frame of evaluation's ablation_map, of which all text is drawn.
 
     The scale is maps.nats_limit of all effects in the frame, so that it is that of ablation_domains_figure; a cell
-    whose interval holds 0 is faded. Of more than MAX_COLUMNS experts a column is a group of them, ranked by effect
-    within the layer, and a click chooses the group's first.
+    whose interval holds 0 is faded. `view` and `places`: see expert_order.in_columns.
     """
     frame = effects[effects["domain"] == "all"].reset_index(drop=True)
     if frame.empty:
         raise UsageError(f"no effect on all text is known, of {sorted(set(effects['domain']))} only; measure it again")
     data = frame.assign(
         nats=frame["delta_nats"],
-        column=frame["expert"],
+        telling=frame["delta_nats"].abs(),
         sentence=[_effect(row.layer, row.expert, "", row) for row in rows(frame)],
     )
-    x = alt.X("column:O", title="expert", axis=COLUMN_AXIS)
-    if frame["expert"].max() >= MAX_COLUMNS:
-        data = _ranked_groups(frame)
-        x = ranks_along("column:O", int(frame.groupby("layer").size().max()), "effect", "largest")
+    data, x = in_columns(data, places, view, telling="telling", drawn="the one with the largest effect")
     chart = nats_map(
         data[["layer", "expert", "column", "nats", "uncertain", "sentence"]],
         x=x,
@@ -211,24 +208,6 @@ def _effect(layer: int, expert: int, whose: str, row: object) -> str:
     if low == low:
         text += f", 95 % interval {signed(low)} to {signed(high)}"
     return text + (": uncertain." if getattr(row, "uncertain", False) else ".")
-
-
-def _ranked_groups(frame: pd.DataFrame) -> pd.DataFrame:
-    """MAX_COLUMNS groups of experts by rank of effect within the layer, the mean effect of each."""
-    ranked = frame.sort_values(["layer", "delta_nats"], ascending=[True, False], kind="stable")
-    rank = ranked.groupby("layer").cumcount() + 1
-    column = rank_column(rank, int(ranked.groupby("layer").size().max()))
-    grouped = ranked.assign(column=column, rank=rank).groupby(["layer", "column"], as_index=False).agg(
-        nats=("delta_nats", "mean"), expert=("expert", "first"), most=("delta_nats", "first"),
-        first=("rank", "min"), last=("rank", "max"), uncertain=("uncertain", "all"),
-    )  # fmt: skip
-    grouped["sentence"] = [
-        f"Layer {row.layer}, experts ranked {row.first} to {row.last} by effect: without one of them the loss changes "
-        f"by {signed(row.nats)} nats per token on average; most without expert {row.expert}, {signed(row.most)}"
-        + (": all uncertain." if row.uncertain else ".")
-        for row in rows(grouped)
-    ]
-    return grouped
 
 
 def _dots(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:

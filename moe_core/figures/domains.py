@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import altair as alt
 import pandas as pd
 
 from moe_core.errors import UsageError
+from moe_core.figures.expert_order import ALL, MapView, away_from_one, in_columns
 from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows
-from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, bars_height, layered, percent_axis
-from moe_core.figures.maps import lift_map
-from moe_core.figures.palette import BAR, HEAT, NEUTRAL
+from moe_core.figures.layout import COLUMN_AXIS, DOMAIN_AXIS, ROW_AXIS, bars_height, layered, percent_axis
+from moe_core.figures.maps import kinds_map, lift_map
+from moe_core.figures.palette import BAR, HEAT, NEUTRAL, domain_colour
 from moe_core.routing.measures.context_independence import token_verdict
-from moe_core.routing.measures.domains import CLEARLY, SLIGHTLY, domain_cell, domain_verdict, strongest_expert
-from moe_core.words import percent, sentence
+from moe_core.routing.measures.domains import (
+    CLEARLY,
+    SLIGHTLY,
+    domain_cell,
+    domain_verdict,
+    preferred,
+    strongest_expert,
+)
+from moe_core.words import count_of, percent, sentence
 
+NONE = "none surely"
+"""Kind of the experts that prefer no domain."""
+_ORDER_WORDS = {"number": "", "load": ", most loaded first", "preferred domain": ", by preferred domain"}
 _EXPLAINED: dict[str, tuple[str, str, str]] = {
     "the token alone": ("token_share", "token_chance", BAR),
     "its domain alone": ("domain_share", "", NEUTRAL),
@@ -23,32 +36,46 @@ _EXPLAINED: dict[str, tuple[str, str, str]] = {
 """Series of context_figure: name, column, column of its chance, colour."""
 
 
-def domain_map(cells: pd.DataFrame, layer: int) -> alt.LayerChart:
+def domain_map(
+    cells: pd.DataFrame, layer: int, view: MapView = ALL, places: pd.DataFrame | None = None
+) -> alt.LayerChart:
     """Domains x experts of one layer: how often a domain's tokens choose an expert, in multiples of its even share.
 
     `cells` has the columns of baselines.domain_cells. The scale is that of all lift maps, so layers can be compared; a
-    cell that cannot be told from text of any domain is faded. Of more than MAX_COLUMNS experts, those with the clearest
-    preference are drawn, in their order.
+    cell that cannot be told from text of any domain is faded. Experts stand in the order of `view`, a column with its
+    number each; of too many, neighbours in the order are one column, that with the clearest preference.
     """
     frame = cells[cells["layer"] == layer]
     if frame.empty:
         raise UsageError(f"layer {layer} has no domains; expected one of {sorted(set(cells['layer']))}")
-    note = ""
-    if frame["expert"].nunique() > MAX_COLUMNS:
-        note = f" ({MAX_COLUMNS} of {frame['expert'].nunique()}, those with the clearest preference)"
-        frame = frame[frame["expert"].isin(_clearest(frame))]
+    certain = frame["lift"].where(~frame["uncertain"].astype(bool), 1.0)
+    own = frame.assign(telling=away_from_one(certain)).groupby("expert", as_index=False)["telling"].max()
+    own = own.assign(layer=layer, sentence="")
+    drawn, _ = in_columns(own, places, replace(view, layers=None), telling="telling", drawn="")
+    frame = frame[frame["expert"].isin(drawn["expert"])]
     frame = frame.assign(sentence=[sentence(domain_cell(row._asdict())) for row in rows(frame)])
+    order = "" if places is None else _ORDER_WORDS[view.order]
+    left = len(own) - len(drawn)
+    note = f" ({len(drawn)} of {len(own)}, those with the clearest preference)" if left and view.places is None else ""
     return lift_map(
         frame,
-        x=alt.X("expert:O", title=f"expert of layer {layer}{note}", axis=COLUMN_AXIS),
-        y=alt.Y("domain:N", title="domain", sort=list(dict.fromkeys(cells["domain"]))),
+        x=alt.X(
+            "expert:O",
+            title=f"expert of layer {layer}{order}{note}",
+            axis=COLUMN_AXIS,
+            sort=[int(expert) for expert in drawn["expert"]],
+        ),
+        y=alt.Y("domain:N", title="domain", sort=list(dict.fromkeys(cells["domain"])), axis=DOMAIN_AXIS),
     )
 
 
-def domain_map_figure(cells: pd.DataFrame, nmi: pd.DataFrame, layer: int) -> Figure:
+def domain_map_figure(
+    cells: pd.DataFrame, nmi: pd.DataFrame, layer: int, view: MapView = ALL, places: pd.DataFrame | None = None
+) -> Figure:
     """Which experts prefer which domain in one layer? Frames of baselines.domain_cells and baselines.domain_nmi.
 
-    Where the layer as a whole is not distinguishable from chance, no cell of it is called a preference.
+    Where the layer as a whole is not distinguishable from chance, no cell of it is called a preference. `view` and
+    `places`: see expert_order.in_columns.
     """
     frame = cells[cells["layer"] == layer].reset_index(drop=True)
     row = nmi[nmi["layer"] == layer]
@@ -57,8 +84,60 @@ def domain_map_figure(cells: pd.DataFrame, nmi: pd.DataFrame, layer: int) -> Fig
         verdict = f"{verdict} {strongest_expert(frame)}"
     return Figure(
         f"domain_map_layer_{layer}", f"Experts and domains in layer {layer}",
-        "Which experts prefer which kind of text?", verdict, domain_map(cells, layer), frame,
+        "Which experts prefer which kind of text?", verdict, domain_map(cells, layer, view, places), frame,
     )  # fmt: skip
+
+
+def preferred_domains_figure(
+    cells: pd.DataFrame, nmi: pd.DataFrame, view: MapView = ALL, places: pd.DataFrame | None = None
+) -> Figure:
+    """Which domain does each expert of all layers prefer most surely? Frames of baselines.domain_cells and
+    baselines.domain_nmi.
+
+    A cell has the colour of the domain, the stronger, the larger the lift. Experts that surely prefer none are grey, as
+    are all of a layer that as a whole is not distinguishable from chance. `view` and `places`: see
+    expert_order.in_columns.
+    """
+    domains = list(dict.fromkeys(cells["domain"]))
+    found = set(nmi["layer"][nmi["verdict"].isin([CLEARLY, SLIGHTLY])])
+    best = preferred(cells[cells["layer"].isin(found)]).drop_duplicates(["layer", "expert"])
+    every = cells[["layer", "expert"]].drop_duplicates()
+    frame = every.merge(best[["layer", "expert", "domain", "lift"]], on=["layer", "expert"], how="left")
+    said = {(row.layer, row.expert): domain_cell(row._asdict()) for row in rows(best)}
+    frame["telling"] = frame["lift"].fillna(0.0)
+    frame["sentence"] = [
+        f"Layer {row.layer}: {said.get((row.layer, row.expert), f'expert {row.expert} surely prefers no domain')}."
+        for row in rows(frame)
+    ]
+    data, x = in_columns(frame, places, view, telling="telling", drawn="the one with the strongest preference")
+    chart = kinds_map(
+        data.assign(kind=data["domain"].fillna(NONE), strength=data["lift"])[
+            ["layer", "expert", "column", "kind", "strength", "sentence"]
+        ],
+        x=x,
+        y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS),
+        colours={name: domain_colour(name, domains) for name in domains},
+        none=NONE,
+    )
+    return Figure(
+        "preferred_domains", "The domain that each expert prefers", "Which experts of which layer prefer which domain?",
+        preferences_verdict(frame, nmi), chart, frame.drop(columns=["telling", "sentence"]),
+    )  # fmt: skip
+
+
+def preferences_verdict(preferences: pd.DataFrame, nmi: pd.DataFrame) -> str:
+    """How many experts surely prefer a domain, and where; of the frame of preferred_domains_figure."""
+    certain = preferences.dropna(subset="domain")
+    if certain.empty:
+        return domain_verdict(nmi)
+    by_domain = certain["domain"].value_counts()
+    named = ", ".join(f"{count:,} {name}" for name, count in by_domain.items())
+    most = certain["layer"].value_counts()
+    layer = min(most.index[most == most.max()])
+    where = (
+        f"; most in layer {layer}, {count_of(int(most.max()), 'expert')}" if preferences["layer"].nunique() > 1 else ""
+    )
+    return f"{len(certain):,} of {count_of(len(preferences), 'expert')} surely prefer a domain: {named}{where}."
 
 
 def context_figure(context: pd.DataFrame) -> Figure:
@@ -96,11 +175,3 @@ def context_figure(context: pd.DataFrame) -> Figure:
         "context_independence", "The token or its context", "What explains the choice of expert?",
         token_verdict(context), layered(layers, data, bars_height(context["layer"].nunique()) + 30), context,
     )  # fmt: skip
-
-
-def _clearest(frame: pd.DataFrame) -> list[int]:
-    certain = frame[~frame["uncertain"].astype(bool)]
-    distance = (certain["lift"] - 1).abs().groupby(certain["expert"]).max()
-    ranked = list(distance.sort_values(ascending=False).index)
-    rest = [expert for expert in frame["expert"].unique() if expert not in set(ranked)]
-    return [int(expert) for expert in (ranked + rest)[:MAX_COLUMNS]]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows
-from moe_core.figures.layout import MAX_COLUMNS, bars_height, layered
+from moe_core.figures.layout import bars_height, layered
 from moe_core.figures.palette import HEAT, LIFT_COLOURS, NEUTRAL, expert_colour
 from moe_core.routing.measures.causes import effects_verdict
 from moe_core.words import signed
@@ -57,10 +57,12 @@ def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:
 
 
 def with_outline(figure: Figure, layer: int, expert: int) -> Figure:
-    """A map of layers x experts with a frame around one expert's cell; as it is where a column is many experts."""
-    if figure.frame["expert"].max() >= MAX_COLUMNS:
+    """A map of layers x experts with a frame around one expert's cell; as it is where that is not drawn."""
+    data: pd.DataFrame = figure.chart.data  # type: ignore[assignment]
+    own = data[(data["layer"] == layer) & (data["expert"] == expert)]
+    if own.empty:
         return figure
-    cell = alt.Chart(pd.DataFrame({"layer": [layer], "column": [expert]})).encode(x="column:O", y="layer:O")
+    cell = alt.Chart(own[["layer", "column"]]).encode(x="column:O", y="layer:O")
     frame = cell.mark_rect(fill=None, stroke=expert_colour(0), strokeWidth=3, tooltip=None)
     chart = figure.chart.copy(deep=False)
     chart.layer = [*figure.chart.layer, frame]

@@ -9,8 +9,6 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from moe_core.words import ordinal
-
 WIDTH = 640
 AUTOSIZE = alt.AutoSizeParams(type="fit", contains="padding")
 """Width and height hold the axes and legends too: Streamlit makes just that much room on the page."""
@@ -23,34 +21,12 @@ BOLD_CHARACTER, NAME_GAP = 6.6, 12
 MAX_COLUMNS = 64
 """More experts than this are ordered and drawn in groups, or the most telling ones alone: a map of thousands of cells
 cannot be read."""
-COLUMN_AXIS = alt.Axis(labelAngle=0, labelOverlap="greedy")
+COLUMN_AXIS = alt.Axis(labelAngle=0, labelOverlap="parity")
 ROW_AXIS = alt.Axis(labelOverlap="greedy")
+DOMAIN_AXIS = alt.Axis(labelLimit=alt.ExprRef("clamp(width / 4, 60, 160)"))
+"""Rows of domains, whose names come from outside: on a phone a long one would leave no room for the map."""
 MAX_NUMBERED_BARS = 40
 """More bars than this stand too close for a number on each."""
-
-
-_RANKS_NAMED = 5
-
-
-def rank_column(rank: pd.Series[Any], experts: int) -> pd.Series[Any]:
-    """Column 0 .. MAX_COLUMNS - 1 of a rank 1 .. `experts`, where a map draws neighbouring ranks as one cell."""
-    return (rank - 1) * min(MAX_COLUMNS, experts) // experts
-
-
-def ranks_along(columns: str, experts: int, by: str, first: str) -> alt.X:
-    """The horizontal axis of a map whose columns are rank_column: "1st", "33rd", so that no rank is taken for the
-    number of an expert. `by` is what they are ranked by, `first` what stands on the left."""
-    count = min(MAX_COLUMNS, experts)
-    named = {
-        column: experts if column == count - 1 else -(-column * experts // count) + 1
-        for column in (round(i * (count - 1) / (_RANKS_NAMED - 1)) for i in range(_RANKS_NAMED))
-    }
-    chosen = " : ".join(f"datum.value == {column} ? '{ordinal(rank)}'" for column, rank in named.items())
-    axis = alt.Axis(values=list(named), labelExpr=f"{chosen} : ''", labelAngle=0, labelOverlap="greedy")
-    least, rest = divmod(experts, count)
-    cell = f"{least} or {least + 1} experts a cell" if rest else f"{least} experts a cell" if least > 1 else ""
-    title = f"rank by {by} within the layer, {first} first{f' ({cell})' if cell else ''}"
-    return alt.X(columns, title=title, axis=axis)
 
 
 def bars_height(rows: int) -> int:

@@ -6,17 +6,14 @@ import altair as alt
 import pandas as pd
 
 from moe_core.errors import UsageError
+from moe_core.figures.expert_order import ALL, MapView, away_from_one, in_columns
 from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import (
-    COLUMN_AXIS,
-    MAX_COLUMNS,
     ROW_AXIS,
     bars_height,
     layered,
     percent_axis,
-    rank_column,
-    ranks_along,
     step_axis,
 )
 from moe_core.figures.maps import lift_map
@@ -27,37 +24,36 @@ from moe_core.words import number, percent, sentence
 MAX_LINES = len(EXPERT_COLOURS)
 """More experts than this: the most unusual few are coloured and labelled, the others are grey."""
 HIGHLIGHTED_LINES = 6
-_NAMED_OF_GROUP = 8
 MAX_STEPS = 64
 """Of counts of more steps, neighbouring ones are drawn together (RoutingCounts.joined)."""
 
 
-def expert_load_map(load: pd.DataFrame, why_faded: str = "too little text to tell") -> alt.LayerChart:
+def expert_load_map(
+    load: pd.DataFrame,
+    why_faded: str = "too little text to tell",
+    view: MapView = ALL,
+    places: pd.DataFrame | None = None,
+) -> alt.LayerChart:
     """Layers x experts: load of each expert as a multiple of its even share (lift), on the log scale of all lift maps.
 
     `load` has the columns of metrics.expert_load: layer, expert, tokens, share. Where it has a true `uncertain` the
-    cell is faded, and `why_faded` says why. With more than MAX_COLUMNS experts a column is a group of experts
-    ranked by their load in that layer, most loaded first.
+    cell is faded, and `why_faded` says why. `view` and `places`: see expert_order.in_columns.
     """
     experts = int(load["expert"].max()) + 1
     frame = load.assign(lift=load["share"] * experts, uncertain=load.get("uncertain", False))
-    if experts > MAX_COLUMNS:
-        frame = _ranked_groups(frame)
-        x = ranks_along("column:O", experts, "load", "most loaded")
-    else:
-        frame = frame.assign(column=frame["expert"].astype(int))
-        x = alt.X("column:O", title="expert", axis=COLUMN_AXIS)
-        frame["sentence"] = [
-            f"Layer {row.layer}, expert {row.expert}: {percent(row.share)} of the layer's choices, "
-            f"{number(row.lift)} times its even share ({row.tokens:,} choices)."
-            for row in rows(frame)
-        ]
+    frame["telling"] = away_from_one(frame["lift"])
+    frame["sentence"] = [
+        f"Layer {row.layer}, expert {row.expert}: {percent(row.share)} of the layer's choices, "
+        f"{number(row.lift)} times its even share ({row.tokens:,} choices)."
+        for row in rows(frame)
+    ]
+    frame, x = in_columns(frame, places, view, telling="telling", drawn="the one furthest from its even share")
     if frame["uncertain"].any():
         x["title"] += f"; faded: {why_faded}"
         little = frame["uncertain"].map({True: f" {sentence(why_faded)}", False: ""})
         frame["sentence"] = frame["sentence"] + little
-    y = alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS)
-    return lift_map(frame, x=x, y=y)
+    data = frame[["layer", "expert", "column", "lift", "uncertain", "sentence"]]
+    return lift_map(data, x=x, y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS))
 
 
 def expert_load_over_time(loads: pd.DataFrame, layer: int, expert: int | None = None) -> alt.LayerChart:
@@ -132,14 +128,16 @@ def router_entropy_by_layer(entropy: pd.DataFrame) -> alt.LayerChart:
     return layered([bars, rule, labels], data, bars_height(len(data)))
 
 
-def load_map_figure(load: pd.DataFrame, balance: pd.DataFrame) -> Figure:
+def load_map_figure(
+    load: pd.DataFrame, balance: pd.DataFrame, view: MapView = ALL, places: pd.DataFrame | None = None
+) -> Figure:
     """Is the work shared evenly? Frames of metrics.expert_load and metrics.load_balance. Layers of which the text is
-    too little to tell are faded."""
+    too little to tell are faded. `view` and `places`: see expert_order.in_columns."""
     uncertain = load["layer"].isin(balance["layer"][undecided_layers(balance)])
     why_faded = "too little text to tell" if (balance["varies_by"] != "").all() else "as counted, nothing says how sure"
     return Figure(
         "expert_load_map", "Load of every expert", "Is the work shared evenly among the experts?",
-        routing_health(balance), expert_load_map(load.assign(uncertain=uncertain), why_faded), load,
+        routing_health(balance), expert_load_map(load.assign(uncertain=uncertain), why_faded, view, places), load,
     )  # fmt: skip
 
 
@@ -183,30 +181,6 @@ def loads_over_time(records: pd.DataFrame) -> pd.DataFrame:
     long = records[["step", "layer", "expert_load"]].explode("expert_load", ignore_index=True)
     long["expert"] = long.groupby(["step", "layer"]).cumcount()
     return long.rename(columns={"expert_load": "share"}).astype({"share": float})[columns]
-
-
-def _ranked_groups(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean lift of MAX_COLUMNS groups of experts, by rank of load within the layer (first = most loaded)."""
-    experts = int(frame["expert"].max()) + 1
-    ranked = frame.sort_values(["layer", "share"], ascending=[True, False], kind="stable")
-    rank = ranked.groupby("layer").cumcount() + 1
-    ranked = ranked.assign(column=rank_column(rank, experts), rank=rank, name=ranked["expert"].astype(int).astype(str))
-    grouped = ranked.groupby(["layer", "column"], as_index=False).agg(
-        lift=("lift", "mean"), share=("share", "sum"), tokens=("tokens", "sum"), first=("rank", "min"),
-        last=("rank", "max"), experts=("name", list), uncertain=("uncertain", "first"),
-    )  # fmt: skip
-    grouped["sentence"] = [
-        f"Layer {row.layer}, {_named_experts(row.experts)}, ranked {row.first} to {row.last} by load: "
-        f"{percent(row.share)} of the choices, {number(row.lift)} times their even share."
-        for row in rows(grouped)
-    ]
-    return grouped.drop(columns="experts")
-
-
-def _named_experts(names: list[str]) -> str:
-    shown = names[:_NAMED_OF_GROUP]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return f"expert {names[0]}" if len(names) == 1 else f"experts {', '.join(shown)}{more}"
 
 
 def _expert_scale(experts: list[int]) -> alt.Scale:

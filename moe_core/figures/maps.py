@@ -22,8 +22,9 @@ from moe_core.figures.palette import (
     LIFT_WHITE_ABOVE,
     LIFT_WHITE_BELOW,
     NEUTRAL,
+    TOKEN_STRENGTH,
 )
-from moe_core.words import number, signed
+from moe_core.words import signed, two_digits
 
 CELL = "cell"
 """Name of the selection of clickable maps."""
@@ -37,6 +38,8 @@ _WIDEST = 1600
 LEGEND_ROOM = 56
 """Height of the scale above a map: beside it, it would take half the width of a narrow page."""
 _SMALLEST_LIMIT = 0.001
+_NO_KIND, _FAINTEST = 0.06, 0.2
+"""Opacity of a cell without a kind, and of one of strength 1."""
 
 
 def lift_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, title: str = "times its even share") -> alt.LayerChart:
@@ -49,7 +52,9 @@ def lift_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, title: str = "times its
     shown = lift.clip(1 / LIFT_LIMIT, LIFT_LIMIT)
     colour = alt.Color("shown:Q", title=title, scale=lift_scale(), legend=_lift_legend())
     position = shown.map(math.log2) / math.log2(LIFT_LIMIT)
-    return _heat_map(frame.assign(shown=shown, label=[_ratio(value) for value in lift]), position, colour, x=x, y=y)
+    return _heat_map(
+        frame.assign(shown=shown.round(4), label=[_ratio(value) for value in lift]), position, colour, x=x, y=y
+    )
 
 
 def nats_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, limit: float, title: str) -> alt.LayerChart:
@@ -75,7 +80,25 @@ def share_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, title: str, limit: flo
     stops = [0.0, limit / 2, limit]
     scale = alt.Scale(domain=stops, range=list(LIFT_COLOURS)[2:], clamp=True)
     colour = alt.Color("shown:Q", title=title, scale=scale, legend=_legend(stops, [f"{stop:g}" for stop in stops]))
-    return _heat_map(frame.assign(shown=shown, label=[number(v) for v in value]), shown / limit, colour, x=x, y=y)
+    return _heat_map(frame.assign(shown=shown, label=[two_digits(v) for v in value]), shown / limit, colour, x=x, y=y)
+
+
+def kinds_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, colours: dict[str, str], none: str) -> alt.LayerChart:
+    """Heat map of `frame["kind"]` by colour, the stronger, the larger `frame["strength"]`, a lift; tooltips as in
+    lift_map. The kind `none` is drawn in grey."""
+    logs = frame["strength"].astype(float).clip(1.0, LIFT_LIMIT).map(math.log2) / math.log2(LIFT_LIMIT)
+    shown = _FAINTEST + (TOKEN_STRENGTH - _FAINTEST) * logs
+    names = [*colours, none]
+    legend = alt.Legend(
+        orient="top", direction="horizontal", columns=alt.ExprRef("width < 480 ? 2 : 0"), symbolType="square",
+        symbolOpacity=TOKEN_STRENGTH, labelLimit=150, titleLimit=400,
+        title=f"stronger: more times its even share (1 to ≥ {LIFT_LIMIT:g})",
+    )  # fmt: skip
+    scale = alt.Scale(domain=names, range=[*colours.values(), NEUTRAL])
+    colour = alt.Color("kind:N", scale=scale, legend=legend)
+    data = frame.assign(shown=shown.fillna(_NO_KIND).round(2), label=[_ratio(value) for value in frame["strength"]])
+    position = pd.Series(0.0, index=frame.index)  # no cell is so dark that it needs white figures
+    return _heat_map(data, position, colour, x=x, y=y, opacity=alt.Opacity("shown:Q", scale=None))
 
 
 def lift_scale() -> alt.Scale:
@@ -101,30 +124,42 @@ def nats_limit(effects: pd.Series[float]) -> float:
 
 
 def _heat_map(
-    frame: pd.DataFrame, position: pd.Series[float], colour: alt.Color, *, x: alt.X, y: alt.Y
+    frame: pd.DataFrame,
+    position: pd.Series[float],
+    colour: alt.Color,
+    *,
+    x: alt.X,
+    y: alt.Y,
+    opacity: alt.Opacity | None = None,
 ) -> alt.LayerChart:
-    """`position` is where each cell stands on the colour scale, -1..1: the ends are dark and carry white text."""
+    """`position` is where each cell stands on the colour scale, -1..1: the ends are dark and carry white text.
+
+    Uncertain cells are faded, unless `opacity` says otherwise.
+    """
     uncertain = frame["uncertain"].astype(bool) if "uncertain" in frame else pd.Series(False, index=frame.index)
     # The thresholds of the palette are log2 lifts, whose scale ends at 2.
     plain = position.between(LIFT_WHITE_BELOW / 2, LIFT_WHITE_ABOVE / 2)
-    data = frame.assign(uncertain=uncertain, on_dark=~plain & ~uncertain & position.notna())
+    height = map_height(_distinct(frame, y))
+    longest = int(frame["label"].str.len().max()) if len(frame) else 0
+    wide = _distinct(frame, x) * max(longest * _CHARACTER + _MARGIN, _SMALLEST_CELL)
+    high = _distinct(frame, y) * _SMALLEST_CELL
+    has_numbers = 0 < wide <= _WIDEST and high <= height - AXIS_ROOM
+    data = frame.assign(uncertain=uncertain)
+    # What is not written does not travel: thousands of cells do.
+    data = data.assign(on_dark=~plain & ~uncertain & position.notna()) if has_numbers else data.drop(columns="label")
     base = alt.Chart(data).encode(x=x, y=y)
     # Lines between cells of a few points would be all that is seen.
     lines = alt.ExprRef(f"width < {8 * _distinct(frame, x)} ? 0 : 1")
     cells = base.mark_rect(stroke=NEUTRAL, strokeOpacity=0.25, strokeWidth=lines).encode(
         color=colour,
-        opacity=alt.condition("datum.uncertain", alt.value(0.3), alt.value(1.0)),
+        opacity=alt.condition("datum.uncertain", alt.value(0.3), alt.value(1.0)) if opacity is None else opacity,
         tooltip="sentence:N",
     )
     fields = [field for field in _CELL_FIELDS if field in data]
     if fields:
         cells = cells.add_params(alt.selection_point(name=CELL, fields=fields))
     layers: list[alt.Chart] = [cells]
-    height = map_height(_distinct(frame, y))
-    longest = int(frame["label"].str.len().max()) if len(frame) else 0
-    wide = _distinct(frame, x) * max(longest * _CHARACTER + _MARGIN, _SMALLEST_CELL)
-    high = _distinct(frame, y) * _SMALLEST_CELL
-    if 0 < wide <= _WIDEST and high <= height - AXIS_ROOM:
+    if has_numbers:
         # One layer of text in the theme's colour, one in white on the darkest cells: both pages stay readable.
         # Vega knows how wide the plot has become: numbers that would run into each other are left out.
         fits = alt.condition(f"width >= {wide:.0f} && height >= {high}", "label:N", alt.value(""))
@@ -139,7 +174,7 @@ def _heat_map(
 def _ratio(lift: float) -> str:
     if lift != lift:  # NaN
         return ""
-    return number(lift) if lift == 0 or lift >= 0.01 else "<0.01"
+    return two_digits(lift) if lift == 0 or lift >= 0.01 else "<0.01"
 
 
 def _distinct(frame: pd.DataFrame, channel: alt.X | alt.Y) -> int:

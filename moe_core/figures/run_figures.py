@@ -19,7 +19,7 @@ from moe_core.figures.causes import (
     similarity_figure,
 )
 from moe_core.figures.changes import saturation_figure
-from moe_core.figures.domains import context_figure, domain_map_figure
+from moe_core.figures.domains import context_figure, domain_map_figure, preferred_domains_figure
 from moe_core.figures.experts import dropped_figure
 from moe_core.figures.figure import Figure
 from moe_core.figures.formation import formation_figure
@@ -142,6 +142,8 @@ def _domains(trace: AnyRouting) -> Section:
     if (domain_tokens(trace) > 0).sum() > 1:
         nmi, cells = domain_nmi_test(trace), domain_cells(trace)
         figures.append(chance_figure(DOMAIN_NMI, nmi))
+        if trace.num_layers > 1:
+            figures.append(preferred_domains_figure(cells, nmi))
         figures += [domain_map_figure(cells, nmi, layer) for layer in spaced(trace.layers)]
     return Section(
         "Do experts know what kind of text a token is from?", figures, ("domain", "NMI", "lift", "null of domains")
