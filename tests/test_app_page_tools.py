@@ -63,9 +63,10 @@ def test_where_nothing_can_be_reported_it_says_why(dashboard: Open, tmp_path: Pa
     at.button(key="report_button").click().run()
     assert "There is no report" in at.error[0].value
     assert "Nothing is open to report on" in at.error[0].value.replace("\\", "")
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("{")
-    at = dashboard(tmp_path)
+    broken = tmp_path / "other" / "broken"  # another folder: the list of runs is kept for a second
+    broken.mkdir(parents=True)
+    (broken / "config.json").write_text("{")
+    at = dashboard(broken.parent)
     at.button(key="report_button").click().run()
     assert not at.exception
     assert any("Run broken cannot be read" in error.value.replace("\\", "") for error in at.error)
