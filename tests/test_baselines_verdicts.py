@@ -205,8 +205,8 @@ def test_one_text_in_words() -> None:
 def test_the_leading_expert_and_the_strongest_flow_in_words() -> None:
     trace = trace_of([[[0, 1], [0, 2], [1, 0], [-1, -1]], [[-1, -1]] * 4], num_experts=4, layers=[2, 5])
     assert layer_verdict(trace, 2) == (
-        "Layer 2: expert 0 is the first choice of 67 % of 3 tokens (even share 25 %); 2 of 4 experts are somebody's "
-        "first choice."
+        "Layer 2: expert 0 is the first choice of 67 % of 3 tokens and takes 50 % of all choices (even share 25 %); "
+        "2 of 4 experts are somebody's first choice."
     )
     assert layer_verdict(trace, 5) == "Layer 5: no token is routed."
     flow = pd.DataFrame(

@@ -27,6 +27,7 @@ export default function (component) {
   }
   view.sendPicked = (picked) => setStateValue("picked", picked);
   view.sendLayer = (layer) => setTriggerValue("layer", layer);
+  view.sendExpert = (layer, expert) => setTriggerValue("expert", { layer, expert });
   view.update(data);
   return () => {
     view.destroy();
@@ -57,6 +58,7 @@ class TokenView {
     this.selected = -1;
     this.focus = -1; // expert whose tokens stand out
     this.timer = 0;
+    this.steps = new TokenSteps(this, root); // token_steps.js
     this.listen();
   }
 
@@ -68,7 +70,8 @@ class TokenView {
 
   update(data) {
     const old = this.data;
-    if (old && old.id === data.id && old.layer === data.layer) return;
+    const drawn = (of) => [of.id, of.layer, of.selected, JSON.stringify(of.names)].join();
+    if (old && drawn(old) === drawn(data)) return;
     const same = old && old.series === data.series;
     if (!old || old.id !== data.id) this.read(data);
     if (!old || old.layer !== data.layer || old.layers.join() !== data.layers.join()) {
@@ -88,8 +91,11 @@ class TokenView {
     }
     this.drawControls();
     this.appendTokens();
+    this.steps.begin(!same);
     this.paint();
-    this.drawPath();
+    const asked = data.selected !== null && (!same || old.selected !== data.selected);
+    if (asked && data.selected !== this.selected) this.select(data.selected);
+    else this.drawPath();
     if (same && data.live && this.text.scrollHeight > this.text.clientHeight) {
       this.text.scrollTop = this.text.scrollHeight;
     }
@@ -116,6 +122,25 @@ class TokenView {
 
   weight(at, token, slot) {
     return (this.weights[(at * this.count + token) * this.data.top_k + slot] / 65535) * this.data.weight_scale;
+  }
+
+  /* The slot in which a token chose the expert, 0 = the largest weight; -1 where it did not. */
+  slotOf(at, token, expert) {
+    const first = (at * this.count + token) * this.data.top_k;
+    for (let slot = 0; slot < this.data.top_k; slot++) if (this.indices[first + slot] === expert) return slot;
+    return -1;
+  }
+
+  /* The name that somebody gave the expert, or "". */
+  nameOf(at, expert) {
+    const names = this.data.names[this.data.layers[at]];
+    return (names && names[expert]) || "";
+  }
+
+  /* "3", or "3 \u00b7 currency amounts". */
+  label(at, expert) {
+    const name = this.nameOf(at, expert);
+    return name ? `${expert} \u00b7 ${name}` : String(expert);
   }
 
   expertColour(expert) {
@@ -181,6 +206,7 @@ class TokenView {
     this.at = at;
     this.slider.value = String(at);
     this.nameLayer();
+    this.steps.follow();
     this.paint();
     this.drawPath();
   }
@@ -231,21 +257,20 @@ class TokenView {
     const { mode, at, data } = this;
     const slot = mode === "second" ? 1 : 0;
     const byExpert = mode === "first" || mode === "second";
-    const counts = new Map();
     for (let i = 0; i < this.count; i++) {
       let colour = data.heat_colour;
       let strength = 0;
       let label = "";
       if (byExpert) {
+        // Of one expert alone, all tokens that chose it, be it their first or last choice.
+        const shown = this.focus >= 0 ? this.slotOf(at, i, this.focus) : slot;
         const expert = this.expert(at, i, slot);
-        if (expert >= 0) {
-          counts.set(expert, (counts.get(expert) || 0) + 1);
-          colour = this.expertColour(expert);
+        if (shown >= 0 && this.expert(at, i, shown) >= 0) {
+          colour = this.expertColour(this.expert(at, i, shown));
           // A second expert has at most half the weight: twice as strong, so that both modes use the whole range.
-          strength = Math.min(1, this.weight(at, i, slot) * (slot + 1)) * 0.85 + 0.15;
-          if (this.focus >= 0 && expert !== this.focus) strength = 0;
-          label = String(expert);
-        } else label = "–";
+          strength = Math.min(1, this.weight(at, i, shown) * (shown + 1)) * 0.85 + 0.15;
+        }
+        label = expert < 0 ? "–" : String(expert);
       } else if (mode === "entropy") strength = this.entropy[at * this.count + i] / 255;
       else if (mode === "surprise") strength = Math.min(1, (this.losses[i] || 0) / SURPRISE_NATS);
       else if (mode === "change") {
@@ -265,17 +290,17 @@ class TokenView {
       if (span.getAttribute("aria-label") !== name) span.setAttribute("aria-label", name);
     }
     this.text.classList.toggle("numbered", byExpert && this.numbers.checked);
-    this.drawLegend(counts, byExpert);
+    this.drawLegend(byExpert);
   }
 
   /* What a screen reader says of a token: its text in words, its expert, and what else its colour shows. */
   accessibleName(i) {
     const { mode, at, data } = this;
     const expert = this.expert(at, i, 0);
-    const parts = [data.pieces[this.tokens[i]][NAME], expert < 0 ? "no expert" : `expert ${expert}`];
+    const parts = [data.pieces[this.tokens[i]][NAME], expert < 0 ? "no expert" : `expert ${this.label(at, expert)}`];
     if (mode === "second") {
       const second = this.expert(at, i, 1);
-      parts.push(second < 0 ? "no second expert" : `second expert ${second}`);
+      parts.push(second < 0 ? "no second expert" : `second expert ${this.label(at, second)}`);
     } else if (mode === "entropy") parts.push(`router entropy ${percent(this.entropy[at * this.count + i] / 255)}`);
     else if (mode === "surprise" && this.losses[i] === this.losses[i]) {
       parts.push(`surprise ${this.losses[i].toFixed(2)} nats`);
@@ -285,36 +310,62 @@ class TokenView {
     return parts.join(", ");
   }
 
-  drawLegend(counts, byExpert) {
+  /* How many tokens chose each expert of the layer, with any of their choices and with the first. */
+  countChoices() {
+    const any = new Array(this.data.experts).fill(0);
+    const first = new Array(this.data.experts).fill(0);
+    const { top_k: top } = this.data;
+    for (let i = 0; i < this.count; i++) {
+      for (let slot = 0; slot < top; slot++) {
+        const expert = this.expert(this.at, i, slot);
+        if (expert < 0) continue;
+        any[expert] += 1;
+        if (slot === 0) first[expert] += 1;
+      }
+    }
+    return { any, first };
+  }
+
+  drawExperts() {
+    const { data, at } = this;
+    const { any, first } = this.countChoices();
+    const every = data.experts <= MOST_CHIPS;
+    const experts = any.map((_, expert) => expert);
+    if (!every) {
+      experts.sort((a, b) => any[b] - any[a]).splice(MOST_CHIPS);
+      if (this.focus >= 0 && !experts.includes(this.focus)) experts.push(this.focus);
+    }
+    const of = data.top_k > 1 ? `share of all choices, ${data.top_k} a token` : "share of the tokens";
+    const parts = [element("span", "hint", `${every ? "Expert" : `${MOST_CHIPS} busiest of ${data.experts} experts`}, ${of}`)];
+    const shares = partsOfAll(any); // of all experts, as the sentence above the text says them
+    for (const expert of experts) {
+      const chip = element("button", "chip");
+      chip.type = "button";
+      chip.dataset.expert = String(expert);
+      chip.setAttribute("aria-pressed", String(expert === this.focus));
+      const asFirst = data.top_k > 1 ? `, ${first[expert]} as their first` : "";
+      const chose = `${any[expert]} of ${this.count} tokens chose it${asFirst}`;
+      chip.title = `Expert ${this.label(at, expert)}: ${chose}. Click to show only these.`;
+      const swatch = element("span", "swatch");
+      swatch.style.backgroundColor = this.expertColour(expert);
+      chip.append(swatch, element("b", "", String(expert)));
+      if (this.nameOf(at, expert)) chip.append(element("span", "name", this.nameOf(at, expert)));
+      chip.append(element("span", "share", shares[expert]));
+      parts.push(chip);
+    }
+    const others = any.reduce((sum, count, expert) => sum + (experts.includes(expert) ? 0 : count), 0);
+    if (others > 0) {
+      const said = experts.reduce((sum, expert) => sum + (parseFloat(shares[expert]) || 0), 0);
+      const digits = shares.some((share) => share.includes(".")) ? 1 : 0;
+      parts.push(element("span", "hint", `others ${(100 - said).toFixed(digits)} %`));
+    }
+    return parts;
+  }
+
+  drawLegend(byExpert) {
     const { data, mode } = this;
-    const parts = [];
-    if (byExpert) {
-      const every = data.experts <= MOST_CHIPS;
-      const experts = every
-        ? Array.from({ length: data.experts }, (_, e) => e)
-        : [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a)).slice(0, MOST_CHIPS);
-      parts.push(element("span", "hint", every ? "Expert" : `${MOST_CHIPS} busiest of ${data.experts} experts`));
-      const all = Array.from({ length: data.experts }, (_, expert) => counts.get(expert) || 0);
-      const routed = all.reduce((sum, count) => sum + count, 0);
-      const shares = partsOfAll(all); // of all experts, as the sentence above the text says them
-      for (const expert of experts) {
-        const chip = element("button", "chip");
-        chip.type = "button";
-        chip.dataset.expert = String(expert);
-        chip.setAttribute("aria-pressed", String(expert === this.focus));
-        chip.title = `Expert ${expert}: ${counts.get(expert) || 0} of ${routed} tokens. Click to show only these.`;
-        const swatch = element("span", "swatch");
-        swatch.style.backgroundColor = this.expertColour(expert);
-        chip.append(swatch, element("b", "", String(expert)), element("span", "share", shares[expert]));
-        parts.push(chip);
-      }
-      const others = routed - experts.reduce((sum, expert) => sum + all[expert], 0);
-      if (others > 0) {
-        const said = experts.reduce((sum, expert) => sum + (parseFloat(shares[expert]) || 0), 0);
-        const digits = shares.some((share) => share.includes(".")) ? 1 : 0;
-        parts.push(element("span", "hint", `others ${(100 - said).toFixed(digits)} %`));
-      }
-    } else if (mode === "domain") {
+    const parts = byExpert ? this.drawExperts() : [];
+    if (mode === "domain") {
       parts.push(element("span", "hint", "Domain of the text"));
       data.domains.forEach((name, i) => {
         const chip = element("span", "chip still");
@@ -330,7 +381,7 @@ class TokenView {
       ramp.style.backgroundImage = `linear-gradient(to right, ${below}, transparent, ${above})`;
       const low = element("span", "hint", `foreseen better, \u2212${limit} nats`);
       parts.push(low, ramp, element("span", "hint", `+${limit} nats, foreseen worse`));
-    } else {
+    } else if (!byExpert) {
       const [low, high] =
         mode === "entropy" ? ["sure of one expert", "all experts alike"] : ["foreseen", `${SURPRISE_NATS} nats or more`];
       const ramp = element("span", "ramp");
@@ -345,21 +396,37 @@ class TokenView {
 
   // ---- one token --------------------------------------------------------------------------------------------------
 
-  select(i) {
+  /* `keepsExpert`: whether the steps stay with their expert, as they led here. */
+  select(i, keepsExpert = false) {
     if (i < 0 || i >= this.count) return;
     this.mark(this.selected, false);
     this.selected = i;
     this.mark(i, true);
     this.text.setAttribute("aria-activedescendant", `t${i}`);
-    const span = this.spans[i];
-    const box = this.text;
-    const middle = span.offsetTop - box.offsetTop;
+    this.reveal(i);
+    if (!keepsExpert) this.steps.follow();
+    this.steps.draw();
+    this.drawPath();
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.send(i), SEND_AFTER_MS);
+  }
+
+  send(i) {
+    this.sendPicked({ series: this.data.series, token: i });
+    if (this.data.link_from === null) return;
+    // As Streamlit does for its own widgets: the URL follows the choice, without one more step of the browser's Back.
+    const url = new URL(window.location.href);
+    url.searchParams.set("token", String(this.data.link_from + i));
+    window.history.replaceState({}, "", url);
+  }
+
+  /* Scroll the text, and nothing else, so that the token is seen. */
+  reveal(i) {
+    const [span, box] = [this.spans[i], this.text];
+    const middle = span.offsetTop;
     if (middle < box.scrollTop || middle + span.offsetHeight > box.scrollTop + box.clientHeight) {
       box.scrollTop = middle - box.clientHeight / 2;
     }
-    this.drawPath();
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.sendPicked({ series: this.data.series, token: i }), SEND_AFTER_MS);
   }
 
   mark(i, on) {
@@ -401,6 +468,7 @@ class TokenView {
       table.append(column);
     });
     parts.push(table, this.drawSame(i));
+    if (this.data.leads_on) parts.splice(1, 0, this.drawLinks(i));
     this.path.replaceChildren(...parts);
     const now = table.children[this.at];
     table.scrollLeft = now.offsetLeft - (table.clientWidth - now.offsetWidth) / 2;
@@ -424,6 +492,24 @@ class TokenView {
     return line;
   }
 
+  /* A way to each of the token's experts in this layer. */
+  drawLinks(i) {
+    const line = element("p", "links");
+    const layer = this.data.layers[this.at];
+    for (let slot = 0; slot < this.data.top_k; slot++) {
+      const expert = this.expert(this.at, i, slot);
+      if (expert < 0) continue;
+      const link = element("button", "link", slot ? this.label(this.at, expert) : `Go to expert ${this.label(this.at, expert)}`);
+      link.type = "button";
+      link.setAttribute("role", "link");
+      link.setAttribute("aria-label", `Go to expert ${this.label(this.at, expert)} of layer ${layer}`);
+      link.dataset.expert = String(expert);
+      line.append(slot ? " or " : "", link);
+    }
+    if (line.childElementCount) line.append(` of layer ${layer}`);
+    return line;
+  }
+
   row(at, i, slot) {
     const row = element("span", "slot");
     const expert = this.expert(at, i, slot);
@@ -439,7 +525,13 @@ class TokenView {
     fill.style.width = `${Math.min(100, 100 * weight)}%`;
     fill.style.backgroundColor = this.expertColour(expert);
     meter.append(fill);
-    row.append(swatch, element("b", "", String(expert)), meter, element("span", "share", weight.toFixed(2)));
+    row.append(swatch, element("b", "", String(expert)));
+    const name = this.nameOf(at, expert);
+    if (name) {
+      row.title = this.label(at, expert);
+      row.append(element("span", "name", name));
+    }
+    row.append(meter, element("span", "share", weight.toFixed(2)));
     return row;
   }
 
@@ -538,11 +630,14 @@ class TokenView {
       if (!chip) return;
       const expert = Number(chip.dataset.expert);
       this.focus = this.focus === expert ? -1 : expert;
+      this.steps.wish(expert);
       this.paint();
       const again = this.legend.querySelector(`button[data-expert="${expert}"]`);
       if (again) again.focus();
     });
     this.path.addEventListener("click", (event) => {
+      const link = event.target.closest("button.link");
+      if (link) this.sendExpert(this.data.layers[this.at], Number(link.dataset.expert));
       const column = event.target.closest("button.layer");
       if (!column) return;
       this.setLayer(Number(column.dataset.at));
@@ -561,6 +656,7 @@ class TokenView {
       Home: () => 0,
       End: () => last,
     };
+    if (this.steps.onKey(event)) return;
     if (!(event.key in targets) || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     event.stopPropagation();

@@ -34,8 +34,8 @@ _MOUNT = st.components.v2.component(
     "moescope_token_view",
     html=(_HERE / "token_view.html").read_text(encoding="utf-8"),
     css=(_HERE / "token_view.css").read_text(encoding="utf-8"),
-    # words.js first: a component is one script, and a module's functions are seen in the whole of it.
-    js="".join((_HERE / name).read_text(encoding="utf-8") for name in ("words.js", "token_view.js")),
+    # A component is one script: what stands in one of these files is seen in all of them.
+    js="".join((_HERE / name).read_text(encoding="utf-8") for name in ("words.js", "token_steps.js", "token_view.js")),
 )
 # Characters that would hide or reorder text are written as codes: control, format, surrogate, private, separators.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -53,22 +53,41 @@ class TokenChoice:
 
 
 def token_view(
-    payload: dict[str, Any], *, layer: int, key: str, on_layer: Callable[[], None] | None = None
+    payload: dict[str, Any],
+    *,
+    layer: int,
+    key: str,
+    on_layer: Callable[[], None] | None = None,
+    on_expert: Callable[[], None] | None = None,
+    selected: int | None = None,
+    link_from: int | None = None,
 ) -> TokenChoice:
     """Mount the view for `view_payload(...)`, coloured by `layer` at first.
 
     `on_layer` runs before the rerun that moving the scrubber causes; the value is st.session_state[key].layer.
+    `on_expert`: the same where one goes to an expert of a token, {"layer", "expert"}; without it no way leads there.
+    `selected`: the token that is selected until the reader selects another. `link_from`: the number that the first
+    token has in the URL, which then follows the selection; None leaves the URL alone.
     """
+    known = selected if selected is not None and 0 <= selected < payload["count"] else None
     result = _MOUNT(
         key=key,
-        data={**payload, "layer": layer},
+        data={
+            **payload,
+            "layer": layer,
+            "names": {},
+            "selected": known,
+            "link_from": link_from,
+            "leads_on": on_expert is not None,
+        },
         on_picked_change=_declare_key,
         on_layer_change=on_layer or _declare_key,
+        on_expert_change=on_expert or _declare_key,
     )
     picked = result.picked if isinstance(result.picked, dict) else {}
     token = picked.get("token")
     belongs = picked.get("series") == payload["series"] and isinstance(token, int) and 0 <= token < payload["count"]
-    return TokenChoice(token if belongs else None, result.layer)
+    return TokenChoice(token if belongs else known, result.layer)
 
 
 def view_payload(arrays: TokenArrays, *, series: str, live: bool = False, mode: str = "first") -> dict[str, Any]:

@@ -219,10 +219,50 @@ def test_expert_numbers_and_a_single_expert_can_be_shown(tokens: Page) -> None:
     assert number in list("0123")
     content = token.evaluate("span => getComputedStyle(span, '::before').content")
     assert content == f'"{number}"'
-    page.locator(f"button.chip[data-expert='{number}']").click()
+    chip = page.locator(f"button.chip[data-expert='{number}']")
+    chose = re.search(r": (\d+) of (\d+) tokens chose it, (\d+) as their first", chip.get_attribute("title") or "")
+    assert chose is not None
+    chip.click()
     numbers = page.locator(".t").evaluate_all("spans => spans.map(span => span.dataset.e)")
-    for colour, expert in zip(colours(page), numbers, strict=True):
-        assert (colour == "transparent") == (expert != number)
+    shown = [colour != "transparent" for colour in colours(page)]
+    assert [str(shown.count(True)), str(len(numbers)), str(numbers.count(number))] == list(chose.groups())
+    assert all(seen for seen, expert in zip(shown, numbers, strict=True) if expert == number)
+
+
+def test_keys_lead_from_token_to_token_of_an_expert_and_from_hit_to_hit(dashboard: Any, page: Page) -> None:
+    open_tokens(page, dashboard, "another word, the other one\nother")
+    place, found = page.locator(".step .place").all()
+    page.locator(".t").nth(1).click()
+    expert = page.locator(".step .expert").input_value()
+    many = int(place.inner_text().split(" of ")[1])
+    seen = []
+    for key in ["n"] * many + ["p"]:
+        page.keyboard.press(key)
+        seen.append(int(page.locator(".t.selected").get_attribute("data-i") or -1))
+        numbers = page.locator(".layer.now .slot b").all_inner_texts()
+        assert expert in numbers, "any of the token's choices counts"
+    assert sorted(set(seen)) == sorted(seen[:many]), "all of them once, then round"
+    assert seen[many - 1] == 1
+    assert place.inner_text() == f"{sorted(set(seen)).index(seen[many]) + 1} of {many}"
+    page.keyboard.press("/")
+    page.keyboard.type("OTHER", delay=20)  # the letters are no commands of the page around
+    assert found.inner_text() == "3 hits"
+    assert (
+        page.locator(".t.hit").evaluate_all("spans => spans.map(span => span.textContent).join('')").count("other") == 3
+    )
+    page.locator(".text").evaluate("box => { box.scrollTop = 0; }")
+    hits = []
+    for key in ("Enter", "Enter", "Enter", "Shift+Enter"):
+        page.keyboard.press(key)
+        hits.append(found.inner_text())
+    assert sorted(hits[:3]) == ["1 of 3", "2 of 3", "3 of 3"]
+    assert hits[3] == hits[1]
+    page.locator(".find").fill("nowhere in it")
+    assert found.inner_text() == "not found"
+    assert page.locator(".t.hit").count() == 0
+    page.locator(".find").press("Escape")
+    assert found.inner_text() == ""
+    assert page.locator("[data-testid=stDialog]").count() == 0
 
 
 def test_two_thousand_tokens_stay_usable(dashboard: Any, page: Page) -> None:

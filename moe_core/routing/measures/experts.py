@@ -70,17 +70,24 @@ def expert_sentence(
 
 
 def layer_verdict(trace: RoutingTrace, layer: int) -> str:
-    """Which expert leads in a layer, beside its even share: from the first choices of all tokens that have one."""
-    first = first_choice(trace, trace.layer_position(layer))
+    """Which expert leads in a layer, beside its even share: from the first choices of all tokens that have one.
+
+    Where a token chooses several, the expert's share of all choices stands beside it.
+    """
+    row = trace.layer_position(layer)
+    first = first_choice(trace, row)
     counts = np.bincount(first[first >= 0], minlength=trace.num_experts)
     tokens = int(counts.sum())
     if not tokens:
         return f"Layer {layer}: no token is routed."
     leader = int(counts.argmax())
+    every_TK = trace.router_indices[row]
+    every = parts_of_all(np.bincount(every_TK[every_TK >= 0], minlength=trace.num_experts).tolist())[leader]
+    and_all = f" and takes {every} of all choices" if trace.top_k > 1 else ""
     return (
         f"Layer {layer}: expert {leader} is the first choice of {parts_of_all(counts.tolist())[leader]} of "
-        f"{count_of(tokens, 'token')} (even share {percent(1 / trace.num_experts)}); {int((counts > 0).sum())} of "
-        f"{trace.num_experts} experts are somebody's first choice."
+        f"{count_of(tokens, 'token')}{and_all} (even share {percent(1 / trace.num_experts)}); "
+        f"{int((counts > 0).sum())} of {trace.num_experts} experts are somebody's first choice."
     )
 
 
