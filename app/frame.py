@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from app import loaders, state
-from app.components import pickers
+from app.components import goto, pickers
 from app.components.accessibility import add_aids
 from app.components.no_run import DENSE, explain_broken_run, explain_need, explain_no_runs, need
 from app.components.open_other import open_field
@@ -124,6 +124,7 @@ def draw() -> None:
         return
     with st.sidebar:
         add_aids()
+        goto.follow()
         show_running()
         chosen = pickers.pick_subject(runs, named.first)
         pickers.pick_layer(chosen)

@@ -44,6 +44,8 @@ NEW_RUN = "new_run"
 """bool: is the form that starts a training open?"""
 MORE_TEXT = "domains_more_text"
 """str: the run whose domain map was asked for on more text."""
+GOING_TO = "going_to"
+"""str: the address to go to next, without its page (components/goto.py)."""
 T = TypeVar("T")
 _STEP = "step "
 _LAYER_OF = "layer_of"

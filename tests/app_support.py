@@ -78,9 +78,13 @@ def shown(at: AppTest) -> str:
 
 def payloads(at: AppTest) -> list[dict[str, Any]]:
     """What the page sent to its token views."""
-    components = (element for element in at.main if element.proto.__class__.__name__ == "BidiComponent")
-    sent = [json.loads(component.proto.json) for component in components]
-    return [payload for payload in sent if "series" in payload]
+    return [payload for payload in sent_to_components(at.main) if "series" in payload]
+
+
+def sent_to_components(part: Any) -> list[dict[str, Any]]:
+    """What the page sent to the components of one part, `at.main` or `at.sidebar`."""
+    components = (element for element in part if element.proto.__class__.__name__ == "BidiComponent")
+    return [json.loads(component.proto.json) for component in components]
 
 
 def payload_of(at: AppTest) -> dict[str, Any]:

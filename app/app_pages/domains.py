@@ -8,6 +8,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure
+from app.components.goto import go_to_cell
 from app.components.map_view import pick_map_view
 from app.components.page import answer, errors_as_boxes, header, prose
 from app.components.progress import progress_bar
@@ -41,7 +42,7 @@ independence_warning(measured)
 if several := len(measured.trace.domains) > 1:
     view, places = pick_map_view(measured)
     figure = domain_map_figure(cells, nmi, layer, view, places)
-    show_figure(figure, key=figure.name, terms=TERMS)
+    show_figure(figure, key=figure.name, on_cell=go_to_cell, terms=TERMS)
 else:
     figure = domain_map_figure(cells, nmi, layer)
 with place:

@@ -8,6 +8,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure
+from app.components.goto import go_to_cell
 from app.components.key_figures import key_figures
 from app.components.map_view import pick_map_view
 from app.components.no_run import need
@@ -86,6 +87,7 @@ view, places = pick_map_view(measured)
 show_figure(
     load_map_figure(load, balance, view, places),
     key="expert_load",
+    on_cell=go_to_cell,
     terms=["expert load", "lift", "load imbalance", "dead expert"],
 )
 st.caption(plain(extremes(load)))

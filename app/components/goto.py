@@ -1,0 +1,68 @@
+"""Go to one expert of one layer, from any page: by what was clicked in a figure or a table, or by a button."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlencode
+
+import pandas as pd
+import streamlit as st
+
+from app import state
+from app.components.page import EXPERTS
+from moe_core.figures.maps import CELL
+
+# Streamlit's own st.switch_page refuses where widgets own what stands in the URL, as run and layer do.
+_MOUNT = st.components.v2.component(
+    "moescope_goto", html="<span></span>", js=Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+)
+
+
+def go_to_expert(layer: int, expert: int) -> None:
+    """For callbacks: show this expert of this layer on the Experts page. The browser's Back returns to the page that
+    was left, with its choices: the address names the run, the layer and the expert, and is one step of its history."""
+    kept = {key: st.session_state.get(key) for key in (state.RUN, state.COMPARE)}
+    address = {key: value for key, value in kept.items() if value}
+    st.session_state[state.GOING_TO] = urlencode({**address, state.LAYER: layer, state.EXPERT: expert})
+
+
+def go_to_click(key: str, rows: pd.DataFrame | None = None) -> None:
+    """For the on_select of the figure or table under `key`: go to the expert that was clicked (expert_of_click)."""
+    if (clicked := expert_of_click(key, rows)) is not None:
+        go_to_expert(*clicked)
+
+
+def go_to_cell(cell: Mapping[str, Any]) -> None:
+    """For show_figure's on_cell: go to the expert of a map's cell. A cell that names none leads nowhere."""
+    if (named := _expert_of(cell)) is not None:
+        go_to_expert(*named)
+
+
+def expert_of_click(key: str, rows: pd.DataFrame | None = None) -> tuple[int, int] | None:
+    """(layer, expert) of what is selected in the figure or table under `key`; None where nothing is, or no expert.
+
+    A map of Altair names them by its selection CELL; a mark of Plotly by its customdata, which begins with them. Of a
+    table `rows` has the columns layer and expert, in the order in which it is sent; a row or a cell may be selected.
+    """
+    selection: Mapping[str, Any] = st.session_state[key].selection
+    if rows is not None:
+        places = [*selection.get("rows", []), *(row for row, _ in selection.get("cells", []))]
+        return _expert_of(rows.iloc[places[0]]) if places else None
+    if points := selection.get("points"):
+        named = dict(zip(("layer", "expert"), points[0].get("customdata") or (), strict=False))
+        return _expert_of(named)
+    cells = selection.get(CELL)
+    return _expert_of(cells[0]) if cells else None
+
+
+def follow() -> None:
+    """Put what goes there on the page; the frame does, once."""
+    query = st.session_state.pop(state.GOING_TO, None)
+    _MOUNT(key="goto", data={"page": PurePosixPath(EXPERTS).stem, "query": query})
+
+
+def _expert_of(named: Mapping[str, Any] | pd.Series[Any]) -> tuple[int, int] | None:
+    layer, expert = named.get("layer"), named.get("expert")
+    return None if layer is None or expert is None else (int(layer), int(expert))
