@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from app.components.text_pair import TextPair
     from moe_core.data.document import Document
+    from moe_core.inference.job import GenerationJob
     from moe_core.inference.protocol import LanguageModel
     from moe_core.reports.html_report import HtmlReport
     from moe_core.routing import Intervention
@@ -367,6 +368,16 @@ def _foreign_model(model: ForeignModel, changed: Stamp) -> LanguageModel:
     return open_huggingface(
         model.where, device=model.device, dtype=model.dtype, trust_remote_code=model.trust_remote_code
     )
+
+
+def example_place(subject: Live) -> Once[GenerationJob]:
+    """Where the example that a model writes is kept, the same for all sessions."""
+    return _example_place(*_weights_key(subject))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _example_place(root: str, name: str, folder: str, changed: Stamp) -> Once[GenerationJob]:
+    return Once()
 
 
 def _weights_key(subject: Live) -> tuple[str, str, str, Stamp]:

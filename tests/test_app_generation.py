@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app_support import SOON, Open, shown, wait_until
+from app_support import SOON, Open, payload_of, shown, text_of, wait_until
 from generation_support import generate
 from streamlit.testing.v1 import AppTest
 
+from app import loaders
 from moe_core.errors import RunError
 from moe_core.inference.job import GenerationJob, arrays_of_job, trace_of_job
 from moe_core.inference.sampling import SamplingConfig
+from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +34,24 @@ def test_the_page_offers_a_prompt_from_text_the_run_never_saw(page: AppTest) -> 
     assert page.title[0].value == "Which experts write which words?"
     assert page.text_area(key="generation_prompt").value
     assert page.button(key="generation_write").label == "Write"
+
+
+def test_an_example_is_written_already_and_ones_own_text_takes_its_place(page: AppTest, trained_root: Path) -> None:
+    example = loaders.example_place(RunFolder("tiny", trained_root)).made
+    assert example is not None
+    wait_until(lambda: not example.is_running)
+    page.run()
+    assert not page.exception
+    text = shown(page)
+    assert "An example, written by run tiny, step 40 on from the first words of a held-out text" in text
+    assert "at most 120 tokens, temperature 0.8, top-k 50, top-p 0.95, seed 0" in text
+    assert "is the first choice of" in text
+    assert example.prompt == page.text_area(key="generation_prompt").value
+    assert text_of(payload_of(page)) == example.prompt + example.text
+    page.slider(key="generation_tokens").set_value(10)
+    page.button(key="generation_write").click().run()
+    assert "An example" not in shown(page)
+    assert page.session_state["generation_job"] is not example
 
 
 def test_writing_shows_tokens_speed_and_the_routing(page: AppTest) -> None:

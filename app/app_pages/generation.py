@@ -8,13 +8,15 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure
-from app.components.page import errors_as_boxes, header
+from app.components.page import errors_as_boxes, header, plain, prose
 from app.components.token_view import token_view, view_payload
+from moe_core.errors import MoescopeError
 from moe_core.figures.tokens import WINDOW, token_map_figure, token_path_figure
 from moe_core.inference.job import GenerationJob, arrays_of_job, trace_of_job
 from moe_core.inference.passages import fit, opening_words
 from moe_core.inference.sampling import SamplingConfig
 from moe_core.routing.measures.experts import layer_verdict
+from moe_core.runs import RunFolder
 
 # Session keys of this page: the running or last job, the prompt it was given, how many jobs there were, the view, the
 # prompt being typed, the sampling settings.
@@ -23,6 +25,8 @@ PROMPT, SETTINGS = "generation_prompt", (
     "generation_tokens", "generation_temperature", "generation_top_k", "generation_top_p", "generation_seed",
 )  # fmt: skip
 PROMPT_TOKENS = 500
+EXAMPLE_TOKENS, EXAMPLE_TOKENS_OF_OTHERS = 120, 40
+"""That a run writes unasked, in a second or two; and another model, which may be large."""
 REFRESH_SECONDS = 0.3
 
 
@@ -76,6 +80,12 @@ def progress_line(job: GenerationJob, live: bool) -> str:
     return f"{'writing' if live else ended} · {' · '.join(parts)}"
 
 
+def write_example() -> GenerationJob:
+    """Let the model write on from the first words of a held-out text, with the settings that it starts with."""
+    tokens = EXAMPLE_TOKENS if isinstance(subject, RunFolder) else EXAMPLE_TOKENS_OF_OTHERS
+    return GenerationJob(loaded, opening_words(loaders.example_text(subject)), SamplingConfig(tokens))
+
+
 def show(job: GenerationJob, layer: int, live: bool) -> None:
     """The text with what can be done about it; runs several times a second while the model writes (`live`)."""
     with errors_as_boxes("Writing ended early"):
@@ -84,10 +94,12 @@ def show(job: GenerationJob, layer: int, live: bool) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(progress_line(job, live))
             if live:
-                st.button("Stop", icon=":material/stop_circle:", key="generation_stop", on_click=stop, type="primary")
-        if job.prompt != st.session_state.get(GIVEN):
+                st.button(
+                    "Stop", icon=":material/stop_circle:", key="generation_stop", on_click=job.stop, type="primary"
+                )
+        if not is_example and job.prompt != st.session_state.get(GIVEN):
             st.caption(f"Only the first {PROMPT_TOKENS} tokens of the beginning are used.")
-        series = f"{id(job)}-{st.session_state[COUNT]}"
+        series = f"{id(job)}-{st.session_state.get(COUNT, 0)}"
         payload = view_payload(arrays_of_job(job), series=series, live=live)
         choice = token_view(payload, layer=layer, key=VIEW, on_layer=partial(state.follow_layer, VIEW))
         if choice.layer is not None and choice.layer != layer:
@@ -115,17 +127,32 @@ def show_figures(job: GenerationJob, token: int | None) -> None:
 
 subject, layer = state.live_subject(), state.selected_layer()
 loaded = loaders.language_model(subject)
-job: GenerationJob | None = st.session_state.get(JOB)
-if job is not None and (job.loaded is not loaded):
-    job.stop()
-    job = None  # of another run, or of an older checkpoint
+own: GenerationJob | None = st.session_state.get(JOB)
+if own is not None and own.loaded is not loaded:
+    own.stop()
+    own = None  # of another run, or of an older checkpoint
+is_example, why_none, job = own is None, None, own
+if own is None:
+    try:
+        job = loaders.example_place(subject).once(write_example)
+    except MoescopeError as error:  # a model that cannot write
+        why_none = error
 header("Which experts write which words?", answer(job))
 st.text_area("Beginning", opening_words(loaders.example_text(subject)), key=PROMPT, height=80, persist_state="session",
              help=f"Up to {PROMPT_TOKENS} tokens of it are read; empty starts a new text.")  # fmt: skip
 with st.container(horizontal=True, vertical_alignment="center"):
-    label = "Write" if job is None else "Write again"
+    label = "Write" if is_example else "Write again"
     st.button(label, icon=":material/edit_note:", key="generation_write", on_click=write, type="primary")
     settings()
+if why_none is not None:
+    st.info(prose(f"No example was written: {why_none}."), icon=":material/edit_off:")
 if job is not None:
+    if is_example:
+        text = "held-out" if isinstance(subject, RunFolder) else "made-up"
+        given = f"on from the first words of a {text} text" if job.prompt else "from nothing"
+        st.caption(plain(
+            f"An example, written by {job.language.name} {given}: {job.sampling.words}. What you let it write takes "
+            "its place."
+        ))  # fmt: skip
     live = job.is_running
     st.fragment(show, run_every=REFRESH_SECONDS if live else None)(job, layer, live)

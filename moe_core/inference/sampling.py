@@ -25,6 +25,14 @@ class SamplingConfig:
     seed: int = 0
     """The same seed, prompt and model give the same text."""
 
+    @property
+    def words(self) -> str:
+        """All of it for people: "at most 200 tokens, temperature 0.8, top-k 50, top-p 0.95, seed 0"."""
+        return (
+            f"at most {self.max_new_tokens:,} tokens, temperature {self.temperature:g}, top-k {self.top_k}, top-p "
+            f"{self.top_p:g}, seed {self.seed}"
+        )
+
     def __post_init__(self) -> None:
         _require("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1")
         finite = math.isfinite(self.temperature) and self.temperature >= 0
