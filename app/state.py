@@ -26,7 +26,10 @@ LAYER = "layer"
 COMPARE = "compare"
 """str or None, in the URL: what the run is held against, another run's name or "step 100" (a snapshot of its own)."""
 EXPERT = "expert"
-"""int, in the URL: the chosen expert of the chosen layer."""
+"""int, in the URL: the chosen expert of the chosen layer, on the Experts page."""
+CHANGED_EXPERT = "changed_expert"
+"""int, in the URL: the one on the Interventions page. A name of its own, as Streamlit drops from a URL what the page
+that is left has bound to a widget, also where Back leads from one to the other."""
 STEP = "step"
 """int, in the URL: the snapshot of training that the Time page shows; a URL without it means the newest."""
 NEW_PRESET, NEW_ROUTER, NEW_BALANCING, NEW_SOURCE, NEW_UPLOAD, NEW_PATH, NEW_NAME, NEW_SEED = (
@@ -50,6 +53,8 @@ T = TypeVar("T")
 _STEP = "step "
 _LAYER_OF = "layer_of"
 """str: what the layer picker was drawn for last."""
+_LAST_EXPERT = "last_expert"
+"""int: the expert that a page showed last; other pages begin with it."""
 _TRAIL = "trail"
 """list of str: what was chosen in this session, the latest last."""
 _NEXT_RUN = "next_run"
@@ -117,7 +122,23 @@ def step_option(step: int) -> str:
 
 def open_expert(layer: int, expert: int) -> None:
     """Choose an expert of a layer. For callbacks: the widgets that own these keys are drawn after them."""
-    st.session_state[LAYER], st.session_state[EXPERT] = layer, expert
+    st.session_state[LAYER] = layer
+    st.session_state[EXPERT] = st.session_state[CHANGED_EXPERT] = st.session_state[_LAST_EXPERT] = expert
+
+
+def preset_expert(key: str, num_experts: int, default: int) -> list[int]:
+    """Before a picker of experts is drawn under `key`, EXPERT or CHANGED_EXPERT: its options. What it begins with is
+    the expert that another page showed last, else `default`."""
+    experts = list(range(num_experts))
+    given = st.session_state.get(_LAST_EXPERT, st.query_params.get(EXPERT))  # links to other pages once had it so
+    preset(key, experts, next((expert for expert in experts if str(expert) == str(given)), default))
+    return experts
+
+
+def remember_expert(expert: int) -> int:
+    """This is the expert that the page shows now."""
+    st.session_state[_LAST_EXPERT] = expert
+    return expert
 
 
 def follow_layer(view: str) -> None:
@@ -152,7 +173,7 @@ def preset_run(names: Sequence[str], default: str) -> None:
     asked = st.session_state.get(RUN) or st.query_params.get(RUN)
     if asked and asked not in names:
         st.session_state[_MISSING_RUN] = asked
-    preset(RUN, names, shown[-1] if shown else default)
+    preset(RUN, names, shown[-1] if shown else default, in_link=False)
 
 
 def remember_shown(name: str) -> None:
@@ -175,11 +196,14 @@ def forget_missing_run() -> None:
     st.session_state.pop(_MISSING_RUN, None)
 
 
-def preset(key: str, options: Sequence[Any], default: Any, shown: Callable[[Any], str] = str) -> None:
+def preset(
+    key: str, options: Sequence[Any], default: Any, shown: Callable[[Any], str] = str, *, in_link: bool = True
+) -> None:
     """Before a widget bound to the URL is drawn: keep what the session or the URL says, if it is still an option.
 
     A default given to the widget itself would vanish from the URL, so that a link would mean another run tomorrow.
-    `shown`: the widget's format_func; the URL holds what is shown.
+    `shown`: the widget's format_func; the URL holds what is shown. `in_link`: write it into the URL where it is
+    missing there.
     """
     value = st.session_state[key] if key in st.session_state else st.query_params.get(key)
     written = {str(option): option for option in options}
@@ -190,6 +214,10 @@ def preset(key: str, options: Sequence[Any], default: Any, shown: Callable[[Any]
             st.session_state[key] = written[str(value)]  # a link that was typed: the widget knows what it shows alone
     elif str(value) not in {*written, *map(shown, options)}:
         st.session_state[key] = default
+    elif in_link and key not in st.query_params:
+        st.session_state[key] = value  # as if it were new: then the widget writes it into the URL again
+    if in_link and (chosen := st.session_state.get(key)) is not None:
+        _write_link({key: shown(chosen) if chosen in options else str(chosen)})
 
 
 def needs_layer(name: str, layers: Sequence[int]) -> bool:
@@ -220,9 +248,12 @@ def present(value: T | None) -> T:
 def write_link(*keys: str) -> None:
     """Before widgets bound to the URL are drawn the first time: what was `preset` goes into it where it is missing.
 
-    All at once, as each change of the URL is one more step of the browser's Back.
+    All at once, as each change of the URL of a page that has just been opened is one more step of the browser's Back.
     """
-    chosen = {key: str(st.session_state[key]) for key in keys if key in st.session_state}
+    _write_link({key: str(st.session_state[key]) for key in keys if key in st.session_state})
+
+
+def _write_link(chosen: dict[str, str]) -> None:
     missing = {key: value for key, value in chosen.items() if key not in st.query_params}
     if missing:
         with suppress(StreamlitAPIException):  # a widget was drawn under the key before: it writes by itself

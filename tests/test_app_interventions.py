@@ -56,7 +56,7 @@ def test_the_page_answers_before_the_first_click(open_page: Open, loaded: Loaded
     answer = at.main.markdown[0].value.replace("\\", "")
     known = ablation_map(loaded, layers=[1], experts=[2])
     assert answer == effects_verdict(known, "without expert 2 of layer 1")
-    assert at.selectbox(key="expert").value == 2
+    assert at.selectbox(key="changed_expert").value == 2
     (view,) = payloads(at)
     assert view["mode"] == "change"
     assert view["mark_label"] == "had chosen expert 2 in layer 1"
@@ -78,7 +78,7 @@ def test_the_map_is_measured_once_and_then_chosen_from(open_page: Open, root: Pa
 
 
 def test_every_change_is_in_the_url_and_answered(open_page: Open) -> None:
-    at = open_page(layer="0", expert="1", mode=list(MODES)[-1])
+    at = open_page(layer="0", changed_expert="1", mode=list(MODES)[-1])
     for label in reversed(MODES):
         at.segmented_control(key="mode").select(label).run()
         what = Change(0, 1, MODES[label]).what
@@ -107,7 +107,7 @@ def test_two_texts_are_written_side_by_side_and_found_again(open_page: Open) -> 
     assert payloads(again)[1]["tokens"] == second["tokens"]
     assert again.text_area(key="pair_prompt").value == at.text_area(key="pair_prompt").value
     # Another change is chosen: the texts stay, and say what they are of.
-    again.selectbox(key="expert").set_value(2).run()
+    again.selectbox(key="changed_expert").set_value(2).run()
     assert "These were written without expert 1 of layer 0" in shown(again)
 
 
@@ -138,7 +138,7 @@ def test_an_address_whose_texts_are_gone_offers_to_write(open_page: Open) -> Non
 
 def test_an_empty_text_says_what_to_do(open_page: Open) -> None:
     at = open_page()
-    at.segmented_control(key="loss_source").select("Your own text").run()
+    at.segmented_control(key="loss_text").select("Your own text").run()
     assert payloads(at)[0]["domains"] == ["your text"]
     at.text_area(key="loss_typed").set_value("").run()
     assert "type or paste some" in at.info[0].value

@@ -57,7 +57,7 @@ def test_a_model_opens_without_a_run_on_every_page_that_needs_no_training(model_
 def test_typed_text_goes_through_the_model(model_dir: Path, opened: Open) -> None:
     at = opened("--model", str(model_dir), page="tokens")
     assert payload_of(at)["domains"] == ["finance", "legal", "code", "general"]
-    at.segmented_control(key="tokens_source").select("Your own text").run()
+    at.segmented_control(key="text").select("Your own text").run()
     at.text_area(key="tokens_text").set_value("The café <|endoftext|> 日本").run()
     assert not at.exception
     payload = payload_of(at)
@@ -91,7 +91,7 @@ def test_switching_an_expert_off_is_measured_live(model_dir: Path, opened: Open)
 def test_a_model_without_tokenizer_is_read_in_token_ids(tmp_path: Path, opened: Open) -> None:
     tiny_model("mixtral").save_pretrained(tmp_path / "mute")
     at = opened("--model", str(tmp_path / "mute"), page="tokens")
-    assert at.segmented_control(key="tokens_source").options == ["Your own text"]
+    assert at.segmented_control(key="text").options == ["Your own text"]
     at.text_area(key="tokens_text").set_value("17 4 256").run()
     assert not at.exception
     assert payload_of(at)["count"] == 3

@@ -75,7 +75,7 @@ def test_a_warm_page_computes_nothing_again(tokens_page: Open) -> None:
 
 def test_typed_text_reaches_the_view_as_text(tokens_page: Open) -> None:
     at = tokens_page()
-    at.segmented_control(key="tokens_source").select(OWN).run()
+    at.segmented_control(key="text").select(OWN).run()
     at.text_area(key="tokens_text").set_value(HOSTILE + "\n\tsecond line").run()
     assert not at.exception
     payload = payload_of(at)
@@ -86,7 +86,7 @@ def test_typed_text_reaches_the_view_as_text(tokens_page: Open) -> None:
 
 def test_a_pasted_megabyte_is_cut_and_the_limit_is_said(tokens_page: Open) -> None:
     at = tokens_page()
-    at.segmented_control(key="tokens_source").select(OWN).run()
+    at.segmented_control(key="text").select(OWN).run()
     text = "The quick brown fox. " * 50_000
     at.text_area(key="tokens_text").set_value(text).run()
     assert not at.exception
@@ -100,7 +100,7 @@ def test_a_pasted_megabyte_is_cut_and_the_limit_is_said(tokens_page: Open) -> No
 
 def test_no_text_is_answered_with_what_to_do(tokens_page: Open) -> None:
     at = tokens_page()
-    at.segmented_control(key="tokens_source").select(OWN).run()
+    at.segmented_control(key="text").select(OWN).run()
     at.text_area(key="tokens_text").set_value("").run()
     assert not at.exception
     assert "type or paste some" in at.info[0].value
@@ -111,17 +111,17 @@ def test_other_examples_are_other_documents(tokens_page: Open) -> None:
     first = text_of(payload_of(at))
     at.button(key="tokens_other").click().run()
     assert text_of(payload_of(at)) != first
-    at.segmented_control(key="tokens_source").select("code").run()
+    at.segmented_control(key="text").select("code").run()
     assert payload_of(at)["domains"] == ["code"]
     assert len(payload_of(at)["starts"]) == 3
 
 
 def test_a_choice_that_another_run_does_not_have_falls_back(tokens_page: Open) -> None:
     at = tokens_page()
-    at.session_state["tokens_source"] = "a domain of another run"
+    at.session_state["text"] = "a domain of another run"
     at.run()
     assert not at.exception
-    assert at.segmented_control(key="tokens_source").value == "One of each domain"
+    assert at.segmented_control(key="text").value == "One of each domain"
 
 
 def test_examples_go_round_through_the_held_out_documents() -> None:

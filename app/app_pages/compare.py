@@ -24,7 +24,7 @@ from moe_core.figures.sides import (
 from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
 from moe_core.runs import RunFolder
 
-RUNS, TEXTS, EXPERIMENTS = "Runs, steps or traces", "Two texts", "Dense models and routers"
+RUNS, TEXTS, EXPERIMENTS = KINDS = "Runs, steps or traces", "Two texts", "Dense models and routers"
 MOVER_TERMS = ["expert", "domain", "interval"]
 DIFF_TERMS = ["token", "top-k", "interval"]
 MAP_TERMS = {"domains": ["domain", "lift", "interval"], "load": ["expert load", "lift"]}
@@ -104,9 +104,8 @@ head = st.container()
 with head:
     header("What is different?")
 at_first = RUNS if isinstance(subject, RunFolder) or state.compared() else TEXTS  # a trace has no other steps
-kind = st.segmented_control(
-    "Compare", [RUNS, TEXTS, EXPERIMENTS], required=True, default=at_first, key=KIND, bind="query-params"
-)
+state.preset(KIND, KINDS, at_first)
+kind = state.present(st.segmented_control("Compare", KINDS, required=True, key=KIND, bind="query-params"))
 if kind == EXPERIMENTS:
     show_experiments()
     st.stop()

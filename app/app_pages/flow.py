@@ -126,7 +126,6 @@ text_caption(measured, text)
 
 what = views[0]
 if len(views) > 1:
-    what = st.segmented_control(
-        "Look closer", views, default=views[0], required=True, key=SHOWN, persist_state="session"
-    )
+    state.preset(SHOWN, views, views[0])
+    what = state.present(st.segmented_control("Look closer", views, required=True, key=SHOWN, bind="query-params"))
 {NEXT_LAYER: next_layer, TOGETHER: together, NEXT_TOKEN: next_token}[what](around)

@@ -131,11 +131,12 @@ head = st.container()
 with head:
     header("What happens without an expert?")
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    experts = list(range(loaded.num_experts))
-    state.preset(state.EXPERT, experts, 0)
+    experts = state.preset_expert(state.CHANGED_EXPERT, loaded.num_experts, 0)
     state.preset(MODE, list(MODES), next(iter(MODES)))
-    expert = int(st.selectbox(f"Expert of layer {layer}", experts, key=state.EXPERT, bind="query-params", width=160,
-                              help="Or click it in the map. The layer is chosen in the side bar."))  # fmt: skip
+    expert = state.remember_expert(state.present(st.selectbox(
+        f"Expert of layer {layer}", experts, index=None, required=True, key=state.CHANGED_EXPERT, bind="query-params",
+        width=160, help="Or click it in the map. The layer is chosen in the side bar."
+    )))  # fmt: skip
     mode = MODES[state.present(st.segmented_control("What is done to it", list(MODES), required=True, key=MODE,
                                                     bind="query-params", help=ABOUT))]  # fmt: skip
 change = Change(layer, expert, mode)

@@ -25,7 +25,7 @@ from moe_core.routing.measures.load import expert_load, load_balance
 from moe_core.routing.measures.saturation import saturation
 from moe_core.runs import RunFolder
 
-TEXT, DOMAINS, LOAD = "Text", "Domains", "Load"
+TEXT, DOMAINS, LOAD = SHOWS = "Text", "Domains", "Load"
 SHOWN, VIEW, PLAYING = "time_shown", "time_view", "time_playing"
 FRAME_SECONDS = 1.2
 
@@ -49,14 +49,15 @@ def next_frame(steps: list[int]) -> None:
 def film(run: RunFolder, steps: list[int], layer: int) -> None:
     """One snapshot, chosen by the slider or, while it plays, one after the other. A fragment: it reruns by itself."""
     with errors_as_boxes():
-        state.preset(state.STEP, steps, steps[-1])
+        state.preset(state.STEP, steps, steps[-1], in_link=False)
         step = steps[-1]
         with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
             if len(steps) > 1:
                 next_frame(steps)
                 step = st.select_slider("Training step", steps, steps[-1], key=state.STEP, bind="query-params",
                                         width="stretch")  # fmt: skip
-            what = st.segmented_control("Show", [TEXT, DOMAINS, LOAD], default=TEXT, required=True, key=SHOWN)
+            state.preset(SHOWN, SHOWS, TEXT)
+            what = state.present(st.segmented_control("Show", SHOWS, required=True, key=SHOWN, bind="query-params"))
         snapshot = loaders.probe(run, step)
         if what == TEXT:
             payload = snapshot_payload(snapshot.tokens, series=f"{run.path}")

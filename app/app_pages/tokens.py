@@ -32,7 +32,7 @@ from moe_core.routing.measures.experts import layer_verdict
 from moe_core.runs import RunFolder
 
 # Session keys of this page: the last traced text with its payload, which examples are shown, of what.
-TRACED, NUMBER, SOURCE = "tokens_traced", "tokens_example", "tokens_source"
+TRACED, NUMBER, SOURCE = "tokens_traced", "tokens_example", "text"
 
 
 def next_examples() -> None:

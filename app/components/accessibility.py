@@ -1,4 +1,4 @@
-"""What Streamlit's page lacks for who sees or steers it otherwise: a link past the side bar, ink on primary buttons."""
+"""What Streamlit's page lacks: a link past the side bar, ink on primary buttons, one step of Back for each page."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def step_of_counts(counts: RoutingCounts, layer: int) -> None:
             if st.session_state.get(NEWEST) == st.session_state.get(state.STEP, st.query_params.get(state.STEP)):
                 st.session_state[state.STEP] = step  # who looks at the newest goes on doing so
             st.session_state[NEWEST] = step
-            state.preset(state.STEP, steps, step)
+            state.preset(state.STEP, steps, step, in_link=False)
             step = st.select_slider("Step", steps, step, key=state.STEP, bind="query-params")
         if len(counts.domains) > 1:
             what = st.segmented_control("Show", [LOAD, DOMAINS], default=LOAD, required=True, key=VIEW)

@@ -46,14 +46,11 @@ _SIMILARITIES = {
 
 def pick_expert(num_experts: int, default: int) -> int:
     """Which expert of the chosen layer; kept in the URL."""
-    experts = list(range(num_experts))
-    state.preset(state.EXPERT, experts, default)
-    if num_experts <= BUTTON_EXPERTS:
-        return state.present(st.segmented_control(
-            "Expert", experts, required=True, key=state.EXPERT, bind="query-params", persist_state="session"
-        ))  # fmt: skip
-    return state.present(st.selectbox(
-        "Expert", experts, index=None, required=True, key=state.EXPERT, bind="query-params", persist_state="session"
+    experts = state.preset_expert(state.EXPERT, num_experts, default)
+    return state.remember_expert(state.present(
+        st.segmented_control("Expert", experts, required=True, key=state.EXPERT, bind="query-params")
+        if num_experts <= BUTTON_EXPERTS
+        else st.selectbox("Expert", experts, index=None, required=True, key=state.EXPERT, bind="query-params")
     ))  # fmt: skip
 
 

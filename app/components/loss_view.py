@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from moe_core.inference.subjects import Live
 
 # Session keys: which text, what was typed, the view, the last text that was read with its effects.
-SOURCE, TYPED, VIEW, READ = "loss_source", "loss_typed", "loss_view", "loss_read"
+SOURCE, TYPED, VIEW, READ = "loss_text", "loss_typed", "loss_view", "loss_read"
 
 
 def show_loss(subject: Live, loaded: LanguageModel, change: Change) -> None:

@@ -129,7 +129,7 @@ def _preset_layer(chosen: RunSummary | Opened | None) -> Sequence[int]:
     except MoescopeError:
         return []  # a run that is being prepared has no configuration yet
     if layers:
-        state.preset(state.LAYER, layers, layers[-1])
+        state.preset(state.LAYER, layers, layers[-1], in_link=state.RUN in st.query_params)  # else both at once
     return layers
 
 

@@ -26,7 +26,7 @@ def router_choice() -> list[str]:
         st.caption(plain(sentence(ROUTER_FACTS[kind].meaning)))
     with right:
         options = balancings(kind)
-        state.preset(state.NEW_BALANCING, options, options[0])
+        state.preset(state.NEW_BALANCING, options, options[0], in_link=False)
         balancing: Balancing = st.selectbox(
             "Balancing", options, format_func=_spaced_words, key=state.NEW_BALANCING,
             help="What keeps some experts from getting all tokens. The first is usual for this router.",

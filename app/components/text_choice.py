@@ -60,9 +60,9 @@ class TextChoice:
 def pick_source(domains: Sequence[str], key: str) -> str:
     """Draw the choice of where text comes from."""
     options = [ALL, *domains, OWN] if len(domains) > 1 else [*domains, OWN]
-    state.preset(key, options, options[0])  # another run may have other domains
-    return str(
-        st.segmented_control("Text", options, required=True, key=key, persist_state="session", format_func=plain)
+    state.preset(key, options, options[0], plain)  # another run may have other domains
+    return state.present(
+        st.segmented_control("Text", options, required=True, key=key, bind="query-params", format_func=plain)
     )
 
 
