@@ -10,6 +10,7 @@ from app import state
 from app.components.comparison_sides import against_other, against_text
 from app.components.experiments import show_experiments
 from app.components.figure import show_figure
+from app.components.map_view import pick_map_view
 from app.components.page import answer, header, plain, prose
 from app.components.routing_text import independence_warning
 from app.components.token_view import token_view, view_payload
@@ -74,10 +75,12 @@ def show(comparison: Comparison) -> None:
 
 def show_maps(comparison: Comparison) -> None:
     """Domains of the chosen layer's experts, and the load of all layers, on the same scales side by side."""
+    view = pick_map_view(comparison.first.measured)
     for (letter, side), column in zip(comparison.sides, st.columns(2), strict=True):
         with column:
             st.markdown(f"#### {letter}: {plain(side.name)}")
-            figures = {"domains": side.measured.get(domains_figure, layer), "load": side.measured.get(load_figure)}
+            measured = side.measured
+            figures = {"domains": measured.get(domains_figure, layer, view), "load": measured.get(load_figure, view)}
             for name, figure in figures.items():
                 if figure is not None:
                     st.caption(plain(figure.title))

@@ -9,7 +9,7 @@ import streamlit as st
 from app import loaders, state
 from app.components.figure import show_figure
 from app.components.goto import go_to_cell
-from app.components.map_view import pick_map_view
+from app.components.map_view import map_places, pick_map_view
 from app.components.page import answer, errors_as_boxes, header, prose
 from app.components.progress import progress_bar
 from app.components.routing_text import amount, first_routing, independence_warning
@@ -40,7 +40,8 @@ if more and isinstance(subject, RunFolder):
 nmi, cells = measured.get(domain_nmi_test), measured.get(domain_cells)
 independence_warning(measured)
 if several := len(measured.trace.domains) > 1:
-    view, places = pick_map_view(measured)
+    view = pick_map_view(measured)
+    places = map_places(measured, view)
     figure = domain_map_figure(cells, nmi, layer, view, places)
     show_figure(figure, key=figure.name, on_cell=go_to_cell, terms=TERMS)
 else:
@@ -67,7 +68,7 @@ with st.container(horizontal=True, vertical_alignment="center"):
 
 if several and measured.trace.num_layers > 1:
     everywhere = preferred_domains_figure(cells, nmi, view, places)
-    show_figure(everywhere, key=everywhere.name, title="All layers at once", terms=TERMS)
+    show_figure(everywhere, key=everywhere.name, title="All layers at once", on_cell=go_to_cell, terms=TERMS)
     st.caption(prose(everywhere.verdict))
 if nmi["nmi"].notna().any():  # of one domain there is nothing to draw, and the answer says so
     show_figure(

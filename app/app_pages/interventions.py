@@ -11,6 +11,7 @@ import streamlit as st
 from app import loaders, state
 from app.components.figure import show_figure
 from app.components.loss_view import show_loss
+from app.components.map_view import map_places, pick_map_view
 from app.components.page import answer, errors_as_boxes, header, plain
 from app.components.progress import progress_bar
 from app.components.routing_text import first_routing
@@ -54,12 +55,14 @@ def measure_map(run: RunFolder) -> None:
 
 def show_map(effects: pd.DataFrame | None) -> None:
     """The map whose cells are experts to click: what each is worth or, before that is known, what each does."""
+    measured, _ = first_routing(subject)
+    view = pick_map_view(measured)
+    places = map_places(measured, view)
     if effects is not None:
-        figure = with_outline(ablation_map_figure(effects), layer, expert)
+        figure = with_outline(ablation_map_figure(effects, view, places), layer, expert)
         show_figure(figure, key="causal_map", on_cell=choose, terms=MAP_TERMS)
         return
-    measured, _ = first_routing(subject)
-    figure = load_map_figure(measured.get(expert_load), measured.get(load_balance))
+    figure = load_map_figure(measured.get(expert_load), measured.get(load_balance), view, places)
     figure = with_outline(figure, layer, expert)
     show_figure(figure, key="load_map", on_cell=choose, terms=["expert load", "lift"])
     if mode != FORCE and isinstance(subject, RunFolder):

@@ -10,7 +10,7 @@ from app import loaders, state
 from app.components.figure import show_figure
 from app.components.goto import go_to_cell
 from app.components.key_figures import key_figures
-from app.components.map_view import pick_map_view
+from app.components.map_view import map_places, pick_map_view
 from app.components.no_run import need
 from app.components.page import (
     COMPARE,
@@ -83,9 +83,9 @@ else:
 independence_warning(measured)
 
 key_figures(subject, measured, verdict, nmi)
-view, places = pick_map_view(measured)
+view = pick_map_view(measured)
 show_figure(
-    load_map_figure(load, balance, view, places),
+    load_map_figure(load, balance, view, map_places(measured, view)),
     key="expert_load",
     on_cell=go_to_cell,
     terms=["expert load", "lift", "load imbalance", "dead expert"],

@@ -9,6 +9,7 @@ import streamlit as st
 from app import loaders, state
 from app.components.counted_film import film_of_counts
 from app.components.figure import show_figure
+from app.components.map_view import map_places, pick_map_view
 from app.components.page import answer, errors_as_boxes, header, show_notes
 from app.components.routing_text import first_routing
 from app.components.snapshots import snapshot_payload, watch_snapshots
@@ -65,13 +66,16 @@ def film(run: RunFolder, steps: list[int], layer: int) -> None:
             if choice.layer is not None and choice.layer != layer:
                 st.rerun()
         elif what == DOMAINS:
+            view = pick_map_view(snapshot, layers=False)
             cells, nmi = snapshot.get(domain_cells), snapshot.get(domain_nmi_test)
-            figure = snapshot.keep(("domains", layer), lambda: domain_map_figure(cells, nmi, layer))
+            figure = domain_map_figure(cells, nmi, layer, view, map_places(snapshot, view))
             answer(f"Step {step:,}, layer {layer}: {figure.verdict}")
             if len(snapshot.trace.domains) > 1:
                 show_figure(figure, key=figure.name, title="", terms=["domain", "lift", "interval"])
         else:
-            figure = load_map_figure(snapshot.get(expert_load), snapshot.get(load_balance))
+            view = pick_map_view(snapshot)
+            load, balance = snapshot.get(expert_load), snapshot.get(load_balance)
+            figure = load_map_figure(load, balance, view, map_places(snapshot, view))
             answer(f"Step {step:,}: {figure.verdict}")
             show_figure(figure, key="expert_load", title="", terms=["expert load", "lift", "load imbalance"])
 

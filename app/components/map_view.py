@@ -23,23 +23,37 @@ _ABOUT = (
 )
 
 
-def pick_map_view(measured: Measured, *, layers: bool = True) -> tuple[MapView, pd.DataFrame]:
-    """Draw the picker of the order and, of a large model, that of the part; what is chosen, and the places of
-    expert_order.expert_places. `layers`: the map shows several layers, so that a part of them can be chosen."""
+def pick_map_view(measured: Measured, *, layers: bool = True) -> MapView:
+    """Draw the picker of the order and, of a large model, that of the part; and what is chosen. `layers`: the map shows
+    several layers, so that a part of them can be chosen."""
     trace = measured.trace
     orders = ORDERS if len(trace.domains) > 1 else ORDERS[:-1]
     state.preset(ORDER, orders, orders[0])
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         order: Order = state.present(
-            st.segmented_control("Order of experts", orders, required=True, key=ORDER, bind="query-params", help=_ABOUT)
+            st.segmented_control(
+                "Order of experts",
+                orders,
+                required=True,
+                key=ORDER,
+                bind="query-params",
+                persist_state="session",
+                help=_ABOUT,
+            )
         )
         view = MapView(order)
         if trace.num_experts > FEW_EXPERTS or (layers and trace.num_layers > FEW_LAYERS):
             with st.popover("Part of the map", icon=":material/zoom_in:"):
                 view = _pick_part(order, trace.layers if layers else [], trace.num_experts)
-    cells = measured.get(domain_cells) if order == "preferred domain" else None
+    return view
+
+
+def map_places(measured: Measured, view: MapView) -> pd.DataFrame:
+    """Where the experts of this routing stand in the view's order: see expert_order.expert_places."""
+    is_domain = view.order == "preferred domain" and len(measured.trace.domains) > 1
+    cells = measured.get(domain_cells) if is_domain else None
     load = measured.get(expert_load)
-    return view, measured.keep(("places", order), lambda: expert_places(load, view.order, cells))
+    return measured.keep(("places", view.order), lambda: expert_places(load, view.order, cells))
 
 
 def _pick_part(order: Order, layers: Sequence[int], experts: int) -> MapView:
@@ -58,5 +72,7 @@ def _pick_range(label: str, key: str, options: Sequence[int]) -> tuple[int, int]
     chosen = st.session_state.get(key)
     if chosen is not None and not {*chosen} <= {*options}:
         st.session_state[key] = whole  # of another model
-    found = state.present(st.select_slider(label, list(options), whole, key=key, bind="query-params"))
+    found = state.present(
+        st.select_slider(label, list(options), whole, key=key, bind="query-params", persist_state="session")
+    )
     return None if found == whole else found

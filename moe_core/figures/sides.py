@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from moe_core.figures.expert_order import ALL, MapView, expert_places, load_of_cells
 from moe_core.figures.tokens import snapshot_arrays
 from moe_core.routing.measured import Measured
 from moe_core.routing.token_arrays import TokenArrays
@@ -131,15 +132,17 @@ def _too_few_sources(comparison: Comparison) -> str:
     )
 
 
-def load_figure(trace: AnyRouting) -> Figure:
+def load_figure(trace: AnyRouting, view: MapView = ALL) -> Figure:
     """The load of all experts; for Measured.get, as drawing takes longer than measuring."""
     from moe_core.figures.load import load_map_figure
+    from moe_core.routing.measures.domains import domain_cells
     from moe_core.routing.measures.load import expert_load, load_balance
 
-    return load_map_figure(expert_load(trace), load_balance(trace))
+    load, cells = expert_load(trace), domain_cells(trace) if view.order == "preferred domain" else None
+    return load_map_figure(load, load_balance(trace), view, expert_places(load, view.order, cells))
 
 
-def domains_figure(trace: AnyRouting, layer: int) -> Figure | None:
+def domains_figure(trace: AnyRouting, layer: int, view: MapView = ALL) -> Figure | None:
     """The domains of one layer's experts, of the nearest one where the model has no such layer; None where there is
     one domain only."""
     from moe_core.figures.domains import domain_map_figure
@@ -149,7 +152,9 @@ def domains_figure(trace: AnyRouting, layer: int) -> Figure | None:
     if (domain_tokens(trace) > 0).sum() < 2:
         return None
     shown = min(trace.layers, key=lambda own: abs(own - layer))
-    return domain_map_figure(domain_cells(trace), domain_nmi_test(trace), shown)
+    cells = domain_cells(trace)
+    places = expert_places(load_of_cells(cells), view.order, cells)
+    return domain_map_figure(cells, domain_nmi_test(trace), shown, view, places)
 
 
 def one_text(trace: RoutingTrace, name: str) -> RoutingTrace:
