@@ -15,6 +15,7 @@ from app.components.open_progress import finish_opening, show_running
 from app.components.page import errors_as_boxes, header, prose
 from app.components.page_tools import page_tools
 from moe_core.figures.palette import DARK_TEXT, LIGHT_TEXT
+from moe_core.inference.ahead import load_ahead
 from moe_core.inference.command_line_subjects import open_from_command_line
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.words import sentence
@@ -152,3 +153,4 @@ def draw() -> None:
             explain_need(chosen, page.title.lower(), reason)
         else:
             page.run()
+    load_ahead()

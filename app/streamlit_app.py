@@ -25,5 +25,7 @@ if __name__ == "__main__":  # Streamlit draws a page, or a test does
     draw()
 else:  # the server imports this file; Streamlit looks for the next line without running it
     from app.server import MIDDLEWARE
+    from moe_core.inference.ahead import wait_without_spinning
 
+    wait_without_spinning()
     application = st.App(__file__, middleware=MIDDLEWARE)

@@ -25,8 +25,10 @@ def wait_for(path: Path, text: str) -> str:
 
 def test_it_runs_detached_with_its_log_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "main.py"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # the dashboard's way, not a training's
     script.write_text(
         "import os, sys\n"
+        "assert 'OMP_WAIT_POLICY' not in os.environ\n"
         "print(sys.argv[1:], os.environ['MOESCOPE_CHECKPOINTS'], os.getsid(0) == os.getpid(), 'out')\n"
         "print('err', file=sys.stderr)\n"
     )

@@ -52,6 +52,8 @@ def start_training(arguments: Sequence[str], root: str | Path | None = None) -> 
 def _environment(run: RunFolder) -> dict[str, str]:
     """Ours, with the root of the runs, and with the folder of a checkout where Python does not look by itself."""
     environment = {**os.environ, "MOESCOPE_CHECKPOINTS": str(run.root.resolve())}
+    if environment.get("OMP_WAIT_POLICY") == "PASSIVE":  # the dashboard's own (inference/ahead.py)
+        del environment["OMP_WAIT_POLICY"]
     if _PACKAGES not in sysconfig.get_paths().values():
         known = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = _PACKAGES + (os.pathsep + known if known else "")
