@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.made_traces import LARGE_MODEL, write_trace
 from bench.processes import ROOT
 from bench.results import Goal, Result
 from bench.suite import Scale
@@ -32,7 +33,7 @@ from moe_core.runs.places import SHIPPED
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-RUN = "demo"
+RUN, LARGE = "demo", "48 layers x 128 experts"
 PAGES = (
     "overview",
     "tokens",
@@ -49,6 +50,14 @@ SMOKE_PAGES = ("overview",)
 START_SECONDS, PAGE_SECONDS = 120.0, 240.0
 MAX_FIGURE_MB = 2.0
 """Megabytes of one message: what a figure may weigh."""
+MAX_FIRST_VISIT = 4.0
+"""Seconds until a page that no one has opened before is whole."""
+MAX_GROWTH_MIB = 10.0
+"""MiB that PAGE_CHANGES may add to the memory of the server: what the allocator's rounding alone explains."""
+PAGE_CHANGES, ROUNDS_BEFORE = 200, 3
+"""Changes whose memory is watched, after so many rounds through all pages that fill what is cached."""
+IDLE_SECONDS = {RUN: 0.7, LARGE: 1.5}
+"""Seconds from a click to a page at rest, once each page was opened."""
 _QUIET_MS = 400  # so long nothing has come: the page's script is through
 _ARGUMENTS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 # The browser's own clock at every message of the server, with its size.
@@ -66,15 +75,18 @@ _LISTEN = """(() => {
 _DONE = f"""() => window.arrived.length && document.querySelector("[data-test-script-state=notRunning]")
   && performance.now() - window.arrived[window.arrived.length - 1][0] > {_QUIET_MS}"""
 _PICTURE = "[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg, [data-testid=stPlotlyChart] svg"
-_LAYER = "[data-testid=stSidebar] button[role=radio]"
+_LAYER = "[data-testid=stSidebar] button[role=radio]:not([aria-checked=true])"
+_LAYER_LIST = "[data-testid=stSidebar] input[aria-label*=Layer]"  # where there are too many for buttons
+_LINK = "[data-testid=stSidebarNavLink]"
 
 
 def run(scale: Scale) -> list[Result]:
-    """Rows for a cold start, the first picture, and for every page its opening, a click and what it sent."""
+    """Rows for a cold start, the first picture, and on a run and on a trace of a large model for every page its first
+    opening, a click, what it sent, a return to it, and the memory that many returns take."""
     missing = what_is_missing()
     if missing:
         return [Result("dashboard", float("nan"), "s", note=f"not measured: {missing}")]
-    rounds, pages = (1, SMOKE_PAGES) if scale.smoke else (min(scale.rounds, 3), PAGES)
+    rounds = 1 if scale.smoke else min(scale.rounds, 3)
     with tempfile.TemporaryDirectory() as folder:
         # A copy, as a page may keep what it measured in the run's folder.
         shutil.copytree(SHIPPED / RUN, Path(folder) / RUN)
@@ -86,13 +98,82 @@ def run(scale: Scale) -> list[Result]:
                 with tab(browser) as page:
                     pictures.append(_first_picture(page, server.url))
                 if number == rounds - 1:
-                    visits = visit_all(browser, server.url, pages, scale, f"run={RUN}")
+                    of_run = _rows_of_subject(server, browser, RUN, f"run={RUN}", scale)
+        large: list[Result] = []
+        if not scale.smoke:
+            path = Path(folder) / "large.parquet"
+            write_trace(path, LARGE_MODEL)
+            with serving(Path(folder), "--trace", str(path)) as server, browsing() as browser:
+                large = _rows_of_subject(server, browser, LARGE, "", scale)
     note = f"median of {rounds}"
     return [
         Result("cold start, process to health answer", float(np.median(starts)), "s", note=note),
         Result("first picture of the first page after it", float(np.median(pictures)), "s", note=note),
-        *rows_of(visits, f"run {RUN}"),
+        *of_run,
+        *large,
     ]
+
+
+def _rows_of_subject(server: Server, browser: Browser, subject: str, query: str, scale: Scale) -> list[Result]:
+    pages = SMOKE_PAGES if scale.smoke else PAGES
+    what = f"run {RUN}" if subject == RUN else subject
+    rows = rows_of(visit_all(browser, server.url, pages, scale, query), what, idle=IDLE_SECONDS[subject])
+    if scale.smoke:
+        return rows
+    with tab(browser) as page:
+        page.goto(f"{server.url}/?{query}")
+        _messages(page)
+        for _ in range(ROUNDS_BEFORE):
+            _through_all(page)
+        took: dict[str, list[float]] = {}
+        before = resident_mib(server.pid)
+        rounds = PAGE_CHANGES // len(PAGES)
+        for number in range(rounds):
+            scale.progress("changing pages", number, rounds)
+            for name, seconds in _through_all(page).items():
+                took.setdefault(name, []).append(seconds)
+        growth = resident_mib(server.pid) - before
+    goal, note = Goal(IDLE_SECONDS[subject], at_most=True), f"median of {rounds}"
+    return [
+        *rows,
+        *(
+            Result(f"{name} of {what}, from another page", float(np.median(seconds)), "s", goal=goal, note=note)
+            for name, seconds in took.items()
+        ),
+        Result(
+            f"{what}: growth of the server's memory over {PAGE_CHANGES} page changes",
+            growth,
+            "MiB",
+            goal=Goal(MAX_GROWTH_MIB, at_most=True),
+            note=f"from {before:,.0f} MiB",
+        ),
+    ]
+
+
+def _through_all(page: Page) -> dict[str, float]:
+    """Seconds from the click on each page's link to its last message, in the order of the side bar."""
+    took = {}
+    for link in page.locator(_LINK).all():
+        name = str(link.get_attribute("href")).rpartition("/")[2].partition("?")[0] or PAGES[0]
+        _listen_from_click(page)
+        link.click()
+        took[name] = _seconds_since_click(page)
+    return took
+
+
+def _listen_from_click(page: Page) -> None:
+    """Forget what has come so far. The browser's own clock notes the next click, where it happens."""
+    page.evaluate(
+        """() => {
+          window.arrived = [];
+          window.clicked = undefined;
+          addEventListener("click", () => { window.clicked ??= performance.now(); }, {capture: true, once: true});
+        }"""
+    )
+
+
+def _seconds_since_click(page: Page) -> float:
+    return (_messages(page)[-1][0] - float(page.evaluate("window.clicked"))) / 1000
 
 
 @dataclass(frozen=True)
@@ -112,14 +193,21 @@ class Visit:
     """The first error box on the page, or ""."""
 
 
-def rows_of(visits: Sequence[Visit], subject: str) -> list[Result]:
-    """Four rows a page: opening, rerun after a click, payload, largest message."""
+def rows_of(visits: Sequence[Visit], subject: str, idle: float | None = None) -> list[Result]:
+    """Four rows a page: opening, rerun after a click, payload, largest message.
+
+    With `idle`, the seconds from a click to a page at rest, openings and clicks have goals.
+    """
+    at_first, on_click = (
+        None if idle is None else Goal(seconds, at_most=True) for seconds in (MAX_FIRST_VISIT, idle or 0.0)
+    )
     found = []
     for visit in visits:
         name, note = f"{visit.page} of {subject}", "shows an error" if visit.error else ""
-        found.append(Result(f"{name}, first opening", visit.opened, "s", note=note))
+        found.append(Result(f"{name}, first opening", visit.opened, "s", goal=at_first, note=note))
         if visit.rerun == visit.rerun:
-            found.append(Result(f"{name}, rerun after a click on another layer", visit.rerun, "s", note=note))
+            case = f"{name}, rerun after a click on another layer"
+            found.append(Result(case, visit.rerun, "s", goal=on_click, note=note))
         found.append(Result(f"{name}, sent to the browser", visit.sent / 1e6, "MB", note=note))
         goal = Goal(MAX_FIGURE_MB, at_most=True)
         largest = float("nan") if visit.error else visit.largest / 1e6  # an error box is small
@@ -153,11 +241,20 @@ class Server:
 
 def peak_mib(pid: int) -> float:
     """Most memory (resident set) process `pid` has held so far, in MiB; NaN where the system does not say."""
+    return _memory_mib(pid, "VmHWM:")
+
+
+def resident_mib(pid: int) -> float:
+    """Memory (resident set) that process `pid` holds now, in MiB; NaN where the system does not say."""
+    return _memory_mib(pid, "VmRSS:")
+
+
+def _memory_mib(pid: int, field: str) -> float:
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return float("nan")
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), float("nan"))
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), float("nan"))
 
 
 @contextmanager
@@ -234,12 +331,8 @@ def _visit_page(page: Page, url: str, name: str, query: str) -> Visit:
     page.goto(f"{address}?{query}" if query else address)
     opening = _messages(page)
     rerun, after = float("nan"), []
-    if _shows(page, _LAYER):
-        # Times of the page's own clock: the click is noted where it happens.
-        page.evaluate(
-            "window.arrived = []; addEventListener('click', () => window.clicked ??= performance.now(), true)"
-        )
-        page.locator(_LAYER).first.click()
+    _listen_from_click(page)
+    if _choose_another_layer(page):
         after = _messages(page)
         rerun = (after[-1][0] - float(page.evaluate("window.clicked"))) / 1000
     boxes = page.locator("[data-testid=stException], [data-testid=stAlertContentError]")
@@ -251,6 +344,20 @@ def _visit_page(page: Page, url: str, name: str, query: str) -> Visit:
         largest=int(max(size for _, size in [*opening, *after])),
         error=" ".join(boxes.first.inner_text().split())[:120] if boxes.count() else "",
     )
+
+
+def _choose_another_layer(page: Page) -> bool:
+    """Choose the first layer of the side bar that is not chosen; false where there is none."""
+    if not _shows(page, f"{_LAYER}, {_LAYER_LIST}"):
+        return False
+    if page.locator(_LAYER).count():
+        page.locator(_LAYER).first.click()
+        return True
+    page.locator(_LAYER_LIST).first.focus()
+    page.keyboard.press("ArrowDown")  # opens the list
+    _listen_from_click(page)
+    page.locator("[role=option]:not([aria-selected=true])").first.click()
+    return True
 
 
 def _shows(page: Page, selector: str) -> bool:
