@@ -33,7 +33,7 @@ MATCH_COLUMNS = {
     "layer": st.column_config.NumberColumn("Layer"),
     "expert_a": st.column_config.NumberColumn("Number here, and in A"),
     "expert_b": st.column_config.NumberColumn("Its own number in B"),
-    "overlap": st.column_config.ProgressColumn("Tokens in common", min_value=0, max_value=1, format="percent"),
+    "overlap": st.column_config.ProgressColumn("Tokens in common", min_value=0, max_value=100, format="%.0f %%"),
 }
 # Keys of this page: what is compared, in the URL; the two token views.
 KIND, VIEW = "compare_kind", "compare_view_{}"
@@ -70,7 +70,8 @@ def show(comparison: Comparison) -> None:
         )
     if comparison.matches is not None:
         st.markdown("#### Which expert is which?")
-        st.dataframe(comparison.matches, hide_index=True, key="matches", column_config=MATCH_COLUMNS)
+        matches = comparison.matches.assign(overlap=100 * comparison.matches["overlap"])
+        st.dataframe(matches, hide_index=True, key="matches", column_config=MATCH_COLUMNS)
 
 
 def show_maps(comparison: Comparison) -> None:

@@ -77,20 +77,21 @@ if nmi["nmi"].notna().any():  # of one domain there is nothing to draw, and the 
         title="Is it more than chance, in every layer?",
         terms=["NMI", "null", "p-value", "effect"],
     )
+    number = st.column_config.NumberColumn
     st.dataframe(
         nmi[["layer", "estimate", "low", "high", "nmi", "null_mean", "null_p99", "p_adjusted", "verdict"]].dropna(
             axis="columns", how="all"
         ),
         hide_index=True,
         column_config={
-            "layer": st.column_config.NumberColumn("Layer"),
-            "estimate": st.column_config.NumberColumn("NMI", format="%.3f"),
-            "low": st.column_config.NumberColumn("95 % from", format="%.3f"),
-            "high": st.column_config.NumberColumn("to", format="%.3f"),
-            "nmi": st.column_config.NumberColumn("as counted", format="%.3f"),
-            "null_mean": st.column_config.NumberColumn("by chance", format="%.3f"),
-            "null_p99": st.column_config.NumberColumn("by chance at most (99 %)", format="%.3f"),
-            "p_adjusted": st.column_config.NumberColumn("p (adjusted over layers)", format="%.3f"),
-            "verdict": st.column_config.TextColumn("One expert choice ...", width="large"),
+            "layer": number("Layer", width=55, pinned=True),
+            "verdict": st.column_config.TextColumn("One expert choice ...", width=330),
+            "estimate": number("NMI", format="%.3f", width=55),
+            "low": number("95 % from", format="%.3f", width=72),
+            "high": number("to", format="%.3f", width=55),
+            "nmi": number("as counted", format="%.3f", width=78),
+            "null_mean": number("by chance", format="%.3f", width=75),
+            "null_p99": number("at most", format="%.3f", width=65, help="What chance reaches in 99 of 100 cases."),
+            "p_adjusted": number("p", format="%.3f", width=55, help="Adjusted over the layers."),
         },
     )

@@ -96,8 +96,9 @@ if isinstance(subject, RunFolder) and not is_watched:
     st.caption(f"How the loss is scored: {window_words(loaders.config(subject).training.seq_len)}")
 
 st.markdown("#### What to ask next")
-left, right = st.columns(2)
-for column, questions in ((left, LOOK), (right, CHANGE)):
+columns = st.container(horizontal=True)  # below each other where a window is narrow: two would cut the questions
+for questions in (LOOK, CHANGE):
+    column = columns.container(width=400)
     for page, question, icon in questions:
         if need(PurePosixPath(page).stem, subject) is None:
             if page == TRAINING and not isinstance(subject, RunFolder):

@@ -52,7 +52,7 @@ def pick_from_table(table: pd.DataFrame) -> None:
     number = st.column_config.NumberColumn
     shown = [column for column in COLUMNS if table[column].notna().any()]
     st.dataframe(
-        table[[*shown]],
+        table[shown].assign(share=100 * table["share"]),
         hide_index=True,
         key=KEY,
         on_select=partial(_open, table[["layer", "expert"]]),
@@ -63,9 +63,9 @@ def pick_from_table(table: pd.DataFrame) -> None:
             "expert": number("Expert", width="small"),
             "share": st.column_config.ProgressColumn(
                 "Load",
-                format="percent",
+                format="%.1f %%",
                 min_value=0,
-                max_value=float(table["share"].max()),
+                max_value=100 * float(table["share"].max()),
                 help=term_help("expert load"),
             ),
             "lift": number("× even load", format="%.2f", help="1 is an even load."),

@@ -89,7 +89,7 @@ def movers_figure(movers: pd.DataFrame) -> Figure:
     """
     top = movers.reindex(movers["change"].abs().sort_values(ascending=False, kind="stable").index).head(MAX_MOVERS)
     data = top.assign(
-        name=[f"layer {row.layer}, expert {row.expert}: {_short_name(row.domain)}" for row in rows(top)],
+        name=[f"layer {row.layer}, expert {row.expert}{_of_domain(row.domain, movers)}" for row in rows(top)],
         colour=[expert_colour(int(expert)) for expert in top["expert"]],
         uncertain=top["uncertain"].astype(bool),
         label=[points(change) for change in top["change"]],
@@ -157,6 +157,11 @@ def _scale_to(ends: pd.Series[float]) -> float:
     """End of a scale of shares, with room for the number behind the longest bar."""
     most = float(ends.max()) if len(ends) else 0.0
     return max(most * 1.12, 0.01) if most == most else 1.0
+
+
+def _of_domain(domain: str, movers: pd.DataFrame) -> str:
+    """Which text a share is of; nothing where all are of one kind."""
+    return f": {_short_name(domain)}" if movers["domain"].nunique() > 1 else ""
 
 
 def _short_name(name: str) -> str:

@@ -85,6 +85,10 @@ def layer_load_figure(load: pd.DataFrame, layer: int, expert: int) -> Figure:
     even = alt.Chart(pd.DataFrame({"lift": [1.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(y="lift:Q")
     colour = alt.condition("datum.chosen", alt.value(expert_colour(expert)), alt.value(NEUTRAL))
     opacity = alt.condition("datum.chosen", alt.value(1.0), alt.value(0.45))
+    bars = base.mark_bar().encode(color=colour, opacity=opacity)
+    # Of many experts a bar is a line of a point: the number above says which it is.
+    number_above = base.transform_filter("datum.chosen").mark_text(dy=-7, fontSize=11, fontWeight="bold")
+    name = number_above.encode(text="expert:O", color=colour)
     verdict = (
         f"Expert {expert} is number {place} of {experts} in layer {layer} by load: {percent(share)} of the choices, "
         f"{number(share * experts)} times its even share."
@@ -94,7 +98,7 @@ def layer_load_figure(load: pd.DataFrame, layer: int, expert: int) -> Figure:
     return Figure(
         f"layer_load_layer_{layer}_expert_{expert}", f"Load of expert {expert} among those of layer {layer}",
         "How much of the work does this expert do?", verdict,
-        layered([base.mark_bar().encode(color=colour, opacity=opacity), even], data, 220), own.reset_index(drop=True),
+        layered([bars, even, name], data, 220), own.reset_index(drop=True),
     )  # fmt: skip
 
 
