@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -9,11 +10,13 @@ from urllib.parse import parse_qs
 import pandas as pd
 import pytest
 import streamlit as st
-from app_support import Open, sent_to_components
+from app_support import Open, sent_to_components, shown
 from streamlit.util import AttributeDictionary
 
 from app import state
 from app.components.goto import expert_of_click, go_to_cell, go_to_click, go_to_expert
+from moe_core.routing.measures.standouts import AS_COUNTED
+from tests.routing_support import trace_of
 
 ROWS = pd.DataFrame({"layer": [3, 3, 7], "expert": [0, 5, 127], "load": [0.1, 0.2, 0.3]})
 
@@ -71,3 +74,33 @@ def test_the_page_is_sent_on_once_so_that_back_does_not_bounce(trained_root: Pat
 def sent_on(at: Any) -> dict[str, Any]:
     (data,) = (payload for payload in sent_to_components(at.sidebar) if "query" in payload)
     return data
+
+
+def test_overview_lists_experts_to_look_at_and_each_leads_to_its_page(tmp_path: Path, dashboard: Open) -> None:
+    path = tmp_path / "uneven.parquet"
+    chosen = [[0, 1 + token % 6] for token in range(400)]  # expert 0 for every token of 40 texts, expert 7 for none
+    trace_of(chosen, num_experts=8, document_ids=[token // 10 for token in range(400)]).save(path)
+    at = dashboard(tmp_path, arguments=("--trace", str(path)), run="trace uneven.parquet")
+    text = shown(at)
+    for kind in ("Overloaded", "Idle", "Most specialised", "Most costly"):
+        assert f"**{kind}**" in text
+    assert re.search(r"4.0 times its even share \(95 % interval [\d.]+ to [\d.]+\): surely above 2 times", text)
+    assert re.search(r"0 times its even share \(95 % interval 0 to [\d.]+\): surely below a quarter", text)
+    assert "All text is of one domain" in text.split("Most specialised")[1]
+    at.button(key="idle_0_7").click().run()
+    assert parse_qs(sent_on(at)["query"]) == {"run": ["trace uneven.parquet"], "layer": ["0"], "expert": ["7"]}
+
+
+def test_what_an_expert_costs_is_named_by_the_command_that_measures_it(trained_root: Path, dashboard: Open) -> None:
+    assert "ablate --run tiny` does" in shown(dashboard(trained_root)).split("Most costly")[1]
+
+
+def test_experts_to_look_at_of_counts_say_once_what_nothing_tells(tmp_path: Path, dashboard: Open) -> None:
+    path = tmp_path / "few.counts.parquet"
+    trace_of([[0, 1]] * 9 + [[0, 2]], num_experts=8).counts(by="domain").save(path)
+    at = dashboard(tmp_path, arguments=("--trace", str(path)))
+    text = shown(at)
+    assert text.count(AS_COUNTED) == 1
+    assert "4.0 times its even share: cannot be told whether it is above 2 times its even share." in text
+    assert "What is lost without an expert takes the model itself" in text
+    assert not at.exception

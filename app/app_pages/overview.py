@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 import streamlit as st
 
 from app import loaders, state
+from app.components.experts_to_look_at import show_experts_to_look_at
 from app.components.figure import show_figure
 from app.components.goto import go_to_cell
 from app.components.key_figures import key_figures
@@ -31,11 +32,14 @@ from app.components.watched_run import watch_counts
 from app.components.what_can_be_told import counting_notes, show_what_can_be_told
 from moe_core.data.windows import window_words
 from moe_core.figures.load import load_map_figure
-from moe_core.inference.subjects import RoutingFile
+from moe_core.inference.subjects import ForeignModel, RoutingFile
+from moe_core.program import program
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
-from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
+from moe_core.routing.measures.capability import MODEL
+from moe_core.routing.measures.domains import domain_cells, domain_nmi_test, domain_verdict
 from moe_core.routing.measures.health import describe_routing, health
-from moe_core.routing.measures.load import expert_load, extremes, load_balance
+from moe_core.routing.measures.load import expert_load, extremes, load_balance, load_bounds
+from moe_core.routing.measures.standouts import standouts
 from moe_core.runs import RunFolder
 
 LOOK = (
@@ -94,6 +98,16 @@ st.caption(plain(extremes(load)))
 text_caption(measured, text)
 if isinstance(subject, RunFolder) and not is_watched:
     st.caption(f"How the loss is scored: {window_words(loaders.config(subject).training.seq_len)}")
+
+effects, unmeasured = None, f"What is lost without an expert takes {MODEL}."
+if isinstance(subject, RunFolder) and not is_watched:
+    effects = loaders.ablation(subject)
+    unmeasured = (
+        f"Not measured yet: `{program()} ablate --run {subject.name}` does, and so does the Interventions page."
+    )
+elif isinstance(subject, ForeignModel):
+    unmeasured = "Not measured: the Interventions page switches single experts off."
+show_experts_to_look_at(standouts(measured.get(load_bounds), of_domains.get(domain_cells), nmi, effects, unmeasured))
 
 st.markdown("#### What to ask next")
 columns = st.container(horizontal=True)  # below each other where a window is narrow: two would cut the questions

@@ -46,6 +46,33 @@ def expert_load(trace: AnyRouting) -> pd.DataFrame:
     )
 
 
+def load_bounds(trace: AnyRouting) -> pd.DataFrame:
+    """Where the load of every expert really is, in times its even share: which of thousands is surely too much?
+
+    Columns: layer, expert, tokens (assignments); lift = c_e / mean c of the layer, >= 0, 1 = even, NaN where the layer
+    routes nothing; lift_low, lift_high_of_all = its 95 % interval for all layers and experts at once, as what stands
+    out is picked from all; lift_high = its upper bound by itself (see clusters.Bounds): anywhere where nothing says how
+    sure it is; varies_by = what tells how sure it is, as in load_balance.
+    """
+    found = clusters(trace)
+    counts_LE, E = found.counts.sum(axis=1), trace.num_experts
+    bounds = share_bounds(found)
+    chosen_L = counts_LE.sum(axis=1) / found.total
+    even_L1 = (np.where(chosen_L > 0, chosen_L, trace.top_k) / E)[:, None]
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(trace.layers, E),
+            "expert": np.tile(np.arange(E), trace.num_layers),
+            "tokens": counts_LE.reshape(-1),
+            "lift": ratio(counts_LE, counts_LE.mean(axis=1, keepdims=True)).reshape(-1),
+            "lift_low": (bounds.low / even_L1).reshape(-1),
+            "lift_high": (bounds.high / even_L1).reshape(-1),
+            "lift_high_of_all": (bounds.high_of_all / even_L1).reshape(-1),
+            "varies_by": found.varies_by,
+        }
+    )
+
+
 def extremes(load: pd.DataFrame) -> str:
     """The busiest experts of all layers and those never chosen, by name, as counted; frame of metrics.expert_load."""
     lift = load["share"] * load.groupby("layer")["expert"].transform("size")
