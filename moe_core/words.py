@@ -116,6 +116,11 @@ def count_of(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def listed(names: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def ordinal(place: int) -> str:
     """A place in an order: "1st", "22nd", "113th"."""
     last = 0 if place % 100 in (11, 12, 13) else place % 10

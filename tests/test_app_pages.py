@@ -77,7 +77,7 @@ def test_training_shows_loss_load_and_a_way_to_start_another(trained_root: Path,
     assert at.title[0].value == "Is tiny learning, and are its experts forming?"
     assert "Finished 40 steps" in shown(at)
     assert "guessing by token frequency" in shown(at)
-    assert len(at.get("vega_lite_chart")) == 2
+    assert len(at.get("vega_lite_chart")) == 8  # loss, load, and what goes with it
     assert at.expander[0].label == "Train a new run"
 
 

@@ -25,12 +25,14 @@ from moe_core.figures.palette import (
     LIGHT_PAGE,
     LIGHT_TEXT,
     NEUTRAL,
+    RUN_COLOURS,
     SPLIT_COLOURS,
     TOKEN_STRENGTH,
     contrast_ratio,
     domain_colour,
     expert_colour,
     ink_on,
+    run_colours,
 )
 
 CONFIG = Path(__file__).resolve().parent.parent / "app" / ".streamlit" / "config.toml"
@@ -55,7 +57,7 @@ VISION = {
     ],
 }
 LAYERS = (*LAYER_SHADES, blend(*LAYER_SHADES, 0.5))
-ALL = (*EXPERT_COLOURS, *DOMAIN_COLOURS, *SPLIT_COLOURS.values(), *LAYERS, BAR, HEAT, NEUTRAL)
+ALL = (*EXPERT_COLOURS, *DOMAIN_COLOURS, *SPLIT_COLOURS.values(), *RUN_COLOURS, *LAYERS, BAR, HEAT, NEUTRAL)
 PAGES = ((LIGHT_PAGE, LIGHT_TEXT), (DARK_PAGE, DARK_TEXT))
 
 
@@ -97,7 +99,7 @@ def test_oklab_of_known_colours() -> None:
 
 
 @pytest.mark.parametrize("vision", VISION)
-@pytest.mark.parametrize("palette", [EXPERT_COLOURS, DOMAIN_COLOURS, tuple(SPLIT_COLOURS.values())])
+@pytest.mark.parametrize("palette", [EXPERT_COLOURS, DOMAIN_COLOURS, RUN_COLOURS, tuple(SPLIT_COLOURS.values())])
 def test_colours_of_a_palette_stay_apart(palette: tuple[str, ...], vision: str) -> None:
     assert closest(oklab(palette, vision)) > (13 if vision == "typical" else 7)
 
@@ -105,6 +107,8 @@ def test_colours_of_a_palette_stay_apart(palette: tuple[str, ...], vision: str) 
 def test_a_domain_is_not_taken_for_an_expert() -> None:
     assert closest(oklab(DOMAIN_COLOURS), oklab(EXPERT_COLOURS)) > 7
     assert closest(oklab(tuple(SPLIT_COLOURS.values())), oklab((*EXPERT_COLOURS, *DOMAIN_COLOURS))) > 7
+    known = (*EXPERT_COLOURS, *DOMAIN_COLOURS, *SPLIT_COLOURS.values())
+    assert closest(oklab(RUN_COLOURS), oklab(known)) > 7
     chroma = [np.hypot(*lab[1:]) for lab in (*oklab(DOMAIN_COLOURS), *oklab(EXPERT_COLOURS))]
     assert max(chroma[: len(DOMAIN_COLOURS)]) < np.median(chroma[len(DOMAIN_COLOURS) :])
 
@@ -167,3 +171,14 @@ def test_captions_and_what_is_chosen_can_be_read_in_both_themes(theme: str, page
     assert contrast_ratio(primary, blend(primary, page, 0.1)) >= 4.5, "a chosen segment"
     assert contrast_ratio(primary, page) >= 4.5, "the page's colour on a button, and the other way round"
     assert contrast_ratio(primary, "#ffffff") >= 3, "the tick of a chosen box"
+
+
+def test_a_run_keeps_its_colour_whatever_is_drawn_beside_it() -> None:
+    names = [f"run-{i}" for i in range(len(RUN_COLOURS))]
+    alone = {name: run_colours([name])[name] for name in names}
+    together = run_colours(names)
+    assert len(set(together.values())) == len(names)
+    for count in range(1, len(names)):
+        assert run_colours(names[:count]).items() <= together.items()  # one more changes no colour
+    assert len(set(alone.values())) > 1
+    assert together[names[0]] == alone[names[0]]

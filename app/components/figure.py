@@ -32,17 +32,21 @@ def show_figure(
     terms: Sequence[str] = (),
     title: str | None = None,
     on_cell: Callable[[dict[str, Any]], None] | None = None,
+    is_live: bool = False,
 ) -> None:
     """Draw `figure` with its verdict as alternative text, an explanation of `terms`, and downloads.
 
     `key` is unique on the page and names the downloaded files. `title` replaces the figure's own; "" leaves it out.
     `on_cell` is called with the clicked cell of a map, {"layer": 2, "expert": 5}, before the page runs again, so that
     it may choose for widgets. A cell that is let go calls nothing.
+
+    `is_live`: the figure is drawn again every moment. The page says its verdict elsewhere then: a chart whose
+    alternative text changes is made anew, and flickers.
     """
     heading = figure.title if title is None else title
     if heading:
         st.markdown(f"#### {plain(heading)}")
-    description = f"{figure.title}. {figure.verdict}"
+    description = f"{figure.title}. {figure.question if is_live else figure.verdict}"
     clickable = _Clicks(f"{key}_chart", on_cell) if on_cell is not None else None
     formats = _ALTAIR_FORMATS
     if not isinstance(figure.chart, alt.TopLevelMixin):

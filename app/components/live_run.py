@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
@@ -14,8 +15,10 @@ import streamlit as st
 from app import loaders, state
 from app.components.figure import show_figure, term_help
 from app.components.page import answer, errors_as_boxes, plain, show_notes
+from app.components.training_curves import choose_curves, show_losses, show_quantities
 from app.components.watched_run import counted_load_figure, watched_figures
 from moe_core.errors import RunError
+from moe_core.figures.run_curves import Along
 from moe_core.routing.measures.health import IMBALANCE_LIMIT
 from moe_core.runs import RunFolder, RunStatus, RunSummary
 from moe_core.runs.listing import LAUNCH_PATIENCE_SECONDS
@@ -30,19 +33,27 @@ SHOWN_EVENTS = 12
 
 
 def follow(run: RunFolder, summary: RunSummary) -> None:
-    """Show the run; while its trainer lives, look again every moment without rerunning the page."""
+    """Show the run, and the curves of others beside it; while a trainer lives, look again every moment without
+    rerunning the page."""
     alive = summary.is_live or summary.state == "preparing"
     st.fragment(run_every=NUMBERS_SECONDS if alive else None)(_numbers)(run.name, summary.state)
-    st.fragment(run_every=PICTURES_SECONDS if alive else None)(_pictures)(run.name)
-    if not alive:
-        _watch(run.name, summary.state)
+    runs = loaders.runs()
+    names, along = choose_curves(run.name, runs)
+    moving = any(item.is_live or item.state == "preparing" for item in runs if item.name in names)
+    st.fragment(run_every=PICTURES_SECONDS if moving else None)(_pictures)(names, along, moving)
+    _watch(names, _states(names))
 
 
 @st.fragment(run_every=WATCH_SECONDS)
-def _watch(name: str, state_before: str) -> None:
-    """Draw nothing; notice when another browser, or the command line, starts the run again."""
-    if any(run.name == name and run.state != state_before for run in loaders.runs()):
+def _watch(names: Sequence[str], states_before: Sequence[str]) -> None:
+    """Draw nothing; notice when a run ends, or when another browser, or the command line, starts it again."""
+    if _states(names) != states_before:
         st.rerun()
+
+
+def _states(names: Sequence[str]) -> tuple[str, ...]:
+    known = {run.name: run.state for run in loaders.runs()}
+    return tuple(known.get(name, "") for name in names)
 
 
 def _numbers(name: str, state_before: str) -> None:
@@ -200,38 +211,28 @@ def _figures(status: RunStatus, loads: pd.DataFrame, summary: RunSummary) -> Non
     )
 
 
-def _pictures(name: str) -> None:
+def _pictures(names: Sequence[str], along: Along, is_live: bool) -> None:
     with errors_as_boxes():
-        run = RunFolder(name)
+        run = RunFolder(names[0])
         if run.exists():  # else the numbers say that it is gone
-            _charts(run)
+            show_losses(names, along, is_live=is_live)
+            _load(run, is_live)
+            show_quantities(names, along, is_live=is_live)
             _show_words(run)
 
 
-def _charts(run: RunFolder) -> None:
-    """The loss of each split, and the load of the chosen layer's experts, by step."""
+def _load(run: RunFolder, is_live: bool) -> None:
+    """The load of the chosen layer's experts, by step."""
     from moe_core.figures.load import load_over_time_figure, loads_over_time
-    from moe_core.figures.training import loss_figure
 
-    train, evaluations, baselines = (loaders.metrics(run, kind) for kind in ("train", "evaluation", "baseline"))
-    is_watched = run.is_watched()
-    losses = loss_figure(train, evaluations, baselines, held_out=not is_watched)
-    if losses is not None and is_watched:
-        show_figure(losses, key="loss", terms=["loss"])
-    elif losses is not None:
-        show_figure(losses, key="loss", terms=["loss", "unseen", "validation", "guessing by token frequency"])
-        st.caption(
-            "The curves score the same part of the held-out text at every step; once a run has finished, the figures "
-            "above are of all of it."
-        )
     records = loaders.metrics(run, "load")
     layers = set(records["layer"]) if len(records) else set()
     if layers:
         chosen = st.session_state.get(state.LAYER)
         layer = chosen if isinstance(chosen, int) and chosen in layers else int(min(layers))
-        counted = counted_load_figure(run, layer) if is_watched else None
+        counted = counted_load_figure(run, layer) if run.is_watched() else None
         figure = counted or load_over_time_figure(loads_over_time(records), layer)
-        show_figure(figure, key="load_over_time", terms=["expert load", "load imbalance"])
+        show_figure(figure, key="load_over_time", terms=["expert load", "load imbalance"], is_live=is_live)
 
 
 def _show_words(run: RunFolder) -> None:

@@ -36,7 +36,7 @@ def saturation_figure(saturation: pd.DataFrame) -> Figure:
             for row in rows(frame)
         ],
     )
-    x = step_axis(data["step"], names=[f"layer {layer}" for layer in shown])
+    x = step_axis(names=[f"layer {layer}" for layer in shown])
     y = alt.Y("top_k:Q", title="experts shared with the last step", axis=alt.Axis(format=".0%"),
               scale=alt.Scale(domain=[0, 1.02], nice=False))  # fmt: skip
     colour = alt.Color("layer:Q", scale=alt.Scale(range=list(LAYER_SHADES)), legend=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
-from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -39,14 +38,19 @@ def map_height(rows: int) -> int:
     return min(max(rows * 36, 100), 620) + AXIS_ROOM
 
 
-def step_axis(steps: pd.Series[Any], title: str = "training step", names: Iterable[str] = ()) -> alt.X:
-    """Steps, with room on the right, inside the plot, for the longest of the `names` that stand at the end of lines.
+def room_for(names: Iterable[str]) -> alt.ExprRef:
+    """Where the horizontal axis ends, so that the longest of the `names` at the ends of lines fits inside the plot.
 
-    The room is in points, as the names are: a part of the width would cut them on a phone and in a report.
+    The room is in points, as the names are: a part of the width would cut them on a phone and in a report. It grows by
+    four characters at once: another digit does not make another chart, which a page would have to draw anew.
     """
-    first, last = (float(steps.min()), float(steps.max())) if len(steps) else (0.0, 1.0)
-    room = max((len(name) for name in names), default=0) * BOLD_CHARACTER + NAME_GAP
-    scale = alt.Scale(domain=[first, max(last, first + 1)], nice=False, range=[0, alt.ExprRef(f"width - {room:.0f}")])
+    longest = -(-max((len(name) for name in names), default=0) // 4) * 4
+    return alt.ExprRef(f"width - {longest * BOLD_CHARACTER + NAME_GAP:.0f}")
+
+
+def step_axis(title: str = "training step", names: Iterable[str] = ()) -> alt.X:
+    """Steps from the first to the last there is, with room for `names` (see room_for)."""
+    scale = alt.Scale(nice=False, zero=False, range=[0, room_for(names)])
     axis = alt.Axis(format=",d", tickCount=8, tickMinStep=1, labelOverlap="greedy")
     return alt.X("step:Q", title=title, scale=scale, axis=axis)
 

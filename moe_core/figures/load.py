@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import altair as alt
 import pandas as pd
 
@@ -81,9 +83,10 @@ def expert_load_over_time(loads: pd.DataFrame, layer: int, expert: int | None = 
         ],
         highlighted=frame["expert"].isin(chosen),
     )
-    colours = alt.Color("expert:N", scale=_expert_scale(chosen), legend=None)
+    # Of all experts, also those that are grey now: at a live run's next reading others are the furthest from even.
+    colours = alt.Color("expert:N", scale=_expert_scale(range(experts)), legend=None)
     labels = _line_end_labels(last[chosen], int(frame["step"].max()), frame["share"])
-    x = step_axis(frame["step"], "step", labels.data["name"])  # of training, or what an engine counted apart
+    x = step_axis("step", [f"expert {experts - 1}"])  # of training, or what an engine counted apart
     y = alt.Y(
         "share:Q", title=f"share of choices (even: {percent(even)})", axis=percent_axis(float(frame["share"].max()))
     )
@@ -183,8 +186,8 @@ def loads_over_time(records: pd.DataFrame) -> pd.DataFrame:
     return long.rename(columns={"expert_load": "share"}).astype({"share": float})[columns]
 
 
-def _expert_scale(experts: list[int]) -> alt.Scale:
-    return alt.Scale(domain=[int(expert) for expert in experts], range=[expert_colour(int(e)) for e in experts])
+def _expert_scale(experts: Iterable[int]) -> alt.Scale:
+    return alt.Scale(domain=list(experts), range=[expert_colour(expert) for expert in experts])
 
 
 def _line_end_labels(last: pd.Series[float], step: int, shares: pd.Series[float]) -> alt.Chart:

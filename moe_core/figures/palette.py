@@ -8,6 +8,7 @@ beside them.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 # Ordered so that the first few are the furthest apart.
@@ -33,6 +34,17 @@ DOMAIN_COLOURS = (
     "#6a6929",  # olive
 )
 SPLIT_COLOURS = {"train": "#8a8116", "validation": "#5a7fcf", "unseen": "#e27283"}
+# Ordered so that the first few are the furthest apart.
+RUN_COLOURS = (
+    "#078dfa",  # azure
+    "#f8564d",  # coral
+    "#53952c",  # grass
+    "#9c14dc",  # violet
+    "#a5490e",  # rust
+    "#3b7673",  # pine
+    "#d546db",  # magenta
+    "#ce2265",  # crimson
+)
 
 LIGHT_PAGE, LIGHT_TEXT = "#ffffff", "#0e151f"
 DARK_PAGE, DARK_TEXT = "#12161c", "#e6ebf2"
@@ -74,6 +86,20 @@ def expert_colour(expert: int) -> str:
 def domain_colour(name: str, domains: Sequence[str]) -> str:
     """The colour of a domain by its place in `domains` (the run's own order); an unknown name is neutral."""
     return DOMAIN_COLOURS[domains.index(name) % len(DOMAIN_COLOURS)] if name in domains else NEUTRAL
+
+
+def run_colours(names: Sequence[str]) -> dict[str, str]:
+    """The colour of each of at most len(RUN_COLOURS) runs that are drawn together.
+
+    It follows from the run's name, so that a run has one colour in every figure and on every day. Where two names ask
+    for the same, the later one takes the next that is free: a run that is added changes no colour.
+    """
+    taken: dict[str, str] = {}
+    for name in names:
+        first = zlib.crc32(name.encode()) % len(RUN_COLOURS)
+        ordered = RUN_COLOURS[first:] + RUN_COLOURS[:first]
+        taken[name] = next((colour for colour in ordered if colour not in taken.values()), NEUTRAL)
+    return taken
 
 
 def relative_luminance(colour: str) -> float:

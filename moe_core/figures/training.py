@@ -43,7 +43,7 @@ def loss_curves(curves: pd.DataFrame, unigram_nats: float | None = None) -> alt.
         "series:N", scale=alt.Scale(domain=series, range=[SPLIT_COLOURS[name] for name in series]), legend=None
     )
     labels = _end_labels(data, series, unigram_nats)
-    x = step_axis(data["step"], names=labels.data["name"])
+    x = step_axis(names=labels.data["name"])
     y = alt.Y("nats:Q", title="loss (nats per token)", scale=alt.Scale(zero=False, nice=True))
     layers: list[alt.Chart] = []
     for name in series:

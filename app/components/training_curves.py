@@ -1,0 +1,123 @@
+"""The curves of the chosen run, and of others beside it: which ones, along what, and what they say in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from app import loaders, state
+from app.components.figure import show_figure
+from app.components.page import answer, plain, prose
+from moe_core.errors import MoescopeError
+from moe_core.experiments.equal_tokens import lower_loss_words, shipped_seed_limits
+from moe_core.figures.palette import RUN_COLOURS
+from moe_core.figures.run_curves import ALONG, DRAWN, Along, loss_of_runs_figure, quantity_figure
+from moe_core.runs import RunFolder, RunSummary
+from moe_core.runs.curves import LOSS, RunCurves, run_curves
+from moe_core.words import listed, sentence
+
+MOST_BESIDE = len(RUN_COLOURS) - 1
+LOSS_TERMS = ("loss", "unseen", "validation", "guessing by token frequency")
+_SPLITS = "Thick: unseen text. Dashed: validation. Thin: the text it learns. Shift and the wheel zoom, a drag moves."
+_PART = (
+    "The curves score the same part of the held-out text at every step; the figures of a finished run are of all of it."
+)
+
+
+def choose_curves(chosen: str, runs: Sequence[RunSummary]) -> tuple[list[str], Along]:
+    """Draw the choice of other runs and of the horizontal axis, both in the URL. Returns the names of all runs to draw,
+    `chosen` first, and the axis."""
+    others = [run.name for run in runs if run.error is None and run.name != chosen]
+    known = set(others)
+    if state.BESIDE in st.session_state:
+        st.session_state[state.BESIDE] = [name for name in st.session_state[state.BESIDE] or [] if name in known]
+    state.preset(state.ALONG, ALONG, ALONG[0])
+    state.write_link(state.ALONG)
+    beside: list[str] = []
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        if others:
+            beside = st.multiselect(
+                "Draw beside it", others, key=state.BESIDE, bind="query-params", max_selections=MOST_BESIDE,
+                placeholder="other runs", width=420,
+                help="Their curves in the same figures, a colour for each run. A run may still be training.",
+            )  # fmt: skip
+        along: Along = state.present(
+            st.segmented_control("Along", ALONG, required=True, key=state.ALONG, bind="query-params",
+                                 help="Steps done, tokens trained on, or time spent in the training loop.")
+        )  # fmt: skip
+    return [chosen, *beside], along
+
+
+def show_losses(names: Sequence[str], along: Along, *, is_live: bool) -> None:
+    """The loss of every run; of several in words which is lower, and what state each is in."""
+    runs = _readable(names)
+    words = ""
+    if len(names) > 1:
+        words = lower_loss_words(runs, shipped_seed_limits())
+        answer(words)
+        st.caption(prose(state_words(names)))
+    figure = loss_of_runs_figure(runs, along, words or "Lower is better.")
+    if figure is None:
+        return
+    is_watched = all(run.is_watched for run in runs)
+    show_figure(figure, key="loss", terms=["loss"] if is_watched else LOSS_TERMS, is_live=is_live)
+    st.caption(_SPLITS if is_watched else f"{_SPLITS} {_PART}")
+
+
+def show_quantities(names: Sequence[str], along: Along, *, is_live: bool) -> None:
+    """What moved the loss, two figures a row; and once what a run has not recorded."""
+    runs = _readable(names)
+    figures = [(name, quantity_figure(runs, name, along)) for name in DRAWN if name != LOSS]
+    drawn = [(name, figure) for name, figure in figures if figure is not None]
+    if drawn:
+        st.markdown("#### What went with it")
+    for first in range(0, len(drawn), 2):
+        for place, (name, figure) in zip(st.columns(2), drawn[first : first + 2], strict=False):
+            with place:
+                term = DRAWN[name].term
+                show_figure(figure, key=name, terms=[term] if term else [], title=DRAWN[name].title, is_live=is_live)
+    for words in missing_words(runs):
+        st.caption(prose(words))
+
+
+def missing_words(runs: Sequence[RunCurves]) -> list[str]:
+    """A sentence for each run that lacks what others have recorded."""
+    sentences = []
+    for run in runs:
+        if not run.missing:
+            continue
+        lacking = listed([DRAWN[name].title.lower() for name in run.missing])
+        given = ", ".join(f"{name}=..." for name in run.missing)
+        why = f"`log.record({given})` in its loop gives it" if run.is_watched else "it is from before they were kept"
+        sentences.append(f"{run.name} has no {lacking}: {why}.")
+    return sentences
+
+
+def _curves(run: RunFolder) -> RunCurves:
+    watched = run.is_watched()
+    seed = None if watched else loaders.config(run).training.seed
+    return run_curves(run.name, loaders.metric_log(run), is_watched=watched, seed=seed)
+
+
+def _readable(names: Sequence[str]) -> list[RunCurves]:
+    """The curves of each; a run whose files are damaged is named and left out."""
+    found = []
+    for name in names:
+        try:
+            found.append(_curves(RunFolder(name)))
+        except MoescopeError as error:
+            st.caption(prose(sentence(f"{plain(name)} is left out: {error}")))
+    return found
+
+
+def state_words(names: Sequence[str]) -> str:
+    """ "a: finished, step 350 of 350. b: running, step 20 of 350." """
+    known = {run.name: run for run in loaders.runs()}
+    parts = []
+    for name in names:
+        run = known.get(name)
+        if run is not None:
+            of = f" of {run.steps:,}" if run.steps else ""
+            parts.append(f"{name}: {run.state}, step {run.step:,}{of}.")
+    return " ".join(parts)
