@@ -115,6 +115,7 @@ def draw() -> None:
     st.logo(_named_logo(), size="large")
     navigation = pages()
     page = st.navigation(navigation)
+    state.drop_links_of_other_pages(page.url_path)
     training = navigation["Follow"][0]  # starts runs, so it opens without one
     named = open_from_command_line()
     finish_opening()

@@ -53,6 +53,22 @@ MORE_TEXT = "domains_more_text"
 """str: the run whose domain map was asked for on more text."""
 GOING_TO = "going_to"
 """str: the address to go to next, without its page (components/goto.py)."""
+TOKENS_SAVED, GENERATION_SAVED, PAIR_SAVED, LOSS_SAVED, TEXTS = (
+    "tokens_saved",
+    "generation_saved",
+    "pair_saved",
+    "loss_saved",
+    "texts",
+)
+"""str, in the URL: names of what was typed on the Tokens and the Generation page, and on Interventions as a beginning
+and as a text to read; and which two texts Interventions shows."""
+_ONE_PAGE = {
+    TOKENS_SAVED: "tokens",
+    GENERATION_SAVED: "generation",
+    **dict.fromkeys((PAIR_SAVED, LOSS_SAVED, TEXTS), "interventions"),
+    **dict.fromkeys(("text_a_saved", "text_b_saved"), "compare"),
+}
+"""What stands in the URL without a widget that is bound to it, by the one page that it is for."""
 T = TypeVar("T")
 _STEP = "step "
 _LAYER_OF = "layer_of"
@@ -247,6 +263,12 @@ def present(value: T | None) -> T:
     if value is None:
         st.rerun()
     return value
+
+
+def drop_links_of_other_pages(page: str) -> None:
+    """Before a page is drawn: what is for another page alone goes out of the URL, as it does for bound widgets."""
+    for key in [key for key in st.query_params if _ONE_PAGE.get(key, page) != page]:
+        del st.query_params[key]
 
 
 def write_link(*keys: str) -> None:

@@ -55,6 +55,14 @@ def opening(patch: pytest.MonkeyPatch) -> Iterator[Open]:
         subjects.OPENED.close(one.name)
 
 
+def followed_link(page: str, **query: str) -> AppTest:
+    """A browser that follows a link to a page, without another page before, once `opening` has told on which runs."""
+    at = AppTest.from_file(str(ENTRY), default_timeout=TIMEOUT_SECONDS)
+    for key, value in query.items():
+        at.query_params[key] = value
+    return at.switch_page(f"app_pages/{page}.py").run()
+
+
 def settled(at: AppTest) -> AppTest:
     """Run it, and again once everything that is being opened has been."""
     at.run()

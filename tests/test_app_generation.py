@@ -103,7 +103,7 @@ def test_a_pasted_megabyte_as_prompt_is_cut_and_the_limit_is_said(page: AppTest)
     page.run()
     assert not page.exception
     assert len(job.loaded.tokenizer.encode(job.prompt)) <= 500
-    assert "Only the first 500 tokens" in page.main.caption[0].value
+    assert "Only the first 500 tokens" in shown(page)
 
 
 def test_a_job_writes_what_generate_writes(loaded: LoadedRun) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from app_support import SOON, Open, payloads, shown, wait_until, work_of_a_rerun
+from app_support import SOON, Open, followed_link, payloads, shown, wait_until, work_of_a_rerun
 from generation_support import generate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -102,7 +102,7 @@ def test_two_texts_are_written_side_by_side_and_found_again(open_page: Open) -> 
     first, second, _ = payloads(at)
     assert first["mark_label"] == second["mark_label"] == "not in the other text"
     # The same address in another session, as after a reload.
-    again = open_page(layer="0", expert="1", texts=key)
+    again = followed_link("interventions", layer="0", changed_expert="1", texts=key)
     assert payloads(again)[0]["tokens"] == first["tokens"]
     assert payloads(again)[1]["tokens"] == second["tokens"]
     assert again.text_area(key="pair_prompt").value == at.text_area(key="pair_prompt").value

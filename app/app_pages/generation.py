@@ -8,6 +8,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure
+from app.components.own_text import own_text
 from app.components.page import errors_as_boxes, header, plain, prose
 from app.components.token_view import token_view, view_payload
 from moe_core.errors import MoescopeError
@@ -25,8 +26,8 @@ PROMPT, SETTINGS = "generation_prompt", (
     "generation_tokens", "generation_temperature", "generation_top_k", "generation_top_p", "generation_seed",
 )  # fmt: skip
 PROMPT_TOKENS = 500
+# That a run writes unasked, in a second or two; and another model, which may be large.
 EXAMPLE_TOKENS, EXAMPLE_TOKENS_OF_OTHERS = 120, 40
-"""That a run writes unasked, in a second or two; and another model, which may be large."""
 REFRESH_SECONDS = 0.3
 
 
@@ -49,15 +50,15 @@ def stop() -> None:
 def settings() -> None:
     """Sampling, each with what it does; the defaults are right for a small model."""
     with st.popover("Sampling", icon=":material/tune:", key="generation_settings"):
-        st.slider("New tokens", 10, 1000, 200, 10, key=SETTINGS[0], persist_state="session",
+        st.slider("New tokens", 10, 1000, 200, 10, key=SETTINGS[0], bind="query-params", persist_state="session",
                   help="Tokens to write at most; the model may end the text earlier.")  # fmt: skip
-        st.slider("Temperature", 0.0, 2.0, 0.8, 0.05, key=SETTINGS[1], persist_state="session",
+        st.slider("Temperature", 0.0, 2.0, 0.8, 0.05, key=SETTINGS[1], bind="query-params", persist_state="session",
                   help="0 always takes the likeliest token; higher values are bolder.")  # fmt: skip
-        st.slider("Top-k", 0, 200, 50, 5, key=SETTINGS[2], persist_state="session",
+        st.slider("Top-k", 0, 200, 50, 5, key=SETTINGS[2], bind="query-params", persist_state="session",
                   help="Only the k likeliest tokens are drawn from; 0 = all.")  # fmt: skip
-        st.slider("Top-p", 0.05, 1.0, 0.95, 0.05, key=SETTINGS[3], persist_state="session",
+        st.slider("Top-p", 0.05, 1.0, 0.95, 0.05, key=SETTINGS[3], bind="query-params", persist_state="session",
                   help="Only the likeliest tokens that together reach this probability are drawn from.")  # fmt: skip
-        st.number_input("Seed", 0, 2**31 - 1, 0, key=SETTINGS[4], persist_state="session",
+        st.number_input("Seed", 0, 2**31 - 1, 0, key=SETTINGS[4], bind="query-params", persist_state="session",
                         help="The same seed, prompt and settings give the same text.")  # fmt: skip
 
 
@@ -138,8 +139,9 @@ if own is None:
     except MoescopeError as error:  # a model that cannot write
         why_none = error
 header("Which experts write which words?", answer(job))
-st.text_area("Beginning", opening_words(loaders.example_text(subject)), key=PROMPT, height=80, persist_state="session",
-             help=f"Up to {PROMPT_TOKENS} tokens of it are read; empty starts a new text.")  # fmt: skip
+about = f"Up to {PROMPT_TOKENS} tokens of it are read; empty starts a new text."
+example = opening_words(loaders.example_text(subject))
+own_text("Beginning", PROMPT, state.GENERATION_SAVED, example, height=80, about=about, show_label=True)
 with st.container(horizontal=True, vertical_alignment="center"):
     label = "Write" if is_example else "Write again"
     st.button(label, icon=":material/edit_note:", key="generation_write", on_click=write, type="primary")

@@ -12,6 +12,7 @@ from app import loaders, state
 from app.components.figure import show_figure
 from app.components.loss_view import show_loss
 from app.components.map_view import map_places, pick_map_view
+from app.components.own_text import own_text
 from app.components.page import answer, errors_as_boxes, header, plain
 from app.components.progress import progress_bar
 from app.components.routing_text import first_routing
@@ -27,7 +28,7 @@ from moe_core.routing.measures.load import expert_load, load_balance
 from moe_core.runs import RunFolder
 
 # Keys of this page, the first two in the URL: what is done, which two texts are shown; then the form of those.
-MODE, TEXTS = "mode", "texts"
+MODE, TEXTS = "mode", state.TEXTS
 PROMPT, TOKENS, TEMPERATURE, SEED = "pair_prompt", "pair_tokens", "pair_temperature", "pair_seed"
 MAP_TERMS = ["expert", "nats", "interval"]
 
@@ -111,10 +112,9 @@ def kept_pair() -> TextPair | None:
 def show_texts() -> None:
     """The form and, once written or while being written, both texts."""
     st.markdown("#### What does the model write?")
-    if PROMPT not in st.session_state:
-        st.session_state[PROMPT] = pair.given if pair is not None else opening_words(loaders.example_text(subject))
-    st.text_area("Beginning", key=PROMPT, height=80, persist_state="session",
-                 help=f"Up to {PROMPT_TOKENS} tokens of it are read; empty starts a new text.")  # fmt: skip
+    example = pair.given if pair is not None else opening_words(loaders.example_text(subject))
+    about = f"Up to {PROMPT_TOKENS} tokens of it are read; empty starts a new text."
+    own_text("Beginning", PROMPT, state.PAIR_SAVED, example, height=80, about=about, show_label=True)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Write both", icon=":material/edit_note:", key="pair_write", on_click=write, type="primary",
                   help="With the same seed: where the model expects the same, it writes the same.")  # fmt: skip

@@ -75,7 +75,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     if source != OWN:
         hint = "Other documents that the run was not trained on"
         st.button("Other examples", icon=":material/refresh:", key="tokens_other", on_click=next_examples, help=hint)
-text = TextChoice(source, type_text("tokens_text", height=140) if source == OWN else "")
+text = TextChoice(source, type_text("tokens_text", state.TOKENS_SAVED, height=140) if source == OWN else "")
 
 try:
     traced, payload, passages = traced_passages(subject, text)

@@ -38,7 +38,12 @@ def show_loss(subject: Live, loaded: LanguageModel, change: Change) -> None:
     """Let a text be chosen, and show what the change does to each of its tokens."""
     st.markdown("#### Which words does it cost?")
     source = pick_source(loaders.domains(subject), SOURCE)
-    _explore(subject, loaded, change, TextChoice(source, type_text(TYPED, height=120) if source == OWN else ""))
+    _explore(
+        subject,
+        loaded,
+        change,
+        TextChoice(source, type_text(TYPED, state.LOSS_SAVED, height=120) if source == OWN else ""),
+    )
 
 
 @st.fragment

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from app import loaders, state
+from app.components.own_text import own_text
 from app.components.page import plain
 from moe_core.errors import UsageError
 from moe_core.inference.passages import TOKEN_LIMIT, Passage, examples
@@ -66,8 +67,7 @@ def pick_source(domains: Sequence[str], key: str) -> str:
     )
 
 
-def type_text(key: str, *, height: int, text: str = OWN_TEXT) -> str:
-    """Draw the field for text of one's own, with `text` in it at first."""
+def type_text(key: str, link: str, *, height: int, text: str = OWN_TEXT) -> str:
+    """Draw the field for text of one's own, with `text` in it at first; see own_text."""
     about = f"The first {TOKEN_LIMIT:,} tokens are read. The text stays on this computer."
-    return st.text_area("Text", text, key=key, height=height, persist_state="session", help=about,
-                        label_visibility="collapsed", placeholder="Type or paste text")  # fmt: skip
+    return own_text("Text", key, link, text, height=height, about=about)

@@ -43,7 +43,7 @@ def pick_text(subject: Subject, letter: str, place: int) -> Side:
     )
     if not isinstance(subject, RoutingFile):
         if name == OWN:
-            return Side("your own text", _typed(subject, f"{key}_typed"))
+            return Side("your own text", _typed(subject, f"{key}_typed", f"{key}_saved"))
         with progress_bar("Sending text through the model") as bar:
             if isinstance(subject, RunFolder):
                 measured = loaders.deep_routing(subject, bar)
@@ -56,9 +56,9 @@ def pick_text(subject: Subject, letter: str, place: int) -> Side:
     return Side(f"{name} text", measured.look(_of_domain, name))
 
 
-def _typed(subject: Live, key: str) -> Measured:
+def _typed(subject: Live, key: str, link: str) -> Measured:
     """What is typed, traced once for each text and checkpoint."""
-    text = TextChoice(OWN, type_text(key, height=100, text=TYPED_TEXT))
+    text = TextChoice(OWN, type_text(key, link, height=100, text=TYPED_TEXT))
     passages = text.passages(subject)
     loaded = loaders.language_model(subject)
     kept = st.session_state.get(f"{key}_traced")
