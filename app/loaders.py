@@ -190,14 +190,14 @@ def model_routing(model: ForeignModel, progress: Progress | None = None) -> Meas
     from moe_core.inference.tracing import trace_documents
 
     def route() -> Measured:
-        language, documents = language_model(model), _beginnings(model)
+        language, documents = language_model(model), beginnings_of(model)
         limit = EXAMPLE_TOKENS_PER_DOMAIN
         return Measured(trace_documents(language, documents, progress=progress, tokens_per_domain=limit))
 
     return _routing_place(*_weights_key(model), "", (0, 0, 0)).once(route)
 
 
-def _beginnings(model: ForeignModel) -> list[Document]:
+def beginnings_of(model: ForeignModel) -> list[Document]:
     from moe_core.inference.held_out import beginnings
 
     documents = example_text(model)
@@ -270,6 +270,16 @@ def _routing_place(root: str, name: str, folder: str, changed: Stamp, text: str,
     return Once()
 
 
+def precisions_place(subject: Live) -> Once[tuple[Measured, Measured]]:
+    """Where the routing in both precisions (inference.precisions.PRECISIONS) is kept."""
+    return _precisions_place(*_weights_key(subject))
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _precisions_place(root: str, name: str, folder: str, changed: Stamp) -> Once[tuple[Measured, Measured]]:
+    return Once()
+
+
 @st.cache_resource(max_entries=4, show_spinner=False)
 def report_place(name: str, *changed: Stamp) -> Once[HtmlReport]:
     """Where the report on what has this name is kept; it is made on its page, under a progress bar."""
@@ -313,7 +323,7 @@ def _measure_effect(subject: Live, intervention: Intervention, progress: Progres
     from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN, held_out_text
 
     if isinstance(subject, ForeignModel):
-        effects = measures.token_effects(language_model(subject), _beginnings(subject), intervention, progress)
+        effects = measures.token_effects(language_model(subject), beginnings_of(subject), intervention, progress)
         return measures.domain_effects(effects)
     loaded = loaded_run(subject)
     if len(intervention.ablate) == 1 and not intervention.force:

@@ -79,6 +79,8 @@ _TRAIL = "trail"
 """list of str: what was chosen in this session, the latest last."""
 _NEXT_RUN = "next_run"
 """str: run to choose when the side bar is drawn next."""
+_NEXT_COMPARE = "next_compare"
+"""str: what to hold it against when the side bar is drawn next."""
 _MISSING_RUN = "missing_run"
 """str: run that a link or an earlier choice named and that is not there; until another is chosen."""
 
@@ -172,6 +174,18 @@ def open_run(name: str) -> None:
     """Choose `name` when the side bar is drawn next: its widget owns the key until then."""
     st.session_state[_NEXT_RUN] = name
     forget_missing_run()
+
+
+def compare_with(name: str) -> None:
+    """As open_run, for what is held against it."""
+    st.session_state[_NEXT_COMPARE] = name
+
+
+def preset_comparison(options: Sequence[str]) -> None:
+    """What `preset` does, for what is held against it; what compare_with asked for comes first."""
+    if (wanted := st.session_state.pop(_NEXT_COMPARE, None)) in options:
+        st.session_state[COMPARE] = wanted
+    preset(COMPARE, options, None)
 
 
 def close(name: str) -> None:

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from app_support import Open, payloads, work_of_a_rerun
+from app_support import Open, numbers, payloads, shown, text_of, work_of_a_rerun
 from streamlit.testing.v1 import AppTest
 from training_support import TINY_CONFIG
 
 from moe_core.config import validate_config
-from moe_core.figures.sides import Side, compare, domains_figure, one_text, relation, texts_of_both
+from moe_core.figures.sides import Side, compare, domains_figure, one_text, relation, side_by_side, texts_of_both
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.comparison import diff_verdict
+from moe_core.routing.token_arrays import TokenArrays, aligned
 from moe_core.runs import RunFolder
 from moe_core.training.loop import train
 
@@ -94,7 +95,7 @@ def test_models_of_another_shape_are_only_shown_side_by_side(open_page: Open) ->
     assert "never expert 3 with expert 3" in at.info[0].value
     assert "A has 2 layers of 4 experts, B 2 of 6" in at.info[0].value
     assert charts(at) == 4
-    assert not payloads(at)
+    assert len(payloads(at)) == 2
     assert not at.dataframe
 
 
@@ -109,6 +110,73 @@ def test_two_texts(open_page: Open) -> None:
     at.text_area(key="text_a_typed").set_value("").run()
     assert not at.exception
     assert "type or paste some" in at.info[0].value
+
+
+def test_two_texts_stand_side_by_side_with_their_common_tokens_marked(open_page: Open) -> None:
+    at = open_page(compare_kind="Two texts", text_a="Your own text", text_b="Your own text")
+    at.text_area(key="text_a_typed").set_value("the court ordered the bank").run()
+    at.text_area(key="text_b_typed").set_value("the court ordered the bank").run()
+    assert not at.exception
+    assert "The same text in both" in shown(at)
+    same, twin = payloads(at)
+    assert same["tokens"] == twin["tokens"]
+    assert not numbers(same["marks"], "u1").any()
+    at.text_area(key="text_b_typed").set_value("so the court ordered the bank").run()
+    first, second = payloads(at)
+    text = shown(at)
+    assert "tokens are the same in both, in order" in text
+    assert numbers(first["marks"], "u1").sum() == numbers(second["marks"], "u1").sum()
+
+
+def test_ones_own_text_goes_through_both_runs(open_page: Open) -> None:
+    at = open_page(compare="reseeded", compare_text="Your own text")
+    at.text_area(key="compare_typed").set_value("the bank repaid the loan").run()
+    assert not at.exception
+    first, second = payloads(at)
+    assert text_of(first) == text_of(second) == "the bank repaid the loan"
+    assert numbers(first["marks"], "u1").any()  # other weights choose otherwise somewhere
+    at = open_page(compare="wider", compare_text="Your own text")
+    assert not at.exception
+    assert len(payloads(at)) == 2
+    assert "cannot be told from each other by number" in shown(at)
+
+
+def test_two_precisions_agree_in_one_number(open_page: Open) -> None:
+    at = open_page(compare_kind="Two precisions")
+    assert not at.metric
+    at.button(key="precisions_start").click().run()
+    assert not at.exception
+    assert answer_of(at).startswith("A is tiny in float32, B is tiny in bfloat16. ")
+    assert [metric.label for metric in at.metric] == ["Identical choices", "Identical first choices"]
+    assert float(str(at.metric[0].value).split()[0].replace("over", "99.9")) > 80
+    assert "choices" in shown(at)
+    again = open_page(compare_kind="Two precisions")
+    assert again.metric[0].value == at.metric[0].value
+    assert "precisions_start" not in {button.key for button in again.main.button}
+
+
+def test_tokens_are_aligned_where_they_are_the_same() -> None:
+    own, other = aligned([b"a", b"b", b"c", b"d"], [b"x", b"a", b"c", b"d"])
+    assert own.tolist() == [0, 2, 3]
+    assert other.tolist() == [1, 2, 3]
+    first, second = (
+        TokenArrays(tokens, [4], 3, np.array([choices], np.int16), np.ones((1, 4, 2), np.float32))
+        for tokens, choices in (
+            ([b"a", b"b", b"c", b"d"], [[0, 1], [0, 1], [1, 2], [0, -1]]),
+            ([b"x", b"a", b"c", b"d"], [[0, 1], [1, 0], [0, 2], [0, 1]]),
+        )
+    )
+    pair = side_by_side(first, second, comparable=True)
+    assert pair.first.marks is not None
+    assert pair.second.marks is not None
+    assert pair.first.marks.tolist() == [[False, False, True, True]]  # "a" has the same set, "c" and "d" others
+    assert pair.second.marks.tolist() == [[False, False, True, True]]
+    assert pair.words(4) == (
+        "3 of 4 tokens are the same in both, in order; 2 of these go to other experts in layer 4 (dotted)."
+    )
+    assert side_by_side(first, second, comparable=False).first.marks is None
+    nothing = side_by_side(first, replace(second, tokens=[b"w", b"x", b"y", b"z"]), comparable=True)
+    assert "no token in common" in nothing.words(4)
 
 
 def trace(choices: list[list[int]], experts: int, **more: Any) -> RoutingTrace:
@@ -149,7 +217,8 @@ def test_one_model_keeps_its_numbers_and_marks_what_differs() -> None:
     second = side("step 2", trace([[0, 1, 1, 0]], 2, vocabulary=names))
     comparison = compare(first, second, one_model=True)
     assert comparison.experts == "same"
-    left, right = texts_of_both(comparison)
+    pair = texts_of_both(comparison)
+    left, right = pair.first, pair.second
     assert left.marks is not None
     assert left.marks.tolist() == [[False, True, False, True]]
     assert (left.indices[0, :, 0].tolist(), right.indices[0, :, 0].tolist()) == ([0, 0, 1, 1], [0, 1, 1, 0])

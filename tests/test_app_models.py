@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("transformers", reason="transformers is missing: pip install -r requirements-huggingface.txt")
 
+import torch
 from app_support import Open, in_box, payload_of, shown, text_of, work_of_a_rerun
 from huggingface_support import saved_model, tiny_model
+from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
 from app.components.open_other import open_path
@@ -132,3 +135,33 @@ def test_a_warm_page_computes_nothing_again(model_dir: Path, opened: Open) -> No
     work = work_of_a_rerun(at)
     assert work["forward"] == 0
     assert work["calls"] < 250_000
+
+
+def test_a_base_and_its_fine_tuned_copy_are_compared_with_one_click(
+    model_dir: Path, opened: Open, tmp_path: Path
+) -> None:
+    shutil.copytree(model_dir, tmp_path / "tuned")
+    weights = load_file(tmp_path / "tuned" / "model.safetensors")
+    gates = [name for name in weights if name.endswith("mlp.gate.weight")]
+    assert gates
+    for name in gates:
+        weights[name] += 0.05 * torch.randn(weights[name].shape, generator=torch.Generator().manual_seed(0))
+    save_file(weights, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
+    at = opened("--model", str(model_dir), page="compare", compare_kind="Runs, steps or traces")
+    at.text_input(key="fine_tuned_base").set_value(str(model_dir))
+    at.text_input(key="fine_tuned_copy").set_value(str(model_dir))
+    at.button(key="fine_tuned_start").click().run()
+    assert "expected a model and its fine-tuned copy" in at.error[0].value.replace("\\", "")
+    at.text_input(key="fine_tuned_copy").set_value(str(tmp_path / "tuned"))
+    at.button(key="fine_tuned_start").click().run()
+    assert not at.exception
+    assert not at.error
+    assert (at.session_state["run"], at.session_state["compare"]) == (NAME, "model tuned")
+    text = shown(at)
+    assert f"A is {NAME}, B is model tuned. Different: " in text
+    assert "If B was fine-tuned from A: After fine-tuning " in text
+    assert [metric.label for metric in at.metric] == ["Identical choices", "Identical first choices"]
+    at.segmented_control(key="compare_kind").select("Two precisions").run()
+    at.button(key="precisions_start").click().run()
+    assert not at.exception
+    assert f"A is {NAME} in float32, B is {NAME} in bfloat16" in shown(at)

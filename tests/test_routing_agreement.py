@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from moe_core.errors import TraceError
 from moe_core.routing import RoutingTrace
-from moe_core.routing.measures.agreement import agreement_verdict, routing_agreement, shared_percent
+from moe_core.routing.measures.agreement import (
+    agreement_verdict,
+    fine_tuning_verdict,
+    routing_agreement,
+    shared_percent,
+)
+from moe_core.routing.measures.movers import routing_movers
 
 
 def trace_of(indices: Any, *, num_experts: int, **fields: Any) -> RoutingTrace:
@@ -122,6 +128,23 @@ def test_one_source_and_no_choice_cannot_be_told() -> None:
     nothing = routing_agreement(silent, silent)
     assert isnan(nothing.all_choices.value)
     assert agreement_verdict(nothing).endswith("cannot be told.")
+
+
+def test_what_follows_for_a_fine_tuned_model() -> None:
+    own = random_trace(0, T=180, drop=0.0)
+    much, unlike = with_changed(own, 0.5, seed=1), random_trace(9, T=180, drop=0.0)
+    told = [fine_tuning_verdict(routing_agreement(own, b), routing_movers(own, b)) for b in (own, much, unlike)]
+    assert told[0].startswith("Fine-tuning left the routing of this text as it was")
+    assert told[1].startswith("After fine-tuning ")
+    assert "and the experts divide the work otherwise: " in told[1]
+    assert "hardly a model and its fine-tuned copy" in told[2]
+    one_token = own.router_indices.copy()
+    one_token[0, 0] = one_token[0, 0, ::-1] + 0  # the same set, in the other order
+    one_token[1, 5, 0] = next(e for e in range(5) if e not in one_token[1, 5])
+    rarely = replace(own, router_indices=one_token)
+    assert "cannot be told from what it was" in fine_tuning_verdict(
+        routing_agreement(own, rarely), routing_movers(own, rarely)
+    )
 
 
 def test_what_is_not_all_is_never_called_100_percent() -> None:

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from functools import partial
+from math import isnan
 
 import streamlit as st
 
 from app import state
-from app.components.comparison_sides import against_other, against_text
+from app.components.comparison_sides import (
+    against_other,
+    against_precision,
+    against_text,
+    is_fine_tuned,
+    models_of_both,
+)
 from app.components.experiments import show_experiments
-from app.components.figure import show_figure
+from app.components.figure import show_figure, term_help
+from app.components.fine_tuned import fine_tuned_field
 from app.components.map_view import pick_map_view
 from app.components.page import answer, header, plain, prose
 from app.components.routing_text import independence_warning
-from app.components.token_view import token_view, view_payload
+from app.components.side_views import LEAST_WIDTH, show_views
 from moe_core.errors import UsageError
-from moe_core.figures.sides import (
-    Comparison,
-    domains_figure,
-    load_figure,
-    relation,
-    texts_of_both,
-)
+from moe_core.figures.sides import Comparison, domains_figure, load_figure, relation
+from moe_core.inference.subjects import ForeignModel, RoutingFile
+from moe_core.routing.measures.agreement import agreement_verdict, fine_tuning_verdict, shared_percent
 from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
 from moe_core.runs import RunFolder
+from moe_core.words import percent
 
-RUNS, TEXTS, EXPERIMENTS = KINDS = "Runs, steps or traces", "Two texts", "Dense models and routers"
+RUNS, TEXTS, EXPERIMENTS = "Runs, steps or traces", "Two texts", "Dense models and routers"
+TWO_PRECISIONS = "Two precisions"
 MOVER_TERMS = ["expert", "domain", "interval"]
-DIFF_TERMS = ["token", "top-k", "interval"]
+DIFF_TERMS = ["flip rate", "agreement", "token", "top-k", "interval"]
 MAP_TERMS = {"domains": ["domain", "lift", "interval"], "load": ["expert load", "lift"]}
 MATCH_COLUMNS = {
     "layer": st.column_config.NumberColumn("Layer"),
@@ -35,8 +40,16 @@ MATCH_COLUMNS = {
     "expert_b": st.column_config.NumberColumn("Its own number in B"),
     "overlap": st.column_config.ProgressColumn("Tokens in common", min_value=0, max_value=100, format="%.0f %%"),
 }
-# Keys of this page: what is compared, in the URL; the two token views.
-KIND, VIEW = "compare_kind", "compare_view_{}"
+KIND = "compare_kind"  # key, in the URL: what is compared
+
+
+def sides_of(kind: str | None) -> Comparison | None:
+    """What the page compares; None while it waits for a button. Raises MoescopeError."""
+    if kind == TEXTS:
+        return against_text(subject)
+    if kind == TWO_PRECISIONS and not isinstance(subject, RoutingFile):
+        return against_precision(subject)
+    return against_other(subject)
 
 
 def show(comparison: Comparison) -> None:
@@ -56,6 +69,8 @@ def show(comparison: Comparison) -> None:
         independence_warning(side.measured)
     if remark := relation(comparison):
         st.info(prose(remark), icon=":material/shuffle:")
+    if comparison.comparable and comparison.same_tokens:
+        show_agreement(comparison)
     if comparison.comparable:
         show_figure(comparison.movers(), key="movers", terms=MOVER_TERMS)
         if comparison.same_tokens:
@@ -63,7 +78,9 @@ def show(comparison: Comparison) -> None:
     show_maps(comparison)
     if comparison.comparable and comparison.same_tokens:
         show_figure(comparison.diff(), key="flips", terms=DIFF_TERMS)
-        show_texts(comparison)
+    models = models_of_both(subject) if kind == RUNS else None
+    if comparison.has_tokens or models is not None:
+        show_views(comparison, layer, models)
     if not comparison.has_tokens:
         st.caption(
             "Which tokens go elsewhere, and which expert is which, takes a trace of the same text on both sides."
@@ -77,8 +94,9 @@ def show(comparison: Comparison) -> None:
 def show_maps(comparison: Comparison) -> None:
     """Domains of the chosen layer's experts, and the load of all layers, on the same scales side by side."""
     view = pick_map_view(comparison.first.measured)
-    for (letter, side), column in zip(comparison.sides, st.columns(2), strict=True):
-        with column:
+    grid = st.grid(2, min_column_width=LEAST_WIDTH)
+    for letter, side in comparison.sides:
+        with grid, st.container():
             st.markdown(f"#### {letter}: {plain(side.name)}")
             measured = side.measured
             figures = {"domains": measured.get(domains_figure, layer, view), "load": measured.get(load_figure, view)}
@@ -88,19 +106,17 @@ def show_maps(comparison: Comparison) -> None:
                     show_figure(figure, key=f"{letter.lower()}_{name}", title="", terms=MAP_TERMS[name])
 
 
-@st.fragment
-def show_texts(comparison: Comparison) -> None:
-    """One document of each domain, coloured by both sides' experts; tokens that go elsewhere are dotted."""
-    st.markdown("#### The same text in both")
-    columns, views = st.columns(2), texts_of_both(comparison)
-    for (letter, side), column, arrays in zip(comparison.sides, columns, views, strict=True):
-        with column:
-            st.markdown(f"**{letter}: {plain(side.name)}**")
-            key = VIEW.format(letter.lower())
-            payload = view_payload(arrays, series=f"{id(comparison.first.measured)}-{id(side.measured)}")
-            choice = token_view(payload, layer=layer, key=key, on_layer=partial(state.follow_layer, key))
-            if choice.layer is not None and choice.layer != layer:
-                st.rerun()
+def show_agreement(comparison: Comparison) -> None:
+    """The one number, with what it may be by chance, and what follows from it of a fine-tuned model."""
+    found = comparison.agreement()
+    with st.container(horizontal=True):
+        for name, part in (("Identical choices", found.all_choices), ("Identical first choices", found.first_choice)):
+            interval = "" if isnan(part.low) else f"95 %: {shared_percent(part.low)} to {shared_percent(part.high)}; "
+            st.metric(name, shared_percent(part.value), border=True, help=term_help("agreement"),
+                      delta_description=f"{interval}{percent(part.chance)} by chance")  # fmt: skip
+    st.markdown(prose(agreement_verdict(found)))
+    if kind == RUNS and is_fine_tuned(subject):
+        st.markdown(prose(f"If B was fine-tuned from A: {fine_tuning_verdict(found, comparison.movers().frame)}"))
 
 
 subject, layer = state.subject(), state.selected_layer()
@@ -108,14 +124,19 @@ head = st.container()
 with head:
     header("What is different?")
 at_first = RUNS if isinstance(subject, RunFolder) or state.compared() else TEXTS  # a trace has no other steps
-state.preset(KIND, KINDS, at_first)
-kind = state.present(st.segmented_control("Compare", KINDS, required=True, key=KIND, bind="query-params"))
+has_model = isinstance(subject, ForeignModel) or (isinstance(subject, RunFolder) and not subject.is_watched())
+kinds = [RUNS, TEXTS, *([TWO_PRECISIONS] if has_model else []), EXPERIMENTS]
+state.preset(KIND, kinds, at_first)
+kind = state.present(st.segmented_control("Compare", kinds, required=True, key=KIND, bind="query-params"))
 if kind == EXPERIMENTS:
     show_experiments()
     st.stop()
+if kind == RUNS:
+    fine_tuned_field()
 try:
-    comparison = against_text(subject) if kind == TEXTS else against_other(subject)
+    comparison = sides_of(kind)
 except UsageError as error:
     st.info(f"{str(error)[:1].upper()}{str(error)[1:]}.", icon=":material/edit:")
 else:
-    show(comparison)
+    if comparison is not None:
+        show(comparison)

@@ -10,13 +10,18 @@ from app.components.routing_text import deep_or_probe
 from app.components.text_picker import pick_text
 from moe_core.errors import RunError, UsageError
 from moe_core.figures.sides import Comparison, Side, compare, have_same_shape
-from moe_core.inference.subjects import Subject
+from moe_core.inference.subjects import ForeignModel, Live, RoutingFile, Subject
+from moe_core.progress import Progress
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.comparison import token_difference
 from moe_core.runs import RunFolder
 
+PRECISIONS = ("float32", "bfloat16")
+"""As inference.precisions.PRECISIONS, which imports torch."""
 ONE_MODEL = "one_model"
 """Session key, in the URL: does the user say that both sides are one model?"""
+ONE_MODEL_NEXT = "one_model_next"
+"""bool: to be said for the user, who named a model and its fine-tuned copy, when the toggle is drawn next."""
 
 
 def against_other(subject: Subject) -> Comparison:
@@ -30,6 +35,8 @@ def against_other(subject: Subject) -> Comparison:
     (first, _), (second, _) = deep_or_probe(subject), deep_or_probe(other.subject)
     one_model = _of_one_model(first, second)
     if not one_model and have_same_shape(first.trace, second.trace):
+        if st.session_state.pop(ONE_MODEL_NEXT, False):
+            st.session_state[ONE_MODEL] = True
         one_model = st.toggle(
             "A and B are one model", key=ONE_MODEL, bind="query-params",
             help="Then expert 3 of A is held against expert 3 of B. The files do not say so.",
@@ -45,6 +52,58 @@ def against_text(subject: Subject) -> Comparison:
         with column:
             sides.append(pick_text(subject, letter, place))
     return compare(*sides, one_model=True)
+
+
+def against_precision(subject: Live) -> Comparison | None:
+    """A model in float32 held against itself in bfloat16, computed when the button is pressed; None before. Raises
+    MoescopeError."""
+    place = loaders.precisions_place(subject)
+    if place.made is None:
+        st.markdown(
+            "How far does the routing depend on the precision of the weights? The same text goes through the model in "
+            "both, one after the other; an expert is the same in both, so that every choice can be held against its "
+            "twin."
+        )
+        if not st.button(" against ".join(PRECISIONS), key="precisions_start", type="primary",
+                         icon=":material/play_arrow:"):  # fmt: skip
+            return None
+    with progress_bar("Both precisions", stages=True) as bar:
+        made = place.once(lambda: _in_both_precisions(subject, bar))
+    return compare(*(Side(f"{subject.name} in {name}", one) for name, one in zip(PRECISIONS, made, strict=True)),
+                   one_model=True)  # fmt: skip
+
+
+def _in_both_precisions(subject: Live, progress: Progress) -> tuple[Measured, Measured]:
+    from moe_core.inference.precisions import traces_in_precisions
+
+    if isinstance(subject, RunFolder):
+        traces = traces_in_precisions(subject, progress=progress)
+    else:
+        limit = loaders.EXAMPLE_TOKENS_PER_DOMAIN
+        documents = loaders.beginnings_of(subject)
+        traces = traces_in_precisions(subject, documents, tokens_per_domain=limit, progress=progress)
+    first, second = (Measured(trace) for trace in traces)
+    return first, second
+
+
+def models_of_both(subject: Subject) -> tuple[Live, Live] | None:
+    """What reads a text of one's own on both sides: two runs or models as they are now; None where one cannot."""
+    other = state.compared()
+    if other is None or other.step is not None:
+        return None
+    first, second = subject, other.subject
+    if isinstance(first, RoutingFile) or isinstance(second, RoutingFile):
+        return None
+    if any(isinstance(one, RunFolder) and one.is_watched() for one in (first, second)):
+        return None
+    return first, second
+
+
+def is_fine_tuned(subject: Subject) -> bool:
+    """Does the user hold a model of the transformers library against another and say that they are one?"""
+    other = state.compared()
+    both = isinstance(subject, ForeignModel) and other is not None and isinstance(other.subject, ForeignModel)
+    return both and bool(st.session_state.get(ONE_MODEL))
 
 
 def _against_run(run: RunFolder, other: state.Compared | None) -> Comparison:

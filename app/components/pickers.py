@@ -161,7 +161,7 @@ def pick_comparison(chosen: RunSummary | Opened | None, runs: list[RunSummary]) 
     options = [name for name in others if name != chosen.name] + steps
     if not options:
         return
-    state.preset(state.COMPARE, options, None)
+    state.preset_comparison(options)
     st.selectbox(
         "Compare with",
         options,

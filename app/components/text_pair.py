@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from app.components.page import errors_as_boxes, plain, prose
 from app.components.token_view import token_view, view_payload
 from moe_core.inference.job import GenerationJob, arrays_of_job
 from moe_core.inference.passages import fit
-from moe_core.routing.token_arrays import TokenArrays
+from moe_core.routing.token_arrays import TokenArrays, aligned
 
 if TYPE_CHECKING:
     from moe_core.inference.protocol import LanguageModel, Loaded
@@ -68,9 +67,8 @@ def differences(
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Which tokens of each text are not in the other, in order: what a comparison of two files would mark."""
     own, other = np.ones(len(first), np.bool_), np.ones(len(second), np.bool_)
-    for block in SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks():
-        own[block.a : block.a + block.size] = False
-        other[block.b : block.b + block.size] = False
+    own_places, other_places = aligned(first, second)
+    own[own_places], other[other_places] = False, False
     return own, other
 
 

@@ -6,11 +6,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_core.figures.expert_order import ALL, MapView, expert_places, load_of_cells
-from moe_core.figures.tokens import snapshot_arrays
+from moe_core.figures.tokens import arrays_of_trace, snapshot_arrays
 from moe_core.routing.measured import Measured
-from moe_core.routing.token_arrays import TokenArrays
+from moe_core.routing.measures.agreement import Agreement, routing_agreement
+from moe_core.routing.token_arrays import TokenArrays, aligned
+from moe_core.routing.trace.counts import domain_tokens
 from moe_core.routing.trace.groups import Group
 from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.words import percent
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 
     from moe_core.figures.figure import Figure
     from moe_core.routing import AnyRouting, RoutingTrace
+
+
+TOKENS_OF_ONE_TEXT = 400
+"""Of a text of one domain that a view shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +79,10 @@ class Comparison:
     def diff(self) -> Figure:
         """Which layers choose otherwise; only of the same tokens."""
         return self.first.measured.look(_diff, self.second.measured.tokens)
+
+    def agreement(self) -> Agreement:
+        """The share of identical choices; only of the same tokens, where experts are comparable."""
+        return self.first.measured.look(routing_agreement, self.second.measured.tokens)
 
     def movers(self) -> Figure:
         """Which experts take more or fewer tokens; only where experts are comparable."""
@@ -147,7 +158,6 @@ def domains_figure(trace: AnyRouting, layer: int, view: MapView = ALL) -> Figure
     one domain only."""
     from moe_core.figures.domains import domain_map_figure
     from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
-    from moe_core.routing.trace.counts import domain_tokens
 
     if (domain_tokens(trace) > 0).sum() < 2:
         return None
@@ -168,13 +178,68 @@ def one_counted_text(counts: RoutingCounts, domain: str, name: str) -> RoutingCo
     return replace(own, groups=[Group(name, group.source) for group in own.groups], domains=[name])
 
 
-def texts_of_both(comparison: Comparison) -> tuple[TokenArrays, TokenArrays]:
-    """The beginning of one document of each domain as the token view takes it, from both sides; where the set of a
-    token's experts differs, it is marked. For comparable experts and the same tokens."""
-    first, second = (snapshot_arrays(side.measured.tokens) for side in (comparison.first, comparison.second))
-    differ = (np.sort(first.indices, axis=2) != np.sort(second.indices, axis=2)).any(axis=2)
-    label = "other experts than beside"
-    return replace(first, marks=differ, mark_label=label), replace(second, marks=differ, mark_label=label)
+@dataclass(frozen=True, eq=False)
+class TextPairView:
+    """Two texts, or one text twice, as two token views show them."""
+
+    first: TokenArrays
+    second: TokenArrays
+    shared: int
+    """Tokens that are the same in both, in order."""
+    differ: npt.NDArray[np.bool_]
+    """[L,N] of these, which go to another set of experts; empty where experts are not comparable."""
+
+    def words(self, layer: int) -> str:
+        """What is the same in both at this layer, in one sentence."""
+        tokens = max(len(self.first.tokens), len(self.second.tokens))
+        if not self.shared:
+            return "The two texts have no token in common, in order."
+        both = f"{self.shared:,} of {tokens:,} tokens are the same in both, in order"
+        if not len(self.differ):
+            return f"{both}. Their experts cannot be told from each other by number: compare the colours within a text."
+        row = list(self.first.layers).index(layer)
+        return f"{both}; {int(self.differ[row].sum()):,} of these go to other experts in layer {layer} (dotted)."
+
+
+def texts_of_both(comparison: Comparison) -> TextPairView:
+    """The beginning of one document of each domain as the token view takes it, from both sides; more of it where all
+    text is of one domain."""
+    first, second = (_beginning(side.measured.tokens) for side in (comparison.first, comparison.second))
+    return side_by_side(first, second, comparable=comparison.comparable)
+
+
+def _beginning(trace: RoutingTrace) -> TokenArrays:
+    if (domain_tokens(trace) > 0).sum() > 1:
+        return snapshot_arrays(trace)
+    own = np.flatnonzero(trace.document_ids == trace.document_ids[0])[:TOKENS_OF_ONE_TEXT]
+    mask = np.zeros(trace.num_tokens, np.bool_)
+    mask[own] = True
+    return arrays_of_trace(trace.select(mask))
+
+
+def side_by_side(first: TokenArrays, second: TokenArrays, *, comparable: bool) -> TextPairView:
+    """Both with their tokens aligned where they are the same; those that go to another set of experts are marked."""
+    own_N, other_N = aligned(first.tokens, second.tokens)
+    if not comparable:
+        return TextPairView(first, second, len(own_N), np.zeros((0, len(own_N)), np.bool_))
+    differ_LN = _other_sets(first.indices[:, own_N], second.indices[:, other_N])
+    marked = []
+    for arrays, places in ((first, own_N), (second, other_N)):
+        marks_LT = np.zeros((len(arrays.layers), len(arrays.tokens)), np.bool_)
+        marks_LT[:, places] = differ_LN
+        marked.append(replace(arrays, marks=marks_LT, mark_label="other experts than beside"))
+    return TextPairView(marked[0], marked[1], len(own_N), differ_LN)
+
+
+def _other_sets(one_LNK: npt.NDArray[np.int16], other_LNK: npt.NDArray[np.int16]) -> npt.NDArray[np.bool_]:
+    """[L,N] has the token another set of experts?"""
+    width = max(one_LNK.shape[2], other_LNK.shape[2])
+    one, other = (
+        np.sort(np.pad(part, ((0, 0), (0, 0), (0, width - part.shape[2])), constant_values=-1), axis=2)
+        for part in (one_LNK, other_LNK)
+    )
+    different: npt.NDArray[np.bool_] = (one != other).any(axis=2)
+    return different
 
 
 def have_same_shape(a: AnyRouting, b: AnyRouting) -> bool:

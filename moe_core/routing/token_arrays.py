@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 import numpy as np
 import numpy.typing as npt
@@ -40,3 +41,14 @@ class TokenArrays:
     """Two or more: a view offers them as colours and puts the name above each passage."""
     starts: Sequence[int] = ()
     """First token of each passage."""
+
+
+def aligned(first: Sequence[object], second: Sequence[object]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """([N], [N]) places of the tokens that both texts have, in order: what a comparison of two files would join."""
+    if list(first) == list(second):
+        same = np.arange(len(first))
+        return same, same
+    blocks = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
+    own = [block.a + i for block in blocks for i in range(block.size)]
+    other = [block.b + i for block in blocks for i in range(block.size)]
+    return np.array(own, np.intp), np.array(other, np.intp)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from moe_core.routing.measures.comparison import check_same_experts, check_same_tokens
 from moe_core.routing.measures.persistence import first_choice, shared_experts
@@ -181,6 +182,33 @@ def agreement_verdict(found: Agreement) -> str:
             "share nothing but their load."
         )
     return f"{figures} ({interval}; {chance}), {of_first}{where}."
+
+
+def fine_tuning_verdict(found: Agreement, movers: pd.DataFrame) -> str:
+    """What to conclude of a model and the one that was fine-tuned from it, of the same text.
+
+    `movers`: the frame of metrics.routing_movers, whose null says which expert's share surely changed.
+    """
+    if found.is_complete:
+        return "Fine-tuning left the routing of this text as it was: only what the experts do can have changed."
+    whole, surely = found.all_choices, int((~movers["uncertain"].astype(bool)).sum())
+    changed = f"{percent(1 - whole.value)} of the choices are other ones"
+    if whole.low <= whole.chance:
+        return (
+            f"The two have nothing in common but their load: {changed}, as many as by chance. They are hardly a model "
+            "and its fine-tuned copy."
+        )
+    if movers["p_adjusted"].isna().all():
+        return f"After fine-tuning {changed}; whether the experts divide the work otherwise takes more sources to tell."
+    if not surely:
+        return (
+            f"After fine-tuning {changed}, but no expert's share of any domain surely changed: single tokens go "
+            "elsewhere, the division of work among the experts cannot be told from what it was."
+        )
+    return (
+        f"After fine-tuning {changed}, and the experts divide the work otherwise: {surely:,} of {len(movers):,} shares "
+        "of domains surely changed."
+    )
 
 
 AGREEMENT_TERMS = (
