@@ -66,7 +66,7 @@ _ONE_PAGE = {
     TOKENS_SAVED: "tokens",
     GENERATION_SAVED: "generation",
     **dict.fromkeys((PAIR_SAVED, LOSS_SAVED, TEXTS), "interventions"),
-    **dict.fromkeys(("text_a_saved", "text_b_saved"), "compare"),
+    **dict.fromkeys(("text_a_saved", "text_b_saved", "compare_saved"), "compare"),
 }
 """What stands in the URL without a widget that is bound to it, by the one page that it is for."""
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.page import plain
-from app.components.text_choice import OWN, OWN_TEXT, TextChoice, type_text
+from app.components.text_choice import OWN, TextChoice, type_text
 from app.components.token_view import token_view, view_payload
 from moe_core.errors import UsageError
 from moe_core.figures.sides import Comparison, TextPairView, side_by_side, texts_of_both
@@ -18,8 +18,9 @@ from moe_core.routing.measures.comparison import rename_experts
 from moe_core.routing.token_arrays import TokenArrays
 
 RECORDED = "Text that both have read"
-# Keys: the two views; which text; what is typed; its routing, kept for this session.
+# Keys: the two views; which text; what is typed, its name in the URL; its routing, kept for this session.
 VIEW, TEXT, TYPED, TRACED = "compare_view_{}", "compare_text", "compare_typed", "compare_traced"
+SAVED = "compare_saved"
 LEAST_WIDTH = 430
 """Of a view, in points: in a window below 1,024 the two stand below each other."""
 
@@ -59,7 +60,7 @@ def show_views(comparison: Comparison, layer: int, models: tuple[Live, Live] | N
 
 def _of_own_text(comparison: Comparison, models: tuple[Live, Live]) -> TextPairView:
     """What is typed, read by both models once for each text. Raises UsageError where nothing is typed."""
-    text = TextChoice(OWN, type_text(TYPED, height=100, text=OWN_TEXT))
+    text = TextChoice(OWN, type_text(TYPED, SAVED, height=100))
     key = (text.digest, comparison.first.name, comparison.second.name, comparison.experts)
     kept = st.session_state.get(TRACED)
     if kept is None or kept[0] != key:
