@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from app_support import Open, shown
+from app_support import Open, sent_to_components, shown
 
 from app import loaders
 from app.components.routing_text import MAX_PAIRS, layers_around
 from moe_core.routing import metrics
+from moe_core.routing.measures.expert_flow import strongest_streams
+from moe_core.routing.measures.flow import layer_flow, layer_flow_test
 from moe_core.runs import RunFolder
 
 
@@ -85,3 +87,31 @@ def test_layers_around_the_chosen_one_are_as_many_as_their_pairs_allow() -> None
     assert layers_around(layers, 63, 256) == [61, 63]
     assert len(layers_around(layers, 31, 128)) == MAX_PAIRS // 128**2
     assert layers_around([5], 5, 1000) == [5]
+
+
+def test_one_expert_shows_where_its_tokens_come_from_and_go_and_leads_to_its_page(
+    trained_root: Path, opened: Open
+) -> None:
+    at = opened(trained_root, layer="1", flow_shown="One expert", expert="2")
+    text = shown(at).split("Look closer")[-1]
+    flow = metrics.layer_flow(loaders.deep_routing(RunFolder("tiny", trained_root)).trace)
+    own = flow[flow["next_expert"] == 2]
+    came = len(at.get("vega_lite_chart"))
+    assert came == 1 if own["tokens"].sum() else came == 0
+    assert "Where its tokens come from" in text
+    assert "There is no MoE layer after this one." in text
+    at.button(key="flow_expert_page").click().run()
+    (sent,) = (data for data in sent_to_components(at.sidebar) if "query" in data)
+    assert sent["query"] == "run=tiny&layer=1&expert=2"
+    assert not at.exception
+
+
+def test_the_strongest_streams_are_rows_that_name_their_experts(trained_root: Path, opened: Open) -> None:
+    at = opened(trained_root, layer="0")
+    measured = loaders.deep_routing(RunFolder("tiny", trained_root))
+    streams = strongest_streams(measured.get(layer_flow), measured.get(layer_flow_test))
+    tables = [table.value for table in at.dataframe if "next_expert" in table.value]
+    assert bool(tables) == bool(len(streams))
+    if tables:
+        assert tables[0]["expert"].tolist() == streams["expert"].tolist()
+        assert "the bands above cannot be clicked" in shown(at)

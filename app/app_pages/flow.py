@@ -5,7 +5,9 @@ from __future__ import annotations
 import streamlit as st
 
 from app import state
+from app.components.expert_streams import show_expert_flow, show_streams
 from app.components.figure import show_figure
+from app.components.goto import go_to_cell
 from app.components.page import answer, header
 from app.components.routing_text import (
     Step,
@@ -30,8 +32,8 @@ from moe_core.routing.measures.flow import flow_verdict, layer_flow, layer_flow_
 from moe_core.routing.measures.persistence import persistence_test
 from moe_core.routing.measures.registry import COACTIVATION, LAYER_FLOW, PERSISTENCE
 
-NEXT_LAYER, TOGETHER, NEXT_TOKEN = "Layer to layer", "Chosen together", "Token to token"
-VIEWS = {NEXT_LAYER: LAYER_FLOW, TOGETHER: COACTIVATION, NEXT_TOKEN: PERSISTENCE}
+NEXT_LAYER, ONE_EXPERT, TOGETHER, NEXT_TOKEN = "Layer to layer", "One expert", "Chosen together", "Token to token"
+VIEWS = {NEXT_LAYER: LAYER_FLOW, ONE_EXPERT: LAYER_FLOW, TOGETHER: COACTIVATION, NEXT_TOKEN: PERSISTENCE}
 SHOWN = "flow_shown"
 
 
@@ -51,6 +53,7 @@ def sankey(around: Measured) -> None:
         )
     if any(notes):
         st.caption(" ".join(note for note in notes if note))
+    show_streams(flow[flow["layer"].isin(window[:-1])], test)
 
 
 def next_layer(around: Measured) -> None:
@@ -61,12 +64,17 @@ def next_layer(around: Measured) -> None:
     figure = around.keep(("flow map", start), lambda: flow_map_figure(flow, test, start))
     note = "" if start == layer else f"Layer {layer} is the last: this is how tokens come into it. "
     answer(f"{note}{figure.verdict}")
-    show_figure(figure, key=figure.name, title="", terms=["cross-layer flow", "lift"])
+    show_figure(figure, key=figure.name, title="", on_cell=go_to_cell, terms=["cross-layer flow", "lift"])
     show_figure(
         around.keep(("flow test",), lambda: chance_figure(LAYER_FLOW, test)),
         key="flow",
         terms=["NMI", "null of vocabulary and flow", "p-value", "effect", "interval"],
     )
+
+
+def one_expert(around: Measured) -> None:
+    """Where the tokens of one expert come from, and where they go."""
+    show_expert_flow(measured, around, layer)
 
 
 def together(around: Measured) -> None:
@@ -88,6 +96,7 @@ def together(around: Measured) -> None:
         figure,
         key=figure.name,
         title="",
+        on_cell=go_to_cell,
         terms=["co-activation", "lift over chance", "co-activation strength", "null of co-activation"],
     )
 
@@ -128,4 +137,4 @@ what = views[0]
 if len(views) > 1:
     state.preset(SHOWN, views, views[0])
     what = state.present(st.segmented_control("Look closer", views, required=True, key=SHOWN, bind="query-params"))
-{NEXT_LAYER: next_layer, TOGETHER: together, NEXT_TOKEN: next_token}[what](around)
+{NEXT_LAYER: next_layer, ONE_EXPERT: one_expert, TOGETHER: together, NEXT_TOKEN: next_token}[what](around)

@@ -12,11 +12,9 @@ from moe_core.figures.labels import rows
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS
 from moe_core.figures.maps import lift_map
 from moe_core.routing.measures.coactivation import coactivation_verdict
-from moe_core.routing.measures.flow import flow_found, flow_verdict, strongest_flow
+from moe_core.routing.measures.flow import FEW_EXPECTED, flow_found, flow_verdict, strongest_flow
 from moe_core.words import number, percent
 
-FEW_EXPECTED = 5.0
-"""Cells of which chance expects fewer tokens are faded (the usual rule for counts, Cochran 1954)."""
 MAX_UNSORTED = 20
 """Up to so many experts stand in the order of their numbers; more are ordered by who goes with whom."""
 

@@ -67,6 +67,8 @@ FLOW_FINDING = finding_of("knows the expert of the layer before", "better")
 # the residual stream alone connects the layers, 0.05-0.08 in the trained one.
 CLEAR_EFFECT = 0.02
 
+FEW_EXPECTED = 5.0
+"""Streams of which chance expects fewer tokens are not judged (the usual rule for counts, Cochran 1954)."""
 NOTHING_ROUTED = "cannot be tested: fewer than two experts in use"
 
 
