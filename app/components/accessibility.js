@@ -1,8 +1,9 @@
 /* What Streamlit's page lacks for who sees or steers it otherwise.
  *
  * A link before everything else, seen once it has the focus: from the browser's bar to what the page is about takes one
- * press of Tab and Enter, not one for every link of the side bar. And the ink of primary buttons: Streamlit writes in
- * white, which cannot be read on the light primary colour of a dark page. And one step of the browser's Back for each
+ * press of Tab and Enter, not one for every link of the side bar. And the ink of buttons: Streamlit writes on primary
+ * ones in white, which cannot be read on the light primary colour of a dark page, and on a pressed one without a border
+ * in a darker shade of it, which cannot be read on that page itself. And one step of the browser's Back for each
  * page: Streamlit adds one for every choice that the server writes into the address, so that Back would lead through
  * half chosen states of one page. A choice made by hand takes the place of the address that was there, as here.
  */
@@ -18,14 +19,21 @@ if (!history[ONE_STEP]) {
 }
 
 export default function (component) {
-  buttons.replaceSync(`[data-testid="stBaseButton-primary"] { color: ${component.data.ink} !important; }`);
+  const { ink, text } = component.data;
+  buttons.replaceSync(`
+    [data-testid="stBaseButton-primary"] { color: ${ink} !important; }
+    [data-testid="stPopoverButton"]:is([aria-expanded="true"], :hover, :active),
+    [data-testid="stBaseButton-tertiary"]:is(:hover, :active) { color: ${text} !important; }
+  `);
   if (!document.getElementById(SKIP_LINK)) addSkipLink();
+  const main = document.querySelector("[data-testid=stMain]");
+  if (main) main.role = "main"; // a landmark: what is outside of all is passed over by who jumps from one to the next
 }
 
 function addSkipLink() {
   const link = document.createElement("a");
   link.id = SKIP_LINK;
-  link.href = "#main";
+  link.href = "#stMain";
   link.textContent = "Skip to the page's content";
   Object.assign(link.style, {
     position: "fixed",

@@ -15,4 +15,6 @@ _MOUNT = st.components.v2.component(
 
 def add_aids() -> None:
     """Put them on the page; where on it this is called makes no difference."""
-    _MOUNT(key="accessibility", data={"ink": DARK_PAGE if st.context.theme.type == "dark" else LIGHT_PAGE})
+    theme = "dark" if st.context.theme.type == "dark" else "light"
+    page = DARK_PAGE if theme == "dark" else LIGHT_PAGE
+    _MOUNT(key="accessibility", data={"ink": page, "text": st.get_option(f"theme.{theme}.textColor")})

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 Serve = Callable[[Path], AbstractContextManager[Any]]
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("", "domains", "experts", "flow", "time", "training")
 
 
 def ready(page: Page) -> None:
@@ -31,26 +30,6 @@ def ready(page: Page) -> None:
         "document.querySelector('[data-test-script-state=notRunning]') "
         "&& !document.querySelector('[data-testid=stSkeleton]')"
     )
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page_draws_its_charts_and_fetches_nothing_from_outside(
-    dashboard: Any, browser: Browser, scheme: str
-) -> None:
-    context = browser.new_context(color_scheme=scheme, viewport={"width": 1400, "height": 900})  # type: ignore[arg-type]
-    page = context.new_page()
-    outside: list[str] = []
-    page.on("request", lambda request: outside.append(request.url))
-    for path in PAGES:
-        page.goto(f"{dashboard.url}/{path}")
-        ready(page)
-        page.wait_for_selector("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg")
-        assert page.locator("[data-testid=stException]").count() == 0
-        # Nothing is wider than the window.
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    local = re.compile(r"^(https?://(localhost|127\.0\.0\.1)[:/]|data:|blob:)")
-    assert [url for url in outside if not local.match(url)] == []
-    context.close()
 
 
 def test_run_and_layer_are_in_the_url_and_a_link_brings_them_back(dashboard: Any, page: Page) -> None:
