@@ -199,6 +199,8 @@ def test_matched_experts_are_renumbered_by_hand() -> None:
     assert comparison.experts == "matched"
     assert comparison.second.measured.trace.router_indices[0, :, 0].tolist() == [0, 0, 1, 1, 2, 1]
     assert "share 72 % of their tokens (about 20 % if" in relation(comparison)  # (1 + 2/3 + 1/2) / 3
+    assert [comparison.own_number("B", 0, expert) for expert in range(3)] == [2, 0, 1]
+    assert comparison.own_number("A", 0, 1) == 1
 
 
 def test_unused_slots_stay_unused_and_logits_follow_their_experts() -> None:

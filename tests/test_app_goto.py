@@ -14,7 +14,10 @@ from app_support import Open, sent_to_components, shown
 from streamlit.util import AttributeDictionary
 
 from app import state
+from app.components.comparison_sides import go_to_cell_of
 from app.components.goto import expert_of_click, go_to_cell, go_to_click, go_to_expert
+from moe_core.figures.sides import Comparison, Side
+from moe_core.routing.measured import Measured
 from moe_core.routing.measures.standouts import AS_COUNTED
 from tests.routing_support import trace_of
 
@@ -104,3 +107,26 @@ def test_experts_to_look_at_of_counts_say_once_what_nothing_tells(tmp_path: Path
     assert "4.0 times its even share: cannot be told whether it is above 2 times its even share." in text
     assert "What is lost without an expert takes the model itself" in text
     assert not at.exception
+
+
+@pytest.mark.parametrize(
+    ("letter", "of_runs", "address"),
+    [
+        ("A", True, "run=demo&compare=other&layer=4&expert=0"),
+        ("B", True, "run=other&layer=4&expert=2"),  # by its own number, in its own run
+        ("B", False, "run=demo&compare=other&layer=4&expert=2"),
+    ],
+)
+def test_a_cell_of_a_comparison_leads_to_the_expert_of_its_side(
+    monkeypatch: pytest.MonkeyPatch, letter: str, of_runs: bool, address: str
+) -> None:
+    session = selecting(monkeypatch, {})
+    session[state.COMPARE] = "other"
+    routing = Measured(trace_of([[[0], [1], [2]]], num_experts=3, layers=[4]))
+    matches = pd.DataFrame({"layer": [4, 4, 4], "expert_a": [0, 1, 2], "expert_b": [2, 0, 1], "overlap": 1.0})
+    comparison = Comparison(Side("demo", routing), Side("other", routing), "matched", True, matches)
+    go_to_cell_of(comparison, letter, of_runs, {"layer": 4, "expert": 0})
+    assert session[state.GOING_TO] == address
+    del session[state.GOING_TO]
+    go_to_cell_of(comparison, letter, of_runs, {"layer": 4})  # a cell that names no expert
+    assert state.GOING_TO not in session

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import isnan
 
+from functools import partial
+
 import streamlit as st
 
 from app import state
@@ -11,6 +13,7 @@ from app.components.comparison_sides import (
     against_other,
     against_precision,
     against_text,
+    go_to_cell_of,
     is_fine_tuned,
     models_of_both,
 )
@@ -103,7 +106,10 @@ def show_maps(comparison: Comparison) -> None:
             for name, figure in figures.items():
                 if figure is not None:
                     st.caption(plain(figure.title))
-                    show_figure(figure, key=f"{letter.lower()}_{name}", title="", terms=MAP_TERMS[name])
+                    open_cell = partial(go_to_cell_of, comparison, letter, kind == RUNS)
+                    show_figure(
+                        figure, key=f"{letter.lower()}_{name}", title="", terms=MAP_TERMS[name], on_cell=open_cell
+                    )
 
 
 def show_agreement(comparison: Comparison) -> None:

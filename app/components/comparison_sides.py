@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from app import loaders, state
+from app.components.goto import go_to_expert
 from app.components.progress import progress_bar
 from app.components.routing_text import deep_or_probe
 from app.components.text_picker import pick_text
@@ -22,6 +26,16 @@ ONE_MODEL = "one_model"
 """Session key, in the URL: does the user say that both sides are one model?"""
 ONE_MODEL_NEXT = "one_model_next"
 """bool: to be said for the user, who named a model and its fine-tuned copy, when the toggle is drawn next."""
+
+
+def go_to_cell_of(comparison: Comparison, letter: str, of_runs: bool, cell: Mapping[str, Any]) -> None:
+    """For show_figure's on_cell: go to the expert of a map of side `letter`, by the number that it has in its own
+    model. `of_runs`: B is what the side bar names; else both are of one model."""
+    if "layer" not in cell or "expert" not in cell:
+        return
+    layer, other = int(cell["layer"]), state.compared()
+    run = other.subject.name if letter == "B" and of_runs and other is not None else None
+    go_to_expert(layer, comparison.own_number(letter, layer, int(cell["expert"])), run)
 
 
 def against_other(subject: Subject) -> Comparison:

@@ -20,11 +20,14 @@ _MOUNT = st.components.v2.component(
 )
 
 
-def go_to_expert(layer: int, expert: int) -> None:
-    """For callbacks: show this expert of this layer on the Experts page. The browser's Back returns to the page that
-    was left, with its choices: the address names the run, the layer and the expert, and is one step of its history."""
-    kept = {key: st.session_state.get(key) for key in (state.RUN, state.COMPARE)}
-    address = {key: value for key, value in kept.items() if value}
+def go_to_expert(layer: int, expert: int, run: str | None = None) -> None:
+    """For callbacks: show this expert of this layer on the Experts page, of the chosen run or of another `run`. The
+    browser's Back returns to the page that was left, with its choices: the address names the run, the layer and the
+    expert, and is one step of its history."""
+    chosen, compared = st.session_state.get(state.RUN), st.session_state.get(state.COMPARE)
+    is_other = run is not None and run != chosen
+    address = {state.RUN: run} if is_other else {state.RUN: chosen, state.COMPARE: compared}
+    address = {key: value for key, value in address.items() if value}
     st.session_state[state.GOING_TO] = urlencode({**address, state.LAYER: layer, state.EXPERT: expert})
 
 

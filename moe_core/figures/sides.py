@@ -66,6 +66,13 @@ class Comparison:
         """Both with the letters that figures give them."""
         return ("A", self.first), ("B", self.second)
 
+    def own_number(self, letter: str, layer: int, expert: int) -> int:
+        """The number that an expert of side `letter`, numbered as figures number it here, has in its own model."""
+        if self.matches is None or letter == "A":
+            return expert
+        own = self.matches[(self.matches["layer"] == layer) & (self.matches["expert_a"] == expert)]
+        return int(own["expert_b"].iloc[0])
+
     @property
     def has_tokens(self) -> bool:
         """False where one of both keeps no single tokens."""
