@@ -320,6 +320,25 @@ def test_a_trace_of_one_text_shows_its_tokens_instead_of_domains(trace: RoutingT
         token_path_figure(one, 30)
 
 
+def test_tokens_of_a_deep_model_are_drawn_in_the_layers_around_the_chosen_one() -> None:
+    layers = list(range(1, 97, 2))  # 48 of them
+    deep = RoutingTrace.from_arrays(
+        router_indices=np.arange(48 * 30 * 2).reshape(48, 30, 2) % 128, router_scores=np.full((48, 30, 2), 0.5),
+        num_experts=128, layers=layers, token_ids=np.zeros(30, int),
+    )  # fmt: skip
+    for layer, first, last in ((1, 1, 23), (41, 29, 51), (95, 73, 95)):
+        strip, path = token_map_figure(deep, 0, layer), token_path_figure(deep, 3, layer)
+        for figure in (strip, path):
+            assert sorted(set(figure.frame["layer"])) == list(range(first, last + 1, 2))
+            assert f"(layers {first} to {last} of 48, those around layer {layer})" in figure.verdict
+    assert token_map_figure(deep).frame["layer"].nunique() == 48  # a file or a report has no chosen layer
+    few = RoutingTrace.from_arrays(
+        router_indices=np.zeros((4, 9, 1), int), router_scores=np.ones((4, 9, 1)), num_experts=8,
+        token_ids=np.zeros(9, int),
+    )  # fmt: skip
+    assert token_map_figure(few, 0, 3).frame["layer"].nunique() == 4
+
+
 def test_layers_of_deep_models_are_spaced_evenly() -> None:
     assert spaced([0, 1, 2]) == [0, 1, 2]
     chosen = spaced(list(range(48)))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from math import isnan
-
 from functools import partial
+from math import isnan
 
 import streamlit as st
 

@@ -18,6 +18,7 @@ from app.components.routing_text import (
     text_caption,
 )
 from moe_core.figures.associations import coactivation_figure, flow_map_figure
+from moe_core.figures.layout import window_around
 from moe_core.figures.measures import chance_figure
 from moe_core.figures.sankey import MAX_SANKEY_LAYERS, flow_sankey_figure, streams_drawn
 from moe_core.routing.measured import Measured
@@ -39,10 +40,7 @@ SHOWN = "flow_shown"
 
 def sankey(around: Measured) -> None:
     """The main picture: bands between the layers around the chosen one."""
-    layers = around.trace.layers
-    place = layers.index(layer)
-    first = max(0, min(place - MAX_SANKEY_LAYERS // 2, len(layers) - MAX_SANKEY_LAYERS))
-    window = layers[first : first + MAX_SANKEY_LAYERS]
+    window = window_around(around.trace.layers, layer, MAX_SANKEY_LAYERS)
     flow, test = around.get(layer_flow), around.get(layer_flow_test)
     figure = around.keep(("sankey", *window), lambda: flow_sankey_figure(flow, test, window))
     show_figure(figure, key="flow_sankey", title="", terms=["cross-layer flow", "expert", "layer"])

@@ -12,6 +12,7 @@ from app import loaders, state
 from app.components.page import prose
 from app.components.progress import progress_bar
 from moe_core.errors import MoescopeError
+from moe_core.figures.layout import window_around
 from moe_core.inference.subjects import ForeignModel, RoutingFile, Subject
 from moe_core.program import program
 from moe_core.routing.measured import Measured
@@ -88,9 +89,7 @@ def _deep_or_probe(run: RunFolder) -> tuple[Measured, str]:
 def layers_around(trace_layers: Sequence[int], layer: int, num_experts: int) -> list[int]:
     """As many layers around `layer` as MAX_PAIRS allows, two at least where there are two."""
     most = max(2, MAX_PAIRS // (num_experts * num_experts))
-    place = list(trace_layers).index(layer)
-    start = max(0, min(place - most // 2, len(trace_layers) - most))
-    return list(trace_layers[start : start + most])
+    return window_around(trace_layers, layer, most)
 
 
 def measure_all(measured: Measured, wanted: Sequence[Step], label: str) -> None:

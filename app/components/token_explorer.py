@@ -28,7 +28,7 @@ def explore(trace: RoutingTrace, payload: dict[str, Any], layer: int) -> None:
         if choice.layer is not None and choice.layer != layer:
             st.rerun()
         start = max(0, (choice.token or 0) - WINDOW // 2)
-        show_figure(token_map_figure(trace, start), key="token_layer_map", terms=_TERMS)
+        show_figure(token_map_figure(trace, start, layer), key="token_layer_map", terms=_TERMS)
         if choice.token is not None:
-            path = token_path_figure(trace, choice.token)
+            path = token_path_figure(trace, choice.token, layer)
             show_figure(path, key="token_path", title=path.verdict, terms=["expert", "router score", "top-k"])

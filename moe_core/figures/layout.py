@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import altair as alt
 import pandas as pd
@@ -26,6 +26,12 @@ DOMAIN_AXIS = alt.Axis(labelLimit=alt.ExprRef("clamp(width / 4, 60, 160)"))
 """Rows of domains, whose names come from outside: on a phone a long one would leave no room for the map."""
 MAX_NUMBERED_BARS = 40
 """More bars than this stand too close for a number on each."""
+
+
+def window_around(layers: Sequence[int], layer: int, most: int) -> list[int]:
+    """At most `most` neighbouring ones of `layers`, with `layer` in the middle where that can be."""
+    first = max(0, min(list(layers).index(layer) - most // 2, len(layers) - most))
+    return list(layers[first : first + most])
 
 
 def bars_height(rows: int) -> int:

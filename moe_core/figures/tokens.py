@@ -14,7 +14,7 @@ from moe_core.data.tokenizer import END_OF_TEXT, bytes_of_readable
 from moe_core.errors import UsageError
 from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows
-from moe_core.figures.layout import AUTOSIZE, AXIS_ROOM, WIDTH
+from moe_core.figures.layout import AUTOSIZE, AXIS_ROOM, WIDTH, window_around
 from moe_core.figures.palette import NEUTRAL, TOKEN_STRENGTH, expert_colour, ink_on
 from moe_core.routing.measures.decisions import token_entropy
 from moe_core.routing.token_arrays import TokenArrays
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WINDOW = 64
 """Tokens drawn by token_layer_map: more cannot be read, and raw tokens never go to the browser by the thousand."""
+LAYERS_DRAWN = 12
+"""Of more layers, those around the chosen one are drawn: each has room for the number of its expert."""
 LABEL_CHARACTERS = 9  # of a token below its column
 TOKENS_OF_EACH_DOMAIN = 120
 """Shown of the first document of every domain, so that the film needs no scrolling."""
@@ -147,13 +149,15 @@ def token_path(choices: pd.DataFrame) -> alt.LayerChart:
     )
 
 
-def token_map_figure(trace: RoutingTrace, start: int = 0) -> Figure:
-    """Where do the tokens of a text go? A window of tokens through all layers."""
-    choices = token_choices(trace, start)
+def token_map_figure(trace: RoutingTrace, start: int = 0, layer: int | None = None) -> Figure:
+    """Where do the tokens of a text go? A window of tokens through all layers or, of more than LAYERS_DRAWN, through
+    those around `layer`."""
+    choices, note = _around(token_choices(trace, start), trace, layer)
     first, last = int(choices["token"].min()), int(choices["token"].max())
     shown = choices[choices["slot"] == 0]
-    stays = shown.groupby("token")["expert"].nunique().eq(1).mean() if trace.num_layers > 1 else float("nan")
-    verdict = f"Tokens {first} to {last} of {trace.num_tokens:,}: first expert in each of {trace.num_layers} layer(s)."
+    depth = shown["layer"].nunique()
+    stays = shown.groupby("token")["expert"].nunique().eq(1).mean() if depth > 1 else float("nan")
+    verdict = f"Tokens {first} to {last} of {trace.num_tokens:,}: first expert in each of {depth} layer(s){note}."
     if stays == stays:
         verdict += f" {percent(float(stays))} of them keep one expert number all the way (the numbers are unrelated)."
     return Figure(
@@ -162,17 +166,31 @@ def token_map_figure(trace: RoutingTrace, start: int = 0) -> Figure:
     )  # fmt: skip
 
 
-def token_path_figure(trace: RoutingTrace, token: int) -> Figure:
-    """Where does one token go? Its k experts in every layer. Raises UsageError for a token outside the trace."""
+def token_path_figure(trace: RoutingTrace, token: int, layer: int | None = None) -> Figure:
+    """Where does one token go? Its k experts in every layer or, of more than LAYERS_DRAWN, in those around `layer`.
+    Raises UsageError for a token outside the trace."""
     if not 0 <= token < trace.num_tokens:
         raise UsageError(f"token {token} is not in the trace; expected 0 to {trace.num_tokens - 1}")
-    choices = token_choices(trace, token, 1)
+    choices, note = _around(token_choices(trace, token, 1), trace, layer)
     path = " → ".join(str(expert) for expert in choices[choices["slot"] == 0]["expert"])
-    verdict = f"Token {token} “{visible(trace.token_text(token))}” goes to expert {path or 'none'}, layer by layer."
+    verdict = (
+        f"Token {token} “{visible(trace.token_text(token))}” goes to expert {path or 'none'}, layer by layer{note}."
+    )
     return Figure(
         "token_path", f"Path of token {token}", "Which experts does this token go through?", verdict,
         token_path(choices), choices,
     )  # fmt: skip
+
+
+def _around(choices: pd.DataFrame, trace: RoutingTrace, layer: int | None) -> tuple[pd.DataFrame, str]:
+    """The choices in the layers that are drawn and, where these are not all, which they are."""
+    if layer is None or trace.num_layers <= LAYERS_DRAWN:
+        return choices, ""
+    window = window_around(trace.layers, layer, LAYERS_DRAWN)
+    drawn = choices[choices["layer"].isin(window)].reset_index(drop=True)
+    if drawn.empty:  # these layers route nothing here
+        return choices, ""
+    return drawn, f" (layers {window[0]} to {window[-1]} of {trace.num_layers}, those around layer {layer})"
 
 
 def _names_of_tokens(choices: pd.DataFrame) -> dict[int, str]:
