@@ -118,8 +118,7 @@ def show_figures(job: GenerationJob, token: int | None) -> None:
     prompt_tokens = len(loaded.tokenizer.encode(job.prompt))
     place = None if token is None or token < prompt_tokens else token - prompt_tokens
     terms = ["token", "layer", "expert", "router score", "loss"]
-    strip = token_map_figure(trace, max(0, (place or 0) - WINDOW // 2), layer)
-    show_figure(strip, key="written_layer_map", terms=terms)
+    show_figure(token_map_figure(trace, (place or 0) - WINDOW // 2, layer), key="written_layer_map", terms=terms)
     if place is not None:
         path = token_path_figure(trace, place, layer)
         show_figure(path, key="written_path", title=path.verdict, terms=["expert", "router score"])
