@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 LAYER = 0
@@ -146,3 +146,30 @@ def test_back_to_the_bare_address_and_from_one_expert_to_another(two_runs: Any, 
     page.get_by_role("heading", name="How do tokens travel").wait_for()
     page.go_back()
     page.wait_for_function(at_first)
+
+
+def test_a_link_shows_a_text_of_ones_own_in_another_browser(two_runs: Any, page: Page, browser: Browser) -> None:
+    page.set_default_timeout(60_000)
+    page.goto(f"{two_runs.url}/tokens?run=tiny&layer=0&text=Your+own+text")
+    box = page.get_by_role("textbox", name="Text", exact=True)
+    for text in ("The first secret", "The second secret"):
+        box.fill(text)
+        before = page.url
+        box.press("Control+Enter")
+        page.wait_for_function("before => location.href !== before && location.search.includes('saved-')", arg=before)
+    assert "secret" not in page.url
+    other = browser.new_context().new_page()
+    other.set_default_timeout(60_000)
+    other.goto(page.url)
+    expect_text = "document.querySelector('[data-testid=stTextArea] textarea')?.value === 'The second secret'"
+    other.wait_for_function(expect_text)
+    other.locator(".t").first.wait_for()
+
+    # Deleted in one browser: the other keeps what it shows, and whoever follows the link from now on is told.
+    page.get_by_role("button", name="Saved texts").click()
+    page.get_by_role("button", name="Delete all").click()
+    page.get_by_text("No text is kept").wait_for()
+    assert "saved-" not in page.url
+    other.reload()
+    other.get_by_text("The text of this link was deleted").wait_for()
+    other.context.close()
