@@ -165,3 +165,6 @@ def test_a_base_and_its_fine_tuned_copy_are_compared_with_one_click(
     at.button(key="precisions_start").click().run()
     assert not at.exception
     assert f"A is {NAME} in float32, B is {NAME} in bfloat16" in shown(at)
+    at.button(key="report_button").click().run()
+    assert not at.exception
+    assert f"The report on {NAME} holds" in shown(at)

@@ -73,6 +73,8 @@ def show(comparison: Comparison) -> None:
         st.info(prose(remark), icon=":material/shuffle:")
     if comparison.comparable and comparison.same_tokens:
         show_agreement(comparison)
+    if kind == TEXTS:  # then they are what the page is about
+        show_texts(comparison)
     if comparison.comparable:
         show_figure(comparison.movers(), key="movers", terms=MOVER_TERMS)
         if comparison.same_tokens:
@@ -80,9 +82,8 @@ def show(comparison: Comparison) -> None:
     show_maps(comparison)
     if comparison.comparable and comparison.same_tokens:
         show_figure(comparison.diff(), key="flips", terms=DIFF_TERMS)
-    models = models_of_both(subject) if kind == RUNS else None
-    if comparison.has_tokens or models is not None:
-        show_views(comparison, layer, models)
+    if kind != TEXTS:
+        show_texts(comparison)
     if not comparison.has_tokens:
         st.caption(
             "Which tokens go elsewhere, and which expert is which, takes a trace of the same text on both sides."
@@ -91,6 +92,13 @@ def show(comparison: Comparison) -> None:
         st.markdown("#### Which expert is which?")
         matches = comparison.matches.assign(overlap=100 * comparison.matches["overlap"])
         st.dataframe(matches, hide_index=True, key="matches", column_config=MATCH_COLUMNS)
+
+
+def show_texts(comparison: Comparison) -> None:
+    """Both texts, coloured; one of one's own where both sides can read it."""
+    models = models_of_both(subject) if kind == RUNS else None
+    if comparison.has_tokens or models is not None:
+        show_views(comparison, layer, models)
 
 
 def show_maps(comparison: Comparison) -> None:
