@@ -36,6 +36,8 @@ BESIDE = "beside"
 """list of str, in the URL: other runs whose curves the Training page draws with those of the chosen one."""
 ALONG = "along"
 """str, in the URL: the horizontal axis of the Training page's curves, see figures.run_curves.ALONG."""
+DOCUMENT, TOKEN = "document", "token"
+"""int, in the URL: a document of the routing that is measured, and a position in it, which the Tokens page shows."""
 NEW_PRESET, NEW_ROUTER, NEW_BALANCING, NEW_SOURCE, NEW_UPLOAD, NEW_PATH, NEW_NAME, NEW_SEED = (
     "new_preset",
     "new_router",
@@ -63,12 +65,14 @@ TOKENS_SAVED, GENERATION_SAVED, PAIR_SAVED, LOSS_SAVED, TEXTS = (
 """str, in the URL: names of what was typed on the Tokens and the Generation page, and on Interventions as a beginning
 and as a text to read; and which two texts Interventions shows."""
 _ONE_PAGE = {
-    TOKENS_SAVED: "tokens",
+    **dict.fromkeys((TOKENS_SAVED, DOCUMENT, TOKEN), "tokens"),
     GENERATION_SAVED: "generation",
     **dict.fromkeys((PAIR_SAVED, LOSS_SAVED, TEXTS), "interventions"),
     **dict.fromkeys(("text_a_saved", "text_b_saved", "compare_saved"), "compare"),
 }
 """What stands in the URL without a widget that is bound to it, by the one page that it is for."""
+GOING_PAGE = "going_page"
+"""str: the page that the address is of."""
 T = TypeVar("T")
 _STEP = "step "
 _LAYER_OF = "layer_of"
@@ -161,6 +165,25 @@ def remember_expert(expert: int) -> int:
     """This is the expert that the page shows now."""
     st.session_state[_LAST_EXPERT] = expert
     return expert
+
+
+def linked_token() -> tuple[int | None, int | None]:
+    """The document of a routing that the URL names by its number, and a token by its position in it; None = none."""
+    found = []
+    for key in (DOCUMENT, TOKEN):
+        digits = str(st.query_params.get(key, "")).partition(" ")[0]  # older links went on with the first words
+        found.append(int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 19 else None)
+    document, token = found
+    return document, None if document is None else token
+
+
+def link_token(document: int | None, token: int | None) -> None:
+    """Write into the URL what linked_token reads."""
+    for key, value in ((DOCUMENT, document), (TOKEN, token)):
+        if value is not None:
+            st.query_params[key] = str(value)
+        elif key in st.query_params:
+            del st.query_params[key]
 
 
 def follow_layer(view: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import streamlit as st
-from app_support import Open, shown
+from app_support import Open, payload_of, shown
 from streamlit.testing.v1 import AppTest
 
 from app.components import expert_card, expert_table
@@ -21,6 +21,7 @@ from app.components.expert_table import most_telling
 from moe_core.data.tokenizer import END_OF_TEXT
 from moe_core.routing.measures.concordance import Context
 from moe_core.runs import RunFolder
+from moe_core.runs.expert_names import read_names
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -41,7 +42,7 @@ def test_a_link_opens_one_expert_with_its_text_load_tokens_contexts_and_neighbou
     assert at.title[0].value == "What does this expert do, and what is it worth?"
     assert "Expert 2 of layer 1 takes" in shown(at)
     assert len(at.get("vega_lite_chart")) == 2
-    tokens, contexts, neighbours = tables(at)
+    contexts, tokens, neighbours = tables(at)
     assert list(tokens.columns) == ["token", "share", "tokens"]
     assert set(contexts["domain"]) <= {"finance", "legal", "code", "general"}
     assert sorted(neighbours["expert"]) == [0, 1, 3]
@@ -55,6 +56,60 @@ def test_without_a_link_the_most_telling_expert_is_open_and_another_can_be_picke
     at.segmented_control(key="expert").set_value(3).run()
     assert not at.exception
     assert "Expert 3 of layer 0" in shown(at)
+
+
+def test_a_name_is_kept_with_the_run_and_seen_on_other_pages_and_in_other_browsers(
+    own_root: Path, opened: Open
+) -> None:
+    at = opened(own_root, layer="1", expert="2")
+    key = "expert_name_tiny_1_2"
+    at.text_input(key=key).set_value(HOSTILE).run()
+    assert f"Expert 2, “{HOSTILE}”, of layer 1 takes" in shown(at)
+    assert read_names(own_root / "tiny" / "expert_names.json")[0].name(1, 2) == HOSTILE
+    at.segmented_control(key="expert").set_value(3).run()
+    assert at.text_input(key="expert_name_tiny_1_3").value == ""
+    assert list(tables(at)[2]["name"][tables(at)[2]["expert"] == 2]) == [HOSTILE]
+    other = opened(own_root, layer="1", expert="2")
+    assert other.text_input(key=key).value == HOSTILE
+    other.text_input(key=key).set_value("a\u202eb").run()
+    assert "the invisible character U+202E" in other.error[0].value.replace("\\", "")
+    assert other.text_input(key=key).value == "a\u202eb", "what was typed is there to be mended"
+    other.text_input(key=key).set_value("verbs").run()
+    assert not other.error
+    other.switch_page("app_pages/tokens.py").run()
+    assert payload_of(other)["names"] == {"1": {"2": "verbs"}}
+    (own_root / "tiny" / "expert_names.json").write_text("{")
+    other.switch_page("app_pages/experts.py").run()
+    assert "expert_names.json" in other.warning[0].value.replace("\\", "")
+
+
+def test_contexts_are_looked_through_ordered_and_lengthened(trained_root: Path, opened: Open) -> None:
+    at = opened(trained_root, layer="1", expert="2")
+    every = caption_of_contexts(at)
+    at.text_input(key="contexts_found").set_value("OF").run()
+    assert every.startswith("40 at random of ")
+    assert ", of " in caption_of_contexts(at)
+    contexts = tables(at)[0]
+    words = contexts["before"] + contexts["token"].str.replace("␣", " ") + contexts["after"]
+    assert words.str.lower().str.contains("of").mean() > 0.5  # the others have it beyond what a cell shows
+    assert tables(at)[1]["token"].str.lower().str.contains("of").all()
+    at.selectbox(key="contexts_domain").select("legal").run()
+    assert set(tables(at)[0]["domain"]) == {"legal"}
+    at.text_input(key="contexts_found").set_value("").run()
+    at.selectbox(key="contexts_domain").select("all domains").run()
+    at.segmented_control(key="contexts_order").select("Strongest first").run()
+    at.segmented_control(key="contexts_length").select("longest").run()
+    strongest = tables(at)[0]
+    assert strongest["weight"].is_monotonic_decreasing
+    assert strongest["before"].str.len().max() > CHARACTERS
+    assert len(strongest) <= 40, "only a page of rows is sent"
+    at.text_input(key="contexts_found").set_value("nowhere in this text").run()
+    assert "has that in its context" in shown(at)
+
+
+def caption_of_contexts(at: AppTest) -> str:
+    (caption,) = (line for line in shown(at).splitlines() if " in Tokens." in line)
+    return caption
 
 
 def test_what_an_expert_is_worth_is_asked_for_until_it_was_measured(own_root: Path, opened: Open) -> None:

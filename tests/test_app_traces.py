@@ -136,13 +136,36 @@ def test_tokens_shows_a_chosen_document_as_text(trace_path: Path, opened: Open) 
     assert payload_of(at)["count"] == 80  # one document of each domain
     titles = document_titles(small_trace())
     assert len(titles) == 24
-    title = next(title for title, document in titles.items() if document == 5)
-    at.selectbox(key="document").select(title).run()
+    assert titles[5].startswith("5 · ")
+    at.selectbox(key="trace_document").select(5).run()
+    assert at.query_params["document"] == "5", "the number alone: no text stands in the URL"
     payload = payload_of(at)
     trace = small_trace().select(small_trace().document_ids == 5)
     expected = "".join(trace.token_text(i) for i in range(40))
     assert text_of(payload) == expected
     assert payload["layers"] == [1, 3]
+    assert (payload["selected"], payload["link_from"]) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("link", "count", "selected"),
+    [
+        ({"document": "5", "token": "7"}, 40, 7),
+        ({"document": "5 · code · first words", "token": "39"}, 40, 39),  # as links were written before
+        ({"document": "5", "token": "40"}, 40, None),
+        ({"document": "99", "token": "1"}, 80, None),
+        ({"token": "1"}, 80, None),
+        ({"document": "<img>", "token": "-1"}, 80, None),
+    ],
+)
+def test_a_link_opens_a_document_at_a_token(
+    trace_path: Path, opened: Open, link: dict[str, str], count: int, selected: int | None
+) -> None:
+    at = opened("--trace", str(trace_path), page="tokens")
+    for key, value in link.items():
+        at.query_params[key] = value
+    payload = payload_of(at.run())
+    assert (payload["count"], payload["selected"]) == (count, selected)
 
 
 def test_two_traces_are_compared_and_a_model_is_told_by_its_source(

@@ -114,9 +114,11 @@ def show_maps(comparison: Comparison) -> None:
                 if figure is not None:
                     st.caption(plain(figure.title))
                     open_cell = partial(go_to_cell_of, comparison, letter, kind == RUNS)
+                    named = letter == "A" or comparison.comparable  # else these are other experts
                     show_figure(
-                        figure, key=f"{letter.lower()}_{name}", title="", terms=MAP_TERMS[name], on_cell=open_cell
-                    )
+                        figure, key=f"{letter.lower()}_{name}", title="", terms=MAP_TERMS[name], on_cell=open_cell,
+                        named=named,
+                    )  # fmt: skip
 
 
 def show_agreement(comparison: Comparison) -> None:

@@ -7,7 +7,8 @@ from functools import partial
 import streamlit as st
 
 from app import loaders, state
-from app.components.expert_card import load_while_training, neighbours, pick_expert, tokens_and_contexts, worth
+from app.components.expert_card import load_while_training, neighbours, pick_expert, tokens_taken, where_chosen, worth
+from app.components.expert_name import name_field
 from app.components.expert_table import expert_table, most_telling, pick_from_table
 from app.components.figure import show_figure
 from app.components.page import INTERVENTIONS, answer, header, prose
@@ -42,18 +43,24 @@ formed = formed_at(loaders.over_time(run, formation)) if run and run.probe_steps
 table = expert_table(load, cells, formed, effects)
 with place:
     said = st.empty()
-    with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute"):
+    with st.container(horizontal=True, vertical_alignment="bottom"):
         expert = pick_expert(measured.trace.num_experts, most_telling(table, layer))
+        names = name_field(subject, layer, expert)
     with st.expander("All experts", icon=":material/table_rows:", key="experts_all", on_change="rerun") as every:
         if every.open:
-            pick_from_table(table)
+            pick_from_table(table, names)
 words = follows = None
 if vocabulary_test in tests:
     tokens = measured.get(token_experts, layer, expert)
     words = tokens[tokens["text"] != END_OF_TEXT]  # every text begins with it, so it says little of an expert
     follows = own.get(vocabulary_test)
 with said:
-    answer(expert_sentence(layer, expert, load=load, cells=cells, tokens=words, vocabulary=follows, effects=effects))
+    answer(
+        expert_sentence(
+            layer, expert, load=load, cells=cells, tokens=words, vocabulary=follows, effects=effects,
+            name=names.name(layer, expert),
+        )
+    )  # fmt: skip
 
 left, right = st.columns(2)
 with left:
@@ -74,11 +81,15 @@ with right:
     else:
         figure = measured.keep(("layer load", layer, expert), lambda: layer_load_figure(load, layer, expert))
         show_figure(figure, key=figure.name, title="Its load, among its layer's", terms=["expert load", "lift"])
+left, right = st.columns([5, 4]) if follows is None else (st.container(), st.container())
 if follows is not None:
-    tokens_and_contexts(measured, layer, expert, follows)
-left, right = st.columns([5, 4])
+    with left:
+        wanted = where_chosen(measured, layer, expert)
+        beside, left = st.columns([2, 3])
+    with beside:
+        tokens_taken(measured, layer, expert, follows, wanted)
 with left:
-    neighbours(run, own, layer, expert)
+    neighbours(run, own, layer, expert, names)
 with right:
     if run and not is_elsewhere:
         worth(run, effects, layer, expert)

@@ -11,6 +11,7 @@ import streamlit as st
 
 from app import loaders, state
 from app.components.page import header
+from app.components.routing_text import deep_or_probe, text_caption
 from app.components.text_choice import OWN, TextChoice, pick_source, type_text
 from app.components.token_explorer import explore
 from app.components.token_view import view_payload
@@ -65,7 +66,12 @@ subject, layer = state.subject(), state.selected_layer()
 if isinstance(subject, RunFolder) and subject.is_watched():
     subject = RoutingFile(subject.name, subject.probe_path(loaders.probe_step(subject)))
 if isinstance(subject, RoutingFile):
-    show_trace_text(subject, layer)
+    show_trace_text(loaders.trace(subject), layer, str(loaders.stamp(subject.path)))
+    st.stop()
+if state.linked_token()[0] is not None:
+    measured, text_words = deep_or_probe(subject)
+    show_trace_text(measured, layer, str(measured.made_at), may_leave=True)
+    text_caption(measured, text_words)
     st.stop()
 loaded = loaders.language_model(subject)
 head = st.container()

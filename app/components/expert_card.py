@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app import loaders, state
-from app.components.concordance import WINDOW, concordance, show_concordance, shown_token
+from app.components.concordance import filters, look_for, show_contexts, shown_token
 from app.components.figure import explain, term_help
 from app.components.page import INTERVENTIONS, answer, plain, prose
 from moe_core.data.windows import window_words
@@ -19,7 +19,6 @@ from moe_core.routing.measured import Measured
 from moe_core.routing.measures.capability import TWO_EXPERTS, capability
 from moe_core.routing.measures.causes import ablation_verdict
 from moe_core.routing.measures.coactivation import coactivation_pairs, pairs_as_counted
-from moe_core.routing.measures.concordance import contexts
 from moe_core.routing.measures.load import load_by_step
 from moe_core.routing.measures.registry import COACTIVATION_PAIRS
 from moe_core.routing.measures.vocabulary import VOCABULARY_FINDING, token_experts, vocabulary_verdict
@@ -28,10 +27,11 @@ from moe_core.routing.trace.routing_counts import RoutingCounts
 if TYPE_CHECKING:
     from moe_core.routing import AnyRouting
     from moe_core.runs import RunFolder
+    from moe_core.runs.expert_names import ExpertNames
 
 BUTTON_EXPERTS = 16
 """More experts than this do not fit side by side: they are picked from a list that can be searched."""
-TOP_TOKENS, CONTEXTS = 30, 40
+TOP_TOKENS = 30
 NEIGHBOURS = "expert_neighbours"
 _SIMILARITIES = {
     "gate_cosine": ("Router", "How alike the router's wish for both is: cosine of their rows, 1 = the same tokens."),
@@ -63,49 +63,55 @@ def load_while_training(run: RunFolder | None, routing: AnyRouting) -> pd.DataFr
     return None
 
 
-def tokens_and_contexts(measured: Measured, layer: int, expert: int, test: pd.DataFrame) -> None:
-    """The tokens that the expert takes, and their contexts. `test`: baselines.vocabulary of the layer."""
-    left, right = st.columns([2, 3])  # a narrower table would lose a column at 1024 points
-    tokens = measured.get(token_experts, layer, expert).head(TOP_TOKENS)
-    with left:
-        st.markdown("#### Its tokens")
-        if tokens.empty:
-            st.caption("No token occurs often enough here to be called its own.")
-        else:
-            st.dataframe(
-                pd.DataFrame(
-                    {
-                        "token": [shown_token(text) for text in tokens["text"]],
-                        "share": 100 * tokens["share"],
-                        "tokens": tokens["tokens"],
-                    }
+def where_chosen(measured: Measured, layer: int, expert: int) -> str:
+    """The contexts in which the expert is chosen, as wide as the page; returns the text that they are narrowed to."""
+    st.markdown("#### Where it is chosen")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        wanted = look_for()
+        filters(measured)
+    show_contexts(measured, layer, expert, wanted)
+    return wanted
+
+
+def tokens_taken(measured: Measured, layer: int, expert: int, test: pd.DataFrame, wanted: str) -> None:
+    """The tokens that the expert takes, those that hold `wanted`. `test`: baselines.vocabulary of the layer."""
+    every = measured.get(token_experts, layer, expert)
+    holding = every[[wanted.lower() in str(text).lower() for text in every["text"]]] if wanted else every
+    tokens = holding.head(TOP_TOKENS)
+    st.markdown("#### Its tokens")
+    if tokens.empty:
+        none = "None of the tokens that are its own has that in it."
+        st.caption("No token occurs often enough here to be called its own." if every.empty else none)
+    else:
+        st.dataframe(
+            pd.DataFrame(
+                {
+                    "token": [shown_token(text) for text in tokens["text"]],
+                    "share": 100 * tokens["share"],
+                    "tokens": tokens["tokens"],
+                }
+            ),
+            hide_index=True,
+            key="expert_tokens",
+            height=36 * (min(len(tokens), 12) + 1),
+            column_config={
+                "token": st.column_config.TextColumn("Token", width=80),
+                "share": st.column_config.NumberColumn(
+                    "It takes", format="%.0f %%", width=72, help="Of all the token's occurrences."
                 ),
-                hide_index=True,
-                key="expert_tokens",
-                height=36 * (min(len(tokens), 12) + 1),
-                column_config={
-                    "token": st.column_config.TextColumn("Token", width=80),
-                    "share": st.column_config.NumberColumn(
-                        "It takes", format="%.0f %%", width=72, help="Of all the token's occurrences."
-                    ),
-                    "tokens": st.column_config.NumberColumn(
-                        "Of", format="%d", width=55, help="How often the token occurs."
-                    ),
-                },
-            )
-            if not test["verdict"].isin(VOCABULARY_FINDING.both).any():
-                st.caption(plain(vocabulary_verdict(test)))
-            explain(["vocabulary specialization", "lift"], key="expert_tokens_terms")
-    with right:
-        st.markdown("#### Where it is chosen")
-        found = measured.look(contexts, layer, expert, limit=CONTEXTS, window=WINDOW)
-        if not found:
-            st.caption("No token of this text chose it.")
-        else:
-            show_concordance(concordance(found), key="expert_contexts")
+                "tokens": st.column_config.NumberColumn(
+                    "Of", format="%d", width=55, help="How often the token occurs."
+                ),
+            },
+        )
+        if not test["verdict"].isin(VOCABULARY_FINDING.both).any():
+            st.caption(plain(vocabulary_verdict(test)))
+        if len(holding) > len(tokens):
+            st.caption(f"The first {len(tokens)} of {len(holding):,}.")
+        explain(["vocabulary specialization", "lift"], key="expert_tokens_terms")
 
 
-def neighbours(run: RunFolder | None, measured: Measured, layer: int, expert: int) -> None:
+def neighbours(run: RunFolder | None, measured: Measured, layer: int, expert: int, names: ExpertNames) -> None:
     """Which experts it works with, and which are like it. Selecting one opens it."""
     st.markdown("#### Its neighbours")
     together = capability(COACTIVATION_PAIRS, measured.trace)
@@ -121,6 +127,8 @@ def neighbours(run: RunFolder | None, measured: Measured, layer: int, expert: in
             else "Tokens pass one expert of a layer only, and how alike the experts are was not measured yet."
         )
         return
+    if any(given := [names.name(layer, int(other)) for other in table["expert"]]):
+        table.insert(1, "name", given)
     chance = "chance"
     if together.answer == "as counted":
         chance, table = "even routing", table.drop(columns="certain")
@@ -134,6 +142,7 @@ def neighbours(run: RunFolder | None, measured: Measured, layer: int, expert: in
         height=36 * (min(len(table), 8) + 1),
         column_config={
             "expert": number("Expert", width="small"),
+            "name": st.column_config.TextColumn("Name"),
             "together": number(
                 f"Together, × {chance}", format="%.2f", help=f"Chosen by the same tokens; 1 = as by {chance}."
             ),

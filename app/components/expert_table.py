@@ -10,11 +10,13 @@ import streamlit as st
 
 from app import state
 from app.components.figure import term_help
+from moe_core.figures.labels import rows
 from moe_core.routing.measures.domains import preferred
+from moe_core.runs.expert_names import NO_NAMES, ExpertNames
 
 KEY = "experts_table"
 ROWS_SHOWN = 12
-COLUMNS = ["layer", "expert", "share", "lift", "domain", "domain_lift", "formed_at", "delta_nats"]
+COLUMNS = ["layer", "expert", "name", "share", "lift", "domain", "domain_lift", "formed_at", "delta_nats"]
 
 
 def expert_table(
@@ -47,9 +49,11 @@ def expert_table(
     return table
 
 
-def pick_from_table(table: pd.DataFrame) -> None:
+def pick_from_table(table: pd.DataFrame, names: ExpertNames = NO_NAMES) -> None:
     """Draw the table; a selected row becomes the chosen expert of all pages. Unknown columns are left out."""
     number = st.column_config.NumberColumn
+    given = [names.by_expert.get((row.layer, row.expert)) for row in rows(table)]
+    table = table.assign(name=pd.Series(given, index=table.index, dtype=object))
     shown = [column for column in COLUMNS if table[column].notna().any()]
     st.dataframe(
         table[shown].assign(share=100 * table["share"]),
@@ -61,6 +65,7 @@ def pick_from_table(table: pd.DataFrame) -> None:
         column_config={
             "layer": number("Layer", width="small"),
             "expert": number("Expert", width="small"),
+            "name": st.column_config.TextColumn("Name", help="That somebody gave it, above this table."),
             "share": st.column_config.ProgressColumn(
                 "Load",
                 format="%.1f %%",

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import streamlit as st
 
+from app import state
 from app.components.page import plain
+from moe_core.figures.expert_names_in_figures import with_names
 from moe_core.figures.figure import Figure, figure_bytes
 from moe_core.figures.maps import CELL
 from moe_core.figures.palette import DARK_TEXT, LIGHT_TEXT
+from moe_core.inference.named_experts import names_of
 from moe_core.routing.measures.glossary import GLOSSARY
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ def show_figure(
     title: str | None = None,
     on_cell: Callable[[dict[str, Any]], None] | None = None,
     is_live: bool = False,
+    named: bool = True,
 ) -> None:
     """Draw `figure` with its verdict as alternative text, an explanation of `terms`, and downloads.
 
@@ -41,8 +45,11 @@ def show_figure(
     it may choose for widgets. A cell that is let go calls nothing.
 
     `is_live`: the figure is drawn again every moment. The page says its verdict elsewhere then: a chart whose
-    alternative text changes is made anew, and flickers.
+    alternative text changes is made anew, and flickers. `named`: it is of experts of the chosen run or file, whose
+    names it shows.
     """
+    if named and state.has_subject():
+        figure = with_names(figure, names_of(state.subject())[0].by_expert)
     heading = figure.title if title is None else title
     if heading:
         st.markdown(f"#### {plain(heading)}")

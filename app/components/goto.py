@@ -1,4 +1,5 @@
-"""Go to one expert of one layer, from any page: by what was clicked in a figure or a table, or by a button."""
+"""Go to one expert of one layer, or to one token, from any page: by what was clicked in a figure or a table, or by a
+button."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from app import state
-from app.components.page import EXPERTS
+from app.components.page import EXPERTS, TOKENS
 from moe_core.figures.maps import CELL
 
 # Streamlit's own st.switch_page refuses where widgets own what stands in the URL, as run and layer do.
@@ -24,11 +25,13 @@ def go_to_expert(layer: int, expert: int, run: str | None = None) -> None:
     """For callbacks: show this expert of this layer on the Experts page, of the chosen run or of another `run`. The
     browser's Back returns to the page that was left, with its choices: the address names the run, the layer and the
     expert, and is one step of its history."""
-    chosen, compared = st.session_state.get(state.RUN), st.session_state.get(state.COMPARE)
-    is_other = run is not None and run != chosen
-    address = {state.RUN: run} if is_other else {state.RUN: chosen, state.COMPARE: compared}
-    address = {key: value for key, value in address.items() if value}
-    st.session_state[state.GOING_TO] = urlencode({**address, state.LAYER: layer, state.EXPERT: expert})
+    _go(EXPERTS, {state.LAYER: layer, state.EXPERT: expert}, run)
+
+
+def go_to_token(document: int, position: int) -> None:
+    """For callbacks: show this token of the routing that is measured on the Tokens page, in the chosen layer."""
+    layer = st.session_state.get(state.LAYER)
+    _go(TOKENS, {state.LAYER: layer, state.DOCUMENT: document, state.TOKEN: position})
 
 
 def go_to_click(key: str, rows: pd.DataFrame | None = None) -> None:
@@ -62,8 +65,17 @@ def expert_of_click(key: str, rows: pd.DataFrame | None = None) -> tuple[int, in
 
 def follow() -> None:
     """Put what goes there on the page; the frame does, once."""
+    page = st.session_state.pop(state.GOING_PAGE, EXPERTS)
     query = st.session_state.pop(state.GOING_TO, None)
-    _MOUNT(key="goto", data={"page": PurePosixPath(EXPERTS).stem, "query": query})
+    _MOUNT(key="goto", data={"page": PurePosixPath(page).stem, "query": query})
+
+
+def _go(page: str, choices: Mapping[str, int | None], run: str | None = None) -> None:
+    chosen, compared = st.session_state.get(state.RUN), st.session_state.get(state.COMPARE)
+    is_other = run is not None and run != chosen
+    address = {state.RUN: run} if is_other else {state.RUN: chosen, state.COMPARE: compared}
+    known = {key: value for key, value in {**address, **choices}.items() if value is not None and value != ""}
+    st.session_state[state.GOING_PAGE], st.session_state[state.GOING_TO] = page, urlencode(known)
 
 
 def _expert_of(named: Mapping[str, Any] | pd.Series[Any]) -> tuple[int, int] | None:

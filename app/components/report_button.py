@@ -12,6 +12,7 @@ from app import loaders
 from app.components.page import errors_as_boxes, prose
 from app.components.progress import progress_bar
 from moe_core.errors import UsageError
+from moe_core.inference.named_experts import names_of, names_path
 from moe_core.inference.subjects import ForeignModel, Opened, RoutingFile, Subject
 from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.runs import RunFolder, RunSummary
@@ -52,11 +53,17 @@ def _subject(chosen: RunSummary | Opened | None) -> Subject:
 
 def _stamps(subject: Subject) -> list[loaders.Stamp]:
     """Other ones once a report would say something else."""
+    names = names_path(subject)
     if isinstance(subject, RoutingFile):
-        return [loaders.stamp(subject.path)]
+        return [loaders.stamp(subject.path), loaders.stamp(names)]
     if isinstance(subject, ForeignModel):
-        return [loaders.stamp(Path(subject.where) / "config.json")]
-    files = [subject.metrics_path, subject.place.find("evaluation.json"), *subject.place.matching("analysis", "*")]
+        return [loaders.stamp(Path(subject.where) / "config.json"), loaders.stamp(names)]
+    files = [
+        names,
+        subject.metrics_path,
+        subject.place.find("evaluation.json"),
+        *subject.place.matching("analysis", "*"),
+    ]
     return [loaders.stamp(path) for path in files]
 
 
@@ -72,11 +79,12 @@ def _report(subject: Subject, progress: Progress) -> HtmlReport:
 
     if isinstance(subject, RunFolder):
         return report_on_run(subject, held_out, cost_of, progress)
+    names, _ = names_of(subject)
     if isinstance(subject, RoutingFile):
         routing = loaders.trace(subject).trace
-        return report_on_routing(subject.name, routing, routing.source, "", progress)
-    routing = loaders.model_routing(subject, progress).trace
-    return report_on_routing(subject.name, routing, routing.source, "made-up text of four domains", progress)
+        return report_on_routing(subject.name, routing, routing.source, "", progress, names=names)
+    routing, text = loaders.model_routing(subject, progress).trace, "made-up text of four domains"
+    return report_on_routing(subject.name, routing, routing.source, text, progress, names=names)
 
 
 def _file_name(name: str) -> str:

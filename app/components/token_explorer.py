@@ -21,10 +21,24 @@ _TERMS = ["token", "layer", "expert", "router score", "router entropy", "loss"]
 
 
 @st.fragment
-def explore(trace: RoutingTrace, payload: dict[str, Any], layer: int) -> None:
-    """The tokens of `trace` as `payload` shows them; selecting one reruns only this."""
+def explore(
+    trace: RoutingTrace,
+    payload: dict[str, Any],
+    layer: int,
+    *,
+    selected: int | None = None,
+    link_from: int | None = None,
+) -> None:
+    """The tokens of `trace` as `payload` shows them; selecting one reruns only this. See token_view."""
     with errors_as_boxes():
-        choice = token_view(payload, layer=layer, key=VIEW, on_layer=partial(state.follow_layer, VIEW))
+        choice = token_view(
+            payload,
+            layer=layer,
+            key=VIEW,
+            on_layer=partial(state.follow_layer, VIEW),
+            selected=selected,
+            link_from=link_from,
+        )
         if choice.layer is not None and choice.layer != layer:
             st.rerun()
         start = max(0, (choice.token or 0) - WINDOW // 2)

@@ -467,8 +467,7 @@ class TokenView {
       for (let slot = 0; slot < this.data.top_k; slot++) column.append(this.row(at, i, slot));
       table.append(column);
     });
-    parts.push(table, this.drawSame(i));
-    if (this.data.leads_on) parts.splice(1, 0, this.drawLinks(i));
+    parts.push(this.drawLinks(i), table, this.drawSame(i));
     this.path.replaceChildren(...parts);
     const now = table.children[this.at];
     table.scrollLeft = now.offsetLeft - (table.clientWidth - now.offsetWidth) / 2;

@@ -12,6 +12,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import streamlit as st
 
+from app import state
+from app.components.goto import go_to_expert
 from moe_core.data.characters import SharedToken, shared_characters
 from moe_core.figures.palette import DOMAIN_COLOURS, EXPERT_COLOURS, HEAT, TOKEN_STRENGTH
+from moe_core.inference.named_experts import names_of
 from moe_core.routing.token_arrays import TokenArrays
 
 EASIER, HARDER = "#6f63b8", HEAT
@@ -58,14 +62,12 @@ def token_view(
     layer: int,
     key: str,
     on_layer: Callable[[], None] | None = None,
-    on_expert: Callable[[], None] | None = None,
     selected: int | None = None,
     link_from: int | None = None,
 ) -> TokenChoice:
     """Mount the view for `view_payload(...)`, coloured by `layer` at first.
 
     `on_layer` runs before the rerun that moving the scrubber causes; the value is st.session_state[key].layer.
-    `on_expert`: the same where one goes to an expert of a token, {"layer", "expert"}; without it no way leads there.
     `selected`: the token that is selected until the reader selects another. `link_from`: the number that the first
     token has in the URL, which then follows the selection; None leaves the URL alone.
     """
@@ -75,15 +77,16 @@ def token_view(
         data={
             **payload,
             "layer": layer,
-            "names": {},
+            "names": names_of(state.subject())[0].by_layer,
             "selected": known,
             "link_from": link_from,
-            "leads_on": on_expert is not None,
         },
         on_picked_change=_declare_key,
         on_layer_change=on_layer or _declare_key,
-        on_expert_change=on_expert or _declare_key,
+        on_expert_change=partial(_go_to_expert, key),
     )
+    if st.session_state.get(state.GOING_TO):
+        st.rerun()  # this was a fragment alone: the frame sends on what goes elsewhere
     picked = result.picked if isinstance(result.picked, dict) else {}
     token = picked.get("token")
     belongs = picked.get("series") == payload["series"] and isinstance(token, int) and 0 <= token < payload["count"]
@@ -226,6 +229,12 @@ def _codes(data: bytes) -> str:
 
 def _packed(values: npt.ArrayLike | None, dtype: str) -> str | None:
     return None if values is None else base64.b64encode(np.ascontiguousarray(values).astype(dtype).tobytes()).decode()
+
+
+def _go_to_expert(key: str) -> None:
+    """For the callback of a view: to the expert of a token, {"layer", "expert"}."""
+    if (wanted := st.session_state[key].expert) is not None:
+        go_to_expert(int(wanted["layer"]), int(wanted["expert"]))
 
 
 def _declare_key() -> None:

@@ -80,9 +80,12 @@ def _of_run(run: RunFolder, progress: Progress) -> HtmlReport:
 
 
 def _of_trace(file: str, progress: Progress) -> HtmlReport:
+    from moe_core.inference.named_experts import names_of
+    from moe_core.inference.subjects import RoutingFile
     from moe_core.reports.html_report import report_on_routing
     from moe_core.routing.opening import open_routing
 
     with tempfile.TemporaryDirectory(prefix="moescope-") as scratch:
         routing = open_routing(file, convert_to=Path(scratch) / "trace.parquet", progress=progress).routing
-        return report_on_routing(f"trace {Path(file).name}", routing, routing.source, "", progress)
+        names, _ = names_of(RoutingFile("", Path(file).resolve()))
+        return report_on_routing(f"trace {Path(file).name}", routing, routing.source, "", progress, names=names)

@@ -7,13 +7,14 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from moe_core.files import private_folder
 from moe_core.inference.kept_files import is_kept_file
 from moe_core.inference.subjects import ForeignModel, RoutingFile, Subject
 from moe_core.runs import RunFolder
-from moe_core.runs.expert_names import FILE, ExpertNames, write_name
+from moe_core.runs.expert_names import FILE, NO_NAMES, ExpertNames, read_names, write_name
 
 BESIDE = ".expert_names.json"
 """What follows the name of a file of routing."""
@@ -32,6 +33,21 @@ def names_path(subject: Subject) -> Path:
         cached = _in_cache(_fingerprint(subject))
         return beside if beside.exists() and not cached.exists() else cached
     return beside
+
+
+def names_of(subject: Subject) -> tuple[ExpertNames, str]:
+    """The names of its experts, and what is wrong with their file: see read_names. Read again once it has changed."""
+    path = names_path(subject)
+    try:
+        entry = path.stat()
+    except OSError:
+        return NO_NAMES, ""
+    return _read(path, (entry.st_mtime_ns, entry.st_size, entry.st_ino))
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path, changed: tuple[int, int, int]) -> tuple[ExpertNames, str]:  # noqa: ARG001 - of the key alone
+    return read_names(path)
 
 
 def name_expert(subject: Subject, layer: int, expert: int, name: str) -> ExpertNames:

@@ -6,21 +6,24 @@ What takes a model, its routing of held-out text and its size, comes from who ca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
 from moe_core.config import Config
 from moe_core.errors import MoescopeError
+from moe_core.figures.expert_names_in_figures import Names, with_names
 from moe_core.figures.run_figures import Section, sections_of_run, sections_of_trace
 from moe_core.progress import Progress, silent
 from moe_core.reports.page import ModelCard, RoutingCard, report_page
 from moe_core.routing.measures.health import describe_routing, extent_words
 from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.trace import AnyRouting, AnyTrace
+from moe_core.runs.expert_names import FILE as NAMES_FILE
+from moe_core.runs.expert_names import NO_NAMES, ExpertNames, read_names
 from moe_core.runs.folder import RunFolder
 from moe_core.runs.record import RunRecord, read_run
-from moe_core.words import count_of
+from moe_core.words import count_of, sentence
 
 HeldOutRouting = Callable[[Progress], AnyTrace]
 """Routes a run's held-out text through its newest checkpoint. Raises MoescopeError where that cannot be."""
@@ -55,17 +58,25 @@ def report_on_run(
 ) -> HtmlReport:
     """Everything the run has. Raises RunError where it has measured nothing yet, MoescopeError for damaged files."""
     record = read_run(run)
+    names, wrong = read_names(run.path / NAMES_FILE)
     sections, routing_of = sections_with_routing(record, routing, progress)
+    sections = _named(sections, names.by_expert)
     page = report_page(_card(run, record, cost, routing_of), sections, progress)
-    return HtmlReport(page, sections, routing_of, record.notes)
+    return HtmlReport(page, sections, routing_of, [*record.notes, *([sentence(wrong)] if wrong else [])])
 
 
 def report_on_routing(
-    name: str, routing: AnyRouting, made_by: str, source: str, progress: Progress = silent
+    name: str,
+    routing: AnyRouting,
+    made_by: str,
+    source: str,
+    progress: Progress = silent,
+    *,
+    names: ExpertNames = NO_NAMES,
 ) -> HtmlReport:
     """Everything that a trace or counts tell. `name` as people know it; `made_by` and `source`, where it is known,
-    which model routed and what the text was."""
-    sections = sections_of_trace(routing, progress)
+    which model routed and what the text was; `names` of its experts."""
+    sections = _named(sections_of_trace(routing, progress), names.by_expert)
     if isinstance(routing, RoutingCounts):
         extent = extent_words(routing)
     else:
@@ -103,6 +114,10 @@ def sections_with_routing(record: RunRecord, routing: HeldOutRouting, progress: 
         documents = len({document for part in trace.parts() for document in part.document_ids.tolist()})
         note = f"{count_of(trace.num_tokens, 'token')} of {count_of(documents, 'held-out document')} ({trace.source})"
     return sections, note
+
+
+def _named(sections: Sequence[Section], names: Names) -> list[Section]:
+    return [replace(section, figures=[with_names(figure, names) for figure in section.figures]) for section in sections]
 
 
 def _of_watched(record: RunRecord) -> str:

@@ -1,4 +1,4 @@
-"""The Experts page in a real browser: a row of the table opens its expert, and the link keeps it."""
+"""The Experts page in a real browser: a row opens its expert or its token, and the links keep both."""
 
 from __future__ import annotations
 
@@ -28,5 +28,32 @@ def test_a_row_of_the_table_opens_its_expert_and_the_link_brings_it_back(dashboa
     assert "layer=0" in page.url
     page.reload()
     page.get_by_text("Expert 0 of layer 0 takes").wait_for()
+    address = page.url
+    page.get_by_role("textbox", name="Find").fill("the")
+    page.keyboard.press("Enter")
+    page.get_by_text(", of ").and_(page.get_by_text(" in all. A cell shows its whole row")).wait_for()
+    contexts = page.locator("[data-testid=stDataFrame]").first
+    contexts.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    contexts.click(position={"x": 300, "y": 36 + 18})  # a cell of the first row
+    page.get_by_role("button", name="Open in Tokens").wait_for()
+    contexts.click(position={"x": 12, "y": 36 + 18})
+    page.locator(".t.selected").wait_for()
+    document, token = re.search(r"document=(\d+)&token=(\d+)", page.url).groups()  # type: ignore[union-attr]
+    assert page.locator(".t.selected").get_attribute("data-i") == token
+    assert page.locator(".layer.now .slot b").filter(has_text=re.compile("^0$")).count() == 1, "it chose the expert"
+    page.locator(".text").focus()
+    page.keyboard.press("ArrowLeft" if int(token) else "ArrowRight")
+    beside = str(int(token) - 1 if int(token) else 1)
+    page.wait_for_url(re.compile(f"document={document}&token={beside}$"))
+    page.reload()
+    page.locator(f".t.selected[data-i='{beside}']").wait_for()
+    page.go_back()
+    page.get_by_text("Expert 0 of layer 0 takes").wait_for()
+    assert sorted(re.split("[?&]", page.url)) == sorted(re.split("[?&]", address))
+    page.go_forward()
+    page.locator(".t.selected").wait_for()
+    page.locator(".links button").first.click()
+    page.get_by_text("Where it is chosen").wait_for()
     assert page.locator("[data-testid=stException]").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

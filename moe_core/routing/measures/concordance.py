@@ -9,7 +9,7 @@ import numpy as np
 from moe_core.errors import UsageError
 from moe_core.routing.measures.vocabulary import check_expert
 from moe_core.routing.trace.trace import RoutingTrace
-from moe_core.routing.trace.types import Int64Array
+from moe_core.routing.trace.types import Float64Array, Int64Array
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,39 @@ def contexts(
     consecutive positions; a gap ends the context. Empty for an expert without tokens.
     Raises TraceError for a layer or expert that is not there, UsageError for a limit below 1 or a window below 0.
     """
-    row = trace.layer_position(layer)
-    check_expert(trace, expert)
+    found, scores = tokens_of_expert(trace, layer, expert)
     if limit < 1 or window < 0:
         raise UsageError(f"limit is {limit} and window {window}; expected at least 1 and at least 0")
+    if len(found) > limit:
+        drawn = np.sort(np.random.default_rng(seed).choice(len(found), limit, replace=False))
+        found, scores = found[drawn], scores[drawn]
+    order = np.argsort(-scores, kind="stable")
+    return contexts_of_tokens(trace, found[order], scores[order], window=window)
+
+
+def tokens_of_expert(trace: RoutingTrace, layer: int, expert: int) -> tuple[Int64Array, Float64Array]:
+    """[N] places in the trace of the tokens that chose the expert, ascending, and [N] the combine weights they gave it.
+
+    Raises TraceError for a layer or expert that is not there.
+    """
+    row = trace.layer_position(layer)
+    check_expert(trace, expert)
     chosen_TK = trace.router_indices[row] == expert
     found = np.flatnonzero(chosen_TK.any(axis=1))
-    if len(found) > limit:
-        found = np.sort(np.random.default_rng(seed).choice(found, limit, replace=False))
     scores = np.where(chosen_TK[found], trace.router_scores[row][found], -np.inf).max(axis=1, initial=-np.inf)
-    place_T = trace.document_ids.astype(np.int64) * 2**32 + trace.positions
+    return found, scores.astype(np.float64)
+
+
+def contexts_of_tokens(
+    trace: RoutingTrace, tokens: Int64Array, scores: Float64Array, *, window: int = 8
+) -> list[Context]:
+    """Each of these tokens with up to `window` tokens on either side, in the order given.
+
+    `tokens`: [N] places in the trace; `scores`: [N] their combine weights. Raises UsageError for a window below 0.
+    """
+    if window < 0:
+        raise UsageError(f"window is {window}; expected at least 0")
+    place_T = reading_places(trace)
     order = np.argsort(place_T, kind="stable")
     ordered = place_T[order]
     return [
@@ -60,8 +83,14 @@ def contexts(
             after=_neighbours(trace, order, ordered, int(place_T[i]), 1, window),
             score=float(score),
         )
-        for i, score in sorted(zip(found.tolist(), scores.tolist(), strict=True), key=lambda pair: -pair[1])
+        for i, score in zip(tokens.tolist(), scores.tolist(), strict=True)
     ]
+
+
+def reading_places(trace: RoutingTrace) -> Int64Array:
+    """[T] numbers that ascend in reading order by one within a text; another text's are far from them."""
+    places: Int64Array = trace.document_ids.astype(np.int64) * 2**32 + trace.positions
+    return places
 
 
 def _neighbours(

@@ -22,13 +22,15 @@ def expert_sentence(
     tokens: pd.DataFrame | None = None,
     vocabulary: pd.DataFrame | None = None,
     effects: pd.DataFrame | None = None,
+    name: str = "",
 ) -> str:
     """What this expert does, from whatever is known of it.
 
     `load`: metrics.expert_load; `cells`: baselines.domain_cells; `tokens`: metrics.token_experts of this expert;
     `vocabulary`: baselines.vocabulary: where it finds nothing in this layer no token is named; `effects`: evaluation's
-    ablation_map. Frames may hold other experts' rows too. Example: "Expert 3 of layer 1
-    takes 18 % of the layer's choices (13 % when even); specialises in legal text (2.1 times its even share); ..."
+    ablation_map; `name`: what somebody called it. Frames may hold other experts' rows too.
+    Example: "Expert 3 of layer 1 takes 18 % of the layer's choices (13 % when even); specialises in legal text (2.1
+    times its even share); ..."
     """
     parts = []
     if load is not None and len(own := _rows_of_expert(load, layer, expert)):
@@ -66,7 +68,8 @@ def expert_sentence(
                 f"switching it off {change} {number(abs(row['delta_nats']))} nats per token "
                 f"(95 % interval {number(row['low'])} to {number(row['high'])})"
             )
-    return f"Expert {expert} of layer {layer} {'; '.join(parts) if parts else 'has not been measured yet'}."
+    named = f", “{name}”," if name else ""
+    return f"Expert {expert}{named} of layer {layer} {'; '.join(parts) if parts else 'has not been measured yet'}."
 
 
 def layer_verdict(trace: RoutingTrace, layer: int) -> str:
