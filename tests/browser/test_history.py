@@ -85,7 +85,6 @@ def two_runs(
 
 
 def test_back_and_forward_show_every_page_as_it_was(two_runs: Any, page: Page) -> None:
-    page.set_default_timeout(20_000)
     page.goto(two_runs.url)
     page.locator("#moescope-skip-link").wait_for(state="attached")
     picker = page.get_by_role("combobox", name="Run")
@@ -110,7 +109,6 @@ def test_back_and_forward_show_every_page_as_it_was(two_runs: Any, page: Page) -
 
 
 def test_back_to_the_bare_address_and_from_one_expert_to_another(two_runs: Any, page: Page) -> None:
-    page.set_default_timeout(20_000)
     page.goto("about:blank")
     page.goto(two_runs.url)
     page.wait_for_url("**/?*run=*")
@@ -136,12 +134,13 @@ def test_back_to_the_bare_address_and_from_one_expert_to_another(two_runs: Any, 
 
     # Step 0 is a step like others, not none; a reload keeps it.
     page.goto(f"{two_runs.url}/time?run=tiny&layer=0&step=0")
-    for _ in range(2):
-        at_first = "document.querySelector('[data-testid=stSlider] input')?.ariaValueText === '0'"
-        page.wait_for_function(at_first)
-        page.wait_for_function("document.querySelector('[data-test-script-state=notRunning]')")
-        assert "step=0" in page.url
-        page.reload()
+    at_first = "document.querySelector('[data-testid=stSlider] input')?.ariaValueText === '0'"
+    page.wait_for_function(at_first)
+    page.reload()
+    page.wait_for_function(at_first)
+    page.wait_for_function("document.querySelector('[data-test-script-state=notRunning]')")
+    page.locator("#moescope-skip-link").wait_for(state="attached")
+    assert "step=0" in page.url
     navigation.get_by_role("link", name="Flow").click()
     page.get_by_role("heading", name="How do tokens travel").wait_for()
     page.go_back()
@@ -149,7 +148,6 @@ def test_back_to_the_bare_address_and_from_one_expert_to_another(two_runs: Any, 
 
 
 def test_a_link_shows_a_text_of_ones_own_in_another_browser(two_runs: Any, page: Page, browser: Browser) -> None:
-    page.set_default_timeout(60_000)
     page.goto(f"{two_runs.url}/tokens?run=tiny&layer=0&text=Your+own+text")
     box = page.get_by_role("textbox", name="Text", exact=True)
     for text in ("The first secret", "The second secret"):
@@ -159,7 +157,7 @@ def test_a_link_shows_a_text_of_ones_own_in_another_browser(two_runs: Any, page:
         page.wait_for_function("before => location.href !== before && location.search.includes('saved-')", arg=before)
     assert "secret" not in page.url
     other = browser.new_context().new_page()
-    other.set_default_timeout(60_000)
+    other.set_default_timeout(180_000)
     other.goto(page.url)
     expect_text = "document.querySelector('[data-testid=stTextArea] textarea')?.value === 'The second secret'"
     other.wait_for_function(expect_text)
