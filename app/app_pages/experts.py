@@ -11,6 +11,7 @@ from app.components.expert_card import load_while_training, neighbours, pick_exp
 from app.components.expert_name import name_field
 from app.components.expert_table import expert_table, most_telling, pick_from_table
 from app.components.figure import show_figure
+from app.components.goto import go_to_cell
 from app.components.page import INTERVENTIONS, answer, header, prose
 from app.components.routing_text import deep_or_probe, independence_warning, measure_all, text_caption
 from moe_core.data.tokenizer import END_OF_TEXT
@@ -80,7 +81,8 @@ with right:
         show_figure(figure, key=figure.name, title=title, terms=["expert load"])
     else:
         figure = measured.keep(("layer load", layer, expert), lambda: layer_load_figure(load, layer, expert))
-        show_figure(figure, key=figure.name, title="Its load, among its layer's", terms=["expert load", "lift"])
+        title, terms = "Its load, among its layer's", ["expert load", "lift"]
+        show_figure(figure, key=figure.name, title=title, terms=terms, on_cell=go_to_cell)
 left, right = st.columns([5, 4]) if follows is None else (st.container(), st.container())
 if follows is not None:
     with left:

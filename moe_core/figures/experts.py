@@ -10,7 +10,7 @@ from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows
 from moe_core.figures.layout import COLUMN_AXIS, ROW_AXIS, bars_height, layered
 from moe_core.figures.load import expert_load_over_time
-from moe_core.figures.maps import share_map
+from moe_core.figures.maps import CELL, share_map
 from moe_core.figures.palette import HEAT, NEUTRAL, domain_colour, expert_colour
 from moe_core.routing.measures.domains import domain_cell
 from moe_core.routing.measures.experts import expert_sentence
@@ -86,6 +86,7 @@ def layer_load_figure(load: pd.DataFrame, layer: int, expert: int) -> Figure:
     colour = alt.condition("datum.chosen", alt.value(expert_colour(expert)), alt.value(NEUTRAL))
     opacity = alt.condition("datum.chosen", alt.value(1.0), alt.value(0.45))
     bars = base.mark_bar().encode(color=colour, opacity=opacity)
+    bars = bars.add_params(alt.selection_point(name=CELL, fields=["layer", "expert"]))
     # Of many experts a bar is a line of a point: the number above says which it is.
     number_above = base.transform_filter("datum.chosen").mark_text(dy=-7, fontSize=11, fontWeight="bold")
     name = number_above.encode(text="expert:O", color=colour)
