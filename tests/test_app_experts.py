@@ -78,6 +78,8 @@ def test_a_name_is_kept_with_the_run_and_seen_on_other_pages_and_in_other_browse
     assert not other.error
     other.switch_page("app_pages/tokens.py").run()
     assert payload_of(other)["names"] == {"1": {"2": "verbs"}}
+    other.switch_page("app_pages/overview.py").run()
+    assert not other.exception
     (own_root / "tiny" / "expert_names.json").write_text("{")
     other.switch_page("app_pages/experts.py").run()
     assert "expert_names.json" in other.warning[0].value.replace("\\", "")

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from app import state
 from app.components.figure import explain
 from app.components.goto import go_to_expert
-from app.components.page import prose
+from app.components.page import plain, prose
+from moe_core.inference.named_experts import names_of
 from moe_core.routing.measures.standouts import AS_COUNTED, Standouts
 
 _TERMS = ["expert load", "load imbalance", "dead expert", "domain specialization", "ablation", "interval"]
@@ -30,10 +32,11 @@ def show_experts_to_look_at(found: Sequence[Standouts]) -> None:
 
 def _show_kind(one: Standouts, said: set[str]) -> None:
     st.markdown(f"**{one.kind.capitalize()}**")
+    names, _ = names_of(state.subject())
     for expert in one.experts:
         with st.container(gap=None):
             st.button(
-                f"Expert {expert.expert} of layer {expert.layer}",
+                plain(f"Expert {names.label(expert.layer, expert.expert)} of layer {expert.layer}"),
                 icon=":material/arrow_forward:",
                 type="tertiary",
                 key=f"{one.kind}_{expert.layer}_{expert.expert}",
