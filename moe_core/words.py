@@ -38,8 +38,12 @@ def number(value: float) -> str:
 
 
 def two_digits(value: float) -> str:
-    """As `number`, for numbers that stand below each other: 0.6 is "0.60" there, beside 0.69."""
-    return fixed(value, 2) if 0.005 <= abs(value) < 1 else number(value)
+    """As `number`, with both its digits also where the last is 0: for numbers that stand below each other, "0.60" above
+    "0.69"."""
+    if not 5e-5 <= abs(value) < 1:
+        return number(value)
+    rounded = _rounded(value, Decimal(value).adjusted() - 1)
+    return fixed(value, min(1 - rounded.adjusted(), 5))
 
 
 def percent(share: float) -> str:
@@ -84,6 +88,12 @@ def signed(change: float, digits: int | None = None) -> str:
         return sign + fixed(abs(change), digits)
     text = number(abs(change))
     return text if text == "0" else sign + text
+
+
+def signed_two_digits(change: float) -> str:
+    """As `signed`, with both digits as in `two_digits`."""
+    text = "" if math.isnan(change) else two_digits(abs(change))
+    return text if text in ("", "0") else ("−" if change < 0 else "+") + text
 
 
 def points(share: float) -> str:

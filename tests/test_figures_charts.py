@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_core.errors import UsageError
-from moe_core.figures import domains, load, tokens, training
+from moe_core.figures import domains, load, maps, tokens, training
 from moe_core.figures.labels import spread
 from moe_core.figures.layout import TITLE_CHARACTERS
 from moe_core.figures.load import entropy_figure, loads_over_time
@@ -26,7 +26,6 @@ from moe_core.figures.tokens import token_map_figure, token_path_figure
 from moe_core.figures.training import loss_figure
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.measures.registry import DOMAIN_NMI
-from moe_core.words import two_digits
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -99,7 +98,7 @@ def test_a_map_has_its_numbers_only_where_they_fit(layers: int, experts: int, sh
     frame = pd.DataFrame({"layer": np.repeat(range(layers), experts), "expert": np.tile(range(experts), layers),
                           "tokens": 100, "share": share.ravel()})  # fmt: skip
     chart = load.expert_load_map(frame)
-    numbers = {two_digits(lift) for lift in frame["share"] * experts} - {str(i) for i in range(200)}
+    numbers = {maps._ratio(lift) for lift in frame["share"] * experts} - {str(i) for i in range(200)}
     for width, fits in ((240, False), (1300, shown)):
         chart.width = width
         assert bool(numbers.difference(SCALE) & set(texts(drawn(chart)))) == fits, width

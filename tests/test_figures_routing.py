@@ -225,9 +225,9 @@ def test_bars_of_a_test_carry_chance_interval_and_words() -> None:
         assert "10 % by chance and at most 15 % in 99 of 100 (p < 0.01)" in figure.chart.data["sentence"][1]
         fields = json.dumps(figure.chart.to_dict()["layer"])
         assert all(f'"{field}"' in fields for field in ("null_p99", "low", "high"))
-        assert ">0.3<" in svg(figure)
+        assert ">0.30<" in svg(figure)
     many = null_table("first", [0.3] * 64, PERSISTENCE_FINDING)
-    assert "0.3</text>" not in svg(chance_figure(registry.PERSISTENCE, many)), "numbers would overlap"
+    assert "0.30</text>" not in svg(chance_figure(registry.PERSISTENCE, many)), "numbers would overlap"
 
 
 # ---- Sankey ----
@@ -580,7 +580,7 @@ def test_scales_of_maps_are_the_palettes() -> None:
         extra = {"limit": 0.5, "title": "t"}
         data = build(frame.assign(value=0.5, nats=-0.5), x=alt.X("expert:O"), y=alt.Y("layer:O"), **extra).data
         assert data["on_dark"][0]
-    assert [maps.signed(x) for x in (0.123, -0.03, 0.0, float("nan"))] == ["+0.12", "−0.03", "0", ""]
+    assert [maps.signed_two_digits(x) for x in (0.123, -0.03, 0.0, float("nan"))] == ["+0.12", "−0.030", "0", ""]
 
 
 def test_orders_of_few_experts_are_their_numbers() -> None:

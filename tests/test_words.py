@@ -26,10 +26,26 @@ from moe_core.words import (
     sentence,
     short_count,
     signed,
+    signed_two_digits,
+    two_digits,
 )
 
 WORDS_JS = Path(__file__).resolve().parent.parent / "app" / "components" / "words.js"
 NODE = shutil.which("node")
+
+
+def test_numbers_below_each_other_keep_both_digits() -> None:
+    """0.6 stood above 0.69, and 0.1 above 0.13."""
+    assert [two_digits(x) for x in (0.6, 0.69, 0.1, 0.059, 0.0999, 0.99999, 0.00072)] == [
+        *("0.60", "0.69", "0.10", "0.059", "0.10", "1.0", "0.00072"),
+    ]
+    assert [two_digits(x) for x in (0, 1, 1.25, 12.5, 1234.5)] == ["0", "1.0", "1.3", "13", "1,235"]
+    assert [signed_two_digits(x) for x in (0.03, -0.5, 0.0, 2, float("nan"))] == ["+0.030", "−0.50", "0", "+2.0", ""]
+
+
+@given(st.floats(-1e6, 1e6))
+def test_two_digits_say_the_number_that_number_says(value: float) -> None:
+    assert float(two_digits(value).replace(",", "")) == float(number(value).replace(",", ""))
 
 
 def test_a_tie_goes_away_from_zero() -> None:

@@ -79,7 +79,7 @@ if nmi["nmi"].notna().any():  # of one domain there is nothing to draw, and the 
     )
     number = st.column_config.NumberColumn
     st.dataframe(
-        nmi[["layer", "estimate", "low", "high", "nmi", "null_mean", "null_p99", "p_adjusted", "verdict"]].dropna(
+        nmi[["layer", "verdict", "estimate", "low", "high", "nmi", "null_mean", "null_p99", "p_adjusted"]].dropna(
             axis="columns", how="all"
         ),
         hide_index=True,

@@ -12,7 +12,7 @@ from moe_core.figures.labels import rows
 from moe_core.figures.layout import bars_height, layered
 from moe_core.figures.palette import HEAT, LIFT_COLOURS, NEUTRAL, expert_colour
 from moe_core.routing.measures.causes import effects_verdict
-from moe_core.words import signed
+from moe_core.words import signed, signed_two_digits
 
 
 def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:
@@ -24,7 +24,7 @@ def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:
     data = effects.assign(
         uncertain=effects["uncertain"].astype(bool),
         colour=[LIFT_COLOURS[-1] if delta > 0 else LIFT_COLOURS[0] for delta in effects["delta_nats"]],
-        label=[signed(delta) for delta in effects["delta_nats"]],
+        label=[signed_two_digits(delta) for delta in effects["delta_nats"]],
         end=effects[["high", "delta_nats"]].max(axis=1).clip(lower=0.0),
         name=["all text" if domain == "all" else domain for domain in effects["domain"]],
         sentence=[_effect_words(row, what) for row in rows(effects)],

@@ -14,7 +14,7 @@ from moe_core.figures.maps import CELL, share_map
 from moe_core.figures.palette import HEAT, NEUTRAL, domain_colour, expert_colour
 from moe_core.routing.measures.domains import domain_cell
 from moe_core.routing.measures.experts import expert_sentence
-from moe_core.words import number, percent, sentence
+from moe_core.words import number, percent, sentence, two_digits
 
 MAX_NAMED_BARS = 20
 """Bars of half a page that have room for the number of their expert."""
@@ -26,7 +26,7 @@ def expert_domains_figure(cells: pd.DataFrame, layer: int, expert: int) -> Figur
     frame = _rows_of_expert(cells, layer, expert, "domains")
     data = frame.assign(
         colour=[domain_colour(name, domains) for name in frame["domain"]],
-        label=[f"{number(lift)}×" for lift in frame["lift"]],
+        label=[f"{two_digits(lift)}×" for lift in frame["lift"]],
         end=frame[["lift", "lift_high"]].max(axis=1),
         uncertain=frame["uncertain"].astype(bool),
         sentence=[sentence(domain_cell(row._asdict())) for row in rows(frame)],

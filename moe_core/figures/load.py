@@ -21,7 +21,7 @@ from moe_core.figures.layout import (
 from moe_core.figures.maps import lift_map
 from moe_core.figures.palette import BAR, EXPERT_COLOURS, NEUTRAL, expert_colour
 from moe_core.routing.measures.health import routing_health, undecided_layers
-from moe_core.words import number, percent, sentence
+from moe_core.words import number, percent, sentence, two_digits
 
 MAX_LINES = len(EXPERT_COLOURS)
 """More experts than this: the most unusual few are coloured and labelled, the others are grey."""
@@ -112,7 +112,7 @@ def router_entropy_by_layer(entropy: pd.DataFrame) -> alt.LayerChart:
             f"expert has {percent(row.confidence)} of the probability, {percent(row.margin)} more than the second."
             for row in rows(entropy)
         ],
-        label=[number(value) for value in entropy["router_entropy"]],
+        label=[two_digits(value) for value in entropy["router_entropy"]],
     )
     base = alt.Chart(data).encode(
         y=alt.Y("layer:O", title="MoE layer"),

@@ -24,7 +24,7 @@ from moe_core.figures.palette import (
     NEUTRAL,
     TOKEN_STRENGTH,
 )
-from moe_core.words import signed, two_digits
+from moe_core.words import fixed, number, signed_two_digits, two_digits
 
 CELL = "cell"
 """Name of the selection of clickable maps."""
@@ -70,7 +70,7 @@ def nats_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, limit: float, title: st
     legend = _legend(stops, [f"≤ −{limit:g}", f"−{limit / 4:g}", "0", f"+{limit / 4:g}", f"≥ +{limit:g}"])
     colour = alt.Color("shown:Q", title=title, scale=scale, legend=legend)
     position: pd.Series[float] = (shown.abs() / limit).pow(0.5) * np.sign(shown)
-    return _heat_map(frame.assign(shown=shown, label=[signed(v) for v in nats]), position, colour, x=x, y=y)
+    return _heat_map(frame.assign(shown=shown, label=[signed_two_digits(v) for v in nats]), position, colour, x=x, y=y)
 
 
 def share_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, title: str, limit: float = 1.0) -> alt.LayerChart:
@@ -91,7 +91,7 @@ def kinds_map(frame: pd.DataFrame, *, x: alt.X, y: alt.Y, colours: dict[str, str
     names = [*colours, none]
     legend = alt.Legend(
         orient="top", direction="horizontal", columns=alt.ExprRef("width < 480 ? 2 : 0"), symbolType="square",
-        symbolOpacity=TOKEN_STRENGTH, labelLimit=150, titleLimit=400,
+        symbolOpacity=TOKEN_STRENGTH, symbolStrokeWidth=0, symbolSize=140, labelLimit=150, titleLimit=400,
         title=f"stronger: more times its even share (1 to ≥ {LIFT_LIMIT:g})",
     )  # fmt: skip
     scale = alt.Scale(domain=names, range=[*colours.values(), NEUTRAL])
@@ -174,7 +174,9 @@ def _heat_map(
 def _ratio(lift: float) -> str:
     if lift != lift:  # NaN
         return ""
-    return two_digits(lift) if lift == 0 or lift >= 0.01 else "<0.01"
+    if 0 < lift < 0.01:
+        return "<0.01"
+    return fixed(lift, 2) if 0 < lift < 0.995 else number(lift)
 
 
 def _distinct(frame: pd.DataFrame, channel: alt.X | alt.Y) -> int:
@@ -193,7 +195,7 @@ def _legend(values: Sequence[float], names: Sequence[str]) -> alt.Legend:
         labelExpr=f"{chosen} : ''",
         orient="top",
         direction="horizontal",
-        gradientLength=alt.ExprRef("clamp(width, 100, 200)"),
+        gradientLength=alt.ExprRef("clamp(width - 20, 100, 200)"),
         gradientThickness=10,
         titleLimit=300,
         gradientStrokeColor=NEUTRAL,

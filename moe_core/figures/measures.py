@@ -13,7 +13,7 @@ from moe_core.figures.labels import rows
 from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, layered
 from moe_core.figures.palette import BAR, HEAT
 from moe_core.routing.measures.measure import Measure
-from moe_core.words import number
+from moe_core.words import two_digits
 
 
 def chance_figure(measure: Measure, test: pd.DataFrame) -> Figure:
@@ -46,7 +46,7 @@ def chance_bars(
     reach beyond the tick is not distinguishable from chance. The bar is what is left without the bias of few tokens.
     """
     labels = [
-        number(known) if known == known or counted != counted else f"{number(counted)} as counted"
+        two_digits(known) if known == known or counted != counted else f"{two_digits(counted)} as counted"
         for known, counted in zip(frame["estimate"], frame[measure], strict=True)
     ]
     data = frame.assign(sentence=list(sentences), label=labels)
