@@ -226,8 +226,8 @@ def test_bars_of_a_test_carry_chance_interval_and_words() -> None:
         fields = json.dumps(figure.chart.to_dict()["layer"])
         assert all(f'"{field}"' in fields for field in ("null_p99", "low", "high"))
         assert ">0.30<" in svg(figure)
-    many = null_table("first", [0.3] * 64, PERSISTENCE_FINDING)
-    assert "0.30</text>" not in svg(chance_figure(registry.PERSISTENCE, many)), "numbers would overlap"
+    many = null_table("first", [0.31] * 64, PERSISTENCE_FINDING)
+    assert "0.31</text>" not in svg(chance_figure(registry.PERSISTENCE, many)), "numbers would overlap"
 
 
 # ---- Sankey ----
