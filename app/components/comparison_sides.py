@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -19,6 +19,9 @@ from moe_core.progress import Progress
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.comparison import token_difference
 from moe_core.runs import RunFolder
+
+if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
 
 PRECISIONS = ("float32", "bfloat16")
 """As inference.precisions.PRECISIONS, which imports torch."""
@@ -72,19 +75,26 @@ def against_precision(subject: Live) -> Comparison | None:
     """A model in float32 held against itself in bfloat16, computed when the button is pressed; None before. Raises
     MoescopeError."""
     place = loaders.precisions_place(subject)
-    if place.made is None:
+    offer = st.empty()
+    if place.made is None and not _is_wanted(offer):
+        return None
+    offer.empty()
+    with progress_bar("Both precisions", stages=True) as bar:
+        made = place.once(lambda: _in_both_precisions(subject, bar))
+    return compare(*(Side(f"{subject.name} in {name}", one) for name, one in zip(PRECISIONS, made, strict=True)),
+                   one_model=True)  # fmt: skip
+
+
+def _is_wanted(offer: DeltaGenerator) -> bool:
+    """Is the button pressed that computes it?"""
+    with offer.container():
         st.markdown(
             "How far does the routing depend on the precision of the weights? The same text goes through the model in "
             "both, one after the other; an expert is the same in both, so that every choice can be held against its "
             "twin."
         )
-        if not st.button(" against ".join(PRECISIONS), key="precisions_start", type="primary",
-                         icon=":material/play_arrow:"):  # fmt: skip
-            return None
-    with progress_bar("Both precisions", stages=True) as bar:
-        made = place.once(lambda: _in_both_precisions(subject, bar))
-    return compare(*(Side(f"{subject.name} in {name}", one) for name, one in zip(PRECISIONS, made, strict=True)),
-                   one_model=True)  # fmt: skip
+        return st.button(" against ".join(PRECISIONS), key="precisions_start", type="primary",
+                         icon=":material/play_arrow:")  # fmt: skip
 
 
 def _in_both_precisions(subject: Live, progress: Progress) -> tuple[Measured, Measured]:

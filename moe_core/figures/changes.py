@@ -64,9 +64,11 @@ def diff_figure(diff: pd.DataFrame) -> Figure:
         end=diff[["flip_rate", "high"]].max(axis=1),
     )
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
+    end = _scale_to(data["end"])
     x = alt.X("flip_rate:Q", title="part of tokens that choose other experts; tick: another first expert",
-              axis=alt.Axis(format=".0%", tickCount=6),
-              scale=alt.Scale(domain=[0, _scale_to(data["end"])], nice=False))  # fmt: skip
+              # Of two precisions few tokens differ: whole percents would repeat.
+              axis=alt.Axis(format=".0%" if end >= 0.06 else ".1%", tickCount=6),
+              scale=alt.Scale(domain=[0, end], nice=False))  # fmt: skip
     layers = [
         bar_mark(base).encode(x=x),
         interval_mark(base).encode(x="low:Q", x2="high:Q"),
