@@ -38,6 +38,8 @@ ALONG = "along"
 """str, in the URL: the horizontal axis of the Training page's curves, see figures.run_curves.ALONG."""
 DOCUMENT, TOKEN = "document", "token"
 """int, in the URL: a document of the routing that is measured, and a position in it, which the Tokens page shows."""
+NEW_FIELDS = "new_fields"
+"""list of str: fields of the configuration that the form changes; what they are changed to has keys that begin so."""
 NEW_PRESET, NEW_ROUTER, NEW_BALANCING, NEW_SOURCE, NEW_UPLOAD, NEW_PATH, NEW_NAME, NEW_SEED = (
     "new_preset",
     "new_router",
@@ -51,6 +53,8 @@ NEW_PRESET, NEW_ROUTER, NEW_BALANCING, NEW_SOURCE, NEW_UPLOAD, NEW_PATH, NEW_NAM
 """Fields of the form that starts a training (components/new_run.py)."""
 NEW_RUN = "new_run"
 """bool: is the form that starts a training open?"""
+_FOLD_NEW_RUN = "fold_new_run"
+"""bool: a training was started, so the form folds away when it is drawn next."""
 MORE_TEXT = "domains_more_text"
 """str: the run whose domain map was asked for on more text."""
 GOING_TO = "going_to"
@@ -209,6 +213,17 @@ def preset_comparison(options: Sequence[str]) -> None:
     if (wanted := st.session_state.pop(_NEXT_COMPARE, None)) in options:
         st.session_state[COMPARE] = wanted
     preset(COMPARE, options, None)
+
+
+def fold_new_run() -> None:
+    """The form that starts a training folds away when it is drawn next: its widget owns the key until then."""
+    st.session_state[_FOLD_NEW_RUN] = True
+
+
+def preset_new_run() -> None:
+    """Before the form is drawn: fold it away once a training was started from it."""
+    if st.session_state.pop(_FOLD_NEW_RUN, False):
+        st.session_state[NEW_RUN] = False
 
 
 def close(name: str) -> None:

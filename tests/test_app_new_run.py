@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
-from app.components.new_run import PATH, UPLOAD, keep_upload
+from app.components.new_run import PATH, SIZES, UPLOAD, keep_upload
 from app.components.page import plain
 from app.components.router_choice import balancings
 from moe_core.config import load_config
@@ -175,3 +175,37 @@ def test_plain_text_has_no_markdown_left(text: str) -> None:
     assert escaped.replace("\\", "") == text.replace("\\", "")
     for mark in "*_`[]$:<>#|~":
         assert escaped.count(mark) == escaped.count("\\" + mark)
+
+
+def test_any_field_can_be_changed_and_what_it_costs_is_said_before_the_start(
+    form: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cost() -> str:
+        return next(text for text in map(str, (c.value for c in form.caption)) if "of memory" in text)
+
+    assert len(form.radio(key="new_preset").options) >= 5
+    assert cost().startswith("4 layers of 8 experts, 2 for each token")
+    assert "At most 2 min 25 s of training." in cost()
+    form.multiselect(key="new_fields").set_value(["model.num_experts", "training.optimizer"]).run()
+    form.text_input(key="new_fields_quick_model.num_experts").set_value("6").run()
+    form.selectbox(key="new_fields_quick_training.optimizer").select("adamw").run()
+    assert cost().startswith("4 layers of 6 experts")
+    started: list[list[str]] = []
+    monkeypatch.setattr("moe_core.training.launch.start_training", lambda arguments: started.append([*arguments]))
+    form.button(key="start_training").click().run()
+    assert not form.exception
+    assert started[0][-2:] == ["--model.num_experts=6", "--training.optimizer=adamw"]
+
+
+def test_what_does_not_fit_together_is_refused_before_the_start(form: AppTest) -> None:
+    form.multiselect(key="new_fields").set_value(["model.top_k"]).run()
+    form.text_input(key="new_fields_quick_model.top_k").set_value("9").run()
+    assert "odel.top_k = 9 is more than model.num_experts = 8" in str(form.error[0].value).replace("\\", "")
+    assert form.button(key="start_training").disabled
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_size_that_the_form_offers_ends_by_itself(name: str) -> None:
+    budget = load_config(name, environment={}).training.time_budget_seconds
+    assert budget is not None
+    assert budget <= 3600

@@ -20,7 +20,9 @@ if chosen is None:
     new_run_form()
 else:
     header(f"Is {chosen.name} learning, and are its experts forming?")
-    with st.expander("Train a new run", icon=":material/add:", key=state.NEW_RUN, on_change="rerun") as form:
+    state.preset_new_run()
+    label = "Train another run while this one goes on" if chosen.is_live else "Train a new run"
+    with st.expander(label, icon=":material/add:", key=state.NEW_RUN, on_change="rerun") as form:
         if form.open:
             new_run_form()
     if chosen.error is not None:

@@ -5,7 +5,9 @@
  * ones in white, which cannot be read on the light primary colour of a dark page, and on a pressed one without a border
  * in a darker shade of it, which cannot be read on that page itself. And one step of the browser's Back for each
  * page: Streamlit adds one for every choice that the server writes into the address, so that Back would lead through
- * half chosen states of one page. A choice made by hand takes the place of the address that was there, as here.
+ * half chosen states of one page. A choice made by hand takes the place of the address that was there, as here. And
+ * no fading of what a page draws again by itself: Streamlit pales whatever takes half a second to draw, so that the
+ * pictures of a live training would come and go every few seconds. What is meant stands in a container of the key "live".
  */
 
 const SKIP_LINK = "moescope-skip-link";
@@ -24,6 +26,7 @@ export default function (component) {
     [data-testid="stBaseButton-primary"] { color: ${ink} !important; }
     [data-testid="stPopoverButton"]:is([aria-expanded="true"], :hover, :active),
     [data-testid="stBaseButton-tertiary"]:is(:hover, :active) { color: ${text} !important; }
+    .st-key-live [data-stale="true"] { opacity: 1 !important; transition: none !important; }
   `);
   if (!document.getElementById(SKIP_LINK)) addSkipLink();
   const main = document.querySelector("[data-testid=stMain]");

@@ -37,6 +37,7 @@ def show_figure(
     on_cell: Callable[[dict[str, Any]], None] | None = None,
     is_live: bool = False,
     named: bool = True,
+    zooms: str | None = None,
 ) -> None:
     """Draw `figure` with its verdict as alternative text, an explanation of `terms`, and downloads.
 
@@ -46,7 +47,7 @@ def show_figure(
 
     `is_live`: the figure is drawn again every moment. The page says its verdict elsewhere then: a chart whose
     alternative text changes is made anew, and flickers. `named`: it is of experts of the chosen run or file, whose
-    names it shows.
+    names it shows. `zooms`: the chart's selection that moves its scales; named here it outlives new data.
     """
     if named and state.has_subject():
         figure = with_names(figure, names_of(state.subject())[0].by_expert)
@@ -63,7 +64,11 @@ def show_figure(
     else:
         # Vega writes in black unless told; the page's own text colour is right in light and in dark.
         chart = figure.chart.configure_text(color="currentColor")
-        if clickable is None:
+        if zooms is not None:
+            st.altair_chart(
+                chart, width="stretch", alt=description, key=f"{key}_chart", on_select="rerun", selection_mode=zooms
+            )
+        elif clickable is None:
             st.altair_chart(chart, width="stretch", alt=description, key=f"{key}_chart")
         else:
             st.altair_chart(

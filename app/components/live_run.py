@@ -36,11 +36,12 @@ def follow(run: RunFolder, summary: RunSummary) -> None:
     """Show the run, and the curves of others beside it; while a trainer lives, look again every moment without
     rerunning the page."""
     alive = summary.is_live or summary.state == "preparing"
-    st.fragment(run_every=NUMBERS_SECONDS if alive else None)(_numbers)(run.name, summary.state)
     runs = loaders.runs()
-    names, along = choose_curves(run.name, runs)
-    moving = any(item.is_live or item.state == "preparing" for item in runs if item.name in names)
-    st.fragment(run_every=PICTURES_SECONDS if moving else None)(_pictures)(names, along, moving)
+    with st.container(key="live"):  # accessibility.js keeps it from fading while it is drawn again
+        st.fragment(run_every=NUMBERS_SECONDS if alive else None)(_numbers)(run.name, summary.state)
+        names, along = choose_curves(run.name, runs)
+        moving = any(item.is_live or item.state == "preparing" for item in runs if item.name in names)
+        st.fragment(run_every=PICTURES_SECONDS if moving else None)(_pictures)(names, along, moving)
     _watch(names, _states(names))
 
 

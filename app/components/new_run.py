@@ -10,18 +10,23 @@ from pathlib import Path
 import streamlit as st
 
 from app import loaders, state
-from app.components.page import errors_as_boxes
+from app.components.new_run_fields import changed_fields
+from app.components.page import errors_as_boxes, plain
 from app.components.router_choice import router_choice
-from moe_core.config import load_config
+from moe_core.config import Config, load_config, parse_overrides
 from moe_core.errors import DataError, UsageError
 from moe_core.files import user_path
+from moe_core.model import size
 from moe_core.runs import RunFolder
 from moe_core.runs.names import checkpoints_root
-from moe_core.words import duration
+from moe_core.words import duration, listed, sentence, short_count
 
 SYNTHETIC, UPLOAD, PATH = "Four made-up domains", "A file of mine", "A path on this computer"
 # The presets that end by themselves within a time budget; the others are for the command line (presets.py).
-SIZES = ("quick", "default")
+SIZES = ("tiny", "small", "quick", "medium", "default", "long")
+_USUAL_SIZE = SIZES.index("quick")
+_PROCESS_BYTES = 2**29
+"""What Python, torch and the text take beside the training step (model/size.py leaves it out)."""
 FILE_TYPES = ["jsonl", "parquet", "csv", "txt"]
 # Hidden, so that it is not taken for a run. A resumed run reads its text again, so uploads stay.
 _UPLOADS = ".uploads"
@@ -32,12 +37,15 @@ def new_run_form() -> None:
     preset = st.radio(
         "Size",
         SIZES,
-        captions=[_describe_preset(name) for name in SIZES],
+        index=_USUAL_SIZE,
+        captions=[_time_words(load_config(name, environment={})) for name in SIZES],
         format_func=str.capitalize,
         horizontal=True,
         key=state.NEW_PRESET,
     )
-    router = router_choice()
+    options = router_choice()
+    options += changed_fields(load_config(preset), preset)
+    fits = _show_cost(preset, options)
     source = st.segmented_control(
         "Text to learn", [SYNTHETIC, UPLOAD, PATH], required=True, default=SYNTHETIC, key=state.NEW_SOURCE
     )
@@ -65,18 +73,21 @@ def new_run_form() -> None:
             "Seed", min_value=0, max_value=2**32 - 1, value=0, key=state.NEW_SEED, width=160,
             help="The same seed gives the same weights and data order: change it to see what is luck.",
         )  # fmt: skip
-        clicked = st.button("Start training", type="primary", icon=":material/play_arrow:", key="start_training")
+        clicked = st.button(
+            "Start training", type="primary", icon=":material/play_arrow:", key="start_training", disabled=not fits
+        )
     if clicked:
         with errors_as_boxes("Training was not started"), st.spinner("Checking the text and starting the trainer ..."):
-            start(preset, router, source, st.session_state[state.NEW_NAME], int(st.session_state[state.NEW_SEED]))
+            start(preset, options, source, st.session_state[state.NEW_NAME], int(st.session_state[state.NEW_SEED]))
             del st.session_state[state.NEW_NAME]
+            state.fold_new_run()
             st.rerun()
 
 
-def start(preset: str, router: Sequence[str], source: str | None, name: str, seed: int) -> None:
+def start(preset: str, options: Sequence[str], source: str | None, name: str, seed: int) -> None:
     """Check everything that can be checked, start the trainer, choose its run. Raises UsageError or DataError.
 
-    `router`: configuration keys as on the command line.
+    `options`: configuration keys as on the command line.
     """
     from moe_core.training.launch import start_training
 
@@ -85,7 +96,7 @@ def start(preset: str, router: Sequence[str], source: str | None, name: str, see
     run = RunFolder(name.strip())
     if run.exists():
         raise UsageError(f"run {run.name!r} exists already; choose another name, or resume it")
-    arguments = ["--preset", preset, "--run", run.name, "--seed", str(seed), *router]
+    arguments = ["--preset", preset, "--run", run.name, "--seed", str(seed), *options]
     path = _text_path(source)
     if path is not None:
         _check_text(path)
@@ -141,12 +152,32 @@ def _check_text(path: Path) -> None:
     split_documents(read_documents(path), seed=0)
 
 
-def _describe_preset(name: str) -> str:
-    config = load_config(name, environment={})
+def _show_cost(preset: str, options: Sequence[str]) -> bool:
+    """What the training will be and take, before it is started; False, with the reason, where it cannot be."""
+    fits = False
+    with errors_as_boxes("This cannot be trained"):
+        config = load_config(preset, overrides=parse_overrides(options))
+        size.check_fits_training(config, "cpu")
+        model, cost = config.model, size.cost_of(config)
+        experts = f"{len(model.moe_layers)} layers of {model.num_experts} experts, {model.top_k} for each token"
+        memory = size.gib(size.training_memory(config).total + _PROCESS_BYTES)
+        total, active = short_count(cost.total_parameters), short_count(cost.active_parameters)
+        st.caption(
+            f"{experts if model.moe_layers else 'No experts'}; {total} parameters, of which a token passes {active}. "
+            f"{sentence(_time_words(config))} Preparing the text and scoring come on top, some seconds to two minutes. "
+            f"About {memory} of memory."
+        )
+        fits = True
+    others = [run.name for run in loaders.runs() if run.is_live and not run.is_watched]
+    if others:
+        st.caption(plain(f"In training now: {listed(others)}. Two at once share the processor, and each takes longer."))
+    return fits
+
+
+def _time_words(config: Config) -> str:
+    """ "at most 2 min 25 s of training" """
     budget = config.training.time_budget_seconds
-    model = config.model
-    size = f"{len(model.moe_layers)} layers of {model.num_experts} experts, {model.top_k} for each token"
-    return f"{size}; {duration(budget)} of training at most" if budget else size
+    return f"at most {duration(budget)} of training" if budget else f"{config.training.steps:,} steps, however long"
 
 
 def _free_name(preset: str) -> str:

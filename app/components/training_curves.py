@@ -12,7 +12,7 @@ from app.components.page import answer, plain, prose
 from moe_core.errors import MoescopeError
 from moe_core.experiments.equal_tokens import lower_loss_words, shipped_seed_limits
 from moe_core.figures.palette import RUN_COLOURS
-from moe_core.figures.run_curves import ALONG, DRAWN, Along, loss_of_runs_figure, quantity_figure
+from moe_core.figures.run_curves import ALONG, DRAWN, ZOOM, Along, loss_of_runs_figure, quantity_figure
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.runs.curves import LOSS, RunCurves, run_curves
 from moe_core.words import listed, sentence
@@ -61,7 +61,8 @@ def show_losses(names: Sequence[str], along: Along, *, is_live: bool) -> None:
     if figure is None:
         return
     is_watched = all(run.is_watched for run in runs)
-    show_figure(figure, key="loss", terms=["loss"] if is_watched else LOSS_TERMS, is_live=is_live)
+    terms = ["loss"] if is_watched else LOSS_TERMS
+    show_figure(figure, key="loss", terms=terms, is_live=is_live, zooms=ZOOM, named=False)
     st.caption(_SPLITS if is_watched else f"{_SPLITS} {_PART}")
 
 
@@ -76,7 +77,8 @@ def show_quantities(names: Sequence[str], along: Along, *, is_live: bool) -> Non
         for place, (name, figure) in zip(st.columns(2), drawn[first : first + 2], strict=False):
             with place:
                 term = DRAWN[name].term
-                show_figure(figure, key=name, terms=[term] if term else [], title=DRAWN[name].title, is_live=is_live)
+                terms, title = [term] if term else [], DRAWN[name].title
+                show_figure(figure, key=name, terms=terms, title=title, is_live=is_live, named=False)
     for words in missing_words(runs):
         st.caption(prose(words))
 

@@ -80,28 +80,74 @@ _LARGE_CHOSEN = (
     "experts each is half as wide as the dense block, so that at top-2 a token costs the same with and without them"
 )
 
+# At .01 the busiest of 16 experts ended with 3.4 times the mean load (docs/LOG.md).
+_DEFAULT_MODEL: dict[str, Any] = {"router": {"load_balancing_loss_coef": 0.1}}
+_DEFAULT_TRAINING: dict[str, Any] = {
+    "steps": 1500,
+    # At this width the optimizer costs more than the gradient of 16 sequences (docs/LOG.md).
+    "batch_size": 32,
+    "embedding_learning_rate": 0.02,
+    # Preparing and scoring take a minute or two more.
+    "time_budget_seconds": 1600.0,
+    "evaluation_interval": 100,
+}
+_TINY_MODEL: dict[str, Any] = {
+    **_QUICK_MODEL,
+    "vocab_size": 1024,
+    "dim": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "expert_hidden_dim": 128,
+    "dense_hidden_dim": 256,
+}
+
 PRESETS: dict[str, Preset] = {
     "default": Preset(
         "the default run: meant to take 30 minutes on two cores",
-        {
-            # At .01 the busiest of 16 experts ended with 3.4 times the mean load (docs/LOG.md).
-            "model": {"router": {"load_balancing_loss_coef": 0.1}},
-            "training": {
-                "steps": 1500,
-                # At this width the optimizer costs more than the gradient of 16 sequences (docs/LOG.md).
-                "batch_size": 32,
-                "embedding_learning_rate": 0.02,
-                # Preparing and scoring take a minute or two more.
-                "time_budget_seconds": 1600.0,
-                "evaluation_interval": 100,
-            },
-        },
+        {"model": _DEFAULT_MODEL, "training": _DEFAULT_TRAINING},
     ),
     "quick": Preset("at most three minutes on two cores", {"model": _QUICK_MODEL, "training": _QUICK_TRAINING}),
     "demo": Preset(
         "what the shipped run was trained with",
         {"model": _QUICK_MODEL, "training": {**_QUICK_TRAINING, "embedding_learning_rate": 0.003}},
         differs="the shipped run's learning rate fell by a cosine to 2 %, and Muon's momentum was 0.95",
+    ),
+    "tiny": Preset(
+        "20 seconds of training, to try things out",
+        {
+            "model": _TINY_MODEL,
+            "data": {"documents": 200},
+            "training": {
+                **_QUICK_TRAINING,
+                "steps": 200,
+                "time_budget_seconds": 20.0,
+                "evaluation_interval": 25,
+                "evaluation_tokens": 512,
+            },
+        },
+    ),
+    "small": Preset(
+        "the quick model for a minute",
+        {
+            "model": _QUICK_MODEL,
+            "data": {"documents": 500},
+            "training": {**_QUICK_TRAINING, "steps": 150, "time_budget_seconds": 60.0, "evaluation_interval": 25},
+        },
+    ),
+    "medium": Preset(
+        "the quick model for ten minutes",
+        {
+            "model": _QUICK_MODEL,
+            "training": {**_QUICK_TRAINING, "steps": 1500, "time_budget_seconds": 570.0, "evaluation_interval": 100},
+        },
+    ),
+    "long": Preset(
+        "the default model for an hour",
+        {
+            "model": _DEFAULT_MODEL,
+            "training": {**_DEFAULT_TRAINING, "steps": 3200, "time_budget_seconds": 3450.0},
+        },
     ),
     "router": Preset(
         "the router document's: 4 experts, 2 layers",
