@@ -218,9 +218,9 @@ def example_text(subject: Live) -> list[Document]:
 
 @st.cache_resource(max_entries=1, show_spinner=False)
 def _our_text() -> list[Document]:
-    from moe_core.data.sources import generated_documents
+    from moe_core.inference.held_out import text_of_ours
 
-    return generated_documents(500, splits=["unseen"])  # 20 documents of each domain
+    return text_of_ours()
 
 
 def domains(subject: Live) -> list[str]:

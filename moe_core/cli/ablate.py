@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from moe_core.ablation_modes import MODES
-from moe_core.cli.options import Parser, add_device, command, existing_run, finish, whole
+from moe_core.ablation_modes import CRITERIA, MODES
+from moe_core.cli.ablate_models import ablate_model
+from moe_core.cli.ablate_tables import effects_table, interval
+from moe_core.cli.options import Parser, add_model, command, existing_run, finish, whole
 from moe_core.cli.output import Output, progress_on_stderr, table
+from moe_core.cli.pruning_curve import pruning_curve
 from moe_core.errors import UsageError
 from moe_core.words import duration, signed
 
@@ -18,10 +20,6 @@ if TYPE_CHECKING:
 
     from moe_core.data.tokens import TokenDataset
     from moe_core.runs.checkpoint import LoadedRun
-
-
-ROWS_SHOWN = 40
-"""Experts that the printed table holds; --json and the run's folder hold all."""
 
 
 def parser() -> Parser:
@@ -33,9 +31,12 @@ def parser() -> Parser:
         "continue after an interruption.",
         "ablate --run demo",
         "ablate --run demo --layer 2 --expert 5 --mode reroute",
+        "ablate --run demo --curve",
+        "ablate --run demo --curve --by reap --by random --orders 3 --json curves.json",
+        "ablate --model path/to/mixtral --layer 3 --mode reroute --data documents/",
+        "ablate --model path/to/mixtral --curve",
     )
-    parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint is examined")
-    add_device(parser)
+    add_model(parser, "is examined")
     parser.add_argument("--layer", metavar="L", type=whole(0, 999_999), help="only this layer, counted from 0")
     parser.add_argument("--expert", metavar="E", type=whole(0, 999_999), help="only this expert of --layer")
     parser.add_argument(
@@ -44,8 +45,20 @@ def parser() -> Parser:
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="PATH", help="read this text, a file or folder of documents as for training, instead of the "
-        "run's held-out text: at most 2048 tokens of each domain, always from the same documents",
+        "run's held-out text (of a --model: instead of generated text in four domains): at most 2048 tokens of each "
+        "domain, always from the same documents",
     )  # fmt: skip
+    curve = parser.add_argument_group("--curve", "how many experts can go?")
+    curve.add_argument(
+        "--curve", action="store_true", help="loss against the number of experts taken out of each layer, the least "
+        "needed first, and against the number of experts for each token; orders are made on other text than is scored",
+    )  # fmt: skip
+    curve.add_argument(
+        "--by", choices=CRITERIA, action="append", help="in which order experts go, repeatable: by REAP (weight times "
+        "output size, 2510.13999), by load, by the effect of each alone, at random (default all; effect is left out "
+        "over 512 experts, as it reads the text once for each)",
+    )  # fmt: skip
+    curve.add_argument("--orders", metavar="N", type=whole(2, 1000), default=None, help="random orders (default 5)")
     return finish(parser, ablate)
 
 
@@ -53,6 +66,12 @@ def ablate(arguments: argparse.Namespace, output: Output) -> int:
     """Switch experts off one by one: the whole map with its correlations, one layer, or one expert."""
     if arguments.expert is not None and arguments.layer is None:
         raise UsageError(f"--expert {arguments.expert} needs --layer: every layer has an expert of that number")
+    if arguments.curve:
+        return pruning_curve(arguments, output)
+    if arguments.by or arguments.orders:
+        raise UsageError(f"--{'by' if arguments.by else 'orders'} goes with --curve, which it is about")
+    if arguments.model is not None:
+        return ablate_model(arguments, output)
     run = existing_run(arguments.run)
     from moe_core.data.windows import window_words
     from moe_core.inference.device import resolve_device
@@ -65,7 +84,7 @@ def ablate(arguments: argparse.Namespace, output: Output) -> int:
     result = _whole_map(loaded, arguments) if arguments.layer is None else _tables_of_part(loaded, arguments)
     effects: pd.DataFrame = result["effects"]
     said = {"ablation": ablation_verdict(effects)}
-    output.say(_effects_table(effects))
+    output.say(effects_table(effects))
     output.say(
         "Change of loss in nats per token (with its 95 % interval) when the expert is off; ~ behind a domain's: "
         "0 is possible too."
@@ -135,31 +154,9 @@ def _text(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[str, Any]:
     return {"documents": dataset, "text": arguments.data}
 
 
-def _effects_table(effects: pd.DataFrame) -> str:
-    """A row an expert, the largest changes where there are too many; a column a domain."""
-    total = effects[effects["domain"] == "all"]
-    if len(total) > ROWS_SHOWN:
-        total = total.loc[total["delta_nats"].abs().nlargest(ROWS_SHOWN).index]
-    domains = [name for name in dict.fromkeys(effects["domain"]) if name != "all"]
-    cells = {(row["layer"], row["expert"], row["domain"]): row for row in effects.to_dict("records")}
-    rows = []
-    for one in total.to_dict("records"):
-        layer, expert = one["layer"], one["expert"]
-        own = (cells.get((layer, expert, name)) for name in domains)
-        rows.append(
-            [str(layer), str(expert), f"{one['affected']:,}", signed(one["delta_nats"], 4), _interval(one, 4)]
-            + ["-" if cell is None else signed(cell["delta_nats"], 4) + "~" * bool(cell["uncertain"]) for cell in own]
-        )
-    return table(["layer", "expert", "affected", "all", "interval", *domains], rows)
-
-
 def _correlations_table(correlations: pd.DataFrame) -> str:
     rows = [
-        [row["measure"], signed(row["rho"], 2), _interval(row, 2), signed(row["rho_pooled"], 2), row["verdict"]]
+        [row["measure"], signed(row["rho"], 2), interval(row, 2), signed(row["rho_pooled"], 2), row["verdict"]]
         for row in correlations.to_dict("records")
     ]
     return table(["measure", "rho", "interval", "pooled", "verdict"], rows)
-
-
-def _interval(row: Mapping[Hashable, Any], digits: int) -> str:
-    return f"{signed(row['low'], digits)} to {signed(row['high'], digits)}"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ def ablation_map(
     layers: Sequence[int] | None = None,
     experts: Sequence[int] | None = None,
     run: RunFolder | None = None,
+    memory: EffectsInMemory | None = None,
     text: str = "other text",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -87,7 +89,8 @@ def ablation_map(
 
     `documents` None = the run's held_out_text, which only a run has; `text` names other text. With `run`, each finished
     expert is kept in the run's folder and never computed again for the same weights, text and mode; a kill loses at
-    most one expert. A model of the transformers library takes two forward passes an expert, a run of ours far less.
+    most one expert. `memory` keeps them likewise for a model that has no folder. A model of the transformers library
+    takes two forward passes an expert, a run of ours far less.
     Raises UsageError for a mode, layer or expert that the model does not have, RunError when its loss is not finite or
     the disk refuses.
     """
@@ -96,7 +99,7 @@ def ablation_map(
     report("tokenising", 0, 1)
     dataset = _held_out(loaded) if documents is None else as_dataset(model, documents)
     of = analysis_of(loaded, dataset, HELD_OUT_TEXT if documents is None else text, mode)
-    journal = AblationJournal(run, of) if run is not None else None
+    journal = AblationJournal(run, of) if run is not None else memory
     known = journal.read() if journal is not None else {}
     done = {expert: known[expert] for expert in wanted if expert in known}
     if len(done) < len(wanted):
@@ -107,6 +110,39 @@ def ablation_map(
             done[expert] = rows
             report(STAGE, len(done), len(wanted))
     return effects_frame([row for expert in wanted for row in done[expert]], of)
+
+
+class EffectsInMemory:
+    """The finished experts of one model, text and mode, as AblationJournal keeps them in a run's folder."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    def read(self) -> dict[tuple[int, int], list[dict[str, Any]]]:
+        """See AblationJournal."""
+        return dict(self._rows)
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See AblationJournal."""
+        self._rows[int(rows[0]["layer"]), int(rows[0]["expert"])] = [dict(row) for row in rows]
+
+    def frame(self) -> pd.DataFrame:
+        """What is known so far, as ablation_map gives it."""
+        known = self.read()
+        return effects_frame([row for expert in sorted(known) for row in known[expert]])
+
+
+def seconds_for_experts(model: LanguageModel, dataset: TokenDataset, count: int) -> float:
+    """About how long switching off `count` experts will take: as two readings of the text for each, from the time that
+    its first batch of windows takes now. A run of ours needs less, as its layers are entered where the expert is."""
+    batch = next(iter(window_batches(dataset, model.context_window)))
+    ids_BS = torch.from_numpy(dataset.token_ids[batch.index].astype(np.int64)).to(model.device)
+    with torch.inference_mode():
+        model.logits(ids_BS[:1])  # the first call takes longer
+        began = time.perf_counter()
+        model.logits(ids_BS)
+        seconds = time.perf_counter() - began
+    return 2 * count * seconds * len(dataset) / max(1, int(batch.keep.sum()))
 
 
 def _held_out(loaded: Loaded | LanguageModel) -> TokenDataset:

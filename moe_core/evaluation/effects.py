@@ -119,7 +119,15 @@ class SourceBootstrap:
 
     def means(self, delta_T: Float32Array, kl_T: Float32Array) -> list[dict[str, Any]]:
         """A row for "all", then one for each domain with tokens: domain, tokens, delta_nats, low, high, kl."""
-        delta_N, kl_N = self._sums(delta_T), self._sums(kl_T)
+        return self.means_of_sums(self.sums(delta_T), kl=self.sums(kl_T))
+
+    def sums(self, values_T: Float32Array) -> Float64Array:
+        """[N] the sum of each source's values. Sums of the same source may be taken from each other: paired."""
+        values = values_T[self._counted].astype(np.float64)
+        return np.bincount(self._of_token, values, len(self._tokens_N)).astype(np.float64)
+
+    def means_of_sums(self, delta_N: Float64Array, **others_N: Float64Array) -> list[dict[str, Any]]:
+        """The rows of `means` from `sums`, with the mean of each of the others in place of kl."""
         choices = [("all", np.ones(len(self._tokens_N), dtype=bool))]
         choices += [(name, self._domain_N == number) for number, name in enumerate(self._domains)]
         rows = []
@@ -128,22 +136,9 @@ class SourceBootstrap:
                 tokens = self._tokens_N[own].sum()
                 mean = float(delta_N[own].sum() / tokens)
                 low, high = self._interval(mean, delta_N, own)
-                rows.append(
-                    {
-                        "domain": name,
-                        "tokens": int(tokens),
-                        "delta_nats": mean,
-                        "low": low,
-                        "high": high,
-                        "kl": float(kl_N[own].sum() / tokens),
-                    }
-                )
+                row = {"domain": name, "tokens": int(tokens), "delta_nats": mean, "low": low, "high": high}
+                rows.append(row | {other: float(sums_N[own].sum() / tokens) for other, sums_N in others_N.items()})
         return rows
-
-    def _sums(self, values_T: Float32Array) -> Float64Array:
-        """[N] sum of a source's values."""
-        values = values_T[self._counted].astype(np.float64)
-        return np.bincount(self._of_token, values, len(self._tokens_N)).astype(np.float64)
 
     def _interval(self, mean: float, delta_N: Float64Array, own: BoolArray) -> tuple[float, float]:
         N = int(own.sum())

@@ -16,7 +16,8 @@ from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.data.windows import WindowBatch, window_batches
 from moe_core.errors import UsageError
-from moe_core.inference.open import own_model
+from moe_core.inference.expert_contributions import watched_experts
+from moe_core.inference.open import language_model, own_model
 from moe_core.inference.own_model import OwnModel
 from moe_core.inference.partial_forward import block_of, moe_step, through
 from moe_core.inference.protocol import LanguageModel, Loaded
@@ -43,17 +44,20 @@ def expert_saliency(
     reap = mean over X_e of g_e(x) ||E_e(x)||, >= 0 (REAP, arXiv:2510.13999; g the combine weight), NaN without tokens;
     ean = sum over X_e of ||E_e(x)||, >= 0 (the expert activation norm, the same paper's baseline);
     gate_mass = sum over X_e of g_e(x), over all tokens, 0..1.
-    Read in the windows of trace_text. Raises UsageError with no token to read, or for a model that is not ours.
+    Read in the windows of trace_text, by any model whose experts are one module beside their router, as ours and those
+    of the families in docs/families.md are. Raises UsageError with no token to read, or for another model.
     """
-    own = own_model(loaded, "expert_saliency")
-    report, model = progress or silent, own.model
-    dataset = as_dataset(own, documents)
-    E = model.config.num_experts
-    sums = {layer: np.zeros((4, E)) for layer in model.config.moe_layers}
-    for batch, layer, normed_TD, routed in _moe_inputs(own, dataset):
-        keep_T = torch.from_numpy(batch.keep.ravel()).to(normed_TD.device)
-        sums[layer] += _contributions(_experts(model, layer), normed_TD[keep_T], routed, keep_T)
-        report("weighing experts", int(batch.index[-1, -1]) + 1, len(dataset))
+    report, model = progress or silent, language_model(loaded)
+    dataset = as_dataset(model, documents)
+    E = model.num_experts
+    sums = {layer: np.zeros((4, E)) for layer in model.moe_layers}
+    with watched_experts(model) as watched:
+        for batch in window_batches(dataset, model.context_window):
+            ids_BS = torch.from_numpy(dataset.token_ids[batch.index].astype(np.int64)).to(model.device)
+            watched.keep = torch.from_numpy(batch.keep.ravel()).to(model.device)
+            watched.add_to = sums
+            model.logits(ids_BS)
+            report("weighing experts", int(batch.index[-1, -1]) + 1, len(dataset))
     tokens_LE, weighted_LE, norm_LE, gate_LE = np.stack(list(sums.values()), axis=1)
     return pd.DataFrame(
         {
@@ -148,17 +152,6 @@ def _cosines(rows_EW: Tensor) -> np.ndarray:
     unit = torch.nn.functional.normalize(rows_EW.float(), dim=1)
     cosines: np.ndarray = (unit @ unit.t()).clamp(-1.0, 1.0).cpu().numpy()
     return cosines
-
-
-def _contributions(experts: Experts, normed_AD: Tensor, routed: RouterOutput, keep_T: Tensor) -> np.ndarray:
-    """[4, E]: tokens, sum of g ||E(x)||, sum of ||E(x)||, sum of g."""
-    indices_AK, scores_AK = routed.router_indices[keep_T], routed.router_scores[keep_T]
-    sums = np.zeros((4, len(experts.gate_proj)))
-    for expert in range(sums.shape[1]):
-        token, slot = (indices_AK == expert).nonzero(as_tuple=True)
-        norm, gate = _outputs(experts, normed_AD[token], expert).norm(dim=1), scores_AK[token, slot]
-        sums[:, expert] = len(token), float((gate * norm).sum()), float(norm.sum()), float(gate.sum())
-    return sums
 
 
 def _moe_inputs(own: OwnModel, dataset: TokenDataset) -> Iterator[tuple[WindowBatch, int, Tensor, RouterOutput]]:

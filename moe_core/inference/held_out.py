@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from moe_core.data.document import Document
+from moe_core.data.sources import generated_documents
 from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.data.tokenizer import TextTokenizer
 from moe_core.data.tokens import TokenDataset
@@ -51,6 +52,11 @@ def held_out_text(
     if not (dataset.positions > 0).any():
         raise RunError(f"run {run.name!r} kept no {' or '.join(splits)} text to read; train it again on more text")
     return dataset
+
+
+def text_of_ours() -> list[Document]:
+    """For a model that brings no text: 20 generated documents of each of four domains."""
+    return generated_documents(500, splits=["unseen"])
 
 
 def beginnings(documents: Sequence[Document]) -> list[Document]:

@@ -15,6 +15,7 @@ from moe_core.routing.measures import (
     load,
     movers,
     persistence,
+    pruning,
     saturation,
     vocabulary,
 )
@@ -241,7 +242,7 @@ ABLATION = Measure(
     function=None,
     value="delta_nats",
     verdict=causes.ablation_verdict,
-    terms=causes.ABLATION_TERMS,
+    terms=(*causes.ABLATION_TERMS, *pruning.PRUNING_TERMS),
 )
 IMPORTANCE = Measure(
     name="importance",
