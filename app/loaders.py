@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from app.components.text_pair import TextPair
     from moe_core.data.document import Document
+    from moe_core.data.tokens import TokenDataset
+    from moe_core.evaluation.ablation import EffectsInMemory
     from moe_core.inference.job import GenerationJob
     from moe_core.inference.protocol import LanguageModel
     from moe_core.reports.html_report import HtmlReport
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from moe_core.routing.trace.trace import RoutingTrace
     from moe_core.runs.analysis import Table
     from moe_core.runs.checkpoint import LoadedRun
+    from moe_core.runs.pruning_file import KeptCurves
 
 EXAMPLE_TOKENS_PER_DOMAIN = 1_024
 """Tokens of our own text for a model that brings none: they take a large model some minutes on a processor."""
@@ -198,6 +201,7 @@ def model_routing(model: ForeignModel, progress: Progress | None = None) -> Meas
 
 
 def beginnings_of(model: ForeignModel) -> list[Document]:
+    """What is read to measure a model that is no run. Raises UsageError where it has no tokenizer."""
     from moe_core.inference.held_out import beginnings
 
     documents = example_text(model)
@@ -320,19 +324,106 @@ def _effect_place(root: str, name: str, folder: str, changed: Stamp, what: str) 
 
 def _measure_effect(subject: Live, intervention: Intervention, progress: Progress | None) -> pd.DataFrame:
     from moe_core.evaluation import ablation as measures
-    from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN, held_out_text
 
-    if isinstance(subject, ForeignModel):
-        effects = measures.token_effects(language_model(subject), beginnings_of(subject), intervention, progress)
-        return measures.domain_effects(effects)
-    loaded = loaded_run(subject)
     if len(intervention.ablate) == 1 and not intervention.force:
         ((layer, expert),) = intervention.ablate
         return measures.ablation_map(
-            loaded, mode=intervention.mode, layers=[layer], experts=[expert], run=subject, progress=progress
+            loaded_run(subject) if isinstance(subject, RunFolder) else language_model(subject),
+            None if isinstance(subject, RunFolder) else ablated_text(subject),
+            mode=intervention.mode,
+            layers=[layer],
+            experts=[expert],
+            run=subject if isinstance(subject, RunFolder) else None,
+            memory=None if isinstance(subject, RunFolder) else memory(subject, intervention.mode),
+            progress=progress,
         )
-    text = held_out_text(subject, loaded.tokenizer, ABLATED_TOKENS_PER_DOMAIN)
-    return measures.domain_effects(measures.token_effects(loaded, text, intervention, progress))
+    effects = measures.token_effects(language_model(subject), ablated_text(subject), intervention, progress)
+    return measures.domain_effects(effects)
+
+
+def key_of(subject: Live) -> str:
+    """Names the subject's present weights, for work that is done once for all browsers."""
+    return repr(_weights_key(subject))
+
+
+def step_of(subject: Live) -> int:
+    """The step of a run's newest checkpoint; 0 of a model that has none."""
+    return loaded_run(subject).step if isinstance(subject, RunFolder) else 0
+
+
+def ablated_text(subject: Live) -> TokenDataset:
+    """What is read with and without each expert. Raises MoescopeError."""
+    from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN, held_out_text
+    from moe_core.inference.scoring import as_dataset
+
+    model = language_model(subject)
+    if isinstance(subject, RunFolder):
+        return held_out_text(subject, model.tokenizer, ABLATED_TOKENS_PER_DOMAIN)
+    return as_dataset(model, beginnings_of(subject)).select(EXAMPLE_TOKENS_PER_DOMAIN, seed=0)
+
+
+def seconds_of_expert(subject: Live) -> float:
+    """About how long it takes to switch one expert off, as two readings of ablated_text; timed once."""
+    from moe_core.evaluation.ablation import seconds_for_experts
+
+    place = _seconds_place(*_weights_key(subject))
+    return place.once(lambda: seconds_for_experts(language_model(subject), ablated_text(subject), 1))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _seconds_place(root: str, name: str, folder: str, changed: Stamp) -> Once[float]:
+    return Once()
+
+
+def memory(model: ForeignModel, mode: str) -> EffectsInMemory:
+    """Where the effects of switching its experts off are kept while the server runs."""
+    return _memory(*_weights_key(model), mode)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _memory(root: str, name: str, folder: str, changed: Stamp, mode: str) -> EffectsInMemory:
+    from moe_core.evaluation.ablation import EffectsInMemory
+
+    return EffectsInMemory()
+
+
+def remembered_effects(model: ForeignModel, mode: str) -> pd.DataFrame | None:
+    """What is known of them so far, as `ablation` gives it of a run."""
+    frame = memory(model, mode).frame()
+    frame.attrs["mode"] = mode
+    return frame if len(frame) else None
+
+
+@dataclass
+class CurvesPlace:
+    """Where the pruning curves of a model without a folder are kept."""
+
+    kept: KeptCurves | None = None
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _curves_place(root: str, name: str, folder: str, changed: Stamp) -> CurvesPlace:
+    return CurvesPlace()
+
+
+def curves_place(model: ForeignModel) -> CurvesPlace:
+    """The place of a model's curves."""
+    return _curves_place(*_weights_key(model))
+
+
+def curves(subject: Live) -> KeptCurves | None:
+    """The pruning curves that were measured last; None before the first. Raises RunError where they are damaged."""
+    if not isinstance(subject, RunFolder):
+        return curves_place(subject).kept
+    files = subject.place.matching("analysis", "pruning_*.json")
+    return _curves(str(subject.root), subject.name, tuple(stamp(path) for path in files)) if files else None
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _curves(root: str, name: str, changed: tuple[Stamp, ...]) -> KeptCurves | None:
+    from moe_core.runs.pruning_file import read_curves
+
+    return read_curves(RunFolder(name, root))
 
 
 def analysis(run: RunFolder, table: Table) -> pd.DataFrame | None:

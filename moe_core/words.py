@@ -148,11 +148,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def listed(names: Sequence[str]) -> str:
-    """["a", "b", "c"] -> "a, b and c"."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def sentence(text: str) -> str:
     """`text` with a capital first letter and, unless it ends in a mark or in code, a full stop."""
     text = text.strip()

@@ -22,14 +22,17 @@ from moe_core.errors import UsageError
 from moe_core.evaluation.ablation import ablation_map
 from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.load import load_map_figure
+from moe_core.inference import measuring_job as measuring_job_module
 from moe_core.inference.job import GenerationJob
 from moe_core.inference.passages import Passage
 from moe_core.inference.sampling import SamplingConfig
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.instruments.change import FORCE, MODES, Change
 from moe_core.routing.measures.causes import effects_verdict, text_loss_verdict
+from moe_core.routing.measures.pruning import pruning_verdict, top_k_verdict
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
+from moe_core.runs.pruning_file import read_curves
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +69,7 @@ def test_the_page_answers_before_the_first_click(open_page: Open, loaded: Loaded
 def test_the_map_is_measured_once_and_then_chosen_from(open_page: Open, root: Path) -> None:
     at = open_page(layer="0")
     at.button(key="measure_map").click().run()
-    assert not at.exception
-    assert not at.main.error
+    measured(at)
     charts = [json.loads(chart.proto.spec) for chart in at.get("vega_lite_chart")]
     cell = [parameter["name"] for parameter in charts[0]["params"]]
     assert "cell" in cell
@@ -75,6 +77,65 @@ def test_the_map_is_measured_once_and_then_chosen_from(open_page: Open, root: Pa
     assert len(list((root / "tiny" / "analysis").glob("ablation_zero_*.jsonl"))) == 1
     again = open_page(layer="1", expert="3")
     assert "measure_map" not in [button.key for button in again.main.button]
+
+
+def measured(at: AppTest) -> None:
+    """Wait for what is measured in the background, and draw the page again."""
+    for job in list(measuring_job_module._jobs.values()):
+        assert job.wait(SOON)
+    at.run()
+    assert not at.exception
+    assert not at.main.error
+
+
+def test_several_experts_are_changed_at_once(open_page: Open, loaded: LoadedRun) -> None:
+    at = open_page(layer="1", expert="2", also=["0:1", "1:3", "9:9"])  # an expert that is not there is left out
+    change = Change(1, 2, "zero", ((0, 1), (1, 3)))
+    assert at.multiselect(key="also").value == ["0:1", "1:3"]
+    what = "without expert 1 of layer 0 and experts 2 and 3 of layer 1"
+    assert change.what == what
+    from moe_core.evaluation.effects import domain_effects, token_effects
+    from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN, held_out_text
+
+    text = held_out_text(loaded.run, loaded.tokenizer, ABLATED_TOKENS_PER_DOMAIN)
+    known = domain_effects(token_effects(loaded, text, change.intervention))
+    assert at.main.markdown[0].value.replace("\\", "") == effects_verdict(known, what)
+    (view,) = payloads(at)
+    assert view["mark_label"] == "had chosen one of 3 experts"
+    # The chosen one is kept by the button; of the next one chosen the set grows.
+    at.multiselect(key="also").set_value([]).run()
+    assert "Without expert 2 of layer 1 the loss" in shown(at)
+    at.button(key="keep_expert").click().run()
+    at.selectbox(key="changed_expert").set_value(0).run()
+    assert at.session_state["also"] == ["1:2"]
+    assert "Without experts 0 and 2 of layer 1" in shown(at)
+    at.slider(key="pair_tokens").set_value(10)
+    at.button(key="pair_write").click().run()
+    wait_until(lambda: not running(at))
+    at.run()
+    assert "Without experts 0 and 2 of layer 1" in shown(at)
+    assert not at.exception
+
+
+def test_more_experts_than_a_layer_takes_are_refused_in_words(open_page: Open) -> None:
+    at = open_page(layer="0", expert="0", mode=list(MODES)[-1], also=["0:1", "0:2"])
+    assert not at.exception
+    assert "3 experts of layer 0 are forced; expected at most top_k = 2" in at.main.error[0].value.replace("\\", "")
+
+
+def test_the_curves_are_measured_once_and_found_again(open_page: Open, root: Path) -> None:
+    at = open_page(layer="0")
+    assert "down to 2: the least needed first" in shown(at)
+    at.button(key="measure_curves").click().run()
+    measured(at)
+    kept = read_curves(RunFolder("tiny", root))
+    assert kept is not None
+    assert pruning_verdict(kept.curves) in shown(at)
+    assert top_k_verdict(kept.curves) in shown(at)
+    again = open_page(layer="1", pruning_text="legal")
+    assert pruning_verdict(kept.curves) in shown(again)
+    assert again.segmented_control(key="pruning_text").value == "legal"
+    assert again.button(key="measure_curves").label == "Measure again"
 
 
 def test_every_change_is_in_the_url_and_answered(open_page: Open) -> None:

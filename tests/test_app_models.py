@@ -5,21 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("transformers", reason="transformers is missing: pip install -r requirements-huggingface.txt")
 
+import numpy as np
 import torch
-from app_support import Open, in_box, payload_of, shown, text_of, work_of_a_rerun
+from app_support import SOON, Open, in_box, payload_of, shown, text_of, work_of_a_rerun
 from huggingface_support import saved_model, tiny_model
 from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
+from app import loaders
+from app.components.effect_map import parts_of
 from app.components.open_other import open_path
 from moe_core.errors import MoescopeError, UsageError
+from moe_core.evaluation.effects import token_effects
+from moe_core.inference import measuring_job
 from moe_core.inference.kept_files import Said
-from moe_core.inference.subjects import OPENED
+from moe_core.inference.open import language_model
+from moe_core.inference.subjects import OPENED, ForeignModel
+from moe_core.routing import Intervention
+from moe_core.routing.instruments.huggingface.loading import load
+from moe_core.routing.measures.pruning import pruning_verdict
 
 pytestmark = pytest.mark.usefixtures("dashboard")  # closes what was opened, also without a page
 NAME = "model some-moe"
@@ -88,7 +98,53 @@ def test_switching_an_expert_off_is_measured_live(model_dir: Path, opened: Open)
     assert not at.error, [error.value for error in at.error]
     assert "without expert 3 of layer 1" in shown(at).lower()
     assert "This text's loss changes by" in shown(at)
+
+
+def ended(at: AppTest) -> None:
+    """Wait for what is measured in the background, and draw the page again."""
+    for job in list(measuring_job._jobs.values()):
+        assert job.wait(SOON)
+    at.run()
+    assert not at.exception
+    assert not at.error, [error.value for error in at.error]
+
+
+def test_the_map_and_the_curves_of_a_model_are_measured_on_demand(model_dir: Path, opened: Open) -> None:
+    at = opened("--model", str(model_dir), page="interventions", layer="1", mode="Let the router choose again")
+    button = at.button(key="measure_map")
+    assert button.label == "Switch off each of 8 experts"
+    assert "about" in shown(at)
+    button.click().run()
+    ended(at)
     assert not [button for button in at.main.button if button.key == "measure_map"]
+    assert "Without each expert: all text (reroute)" in shown(at)
+    # By the long way: one expert, rerouted, token by token.
+    subject = OPENED.find(NAME)
+    assert isinstance(subject, ForeignModel)
+    model = language_model(load(str(model_dir)))
+    effects = token_effects(model, loaders.ablated_text(subject), Intervention(ablate=((2, 1),), mode="reroute"))
+    known = loaders.remembered_effects(subject, "reroute")
+    assert known is not None
+    assert set(zip(known["layer"], known["expert"], strict=True)) == {(layer, e) for layer in (1, 2) for e in range(4)}
+    (row,) = known[(known["layer"] == 2) & (known["expert"] == 1) & (known["domain"] == "all")].to_dict("records")
+    assert row["delta_nats"] == pytest.approx(np.nanmean(effects.delta), abs=1e-4)
+
+    at.button(key="measure_curves").click().run()
+    ended(at)
+    kept = loaders.curves(subject)
+    assert kept is not None
+    assert kept.curves.criteria == ["reap", "load", "effect", "random"]
+    assert pruning_verdict(kept.curves) in shown(at)
+
+
+def test_a_large_model_is_measured_in_parts() -> None:
+    large = SimpleNamespace(moe_layers=range(48), num_experts=128)
+    layer, sample, everything = parts_of(large, 7)  # type: ignore[arg-type]
+    assert (layer.label, layer.count) == ("layer 7", 128)
+    assert (sample.label, sample.count) == ("1 expert of every layer", 48)
+    assert (everything.label, everything.count) == ("all layers", 6144)
+    small = SimpleNamespace(moe_layers=range(4), num_experts=8)
+    assert [part.count for part in parts_of(small, 0)] == [32]  # type: ignore[arg-type]
 
 
 def test_a_model_without_tokenizer_is_read_in_token_ids(tmp_path: Path, opened: Open) -> None:

@@ -164,3 +164,57 @@ def test_killed_in_the_middle_it_goes_on_and_ends_the_same(
 def lines(run: RunFolder) -> int:
     """Lines of the journal so far."""
     return sum(path.read_bytes().count(b"\n") for path in (run.path / "analysis").glob("*.jsonl"))
+
+
+def test_the_curve_as_a_process_of_its_own(own_root: Path) -> None:
+    """In words, as JSON, and kept with the run."""
+    from moe_core.routing.measures.pruning import pruning_verdict, top_k_verdict
+    from moe_core.runs.pruning_file import read_curves
+
+    asked = ("--curve", "--by", "load", "--by", "random", "--orders", "2", "--json", str(own_root / "curve.json"))
+    done = subprocess.run(
+        command("--run", "tiny", *asked), env=environment(own_root), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    kept = read_curves(RunFolder("tiny", own_root))
+    assert kept is not None
+    assert kept.curves.criteria == ["load", "random"]
+    assert pruning_verdict(kept.curves) in done.stdout
+    assert top_k_verdict(kept.curves) in done.stdout
+    assert "reading the scored text 11 times" in done.stderr  # as it is, 3 orders at 2 points each, 4 numbers of top-k
+    figures = json.loads((own_root / "curve.json").read_text())
+    assert figures["curves"]["top_k"] == 2
+    assert {point["by"] for point in figures["curves"]["points"]} == {"load", "random"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--curve", "--layer", "1"), "--layer does not go with --curve"),
+        (("--curve", "--mode", "reroute"), "always chooses again"),
+        (("--by", "load"), "--by goes with --curve"),
+    ],
+)
+def test_what_does_not_go_with_a_curve_is_refused(ablate: Ablate, arguments: tuple[str, ...], said: str) -> None:
+    code, _, err = ablate("--run", "tiny", *arguments)
+    assert code != 0
+    assert said in err
+
+
+def test_a_model_of_the_other_library_is_measured_too(tmp_path: Path, ablate: Ablate) -> None:
+    pytest.importorskip("transformers", reason="transformers is missing: pip install -r requirements-huggingface.txt")
+    from huggingface_support import saved_model
+
+    folder = saved_model(tmp_path / "some-moe", "qwen3_moe")
+    text = tmp_path / "text.jsonl"
+    lines = [{"text": f"The café number {i} opened at nine.", "domain": "legal", "source": f"s{i}"} for i in range(4)]
+    text.write_text("\n".join(json.dumps(line) for line in lines))
+    model = ("--model", str(folder), "--data", str(text), "--mode", "reroute")
+    code, out, err = ablate(*model, "--layer", "1", "--json", str(tmp_path / "map.json"))
+    assert code == 0, err
+    assert "switching off 4 experts, about" in err
+    effects = pd.DataFrame(json.loads((tmp_path / "map.json").read_text())["effects"])
+    assert sorted(set(zip(effects["layer"], effects["expert"], strict=True))) == [(1, expert) for expert in range(4)]
+    code, out, err = ablate(*model[:4], "--curve", "--orders", "2")
+    assert code == 0, err
+    assert "Each token is sent to 2 of 4 experts." in out

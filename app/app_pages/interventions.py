@@ -9,68 +9,44 @@ import pandas as pd
 import streamlit as st
 
 from app import loaders, state
+from app.components.effect_map import known_effects, show_effect_map
 from app.components.figure import show_figure
 from app.components.loss_view import show_loss
-from app.components.map_view import map_places, pick_map_view
 from app.components.own_text import own_text
 from app.components.page import answer, errors_as_boxes, header, plain
 from app.components.progress import progress_bar
-from app.components.routing_text import first_routing
+from app.components.pruning_view import show_pruning
 from app.components.text_pair import PROMPT_TOKENS, TextPair, show_pair
 from moe_core.data.windows import WINDOW_RULE, window_words
-from moe_core.figures.causes import ablation_map_figure
-from moe_core.figures.effects import domain_effects_figure, with_outline
-from moe_core.figures.load import load_map_figure
+from moe_core.figures.effects import domain_effects_figure
 from moe_core.inference.passages import opening_words
 from moe_core.inference.sampling import SamplingConfig
-from moe_core.routing.instruments.change import ABOUT, FORCE, MODES, Change
-from moe_core.routing.measures.load import expert_load, load_balance
-from moe_core.runs import RunFolder
+from moe_core.routing import Intervention
+from moe_core.routing.instruments.change import ABOUT, MODES, Change
 
-# Keys of this page, the first two in the URL: what is done, which two texts are shown; then the form of those.
-MODE, TEXTS = "mode", state.TEXTS
+# Keys of this page, the first three in the URL: what is done, to which experts besides, which two texts are shown; then
+# the form of those.
+MODE, ALSO, TEXTS = "mode", "also", state.TEXTS
 PROMPT, TOKENS, TEMPERATURE, SEED = "pair_prompt", "pair_tokens", "pair_temperature", "pair_seed"
-MAP_TERMS = ["expert", "nats", "interval"]
 
 
-def measured_map() -> pd.DataFrame | None:
-    """The effects of switching off every expert, if all are known for the newest checkpoint."""
-    effects = None if mode == FORCE or not isinstance(subject, RunFolder) else loaders.ablation(subject, mode)
-    if not isinstance(subject, RunFolder) or effects is None:
-        return None
-    if effects.attrs["step"] != loaders.loaded_run(subject).step:
-        return None
-    known = effects[["layer", "expert"]].drop_duplicates()
-    return effects if len(known) == len(loaded.moe_layers) * loaded.num_experts else None
+def others() -> tuple[tuple[int, int], ...]:
+    """The experts that it is done to as well: typed or picked here, or kept by the button while others are clicked."""
+    names = [f"{at}:{one}" for at in loaded.moe_layers for one in range(loaded.num_experts)]
+    if st.session_state.get(ALSO) is not None:
+        st.session_state[ALSO] = [name for name in st.session_state[ALSO] if name in names]  # of another run
+    picked = st.multiselect("And to these", names, key=ALSO, bind="query-params", placeholder="layer:expert", width=280,
+                            help="Layer and expert, such as 2:5. Type to find one.") or []  # fmt: skip
+    st.button("Keep, and choose another", key="keep_expert", icon=":material/add:", on_click=keep, type="tertiary",
+              help="Puts the expert chosen now among these; the next click on the map adds one.")  # fmt: skip
+    return Intervention.parse_experts(picked)
 
 
-def measure_map(run: RunFolder) -> None:
-    """Switch off one expert after the other; those that are done are kept, whatever happens."""
-    from moe_core.evaluation.ablation import ablation_map
-
-    with errors_as_boxes("The experts could not be measured"):
-        with progress_bar("Switching off one expert after the other") as bar:
-            ablation_map(loaders.loaded_run(run), mode=mode, run=run, progress=bar)  # type: ignore[arg-type]
-        st.rerun()
-
-
-def show_map(effects: pd.DataFrame | None) -> None:
-    """The map whose cells are experts to click: what each is worth or, before that is known, what each does."""
-    measured, _ = first_routing(subject)
-    view = pick_map_view(measured)
-    places = map_places(measured, view)
-    if effects is not None:
-        figure = with_outline(ablation_map_figure(effects, view, places), layer, expert)
-        show_figure(figure, key="causal_map", on_cell=choose, terms=MAP_TERMS)
-        return
-    figure = load_map_figure(measured.get(expert_load), measured.get(load_balance), view, places)
-    figure = with_outline(figure, layer, expert)
-    show_figure(figure, key="load_map", on_cell=choose, terms=["expert load", "lift"])
-    if mode != FORCE and isinstance(subject, RunFolder):
-        experts = len(loaded.moe_layers) * loaded.num_experts
-        hint = "What is measured stays with the run; leaving this page only pauses it."
-        if st.button(f"Switch off each of {experts} experts", icon=":material/science:", key="measure_map", help=hint):
-            measure_map(subject)
+def keep() -> None:
+    """Before the page is drawn again: the chosen expert is one of several."""
+    kept = st.session_state.get(ALSO) or []
+    name = f"{layer}:{expert}"
+    st.session_state[ALSO] = [*kept, *([] if name in kept else [name])]
 
 
 def choose(cell: dict[str, Any]) -> None:
@@ -80,9 +56,10 @@ def choose(cell: dict[str, Any]) -> None:
 
 def effect(effects: pd.DataFrame | None) -> pd.DataFrame:
     """The chosen change's effect on each domain."""
-    if effects is not None:
+    if effects is not None and len(change.experts) == 1:
         own = effects[(effects["layer"] == layer) & (effects["expert"] == expert)]
-        return own.reset_index(drop=True)
+        if len(own):
+            return own.reset_index(drop=True)
     with progress_bar("Reading held-out text with and without the change") as bar:
         return loaders.expert_effect(subject, change.intervention, bar)
 
@@ -142,18 +119,20 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     )))  # fmt: skip
     mode = MODES[state.present(st.segmented_control("What is done to it", list(MODES), required=True, key=MODE,
                                                     bind="query-params", help=ABOUT))]  # fmt: skip
-change = Change(layer, expert, mode)
+    also = others()
+change = Change(layer, expert, mode, also)
 pair = kept_pair()
-effects = measured_map()
+effects = known_effects(subject, mode)
 picture = st.container()
 with errors_as_boxes("The effect could not be measured"):
     figure = domain_effects_figure(effect(effects), change.what)
     with head:
         answer(figure.verdict)
     with picture:
-        show_map(effects)
+        show_effect_map(subject, loaded, effects, (layer, expert, mode), choose)
     show_figure(figure, key="domain_effects", terms=["loss", "nats", "interval", "domain"])
-    measured_by = WINDOW_RULE if effects is None else effects.attrs["windows"]
+    measured_by = WINDOW_RULE if effects is None else effects.attrs.get("windows", WINDOW_RULE)
     st.caption(window_words(loaded.context_window, measured_by))
+show_pruning(subject, loaded)
 show_texts()
 show_loss(subject, loaded, change)

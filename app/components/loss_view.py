@@ -54,13 +54,17 @@ def _explore(subject: Live, loaded: LanguageModel, change: Change, text: TextCho
         except UsageError as error:
             st.info(prose(sentence(str(error))), icon=":material/edit:")
             return
-        forced = change.mode == FORCE
-        st.markdown(prose(text_loss_verdict(effects.delta, chosen(effects, change), forced=forced)))
+        several = len(change.experts) > 1
+        verdict = text_loss_verdict(
+            effects.delta, chosen(effects, change), forced=change.mode == FORCE, several=several
+        )
+        st.markdown(prose(verdict))
         choice = token_view(payload, layer=change.layer, key=VIEW, on_layer=partial(state.follow_layer, VIEW))
         if choice.layer is not None and choice.layer != change.layer:
             st.rerun()
         st.caption(
-            "A token is foreseen by the one before it: where that one had chosen the expert, the change meets it."
+            "A token is foreseen by the one before it: where that one had chosen "
+            f"{'one of them' if several else 'the expert'}, the change meets it."
         )
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             explain(["loss", "nats", "token", "expert"], key="loss_explain")
@@ -135,7 +139,7 @@ def arrays_of_effects(loaded: Loaded | LanguageModel, effects: TokenEffects, cha
         changes=effects.delta,
         # The same in every layer shown: the dots say whom the change meets, wherever the reader scrubs.
         marks=np.broadcast_to(chosen(effects, change), trace.router_indices.shape[:2]),
-        mark_label=f"had chosen expert {change.expert} in layer {change.layer}",
+        mark_label=f"had chosen {mark_words(change)}",
         domain_ids=trace.domain_ids,
         domains=trace.domains,
         starts=np.flatnonzero(np.diff(trace.document_ids, prepend=-1)).tolist(),
@@ -143,7 +147,16 @@ def arrays_of_effects(loaded: Loaded | LanguageModel, effects: TokenEffects, cha
 
 
 def chosen(effects: TokenEffects, change: Change) -> npt.NDArray[np.bool_]:
-    """bool [T]: tokens that had chosen the expert before the change."""
+    """bool [T]: tokens that had chosen one of the experts before the change; all of them, where they are forced."""
     trace = effects.trace
-    own: npt.NDArray[np.bool_] = trace.router_indices[trace.layer_position(change.layer)] == change.expert
-    return np.asarray(own.any(axis=1))
+    own = [
+        (trace.router_indices[trace.layer_position(layer)] == expert).any(axis=1) for layer, expert in change.experts
+    ]
+    return np.asarray(np.all(own, axis=0) if change.mode == FORCE else np.any(own, axis=0))
+
+
+def mark_words(change: Change) -> str:
+    """What tokens with a dot had chosen: "expert 5 in layer 2", "one of 3 experts"."""
+    if len(change.experts) == 1:
+        return f"expert {change.expert} in layer {change.layer}"
+    return f"{'all' if change.mode == FORCE else 'one'} of {len(change.experts)} experts"

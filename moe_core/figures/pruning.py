@@ -43,22 +43,21 @@ def pruning_figure(curves: PruningCurves, domain: str = "all") -> Figure:
         "removed:Q", title=f"experts taken out of each layer of {curves.num_experts}",
         scale=alt.Scale(domain=[min(counts), max(most, min(counts) + 1)], nice=False,
                         range=[NAME_GAP, alt.ExprRef(f"width - {room:.0f}")]),
-        axis=alt.Axis(values=counts, format="d", labelOverlap="greedy"),
+        axis=alt.Axis(values=counts, format="d"),
     )  # fmt: skip
     ys = alt.Scale(nice=True, zero=True)
     y = alt.Y("delta_nats:Q", title=_Y, scale=ys)
     colour = alt.Color("by:N", scale=alt.Scale(domain=list(names), range=[_COLOURS[by] for by in names]), legend=None)
-    layers: list[alt.Chart] = []
+    dash = alt.StrokeDash("by:N", scale=alt.Scale(domain=list(names), range=[_DASHES[by] for by in names]), legend=None)
+    base = alt.Chart(data)
+    layers = [
+        base.mark_rule(strokeWidth=1.2, opacity=0.7).encode(x=x, y="low:Q", y2="high:Q", color=colour),
+        base.mark_line(strokeWidth=2.2).encode(x=x, y=y, color=colour, strokeDash=dash),
+        base.mark_point(filled=True, size=46, opacity=1).encode(x=x, y=y, color=colour, tooltip="sentence:N"),
+    ]
     if "random" in names:
-        band = alt.Chart(data).transform_filter("datum.by == 'random'").mark_area(color=NEUTRAL, opacity=0.18)
-        layers.append(band.encode(x=x, y=alt.Y("lowest:Q", scale=ys, title=_Y), y2="highest:Q"))
-    for by in names:
-        one = alt.Chart(data).transform_filter(f"datum.by == '{by}'")
-        layers.append(one.mark_rule(strokeWidth=1.2, opacity=0.7).encode(x=x, y="low:Q", y2="high:Q", color=colour))
-        layers.append(one.mark_line(strokeWidth=2.2, strokeDash=_DASHES[by]).encode(x=x, y=y, color=colour))
-        layers.append(
-            one.mark_point(filled=True, size=46, opacity=1).encode(x=x, y=y, color=colour, tooltip="sentence:N")
-        )
+        band = base.transform_filter("datum.by == 'random'").mark_area(color=NEUTRAL, opacity=0.18)
+        layers.insert(0, band.encode(x=x, y=alt.Y("lowest:Q", scale=ys, title=_Y), y2="highest:Q"))
     ends = data[data["removed"] == most]
     gap = max(float(data["delta_nats"].max() - data["delta_nats"].min()), 1e-6) / 16
     labels = pd.DataFrame(

@@ -64,7 +64,7 @@ def effects_verdict(effects: pd.DataFrame, what: str) -> str:
     return sentence(f"{what} the loss {change} by {number(abs(delta))} nats per token ({interval}){small}{where}")
 
 
-def text_loss_verdict(delta: Float32Array, chosen: BoolArray, *, forced: bool = False) -> str:
+def text_loss_verdict(delta: Float32Array, chosen: BoolArray, *, forced: bool = False, several: bool = False) -> str:
     """What one text loses by a change of one expert, where it meets the prediction itself and where only attention
     carries it.
 
@@ -77,7 +77,8 @@ def text_loss_verdict(delta: Float32Array, chosen: BoolArray, *, forced: bool = 
     met = scored & (~before if forced else before)
     parts = []
     if met.any():
-        who = "had not chosen it" if forced else "had chosen it"
+        it = ("all of them" if forced else "one of them") if several else "it"
+        who = f"had not chosen {it}" if forced else f"had chosen {it}"
         parts.append(f"{signed(float(delta[met].mean()))} for the {int(met.sum()):,} tokens after one that {who}")
     if (others := scored & ~met).any():
         parts.append(f"{signed(float(delta[others].mean()))} for the other {int(others.sum()):,}")

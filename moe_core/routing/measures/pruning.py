@@ -183,13 +183,14 @@ def _which_is_best(curves: PruningCurves) -> str:
             (apart if _told_apart(curves, best.by, by, half) else alike).append(words)
     left = f"With {curves.num_experts - half} of {curves.num_experts} left"
     interval = f"95 % interval {signed(best.low)} to {signed(best.high)}"
-    if not apart:
+    if not apart and not any(pair.is_told_apart for pair in curves.pairs if pair.removed == half):
         sizes = listed([f"{BY[by]} ({signed(point.delta_nats)} nats)" for by, point in here.items()])
         return f"{left}, the orders cannot be told apart: {sizes}."
-    text = f"{left}, the loss changes least {BY[best.by]}, by {signed(best.delta_nats)} nats ({interval})"
+    text = f"{left}, the loss is lowest {BY[best.by]}, {signed(best.delta_nats)} nats from what it was ({interval})"
     if alike:
         text += f"; {listed(alike)} cannot be told from it"
-    return f"{text}; {listed(apart)} {'costs' if len(apart) == 1 else 'cost'} more."
+    more = f"; {listed(apart)} {'is' if len(apart) == 1 else 'are'} surely higher" if apart else ""
+    return f"{text}{more}."
 
 
 def _told_apart(curves: PruningCurves, one: str, other: str, removed: int) -> bool:
