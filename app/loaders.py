@@ -1,4 +1,5 @@
-"""The only file with caches. Every key holds the run's path and what changes when the run is trained on or anew.
+"""The caches; those of changed models are in effect_loaders.py. Every key holds the run's path and what changes when
+the run is trained on or anew.
 
 Values that cannot be changed by a reader (a RoutingTrace, a model in eval mode) are shared between sessions; tables are
 copied for each. All caches are bounded.
@@ -34,17 +35,13 @@ if TYPE_CHECKING:
 
     from app.components.text_pair import TextPair
     from moe_core.data.document import Document
-    from moe_core.data.tokens import TokenDataset
-    from moe_core.evaluation.ablation import EffectsInMemory
     from moe_core.inference.job import GenerationJob
     from moe_core.inference.protocol import LanguageModel
     from moe_core.reports.html_report import HtmlReport
-    from moe_core.routing import Intervention
     from moe_core.routing.trace.routing_counts import RoutingCounts
     from moe_core.routing.trace.trace import RoutingTrace
     from moe_core.runs.analysis import Table
     from moe_core.runs.checkpoint import LoadedRun
-    from moe_core.runs.pruning_file import KeptCurves
 
 EXAMPLE_TOKENS_PER_DOMAIN = 1_024
 """Tokens of our own text for a model that brings none: they take a large model some minutes on a processor."""
@@ -197,7 +194,7 @@ def model_routing(model: ForeignModel, progress: Progress | None = None) -> Meas
         limit = EXAMPLE_TOKENS_PER_DOMAIN
         return Measured(trace_documents(language, documents, progress=progress, tokens_per_domain=limit))
 
-    return _routing_place(*_weights_key(model), "", (0, 0, 0)).once(route)
+    return _routing_place(*weights_key(model), "", (0, 0, 0)).once(route)
 
 
 def beginnings_of(model: ForeignModel) -> list[Document]:
@@ -265,7 +262,7 @@ def deep_routing(run: RunFolder, progress: Progress | None = None, through: RunF
     from moe_core.inference.held_out import trace_held_out
 
     model, text = through or run, run.place.find("held_out.parquet")
-    place = _routing_place(*_weights_key(model), str(text), stamp(text))
+    place = _routing_place(*weights_key(model), str(text), stamp(text))
     return place.once(lambda: Measured(trace_held_out(loaded_run(model), run, progress)))
 
 
@@ -276,7 +273,7 @@ def _routing_place(root: str, name: str, folder: str, changed: Stamp, text: str,
 
 def precisions_place(subject: Live) -> Once[tuple[Measured, Measured]]:
     """Where the routing in both precisions (inference.precisions.PRECISIONS) is kept."""
-    return _precisions_place(*_weights_key(subject))
+    return _precisions_place(*weights_key(subject))
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
@@ -307,125 +304,6 @@ def _ablation(root: str, name: str, mode: str, changed: tuple[Stamp, ...]) -> pd
     return read_ablation_map(RunFolder(name, root), mode)
 
 
-def expert_effect(subject: Live, intervention: Intervention, progress: Progress | None = None) -> pd.DataFrame:
-    """What one intervention changes on the run's held-out text, or on ours for another model (see
-    evaluation.effects.domain_effects); `progress` is called while it is measured the first time.
-
-    An expert that is switched off is kept in the run's folder, as part of the map. Raises MoescopeError.
-    """
-    place = _effect_place(*_weights_key(subject), f"{intervention.describe()} {intervention.mode}")
-    return place.once(lambda: _measure_effect(subject, intervention, progress))
-
-
-@st.cache_resource(max_entries=512, show_spinner=False)
-def _effect_place(root: str, name: str, folder: str, changed: Stamp, what: str) -> Once[pd.DataFrame]:
-    return Once()
-
-
-def _measure_effect(subject: Live, intervention: Intervention, progress: Progress | None) -> pd.DataFrame:
-    from moe_core.evaluation import ablation as measures
-
-    if len(intervention.ablate) == 1 and not intervention.force:
-        ((layer, expert),) = intervention.ablate
-        return measures.ablation_map(
-            loaded_run(subject) if isinstance(subject, RunFolder) else language_model(subject),
-            None if isinstance(subject, RunFolder) else ablated_text(subject),
-            mode=intervention.mode,
-            layers=[layer],
-            experts=[expert],
-            run=subject if isinstance(subject, RunFolder) else None,
-            memory=None if isinstance(subject, RunFolder) else memory(subject, intervention.mode),
-            progress=progress,
-        )
-    effects = measures.token_effects(language_model(subject), ablated_text(subject), intervention, progress)
-    return measures.domain_effects(effects)
-
-
-def key_of(subject: Live) -> str:
-    """Names the subject's present weights, for work that is done once for all browsers."""
-    return repr(_weights_key(subject))
-
-
-def step_of(subject: Live) -> int:
-    """The step of a run's newest checkpoint; 0 of a model that has none."""
-    return loaded_run(subject).step if isinstance(subject, RunFolder) else 0
-
-
-def ablated_text(subject: Live) -> TokenDataset:
-    """What is read with and without each expert. Raises MoescopeError."""
-    from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN, held_out_text
-    from moe_core.inference.scoring import as_dataset
-
-    model = language_model(subject)
-    if isinstance(subject, RunFolder):
-        return held_out_text(subject, model.tokenizer, ABLATED_TOKENS_PER_DOMAIN)
-    return as_dataset(model, beginnings_of(subject)).select(EXAMPLE_TOKENS_PER_DOMAIN, seed=0)
-
-
-def seconds_of_expert(subject: Live) -> float:
-    """About how long it takes to switch one expert off, as two readings of ablated_text; timed once."""
-    from moe_core.evaluation.ablation import seconds_for_experts
-
-    place = _seconds_place(*_weights_key(subject))
-    return place.once(lambda: seconds_for_experts(language_model(subject), ablated_text(subject), 1))
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _seconds_place(root: str, name: str, folder: str, changed: Stamp) -> Once[float]:
-    return Once()
-
-
-def memory(model: ForeignModel, mode: str) -> EffectsInMemory:
-    """Where the effects of switching its experts off are kept while the server runs."""
-    return _memory(*_weights_key(model), mode)
-
-
-@st.cache_resource(max_entries=16, show_spinner=False)
-def _memory(root: str, name: str, folder: str, changed: Stamp, mode: str) -> EffectsInMemory:
-    from moe_core.evaluation.ablation import EffectsInMemory
-
-    return EffectsInMemory()
-
-
-def remembered_effects(model: ForeignModel, mode: str) -> pd.DataFrame | None:
-    """What is known of them so far, as `ablation` gives it of a run."""
-    frame = memory(model, mode).frame()
-    frame.attrs["mode"] = mode
-    return frame if len(frame) else None
-
-
-@dataclass
-class CurvesPlace:
-    """Where the pruning curves of a model without a folder are kept."""
-
-    kept: KeptCurves | None = None
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _curves_place(root: str, name: str, folder: str, changed: Stamp) -> CurvesPlace:
-    return CurvesPlace()
-
-
-def curves_place(model: ForeignModel) -> CurvesPlace:
-    """The place of a model's curves."""
-    return _curves_place(*_weights_key(model))
-
-
-def curves(subject: Live) -> KeptCurves | None:
-    """The pruning curves that were measured last; None before the first. Raises RunError where they are damaged."""
-    if not isinstance(subject, RunFolder):
-        return curves_place(subject).kept
-    files = subject.place.matching("analysis", "pruning_*.json")
-    return _curves(str(subject.root), subject.name, tuple(stamp(path) for path in files)) if files else None
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _curves(root: str, name: str, changed: tuple[Stamp, ...]) -> KeptCurves | None:
-    from moe_core.runs.pruning_file import read_curves
-
-    return read_curves(RunFolder(name, root))
-
-
 def analysis(run: RunFolder, table: Table) -> pd.DataFrame | None:
     """What `python main.py ablate` found out beside the map: see runs.analysis.read_table. None before."""
     return _analysis(str(run.root), run.name, table, stamp(run.place.find(f"analysis/{table}.parquet")))
@@ -443,14 +321,14 @@ def loaded_run(run: RunFolder) -> LoadedRun:
 
     Two models at most are kept. The key is the newest checkpoint's manifest: a run trained on, or anew, is read again.
     """
-    return _loaded_run(*_weights_key(run))
+    return _loaded_run(*weights_key(run))
 
 
 def language_model(subject: Live) -> LanguageModel:
     """The model that reads and writes text, shared by all sessions; the same object until it is read anew. Raises
     MoescopeError when it is missing, damaged or none that can be captured."""
     if isinstance(subject, RunFolder):
-        return _language_model(*_weights_key(subject))
+        return _language_model(*weights_key(subject))
     return _foreign_model(subject, stamp(Path(subject.where) / "config.json"))
 
 
@@ -473,7 +351,7 @@ def _foreign_model(model: ForeignModel, changed: Stamp) -> LanguageModel:
 
 def example_place(subject: Live) -> Once[GenerationJob]:
     """Where the example that a model writes is kept, the same for all sessions."""
-    return _example_place(*_weights_key(subject))
+    return _example_place(*weights_key(subject))
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -481,7 +359,8 @@ def _example_place(root: str, name: str, folder: str, changed: Stamp) -> Once[Ge
     return Once()
 
 
-def _weights_key(subject: Live) -> tuple[str, str, str, Stamp]:
+def weights_key(subject: Live) -> tuple[str, str, str, Stamp]:
+    """What identifies its present weights."""
     from moe_core.runs.checkpoint import find_checkpoint
 
     if isinstance(subject, ForeignModel):

@@ -18,7 +18,7 @@ from huggingface_support import saved_model, tiny_model
 from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
-from app import loaders
+from app import effect_loaders
 from app.components.effect_map import parts_of
 from app.components.open_other import open_path
 from moe_core.errors import MoescopeError, UsageError
@@ -122,8 +122,8 @@ def test_the_map_and_the_curves_of_a_model_are_measured_on_demand(model_dir: Pat
     subject = OPENED.find(NAME)
     assert isinstance(subject, ForeignModel)
     model = language_model(load(str(model_dir)))
-    effects = token_effects(model, loaders.ablated_text(subject), Intervention(ablate=((2, 1),), mode="reroute"))
-    known = loaders.remembered_effects(subject, "reroute")
+    effects = token_effects(model, effect_loaders.ablated_text(subject), Intervention(ablate=((2, 1),), mode="reroute"))
+    known = effect_loaders.remembered_effects(subject, "reroute")
     assert known is not None
     assert set(zip(known["layer"], known["expert"], strict=True)) == {(layer, e) for layer in (1, 2) for e in range(4)}
     (row,) = known[(known["layer"] == 2) & (known["expert"] == 1) & (known["domain"] == "all")].to_dict("records")
@@ -131,7 +131,7 @@ def test_the_map_and_the_curves_of_a_model_are_measured_on_demand(model_dir: Pat
 
     at.button(key="measure_curves").click().run()
     ended(at)
-    kept = loaders.curves(subject)
+    kept = effect_loaders.curves(subject)
     assert kept is not None
     assert kept.curves.criteria == ["reap", "load", "effect", "random"]
     assert pruning_verdict(kept.curves) in shown(at)

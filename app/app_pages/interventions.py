@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import loaders, state
+from app import effect_loaders, loaders, state
 from app.components.effect_map import known_effects, show_effect_map
 from app.components.figure import show_figure
 from app.components.loss_view import show_loss
@@ -61,7 +61,7 @@ def effect(effects: pd.DataFrame | None) -> pd.DataFrame:
         if len(own):
             return own.reset_index(drop=True)
     with progress_bar("Reading held-out text with and without the change") as bar:
-        return loaders.expert_effect(subject, change.intervention, bar)
+        return effect_loaders.expert_effect(subject, change.intervention, bar)
 
 
 def write() -> None:

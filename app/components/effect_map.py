@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import streamlit as st
 
-from app import loaders
+from app import effect_loaders, loaders
 from app.components.figure import show_figure
 from app.components.map_view import map_places, pick_map_view
 from app.components.measuring import SOON_SECONDS, show_measuring
@@ -65,7 +65,7 @@ def known_effects(subject: Live, mode: str) -> pd.DataFrame | None:
     if mode == FORCE:
         return None
     if not isinstance(subject, RunFolder):
-        return loaders.remembered_effects(subject, mode)
+        return effect_loaders.remembered_effects(subject, mode)
     effects = loaders.ablation(subject, mode)
     return effects if effects is not None and effects.attrs["step"] == loaders.loaded_run(subject).step else None
 
@@ -106,7 +106,7 @@ def show_effect_map(
 
 def _offer(subject: Live, loaded: LanguageModel, effects: pd.DataFrame | None, layer: int, mode: str) -> None:
     """The button that measures what is not known yet, with the time it will take; or the bar while it does."""
-    key = f"effects {loaders.key_of(subject)} {mode}"
+    key = f"effects {effect_loaders.key_of(subject)} {mode}"
     if show_measuring(key, "The experts could not be measured"):
         return
     known = set() if effects is None else set(zip(effects["layer"], effects["expert"], strict=True))
@@ -124,7 +124,7 @@ def _offer(subject: Live, loaded: LanguageModel, effects: pd.DataFrame | None, l
         part, count = missing[which]
         done = part.count - count
         label = f"Switch off each of {part.count:,} experts" + (f" ({count:,} to go)" if done > 1 else "")
-        about = duration(loaders.seconds_of_expert(subject) * count)
+        about = duration(effect_loaders.seconds_of_expert(subject) * count)
         hint = "What is measured is kept; this page may be left, and Cancel only pauses it."
         if st.button(label, icon=":material/science:", key="measure_map", help=hint):
             job = start_measuring(key, "Switching off experts", _work(subject, mode, part))
@@ -145,7 +145,11 @@ def _work(subject: Live, mode: str, part: Part) -> Callable[[Progress], None]:
             ablation_map(loaded, mode=of_mode, layers=part.layers, experts=part.experts, run=subject, progress=progress)
 
         return measure
-    model, text, memory = loaders.language_model(subject), loaders.ablated_text(subject), loaders.memory(subject, mode)
+    model, text, memory = (
+        loaders.language_model(subject),
+        effect_loaders.ablated_text(subject),
+        effect_loaders.memory(subject, mode),
+    )
 
     def measure_model(progress: Progress) -> None:
         ablation_map(

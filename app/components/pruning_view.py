@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from app import loaders, state
+from app import effect_loaders, loaders, state
 from app.components.figure import show_figure
 from app.components.measuring import SOON_SECONDS, show_measuring
 from app.components.page import ago, errors_as_boxes, plain
@@ -33,9 +33,9 @@ def show_pruning(subject: Live, loaded: LanguageModel) -> None:
     """Both curves with their verdicts and when they were measured; or what measuring them takes."""
     st.markdown("#### How many experts can go?")
     with errors_as_boxes("The curves could not be shown"):
-        kept = loaders.curves(subject)
+        kept = effect_loaders.curves(subject)
         if kept is not None:
-            _show(kept, loaders.step_of(subject))
+            _show(kept, effect_loaders.step_of(subject))
         _offer(subject, loaded, kept)
 
 
@@ -67,12 +67,12 @@ def _show(kept: KeptCurves, step: int) -> None:
 def _offer(subject: Live, loaded: LanguageModel, kept: KeptCurves | None) -> None:
     from moe_core.evaluation.pruning import plan_curves
 
-    key = f"curves {loaders.key_of(subject)}"
+    key = f"curves {effect_loaders.key_of(subject)}"
     if show_measuring(key, "The curves could not be measured"):
         return
     plan = plan_curves(loaded)
     alone = len(loaded.moe_layers) * loaded.num_experts if "effect" in plan.by else 0
-    about = duration(loaders.seconds_of_expert(subject) * (plan.readings / 2 + alone))
+    about = duration(effect_loaders.seconds_of_expert(subject) * (plan.readings / 2 + alone))
     if kept is None:
         without = "" if alone else " By effect is left out: each of so many experts would need a reading of its own."
         st.caption(
@@ -105,7 +105,7 @@ def _work(subject: Live) -> Callable[[Progress], None]:
     model, documents, place = (
         loaders.language_model(subject),
         loaders.beginnings_of(subject),
-        loaders.curves_place(subject),
+        effect_loaders.curves_place(subject),
     )
 
     def measure_model(progress: Progress) -> None:

@@ -1,0 +1,143 @@
+"""What is measured by changing a model, cached as in loaders.py: effects of experts, pruning curves, what they cost."""
+
+# ruff: noqa: ARG001  (an argument that only belongs to a cache key is not used in the body)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from app.loaders import EXAMPLE_TOKENS_PER_DOMAIN, Stamp, beginnings_of, language_model, loaded_run, stamp, weights_key
+from moe_core.inference.subjects import ForeignModel, Live
+from moe_core.once import Once
+from moe_core.progress import Progress
+from moe_core.runs import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moe_core.data.tokens import TokenDataset
+    from moe_core.evaluation.ablation import EffectsInMemory
+    from moe_core.routing import Intervention
+    from moe_core.runs.pruning_file import KeptCurves
+
+
+def expert_effect(subject: Live, intervention: Intervention, progress: Progress | None = None) -> pd.DataFrame:
+    """What one intervention changes on the run's held-out text, or on ours for another model (see
+    evaluation.effects.domain_effects); `progress` is called while it is measured the first time.
+
+    An expert that is switched off is kept in the run's folder, as part of the map. Raises MoescopeError.
+    """
+    place = _effect_place(*weights_key(subject), f"{intervention.describe()} {intervention.mode}")
+    return place.once(lambda: _measure_effect(subject, intervention, progress))
+
+
+@st.cache_resource(max_entries=512, show_spinner=False)
+def _effect_place(root: str, name: str, folder: str, changed: Stamp, what: str) -> Once[pd.DataFrame]:
+    return Once()
+
+
+def _measure_effect(subject: Live, intervention: Intervention, progress: Progress | None) -> pd.DataFrame:
+    from moe_core.evaluation import ablation as measures
+
+    if len(intervention.ablate) == 1 and not intervention.force:
+        ((layer, expert),) = intervention.ablate
+        return measures.ablation_map(
+            loaded_run(subject) if isinstance(subject, RunFolder) else language_model(subject),
+            None if isinstance(subject, RunFolder) else ablated_text(subject),
+            mode=intervention.mode,
+            layers=[layer],
+            experts=[expert],
+            run=subject if isinstance(subject, RunFolder) else None,
+            memory=None if isinstance(subject, RunFolder) else memory(subject, intervention.mode),
+            progress=progress,
+        )
+    effects = measures.token_effects(language_model(subject), ablated_text(subject), intervention, progress)
+    return measures.domain_effects(effects)
+
+
+def key_of(subject: Live) -> str:
+    """Names the subject's present weights, for work that is done once for all browsers."""
+    return repr(weights_key(subject))
+
+
+def step_of(subject: Live) -> int:
+    """The step of a run's newest checkpoint; 0 of a model that has none."""
+    return loaded_run(subject).step if isinstance(subject, RunFolder) else 0
+
+
+def ablated_text(subject: Live) -> TokenDataset:
+    """What is read with and without each expert. Raises MoescopeError."""
+    from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN, held_out_text
+    from moe_core.inference.scoring import as_dataset
+
+    model = language_model(subject)
+    if isinstance(subject, RunFolder):
+        return held_out_text(subject, model.tokenizer, ABLATED_TOKENS_PER_DOMAIN)
+    return as_dataset(model, beginnings_of(subject)).select(EXAMPLE_TOKENS_PER_DOMAIN, seed=0)
+
+
+def seconds_of_expert(subject: Live) -> float:
+    """About how long it takes to switch one expert off, as two readings of ablated_text; timed once."""
+    from moe_core.evaluation.ablation import seconds_for_experts
+
+    place = _seconds_place(*weights_key(subject))
+    return place.once(lambda: seconds_for_experts(language_model(subject), ablated_text(subject), 1))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _seconds_place(root: str, name: str, folder: str, changed: Stamp) -> Once[float]:
+    return Once()
+
+
+def memory(model: ForeignModel, mode: str) -> EffectsInMemory:
+    """Where the effects of switching its experts off are kept while the server runs."""
+    return _memory(*weights_key(model), mode)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _memory(root: str, name: str, folder: str, changed: Stamp, mode: str) -> EffectsInMemory:
+    from moe_core.evaluation.ablation import EffectsInMemory
+
+    return EffectsInMemory()
+
+
+def remembered_effects(model: ForeignModel, mode: str) -> pd.DataFrame | None:
+    """What is known of them so far, as `ablation` gives it of a run."""
+    frame = memory(model, mode).frame()
+    frame.attrs["mode"] = mode
+    return frame if len(frame) else None
+
+
+@dataclass
+class CurvesPlace:
+    """Where the pruning curves of a model without a folder are kept."""
+
+    kept: KeptCurves | None = None
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _curves_place(root: str, name: str, folder: str, changed: Stamp) -> CurvesPlace:
+    return CurvesPlace()
+
+
+def curves_place(model: ForeignModel) -> CurvesPlace:
+    """The place of a model's curves."""
+    return _curves_place(*weights_key(model))
+
+
+def curves(subject: Live) -> KeptCurves | None:
+    """The pruning curves that were measured last; None before the first. Raises RunError where they are damaged."""
+    if not isinstance(subject, RunFolder):
+        return curves_place(subject).kept
+    files = subject.place.matching("analysis", "pruning_*.json")
+    return _curves(str(subject.root), subject.name, tuple(stamp(path) for path in files)) if files else None
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _curves(root: str, name: str, changed: tuple[Stamp, ...]) -> KeptCurves | None:
+    from moe_core.runs.pruning_file import read_curves
+
+    return read_curves(RunFolder(name, root))
