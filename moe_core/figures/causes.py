@@ -32,6 +32,12 @@ _MEASURES = {
     "reap": "REAP (mean of weight times output size)",
     "ean": "EAN (summed output size)",
 }
+# What stands in brackets has a line of its own: a browser's letters may be wider than those the room was measured with.
+_TWO_LINES = alt.Axis(
+    labelLimit=330,
+    labelExpr="indexof(datum.label, ' (') < 0 ? datum.label"
+    " : [split(datum.label, ' (')[0], '(' + split(datum.label, ' (')[1]]",
+)
 _SIMILARITY = "similarity of outputs (linear CKA)"
 
 
@@ -139,7 +145,7 @@ def correlations_figure(correlations: pd.DataFrame) -> Figure:
         ],
     )
     base = alt.Chart(data).encode(
-        y=alt.Y("name:N", title=None, sort=list(data["name"]), axis=alt.Axis(labelLimit=330)), tooltip="sentence:N"
+        y=alt.Y("name:N", title=None, sort=list(data["name"]), axis=_TWO_LINES), tooltip="sentence:N"
     )
     x = alt.X("rho:Q", title="rank correlation with the loss without the expert (0 by chance)",
               scale=alt.Scale(domain=[-1, 1.15], nice=False), axis=alt.Axis(values=[-1, -0.5, 0, 0.5, 1]))  # fmt: skip

@@ -37,7 +37,8 @@ def inline_svg(chart: Chart, key: str, label: str) -> str:
         _own_ids(element, key)
         _title(element)
     width, height = root.attrib.pop("width"), root.attrib.pop("height")
-    root.attrib |= {"role": "img", "aria-label": label, "style": f"width: {width}px"}
+    # A browser's letters may be wider than those the room was measured with: they are not cut.
+    root.attrib |= {"role": "img", "aria-label": label, "style": f"width: {width}px; overflow: visible"}
     root.attrib.setdefault("viewBox", f"0 0 {width} {height}")
     ElementTree.register_namespace("", _SVG.strip("{}"))
     return ElementTree.tostring(root, encoding="unicode")
