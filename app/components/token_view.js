@@ -636,7 +636,10 @@ class TokenView {
     });
     this.path.addEventListener("click", (event) => {
       const link = event.target.closest("button.link");
-      if (link) this.sendExpert(this.data.layers[this.at], Number(link.dataset.expert));
+      if (link) {
+        clearTimeout(this.timer); // a selection sent now would interrupt the way to the expert
+        this.sendExpert(this.data.layers[this.at], Number(link.dataset.expert));
+      }
       const column = event.target.closest("button.layer");
       if (!column) return;
       this.setLayer(Number(column.dataset.at));

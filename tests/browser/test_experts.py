@@ -53,6 +53,7 @@ def test_a_row_of_the_table_opens_its_expert_and_the_link_brings_it_back(dashboa
     assert sorted(re.split("[?&]", page.url)) == sorted(re.split("[?&]", address))
     page.go_forward()
     page.locator(".t.selected").wait_for()
+    page.get_by_text("goes to expert").wait_for()  # the page is drawn to its end
     page.locator(".links button").first.click()
     page.get_by_text("Where it is chosen").wait_for()
     assert page.locator("[data-testid=stException]").count() == 0
