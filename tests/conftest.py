@@ -37,14 +37,16 @@ def tiny_config() -> Config:
 
 
 @pytest.fixture(scope="session")
-def trained_root(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) -> Path:
+def trained_root(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) -> Iterator[Path]:
     """A checkpoints folder with the run "tiny", really trained for 40 steps. Read only: copy it to change it."""
     from moe_core.runs.folder import RunFolder
     from moe_core.training.loop import train
 
     root = tmp_path_factory.mktemp("checkpoints")
     train(RunFolder("tiny", root), tiny_config)
-    return root
+    yield root
+    kept = [path.name for path in (root / "tiny" / "analysis").glob("ablation*")]
+    assert not kept, f"a test kept {kept} in the run that all tests share; it has to copy the run"
 
 
 @pytest.fixture(scope="session")

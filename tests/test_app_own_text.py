@@ -29,8 +29,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def open_page(trained_root: Path, dashboard: Open) -> Callable[..., AppTest]:
-    dashboard(trained_root)
+def open_page(own_root: Path, dashboard: Open) -> Callable[..., AppTest]:
+    dashboard(own_root)  # what a page measures is kept in the run's folder
     return followed_link
 
 

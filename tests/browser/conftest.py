@@ -94,9 +94,11 @@ def serve() -> Callable[[Path], AbstractContextManager[Server]]:
 
 
 @pytest.fixture(scope="session")
-def dashboard(trained_root: Path) -> Iterator[Server]:
-    """One server for all tests that only look at the trained tiny run."""
-    with serving(trained_root) as server:
+def dashboard(trained_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that only look at the trained tiny run, a copy: what a page measures is kept there."""
+    root = tmp_path_factory.mktemp("looked_at") / "checkpoints"
+    shutil.copytree(trained_root, root)
+    with serving(root) as server:
         yield server
 
 
