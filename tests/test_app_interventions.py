@@ -141,7 +141,7 @@ def test_the_curves_are_measured_once_and_found_again(open_page: Open, root: Pat
 def test_every_change_is_in_the_url_and_answered(open_page: Open) -> None:
     at = open_page(layer="0", changed_expert="1", mode=list(MODES)[-1])
     for label in reversed(MODES):
-        at.segmented_control(key="mode").select(label).run()
+        at.selectbox(key="mode").select(label).run()
         what = Change(0, 1, MODES[label]).what
         assert at.main.markdown[0].value.replace("\\", "").startswith(what[:1].upper() + what[1:])
         assert not at.main.error

@@ -115,10 +115,10 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     state.preset(MODE, list(MODES), next(iter(MODES)))
     expert = state.remember_expert(state.present(st.selectbox(
         f"Expert of layer {layer}", experts, index=None, required=True, key=state.CHANGED_EXPERT, bind="query-params",
-        width=160, help="Or click it in the map. The layer is chosen in the side bar."
+        width=210, help="Or click it in the map. The layer is chosen in the side bar."
     )))  # fmt: skip
-    mode = MODES[state.present(st.segmented_control("What is done to it", list(MODES), required=True, key=MODE,
-                                                    bind="query-params", help=ABOUT))]  # fmt: skip
+    mode = MODES[state.present(st.selectbox("What is done to it", list(MODES), index=None, required=True, key=MODE,
+                                            bind="query-params", width=320, help=ABOUT))]  # fmt: skip
     also = others()
 change = Change(layer, expert, mode, also)
 pair = kept_pair()
