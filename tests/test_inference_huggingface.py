@@ -198,10 +198,35 @@ def test_what_is_no_causal_language_model_with_experts_is_refused_by_name() -> N
         language_model(Foreign(tiny_model("olmoe"), object(), "m"))
 
 
-def test_weighing_experts_needs_our_own_and_says_so(qwen: LanguageModel) -> None:
-    for measure in (expert_saliency, expert_similarity):
-        with pytest.raises(UsageError, match=f"{measure.__name__} needs the experts of a run of our own; model some/"):
-            measure(qwen, [TEXTS])
+def test_experts_of_a_foreign_model_are_weighed_as_by_hand(qwen: LanguageModel) -> None:
+    """REAP and EAN against their definitions, from what the experts of transformers were given."""
+    given: dict[int, tuple[torch.Tensor, ...]] = {}
+    handles = [
+        qwen.model.model.layers[layer].mlp.experts.register_forward_pre_hook(
+            lambda _, args, layer=layer: given.update({layer: args})
+        )
+        for layer in qwen.moe_layers
+    ]
+    found = expert_saliency(qwen, [Document("The café opened at noon", "a", "", "")]).set_index(["layer", "expert"])
+    for handle in handles:
+        handle.remove()
+    for layer, (x_TD, chosen_TK, weights_TK) in given.items():
+        experts = qwen.model.model.layers[layer].mlp.experts
+        for expert in range(qwen.num_experts):
+            tokens, slots = torch.nonzero(chosen_TK == expert, as_tuple=True)
+            gate, up = (x_TD[tokens] @ experts.gate_up_proj[expert].t()).chunk(2, dim=1)
+            norms = ((torch.nn.functional.silu(gate) * up) @ experts.down_proj[expert].t()).norm(dim=1)
+            row = found.loc[(layer, expert)]
+            assert row["tokens"] == len(tokens)
+            assert row["ean"] == pytest.approx(float(norms.sum()), rel=1e-5)
+            if len(tokens):
+                assert row["reap"] == pytest.approx(float((norms * weights_TK[tokens, slots]).mean()), rel=1e-5)
+    assert set(given) == set(qwen.moe_layers)
+
+
+def test_how_alike_experts_are_needs_our_own_and_says_so(qwen: LanguageModel) -> None:
+    with pytest.raises(UsageError, match="expert_similarity needs the experts of a run of our own; model some/"):
+        expert_similarity(qwen, [TEXTS])
 
 
 def test_dynamic_rope_is_not_read_beyond_the_length_it_was_made_for() -> None:

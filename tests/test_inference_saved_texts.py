@@ -77,7 +77,7 @@ def test_what_cannot_be_kept_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    assert save_text("the disk is full") is None
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert save_text("the disk is full") is None
     assert not list(private_folder("texts").glob("*"))

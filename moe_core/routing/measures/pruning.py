@@ -231,8 +231,8 @@ def _change_at(point: TopKPoint) -> str:
 PRUNING_TERMS = (
     Term(
         "pruning curve",
-        "How the loss changes as experts are taken out, the least needed first, as many from each layer; the order is "
-        "made on one text, the loss is of another.",
+        "How the loss changes as experts go, the least needed first, as many in each layer, in an order made on other "
+        "text.",
         "loss with the experts gone and the router choosing again - loss as it is",
         "the band of random orders",
         "2510.13999",
