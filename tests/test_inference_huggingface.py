@@ -215,7 +215,7 @@ def test_experts_of_a_foreign_model_are_weighed_as_by_hand(qwen: LanguageModel) 
         for expert in range(qwen.num_experts):
             tokens, slots = torch.nonzero(chosen_TK == expert, as_tuple=True)
             gate, up = (x_TD[tokens] @ experts.gate_up_proj[expert].t()).chunk(2, dim=1)
-            norms = ((torch.nn.functional.silu(gate) * up) @ experts.down_proj[expert].t()).norm(dim=1)
+            norms = ((torch.nn.functional.silu(gate) * up) @ experts.down_proj[expert].t()).norm(dim=1).detach()
             row = found.loc[(layer, expert)]
             assert row["tokens"] == len(tokens)
             assert row["ean"] == pytest.approx(float(norms.sum()), rel=1e-5)
