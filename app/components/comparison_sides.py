@@ -11,6 +11,7 @@ from app import loaders, state
 from app.components.goto import go_to_expert
 from app.components.progress import progress_bar
 from app.components.routing_text import deep_or_probe
+from app.components.side_views import LEAST_WIDTH
 from app.components.text_picker import pick_text
 from moe_core.errors import RunError, UsageError
 from moe_core.figures.sides import Comparison, Side, compare, have_same_shape
@@ -65,8 +66,9 @@ def against_text(subject: Subject) -> Comparison:
     """Two texts through the chosen run, each the held-out text of a domain or what is typed; of a trace, two of its
     domains. Raises UsageError while there are no two."""
     sides = []
-    for place, (letter, column) in enumerate(zip("AB", st.columns(2), strict=True)):
-        with column:
+    grid = st.grid(2, min_column_width=LEAST_WIDTH)
+    for place, letter in enumerate("AB"):
+        with grid, st.container():
             sides.append(pick_text(subject, letter, place))
     return compare(*sides, one_model=True)
 
