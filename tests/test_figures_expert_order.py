@@ -14,7 +14,7 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from test_figures_charts import SCALE, drawn, make_trace, texts
 
-from moe_core.figures import domains, expert_order, load
+from moe_core.figures import domains, expert_order, load, maps
 from moe_core.figures.effects import with_outline
 from moe_core.figures.expert_order import MAX_CELLS, MAX_SINGLE, MapView, expert_places, load_of_cells
 from moe_core.figures.layout import MAX_COLUMNS
@@ -221,3 +221,20 @@ def test_the_outline_finds_its_expert_in_every_order() -> None:
     assert outlined.chart.layer[-1].data["column"].tolist() == [place]
     part = load.load_map_figure(frame, balance, MapView(layers=(0, 0)))
     assert with_outline(part, 1, 5) is part
+
+
+@pytest.mark.parametrize(
+    ("lift", "written"),
+    [
+        (0.0, "0"),
+        (0.004, "<0.01"),
+        (0.6, "0.60"),
+        (0.994, "0.99"),
+        (0.996, "1.0"),
+        (1.0, "1.0"),
+        (1.27, "1.3"),
+        (14.2, "14"),
+    ],
+)
+def test_ratios_below_each_other_keep_their_digits(lift: float, written: str) -> None:
+    assert maps._ratio(lift) == written

@@ -24,7 +24,7 @@ from moe_core.figures.palette import (
     NEUTRAL,
     TOKEN_STRENGTH,
 )
-from moe_core.words import fixed, number, signed_two_digits, two_digits
+from moe_core.words import fixed, signed_two_digits, two_digits
 
 CELL = "cell"
 """Name of the selection of clickable maps."""
@@ -176,7 +176,7 @@ def _ratio(lift: float) -> str:
         return ""
     if 0 < lift < 0.01:
         return "<0.01"
-    return fixed(lift, 2) if 0 < lift < 0.995 else number(lift)
+    return fixed(lift, 2) if 0 < lift < 0.995 else two_digits(lift)
 
 
 def _distinct(frame: pd.DataFrame, channel: alt.X | alt.Y) -> int:
