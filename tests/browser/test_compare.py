@@ -6,29 +6,15 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from browser_lists import choose
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: `make test` installs it")
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 HOSTILE = (
     "<img src=x onerror=window.__broken=1> ![](http://example.com/a.png) </style><script>window.__broken=1</script>"
 )
-
-
-def choose(page: Page, label: str, name: str) -> None:
-    """From a list, which a page that is just drawn anew closes: it is opened again then."""
-    option = page.get_by_role("option", name=name)
-    for _ in range(5):
-        page.get_by_role("combobox", name=label).click()
-        try:
-            option.click(timeout=15_000)
-        except playwright.TimeoutError:
-            page.keyboard.press("Escape")
-        else:
-            return
-    raise AssertionError(f"no option {name!r} of {label!r} could be clicked")
 
 
 def test_two_steps_and_two_texts(dashboard: Any, page: Page) -> None:
@@ -52,8 +38,7 @@ def test_two_steps_and_two_texts(dashboard: Any, page: Page) -> None:
     assert dots(0) == dots(1) != []
 
     # Another step, chosen in the side bar, stands in the URL.
-    page.wait_for_function("document.querySelector('[data-test-script-state=notRunning]')")
-    choose(page, "Compare with", "step 20")
+    choose(page, page.get_by_role("combobox", name="Compare with"), "step 20")
     page.get_by_text(re.compile("^A is tiny, step 20, B is tiny, step 40")).wait_for()
     page.wait_for_url(re.compile(r"compare=step(\+|%20)20"))
 

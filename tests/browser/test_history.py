@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from browser_lists import choose
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -86,8 +87,7 @@ def test_back_and_forward_show_every_page_as_it_was(two_runs: Any, page: Page) -
     picker.wait_for()
     page.wait_for_url("**/?*run=*")
     run = next(name for name in ("tiny", "small") if f"run={name}" not in page.url)
-    picker.click()
-    page.get_by_role("option", name=run).click()
+    choose(page, picker, run)
     page.get_by_test_id("stSidebar").get_by_role("radio", name=str(LAYER), exact=True).click()
     VISITS[0].expect(page, run)
     for visit in VISITS[1:]:
@@ -119,8 +119,7 @@ def test_back_to_the_bare_address_and_from_one_expert_to_another(two_runs: Any, 
     navigation = page.get_by_test_id("stSidebarNav")
     navigation.get_by_role("link", name="Interventions").click()
     page.wait_for_url("**/interventions*changed_expert=3*")
-    page.get_by_role("combobox", name="Expert of layer 0").click()
-    page.get_by_role("option", name="1", exact=True).click()
+    choose(page, page.get_by_role("combobox", name="Expert of layer 0"), "1", exact=True)
     page.wait_for_url("**/interventions*changed_expert=1*")
     page.get_by_text("without expert 1 of layer 0").first.wait_for()
     page.go_back()
