@@ -1,4 +1,4 @@
-"""Choosing from a list of the dashboard in a real browser."""
+"""Choosing from lists and tables of the dashboard in a real browser."""
 
 from __future__ import annotations
 
@@ -25,3 +25,19 @@ def choose(page: Page, opened_by: Locator, name: str, *, exact: bool = False) ->
         else:
             return
     raise AssertionError(f"no option {name!r} could be clicked")
+
+
+def click_until(page: Page, table: Locator, x: int, comes: Locator) -> None:
+    """In the first row of a table, `x` points from its left, until `comes` is there. A table is a canvas, which takes
+    no click before its rows are drawn, and nothing tells when that is."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: `make test` installs it")
+    for _ in range(5):
+        page.wait_for_function("document.querySelector('[data-test-script-state=notRunning]')")
+        page.wait_for_timeout(500)
+        table.click(position={"x": x, "y": 36 + 18})
+        try:
+            comes.first.wait_for(timeout=30_000)
+        except playwright.TimeoutError:
+            continue
+        return
+    raise AssertionError("no click on the table's first row was taken")

@@ -85,8 +85,11 @@ function keepOneStep(push, replace) {
     kept = location.href;
   };
   history.pushState = (state, title, address) => {
-    if (new URL(address ?? location.href, location.href).pathname === location.pathname) {
-      replace(state, title, address);
+    const next = new URL(address ?? location.href, location.href);
+    if (next.pathname === location.pathname) {
+      // What Back has restored keeps its choices: a page that was left while it started still writes its own.
+      const loses = [...new URLSearchParams(location.search).keys()].some((key) => !next.searchParams.has(key));
+      if (!(wentBack && loses)) replace(state, title, address);
     } else if (!wentBack) { // else a message about the page that Back has left, which came late
       // Before the next page's address Streamlit writes its choices into that of the page that is left.
       if (new URL(kept).pathname === location.pathname) replace(history.state, title, kept);

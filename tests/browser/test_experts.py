@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from browser_lists import click_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -20,10 +21,8 @@ def test_a_row_of_the_table_opens_its_expert_and_the_link_brings_it_back(dashboa
     page.get_by_text("All experts").click()
     table = page.locator("[data-testid=stDataFrame]").first
     table.wait_for()
-    page.wait_for_timeout(500)  # the grid is a canvas: its rows are there once it is drawn
     # The first row is expert 0 of layer 0; the first column of the canvas holds the marks that select.
-    table.click(position={"x": 12, "y": 36 + 18})
-    page.get_by_text("Expert 0 of layer 0 takes").wait_for()
+    click_until(page, table, 12, page.get_by_text("Expert 0 of layer 0 takes"))
     page.wait_for_url(re.compile("expert=0"))
     assert "layer=0" in page.url
     page.reload()
@@ -34,11 +33,9 @@ def test_a_row_of_the_table_opens_its_expert_and_the_link_brings_it_back(dashboa
     page.get_by_text(", of ").and_(page.get_by_text(" in all. A cell shows its whole row")).wait_for()
     contexts = page.locator("[data-testid=stDataFrame]").first
     contexts.scroll_into_view_if_needed()
-    page.wait_for_timeout(500)
-    contexts.click(position={"x": 300, "y": 36 + 18})  # a cell of the first row
-    page.get_by_role("button", name="Open in Tokens").wait_for()
-    contexts.click(position={"x": 12, "y": 36 + 18})
-    page.locator(".t.selected").wait_for()
+    # A cell of the first row, and the mark that selects it.
+    click_until(page, contexts, 300, page.get_by_role("button", name="Open in Tokens"))
+    click_until(page, contexts, 12, page.locator(".t.selected"))
     document, token = re.search(r"document=(\d+)&token=(\d+)", page.url).groups()  # type: ignore[union-attr]
     assert page.locator(".t.selected").get_attribute("data-i") == token
     assert page.locator(".layer.now .slot b").filter(has_text=re.compile("^0$")).count() == 1, "it chose the expert"
@@ -48,7 +45,7 @@ def test_a_row_of_the_table_opens_its_expert_and_the_link_brings_it_back(dashboa
     page.wait_for_url(re.compile(f"document={document}&token={beside}$"))
     page.reload()
     page.locator(f".t.selected[data-i='{beside}']").wait_for()
-    page.go_back()
+    page.go_back()  # perhaps while the page that is left still starts
     page.get_by_text("Expert 0 of layer 0 takes").wait_for()
     assert sorted(re.split("[?&]", page.url)) == sorted(re.split("[?&]", address))
     page.go_forward()
