@@ -45,7 +45,9 @@ def test_a_row_of_the_table_opens_its_expert_and_the_link_brings_it_back(dashboa
     page.wait_for_url(re.compile(f"document={document}&token={beside}$"))
     page.reload()
     page.locator(f".t.selected[data-i='{beside}']").wait_for()
-    page.go_back()  # perhaps while the page that is left still starts
+    page.get_by_text("goes to expert").wait_for()  # the page is drawn to its end
+    page.wait_for_function("document.querySelector('[data-test-script-state=notRunning]')")
+    page.go_back()
     page.get_by_text("Expert 0 of layer 0 takes").wait_for()
     assert sorted(re.split("[?&]", page.url)) == sorted(re.split("[?&]", address))
     page.go_forward()

@@ -103,6 +103,8 @@ def test_a_path_and_an_upload_open_another_and_the_url_names_it(url: str, page: 
     link = page.url
     if page.get_by_role("textbox", name="Path on this computer").count() == 0:
         page.get_by_role("button", name="Open a file or a model").click()
+    # A box that is drawn anew has its old field for a moment, too.
+    page.wait_for_function("document.querySelectorAll('input[type=file]').length === 1")
     page.locator("input[type=file]").set_input_files(str(save_trace(tmp_path / "third.parquet", 4)))
     heading(page, "What is trace third.parquet")
     page.goto(link)
