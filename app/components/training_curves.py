@@ -11,12 +11,15 @@ from app.components.figure import show_figure
 from app.components.page import answer, plain, prose
 from moe_core.errors import MoescopeError
 from moe_core.experiments.equal_tokens import lower_loss_words, shipped_seed_limits
+from moe_core.figures.figure import Figure
 from moe_core.figures.palette import RUN_COLOURS
 from moe_core.figures.run_curves import ALONG, DRAWN, ZOOM, Along, loss_of_runs_figure, quantity_figure
 from moe_core.runs import RunFolder, RunSummary
 from moe_core.runs.curves import LOSS, RunCurves, run_curves
 from moe_core.words import listed, sentence
 
+KEPT_FIGURES = "training_quantities"
+"""Session key: the figures drawn last, and of what."""
 MOST_BESIDE = len(RUN_COLOURS) - 1
 LOSS_TERMS = ("loss", "unseen", "validation", "guessing by token frequency")
 _SPLITS = "Thick: unseen text. Dashed: validation. Thin: the text it learns. Shift and the wheel zoom, a drag moves."
@@ -69,8 +72,8 @@ def show_losses(names: Sequence[str], along: Along, *, is_live: bool) -> None:
 def show_quantities(names: Sequence[str], along: Along, *, is_live: bool) -> None:
     """What moved the loss, two figures a row; and once what a run has not recorded."""
     runs = _readable(names)
-    figures = [(name, quantity_figure(runs, name, along)) for name in DRAWN if name != LOSS]
-    drawn = [(name, figure) for name, figure in figures if figure is not None]
+    changed = [loaders.stamp(RunFolder(run.name).metrics_path) for run in runs]
+    drawn = _quantity_figures(runs, along, (str(RunFolder(names[0]).root), changed))
     if drawn:
         st.markdown("#### What went with it")
     for first in range(0, len(drawn), 2):
@@ -81,6 +84,17 @@ def show_quantities(names: Sequence[str], along: Along, *, is_live: bool) -> Non
                 show_figure(figure, key=name, terms=terms, title=title, is_live=is_live, named=False)
     for words in missing_words(runs):
         st.caption(prose(words))
+
+
+def _quantity_figures(runs: Sequence[RunCurves], along: Along, state_of_files: object) -> list[tuple[str, Figure]]:
+    """Those that have something to show, by their names; drawn anew when a run goes on, not at every click."""
+    key = ([run.name for run in runs], along, state_of_files)
+    kept: tuple[object, list[tuple[str, Figure]]] | None = st.session_state.get(KEPT_FIGURES)
+    if kept is None or kept[0] != key:
+        figures = [(name, quantity_figure(runs, name, along)) for name in DRAWN if name != LOSS]
+        kept = key, [(name, figure) for name, figure in figures if figure is not None]
+        st.session_state[KEPT_FIGURES] = kept
+    return kept[1]
 
 
 def missing_words(runs: Sequence[RunCurves]) -> list[str]:

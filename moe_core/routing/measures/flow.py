@@ -86,11 +86,9 @@ def layer_flow_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
     trace, sample = whole_and_sample(trace, seed)
     texts, rng = documents(sample), np.random.default_rng(seed)
     slots_LKT = sample.router_indices.transpose(0, 2, 1)[:, :, texts.order].astype(np.int64) + 1
-    here, after, E = slots_LKT[:-1], slots_LKT[1:], trace.num_experts + 1
-    of_sample_L = _nmi_of_pairs(_pair_counts(here, after, E))
-    null_PL = np.stack(
-        [_nmi_of_pairs(_pair_counts(here, after[:, :, texts.rotation(rng)], E)) for _ in range(permutations)]
-    )
+    here, after, E = slots_LKT[:-1], slots_LKT[1:], trace.num_experts
+    of_sample_L = _nmi_of_pairs(here, after, E)
+    null_PL = np.stack([_nmi_of_pairs(here, after[:, :, texts.rotation(rng)], E) for _ in range(permutations)])
     value_L, estimate = _all_tokens(trace, seed)
     return tested(
         {"layer": trace.layers[:-1], "next_layer": trace.layers[1:], "nmi": value_L},
@@ -104,17 +102,11 @@ def layer_flow_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
     )
 
 
-def _pair_counts(one_LKT: Int64Array, other_LKT: Int64Array, E: int) -> Int64Array:
-    """[L,E,E] pairs of slots by their experts, 1..E-1; 0 = unused, left out by _nmi_of_pairs."""
-    L = len(one_LKT)
-    rows_LKT = one_LKT * E + np.arange(L)[:, None, None] * (E * E)
-    keys = rows_LKT[:, :, None] + other_LKT[:, None]
-    return np.bincount(keys.reshape(-1), minlength=L * E * E).reshape(L, E, E)
-
-
-def _nmi_of_pairs(counts_EE: Int64Array) -> Float64Array:
-    # A trace of one layer has no next one.
-    return nmi(counts_EE[..., 1:, 1:]) if len(counts_EE) else np.empty(0)
+def _nmi_of_pairs(one_LKT: Int64Array, other_LKT: Int64Array, E: int) -> Float64Array:
+    """[L] nmi over pairs of slots, experts 1..E, 0 = unused; layer by layer, so that the counts stay in the cache."""
+    return np.array(
+        [nmi(joint_counts(one_KT, other_KT, E)) for one_KT, other_KT in zip(one_LKT, other_LKT, strict=True)]
+    )
 
 
 def _all_tokens(trace: AnyTrace, seed: int) -> tuple[Float64Array, Estimate]:
