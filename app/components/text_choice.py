@@ -63,7 +63,7 @@ def pick_source(domains: Sequence[str], key: str) -> str:
     options = [ALL, *domains, OWN] if len(domains) > 1 else [*domains, OWN]
     state.preset(key, options, options[0], plain)  # another run may have other domains
     return state.present(
-        st.segmented_control("Text", options, required=True, key=key, bind="query-params", format_func=plain)
+        st.segmented_control("Text", options, required=True, key=key, bind="query-params", format_func=plain, wrap=True)
     )
 
 
