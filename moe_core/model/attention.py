@@ -28,7 +28,8 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BSD: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        """[B, S, D] -> [B, S, D]; `cos`, `sin` [S, head_dim / 2] belong to the positions of these S tokens."""
+        """[B, S, D] -> [B, S, D]; `cos`, `sin` belong to the positions of these S tokens, [S, 1, head_dim / 2], or
+        [B, S, 1, head_dim / 2] where the sequences stand at different ones."""
         B, S, _ = x_BSD.shape
         queries = self.q_norm(self.q_proj(x_BSD).view(B, S, -1, self.head_dim))
         keys = self.k_norm(self.k_proj(x_BSD).view(B, S, -1, self.head_dim))
@@ -36,13 +37,15 @@ class Attention(nn.Module):
         queries = apply_rope(queries, cos, sin).transpose(1, 2)
         keys = apply_rope(keys, cos, sin).transpose(1, 2)
         values = values.transpose(1, 2)
+        mask = None
         if cache is not None:
             keys, values = cache.write(self.layer, keys, values)
+            mask = cache.mask
         mixed = nn.functional.scaled_dot_product_attention(
             queries,
             keys.to(queries.dtype),
             values.to(queries.dtype),
-            attn_mask=_chunk_mask(S, keys.shape[2], x_BSD.device),
+            attn_mask=_chunk_mask(S, keys.shape[2], x_BSD.device) if mask is None else mask,
             is_causal=S > 1 and keys.shape[2] == S,
             enable_gqa=self.grouped,
         )

@@ -14,8 +14,12 @@ class KVCache:
     """Room for `max_len` tokens of `batch_size` sequences, all of the same length so far.
 
     keys, values: [layers, B, num_kv_heads, max_len, head_dim]; positions at and after `length` hold nothing of meaning.
-    Keys are stored after RoPE. A router that has to remember earlier tokens keeps its notes here, too.
+    Keys are stored after RoPE. A router that has to remember earlier tokens keeps its notes here, too. Setting `length`
+    to a smaller number cuts the texts back. For sequences of unequal lengths there is JoinedCache.
     """
+
+    mask: Tensor | None = None
+    """bool [B, 1, 1, total], True = may look, where the sequences differ in length; None = attention's own rule."""
 
     def __init__(
         self,
@@ -35,7 +39,7 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
         self._angles = rope_angles(0, max_len, config.head_dim, config.rope_theta, self.keys.device)
-        self._memories: dict[nn.Module, Tensor] = {}
+        self._notes: dict[nn.Module, Tensor] = {}
 
     @property
     def max_len(self) -> int:
@@ -67,13 +71,27 @@ class KVCache:
         cos, sin = (table[self.length : self.length + new_tokens] for table in self._angles)
         return cos, sin
 
-    def router_memory(self, router: nn.Module, width: int) -> Tensor:
-        """float64 [B, max_len, width], a router's notes on each token seen; it reads and writes them. Zero at first."""
-        if router not in self._memories:
-            shape = (self.keys.shape[1], self.max_len, width)
-            self._memories[router] = torch.zeros(shape, dtype=torch.float64, device=self.keys.device)
-        return self._memories[router]
+    def last_notes(self, router: nn.Module) -> Tensor | None:
+        """float64 [B, 1, width], what a router noted at the last token seen; None before the first."""
+        return self._notes[router][:, self.length - 1 : self.length] if self.length else None
+
+    def note(self, router: nn.Module, notes_BSW: Tensor) -> None:
+        """Keep a router's notes on each of the new tokens, float64 [B, S, width]."""
+        kept = self._notes_of(router, notes_BSW.shape[2])
+        kept[:, self.length : self.length + notes_BSW.shape[1]] = notes_BSW
 
     def advance(self, new_tokens: int) -> None:
         """Count `new_tokens` as seen; the model calls it once every layer has written."""
         self.length += new_tokens
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that its tensors take."""
+        return sum(held.nbytes for held in (self.keys, self.values, *self._notes.values()))
+
+    def _notes_of(self, router: nn.Module, width: int) -> Tensor:
+        """float64 [B, max_len, width]; zero at first."""
+        if router not in self._notes:
+            shape = (self.keys.shape[1], self.max_len, width)
+            self._notes[router] = torch.zeros(shape, dtype=torch.float64, device=self.keys.device)
+        return self._notes[router]

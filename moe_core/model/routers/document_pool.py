@@ -70,10 +70,8 @@ class DocumentPoolRouter(TopKRouter):
         sums_BSE = running_BSE - earlier_BSE.gather(1, index_BSE)
         if context.cache is None:
             return sums_BSE
-        remembered = context.cache.router_memory(self, self.num_experts)
-        start = context.cache.length
-        if start:
+        if (earlier_B1E := context.cache.last_notes(self)) is not None:
             goes_on_BS1 = (first_BS < 0)[..., None]
-            sums_BSE = sums_BSE + goes_on_BS1 * remembered[:, start - 1 : start]
-        remembered[:, start : start + S] = sums_BSE
+            sums_BSE = sums_BSE + goes_on_BS1 * earlier_B1E
+        context.cache.note(self, sums_BSE)
         return sums_BSE
