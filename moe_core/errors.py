@@ -48,6 +48,19 @@ class TraceError(MoescopeError):
     """A routing trace that is missing, damaged or inconsistent, or a router that could not be captured exactly."""
 
 
+class QueueFullError(MoescopeError):
+    """More requests wait for the model than are let in."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+        """In how many seconds there may be room."""
+
+
+class ShutDownError(MoescopeError):
+    """The model takes no further request: it is being taken down."""
+
+
 class ServerError(MoescopeError):
     """A server that is not there, is too slow, or answers otherwise than it should."""
 

@@ -117,7 +117,7 @@ def test_when_the_window_is_full_the_later_half_is_read_in_anew(loaded: Loaded) 
 def scripted(loaded: Loaded, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> list[GeneratedToken]:
     """Generate exactly `ids`: the draw is replaced, everything after it is real."""
     queue = iter(ids)
-    monkeypatch.setattr("moe_core.inference.engine.sample", lambda *_: next(queue))
+    monkeypatch.setattr("moe_core.inference.row.sample", lambda *_: next(queue))
     return list(generate(loaded, "", SamplingConfig(max_new_tokens=len(ids))))
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,8 +14,9 @@ from torch import nn
 from moe_core.data.tokenizer import TextTokenizer
 from moe_core.errors import UsageError
 from moe_core.inference.foreign_tokenizer import ForeignTokenizer, IdTokenizer
-from moe_core.inference.protocol import Read, ReadTokens
-from moe_core.routing import Recorder, capture
+from moe_core.inference.huggingface_reader import CachedReader, reason_to_read_apart
+from moe_core.inference.protocol import Reader
+from moe_core.routing import capture
 from moe_core.routing.instruments.huggingface.loading import explained_errors
 
 UNLIMITED_WINDOW = 32_768
@@ -88,27 +88,17 @@ class HuggingFaceLanguageModel:
         logits_BSV: torch.Tensor = self.model(input_ids=token_ids_BS, use_cache=False).logits
         return logits_BSV
 
+    @cached_property
+    def reads_apart(self) -> str:
+        """See LanguageModel. It is tried out when first asked for: families differ beyond their configurations."""
+        return reason_to_read_apart(self)
+
     @contextmanager
-    def reading(self) -> Iterator[Read]:
+    def reading(self) -> Iterator[Reader]:
         """See LanguageModel. The cache is whatever the model itself makes: layers of some are no plain attention."""
-        extra = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
         with capture(self.model, keep_logits=False) as recorder:
             recorder.pause()
-            yield partial(self._read, recorder, extra)
-
-    def _read(self, recorder: Recorder, extra: dict[str, int], token_ids: Sequence[int], cache: Any) -> ReadTokens:
-        ids_BS = torch.tensor([token_ids], device=self.device)
-        with recorder.restarted():
-            output = self.model(input_ids=ids_BS, past_key_values=cache, use_cache=True, **extra)
-        if getattr(output, "past_key_values", None) is None:
-            raise UsageError(
-                f"{self.name} ({type(self.model).__name__}) keeps no cache of what it has read, so it cannot write "
-                "token by token; trace a text instead"
-            )
-        indices_LSK, scores_LSK = recorder.choices(len(token_ids))
-        return ReadTokens(
-            output.logits[0, -1], indices_LSK.swapaxes(0, 1), scores_LSK.swapaxes(0, 1), output.past_key_values
-        )
+            yield CachedReader(self.model, self.name, self.device, recorder)
 
 
 def _device(model: Any) -> torch.device:

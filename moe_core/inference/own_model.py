@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from moe_core.data.tokenizer import Tokenizer
-from moe_core.inference.protocol import Read, ReadTokens
+from moe_core.inference.protocol import Reader, ReadTokens
+from moe_core.model.joined_cache import JoinedCache
 from moe_core.model.kv_cache import KVCache
-from moe_core.model.transformer import MoETransformer
+from moe_core.model.transformer import ModelOutput, MoETransformer
 
 if TYPE_CHECKING:
     from moe_core.config import Config
@@ -71,24 +74,88 @@ class OwnModel:
         logits_BSV: torch.Tensor = self.model(token_ids_BS).logits
         return logits_BSV
 
-    @contextmanager
-    def reading(self) -> Iterator[Read]:
-        """See LanguageModel. Nothing has to be put on the model: it tells what its routers chose."""
-        yield self._read
+    @property
+    def reads_apart(self) -> str:
+        """Nothing: see LanguageModel."""
+        return ""
 
-    def _read(self, token_ids: Sequence[int], cache: Any) -> ReadTokens:
+    @contextmanager
+    def reading(self) -> Iterator[Reader]:
+        """See LanguageModel. Nothing has to be put on the model: it tells what its routers chose."""
+        yield _OwnReader(self)
+
+
+class _OwnReader:
+    """See Reader."""
+
+    def __init__(self, language: OwnModel) -> None:
+        self._language = language
+
+    def read(self, token_ids: Sequence[int], cache: KVCache | None) -> ReadTokens:
+        """See Reader."""
+        model = self._language.model
         if cache is None:
-            weight = self.model.embedding.weight
-            cache = KVCache(self.model.config, 1, self.context_window, weight.dtype, weight.device)
-        output = self.model(torch.tensor([token_ids], device=self.device), cache=cache)
-        # The same that capture records, without its checks for each token.
-        routed = output.router_outputs
-        none = torch.zeros(len(token_ids), 0, self.top_k)  # of a dense model
-        experts = torch.stack([layer.router_indices for layer in routed], dim=1) if routed else none
-        scores = torch.stack([layer.router_scores for layer in routed], dim=1) if routed else none
-        return ReadTokens(
-            logits=output.logits[0, -1],
-            experts=experts.to(torch.int16).cpu().numpy(),
-            scores=scores.float().cpu().numpy(),
-            cache=cache,
-        )
+            weight = model.embedding.weight
+            cache = KVCache(model.config, 1, self._language.context_window, weight.dtype, weight.device)
+        output = model(torch.tensor([token_ids], device=self._language.device), cache=cache)
+        experts, scores = _routed(output, len(token_ids), self._language.top_k)
+        return ReadTokens(output.logits[0, -1], experts, scores, cache)
+
+    def join(self) -> _OwnTexts:
+        """See Reader."""
+        return _OwnTexts(self._language)
+
+    def cut(self, cache: KVCache, length: int) -> KVCache:
+        """See Reader."""
+        cache.length = length
+        return cache
+
+    def nbytes(self, cache: KVCache) -> int:
+        """See Reader."""
+        return cache.nbytes
+
+
+class _OwnTexts:
+    """See JoinedTexts. The room doubles whenever it is full."""
+
+    def __init__(self, language: OwnModel) -> None:
+        self._language = language
+        self._rows = 0
+        self._cache = self._room(2)
+
+    def add(self, cache: KVCache) -> None:
+        """See JoinedTexts."""
+        if self._rows == self._cache.keys.shape[1]:
+            full, self._cache = self._cache, self._room(2 * self._rows)
+            for _ in range(self._rows):
+                self._cache.add(full.take(0))
+        self._cache.add(cache)
+        self._rows += 1
+
+    def take(self, row: int) -> KVCache:
+        """See JoinedTexts."""
+        self._rows -= 1
+        return self._cache.take(row)
+
+    def read(self, token_ids: Sequence[int]) -> list[ReadTokens]:
+        """See JoinedTexts."""
+        ids_B1 = torch.tensor(token_ids, device=self._language.device)[:, None]
+        output = self._language.model(ids_B1, cache=self._cache)
+        experts, scores = _routed(output, len(token_ids), self._language.top_k)
+        # One copy from the device instead of one for each text.
+        logits_BV = output.logits[:, -1].cpu()
+        return [ReadTokens(logits_BV[b], experts[b : b + 1], scores[b : b + 1], None) for b in range(len(token_ids))]
+
+    def _room(self, slots: int) -> JoinedCache:
+        model = self._language.model
+        weight = model.embedding.weight
+        return JoinedCache(model.config, slots, self._language.context_window, weight.dtype, weight.device)
+
+
+def _routed(output: ModelOutput, num_tokens: int, top_k: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
+    """Experts and weights [T, L, K]: the same that capture records, without its checks for each token."""
+    routed = output.router_outputs
+    none = torch.zeros(num_tokens, 0, top_k)  # of a dense model
+    experts = torch.stack([layer.router_indices for layer in routed], dim=1) if routed else none
+    scores = torch.stack([layer.router_scores for layer in routed], dim=1) if routed else none
+    return experts.to(torch.int16).cpu().numpy(), scores.float().cpu().numpy()

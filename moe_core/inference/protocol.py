@@ -5,7 +5,7 @@ Types only. open.py makes such a model, own_model.py and huggingface.py are the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -37,12 +37,37 @@ class ReadTokens(NamedTuple):
     scores: npt.NDArray[np.float32]
     """[S, L, K] their combine weights."""
     cache: Any
-    """To read on from."""
+    """To read on from; None of texts that are read together, which share one."""
 
 
-Read = Callable[[Sequence[int], Any], ReadTokens]
-"""Appends token ids to those in a cache (None = to none), which must not be used again. Both together are at most
-`context_window` tokens."""
+class JoinedTexts(Protocol):
+    """Several texts, each with a cache of its own length, that are read on together, one token of each in a pass."""
+
+    def add(self, cache: Any) -> None:
+        """Put a text that was read alone behind the others; its cache must not be used again."""
+
+    def take(self, row: int) -> Any:
+        """Take a text out, to be read on from alone: its cache. The texts behind it move up."""
+
+    def read(self, token_ids: Sequence[int]) -> list[ReadTokens]:
+        """Append a token to each text."""
+
+
+class Reader(Protocol):
+    """Reads texts piece by piece, each with a cache of its own. Texts that do not share a pass are not mixed."""
+
+    def read(self, token_ids: Sequence[int], cache: Any) -> ReadTokens:
+        """Append token ids to those in a cache (None = to none), which must not be used again. Both together are at
+        most `context_window` tokens."""
+
+    def join(self) -> JoinedTexts:
+        """None so far. Only for a model whose `reads_apart` is empty, as the two below."""
+
+    def cut(self, cache: Any, length: int) -> Any:
+        """A cache of the first `length` tokens, at least one; the given one must not be used again."""
+
+    def nbytes(self, cache: Any) -> int:
+        """Bytes of memory that a cache takes."""
 
 
 class LanguageModel(Protocol):
@@ -90,8 +115,15 @@ class LanguageModel(Protocol):
     def logits(self, token_ids_BS: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, V]; each sequence alone, from its beginning."""
 
-    def reading(self) -> AbstractContextManager[Read]:
-        """Open for as long as one text is read piece by piece; what watches the routers is then put there once.
+    @property
+    def reads_apart(self) -> str:
+        """Why each of its texts needs passes of its own, and a text's beginning one whole pass: "model x keeps ...".
+
+        Empty where texts of unequal length can be read on together, piece by piece, and cut back.
+        """
+
+    def reading(self) -> AbstractContextManager[Reader]:
+        """Open for as long as texts are read piece by piece; what watches the routers is then put there once.
 
         Each call of what it yields may come from another thread. Nothing else that the model reads meanwhile, in this
         thread or another one, is disturbed or mixed in.
