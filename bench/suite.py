@@ -43,6 +43,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "moe_layer": Benchmark("moe_layer", "How fast is one MoE layer, from one token to thousands?"),
     "whole_model": Benchmark("whole_model", "How fast are whole models, against others of the same weights or size?"),
     "observing": Benchmark("observing", "What do capture and streaming cost?"),
+    "batching": Benchmark("batching", "What do requests gain by being answered together?"),
     "watched_steps": Benchmark("watched_steps", "What does watching cost someone else's training?"),
     "aggregation": Benchmark("aggregation", "How fast is a trace counted, against pandas and pyarrow?"),
     "traces": Benchmark("traces", "How long does a million tokens take, from text to every table, and how much room?"),

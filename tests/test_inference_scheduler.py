@@ -134,7 +134,7 @@ def test_a_slow_reader_holds_no_slot_and_loses_no_text() -> None:
         slow = scheduler.start(request)
         assert len(scheduler.start(long((4,))).result().tokens) == 8, "the slow one's slot is free"
         events = list(slow)
-        whole = list(Scheduler.start(scheduler, request, whole=True))
+        whole = list(scheduler.start(request, whole=True))
     same(whole, expected)
     late = [event for event in events if isinstance(event, TokensAsText)]
     assert len(events) == 5 + 1 + 1
@@ -227,13 +227,18 @@ def test_those_who_came_first_are_answered_first_and_those_who_run_get_equally_m
     paced: Callable[[int], None],
 ) -> None:
     with scheduler_of(own("softmax"), slots=2) as scheduler:
-        generations = [scheduler.start(long((1 + i,), tokens=6)) for i in range(4)]
+        generations = [scheduler.start(long((1 + i,), tokens=FOREVER)) for i in range(4)]
         paced(10)
         for generation in generations[:2]:
             assert [type(next(generation)) for _ in range(5)] == [PromptRead] + [GeneratedToken] * 4
-        assert scheduler.counts().waiting == 2
-        paced(14)
-        assert [len(each.result().tokens) for each in generations] == [2, 2, 6, 6]
+        assert (scheduler.counts().running, scheduler.counts().waiting) == (2, 2)
+        generations[0].cancel()
+        paced(6)
+        assert isinstance(next(generations[2]), PromptRead), "who waits longest has the free slot"
+        assert scheduler.counts().waiting == 1
+        for generation in generations:
+            generation.cancel()
+        paced(4)
 
 
 def test_what_cannot_share_a_pass_is_said() -> None:

@@ -45,7 +45,7 @@ __all__ = [
     "TokensAsText",
 ]
 
-KEPT_BYTES = 256 * 2**20
+KEPT_BYTES = 2**30
 
 
 class Engine:
