@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_inference_tracing import Loaded, tiny_loaded
@@ -111,6 +112,21 @@ def test_a_stop_string_that_never_comes_changes_no_character(model: LanguageMode
     whole = Engine(model).start(Request("The", LONG)).result()
     held = whole.text[-2:] + "§"
     assert Engine(model).start(Request("The", LONG, stop=(held,))).result().text == whole.text
+
+
+def test_the_likeliest_tokens_at_each_place_are_told_with_their_probabilities(model: LanguageModel) -> None:
+    request = Request("The", replace(LONG, max_new_tokens=5), likeliest=3)
+    tokens = Engine(model).start(request).result().tokens
+    ids = [model.tokenizer.end_of_text, *model.tokenizer.encode("The"), *(token.token_id for token in tokens)]
+    with torch.inference_mode():
+        expected = model.logits(torch.tensor([ids]))[0].double().log_softmax(-1).topk(3)
+    for at, token in enumerate(tokens, start=len(ids) - len(tokens) - 1):
+        assert [token_id for token_id, _ in token.likeliest] == expected.indices[at].tolist()
+        assert [log_p for _, log_p in token.likeliest] == pytest.approx(expected.values[at].tolist(), abs=1e-4)
+        assert dict(token.likeliest).get(token.token_id, -token.loss) == pytest.approx(-token.loss)
+    assert Engine(model).start(replace(request, likeliest=0)).result().tokens[0].likeliest == ()
+    with pytest.raises(UsageError, match="likeliest = -1 is out of range"):
+        replace(request, likeliest=-1)
 
 
 @pytest.mark.parametrize("stop", ["a.", ("", "x"), ("x", ""), (1,)])

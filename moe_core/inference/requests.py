@@ -37,7 +37,12 @@ class Request:
     """Requests of one conversation share a name: what the last one has read and written is kept, as far as there is
     room, and is not read again where the next one's prompt begins with it. Empty: nothing is kept."""
 
+    likeliest: int = 0
+    """How many of the likeliest tokens are told at each place of what is written; 0 = none."""
+
     def __post_init__(self) -> None:
+        if self.likeliest < 0:
+            raise UsageError(f"likeliest = {self.likeliest} is out of range; expected 0 or more")
         given: tuple[object, ...] | str = self.stop  # whatever the annotation says, a caller may hand over
         if isinstance(given, str) or not all(isinstance(stop, str) and stop for stop in given):
             raise UsageError(f"stop = {self.stop!r}; expected a tuple of strings of at least one character")
@@ -76,6 +81,8 @@ class GeneratedToken:
     """[L, K] combine weights."""
     loss: float
     """Nats: -ln of its probability under the model itself, at temperature 1 and without top-k or top-p."""
+    likeliest: tuple[tuple[int, float], ...] = ()
+    """As many as the request asks for: token ids at this place and ln of their probabilities, the likeliest first."""
 
 
 @dataclass(frozen=True)

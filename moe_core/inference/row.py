@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,14 @@ from moe_core.inference.protocol import LanguageModel, ReadTokens
 from moe_core.inference.requests import Ending, Finished, GeneratedToken, PromptRead, Request
 from moe_core.inference.sampling import sample
 from moe_core.inference.stop_strings import StopStrings
+
+
+class _Drawn(NamedTuple):
+    """A token that is drawn and not read yet; see GeneratedToken."""
+
+    token_id: int
+    loss: float
+    likeliest: tuple[tuple[int, float], ...]
 
 
 class Row:
@@ -52,8 +60,8 @@ class Row:
         self._logits: torch.Tensor | None = None
         self.prompt_read = 0
         """Tokens of the prompt, as far as they fit the window, once all are read; before that 0."""
-        self._drawn: tuple[int, float] | None = None
-        """The token that is being read back in, and its loss."""
+        self._drawn: _Drawn | None = None
+        """The token that is being read back in."""
 
     @property
     def writes(self) -> bool:
@@ -76,7 +84,8 @@ class Row:
             if token_id in self._model.end_ids:
                 self.finish("end of text")
                 return
-            self._drawn = token_id, float(torch.logsumexp(logits_V, 0) - logits_V[token_id])
+            total = torch.logsumexp(logits_V, 0)
+            self._drawn = _Drawn(token_id, float(total - logits_V[token_id]), self._likeliest(logits_V, total))
         except Exception as error:
             self.fail(error)
             return
@@ -140,14 +149,21 @@ class Row:
 
     def _send_token(self, found: ReadTokens) -> None:
         assert self._drawn is not None
-        token_id, loss = self._drawn
+        token_id, loss, likeliest = self._drawn
         text, stopped = self._stops.add(self._characters.decode(self._model.tokenizer.token_bytes(token_id)))
-        self.mailbox.put(GeneratedToken(token_id, text, found.experts[-1], found.scores[-1], loss))
+        self.mailbox.put(GeneratedToken(token_id, text, found.experts[-1], found.scores[-1], loss, likeliest))
         self.written += 1
         if stopped:
             self.finish("stop")
         elif self.written == self.request.sampling.max_new_tokens:
             self.finish("length")
+
+    def _likeliest(self, logits_V: torch.Tensor, total: torch.Tensor) -> tuple[tuple[int, float], ...]:
+        """See GeneratedToken; `total` is the logits' logsumexp."""
+        if not self.request.likeliest:
+            return ()
+        top = logits_V.topk(min(self.request.likeliest, len(logits_V)))
+        return tuple(zip(top.indices.tolist(), (top.values - total).tolist(), strict=True))
 
     def _joined_routing(self) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
         """[S, L, K] experts and weights of all `recent` tokens."""
