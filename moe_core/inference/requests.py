@@ -112,6 +112,7 @@ class Completion:
 
     text: str
     tokens: tuple[GeneratedToken, ...]
+    """All but those of a TokensAsText."""
     reason: Ending
 
 
