@@ -99,7 +99,7 @@ class Batch:
             return
         self._rows.remove(row)
         self._rows.append(row)
-        if not row.recent:
+        if not (row.recent or row.prompt_read or row.apart):
             self._look_for_prefix(row)
         if not row.writes:
             whole = len(row.waiting) <= self._piece or bool(self._model.reads_apart)
