@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_core.data.document import Document
+from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError, UsageError
 from moe_core.evaluation.expert_ranking import ExpertRanking, LayerRanking, random_ranking, ranking_by_scores
 from moe_core.evaluation.pruning import plan_curves, pruning_curves, rankings_of
@@ -198,6 +200,24 @@ def test_the_halves_of_a_text_share_no_source(loaded: LoadedRun) -> None:
     assert len(set(text.tuning.source_ids)) == 2
     assert len(set(text.scored.source_ids)) == 3
     assert len(set(text.tuning.document_ids)) + len(set(text.scored.document_ids)) == 20
+
+
+def test_a_source_of_several_domains_is_in_one_half_alone(loaded: LoadedRun) -> None:
+    documents = [Document(f"{kind} text {i}.", kind, f"s{i}", "") for kind in ("legal", "code") for i in range(9)]
+    sourceless = [Document(f"{kind} note.", kind, "", "") for kind in ("legal", "code")]
+    text = split_by_source(loaded, [*documents, *sourceless], "a file")
+    halves = [
+        {int(re.search(r"\d+", document)[0]) for document in texts_of(loaded, half) if "note" not in document}  # type: ignore[index]
+        for half in (text.tuning, text.scored)
+    ]
+    assert not halves[0] & halves[1]
+    assert halves[0] | halves[1] == set(range(9))
+    assert abs(len(halves[0]) - len(halves[1])) <= 1
+
+
+def texts_of(loaded: LoadedRun, dataset: TokenDataset) -> list[str]:
+    tokens = [dataset.token_ids[dataset.document_ids == number] for number in np.unique(dataset.document_ids)]
+    return [loaded.tokenizer.decode(ids.tolist()) for ids in tokens]
 
 
 def test_many_experts_are_planned_in_few_points() -> None:

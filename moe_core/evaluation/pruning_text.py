@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,18 +43,23 @@ def text_of_run(loaded: Loaded | LanguageModel) -> PruningText:
 
 def split_by_source(loaded: Loaded | LanguageModel, documents: Sequence[Document], name: str) -> PruningText:
     """Half of each domain's sources to put in order, the other half to score, by a fixed shuffle; a document without a
-    source is its own. Of each half at most ABLATED_TOKENS_PER_DOMAIN tokens of a domain.
+    source is its own, and a source met in an earlier domain stays in the half it has there. Of each half at most
+    ABLATED_TOKENS_PER_DOMAIN tokens of a domain.
 
     Raises UsageError with fewer than two sources in every domain.
     """
     halves: tuple[list[Document], list[Document]] = ([], [])
+    of_domain: dict[str, list[tuple[str | int, Document]]] = {}
+    for place, document in enumerate(documents):
+        of_domain.setdefault(document.domain, []).append((document.source or place, document))
+    half_of: dict[str | int, int] = {}
     rng = np.random.default_rng(0)
-    for domain in dict.fromkeys(document.domain for document in documents):
-        own = [document for document in documents if document.domain == domain]
-        sources = list(dict.fromkeys(_sources(own)))
-        tuning = {sources[place] for place in rng.permutation(len(sources))[: len(sources) // 2]}
-        for document, source in zip(own, _sources(own), strict=True):
-            halves[source not in tuning].append(document)
+    for own in of_domain.values():
+        new = [source for source in dict.fromkeys(source for source, _ in own) if source not in half_of]
+        order = rng.permutation(len(new))
+        half_of |= {new[place]: int(rank >= len(new) // 2) for rank, place in enumerate(order)}
+        for source, document in own:
+            halves[half_of[source]].append(document)
     if not halves[0]:
         raise UsageError(
             f"{name} is of one source; expected two or more: experts are put in order on one and scored on another"
@@ -63,7 +68,3 @@ def split_by_source(loaded: Loaded | LanguageModel, documents: Sequence[Document
         as_dataset(loaded, as_dataset(loaded, half).select(ABLATED_TOKENS_PER_DOMAIN, seed=0)) for half in halves
     )
     return PruningText(tuned, scored, name)
-
-
-def _sources(documents: Iterable[Document]) -> list[str]:
-    return [document.source or f"document {number}" for number, document in enumerate(documents)]
