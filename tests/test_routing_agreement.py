@@ -147,6 +147,20 @@ def test_what_follows_for_a_fine_tuned_model() -> None:
     )
 
 
+def test_too_few_sources_do_not_make_two_models_strangers() -> None:
+    """Of one source two of three choices are others, of the other none: an interval from 0 to 100 % says nothing."""
+    own = random_trace(0, T=60, drop=0.0)
+    own = replace(own, source_ids=np.repeat([0, 1], 30).astype(np.int32))
+    indices = own.router_indices.copy()
+    indices[:, :20] = (indices[:, :20] + 1) % own.num_experts
+    other = replace(own, router_indices=indices)
+    found = routing_agreement(own, other)
+    assert found.all_choices.low <= found.all_choices.chance < 0.6 < found.all_choices.value
+    told = fine_tuning_verdict(found, routing_movers(own, other))
+    assert told.startswith("Not distinguishable from two models that have nothing in common but their load")
+    assert told.endswith("or 2 sources are too few to tell.")
+
+
 def test_what_is_not_all_is_never_called_100_percent() -> None:
     assert [shared_percent(share) for share in (0.31, 0.99, 0.991, 0.9994, 0.99951, 1.0)] == [
         "31 %", "99 %", "99.1 %", "99.9 %", "over 99.9 %", "100 %",

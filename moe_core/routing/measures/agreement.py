@@ -194,9 +194,11 @@ def fine_tuning_verdict(found: Agreement, movers: pd.DataFrame) -> str:
     whole, surely = found.all_choices, int((~movers["uncertain"].astype(bool)).sum())
     changed = f"{percent(1 - whole.value)} of the choices are other ones"
     if whole.low <= whole.chance:
+        interval = f"95 % interval {percent(1 - whole.high)} to {percent(1 - whole.low)}"
         return (
-            f"The two have nothing in common but their load: {changed}, as many as by chance. They are hardly a model "
-            "and its fine-tuned copy."
+            f"Not distinguishable from two models that have nothing in common but their load: {changed} ({interval}; "
+            f"{percent(1 - whole.chance)} by chance). Either they are hardly a model and its fine-tuned copy, or "
+            f"{count_of(found.sources, 'source')} are too few to tell."
         )
     if movers["p_adjusted"].isna().all():
         return f"After fine-tuning {changed}; whether the experts divide the work otherwise takes more sources to tell."
