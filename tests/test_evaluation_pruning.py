@@ -274,6 +274,14 @@ def test_the_verdict_says_how_far_and_whether_orders_can_be_told_apart() -> None
     assert "cannot be told on text of one source" in pruning_verdict(curves_of({"reap": reap}, half=math.nan))
 
 
+def test_at_random_means_by_any_random_order() -> None:
+    """Their mean stays within the tolerance, one of them does not: who takes experts at random may have that one."""
+    curves = curves_of({"random": [0.0, 0.005]})
+    points = [replace(point, lowest=-0.02, highest=0.03 if point.removed == 2 else 0.01) for point in curves.points]
+    assert reach(curves.at("random")) == 2
+    assert reach(points) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

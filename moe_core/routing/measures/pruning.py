@@ -130,11 +130,12 @@ def pruning_verdict(curves: PruningCurves) -> str:
 def reach(points: Sequence[PruningPoint], tolerance: float = TOLERANCE_NATS) -> int:
     """The most experts that can go from each layer with the loss surely within `tolerance`: 0 if not even the fewest.
 
-    Surely: the upper end of the 95 % interval stays within it, there and wherever fewer are gone.
+    Surely: the upper end of the 95 % interval stays within it, and so does every random order, there and wherever fewer
+    are gone.
     """
     found = 0
     for point in sorted(points, key=lambda point: point.removed):
-        if not point.high <= tolerance:
+        if not (point.high <= tolerance and point.highest <= tolerance):
             break
         found = point.removed
     return found
