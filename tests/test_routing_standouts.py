@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moe_core.evaluation.effects import SourceBootstrap
 from moe_core.routing.measures.domains import CLEARLY, ONE_DOMAIN, domain_cells, domain_nmi_test
 from moe_core.routing.measures.load import load_balance, load_bounds
 from moe_core.routing.measures.standouts import (
@@ -137,6 +138,23 @@ def test_the_most_costly_are_those_whose_cost_is_sure() -> None:
     assert unsure.note == "Without any one of 2 experts the loss does not surely rise."
     untold = most_costly(pd.DataFrame(rows[:1], columns=columns).assign(low=float("nan")))
     assert CANNOT_BE_TOLD in untold.note
+
+
+def test_of_many_experts_that_cost_nothing_none_is_named_by_accident() -> None:
+    """Each interval leaves 0 out in 5 of 100 cases, so that of 64 experts without effect hardly one text has none."""
+    sources, experts = 40, 64
+    source_T = np.repeat(np.arange(sources, dtype=np.int32), 10)
+    by_itself = by_accident = 0
+    for seed in range(40):
+        bootstrap = SourceBootstrap(source_T, np.zeros(400, np.int16), ["all text"], np.ones(400, np.bool_), seed)
+        rng = np.random.default_rng(seed)
+        rows = [bootstrap.means_of_sums(rng.normal(0.0, 0.1, sources))[0] for _ in range(experts)]
+        frame = pd.DataFrame(rows).assign(layer=0, expert=range(experts))
+        frame["uncertain"] = ~((frame["low"] > 0) | (frame["high"] < 0))
+        by_itself += bool((frame["low"] > 0).any())
+        by_accident += bool(most_costly(frame).experts)
+    assert by_itself >= 20
+    assert by_accident <= 5  # 2 of 40 are expected; 6 or more has probability 0.01
 
 
 @pytest.mark.parametrize("is_counts", [False, True])

@@ -20,6 +20,7 @@ from moe_core.routing.statistics.bootstrap import (
 from moe_core.routing.statistics.intervals import (
     mean_error,
     number_of_hits_p,
+    p_of_intervals,
     paired_difference,
     ratio_error,
     student_interval,
@@ -50,6 +51,18 @@ def test_one_value_has_no_interval_and_no_spread_is_told_by_signs() -> None:
     assert student_p(0.0, 0.0, 3, 4) == 1.0
     same = paired_difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
     assert (same.mean, same.low, same.high, same.p_value, same.pairs) == (1.0, 1.0, 1.0, 0.25, 3)
+
+
+def test_the_p_of_an_interval_is_that_of_its_nearer_side() -> None:
+    value, low, high = (
+        np.array([1.0, 1.0, -1.0, 0.0, 1.0]),
+        np.array([0.0, 0.5, -9, 0, np.nan]),
+        np.array([3, 9, 0, 0, 2.0]),
+    )
+    p = p_of_intervals(value, low, high)
+    assert p[[0, 2]] == pytest.approx(0.05)  # 0 is the end of the interval
+    assert p[1] == pytest.approx(2 * stats.norm.sf(2 * stats.norm.isf(0.025)))
+    assert (p[3], bool(np.isnan(p[4]))) == (1.0, True)
 
 
 def test_a_ratio_of_equal_weights_is_a_mean_and_a_single_source_lends_no_freedom() -> None:
