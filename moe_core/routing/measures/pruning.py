@@ -14,8 +14,6 @@ from moe_core.words import listed, number, signed
 
 TOLERANCE_NATS = 0.02
 """A rise of loss that someone who prunes puts up with: 2 % of perplexity."""
-CRITERION_NAMES = {"reap": "REAP", "load": "load", "effect": "causal effect", "random": "a random order"}
-"""As in "by load"; a random order stands alone."""
 BY = {"reap": "by REAP", "load": "by load", "effect": "by causal effect", "random": "at random"}
 
 
