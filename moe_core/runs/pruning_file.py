@@ -5,21 +5,19 @@ One file for each checkpoint and text. What is not finite is null in the file an
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter
 
-from moe_core.errors import RunError, first_fault
 from moe_core.json_values import json_safe
 from moe_core.program import program
 from moe_core.routing.measures.pruning import PruningCurves
 from moe_core.runs.analysis import AnalysisOf
-from moe_core.runs.checksum import KEY, is_verified, with_checksum
-from moe_core.runs.files import json_object, read_file
+from moe_core.runs.checksum import read_typed, with_checksum
+from moe_core.runs.files import read_file
 from moe_core.runs.folder import RunFolder
 
 
@@ -53,17 +51,8 @@ def read_curves(run: RunFolder) -> KeptCurves | None:
     """
     found: list[KeptCurves] = []
     for path in run.place.matching("analysis", "pruning_*.json"):
-        content = read_file(path)
-        is_verified(content, str(path))
-        tree = json_object(content, path)
-        tree.pop(KEY, None)
-        try:
-            found.append(_reader().validate_json(json.dumps(_with_nan(tree))))
-        except ValidationError as error:
-            raise RunError(
-                f"{str(path)!r} holds no pruning curves ({first_fault(error).line}); delete it, `{program()} ablate "
-                f"--run {run.name} --curve` makes it again"
-            ) from None
+        remedy = f"delete it, `{program()} ablate --run {run.name} --curve` makes it again"
+        found.append(read_typed(read_file(path), path, _reader(), "holds no pruning curves", remedy)[0])
     return max(found, key=lambda kept: (kept.of.step, kept.computed_at), default=None)
 
 
@@ -78,4 +67,4 @@ def _with_nan(value: Any) -> Any:
 
 @cache
 def _reader() -> TypeAdapter[KeptCurves]:
-    return TypeAdapter(KeptCurves)
+    return TypeAdapter(Annotated[KeptCurves, BeforeValidator(_with_nan)])
