@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import pandas as pd
 
 from moe_core.routing.measures.term import Term
-from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE
+from moe_core.routing.statistics.intervals import p_of_intervals
+from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE, adjust
 from moe_core.words import listed, number, signed
 
 TOLERANCE_NATS = 0.02
@@ -210,11 +212,18 @@ def top_k_verdict(curves: PruningCurves) -> str:
         parts.append(_change_at(max(fewer, key=lambda point: point.top_k)))
     if more:
         best = min(more, key=lambda point: point.delta_nats)
-        parts.append(_change_at(best) if best.high < 0 else f"more than {curves.top_k} surely gains nothing"
+        parts.append(_change_at(best) if _surely_gains(more, best) else f"more than {curves.top_k} surely gains nothing"
                      if min(point.low for point in more) >= -TOLERANCE_NATS
                      else f"whether more than {curves.top_k} gains anything cannot be told")  # fmt: skip
     text = "; ".join(parts)
     return f"Each token is sent to {curves.top_k} of {curves.num_experts} experts. {text[:1].upper()}{text[1:]}."
+
+
+def _surely_gains(points: Sequence[TopKPoint], best: TopKPoint) -> bool:
+    """Whether the loss surely falls at the best of them, which is picked from all (Benjamini-Hochberg)."""
+    changes = (np.array([getattr(point, name) for point in points]) for name in ("delta_nats", "low", "high"))
+    p_adjusted = adjust(p_of_intervals(*changes))[points.index(best)]
+    return bool(best.high < 0 and p_adjusted <= SIGNIFICANCE)
 
 
 def _change_at(point: TopKPoint) -> str:
