@@ -251,3 +251,12 @@ def test_the_numbers_sent_are_the_probe_s(open_page: Open, root: Path) -> None:
     count = int((routing.document_ids == routing.document_ids[0]).sum())
     own = np.sort(routing.router_indices[:, : min(count, 100)], axis=2)
     assert (np.sort(indices[:, : own.shape[1]], axis=2) == own).all()
+
+
+def test_what_is_missing_is_said_as_text_whatever_a_file_is_called(root: Path, tmp_path: Path, dashboard: Open) -> None:
+    path = tmp_path / "a [link](there).parquet"
+    shutil.copy(RunFolder("tiny", root).probe_path(0), path)
+    name = f"trace {path.name}"
+    at = dashboard(tmp_path, "compare", ("--trace", str(path)), run=name, compare_kind="Runs, steps or traces")
+    (box,) = at.main.info
+    assert box.value.startswith(r"Trace a \[link\]\(there\).parquet is held against nothing yet")

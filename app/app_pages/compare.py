@@ -29,7 +29,7 @@ from moe_core.inference.subjects import ForeignModel, RoutingFile
 from moe_core.routing.measures.agreement import agreement_verdict, fine_tuning_verdict, shared_percent
 from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
 from moe_core.runs import RunFolder
-from moe_core.words import percent
+from moe_core.words import percent, sentence
 
 RUNS, TEXTS, EXPERIMENTS = "Runs, steps or traces", "Two texts", "Dense models and routers"
 TWO_PRECISIONS = "Two precisions"
@@ -151,7 +151,7 @@ if kind == RUNS:
 try:
     comparison = sides_of(kind)
 except UsageError as error:
-    st.info(f"{str(error)[:1].upper()}{str(error)[1:]}.", icon=":material/edit:")
+    st.info(prose(sentence(str(error))), icon=":material/edit:")
 else:
     if comparison is not None:
         show(comparison)

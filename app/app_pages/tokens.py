@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from app import loaders, state
-from app.components.page import header
+from app.components.page import header, prose
 from app.components.routing_text import deep_or_probe, text_caption
 from app.components.text_choice import OWN, TextChoice, pick_source, type_text
 from app.components.token_explorer import explore
@@ -31,6 +31,7 @@ from moe_core.inference.subjects import Live, RoutingFile
 from moe_core.program import program
 from moe_core.routing.measures.experts import layer_verdict
 from moe_core.runs import RunFolder
+from moe_core.words import sentence
 
 # Session keys of this page: the last traced text with its payload, which examples are shown, of what.
 TRACED, NUMBER, SOURCE = "tokens_traced", "tokens_example", "text"
@@ -88,7 +89,7 @@ try:
 except UsageError as error:
     with head:
         header("Which expert does each token go to?")
-    st.info(f"{str(error)[:1].upper()}{str(error)[1:]}.", icon=":material/edit:")
+    st.info(prose(sentence(str(error))), icon=":material/edit:")
 else:
     with head:
         header("Which expert does each token go to?", layer_verdict(traced.trace, layer))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import streamlit as st
 
 from app import loaders, state
-from app.components.page import plain
+from app.components.page import plain, prose
 from app.components.text_choice import OWN, TextChoice, type_text
 from app.components.token_view import token_view, view_payload
 from moe_core.errors import UsageError
@@ -16,6 +17,7 @@ from moe_core.inference.passages import arrays_of, trace_passages
 from moe_core.inference.subjects import Live
 from moe_core.routing.measures.comparison import rename_experts
 from moe_core.routing.token_arrays import TokenArrays
+from moe_core.words import sentence
 
 RECORDED = "Text that both have read"
 # Keys: the two views; which text; what is typed, its name in the URL; its routing, kept for this session.
@@ -41,7 +43,7 @@ def show_views(comparison: Comparison, layer: int, models: tuple[Live, Live] | N
         try:
             pair = _of_own_text(comparison, models)
         except UsageError as error:
-            st.info(plain(f"{str(error)[:1].upper()}{str(error)[1:]}."), icon=":material/edit:")
+            st.info(prose(sentence(str(error))), icon=":material/edit:")
             return
     else:
         pair = comparison.first.measured.keep(("texts", comparison.second.measured), lambda: texts_of_both(comparison))
@@ -75,8 +77,6 @@ def _of_own_text(comparison: Comparison, models: tuple[Live, Live]) -> TextPairV
 
 def _read(model: Live, text: TextChoice, comparison: Comparison | None = None) -> TokenArrays:
     """`comparison`: whose names of experts the model is given."""
-    from dataclasses import replace
-
     traced = trace_passages(loaders.language_model(model), text.passages(model))
     if comparison is not None and comparison.matches is not None:
         traced = replace(traced, trace=rename_experts(traced.trace, comparison.matches))
