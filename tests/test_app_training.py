@@ -82,6 +82,16 @@ def test_every_state_can_stand_first(several: Path, dashboard: Open, name: str, 
     assert charts(at) >= 4
 
 
+def test_a_run_that_cannot_be_drawn_is_named_as_it_is(several: Path, dashboard: Open) -> None:
+    (several / "stopped").rename(several / "not_drawn")
+    at = dashboard(several, "training", run="tiny", beside="not_drawn")
+    (several / "not_drawn" / "metrics.jsonl").unlink()
+    (several / "not_drawn" / "metrics.jsonl").mkdir()
+    at.run()
+    (said,) = (str(one.value) for one in at.main.caption if "left out" in one.value)
+    assert said.startswith(r"not\_drawn is left out\: Cannot read ")  # escaped once
+
+
 def test_a_run_whose_lines_are_from_before_a_column_says_so_once(
     several: Path, dashboard: Open, keep_lines: Callable[[RunFolder, str], None]
 ) -> None:

@@ -15,7 +15,7 @@ import streamlit as st
 from app import loaders, state
 from app.components.figure import show_figure, term_help
 from app.components.page import answer, errors_as_boxes, plain, show_notes
-from app.components.training_curves import choose_curves, show_losses, show_quantities
+from app.components.training_curves import choose_curves, readable_curves, show_losses, show_quantities
 from app.components.watched_run import counted_load_figure, watched_figures
 from moe_core.errors import RunError
 from moe_core.figures.run_curves import Along
@@ -216,9 +216,10 @@ def _pictures(names: Sequence[str], along: Along, is_live: bool) -> None:
     with errors_as_boxes():
         run = RunFolder(names[0])
         if run.exists():  # else the numbers say that it is gone
-            show_losses(names, along, is_live=is_live)
+            curves = readable_curves(names)
+            show_losses(names, curves, along, is_live=is_live)
             _load(run, is_live)
-            show_quantities(names, along, is_live=is_live)
+            show_quantities(curves, along, is_live=is_live)
             _show_words(run)
 
 

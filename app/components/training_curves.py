@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import streamlit as st
 
 from app import loaders, state
 from app.components.figure import show_figure
-from app.components.page import answer, plain, prose
+from app.components.page import answer, prose
 from moe_core.errors import MoescopeError
 from moe_core.experiments.equal_tokens import lower_loss_words, shipped_seed_limits
 from moe_core.figures.figure import Figure
@@ -26,6 +27,13 @@ _SPLITS = "Thick: unseen text. Dashed: validation. Thin: the text it learns. Shi
 _PART = (
     "The curves score the same part of the held-out text at every step; the figures of a finished run are of all of it."
 )
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    along: Along
+    runs: Sequence[RunCurves]
+    figures: list[tuple[str, Figure]]
 
 
 def choose_curves(chosen: str, runs: Sequence[RunSummary]) -> tuple[list[str], Along]:
@@ -52,9 +60,8 @@ def choose_curves(chosen: str, runs: Sequence[RunSummary]) -> tuple[list[str], A
     return [chosen, *beside], along
 
 
-def show_losses(names: Sequence[str], along: Along, *, is_live: bool) -> None:
-    """The loss of every run; of several in words which is lower, and what state each is in."""
-    runs = _readable(names)
+def show_losses(names: Sequence[str], runs: Sequence[RunCurves], along: Along, *, is_live: bool) -> None:
+    """The loss of every run; of several in words which is lower, and what state each of the `names` is in."""
     words = ""
     if len(names) > 1:
         words = lower_loss_words(runs, shipped_seed_limits())
@@ -69,11 +76,9 @@ def show_losses(names: Sequence[str], along: Along, *, is_live: bool) -> None:
     st.caption(_SPLITS if is_watched else f"{_SPLITS} {_PART}")
 
 
-def show_quantities(names: Sequence[str], along: Along, *, is_live: bool) -> None:
+def show_quantities(runs: Sequence[RunCurves], along: Along, *, is_live: bool) -> None:
     """What moved the loss, two figures a row; and once what a run has not recorded."""
-    runs = _readable(names)
-    changed = [loaders.stamp(RunFolder(run.name).metrics_path) for run in runs]
-    drawn = _quantity_figures(runs, along, (str(RunFolder(names[0]).root), changed))
+    drawn = _quantity_figures(runs, along)
     if drawn:
         st.markdown("#### What went with it")
     for first in range(0, len(drawn), 2):
@@ -86,15 +91,20 @@ def show_quantities(names: Sequence[str], along: Along, *, is_live: bool) -> Non
         st.caption(prose(words))
 
 
-def _quantity_figures(runs: Sequence[RunCurves], along: Along, state_of_files: object) -> list[tuple[str, Figure]]:
+def _quantity_figures(runs: Sequence[RunCurves], along: Along) -> list[tuple[str, Figure]]:
     """Those that have something to show, by their names; drawn anew when a run goes on, not at every click."""
-    key = ([run.name for run in runs], along, state_of_files)
-    kept: tuple[object, list[tuple[str, Figure]]] | None = st.session_state.get(KEPT_FIGURES)
-    if kept is None or kept[0] != key:
+    kept: _Kept | None = st.session_state.get(KEPT_FIGURES)
+    if kept is None or kept.along != along or not _same(kept.runs, runs):
         figures = [(name, quantity_figure(runs, name, along)) for name in DRAWN if name != LOSS]
-        kept = key, [(name, figure) for name, figure in figures if figure is not None]
+        kept = _Kept(along, runs, [(name, figure) for name, figure in figures if figure is not None])
         st.session_state[KEPT_FIGURES] = kept
-    return kept[1]
+    return kept.figures
+
+
+def _same(kept: Sequence[RunCurves], runs: Sequence[RunCurves]) -> bool:
+    return len(kept) == len(runs) and all(
+        was.name == run.name and was.points.equals(run.points) for was, run in zip(kept, runs, strict=True)
+    )
 
 
 def missing_words(runs: Sequence[RunCurves]) -> list[str]:
@@ -116,14 +126,14 @@ def _curves(run: RunFolder) -> RunCurves:
     return run_curves(run.name, loaders.metric_log(run), is_watched=watched, seed=seed)
 
 
-def _readable(names: Sequence[str]) -> list[RunCurves]:
+def readable_curves(names: Sequence[str]) -> list[RunCurves]:
     """The curves of each; a run whose files are damaged is named and left out."""
     found = []
     for name in names:
         try:
             found.append(_curves(RunFolder(name)))
         except MoescopeError as error:
-            st.caption(prose(sentence(f"{plain(name)} is left out: {error}")))
+            st.caption(prose(f"{name} is left out: {sentence(str(error))}"))
     return found
 
 
