@@ -300,6 +300,10 @@ def test_top_k_in_words(changes: dict[int, float], expected: str) -> None:
     assert expected in top_k_verdict(curves)
     assert top_k_figure(curves).verdict == top_k_verdict(curves)
     assert top_k_figure(curves).chart.to_dict()
+    assert top_k_figure(curves).name == "top_k"
+    assert (
+        top_k_figure(curves, "Recht §" * 50).name == f"top_k_{'recht__' * 5}recht"
+    )  # a file name, also of odd domains
 
 
 def test_the_figure_draws_every_order_and_the_band() -> None:

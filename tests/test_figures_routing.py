@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_core.errors import UsageError
-from moe_core.figures import associations, causes, changes, maps, sankey, vocabulary
+from moe_core.figures import associations, changes, maps, sankey, vocabulary
 from moe_core.figures.associations import (
     coactivation_figure,
     flow_map_figure,
@@ -30,7 +30,7 @@ from moe_core.figures.causes import (
 from moe_core.figures.changes import diff_figure, movers_figure, saturation_figure
 from moe_core.figures.domains import context_figure
 from moe_core.figures.experts import dropped_figure, expert_domains_figure, expert_history_figure
-from moe_core.figures.figure import Figure, figure_bytes
+from moe_core.figures.figure import Figure, figure_bytes, slug
 from moe_core.figures.layout import MAX_COLUMNS
 from moe_core.figures.maps import CELL, nats_limit
 from moe_core.figures.measures import chance_figure
@@ -586,4 +586,4 @@ def test_scales_of_maps_are_the_palettes() -> None:
 def test_orders_of_few_experts_are_their_numbers() -> None:
     data = ordered_pairs(np.array([[0, 1, 9], [1, 0, 2], [9, 2, 0]]))
     assert associations._by_company(data) == [0, 1, 2]
-    assert causes._slug("Legal, “EU” law") == "legal___eu__law"
+    assert slug("Legal, “EU” law") == "legal___eu__law"

@@ -11,7 +11,7 @@ import pandas as pd
 from moe_core.data.windows import window_words
 from moe_core.errors import UsageError
 from moe_core.figures.expert_order import ALL, MapView, in_columns
-from moe_core.figures.figure import Figure
+from moe_core.figures.figure import Figure, slug
 from moe_core.figures.labels import rows
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, layered
 from moe_core.figures.maps import CELL, nats_limit, nats_map, share_map
@@ -126,7 +126,7 @@ def importance_figure(importance: pd.DataFrame, correlations: pd.DataFrame, meas
     )
     row = correlations[correlations["measure"] == measure]
     return Figure(
-        f"importance_{_slug(measure)}", f"Does {name} predict what matters?",
+        f"importance_{slug(measure)}", f"Does {name} predict what matters?",
         f"Do experts with more {name} cost more when they are switched off?",
         importance_verdict(row), chart, importance,
     )  # fmt: skip
@@ -281,8 +281,3 @@ def _zero_rule() -> alt.Chart:
         alt.Chart(pd.DataFrame({"delta_nats": [0.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(y="delta_nats:Q")
     )
     return rule
-
-
-def _slug(name: str) -> str:
-    """A domain or measure as part of a file name."""
-    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name.lower())[:40] or "text"

@@ -34,6 +34,11 @@ class Figure:
         return FORMATS if isinstance(self.chart, alt.TopLevelMixin) else PLOTLY_FORMATS
 
 
+def slug(name: str) -> str:
+    """A domain or measure as part of a figure's name."""
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name.lower())[:40] or "text"
+
+
 def figure_bytes(figure: Figure, format: str) -> bytes:
     """The figure as a file (see export.FORMATS), with its title and verdict above it; csv holds its table.
 

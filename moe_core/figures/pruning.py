@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from moe_core.figures.figure import Figure
+from moe_core.figures.figure import Figure, slug
 from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import AUTOSIZE, BOLD_CHARACTER, NAME_GAP, WIDTH
 from moe_core.figures.palette import BAR, HEAT, NEUTRAL, SPLIT_COLOURS
@@ -72,10 +72,9 @@ def pruning_figure(curves: PruningCurves, domain: str = "all") -> Figure:
     layers.append(text.encode(x=x, y=y, text="name:N", color=colour))
     layers += _lines()
     chart = alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=WIDTH, height=HEIGHT)
-    where = "" if domain == "all" else f": {domain} text"
     return Figure(
-        "pruning" if domain == "all" else f"pruning_{''.join(c if c.isalnum() else '_' for c in domain.lower())}",
-        f"Loss by experts taken out{where}", "How many experts can go, and in which order?",
+        f"pruning{_in_file_name(domain)}", f"Loss by experts taken out{_in_title(domain)}",
+        "How many experts can go, and in which order?",
         pruning_verdict(curves), chart, frame,
     )  # fmt: skip
 
@@ -108,12 +107,19 @@ def top_k_figure(curves: PruningCurves, domain: str = "all") -> Figure:
         .encode(y="delta_nats:Q"),
     ]
     chart = alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=WIDTH, height=HEIGHT - 60)
-    where = "" if domain == "all" else f": {domain} text"
     return Figure(
-        "top_k" if domain == "all" else f"top_k_{''.join(c if c.isalnum() else '_' for c in domain.lower())}",
-        f"Loss by experts for each token{where}", "What do fewer or more experts for each token change?",
+        f"top_k{_in_file_name(domain)}", f"Loss by experts for each token{_in_title(domain)}",
+        "What do fewer or more experts for each token change?",
         top_k_verdict(curves), chart, frame,
     )  # fmt: skip
+
+
+def _in_file_name(domain: str) -> str:
+    return "" if domain == "all" else f"_{slug(domain)}"
+
+
+def _in_title(domain: str) -> str:
+    return "" if domain == "all" else f": {domain} text"
 
 
 def _lines() -> list[alt.Chart]:
