@@ -83,23 +83,15 @@ def _named_sankey(chart: go.Figure, names: Names) -> go.Figure:
         if trace.type == "sankey":
             nodes = list(trace.node.customdata)
             trace.node.label = [
-                _named_label(str(label), _sentence(said), names)
-                for label, said in zip(trace.node.label, nodes, strict=True)
+                _named_label(label, said, names) for label, said in zip(trace.node.label, nodes, strict=True)
             ]
             trace.node.customdata = [_renamed(said, _NODE, names) for said in nodes]
             trace.link.customdata = [_renamed(said, _END, names) for said in trace.link.customdata]
     return named
 
 
-def _sentence(said: Any) -> str:
-    """What is said of a node, which may stand behind its numbers."""
-    return said if isinstance(said, str) else next((part for part in said if isinstance(part, str)), "")
-
-
-def _renamed(said: Any, place: re.Pattern[str], names: Names) -> Any:
-    if isinstance(said, str):
-        return place.sub(lambda found: _with_name(found, names), said)
-    return [_renamed(part, place, names) if isinstance(part, str) else part for part in said]
+def _renamed(said: str, place: re.Pattern[str], names: Names) -> str:
+    return place.sub(lambda found: _with_name(found, names), said)
 
 
 def _named_label(label: str, said: str, names: Names) -> str:
@@ -110,9 +102,5 @@ def _named_label(label: str, said: str, names: Names) -> str:
 
 
 def _with_name(found: re.Match[str], names: Names) -> str:
-    return f"{found['head']}{_mark(found, names)}{found['tail']}"
-
-
-def _mark(found: re.Match[str], names: Names) -> str:
     name = names.get((int(found["layer"]), int(found["expert"])))
-    return f" · {html.escape(name)}" if name else ""
+    return f"{found['head']} · {html.escape(name)}{found['tail']}" if name else found[0]
