@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -15,7 +17,8 @@ from streamlit.util import AttributeDictionary
 
 from app import state
 from app.components.comparison_sides import go_to_cell_of
-from app.components.goto import expert_of_click, go_to_cell, go_to_click, go_to_expert
+from app.components.figure import _Clicks
+from app.components.goto import go_to_cell, go_to_expert, go_to_row
 from moe_core.figures.sides import Comparison, Side
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.standouts import AS_COUNTED
@@ -32,26 +35,22 @@ def selecting(patch: pytest.MonkeyPatch, selection: dict[str, Any]) -> dict[str,
 
 
 @pytest.mark.parametrize(
-    ("selection", "rows", "named"),
+    ("clicked", "selection", "address"),
     [
-        ({"cell": [{"layer": 2, "expert": 6}]}, None, (2, 6)),
-        ({"cell": {}}, None, None),  # let go
-        ({"cell": [{"layer": 2}]}, None, None),  # a cell of many experts
-        ({"points": [{"x": 2, "customdata": [1, 4]}], "point_indices": [0]}, None, (1, 4)),
-        ({"points": [{"x": 2}], "point_indices": [0]}, None, None),  # a mark that stands for no expert
-        ({"points": [], "point_indices": []}, None, None),
-        ({"rows": [1], "columns": [], "cells": []}, ROWS, (3, 5)),
-        ({"rows": [], "columns": [], "cells": [(2, "load")]}, ROWS, (7, 127)),
-        ({"rows": [], "columns": [], "cells": []}, ROWS, None),
+        (_Clicks("drawn", go_to_cell), {"cell": [{"layer": 2, "expert": 6}]}, "run=demo&layer=2&expert=6"),
+        (_Clicks("drawn", go_to_cell), {"cell": {}}, None),  # let go
+        (_Clicks("drawn", go_to_cell), {"cell": [{"layer": 2}]}, None),  # a cell of many experts
+        (partial(go_to_row, "drawn", ROWS), {"rows": [1], "columns": [], "cells": []}, "run=demo&layer=3&expert=5"),
+        (partial(go_to_row, "drawn", ROWS), {"rows": [2], "columns": [], "cells": []}, "run=demo&layer=7&expert=127"),
+        (partial(go_to_row, "drawn", ROWS), {"rows": [], "columns": [], "cells": []}, None),
     ],
 )
-def test_a_click_on_a_map_a_mark_or_a_row_names_layer_and_expert(
-    monkeypatch: pytest.MonkeyPatch, selection: dict[str, Any], rows: pd.DataFrame | None, named: tuple[int, int] | None
+def test_a_click_on_a_map_or_a_row_goes_to_layer_and_expert(
+    monkeypatch: pytest.MonkeyPatch, clicked: Callable[[], None], selection: dict[str, Any], address: str | None
 ) -> None:
     session = selecting(monkeypatch, selection)
-    assert expert_of_click("drawn", rows) == named
-    go_to_click("drawn", rows)
-    assert (state.GOING_TO in session) == (named is not None)
+    clicked()
+    assert session.get(state.GOING_TO) == address
 
 
 def test_the_address_names_run_comparison_layer_and_expert(monkeypatch: pytest.MonkeyPatch) -> None:

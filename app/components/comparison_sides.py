@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from app import loaders, state
-from app.components.goto import go_to_expert
+from app.components.goto import expert_of, go_to_expert
 from app.components.progress import progress_bar
 from app.components.routing_text import deep_or_probe
 from app.components.side_views import LEAST_WIDTH
@@ -35,11 +35,12 @@ ONE_MODEL_NEXT = "one_model_next"
 def go_to_cell_of(comparison: Comparison, letter: str, of_runs: bool, cell: Mapping[str, Any]) -> None:
     """For show_figure's on_cell: go to the expert of a map of side `letter`, by the number that it has in its own
     model. `of_runs`: B is what the side bar names; else both are of one model."""
-    if "layer" not in cell or "expert" not in cell:
+    if (named := expert_of(cell)) is None:
         return
-    layer, other = int(cell["layer"]), state.compared()
+    layer, expert = named
+    other = state.compared()
     run = other.subject.name if letter == "B" and of_runs and other is not None else None
-    go_to_expert(layer, comparison.own_number(letter, layer, int(cell["expert"])), run)
+    go_to_expert(layer, comparison.own_number(letter, layer, expert), run)
 
 
 def against_other(subject: Subject) -> Comparison:

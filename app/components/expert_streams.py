@@ -10,7 +10,7 @@ import streamlit as st
 from app import state
 from app.components.expert_card import pick_expert
 from app.components.figure import show_figure
-from app.components.goto import go_to_click, go_to_expert
+from app.components.goto import go_to_expert, go_to_row
 from app.components.page import answer
 from app.components.routing_text import measure_all
 from moe_core.figures.flow_bars import expert_flow_figure
@@ -35,7 +35,7 @@ def show_streams(flow: pd.DataFrame, test: pd.DataFrame) -> None:
             streams[["layer", "expert", "next_layer", "next_expert", "probability", "lift"]],
             hide_index=True,
             key=STREAMS,
-            on_select=partial(go_to_click, STREAMS, streams[["layer", "expert"]]),
+            on_select=partial(go_to_row, STREAMS, streams[["layer", "expert"]]),
             selection_mode="single-row",
             column_config={
                 "layer": number("From layer"),

@@ -13,7 +13,6 @@ import streamlit as st
 
 from app import state
 from app.components.page import EXPERTS, TOKENS
-from moe_core.figures.maps import CELL
 
 # Streamlit's own st.switch_page refuses where widgets own what stands in the URL, as run and layer do.
 _MOUNT = st.components.v2.component(
@@ -34,33 +33,24 @@ def go_to_token(document: int, position: int) -> None:
     _go(TOKENS, {state.LAYER: layer, state.DOCUMENT: document, state.TOKEN: position})
 
 
-def go_to_click(key: str, rows: pd.DataFrame | None = None) -> None:
-    """For the on_select of the figure or table under `key`: go to the expert that was clicked (expert_of_click)."""
-    if (clicked := expert_of_click(key, rows)) is not None:
-        go_to_expert(*clicked)
+def go_to_row(key: str, rows: pd.DataFrame) -> None:
+    """For the on_select of the table under `key`: go to the expert of the selected row. `rows` has the columns layer
+    and expert, in the order in which the table is sent."""
+    if selected := st.session_state[key].selection.rows:
+        chosen = rows.iloc[selected[0]]
+        go_to_expert(int(chosen["layer"]), int(chosen["expert"]))
 
 
 def go_to_cell(cell: Mapping[str, Any]) -> None:
     """For show_figure's on_cell: go to the expert of a map's cell. A cell that names none leads nowhere."""
-    if (named := _expert_of(cell)) is not None:
+    if (named := expert_of(cell)) is not None:
         go_to_expert(*named)
 
 
-def expert_of_click(key: str, rows: pd.DataFrame | None = None) -> tuple[int, int] | None:
-    """(layer, expert) of what is selected in the figure or table under `key`; None where nothing is, or no expert.
-
-    A map of Altair names them by its selection CELL; a mark of Plotly by its customdata, which begins with them. Of a
-    table `rows` has the columns layer and expert, in the order in which it is sent; a row or a cell may be selected.
-    """
-    selection: Mapping[str, Any] = st.session_state[key].selection
-    if rows is not None:
-        places = [*selection.get("rows", []), *(row for row, _ in selection.get("cells", []))]
-        return _expert_of(rows.iloc[places[0]]) if places else None
-    if points := selection.get("points"):
-        named = dict(zip(("layer", "expert"), points[0].get("customdata") or (), strict=False))
-        return _expert_of(named)
-    cells = selection.get(CELL)
-    return _expert_of(cells[0]) if cells else None
+def expert_of(cell: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(layer, expert) of a map's cell; None of one that stands for several experts."""
+    layer, expert = cell.get("layer"), cell.get("expert")
+    return None if layer is None or expert is None else (int(layer), int(expert))
 
 
 def follow() -> None:
@@ -76,8 +66,3 @@ def _go(page: str, choices: Mapping[str, int | None], run: str | None = None) ->
     address = {state.RUN: run} if is_other else {state.RUN: chosen, state.COMPARE: compared}
     known = {key: value for key, value in {**address, **choices}.items() if value is not None and value != ""}
     st.session_state[state.GOING_PAGE], st.session_state[state.GOING_TO] = page, urlencode(known)
-
-
-def _expert_of(named: Mapping[str, Any] | pd.Series[Any]) -> tuple[int, int] | None:
-    layer, expert = named.get("layer"), named.get("expert")
-    return None if layer is None or expert is None else (int(layer), int(expert))
