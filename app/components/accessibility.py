@@ -1,4 +1,4 @@
-"""What Streamlit's page lacks: a link past the side bar, ink on primary buttons, one step of Back for each page."""
+"""What Streamlit's page lacks: a link past the side bar, ink on buttons, no fading of a live run's pictures."""
 
 from __future__ import annotations
 

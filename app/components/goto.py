@@ -14,9 +14,12 @@ import streamlit as st
 from app import state
 from app.components.page import EXPERTS, TOKENS
 
+_HERE = Path(__file__).resolve().parent
 # Streamlit's own st.switch_page refuses where widgets own what stands in the URL, as run and layer do.
 _MOUNT = st.components.v2.component(
-    "moescope_goto", html="<span></span>", js=Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    "moescope_goto",
+    html="<span></span>",
+    js="".join((_HERE / name).read_text(encoding="utf-8") for name in ("history_steps.js", "goto.js")),
 )
 
 
@@ -54,7 +57,7 @@ def expert_of(cell: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def follow() -> None:
-    """Put what goes there on the page; the frame does, once."""
+    """Put what goes there on the page, and what keeps the browser's history; the frame does, once."""
     page = st.session_state.pop(state.GOING_PAGE, EXPERTS)
     query = st.session_state.pop(state.GOING_TO, None)
     _MOUNT(key="goto", data={"page": PurePosixPath(page).stem, "query": query})
