@@ -57,8 +57,8 @@ _FOLD_NEW_RUN = "fold_new_run"
 """bool: a training was started, so the form folds away when it is drawn next."""
 MORE_TEXT = "domains_more_text"
 """str: the run whose domain map was asked for on more text."""
-GOING_TO = "going_to"
-"""str: the address to go to next, without its page (components/goto.py)."""
+GOING_PAGE, GOING_TO = "going_page", "going_to"
+"""str: the page to go to next, and what follows the page in its address (components/goto.py)."""
 TOKENS_SAVED, GENERATION_SAVED, PAIR_SAVED, LOSS_SAVED, TEXTS = (
     "tokens_saved",
     "generation_saved",
@@ -75,8 +75,6 @@ _ONE_PAGE = {
     **dict.fromkeys(("text_a_saved", "text_b_saved", "compare_saved"), "compare"),
 }
 """What stands in the URL without a widget that is bound to it, by the one page that it is for."""
-GOING_PAGE = "going_page"
-"""str: the page that the address is of."""
 T = TypeVar("T")
 _STEP = "step "
 _LAYER_OF = "layer_of"

@@ -41,7 +41,7 @@ def explore(
         )
         if choice.layer is not None and choice.layer != layer:
             st.rerun()
-        start = max(0, (choice.token or 0) - WINDOW // 2)
+        start = (choice.token or 0) - WINDOW // 2
         show_figure(token_map_figure(trace, start, layer), key="token_layer_map", terms=_TERMS)
         if choice.token is not None:
             path = token_path_figure(trace, choice.token, layer)
