@@ -272,7 +272,7 @@ def _routing_place(root: str, name: str, folder: str, changed: Stamp, text: str,
 
 
 def precisions_place(subject: Live) -> Once[tuple[Measured, Measured]]:
-    """Where the routing in both precisions (inference.precisions.PRECISIONS) is kept."""
+    """Where the routing in both precisions (components.comparison_sides.PRECISIONS) is kept."""
     return _precisions_place(*weights_key(subject))
 
 

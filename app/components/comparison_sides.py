@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
 
 PRECISIONS = ("float32", "bfloat16")
-"""As inference.precisions.PRECISIONS, which imports torch."""
+"""The exact one, and the one that models are served in."""
 ONE_MODEL = "one_model"
 """Session key, in the URL: does the user say that both sides are one model?"""
 ONE_MODEL_NEXT = "one_model_next"
@@ -104,11 +104,11 @@ def _in_both_precisions(subject: Live, progress: Progress) -> tuple[Measured, Me
     from moe_core.inference.precisions import traces_in_precisions
 
     if isinstance(subject, RunFolder):
-        traces = traces_in_precisions(subject, progress=progress)
+        traces = traces_in_precisions(subject, PRECISIONS, progress=progress)
     else:
         limit = loaders.EXAMPLE_TOKENS_PER_DOMAIN
         documents = loaders.beginnings_of(subject)
-        traces = traces_in_precisions(subject, documents, tokens_per_domain=limit, progress=progress)
+        traces = traces_in_precisions(subject, PRECISIONS, documents, tokens_per_domain=limit, progress=progress)
     first, second = (Measured(trace) for trace in traces)
     return first, second
 

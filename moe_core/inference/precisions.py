@@ -13,14 +13,11 @@ from moe_core.progress import Progress, silent
 from moe_core.routing import RoutingTrace
 from moe_core.runs import RunFolder
 
-PRECISIONS = ("float32", "bfloat16")
-"""What weights are compared in unless told otherwise: the exact one, and the one that models are served in."""
-
 
 def traces_in_precisions(
     subject: Live,
+    precisions: Sequence[str],
     documents: Sequence[Document] = (),
-    precisions: Sequence[str] = PRECISIONS,
     *,
     tokens_per_domain: int | None = None,
     progress: Progress = silent,
