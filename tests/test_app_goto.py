@@ -17,7 +17,7 @@ from streamlit.util import AttributeDictionary
 
 from app import state
 from app.components.comparison_sides import go_to_cell_of
-from app.components.figure import _Clicks
+from app.components.figure import hand_on
 from app.components.goto import go_to_cell, go_to_expert, go_to_row
 from moe_core.figures.sides import Comparison, Side
 from moe_core.routing.measured import Measured
@@ -37,9 +37,9 @@ def selecting(patch: pytest.MonkeyPatch, selection: dict[str, Any]) -> dict[str,
 @pytest.mark.parametrize(
     ("clicked", "selection", "address"),
     [
-        (_Clicks("drawn", go_to_cell), {"cell": [{"layer": 2, "expert": 6}]}, "run=demo&layer=2&expert=6"),
-        (_Clicks("drawn", go_to_cell), {"cell": {}}, None),  # let go
-        (_Clicks("drawn", go_to_cell), {"cell": [{"layer": 2}]}, None),  # a cell of many experts
+        (partial(hand_on, "drawn", go_to_cell), {"cell": [{"layer": 2, "expert": 6}]}, "run=demo&layer=2&expert=6"),
+        (partial(hand_on, "drawn", go_to_cell), {"cell": {}}, None),  # let go
+        (partial(hand_on, "drawn", go_to_cell), {"cell": [{"layer": 2}]}, None),  # a cell of many experts
         (partial(go_to_row, "drawn", ROWS), {"rows": [1], "columns": [], "cells": []}, "run=demo&layer=3&expert=5"),
         (partial(go_to_row, "drawn", ROWS), {"rows": [2], "columns": [], "cells": []}, "run=demo&layer=7&expert=127"),
         (partial(go_to_row, "drawn", ROWS), {"rows": [], "columns": [], "cells": []}, None),

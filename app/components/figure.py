@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
@@ -55,7 +56,6 @@ def show_figure(
     if heading:
         st.markdown(f"#### {plain(heading)}")
     description = f"{figure.title}. {figure.question if is_live else figure.verdict}"
-    clickable = _Clicks(f"{key}_chart", on_cell) if on_cell is not None else None
     formats = _ALTAIR_FORMATS
     if not isinstance(figure.chart, alt.TopLevelMixin):
         drawn = _on_this_page(figure.chart)
@@ -64,16 +64,12 @@ def show_figure(
     else:
         # Vega writes in black unless told; the page's own text colour is right in light and in dark.
         chart = figure.chart.configure_text(color="currentColor")
+        selects: dict[str, Any] = {}
         if zooms is not None:
-            st.altair_chart(
-                chart, width="stretch", alt=description, key=f"{key}_chart", on_select="rerun", selection_mode=zooms
-            )
-        elif clickable is None:
-            st.altair_chart(chart, width="stretch", alt=description, key=f"{key}_chart")
-        else:
-            st.altair_chart(
-                chart, width="stretch", alt=description, key=f"{key}_chart", on_select=clickable, selection_mode=CELL
-            )
+            selects = {"on_select": "rerun", "selection_mode": zooms}
+        elif on_cell is not None:
+            selects = {"on_select": partial(hand_on, f"{key}_chart", on_cell), "selection_mode": CELL}
+        st.altair_chart(chart, width="stretch", alt=description, key=f"{key}_chart", **selects)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         if terms:
             explain(terms, key=f"{key}_explain")
@@ -118,16 +114,11 @@ def _on_this_page(chart: go.Figure) -> go.Figure:
     return drawn.update_annotations(font_color=ink)
 
 
-class _Clicks:
-    """Hands the clicked cell of the chart under `key` on."""
-
-    def __init__(self, key: str, on_cell: Callable[[dict[str, Any]], None]) -> None:
-        self.key, self.on_cell = key, on_cell
-
-    def __call__(self) -> None:
-        cells = st.session_state[self.key].selection.get(CELL) or []
-        if cells:
-            self.on_cell(dict(cells[0]))
+def hand_on(key: str, on_cell: Callable[[dict[str, Any]], None]) -> None:
+    """For the on_select of the map under `key`: call `on_cell` with the clicked cell; a cell that is let go calls
+    nothing."""
+    if cells := st.session_state[key].selection.get(CELL):
+        on_cell(dict(cells[0]))
 
 
 def _maker(figure: Figure, file_format: str) -> Callable[[], bytes]:
