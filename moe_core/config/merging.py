@@ -12,12 +12,15 @@ from pydantic import BaseModel, ValidationError
 
 from moe_core.config.hocon import HoconError, read_hocon
 from moe_core.config.presets import PRESETS
+from moe_core.config.serve import CONDOR_VARIABLES, ServeConfig
 from moe_core.config.tree import Config
 from moe_core.errors import UsageError, first_fault
 
 ENVIRONMENT_PREFIX = "MOESCOPE_"
 # Variables with our prefix that are not configuration keys.
-ENVIRONMENT_OTHER = frozenset({"MOESCOPE_CACHE", "MOESCOPE_CHECKPOINTS", "MOESCOPE_DEBUG", "MOESCOPE_SPEEDRUN_TEXT"})
+ENVIRONMENT_OTHER = frozenset(
+    {"MOESCOPE_API_KEY", "MOESCOPE_CACHE", "MOESCOPE_CHECKPOINTS", "MOESCOPE_DEBUG", "MOESCOPE_SPEEDRUN_TEXT"}
+)
 
 
 def load_config(
@@ -26,11 +29,13 @@ def load_config(
     file: str | Path | None = None,
     environment: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    with_condor: bool = False,
 ) -> Config:
     """Merge base < HOCON file < environment < overrides and validate. `base` names a preset, or is a run's own config.
 
     `environment` defaults to os.environ; MOESCOPE_MODEL__NUM_EXPERTS=16 sets model.num_experts. `overrides` has dotted
-    keys: {"model.num_experts": "16"}. Raises UsageError naming the key, the value and what was expected.
+    keys: {"model.num_experts": "16"}. `with_condor`: the environment's CONDOR_ variables set keys of `serve` too, just
+    below our own. Raises UsageError naming the key, the value and what was expected.
     """
     if isinstance(base, str) and base not in PRESETS:
         raise UsageError(f"unknown preset {base!r}; expected one of {', '.join(PRESETS)}")
@@ -38,7 +43,10 @@ def load_config(
     _merge_into(tree, PRESETS[base].tree if isinstance(base, str) else base.model_dump())
     if file is not None:
         _merge_into(tree, _read_sections(Path(file)))
-    for name, value in (os.environ if environment is None else environment).items():
+    given = os.environ if environment is None else environment
+    if with_condor:
+        _merge_into(tree, {"serve": _condor_keys(given)})
+    for name, value in given.items():
         if name.startswith(ENVIRONMENT_PREFIX) and name not in ENVIRONMENT_OTHER:
             _merge_into(tree, _nested_dict(_environment_key(name), value))
     for dotted, value in (overrides or {}).items():
@@ -79,6 +87,22 @@ def _environment_key(name: str) -> list[str]:
         hint = _nearest_keys(".".join(key))
         raise UsageError(f"environment variable {name} is not a config key; {hint}, or unset it")
     return key
+
+
+def _condor_keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the variables of Condor's document set; an empty one sets nothing. A wrong value is told by its variable."""
+    keys: dict[str, str] = {}
+    for name, key in CONDOR_VARIABLES.items():
+        if not (value := environment.get(name, "").strip()):
+            continue
+        try:
+            ServeConfig.model_validate({key: value})
+        except ValidationError as error:
+            raise UsageError(
+                f"environment variable {name} has value {value[:60]!r}: {first_fault(error).message}"
+            ) from None
+        keys[key] = value
+    return keys
 
 
 def _read_sections(path: Path) -> dict[str, Any]:

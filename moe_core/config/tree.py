@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from moe_core.config.router import RouterConfig
 from moe_core.config.section import Section
+from moe_core.config.serve import ServeConfig
 
 
 class ModelConfig(Section):
@@ -184,11 +185,13 @@ class TrainingConfig(Section):
 
 
 class Config(Section):
-    """The whole tree, saved as config.json in every run."""
+    """The whole tree; all but `serve` is saved as config.json in every run."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    serve: ServeConfig = Field(ServeConfig(), exclude=True)
+    """No part of a run, so it is in no saved tree."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
