@@ -72,14 +72,8 @@ def measured_flops_per_token(model: ModelConfig, context: int) -> float:
     return float(counter.get_total_flops()) / context
 
 
-def nearest_dense(model: ModelConfig, measure: Callable[[ModelConfig], int]) -> ModelConfig:
-    """The dense model whose measure is nearest to that of `model`; the measure is linear in the hidden width."""
-    low, high = measure(_dense(model, 1)), measure(_dense(model, 2))
-    return _dense(model, max(1, round(1 + (measure(model) - low) / (high - low))))
-
-
 def _matched(model: ModelConfig, what: str, measure: Callable[[ModelConfig], int]) -> ModelConfig:
-    found = nearest_dense(model, measure)
+    found = size.nearest_dense(model, measure)
     mismatch = measure(found) / measure(model) - 1
     if abs(mismatch) > MAX_MISMATCH:
         raise UsageError(
@@ -87,10 +81,6 @@ def _matched(model: ModelConfig, what: str, measure: Callable[[ModelConfig], int
             f"differs by {mismatch:+.1%}; choose a larger model.dim or model.expert_hidden_dim"
         )
     return found
-
-
-def _dense(model: ModelConfig, width: int) -> ModelConfig:
-    return model.model_copy(update={"first_dense_layers": model.num_layers, "moe_every": 1, "dense_hidden_dim": width})
 
 
 def _with_model(config: Config, model: ModelConfig) -> Config:

@@ -8,7 +8,6 @@ fall below k / E of the feed-forward blocks, and attention, embedding and head, 
 from __future__ import annotations
 
 from moe_core.config import ModelConfig
-from moe_core.experiments.arms import nearest_dense
 from moe_core.experiments.comparison_result import Bound
 from moe_core.experiments.published_claims import possible_claims
 from moe_core.model import size
@@ -27,7 +26,7 @@ def bound(experts: int, top_k: int, model: ModelConfig | None = None) -> Bound:
     if model is not None:
         context = min(128, model.max_seq_len)
         mixture = model.model_copy(update={"num_experts": experts, "top_k": top_k})
-        dense = nearest_dense(mixture, size.total_parameters)
+        dense = size.nearest_dense(mixture, size.total_parameters)
         part = size.flops_per_token(mixture, context) / size.flops_per_token(dense, context)
         saved, speedup = 1 - part, 1 / part
     return Bound(

@@ -6,6 +6,7 @@ Everything follows from the configuration by arithmetic, without torch; tests ho
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -202,6 +203,19 @@ def check_fits_training(config: Config, device: str, *, autocast: bool = False) 
 def gib(size: float) -> str:
     """A number of bytes in words, such as 3.7 GiB."""
     return f"{size / 2**30:,.1f} GiB"
+
+
+# ---- models to compare with ----
+
+
+def nearest_dense(model: ModelConfig, measure: Callable[[ModelConfig], int]) -> ModelConfig:
+    """The dense model whose measure is nearest to that of `model`; the measure is linear in the hidden width."""
+    low, high = measure(_dense(model, 1)), measure(_dense(model, 2))
+    return _dense(model, max(1, round(1 + (measure(model) - low) / (high - low))))
+
+
+def _dense(model: ModelConfig, width: int) -> ModelConfig:
+    return model.model_copy(update={"first_dense_layers": model.num_layers, "moe_every": 1, "dense_hidden_dim": width})
 
 
 # ---- the parts of these sums ----

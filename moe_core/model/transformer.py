@@ -71,7 +71,7 @@ class MoETransformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self._init_weights()
+        self.draw_weights()
 
     def forward(self, token_ids: Tensor, *, cache: KVCache | None = None) -> ModelOutput:
         """token_ids int64 [B, S] -> ModelOutput.
@@ -151,7 +151,8 @@ class MoETransformer(nn.Module):
         return size.flops_per_token(self.config, context_len)
 
     @torch.no_grad()
-    def _init_weights(self) -> None:
+    def draw_weights(self) -> None:
+        """Draw every matrix anew, as the class says; vectors (of norms) stay."""
         residual_std = INIT_STD / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
             if parameter.ndim >= 2:
