@@ -1,5 +1,4 @@
-"""Which hosts the dashboard answers to (app/server.py), and how it starts; tests/browser/test_server.py asks a running
-one."""
+"""Which hosts the dashboard answers to, and how it starts; tests/browser/test_server.py asks a running one."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.server import is_allowed
+from moe_core.server.guarded_answers import is_allowed
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ["localhost", "127.0.0.1", "[::1]"]

@@ -155,6 +155,14 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "moe_core.figures",
         "moe_core.reports",
     ),
+    "moe_core/server": (
+        "moe_core.training",
+        "moe_core.evaluation",
+        "moe_core.experiments",
+        "moe_core.exchange",
+        "moe_core.figures",
+        "moe_core.reports",
+    ),
     "app": ("main", "moe_core.cli"),
 }
 NETWORK = ("httpx2", "httpx", "requests", "urllib3", "urllib.request", "http.client", "aiohttp", "socket")
@@ -207,10 +215,18 @@ def test_imports_flow_one_way(path: Path) -> None:
 def test_only_the_client_and_a_cluster_reach_a_network() -> None:
     """The library makes no connection that its user did not name with an address: of a server, or of a Ray cluster."""
     addressed = [ROOT / "moe_core" / "client", ROOT / "moe_core" / "routing" / "workers" / "ray_cluster.py"]
+    addressed.append(ROOT / "moe_core" / "server" / "listening.py")  # is asked, and asks nobody
     for path in SOURCES:
         inside = path.is_relative_to(ROOT / "moe_core") and not any(path.is_relative_to(one) for one in addressed)
         if inside or path.is_relative_to(ROOT / "app"):
             found = {module for module in imported_modules(path) for name in NETWORK if matches(module, name)}
+            assert not found, f"{path.relative_to(ROOT)} imports {sorted(found)}"
+
+
+def test_only_the_server_needs_the_extra_serve() -> None:
+    for path in SOURCES:
+        if not path.is_relative_to(ROOT / "moe_core" / "server"):
+            found = {m for m in imported_modules(path) for name in ("fastapi", "uvicorn") if matches(m, name)}
             assert not found, f"{path.relative_to(ROOT)} imports {sorted(found)}"
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from app.server import HEADERS
+from moe_core.server.guarded_answers import HEADERS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
