@@ -83,7 +83,8 @@ def layer_flow_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
     of a sample of whole documents, all else of all tokens. No rows for a trace of one layer.
     """
     check_permutations(permutations)
-    trace, sample = whole_and_sample(trace, seed)
+    # A token counts with each pair of its slots in every two layers.
+    trace, sample = whole_and_sample(trace, seed, (trace.num_layers - 1) * trace.top_k**2)
     texts, rng = documents(sample), np.random.default_rng(seed)
     slots_LKT = sample.router_indices.transpose(0, 2, 1)[:, :, texts.order].astype(np.int64) + 1
     here, after, E = slots_LKT[:-1], slots_LKT[1:], trace.num_experts

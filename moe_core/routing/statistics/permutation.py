@@ -21,7 +21,7 @@ _FORGOTTEN = 8  # times every slot is proposed until next to none is where it wa
 MOST_ROTATIONS = 10
 """Rotations of all tokens, for the mean of a null: each of them is a mean over all tokens already."""
 _ROTATION_WORK = 2**29  # keys counted for them, some ten seconds
-_MAX_SLOTS, _MIN_TOKENS = 2**19, 4096  # of many layers and slots fewer tokens, or it takes half a minute
+_MAX_KEYS, _MIN_TOKENS = 2**19, 4096  # of many layers and slots fewer tokens, or it takes half a minute
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,18 @@ def p_values(value_L: Float64Array, null_PL: Float64Array) -> Float64Array:
     return np.where(np.isnan(null_PL).any(axis=0) | np.isnan(value_L), np.nan, p_L)
 
 
-def sampled(trace: AnyTrace, seed: int) -> RoutingTrace:
-    """The trace, or of a large one as many whole documents as a null can be drawn of in seconds."""
-    affordable = max(_MIN_TOKENS, _MAX_SLOTS // (trace.num_layers * trace.top_k))
+def sampled(trace: AnyTrace, seed: int, keys_per_token: int | None = None) -> RoutingTrace:
+    """The trace, or of a large one as many whole documents as a null can be drawn of in seconds.
+
+    `keys_per_token`: what a draw counts of each token; its slots in all layers if not given.
+    """
+    affordable = max(_MIN_TOKENS, _MAX_KEYS // (keys_per_token or trace.num_layers * trace.top_k))
     return trace.sample(min(MAX_NULL_TOKENS, affordable), seed)
 
 
-def whole_and_sample(trace: AnyTrace, seed: int) -> tuple[AnyTrace, RoutingTrace]:
+def whole_and_sample(trace: AnyTrace, seed: int, keys_per_token: int | None = None) -> tuple[AnyTrace, RoutingTrace]:
     """The trace and what its null is drawn of, see `sampled`: the same object where that is all of it."""
-    sample = sampled(trace, seed)
+    sample = sampled(trace, seed, keys_per_token)
     return (sample, sample) if sample.num_tokens == trace.num_tokens else (trace, sample)
 
 
