@@ -5,6 +5,9 @@ Streamlit checks the host of its websocket alone; pages, files and the API have 
 
 from __future__ import annotations
 
+import functools
+import importlib
+import threading
 from collections.abc import Sequence
 
 import streamlit as st
@@ -23,3 +26,16 @@ def _remedy(host: str | None) -> str:
 
 
 MIDDLEWARE = [Middleware(GuardedAnswers, allowed=_allowed, remedy=_remedy)]
+
+
+@functools.cache
+def load_pages() -> threading.Thread:
+    """Import what every page needs while the browser gets Streamlit's own files, a second that a user need not wait."""
+    thread = threading.Thread(target=_import_pages, name="load pages", daemon=True)
+    thread.start()
+    return thread
+
+
+def _import_pages() -> None:
+    for module in ("app.frame", "app.components.experts_to_look_at"):
+        importlib.import_module(module)

@@ -20,12 +20,16 @@ if str(ROOT) not in sys.path:
 import streamlit as st
 
 if __name__ == "__main__":  # Streamlit draws a page, or a test does
+    from app.server import load_pages
+
+    load_pages().join()  # two threads must not import the same modules at once
     from app.frame import draw
 
     draw()
 else:  # the server imports this file; Streamlit looks for the next line without running it
-    from app.server import MIDDLEWARE
+    from app.server import MIDDLEWARE, load_pages
     from moe_core.inference.ahead import wait_without_spinning
 
     wait_without_spinning()
+    load_pages()
     application = st.App(__file__, middleware=MIDDLEWARE)

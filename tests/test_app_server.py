@@ -52,3 +52,15 @@ def test_threads_of_a_server_do_not_spin_unless_its_user_says_so(given: str | No
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [expected, "False"]
+
+
+def test_a_server_imports_its_pages_before_they_are_asked_for() -> None:
+    code = (
+        "import runpy, sys\n"
+        "runpy.run_path('app/streamlit_app.py', run_name='served')\n"
+        "from app.server import load_pages\n"
+        "load_pages().join()\n"
+        "print('app.frame' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr
