@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix
 
 from moe_core.routing import metrics
 from moe_core.routing.trace.counts import flow_counts
+from moe_core.routing.trace.kernels import MovedPairs, joint_counts
 
 
 def test_by_hand() -> None:
@@ -82,3 +83,19 @@ def test_renaming_experts_renames_the_flow(seed: int) -> None:
     trace = random_trace(seed, L=3)
     new_name = np.random.default_rng(seed).permutation(trace.num_experts)
     assert np.array_equal(flow_counts(renamed(trace, new_name))[:, new_name[:, None], new_name], flow_counts(trace))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    E=st.integers(1, 9),
+    K=st.integers(1, 4),
+    T=st.sampled_from([0, 1, 2, 50, 40_000]),  # from some 33,000 on, counts do not fit into 16 bits
+)
+def test_moved_tokens_are_counted_as_tokens_that_were_copied(seed: int, E: int, K: int, T: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows_KT, columns_KT = rng.integers(0, E + 1, (2, K, T))  # 0: an unused slot; an expert may stand in two slots
+    place_T = rng.permutation(T)
+    moved = MovedPairs(rows_KT, columns_KT, E)
+    np.testing.assert_array_equal(moved.counts(place_T), joint_counts(rows_KT, columns_KT[:, place_T], E))
+    np.testing.assert_array_equal(moved.counts(np.arange(T)), joint_counts(rows_KT, columns_KT, E))

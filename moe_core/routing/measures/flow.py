@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from moe_core.routing.statistics.permutation import (
     whole_and_sample,
 )
 from moe_core.routing.trace.counts import flow_counts
-from moe_core.routing.trace.kernels import grouped_joint_counts, joint_counts, slot_columns
+from moe_core.routing.trace.kernels import MovedPairs, grouped_joint_counts, slot_columns
 from moe_core.routing.trace.shares import normalised, ratio
 from moe_core.routing.trace.trace import AnyTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
@@ -88,8 +89,9 @@ def layer_flow_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
     texts, rng = documents(sample), np.random.default_rng(seed)
     slots_LKT = sample.router_indices.transpose(0, 2, 1)[:, :, texts.order].astype(np.int64) + 1
     here, after, E = slots_LKT[:-1], slots_LKT[1:], trace.num_experts
-    of_sample_L = _nmi_of_pairs(here, after, E)
-    null_PL = np.stack([_nmi_of_pairs(here, after[:, :, texts.rotation(rng)], E) for _ in range(permutations)])
+    pairs = [MovedPairs(one_KT, other_KT, E) for one_KT, other_KT in zip(here, after, strict=True)]
+    of_sample_L = _nmi_of_pairs(pairs, np.arange(len(texts.order)))
+    null_PL = np.stack([_nmi_of_pairs(pairs, texts.rotation(rng)) for _ in range(permutations)])
     value_L, estimate = _all_tokens(trace, seed)
     return tested(
         {"layer": trace.layers[:-1], "next_layer": trace.layers[1:], "nmi": value_L},
@@ -103,11 +105,9 @@ def layer_flow_test(trace: AnyTrace, permutations: int = 200, seed: int = 0) -> 
     )
 
 
-def _nmi_of_pairs(one_LKT: Int64Array, other_LKT: Int64Array, E: int) -> Float64Array:
-    """[L] nmi over pairs of slots, experts 1..E, 0 = unused; layer by layer, so that the counts stay in the cache."""
-    return np.array(
-        [nmi(joint_counts(one_KT, other_KT, E)) for one_KT, other_KT in zip(one_LKT, other_LKT, strict=True)]
-    )
+def _nmi_of_pairs(pairs: Sequence[MovedPairs], place_T: Int64Array) -> Float64Array:
+    """[L-1] nmi over pairs of slots; layer by layer, so that the counts stay in the cache."""
+    return np.array([nmi(pair.counts(place_T)) for pair in pairs])
 
 
 def _all_tokens(trace: AnyTrace, seed: int) -> tuple[Float64Array, Estimate]:
@@ -137,8 +137,9 @@ def _null_of_all_tokens(trace: AnyTrace, seed: int) -> Float64Array:
     for part, texts, places in rotated_parts(trace, rotations, seed):
         for row in range(pairs):
             one_KT, other_KT = (slot_columns(part.router_indices[layer][texts.order]) for layer in (row, row + 1))
+            moved = MovedPairs(one_KT, other_KT, E)
             for counts_LEE, place_T in zip(counts_PLEE, places, strict=True):
-                counts_LEE[row] += joint_counts(one_KT, other_KT[:, place_T], E)
+                counts_LEE[row] += moved.counts(place_T)
     mean_L: Float64Array = nmi(counts_PLEE).mean(axis=0)
     return mean_L
 

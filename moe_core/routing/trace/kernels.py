@@ -61,6 +61,41 @@ def joint_counts(rows_KT: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp]
     return counts[1:, 1:]
 
 
+class MovedPairs:
+    """joint_counts of two layers again and again, as the tokens of one are moved against those of the other.
+
+    A layer is kept as the tokens of each expert, the other one as a row of zeros and ones for each token. An expert's
+    counts are then the sum of the rows of its tokens, and to move tokens is to name other rows: this takes half the
+    time of counting keys.
+    """
+
+    def __init__(self, rows_KT: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp], E: int) -> None:
+        """Slots as slot_columns gives them."""
+        from scipy.sparse import csr_array
+
+        K, T = rows_KT.shape
+        chosen = rows_KT.reshape(-1)
+        places = (chosen[chosen > 0] - 1, np.tile(np.arange(T), K)[chosen > 0])
+        tokens_ET = csr_array((np.ones(len(places[0]), dtype=np.int32), places), shape=(E, T))
+        ones_TE = np.zeros((T, E + 1), dtype=np.int32)
+        for column_T in columns_KT:
+            ones_TE[np.arange(T), column_T] += 1
+        # Sums of short integers are several times as fast; no count is larger than this.
+        most = T * int(tokens_ET.data.max(initial=0)) * int(ones_TE[:, 1:].max(initial=0))
+        kind = np.int16 if most <= np.iinfo(np.int16).max else np.int64
+        self._tokens_ET = tokens_ET.astype(kind)
+        self._ones_TE = np.ascontiguousarray(ones_TE[:, 1:], dtype=kind)
+
+    def counts(self, place_T: Int64Array) -> Int64Array:
+        """[E,E] joint_counts(rows_KT, columns_KT[:, place_T], E)."""
+        from scipy.sparse import csr_array
+
+        own = self._tokens_ET
+        moved_ET = csr_array((own.data, place_T[own.indices], own.indptr), shape=own.shape)
+        counts_EE: Int64Array = (moved_ET @ self._ones_TE).astype(np.int64)
+        return counts_EE
+
+
 def pair_counts_of(indices_LTK: npt.NDArray[np.integer[Any]], E: int) -> Int64Array:
     """[L,E,E] tokens that chose both experts, over all pairs of slots: symmetric, on the diagonal each expert's own."""
     L, _, K = indices_LTK.shape
