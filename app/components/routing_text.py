@@ -23,7 +23,7 @@ from moe_core.runs import RunFolder
 from moe_core.words import count_of
 
 # Pairs of experts: layers x E x E. More rows than this are measured around the chosen layer only.
-MAX_PAIRS = 100_000
+MAX_PAIRS = 5 * 128 * 128
 Step = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
