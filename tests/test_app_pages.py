@@ -62,14 +62,15 @@ def test_a_cell_is_certain_after_all_cells_were_adjusted_for(page: str, trained_
     assert (cells["uncertain"] == ~(cells["p_adjusted"] <= SIGNIFICANCE)).all()
 
 
-def test_domains_uses_more_text_on_request(trained_root: Path, dashboard: Open) -> None:
+def test_domains_uses_more_text_on_request_also_of_a_link(trained_root: Path, dashboard: Open) -> None:
     at = dashboard(trained_root, "domains")
-    if "use_more_text" in {
-        button.key for button in at.main.button
-    }:  # else the probe was too small and more text is used already
-        at.button(key="use_more_text").click().run()
+    wanted = [toggle for toggle in at.main.toggle if toggle.key == "more_text"]
+    if wanted:  # else the probe was too small and more text is used already
+        assert "sent through the newest checkpoint at" not in shown(at)
+        wanted[0].set_value(True).run()
     assert not at.exception
     assert "sent through the newest checkpoint at" in shown(at)
+    assert "sent through the newest checkpoint at" in shown(dashboard(trained_root, "domains", more_text="true"))
 
 
 def test_training_shows_loss_load_and_a_way_to_start_another(trained_root: Path, dashboard: Open) -> None:

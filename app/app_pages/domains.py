@@ -24,31 +24,41 @@ from moe_core.runs import RunFolder
 TERMS = ["domain", "lift", "interval", "domain specialization", "Benjamini-Hochberg"]
 subject, layer = state.subject(), state.selected_layer()
 header("Which experts prefer which kind of text?")
-place = st.empty()
+place, picture = st.empty(), st.container()
+below = st.container(horizontal=True, vertical_alignment="center")
 measured, text = first_routing(subject)
 
 # The probe is small. Where it cannot tell, or on demand, more held-out text goes through the model.
 too_few = bool((measured.get(domain_nmi_test)["verdict"] == FEW_DOCUMENTS).any())
 has_more = isinstance(subject, RunFolder) and not subject.is_watched()
-more = has_more and (too_few or st.session_state.get(state.MORE_TEXT) == subject.name)
-if more and isinstance(subject, RunFolder):
+if has_more and not too_few:
+    with below:
+        wanted = st.toggle(
+            "Use more text",
+            key=state.MORE_TEXT,
+            bind="query-params",
+            help="Sends more held-out text of each domain through the model: narrower intervals, a surer verdict.",
+        )
+if isinstance(subject, RunFolder) and has_more and (too_few or wanted):
     with errors_as_boxes("More text could not be used"), progress_bar("Sending held-out text through the model") as bar:
         measured = loaders.deep_routing(subject, bar)
         clock = time.strftime("%H:%M", time.localtime(measured.made_at))
         text = f"beginnings of held-out documents, sent through the newest checkpoint at {clock}"
 
 nmi, cells = measured.get(domain_nmi_test), measured.get(domain_cells)
-independence_warning(measured)
+with picture:
+    independence_warning(measured)
 if several := len(measured.trace.domains) > 1:
-    view = pick_map_view(measured)
-    places = map_places(measured, view)
-    figure = domain_map_figure(cells, nmi, layer, view, places)
-    show_figure(figure, key=figure.name, on_cell=go_to_cell, terms=TERMS)
+    with picture:
+        view = pick_map_view(measured)
+        places = map_places(measured, view)
+        figure = domain_map_figure(cells, nmi, layer, view, places)
+        show_figure(figure, key=figure.name, on_cell=go_to_cell, terms=TERMS)
 else:
     figure = domain_map_figure(cells, nmi, layer)
 with place:
     answer(f"Layer {layer}: {figure.verdict}")
-with st.container(horizontal=True, vertical_alignment="center"):
+with below:
     told = capability(DOMAIN_CELLS, measured.trace)
     faded = "Faded: not distinguishable from text of any domain, or too little text to test."
     if told.answer == "as counted":
@@ -56,15 +66,6 @@ with st.container(horizontal=True, vertical_alignment="center"):
     if len(measured.trace.domains) == 1:
         faded = ""
     st.caption(prose(f"{amount(measured)}: {text}. {faded}".strip()))
-    if has_more and not more:
-        st.button(
-            "Use more text",
-            icon=":material/add_circle:",
-            key="use_more_text",
-            help="Sends more held-out text of each domain through the model: narrower intervals, a surer verdict.",
-            on_click=st.session_state.__setitem__,
-            args=(state.MORE_TEXT, subject.name),
-        )
 
 if several and measured.trace.num_layers > 1:
     everywhere = preferred_domains_figure(cells, nmi, view, places)

@@ -96,9 +96,9 @@ def show_texts() -> None:
         st.button("Write both", icon=":material/edit_note:", key="pair_write", on_click=write, type="primary",
                   help="With the same seed: where the model expects the same, it writes the same.")  # fmt: skip
         with st.popover("Sampling", icon=":material/tune:", key="pair_settings"):
-            st.slider("New tokens", 10, 400, 120, 10, key=TOKENS, persist_state="session")
-            st.slider("Temperature", 0.0, 2.0, 0.8, 0.05, key=TEMPERATURE, persist_state="session")
-            st.number_input("Seed", 0, 2**31 - 1, 0, key=SEED, persist_state="session")
+            st.slider("New tokens", 10, 400, 120, 10, key=TOKENS, bind="query-params", persist_state="session")
+            st.slider("Temperature", 0.0, 2.0, 0.8, 0.05, key=TEMPERATURE, bind="query-params", persist_state="session")
+            st.number_input("Seed", 0, 2**31 - 1, 0, key=SEED, bind="query-params", persist_state="session")
     if pair is not None:
         if pair.what != change.what:
             st.caption(f"These were written {plain(pair.what)}; write both again for the change chosen now.")
