@@ -136,12 +136,22 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     ),
     "moe_core/reports": ("torch", "moe_core.model", "moe_core.training", "moe_core.exchange"),
     "moe_core/inference": (
+        "moe_core.conversations",
         "moe_core.training",
         "moe_core.evaluation",
         "moe_core.experiments",
         "moe_core.exchange",
         "moe_core.figures",
         "moe_core.reports",
+    ),
+    "moe_core/conversations": (
+        "moe_core.training",
+        "moe_core.evaluation",
+        "moe_core.experiments",
+        "moe_core.exchange",
+        "moe_core.figures",
+        "moe_core.reports",
+        "moe_core.server",
     ),
     "moe_core/client": (
         "torch",
