@@ -105,5 +105,5 @@ with right:
             st.page_link(INTERVENTIONS, label="Switch it off and see", icon=":material/switch_access_shortcut:")
 if follows is None:
     st.caption(prose(f"Its words, and where it is chosen, take {TOKENS}:"))
-    st.code(f"{program()} {COMMANDS[TOKENS]}", language="bash")
+    st.code(f"{program()} {COMMANDS[TOKENS]}", language=None)
 text_caption(measured, text)

@@ -186,7 +186,7 @@ def worth(run: RunFolder, effects: pd.DataFrame | None, layer: int, expert: int)
     own = None if effects is None else effects[(effects["layer"] == layer) & (effects["expert"] == expert)]
     if own is None or own.empty:
         st.caption("Not measured yet. Switching off every expert once takes a minute or two:")
-        st.code(f"{program()} ablate --run {run.name}", language="bash")
+        st.code(f"{program()} ablate --run {run.name}", language=None)
     else:
         answer(ablation_verdict(own))
         st.dataframe(

@@ -106,7 +106,7 @@ def explain_no_runs() -> None:
     )
     st.page_link(TRAINING, label="Train a first run", icon=":material/play_arrow:")
     st.caption("Or on the command line:")
-    st.code(f"{program()} --quick --run first", language="bash")
+    st.code(f"{program()} --quick --run first", language=None)
     st.markdown("Routing that was recorded elsewhere needs no run: open its trace in the side bar.")
 
 
@@ -115,7 +115,7 @@ def explain_need(chosen: RunSummary | Opened, subject: str, missing: Need) -> No
     says = "do" if chosen.name.startswith("counts ") else "does"
     header(f"What {says} {chosen.name} say about {subject}?", missing.reason)
     if missing.command:
-        st.code(f"{program()} {missing.command}", language="bash")
+        st.code(f"{program()} {missing.command}", language=None)
     if isinstance(chosen, RunSummary):
         st.page_link(TRAINING, label="How it learned", icon=":material/model_training:")
     else:

@@ -38,7 +38,7 @@ def show_what_can_be_told(measured: Measured) -> None:
         st.caption('"As counted" is the figure, without a word on whether it is more than chance.')
         for command, needs in remedies(found).items():
             st.caption(prose(f"{needs[:1].upper()}{needs[1:]}:"))
-            st.code(f"{program()} {command}", language="bash")
+            st.code(f"{program()} {command}", language=None)
 
 
 def counting_notes(measured: Measured) -> None:
