@@ -13,6 +13,7 @@ from torch import nn
 
 from moe_core.data.tokenizer import TextTokenizer
 from moe_core.errors import UsageError
+from moe_core.inference.chat_template import ChatTemplate
 from moe_core.inference.foreign_tokenizer import ForeignTokenizer, IdTokenizer
 from moe_core.inference.huggingface_reader import CachedReader, reason_to_read_apart
 from moe_core.inference.protocol import Reader
@@ -32,6 +33,7 @@ class HuggingFaceLanguageModel:
 
     model: nn.Module
     tokenizer: TextTokenizer
+    chat_template: ChatTemplate | None
     name: str
     context_window: int
     vocab_size: int
@@ -67,13 +69,16 @@ class HuggingFaceLanguageModel:
         trace = recorder.trace(token_ids=[0])
         with explained_errors(name, local=True):
             tokenizer = _tokenizer(loaded.tokenizer, name, vocab_size)
+        has_template = bool(getattr(loaded.tokenizer, "chat_template", None))
+        template = ChatTemplate(loaded.tokenizer, name) if has_template else None
         return cls(
             model=model,
             tokenizer=tokenizer,
+            chat_template=template,
             name=name,
             context_window=_context_window(config),
             vocab_size=vocab_size,
-            end_ids=_end_ids(model, loaded.tokenizer),
+            end_ids=_end_ids(model, loaded.tokenizer, template),
             moe_layers=tuple(trace.layers),
             num_experts=trace.num_experts,
             top_k=trace.top_k,
@@ -121,8 +126,9 @@ def _context_window(config: Any) -> int:
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=UNLIMITED_WINDOW)
 
 
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    found: set[int] = set()
+def _end_ids(model: Any, tokenizer: Any, template: ChatTemplate | None) -> frozenset[int]:
+    """What the model's files name, and what its chat template puts behind an answer: many files forget the latter."""
+    found: set[int] = set() if template is None or template.turn_end is None else {template.turn_end}
     for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
         ids = getattr(holder, "eos_token_id", None)
         found.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])

@@ -46,6 +46,11 @@ class OwnModel:
         return cls(loaded.model, loaded.tokenizer, name, window)
 
     @property
+    def chat_template(self) -> None:
+        """None: our runs are base models."""
+        return None
+
+    @property
     def vocab_size(self) -> int:
         return self.model.config.vocab_size
 

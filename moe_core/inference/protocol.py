@@ -15,6 +15,7 @@ import torch
 
 from moe_core.data.tokenizer import TextTokenizer
 from moe_core.errors import UsageError
+from moe_core.inference.chat_template import ChatTemplate
 
 
 class Loaded(Protocol):
@@ -79,6 +80,10 @@ class LanguageModel(Protocol):
 
     @property
     def tokenizer(self) -> TextTokenizer: ...
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """How its tokenizer writes a conversation; None of a base model."""
 
     @property
     def name(self) -> str:
