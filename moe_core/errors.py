@@ -48,6 +48,10 @@ class TraceError(MoescopeError):
     """A routing trace that is missing, damaged or inconsistent, or a router that could not be captured exactly."""
 
 
+class UnknownModelError(UsageError):
+    """A name that no model has."""
+
+
 class QueueFullError(MoescopeError):
     """More requests wait for the model than are let in."""
 

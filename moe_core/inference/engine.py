@@ -69,7 +69,7 @@ class Engine:
         begin a text of its own, or cannot write at all because its routers see the future.
         """
         row = self.row(request, Mailbox())
-        return Generation(request, self._written(row), row.cancelled.set)
+        return Generation(request, self._written(row), row.cancelled.set, row.mailbox.pop)
 
     def row(self, request: Request, mailbox: Mailbox) -> Row:
         """A checked request as a Batch takes it; its events go to the mailbox. Raises as `start` does."""
@@ -97,14 +97,26 @@ class Engine:
 class Generation(Iterator[Event]):
     """One request under way: iterate over its events. One thread at a time may ask for them."""
 
-    def __init__(self, request: Request, events: Generator[Event, None, None], cancel: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        events: Generator[Event, None, None],
+        cancel: Callable[[], None],
+        pop: Callable[[], Event | None],
+    ) -> None:
         """Engine.start and Scheduler.start make it."""
         self.request = request
         self._events = events
         self._cancel = cancel
+        self._pop = pop
 
     def __next__(self) -> Event:
         return next(self._events)
+
+    def arrived(self) -> list[Event]:
+        """What a scheduler has computed since the last call, without waiting: for whoever is told that there is some
+        (Scheduler.start). Raises what went wrong."""
+        return list(iter(self._pop, None))
 
     def cancel(self) -> None:
         """From any thread: the token that is being computed is the last one."""

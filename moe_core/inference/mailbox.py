@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from moe_core.inference.requests import Event, GeneratedToken, TokensAsText
 
@@ -11,9 +12,11 @@ from moe_core.inference.requests import Event, GeneratedToken, TokensAsText
 class Mailbox:
     """Events in their order. The sender never waits: what is beyond `room` tokens is kept as text."""
 
-    def __init__(self, room: int | None = None) -> None:
-        """`room`: tokens that may wait with all that is known of them; None = any number."""
+    def __init__(self, room: int | None = None, told: Callable[[], None] | None = None) -> None:
+        """`room`: tokens that may wait with all that is known of them; None = any number. `told` is called, by the
+        sender, once there is something to `pop`; it must be quick."""
         self._room = room
+        self._told = told
         self._changed = threading.Condition()
         self._events: deque[Event] = deque()
         self._late_text: list[str] = []
@@ -34,12 +37,16 @@ class Mailbox:
                 self._close_text()
                 self._events.append(event)
             self._changed.notify_all()
+        if self._told is not None:
+            self._told()
 
     def fail(self, error: Exception) -> None:
         """There will be no further event: `pop` raises the error once those before it are read."""
         with self._changed:
             self._error = error
             self._changed.notify_all()
+        if self._told is not None:
+            self._told()
 
     def pop(self) -> Event | None:
         """The next event; None if there is none now."""

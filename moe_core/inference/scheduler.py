@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import TracebackType
 
 from moe_core.errors import QueueFullError, ShutDownError, UsageError
@@ -75,13 +75,14 @@ class Scheduler:
         """
         return self.engine.model.reads_apart
 
-    def start(self, request: Request, *, whole: bool = False) -> Generation:
+    def start(self, request: Request, *, whole: bool = False, told: Callable[[], None] | None = None) -> Generation:
         """Queue a request; it is computed whether its events are read or not. Requests are let in as they come.
 
-        `whole`: keep all that is known of every token, however late it is read. Raises as Engine.start, QueueFullError
-        when too many wait already, ShutDownError after `close`.
+        `whole`: keep all that is known of every token, however late it is read. `told` is called in the computing
+        thread whenever there is something for Generation.arrived; it must be quick and raise nothing. Raises as
+        Engine.start, QueueFullError when too many wait already, ShutDownError after `close`.
         """
-        row = self.engine.row(request, Mailbox(None if whole else self._room))
+        row = self.engine.row(request, Mailbox(None if whole else self._room, told))
         with self._changed:
             if self._closing:
                 raise ShutDownError(f"{self.engine.model.name} takes no further request; ask another model")
@@ -96,7 +97,7 @@ class Scheduler:
             self._waiting.append(row)
             self._counters.add(accepted=1)
             self._changed.notify_all()
-        return Generation(request, self._received(row), lambda: self._cancel(row))
+        return Generation(request, self._received(row), lambda: self._cancel(row), row.mailbox.pop)
 
     def counts(self) -> Counts:
         """What was done so far; cheap."""

@@ -1,0 +1,87 @@
+"""The choices of one question, computed by a scheduler's thread and read here without one of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from anyio import to_thread
+
+from moe_core.errors import QueueFullError
+from moe_core.inference.engine import Event, Finished, Generation, Request
+from moe_core.inference.scheduler import Scheduler
+
+PAUSE_SECONDS = 0.05
+"""Before a further choice of a question that has begun asks for a place again."""
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """Events of one choice, the oldest first."""
+
+    choice: int
+    events: tuple[Event, ...]
+
+
+class Answering:
+    """Several requests of one question. As many are under way as the model has slots; the others follow.
+
+    Use it in the event loop that made it, within `async with`: at its end whatever is under way is cancelled.
+    """
+
+    def __init__(self, scheduler: Scheduler, requests: Sequence[Request], *, whole: bool) -> None:
+        """`whole`: see Scheduler.start."""
+        self._scheduler = scheduler
+        self._requests = requests
+        self._whole = whole
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self._under_way: dict[int, Generation] = {}
+        self._next = 0
+
+    async def __aenter__(self) -> Answering:
+        """Start the first request. Raises what Scheduler.start raises: a question that was let in is answered whole."""
+        await self._start_next()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for generation in self._under_way.values():
+            generation.cancel()
+
+    async def arrivals(self) -> AsyncIterator[Arrived]:
+        """What is computed, as it comes. Raises what went wrong with any of the requests."""
+        while self._under_way or self._next < len(self._requests):
+            await self._start_others()
+            await self._news.wait()
+            self._news.clear()
+            for choice, generation in list(self._under_way.items()):
+                events = tuple(generation.arrived())
+                if not events:
+                    continue
+                if isinstance(events[-1], Finished):
+                    del self._under_way[choice]
+                yield Arrived(choice, events)
+
+    async def _start_others(self) -> None:
+        while self._next < len(self._requests) and len(self._under_way) < self._scheduler.slots:
+            try:
+                await self._start_next()
+            except QueueFullError:
+                if self._under_way:
+                    return
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _start_next(self) -> None:
+        request = self._requests[self._next]
+        # Checking a request takes a moment in which other answers go on.
+        self._under_way[self._next] = await to_thread.run_sync(
+            lambda: self._scheduler.start(request, whole=self._whole, told=self._tell)
+        )
+        self._next += 1
+
+    def _tell(self) -> None:
+        """In the computing thread."""
+        with suppress(RuntimeError):  # the server's loop has ended
+            self._loop.call_soon_threadsafe(self._news.set)
