@@ -23,6 +23,7 @@ from moe_core.cli import (
     presets,
     report,
     runs,
+    serve,
     slim,
     trace,
     train,
@@ -68,6 +69,7 @@ COMMANDS = (
         "routers and ways of balancing against each other under one budget",
         compare.routers_parser,
     ),
+    Command("serve", "answer over an API that OpenAI's clients know; tells the experts of every token", serve.parser),
     Command("dashboard", "open the dashboard in a browser", dashboard.parser),
 )
 _BY_NAME = {command.name: command for command in COMMANDS}
