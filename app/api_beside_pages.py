@@ -48,7 +48,7 @@ def routes() -> list[BaseRoute]:
 
 
 def _make_api() -> ASGIApp:
-    from app.shared_models import shared_pool
+    from moe_core.inference.shared_models import shared_pool
     from moe_core.server.api import create_api
     from moe_core.server.api_options import ApiOptions
 

@@ -7,21 +7,20 @@ import threading
 import time
 from collections.abc import Callable
 from signal import Signals
-from socket import socket
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from moe_core.errors import ShutDownError
 from moe_core.server.draining import FLUSH_SECONDS, DrainingServer
-from moe_core.server.listening import BACKLOG
+from moe_core.server.listening import BACKLOG, Listener
 from moe_core.words import duration
 
 logger = logging.getLogger(__name__)
 
 
 def run(
-    application: ASGIApp, listener: socket, *, open_models: Callable[[], None], drain: Callable[[bool], None]
+    application: ASGIApp, listener: Listener, *, open_models: Callable[[], None], drain: Callable[[bool], None]
 ) -> Signals:
     """Answer until a signal comes, which is given back. `open_models` runs beside it; what it raises ends the server
     and is raised here. `drain` as in DrainingServer."""
