@@ -22,6 +22,8 @@ from moe_core.words import sentence
 
 ICON = str(Path(__file__).with_name("icon.svg"))  # a file of ours: an icon by name would be fetched from outside
 NAME = "Moescope"
+DENSE_TOO = "chat"
+"""The page, besides Training, that has something to show of a dense model."""
 
 
 def pages() -> dict[str, list[st.Page]]:
@@ -66,6 +68,12 @@ def pages() -> dict[str, list[st.Page]]:
                 title="Generation",
                 icon=":material/edit_note:",
                 help="Let the model write, and see each new token coloured by its expert.",
+            ),
+            st.Page(
+                "app_pages/chat.py",
+                title="Chat",
+                icon=":material/forum:",
+                help="Talk with the model in threads that are kept, and see which experts wrote each answer.",
             ),
             st.Page(
                 "app_pages/interventions.py",
@@ -144,7 +152,7 @@ def draw() -> None:
         elif isinstance(chosen, RunSummary):
             if chosen.error is not None or (chosen.state == "preparing" and not RunFolder(chosen.name).probe_steps()):
                 explain_broken_run(chosen)
-            elif not loaders.moe_layers(RunFolder(chosen.name)):
+            elif page.url_path != DENSE_TOO and not loaders.moe_layers(RunFolder(chosen.name)):
                 explain_need(chosen, page.title.lower(), DENSE)
             elif (missing := need(page.url_path, RunFolder(chosen.name))) is not None:
                 explain_need(chosen, page.title.lower(), missing)

@@ -68,9 +68,12 @@ TOKENS_SAVED, GENERATION_SAVED, PAIR_SAVED, LOSS_SAVED, TEXTS = (
 )
 """str, in the URL: names of what was typed on the Tokens and the Generation page, and on Interventions as a beginning
 and as a text to read; and which two texts Interventions shows."""
+THREAD = "thread"
+"""str, in the URL: the id of the thread that the Chat page shows."""
 _ONE_PAGE = {
     **dict.fromkeys((TOKENS_SAVED, DOCUMENT, TOKEN), "tokens"),
     GENERATION_SAVED: "generation",
+    THREAD: "chat",
     **dict.fromkeys((PAIR_SAVED, LOSS_SAVED, TEXTS), "interventions"),
     **dict.fromkeys(("text_a_saved", "text_b_saved", "compare_saved"), "compare"),
 }
@@ -121,6 +124,12 @@ def selected_layer() -> int:
     if layer is None:
         raise RunError("no layer is chosen; choose a run whose configuration can be read")
     return int(layer)
+
+
+def layer_if_any() -> int:
+    """The same where a dense model may be chosen; -1 if it is."""
+    layer = st.session_state.get(LAYER)
+    return -1 if layer is None else int(layer)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ PAGES = (
     "experts",
     "flow",
     "generation",
+    "chat",
     "interventions",
     "training",
     "time",

@@ -15,7 +15,7 @@ from moe_core.routing.measures.capability import DOMAINS, MODEL, PAIRS, SOURCES,
 from moe_core.routing.trace.groups import Group
 
 HOSTILE = ("<b>x</b>", "**bold** [here](http://x.y) $y$ :red[z]")
-PAGES = ("overview", "tokens", "domains", "experts", "flow", "generation", "interventions", "time", "compare")
+PAGES = ("overview", "tokens", "domains", "experts", "flow", "generation", "chat", "interventions", "time", "compare")
 IMATRIX = Path(__file__).parent / "fixtures" / "recordings" / "llama.cpp-imatrix.gguf"
 
 
@@ -110,7 +110,7 @@ def test_every_page_shows_what_counts_can_tell_or_says_what_it_takes(opened: Ope
         assert not at.error, (page, [error.value for error in at.error])
         text = shown(at)
         assert (charts(at) > 0) == (page in OPEN_PAGES[kind]), page
-        if page in ("tokens", "generation", "interventions"):
+        if page in ("tokens", "generation", "chat", "interventions"):
             needed = TOKENS if page == "tokens" else MODEL
             assert f"takes {needed}" in text
             assert text.count(needed) == 1

@@ -112,7 +112,7 @@ def test_every_page_that_needs_no_model_shows_the_trace(trace_path: Path, opened
     assert len(at.main.get("vega_lite_chart")) + len(at.main.get("plotly_chart")) >= 1
 
 
-@pytest.mark.parametrize("page", ["generation", "interventions", "time"])
+@pytest.mark.parametrize("page", ["generation", "chat", "interventions", "time"])
 def test_the_others_say_in_one_sentence_what_they_need(trace_path: Path, opened: Open, page: str) -> None:
     at = opened("--trace", str(trace_path), page=page)
     assert "A trace keeps where tokens went and nothing else" in shown(at)

@@ -52,7 +52,7 @@ def test_pages_that_need_more_say_in_a_sentence_what(dashboard: Open, watched_ro
     assert "layer 1" in shown(dashboard(watched_root, "experts", layer="1", expert="2"))
     for page in ("tokens", "domains", "flow", "compare"):
         assert "give watch(...) a probe text" in shown(dashboard(watched_root, page)), page
-    for page in ("generation", "interventions"):
+    for page in ("generation", "chat", "interventions"):
         assert "watched in another training loop, and its model is there" in shown(dashboard(watched_root, page)), page
 
 

@@ -9,6 +9,8 @@
  */
 
 const SKIP_LINK = "moescope-skip-link";
+// A page with a field for messages below has the second one.
+const MAIN = "[data-testid=stMain], [data-testid=stAppScrollToBottomContainer]";
 const buttons = new CSSStyleSheet();
 document.adoptedStyleSheets.push(buttons);
 
@@ -21,7 +23,7 @@ export default function (component) {
     .st-key-live [data-stale="true"] { opacity: 1 !important; transition: none !important; }
   `);
   if (!document.getElementById(SKIP_LINK)) addSkipLink();
-  const main = document.querySelector("[data-testid=stMain]");
+  const main = document.querySelector(MAIN);
   if (main) main.role = "main"; // a landmark: what is outside of all is passed over by who jumps from one to the next
 }
 
@@ -56,7 +58,7 @@ function addSkipLink() {
 
 /* The tokens where the page shows some, else its title. */
 function skipTarget() {
-  const main = document.querySelector("[data-testid=stMain]");
+  const main = document.querySelector(MAIN);
   if (!main) return null;
   for (const node of main.querySelectorAll("*")) {
     const tokens = node.shadowRoot && node.shadowRoot.querySelector("[role=listbox]");

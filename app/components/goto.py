@@ -36,6 +36,11 @@ def go_to_token(document: int, position: int) -> None:
     _go(TOKENS, {state.LAYER: layer, state.DOCUMENT: document, state.TOKEN: position})
 
 
+def go_to_saved(page: str, choices: Mapping[str, str], run: str) -> None:
+    """For callbacks: show a page of `run` with these choices, such as the name of a saved text, in the chosen layer."""
+    _go(page, {state.LAYER: st.session_state.get(state.LAYER), **choices}, run)
+
+
 def go_to_row(key: str, rows: pd.DataFrame) -> None:
     """For the on_select of the table under `key`: go to the expert of the selected row. `rows` has the columns layer
     and expert, in the order in which the table is sent."""
@@ -63,7 +68,7 @@ def follow() -> None:
     _MOUNT(key="goto", data={"page": PurePosixPath(page).stem, "query": query})
 
 
-def _go(page: str, choices: Mapping[str, int | None], run: str | None = None) -> None:
+def _go(page: str, choices: Mapping[str, int | str | None], run: str | None = None) -> None:
     chosen, compared = st.session_state.get(state.RUN), st.session_state.get(state.COMPARE)
     is_other = run is not None and run != chosen
     address = {state.RUN: run} if is_other else {state.RUN: chosen, state.COMPARE: compared}

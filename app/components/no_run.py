@@ -29,6 +29,7 @@ WAIT_SECONDS = 2.0
 _MODEL_IS_ELSEWHERE = "This run was watched in another training loop, and its model is there: "
 _WATCHED_NEEDS = {
     "generation": f"{_MODEL_IS_ELSEWHERE}to let it write, save the model there and open its folder.",
+    "chat": f"{_MODEL_IS_ELSEWHERE}to talk with it, save the model there and open its folder.",
     "interventions": f"{_MODEL_IS_ELSEWHERE}to switch experts off, save the model there and open its folder.",
 }
 _COUNTED_ONLY = (
@@ -43,6 +44,7 @@ _ASKS: dict[str, tuple[tuple[Measure, str], ...]] = {
     "flow": ((LAYER_FLOW, "how tokens travel"), (PERSISTENCE, "how tokens travel"),
              (COACTIVATION, "which experts work together")),
     "generation": ((ABLATION, "writing"),),
+    "chat": ((ABLATION, "talking with a model"),),
     "interventions": ((ABLATION, "switching experts off"),),
     "time": ((LOAD_BY_STEP, "how the load changed"), (FORMATION, "the film of a training")),
 }  # fmt: skip

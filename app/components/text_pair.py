@@ -73,20 +73,23 @@ def differences(
 
 
 def pair_verdict(pair: TextPair) -> str:
-    """How far the two texts agree, in one sentence; while they are written, as far as both have come."""
+    """See difference_words; while the texts are written, as far as both have come."""
     first, second = ([token.token_id for token in list(job.written)] for job in pair.jobs)
+    return difference_words(first, second, pair.what, "read the change of loss below for the size of the effect")
+
+
+def difference_words(first: Sequence[int], second: Sequence[int], what: str, advice: str) -> str:
+    """How far two texts agree, by their token ids, in one sentence; what to do to learn more."""
     both = min(len(first), len(second))
     parted = next((i for i in range(both) if first[i] != second[i]), both)
     if parted == both and len(first) == len(second):
-        return (
-            f"Not one of {both:,} tokens changed {pair.what}, with the same seed." if both else "Nothing was written."
-        )
+        return f"Not one of {both:,} tokens changed {what}, with the same seed." if both else "Nothing was written."
     if parted == both:
-        return f"The first {both:,} tokens are the same {pair.what}, with the same seed."
+        return f"The first {both:,} tokens are the same {what}, with the same seed."
     _, changed = differences(first, second)
     return (
-        f"The texts part at token {parted + 1:,}; {pair.what}, {int(changed.sum()):,} of {len(second):,} tokens are "
-        "other ones. One other token changes all that follow: read the change of loss below for the size of the effect."
+        f"The texts part at token {parted + 1:,}; {what}, {int(changed.sum()):,} of {len(second):,} tokens are "
+        f"other ones. One other token changes all that follow: {advice}."
     )
 
 

@@ -26,6 +26,7 @@ from app.components.goto import go_to_expert
 from moe_core.data.characters import SharedToken, shared_characters
 from moe_core.figures.palette import DOMAIN_COLOURS, EXPERT_COLOURS, HEAT, TOKEN_STRENGTH
 from moe_core.inference.named_experts import names_of
+from moe_core.inference.subjects import Subject
 from moe_core.routing.token_arrays import TokenArrays
 
 EASIER, HARDER = "#6f63b8", HEAT
@@ -64,26 +65,29 @@ def token_view(
     on_layer: Callable[[], None] | None = None,
     selected: int | None = None,
     link_from: int | None = None,
+    subject: Subject | None = None,
 ) -> TokenChoice:
     """Mount the view for `view_payload(...)`, coloured by `layer` at first.
 
     `on_layer` runs before the rerun that moving the scrubber causes; the value is st.session_state[key].layer.
     `selected`: the token that is selected until the reader selects another. `link_from`: the number that the first
-    token has in the URL, which then follows the selection; None leaves the URL alone.
+    token has in the URL, which then follows the selection; None leaves the URL alone. `subject`: whose experts these
+    are, if not those of what the side bar shows.
     """
+    whose = state.subject() if subject is None else subject
     known = selected if selected is not None and 0 <= selected < payload["count"] else None
     result = _MOUNT(
         key=key,
         data={
             **payload,
             "layer": layer,
-            "names": names_of(state.subject())[0].by_layer,
+            "names": names_of(whose)[0].by_layer,
             "selected": known,
             "link_from": link_from,
         },
         on_picked_change=_declare_key,
         on_layer_change=on_layer or _declare_key,
-        on_expert_change=partial(_go_to_expert, key),
+        on_expert_change=partial(_go_to_expert, key, whose.name),
     )
     if st.session_state.get(state.GOING_TO):
         st.rerun()  # this was a fragment alone: the frame sends on what goes elsewhere
@@ -231,10 +235,10 @@ def _packed(values: npt.ArrayLike | None, dtype: str) -> str | None:
     return None if values is None else base64.b64encode(np.ascontiguousarray(values).astype(dtype).tobytes()).decode()
 
 
-def _go_to_expert(key: str) -> None:
-    """For the callback of a view: to the expert of a token, {"layer", "expert"}."""
+def _go_to_expert(key: str, name: str) -> None:
+    """For the callback of a view: to the expert of a token, {"layer", "expert"}, of what has this name."""
     if (wanted := st.session_state[key].expert) is not None:
-        go_to_expert(int(wanted["layer"]), int(wanted["expert"]))
+        go_to_expert(int(wanted["layer"]), int(wanted["expert"]), name)
 
 
 def _declare_key() -> None:

@@ -27,7 +27,6 @@ class Section(BaseModel):
     @classmethod
     def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic reads True as 1; somebody who writes `top_k = true` meant something else."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise PydanticCustomError("boolean", "expected something other than a boolean")
         return value

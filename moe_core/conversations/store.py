@@ -152,6 +152,16 @@ class Conversations:
             rows = opened.execute("SELECT * FROM messages WHERE thread = ? ORDER BY id", (thread,)).fetchall()
         return None if found is None else Conversation(_thread(found), _shown_branch(rows))
 
+    def fingerprint(self, thread: str) -> str:
+        """Another one once anything of the thread but the text of an answer being written has changed; cheap."""
+        with self._database.reading() as opened:
+            row = opened.execute(
+                "SELECT name, threads.settings, count(messages.id), total(messages.id * shown), count(ending)"
+                " FROM threads LEFT JOIN messages ON thread = threads.id WHERE threads.id = ?",
+                (thread,),
+            ).fetchone()
+        return repr(row)
+
     def path_to(self, message: int) -> list[Message]:
         """The messages from the first one to this one, whatever branch is shown. Raises RunError if it is gone."""
         with self._database.reading() as opened:
@@ -198,6 +208,14 @@ class Conversations:
             )
             opened.execute("UPDATE threads SET used_at = ? WHERE id = ?", (time.time(), found[0]))
         return message
+
+    def thread_of(self, message: int) -> str:
+        """The id of its thread. Raises RunError if it is gone."""
+        with self._database.reading() as opened:
+            row = opened.execute("SELECT thread FROM messages WHERE id = ?", (message,)).fetchone()
+        if row is None:
+            raise RunError(_GONE)
+        return str(row[0])
 
     def name_writer(self, message: int, writer: Writer) -> None:
         """Who writes an answer."""

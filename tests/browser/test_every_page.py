@@ -20,6 +20,7 @@ PAGES = {
     "Experts": "canvas, svg",
     "Flow": ".js-plotly-plot",
     "Generation": ".t",
+    "Chat": "textarea",
     "Interventions": "canvas, svg",
     "Training": "canvas, svg",
     "Time": "canvas, svg",
@@ -44,7 +45,7 @@ def test_every_page_is_drawn_from_here_alone_and_can_be_read(dashboard: Any, bro
     for name, part in PAGES.items():
         page.get_by_test_id("stSidebarNav").get_by_role("link", name=name).click()
         page.wait_for_url(re.compile("/[?]" if name == "Overview" else f"/{name.lower()}[?]"))
-        page.get_by_test_id("stMain").locator(part).first.wait_for()
+        page.locator("main, [role=main]").locator(part).first.wait_for()
         settle(page)
         assert page.locator("[data-testid=stException]").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

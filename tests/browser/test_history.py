@@ -61,6 +61,7 @@ VISITS = [
     Visit("Experts", "What does this expert do, and what is it worth?", "radio 3", "expert=3"),
     Visit("Flow", "How do tokens travel through the layers?", "radio Chosen together", "flow_shown=Chosen+together"),
     Visit("Generation", "Which experts write which words?"),
+    Visit("Chat", "Which experts write the answers?"),
     Visit("Interventions", "What happens without an expert?", "radio legal", "loss_text=legal"),
     Visit("Training", "Is {run} learning, and are its experts forming?"),
     Visit("Time", "When did each expert become what it is?", "radio Load", "time_shown=Load"),
