@@ -118,15 +118,18 @@ def test_words_of_ordinary_length_are_learned_from_as_before() -> None:
 
 
 LIMITED = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from moe_core.config import load_config
 from moe_core.data.prepare import prepare_data
+
+def peak():  # getrusage would tell the peak of the process that started this one, if that is higher
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
 small = prepare_data(load_config(environment={}, overrides={"data.path": sys.argv[1]}))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 big = prepare_data(load_config(environment={}, overrides={"data.path": sys.argv[2]}))
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(len(big.train), (after - before) * 1024)
+print(len(big.train), (peak() - before) * 1024)
 """
 
 
@@ -136,7 +139,7 @@ def test_memory_of_tokenising_is_a_small_multiple_of_the_text(kind: str, tmp_pat
     words = ["".join(chooser.choices("abcdefghij", k=1 + chooser.randrange(9))) for _ in range(500)]
     length = 60 if "60" in kind else 400_000
     size = 0
-    for name, wanted in (("small", 100_000), ("big", 20_000_000)):
+    for name, wanted in (("small", 100_000), ("big", 10_000_000)):
         size = 0
         with (tmp_path / f"{name}.jsonl").open("w") as file:
             documents = 0
@@ -153,5 +156,5 @@ def test_memory_of_tokenising_is_a_small_multiple_of_the_text(kind: str, tmp_pat
     )  # fmt: skip
     token_count, grown = map(int, result.stdout.split())
     assert token_count > 1_000_000
-    # 10 and 11 are measured; a tokeniser that takes a whole document at once takes 27, and a list for each document 17.
+    # 9 and 12 are measured; a tokeniser that takes a whole document at once takes 27, and a list for each document 17.
     assert grown < 15 * size, f"{grown / size:.1f} bytes a character"

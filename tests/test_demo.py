@@ -15,7 +15,8 @@ from moe_core.runs.places import SHIPPED
 from moe_core.runs.record import read_run
 
 MAX_BYTES = 10 * 2**20
-pytestmark = pytest.mark.slow
+# One worker scores the demo, once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,8 @@ from moe_core.model import size
 from moe_core.reports.comparison_report import result_table, summary_table
 from moe_core.routing.statistics.intervals import paired_difference
 
+# One worker carries the plans out, once.
+pytestmark = pytest.mark.xdist_group("experiments")
 ENTRY = Path(__file__).resolve().parent.parent / "app" / "streamlit_app.py"
 
 
