@@ -99,7 +99,7 @@ class Batch:
             return
         self._rows.remove(row)
         self._rows.append(row)
-        if not (row.recent or row.prompt_read or row.apart):
+        if not (row.recent or row.prompt_read or row.apart or row.scores):
             self._look_for_prefix(row)
         if not row.writes:
             whole = len(row.waiting) <= self._piece or bool(self._model.reads_apart)
@@ -161,7 +161,7 @@ class Batch:
     def _read_alone(self, row: Row, count: int) -> None:
         tokens, reader = row.waiting[:count], self._opened
         try:
-            (found,) = self._passed(row.request.change, lambda: [reader.read(tokens, row.cache)])
+            (found,) = self._passed(row.request.change, lambda: [reader.read(tokens, row.cache, all_logits=row.scores)])
             row.take_in(found)
         except Exception as error:
             row.fail(error)

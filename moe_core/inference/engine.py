@@ -22,6 +22,7 @@ from moe_core.inference.protocol import LanguageModel, Loaded, check_token_ids
 from moe_core.inference.requests import (
     Completion,
     Ending,
+    EndToken,
     Event,
     Finished,
     GeneratedToken,
@@ -34,6 +35,7 @@ from moe_core.inference.row import Row
 
 __all__ = [
     "Completion",
+    "EndToken",
     "Ending",
     "Engine",
     "Event",

@@ -37,11 +37,11 @@ class CachedReader:
         """`recorder` belongs to an open capture of the model."""
         self._model, self._name, self._device, self._recorder = model, name, device, recorder
         parameters = inspect.signature(model.forward).parameters
-        self._extra = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self._last_logits = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
-    def read(self, token_ids: Sequence[int], cache: Any) -> ReadTokens:
+    def read(self, token_ids: Sequence[int], cache: Any, *, all_logits: bool = False) -> ReadTokens:
         """See Reader. Raises UsageError for a model that keeps no cache."""
-        return self.read_rows([token_ids], cache)[0]
+        return self.read_rows([token_ids], cache, all_logits=all_logits)[0]
 
     def join(self) -> PaddedTexts:
         """See Reader."""
@@ -57,12 +57,15 @@ class CachedReader:
         """See Reader."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized)
 
-    def read_rows(self, token_ids: Sequence[Sequence[int]], cache: Any, **padding: torch.Tensor) -> list[ReadTokens]:
+    def read_rows(
+        self, token_ids: Sequence[Sequence[int]], cache: Any, *, all_logits: bool = False, **padding: torch.Tensor
+    ) -> list[ReadTokens]:
         """Read equally many tokens of each row; `padding`: the mask and the positions where rows are padded."""
         ids_BS = torch.tensor(token_ids, device=self._device)
         B, S = ids_BS.shape
+        kept = {} if all_logits else self._last_logits
         with self._recorder.restarted():
-            output = self._model(input_ids=ids_BS, past_key_values=cache, use_cache=True, **padding, **self._extra)
+            output = self._model(input_ids=ids_BS, past_key_values=cache, use_cache=True, **padding, **kept)
         if getattr(output, "past_key_values", None) is None:
             raise UsageError(
                 f"{self._name} ({type(self._model).__name__}) keeps no cache of what it has read, so it cannot write "
@@ -73,7 +76,10 @@ class CachedReader:
             found.reshape(len(found), B, S, -1).transpose(1, 2, 0, 3) for found in (indices_LTK, scores_LTK)
         )
         logits_BV = output.logits[:, -1] if B == 1 else output.logits[:, -1].cpu()
-        return [ReadTokens(logits_BV[b], indices_BSLK[b], scores_BSLK[b], output.past_key_values) for b in range(B)]
+        told = [output.logits[b] if all_logits else None for b in range(B)]
+        return [
+            ReadTokens(logits_BV[b], indices_BSLK[b], scores_BSLK[b], output.past_key_values, told[b]) for b in range(B)
+        ]
 
 
 class PaddedTexts:

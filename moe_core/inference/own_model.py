@@ -96,7 +96,7 @@ class _OwnReader:
     def __init__(self, language: OwnModel) -> None:
         self._language = language
 
-    def read(self, token_ids: Sequence[int], cache: KVCache | None) -> ReadTokens:
+    def read(self, token_ids: Sequence[int], cache: KVCache | None, *, all_logits: bool = False) -> ReadTokens:
         """See Reader."""
         model = self._language.model
         if cache is None:
@@ -104,7 +104,7 @@ class _OwnReader:
             cache = KVCache(model.config, 1, self._language.context_window, weight.dtype, weight.device)
         output = model(torch.tensor([token_ids], device=self._language.device), cache=cache)
         experts, scores = _routed(output, len(token_ids), self._language.top_k)
-        return ReadTokens(output.logits[0, -1], experts, scores, cache)
+        return ReadTokens(output.logits[0, -1], experts, scores, cache, output.logits[0] if all_logits else None)
 
     def join(self) -> _OwnTexts:
         """See Reader."""

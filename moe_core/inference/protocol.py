@@ -39,6 +39,8 @@ class ReadTokens(NamedTuple):
     """[S, L, K] their combine weights."""
     cache: Any
     """To read on from; None of texts that are read together, which share one."""
+    all_logits: torch.Tensor | None = None
+    """[S, V] for the token after each one read, where they were asked for."""
 
 
 class JoinedTexts(Protocol):
@@ -57,7 +59,7 @@ class JoinedTexts(Protocol):
 class Reader(Protocol):
     """Reads texts piece by piece, each with a cache of its own. Texts that do not share a pass are not mixed."""
 
-    def read(self, token_ids: Sequence[int], cache: Any) -> ReadTokens:
+    def read(self, token_ids: Sequence[int], cache: Any, *, all_logits: bool = False) -> ReadTokens:
         """Append token ids to those in a cache (None = to none), which must not be used again. Both together are at
         most `context_window` tokens."""
 

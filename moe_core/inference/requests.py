@@ -39,6 +39,8 @@ class Request:
 
     likeliest: int = 0
     """How many of the likeliest tokens are told at each place of what is written; 0 = none."""
+    score_prompt: bool = False
+    """Whether PromptRead tells what the model expected in the prompt, too; nothing kept of a thread is used then."""
 
     def __post_init__(self) -> None:
         if self.likeliest < 0:
@@ -65,6 +67,10 @@ class PromptRead:
     """[S, L, K] combine weights."""
     reused: int
     """How many of them, from the beginning, the request's thread had read before."""
+    losses: tuple[float, ...] = ()
+    """S - 1 losses of the second token and those after it, as GeneratedToken.loss; none unless asked for."""
+    likeliest: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """As GeneratedToken.likeliest, of the same tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +101,25 @@ class TokensAsText:
 
 
 @dataclass(frozen=True)
+class EndToken:
+    """The token with which the model ended the text; it was drawn, but never read."""
+
+    token_id: int
+    loss: float
+    """As GeneratedToken.loss."""
+    likeliest: tuple[tuple[int, float], ...] = ()
+    """As GeneratedToken.likeliest."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last event."""
 
     reason: Ending
     text: str
     """Characters that were held back because a stop string could have begun with them."""
+    end_token: EndToken | None = None
+    """Of a text that the model ended."""
 
 
 Event = PromptRead | GeneratedToken | TokensAsText | Finished

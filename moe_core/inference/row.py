@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from moe_core.inference.kept_prefixes import Prefix
 from moe_core.inference.mailbox import Mailbox
 from moe_core.inference.protocol import LanguageModel, ReadTokens
-from moe_core.inference.requests import Ending, Finished, GeneratedToken, PromptRead, Request
+from moe_core.inference.requests import Ending, EndToken, Finished, GeneratedToken, PromptRead, Request
 from moe_core.inference.sampling import sample
 from moe_core.inference.stop_strings import StopStrings
+
+Likeliest = tuple[tuple[int, float], ...]
+_SCORED_AT_ONCE = 2**22
+"""Logits of a prompt that are made float64 at once."""
 
 
 class _Drawn(NamedTuple):
@@ -23,7 +27,7 @@ class _Drawn(NamedTuple):
 
     token_id: int
     loss: float
-    likeliest: tuple[tuple[int, float], ...]
+    likeliest: Likeliest
 
 
 class Row:
@@ -61,7 +65,15 @@ class Row:
         self.prompt_read = 0
         """Tokens of the prompt, as far as they fit the window, once all are read; before that 0."""
         self._drawn: _Drawn | None = None
-        """The token that is being read back in."""
+        """The token that is being read back in, or the one that ended the text."""
+        self._prompt_losses: list[float] = []
+        self._prompt_likeliest: list[Likeliest] = []
+        """Of the tokens behind the first one, as far as it is read."""
+
+    @property
+    def scores(self) -> bool:
+        """Whether it needs to know what the model expects behind each token that it reads."""
+        return self.request.score_prompt and not self.prompt_read
 
     @property
     def writes(self) -> bool:
@@ -81,11 +93,10 @@ class Row:
         try:
             logits_V = self._logits.cpu().double()
             token_id = sample(logits_V, self.request.sampling, self._random)
+            self._drawn = _Drawn(token_id, *self._expected(logits_V, token_id))
             if token_id in self._model.end_ids:
                 self.finish("end of text")
                 return
-            total = torch.logsumexp(logits_V, 0)
-            self._drawn = _Drawn(token_id, float(total - logits_V[token_id]), self._likeliest(logits_V, total))
         except Exception as error:
             self.fail(error)
             return
@@ -100,6 +111,8 @@ class Row:
     def take_in(self, found: ReadTokens) -> None:
         """The first of the waiting tokens, as many as `found` tells of, are read."""
         count = len(found.experts)
+        if self.scores and found.all_logits is not None:
+            self._score(found.all_logits, self.waiting[1 : count + 1])
         self.recent += self.waiting[:count]
         del self.waiting[:count]
         self.cache = found.cache
@@ -110,7 +123,8 @@ class Row:
         self._logits = found.logits
         if not self.prompt_read:
             self.prompt_read = len(self.recent)
-            self.mailbox.put(PromptRead(tuple(self.recent), *self._joined_routing(), self.reused))
+            scored = tuple(self._prompt_losses), tuple(self._prompt_likeliest)
+            self.mailbox.put(PromptRead(tuple(self.recent), *self._joined_routing(), self.reused, *scored))
         else:
             self._send_token(found)
 
@@ -141,7 +155,8 @@ class Row:
         if isinstance(self.ended, Exception):
             self.mailbox.fail(self.ended)
         elif self.ended is not None:
-            self.mailbox.put(Finished(self.ended, self._stops.rest()))
+            end = EndToken(*self._drawn) if self.ended == "end of text" and self._drawn else None
+            self.mailbox.put(Finished(self.ended, self._stops.rest(), end))
 
     def prefix(self, nbytes: int) -> Prefix:
         """What it has read, for its thread's next request."""
@@ -158,12 +173,24 @@ class Row:
         elif self.written == self.request.sampling.max_new_tokens:
             self.finish("length")
 
-    def _likeliest(self, logits_V: torch.Tensor, total: torch.Tensor) -> tuple[tuple[int, float], ...]:
-        """See GeneratedToken; `total` is the logits' logsumexp."""
+    def _score(self, logits_SV: torch.Tensor, targets: list[int]) -> None:
+        """Note what the model expected where the prompt goes on with these tokens."""
+        rows = max(1, _SCORED_AT_ONCE // logits_SV.shape[1])
+        for begin in range(0, len(targets), rows):
+            some = targets[begin : begin + rows]
+            for logits_V, target in zip(logits_SV[begin : begin + len(some)].cpu().double(), some, strict=True):
+                loss, likeliest = self._expected(logits_V, target)
+                self._prompt_losses.append(loss)
+                self._prompt_likeliest.append(likeliest)
+
+    def _expected(self, logits_V: torch.Tensor, token_id: int) -> tuple[float, Likeliest]:
+        """A token's loss, and the likeliest tokens in its place; see GeneratedToken."""
+        total = torch.logsumexp(logits_V, 0)
+        loss = float(total - logits_V[token_id])
         if not self.request.likeliest:
-            return ()
+            return loss, ()
         top = logits_V.topk(min(self.request.likeliest, len(logits_V)))
-        return tuple(zip(top.indices.tolist(), (top.values - total).tolist(), strict=True))
+        return loss, tuple(zip(top.indices.tolist(), (top.values - total).tolist(), strict=True))
 
     def _joined_routing(self) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
         """[S, L, K] experts and weights of all `recent` tokens."""
