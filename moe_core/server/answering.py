@@ -28,7 +28,7 @@ class Arrived:
 class Answering:
     """Several requests of one question. As many are under way as the model has slots; the others follow.
 
-    Use it in the event loop that made it, within `async with`: at its end whatever is under way is cancelled.
+    Used in the event loop that made it: `begin` it, read its `arrivals`, and `cancel` it whatever happens.
     """
 
     def __init__(self, scheduler: Scheduler, requests: Sequence[Request], *, whole: bool) -> None:
@@ -41,12 +41,12 @@ class Answering:
         self._under_way: dict[int, Generation] = {}
         self._next = 0
 
-    async def __aenter__(self) -> Answering:
+    async def begin(self) -> None:
         """Start the first request. Raises what Scheduler.start raises: a question that was let in is answered whole."""
         await self._start_next()
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    def cancel(self) -> None:
+        """What is under way ends with the token that is being computed; at the end of all of it this does nothing."""
         for generation in self._under_way.values():
             generation.cancel()
 

@@ -26,6 +26,11 @@ from moe_core.errors import (
 )
 
 logger = logging.getLogger(__name__)
+_SEVERAL_KINDS = {
+    "prompt": "a text, a list of token ids from 0 up, or a list of 1 to 128 of either",
+    "stop": "a string of 1 to 1,000 characters, or a list of at most 16 of them",
+}
+"""Fields of which pydantic would tell how each of the kinds is not met."""
 Json = dict[str, Any]
 
 
@@ -100,7 +105,6 @@ def refuse_in_one_shape(app: FastAPI) -> None:
         return _of_http(error, request).response()
 
     app.add_exception_handler(MoescopeError, tell)
-    app.add_exception_handler(Exception, tell)
     app.add_exception_handler(RequestValidationError, tell_invalid)
     app.add_exception_handler(HTTPException, tell_http)
 
@@ -120,6 +124,8 @@ def _of_validation(error: RequestValidationError) -> Refusal:
             "invalid_json",
         )
     param = place[0]
+    if (expected := _SEVERAL_KINDS.get(param)) is not None and first["type"] != "missing":
+        return Refusal(400, f"{param}: expected {expected}", "invalid_value", param)
     given = "" if first["type"] == "missing" else f"; got {shortened(first.get('input'))}"
     return Refusal(400, f"{'.'.join(place)}: {message[:1].lower()}{message[1:]}{given}", "invalid_value", param)
 
@@ -132,5 +138,6 @@ def _of_http(error: HTTPException, request: Request) -> Refusal:
     if error.status_code == 405:
         allowed = headers.get("Allow", headers.get("allow", ""))
         return Refusal(405, f"{path!r} takes no {method}; expected {allowed}", "method_not_allowed", headers=headers)
-    code = "invalid_json" if error.status_code == 400 else "invalid_request"
+    codes = {400: "invalid_json", 413: "body_too_large"}
+    code = codes.get(error.status_code, "invalid_request")
     return Refusal(error.status_code, str(error.detail), code, headers=headers)

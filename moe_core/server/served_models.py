@@ -1,0 +1,44 @@
+"""The pool's models for whoever must not wait: a model is opened in a thread, once for all who ask meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+
+from anyio import to_thread
+
+from moe_core.errors import UnknownModelError
+from moe_core.inference.model_pool import ModelPool
+from moe_core.inference.scheduler import Scheduler
+
+
+class ServedModels:
+    """Used in one event loop."""
+
+    def __init__(self, pool: ModelPool, default: str | None) -> None:
+        """`default`: who names no model gets this one; None = the first."""
+        self.pool = pool
+        self._default = default
+        self._opening: dict[str, asyncio.Task[Scheduler]] = {}
+
+    async def name(self, given: str | None) -> str:
+        """The name of the model that is meant. Raises UnknownModelError where there is none at all."""
+        if given is not None:
+            return given
+        if self._default is not None:
+            return self._default
+        names = await to_thread.run_sync(self.pool.names)
+        if not names:
+            raise UnknownModelError("there is no model to ask; train a run, or open another folder of runs")
+        return names[0]
+
+    async def scheduler(self, name: str) -> Scheduler:
+        """As ModelPool.scheduler."""
+        found = await to_thread.run_sync(self.pool.opened, name)
+        if found is not None:
+            return found
+        task = self._opening.get(name)
+        if task is None:
+            task = asyncio.ensure_future(to_thread.run_sync(self.pool.scheduler, name))
+            self._opening[name] = task
+            task.add_done_callback(lambda _: self._opening.pop(name, None))
+        return await asyncio.shield(task)
