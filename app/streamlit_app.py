@@ -27,9 +27,10 @@ if __name__ == "__main__":  # Streamlit draws a page, or a test does
 
     draw()
 else:  # the server imports this file; Streamlit looks for the next line without running it
+    from app.api_beside_pages import routes
     from app.server import MIDDLEWARE, load_pages
     from moe_core.inference.ahead import wait_without_spinning
 
     wait_without_spinning()
     load_pages()
-    application = st.App(__file__, middleware=MIDDLEWARE)
+    application = st.App(__file__, routes=routes(), middleware=MIDDLEWARE)

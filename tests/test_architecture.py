@@ -487,7 +487,6 @@ SHARED_NAMES = {
     "progress.py": "the progress of anything, and its bar in a page",
     "pruning.py": "how many experts can go: computed, its measure and its figure",
     "tokens.py": "token by token: data, a measure, its figure and its page",
-    "training.py": "the figures and the page of training",
     "vocabulary.py": "a measure with its figure",
 }
 """File names that stand in several rooms, because they do the same for each."""

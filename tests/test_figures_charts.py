@@ -15,17 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_core.errors import UsageError
-from moe_core.figures import domains, load, maps, tokens, training
+from moe_core.figures import domains, load, maps, tokens
 from moe_core.figures.labels import spread
 from moe_core.figures.layout import TITLE_CHARACTERS
 from moe_core.figures.load import entropy_figure, loads_over_time
 from moe_core.figures.measures import chance_bars, chance_figure
 from moe_core.figures.palette import EXPERT_COLOURS, expert_colour
+from moe_core.figures.run_curves import CURVE_POINTS, curve_table, loss_of_run_figure
 from moe_core.figures.run_figures import sections_of_trace, spaced
 from moe_core.figures.tokens import token_map_figure, token_path_figure
-from moe_core.figures.training import loss_figure
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.measures.registry import DOMAIN_NMI
+from moe_core.runs.curves import RunCurves
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -161,42 +162,50 @@ def test_load_over_time_colours_experts_or_the_few_unusual_ones() -> None:
     assert loads_over_time(pd.DataFrame()).empty
 
 
+def run_of(points: list[tuple[int, str, float]], unigram: float | None) -> RunCurves:
+    frame = pd.DataFrame(points, columns=["step", "split", "value"])
+    frame = frame.assign(quantity="loss", tokens=100.0 * frame["step"], seconds=frame["step"] / 10)
+    return RunCurves("mine", frame, is_watched=False, unigram_nats=unigram)
+
+
 def test_loss_curves_average_the_training_loss_and_draw_the_baseline() -> None:
-    train = pd.DataFrame({"step": np.arange(1, 1001), "loss": np.linspace(6, 3, 1000)})
-    evaluations = pd.DataFrame({"step": [500, 500, 1000, 1000], "split": ["validation", "unseen"] * 2,
-                                "nats_per_token": [4.0, 4.5, 3.0, 3.75]})  # fmt: skip
-    baseline = pd.DataFrame([{"unigram_nats": {"validation": 6.0, "unseen": 6.25}}])
-    figure = loss_figure(train, evaluations, baseline)
+    losses = np.linspace(6, 3, 1000)
+    held_out = [(500, "validation", 4.0), (1000, "validation", 3.0), (500, "unseen", 4.5), (1000, "unseen", 3.75)]
+    train = [(step, "train", float(loss)) for step, loss in enumerate(losses, 1)]
+    figure = loss_of_run_figure(run_of([*train, *held_out], 6.25))
     assert figure is not None
     assert (
         figure.verdict
         == "Loss on unseen text is 3.75 nats per token, 2.50 below guessing by token frequency; lower is better."
     )
-    points = figure.chart.data
-    curve = points[points["series"] == "train"]
-    assert len(curve) == training.MAX_POINTS
-    assert (curve["steps"] == 5).all()
-    assert curve["nats"].mean() == pytest.approx(train["loss"].mean())
+    assert figure.frame.columns.tolist() == ["step", "series", "nats"]
+    assert len(figure.frame) == 1004
+    drawn_points = curve_table([run_of(train, None)], "loss", "step")
+    assert len(drawn_points) == CURVE_POINTS
+    assert (drawn_points["records"] == 5).all()
+    assert drawn_points["value"].mean() == pytest.approx(losses.mean())
     svg = drawn(figure.chart)
     assert "guessing by token frequency 6.25" in svg
     assert "unseen 3.75" in svg
-    assert loss_figure(pd.DataFrame(), pd.DataFrame(), pd.DataFrame()) is None
+    assert loss_of_run_figure(run_of([], None)) is None
 
 
 @pytest.mark.parametrize("width", [300, 640, 1000])
 def test_names_of_curves_lie_inside_the_picture_and_apart(width: int) -> None:
     """At 640 points "validation 4.78" was cut at the right edge, on a phone half of it; below a low baseline the names
     of two curves ran into each other."""
-    curves = pd.DataFrame([(step, name, 5.6 - step / 25 - place / 50) for place, name in
-                           enumerate(("train", "validation", "unseen")) for step in (0, 10, 20)],
-                          columns=["step", "series", "nats"])  # fmt: skip
-    chart = training.loss_curves(curves, 3.45)
+    places = enumerate(("train", "validation", "unseen"))
+    points = [(step, name, 5.6 - step / 25 - place / 50) for place, name in places for step in (0, 10, 20)]
+    figure = loss_of_run_figure(run_of(points, 3.45))
+    assert figure is not None
+    chart = figure.chart
+    assert isinstance(chart, alt.LayerChart)
     chart.width = width
     svg = drawn(chart)
     left = float(re.findall(r"translate\(([\d.]+),[\d.]+\)", svg)[0])  # the plot in the picture
     written = re.findall(r"<text[^>]*translate\(([\d.]+),\s?([\d.]+)\)[^>]*>([^<]+)<", svg)
-    names = [found for found in written if re.match(r"(training|validation|unseen) \d", found[2])]
-    assert [name.split()[0] for *_, name in names] == ["training", "validation", "unseen"]
+    names = [found for found in written if re.match(r"(train|validation|unseen) \d", found[2])]
+    assert [name.split()[0] for *_, name in names] == ["train", "validation", "unseen"]
     assert all(left + float(x) + len(name) * 6.1 <= width for x, _, name in names)
     heights = sorted(float(y) for _, y, _ in names)
     assert min(second - first for first, second in pairwise(heights)) >= 11

@@ -23,6 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 PINNED_FOR = {
     "requirements.txt": PROJECT["dependencies"],
     "requirements-huggingface.txt": PROJECT["optional-dependencies"]["huggingface"],
+    "requirements-serve.txt": PROJECT["optional-dependencies"]["serve"],
 }
 
 

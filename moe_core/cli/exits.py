@@ -86,6 +86,11 @@ def printable(text: str) -> str:
     return "".join(c if c in "\n\t" or not _is_control(c) else c.encode("unicode_escape").decode() for c in text)
 
 
+def as_one_line(text: str) -> str:
+    """`text` in one line from which it can be told again: line breaks as \\n, other control characters as codes."""
+    return printable(text.replace("\\", "\\\\").replace("\n", "\\n"))
+
+
 def _is_control(character: str) -> bool:
     return ord(character) < 32 or 127 <= ord(character) < 160
 

@@ -37,6 +37,8 @@ class Output:
         self._stdout: IO[str] = sys.stdout
         if json_target not in (None, JSON_TO_STDOUT):
             check_writable(json_target, "--json")
+        self._lines: IO[str] | None = None
+        """Where figures go that come one by one."""
         self._redirect = redirect_stdout(sys.stderr) if json_target == JSON_TO_STDOUT else None
 
     def __enter__(self) -> Output:
@@ -47,6 +49,8 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._lines is not None and self._lines is not self._stdout:
+            self._lines.close()
         if self._redirect is not None:
             self._redirect.__exit__(kind, value, trace)
 
@@ -70,6 +74,20 @@ class Output:
             self._stdout.flush()
             return
         write_bytes(Path(str(self._json_target)), text.encode())
+
+    def line(self, value: Mapping[str, Any]) -> None:
+        """One of many figures, which come one after the other: a line of JSON, at once, so that none is lost."""
+        if self._json_target is None:
+            return
+        if self._lines is None:
+            self._lines = self._stdout if self.json_only else _opened_for_lines(Path(self._json_target))
+        self._lines.write(json.dumps(json_safe(value), allow_nan=False) + "\n")
+        self._lines.flush()
+
+
+def _opened_for_lines(path: Path) -> IO[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("w", encoding="utf-8")
 
 
 def check_writable(path: str | None, option: str) -> None:

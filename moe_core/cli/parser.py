@@ -10,6 +10,7 @@ from typing import NamedTuple
 from moe_core.cli import (
     ablate,
     bench,
+    chat,
     compare,
     convert,
     counts,
@@ -22,6 +23,7 @@ from moe_core.cli import (
     presets,
     report,
     runs,
+    serve,
     slim,
     trace,
     train,
@@ -49,6 +51,7 @@ COMMANDS = (
     Command("plots", "write every figure of a run or a trace", plots.parser),
     Command("report", "write one HTML file with all pictures, verdicts and numbers of a run", report.parser),
     Command("generate", "continue a text, token by token", generate.parser),
+    Command("chat", "talk with a model in the terminal", chat.parser),
     Command("ablate", "switch experts off one by one and measure what is lost", ablate.parser),
     Command("runs", "list the runs with their state and key figures", runs.parser),
     Command("slim", "make a run small enough to ship", slim.parser),
@@ -66,6 +69,7 @@ COMMANDS = (
         "routers and ways of balancing against each other under one budget",
         compare.routers_parser,
     ),
+    Command("serve", "answer over an API that OpenAI's clients know; tells the experts of every token", serve.parser),
     Command("dashboard", "open the dashboard in a browser", dashboard.parser),
 )
 _BY_NAME = {command.name: command for command in COMMANDS}

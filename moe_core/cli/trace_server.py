@@ -17,12 +17,12 @@ from moe_core.cli.options import Parser, positive, whole
 from moe_core.cli.output import Output, progress_on_stderr
 from moe_core.errors import UsageError
 from moe_core.program import program
+from moe_core.server.paths import KEY_VARIABLE
 from moe_core.words import count_of
 
 if TYPE_CHECKING:
     from moe_core.data.document import Document
 
-KEY_VARIABLE = "MOESCOPE_API_KEY"
 ONLY_WITH_SERVER = (
     *("server_kind", "concurrency", "timeout", "max_new_tokens", "incomplete", "api_key_from", "tokenizer"),
     *("num_experts", "top_k", "layers"),

@@ -47,6 +47,9 @@ class ServeConfig(Section):
     """Least urgency of what is logged. Text of prompts and answers is logged at none."""
     log_dir: str | None = Field(None, min_length=1)
     """Folder for serve.log, which starts anew at 10 MB and keeps 5 older ones. None = standard error alone."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that a request may call this server by, "*.example.org" for all below one. None = those of this machine
+    where only it can reach the server, else any."""
     drain_seconds: float = Field(60.0, ge=0.0, le=86_400.0)
     """How long the answers under way may take after SIGTERM before they are cut off."""
 
@@ -60,7 +63,7 @@ class ServeConfig(Section):
         except ValueError:  # a name
             return False
 
-    @field_validator("runs", "models", mode="before")
+    @field_validator("runs", "models", "allowed_hosts", mode="before")
     @classmethod
     def _words_between_commas(cls, value: Any) -> Any:
         return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value

@@ -7,7 +7,7 @@ page that is drawn again keeps the chart where it is, with its zoom.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import altair as alt
@@ -19,6 +19,7 @@ from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import AUTOSIZE, AXIS_ROOM, WIDTH, room_for
 from moe_core.figures.palette import NEUTRAL, SPLIT_COLOURS, run_colours
 from moe_core.runs.curves import LEARNING_RATE, LOAD_IMBALANCE, LOSS, SPEED, TRAIN, RunCurves
+from moe_core.runs.evaluation import Evaluation
 from moe_core.words import duration, number, short_count
 
 Along = Literal["step", "tokens", "time"]
@@ -88,6 +89,38 @@ DRAWN: dict[str, Quantity] = {
 def loss_of_runs_figure(runs: Sequence[RunCurves], along: Along, verdict: str) -> Figure | None:
     """The loss of every split of every run against guessing by token frequency; None where no run has any."""
     return _figure(runs, LOSS, along, verdict)
+
+
+def loss_of_run_figure(run: RunCurves, scored: Evaluation | None = None) -> Figure | None:
+    """Does the model learn? The loss of every split by step, in its table all points of it; None where none is known.
+
+    `scored` are the figures of the whole held-out text, once there are any: the verdict is then of these, the curves
+    are of a part of it.
+    """
+    found = loss_of_runs_figure([run], "step", _loss_words(run, scored))
+    question = "Does the model learn, also for unseen text?"
+    points = run.curve(LOSS).rename(columns={"split": "series", "value": "nats"})[["step", "series", "nats"]]
+    return None if found is None else replace(found, name="loss", question=question, frame=points)
+
+
+def _loss_words(run: RunCurves, scored: Evaluation | None) -> str:
+    if scored is not None and scored.unseen.nats_per_token is not None:
+        whole, guess = scored.unseen.nats_per_token, scored.baselines.unigram_nats
+        return (
+            f"Loss on all unseen text is {whole:.2f} nats per token, {guess - whole:.2f} below guessing by token "
+            "frequency; lower is better. The curves are of a part of that text."
+        )
+    losses, unigram = run.curve(LOSS), run.unigram_nats
+    if run.is_watched and len(losses):  # someone else's loop scores no text of ours
+        return (
+            f"Loss on the text that it is trained on is {losses['value'].iloc[-1]:.2f} nats per token; lower is better."
+        )
+    unseen = run.curve(LOSS, "unseen")["value"]
+    if unseen.empty:
+        return "The first evaluation on held-out text is still to come."
+    last = unseen.iloc[-1]
+    gain = "" if unigram is None else f", {unigram - last:.2f} below guessing by token frequency"
+    return f"Loss on unseen text is {last:.2f} nats per token{gain}; lower is better."
 
 
 def quantity_figure(runs: Sequence[RunCurves], quantity: str, along: Along) -> Figure | None:
@@ -171,7 +204,10 @@ def _chart(
     drawn = DRAWN[quantity]
     colours = SPLIT_COLOURS if len(runs) == 1 and quantity == LOSS else run_colours([run.name for run in runs])
     colour = alt.Color("line:N", legend=None, scale=alt.Scale(domain=list(colours), range=list(colours.values())))
-    labels = _labels(table, ends, quantity)
+    rules = _rules(runs, quantity)
+    shown = [*table["low"], *table["high"], *rules["value"], *([0.0] if drawn.from_zero else [])]
+    line_of_text = _line_of_text(quantity, min(shown), max(shown))
+    labels = _labels(table, ends, quantity, line_of_text)
     x = _along_axis(along, table, labels["name"])
     y = alt.Y("value:Q", title=drawn.axis, scale=alt.Scale(zero=drawn.from_zero, nice=True), axis=_value_axis(quantity))
     base = alt.Chart(table).encode(x=x, y=y, color=colour, detail=["run:N", "split:N"])
@@ -196,7 +232,13 @@ def _chart(
     zoom = alt.selection_interval(
         name=ZOOM, bind="scales", encodings=["x"], zoom="wheel![event.shiftKey]", clear="dblclick"
     )
-    layers = [*([band] if drawn.spikes else []), *_rules(runs, table, quantity), lines.add_params(zoom), dots, named]
+    layers = [
+        *([band] if drawn.spikes else []),
+        *_drawn_rules(rules, line_of_text),
+        lines.add_params(zoom),
+        dots,
+        named,
+    ]
     height = _LOSS_HEIGHT if quantity == LOSS else _HEIGHT
     # Lines and dots would share one scale of opacity.
     apart = alt.Resolve(scale=alt.ScaleResolveMap(opacity="independent"))
@@ -223,10 +265,8 @@ def _value_axis(quantity: str) -> alt.Axis:
     )
 
 
-def _labels(table: pd.DataFrame, ends: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """Each run's name with its last value, at the right edge, none over another."""
-    low, high = min(table["low"].min(), 0.0 if DRAWN[quantity].from_zero else np.inf), table["high"].max()
-    gap = _line_of_text(quantity, float(low), float(high))
+def _labels(table: pd.DataFrame, ends: pd.DataFrame, quantity: str, gap: float) -> pd.DataFrame:
+    """Each run's name with its last value, at the right edge, `gap` apart at least."""
     shown = [f"{value:.2f}" if quantity == LOSS else number(value) for value in ends["value"]]
     short = [name if len(name) <= _NAME_CHARACTERS else f"{name[: _NAME_CHARACTERS - 1]}…" for name in ends["line"]]
     return pd.DataFrame(
@@ -245,8 +285,8 @@ def _line_of_text(quantity: str, low: float, high: float) -> float:
     return max(high - low, 1e-9) * 14 / plot
 
 
-def _rules(runs: Sequence[RunCurves], table: pd.DataFrame, quantity: str) -> list[alt.Chart]:
-    """What the curves are held against: guessing by token frequency, or perfect balance."""
+def _rules(runs: Sequence[RunCurves], quantity: str) -> pd.DataFrame:
+    """value, name: what the curves are held against: guessing by token frequency, or perfect balance."""
     drawn = DRAWN[quantity]
     if quantity == LOSS:
         values = dict.fromkeys(run.unigram_nats for run in runs if run.unigram_nats is not None)
@@ -255,12 +295,13 @@ def _rules(runs: Sequence[RunCurves], table: pd.DataFrame, quantity: str) -> lis
         notes = [(value, f"guessing by token frequency {value:.2f}{named[value]}") for value in of]
     else:
         notes = [] if drawn.even is None else [(drawn.even, drawn.even_name)]
-    if not notes:
+    return pd.DataFrame(notes, columns=["value", "name"])
+
+
+def _drawn_rules(rules: pd.DataFrame, gap: float) -> list[alt.Chart]:
+    if rules.empty:
         return []
-    frame = pd.DataFrame(notes, columns=["value", "name"])
-    most = max(float(table["high"].max()), float(frame["value"].max()))
-    frame["place"] = spread(list(frame["value"]), _line_of_text(quantity, float(table["low"].min()), most))
-    base = alt.Chart(frame)
+    base = alt.Chart(rules.assign(place=spread(list(rules["value"]), gap)))
     rule = base.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y="value:Q")
     text = base.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, fontSize=11, color=NEUTRAL, clip=False)
     return [rule, text.encode(x=alt.value("width"), y="place:Q", text="name:N")]

@@ -25,9 +25,9 @@ from moe_core.figures.figure import Figure
 from moe_core.figures.formation import formation_figure
 from moe_core.figures.load import MAX_STEPS, entropy_figure, load_map_figure, load_over_time_figure, loads_over_time
 from moe_core.figures.measures import chance_figure
+from moe_core.figures.run_curves import loss_of_run_figure
 from moe_core.figures.sankey import flow_sankey_figure
 from moe_core.figures.tokens import token_map_figure
-from moe_core.figures.training import loss_figure
 from moe_core.figures.vocabulary import vocabulary_figure
 from moe_core.program import program
 from moe_core.progress import Progress, silent
@@ -199,10 +199,7 @@ def _paths(trace: AnyRouting) -> Section:
 
 
 def _training(run: RunRecord) -> Section:
-    metrics = run.metrics
-    losses = loss_figure(
-        metrics.train, metrics.evaluation, metrics.baseline, scored=run.evaluation, held_out=run.watched is None
-    )
+    losses = loss_of_run_figure(run.curves, run.evaluation)
     return Section("Does the model learn?", [] if losses is None else [losses], ("loss", "perplexity"))
 
 
@@ -214,7 +211,7 @@ def _history(run: RunRecord) -> Section:
         figures += [formation_figure(forming, layer) for layer in spaced(sorted(set(forming["layer"])))]
     if run.counts is None or run.probes:  # else they are what the routing was shown of
         counts = run.counts
-        loads = loads_over_time(run.metrics.load) if counts is None else load_by_step(counts.joined(MAX_STEPS))
+        loads = loads_over_time(run.load) if counts is None else load_by_step(counts.joined(MAX_STEPS))
         figures += [load_over_time_figure(loads, int(layer)) for layer in spaced(sorted(set(loads["layer"])))]
     return Section("When did the routing become what it is?", figures, ("saturation", "formation", "expert load"))
 

@@ -10,7 +10,7 @@ which it continues as it would any text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moe_core.errors import UsageError
 from moe_core.inference.chat_template import Message, Role
@@ -18,7 +18,7 @@ from moe_core.inference.foreign_tokenizer import IdTokenizer
 from moe_core.inference.protocol import LanguageModel
 from moe_core.inference.requests import prompt_ids
 
-__all__ = ["ChatPrompt", "Message", "Role", "chat_prompt"]
+__all__ = ["ChatPrompt", "Message", "Role", "chat_prompt", "chat_prompt_in_window"]
 
 _SPEAKERS: dict[Role, str] = {"system": "System", "user": "User", "assistant": "Assistant"}
 
@@ -32,6 +32,8 @@ class ChatPrompt:
     """Strings before which the assistant's turn ends; none with a template, whose turns end with a control token."""
     has_template: bool
     """False: a base model, which was not trained to answer."""
+    left_out: int = 0
+    """How many of the oldest messages are not in it, see chat_prompt_in_window."""
 
 
 def chat_prompt(model: LanguageModel, messages: Sequence[Message]) -> ChatPrompt:
@@ -53,3 +55,20 @@ def chat_prompt(model: LanguageModel, messages: Sequence[Message]) -> ChatPrompt
     text = "\n".join([*lines, f"{_SPEAKERS['assistant']}:"])
     stop = tuple(f"\n{speaker}:" for speaker in _SPEAKERS.values())
     return ChatPrompt(tuple(prompt_ids(model, text)), stop, has_template=False)
+
+
+def chat_prompt_in_window(model: LanguageModel, messages: Sequence[Message], answer_tokens: int) -> ChatPrompt:
+    """As chat_prompt, without the oldest messages where all of them and an answer are longer than the model's window.
+
+    Of the window an answer gets half at most. The system's message and the last one stay; those between go two by two,
+    so that turns still alternate. What is too long even so is left to the engine, which reads its end. Raises as
+    chat_prompt.
+    """
+    room = model.context_window - min(answer_tokens, model.context_window // 2)
+    kept = list(messages)
+    first = 1 if kept and kept[0].role == "system" else 0
+    prompt = chat_prompt(model, kept)
+    while len(prompt.token_ids) > room and len(kept) - first > 2:
+        del kept[first : first + 2]
+        prompt = chat_prompt(model, kept)
+    return replace(prompt, left_out=len(messages) - len(kept))

@@ -12,22 +12,11 @@ from moe_core.config import Config
 from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.runs.analysis import read_ablation_map, read_table
+from moe_core.runs.curves import RunCurves, run_curves
 from moe_core.runs.evaluation import Evaluation
 from moe_core.runs.folder import RunFolder, RunStatus
 from moe_core.runs.metric_log import file_notes
 from moe_core.runs.watched import WatchedModel
-
-
-@dataclass(frozen=True, eq=False)
-class RunMetrics:
-    """The lines of metrics.jsonl, a frame a kind; empty where none was written."""
-
-    train: pd.DataFrame
-    evaluation: pd.DataFrame
-    baseline: pd.DataFrame
-    load: pd.DataFrame
-    bad_lines: int = 0
-    """Lines that are left out: they could not be read, or had been changed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +38,17 @@ class RunRecord:
     config: Config | None
     """None of a run that was watched: its model is not here."""
     status: RunStatus | None
-    metrics: RunMetrics
+    curves: RunCurves
+    """Its loss and what went with it, by step."""
+    load: pd.DataFrame
+    """Shares of the experts' load over time: metric lines of the kind "load"; empty where none was written."""
     probes: Mapping[int, RoutingTrace]
     """Routing of the fixed probe text by step, ascending."""
     evaluation: Evaluation | None
     """Figures of the whole held-out text; None if the run was never scored."""
     findings: RunFindings
+    bad_lines: int = 0
+    """Metric lines that are left out: they could not be read, or had been changed."""
     unverified: tuple[str, ...] = ()
     """Files that carry no checksum."""
     watched: WatchedModel | None = None
@@ -70,7 +64,7 @@ class RunRecord:
     @property
     def notes(self) -> list[str]:
         """What must be known about its files, a sentence each."""
-        return file_notes(self.metrics.bad_lines, self.unverified)
+        return file_notes(self.bad_lines, self.unverified)
 
     @property
     def newest_probe(self) -> RoutingTrace | None:
@@ -85,9 +79,9 @@ def read_run(run: RunFolder) -> RunRecord:
         name=run.name,
         config=None if watched is not None else run.config(),
         status=run.status(),
-        metrics=RunMetrics(
-            log.frame("train"), log.frame("evaluation"), log.frame("baseline"), log.frame("load"), log.bad
-        ),
+        curves=run_curves(run.name, log, is_watched=watched is not None),
+        load=log.frame("load"),
+        bad_lines=log.bad,
         probes={step: run.probe(step) for step in run.probe_steps()},
         evaluation=run.evaluation(),
         findings=read_findings(run),

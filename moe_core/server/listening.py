@@ -8,9 +8,10 @@ import socket
 from moe_core.errors import UsageError
 
 BACKLOG = 2048
+Listener = socket.socket
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
+def listening_socket(host: str, port: int) -> Listener:
     """A socket that listens; connections wait until somebody accepts them. Port 0 takes any that is free.
 
     Raises UsageError, in one line, for a port that is taken or not allowed and for a host that is not this machine's.
@@ -34,7 +35,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: Listener) -> str:
     """Where it can be asked from this machine, http://127.0.0.1:8001."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -1,4 +1,4 @@
-"""What stands around every answer of the dashboard's server: headers, and whom it answers at all."""
+"""What stands around every answer of the dashboard's server, the API's too: headers, and whom it answers at all."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def asset_of(port: int) -> str:
 
 @pytest.mark.parametrize("host", ["localhost:{port}", "localhost", "127.0.0.1:{port}", "LOCALHOST", "[::1]:{port}"])
 def test_every_answer_carries_the_headers(dashboard: Any, host: str) -> None:
-    for path in ("/", "/tokens", "/no/such/page", asset_of(dashboard.port), "/_stcore/health", "/media/none.png"):
+    pages = ("/", "/tokens", "/no/such/page", asset_of(dashboard.port), "/_stcore/health", "/media/none.png")
+    for path in (*pages, "/v1/models", "/v1/none", "/health"):
         for method in ("GET", "HEAD", "OPTIONS"):
             answer = ask(dashboard.port, path, host.format(port=dashboard.port), method)
             for name, value in HEADERS.items():
@@ -57,7 +58,7 @@ def test_every_answer_carries_the_headers(dashboard: Any, host: str) -> None:
              "[::1", "localhost:port", "xn--lcalhost-4ib", "localhost/evil.example"],
 )  # fmt: skip
 def test_another_host_is_refused_with_its_name_and_the_remedy(dashboard: Any, host: str) -> None:
-    for path in ("/", asset_of(dashboard.port), "/_stcore/host-config", "/_stcore/health"):
+    for path in ("/", asset_of(dashboard.port), "/_stcore/host-config", "/_stcore/health", "/v1/models", "/health"):
         answer = ask(dashboard.port, path, host)
         assert answer.status == 400, path
         assert "expected one of localhost, 127.0.0.1, [::1]" in answer.text
@@ -96,6 +97,13 @@ def other_site(dashboard: Any, tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
+ASK = """url => fetch(url + "/v1/completions", {
+    method: "POST", headers: {"Content-Type": "application/json"},
+    body: JSON.stringify({model: "tiny", prompt: "The tenant", max_tokens: 4}),
+}).then(answer => answer.json()).then(found => found.usage.completion_tokens, error => String(error))"""
+"""What a script of a page gets that asks the API: the number of tokens, or why not."""
+
+
 def test_another_site_cannot_show_the_dashboard_in_a_frame(dashboard: Any, other_site: str, page: Page) -> None:
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
@@ -104,7 +112,9 @@ def test_another_site_cannot_show_the_dashboard_in_a_frame(dashboard: Any, other
     frame = page.frames[1]
     assert frame.url.startswith("chrome-error:")
     assert any("frame-ancestors" in text for text in said)
+    assert "Failed to fetch" in page.evaluate(ASK, dashboard.url)  # nor can its scripts ask the API
     page.goto(dashboard.url)  # and by itself it opens, websocket and all
+    assert page.evaluate(ASK, dashboard.url) == 4
     page.wait_for_selector("h1")
     page.wait_for_selector("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg")
 
