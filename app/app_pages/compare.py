@@ -22,6 +22,7 @@ from app.components.fine_tuned import fine_tuned_field
 from app.components.map_view import pick_map_view
 from app.components.page import answer, header, plain, prose
 from app.components.routing_text import independence_warning
+from app.components.serving_view import show_serving
 from app.components.side_views import LEAST_WIDTH, show_views
 from moe_core.errors import UsageError
 from moe_core.figures.sides import Comparison, domains_figure, load_figure, relation
@@ -31,8 +32,9 @@ from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
 from moe_core.runs import RunFolder
 from moe_core.words import percent, sentence
 
-RUNS, TEXTS, EXPERIMENTS = "Runs, steps or traces", "Two texts", "Dense models and routers"
-TWO_PRECISIONS = "Two precisions"
+RUNS, TEXTS, TWO_PRECISIONS = "Runs, steps or traces", "Two texts", "Two precisions"
+RESULTS = {"Dense models and routers": show_experiments, "Serving": show_serving}
+"""What commands measured and wrote down."""
 MOVER_TERMS = ["expert", "domain", "interval"]
 DIFF_TERMS = ["flip rate", "agreement", "token", "top-k", "interval"]
 MAP_TERMS = {"domains": ["domain", "lift", "interval"], "load": ["expert load", "lift"]}
@@ -140,11 +142,11 @@ with head:
     header("What is different?")
 at_first = RUNS if isinstance(subject, RunFolder) or state.compared() else TEXTS  # a trace has no other steps
 has_model = isinstance(subject, ForeignModel) or (isinstance(subject, RunFolder) and not subject.is_watched())
-kinds = [RUNS, TEXTS, *([TWO_PRECISIONS] if has_model else []), EXPERIMENTS]
+kinds = [RUNS, TEXTS, *([TWO_PRECISIONS] if has_model else []), *RESULTS]
 state.preset(KIND, kinds, at_first)
 kind = state.present(st.segmented_control("Compare", kinds, required=True, key=KIND, bind="query-params"))
-if kind == EXPERIMENTS:
-    show_experiments()
+if kind in RESULTS:
+    RESULTS[kind]()
     st.stop()
 if kind == RUNS:
     fine_tuned_field()
