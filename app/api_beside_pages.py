@@ -1,4 +1,4 @@
-"""The API on the dashboard's own port, over the runs of its folder."""
+"""The API on the dashboard's own port, over the models that its side bar offers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from moe_core.server.when_asked import WhenAsked
 
 
 class ApiBesideThePages:
-    """The API over the runs of the dashboard's folder, made when it is first asked.
+    """The API over what the side bar offers, made when it is first asked.
 
     A dashboard that others can reach has it only with a key: its own pages need none, and whoever opens them to others
     has decided so, but not about this.
@@ -48,11 +48,11 @@ def routes() -> list[BaseRoute]:
 
 
 def _make_api() -> ASGIApp:
-    from moe_core.inference.shared_models import shared_pool
+    from app.chat_loaders import model_pool
     from moe_core.server.api import create_api
     from moe_core.server.api_options import ApiOptions
 
-    return create_api(shared_pool(), ApiOptions(api_key=os.environ.get(KEY_VARIABLE) or None))
+    return create_api(model_pool(), ApiOptions(api_key=os.environ.get(KEY_VARIABLE) or None))
 
 
 def _serves_this_machine_alone() -> bool:

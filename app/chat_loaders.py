@@ -1,4 +1,7 @@
-"""What the Chat page shares between all sessions: the conversations beside the runs, and the answers being written."""
+"""What the Chat page shares between all sessions: the conversations beside the runs, and the answers being written.
+
+The API beside the pages asks the same models.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from moe_core.runs.names import checkpoints_root
 from moe_core.runs.places import run_names
 
 if TYPE_CHECKING:
-    from moe_core.inference.model_pool import ModelSource
+    from moe_core.inference.model_pool import ModelPool, ModelSource
 
 
 def conversations() -> Conversations:
@@ -31,11 +34,21 @@ def answers() -> Answers:
     return _answers(str(checkpoints_root().resolve()))
 
 
+def model_pool() -> ModelPool:
+    """The models that the side bar offers, each opened when it is first asked to write."""
+    return _model_pool(str(checkpoints_root().resolve()))
+
+
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _answers(root: str) -> Answers:
+def _model_pool(root: str) -> ModelPool:
     from moe_core.inference.model_pool import ModelPool
 
-    return Answers(Conversations(conversations_path(root)), ModelPool(OfferedModels(root)))
+    return ModelPool(OfferedModels(root))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _answers(root: str) -> Answers:
+    return Answers(Conversations(conversations_path(root)), _model_pool(root))
 
 
 def live_subject(name: str, root: str | Path | None = None) -> Live | None:

@@ -107,7 +107,7 @@ def test_a_dashboard_that_others_reach_has_it_with_a_key_alone(
     assert status == 403
     assert f"start it with {KEY_VARIABLE} set" in json.loads(text)["error"]["message"]
     monkeypatch.setenv(KEY_VARIABLE, "a-key-for-others")
-    assert asked(address, monkeypatch)[0] != 403
+    assert asked(address, monkeypatch)[0] == 401
 
 
 def test_without_the_extra_the_dashboard_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:

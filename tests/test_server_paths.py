@@ -19,4 +19,4 @@ def test_every_endpoint_is_reached_beside_the_dashboard_and_no_path_is_idle() ->
         matching = [route.path for route in handed_on if route.matches(scope)[0] is not Match.NONE]
         assert matching, f"{path} is the dashboard's"
         reached.update(matching)
-    assert {"/v1/{rest:path}", "/health"} <= reached
+    assert reached == set(PATHS)

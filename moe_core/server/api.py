@@ -38,8 +38,6 @@ from moe_core.server.wire_questions import (
 from moe_core.server.writing import Writing, chat_writing, completion_writing, messages_of
 from moe_core.server.written_answers import Answer, to_json
 
-ROOTS = ("/v1", "/health", "/model/info", "/tokenize", "/detokenize", "/tokenizer_info", "/metrics", "/openapi.json")
-"""What an API stands at, for whoever puts it beside other pages."""
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": meaning, "content": {"application/json": {"schema": {"type": "object"}}}}
     for status, meaning in {
