@@ -104,6 +104,9 @@ def test_hostile_text_is_text_and_a_message_beyond_the_window_is_told_of(at: App
     assert "32 at once (its context window)" in shown(at)
     assert "The last message was not answered" in shown(at)
     assert conversation.messages[-2].text == "y " * 50_000
+    assert max(map(len, texts(at))) < 10_000
+    at.button(key=f"chat_unfold_{conversation.messages[-2].id}").click().run()
+    assert "y " * 50_000 in texts(at)
     said(at, kept, "short")
     assert "not answered" not in shown(at)
 
@@ -123,14 +126,19 @@ def test_answers_again_and_edits_make_branches(at: AppTest, kept: Conversations)
     assert shown_now is not None
     assert last(shown_now).id == answer.id
     assert "1 of 2" in shown(at)
-    edited = kept.say(first.thread.id, "two", question.parent)  # what the field in the popover sends
-    at.run()
-    assert texts(at) == ["two"]
-    at.button(key=f"chat_answer_{edited}").click().run()
-    settled(at, kept)
+    at.button(key=f"chat_edit_{question.id}").click().run()
+    at.text_area(key=f"chat_edited_{question.id}").set_value("two").run()
+    at.button(key=f"chat_edit_go_{question.id}").click().run()
+    edited = settled(at, kept).messages[0].id
     assert texts(at)[0] == "two"
     at.button(key=f"chat_Previous_{edited}").click().run()
     assert texts(at)[0] == "one"
+    # One that nobody has answered, as when the program ended in between.
+    alone = kept.say(first.thread.id, "three", None)
+    at.run()
+    assert texts(at) == ["three"]
+    at.button(key=f"chat_answer_{alone}").click().run()
+    assert len(settled(at, kept).messages) == 2
 
 
 def test_stop_ends_an_answer_and_keeps_it(at: AppTest, kept: Conversations) -> None:

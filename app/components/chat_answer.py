@@ -104,21 +104,22 @@ def ask_without_expert(kept: Conversations, message: Message, layer: int) -> Non
     answer = message.answer
     if answer is None or answer.writer is None or not answer.writer.layers:
         return
-    with st.popover("Without an expert", icon=":material/switch_access_shortcut:", type="tertiary",
-                    key=f"chat_change_{message.id}", on_change="rerun") as box:  # fmt: skip
+    with st.expander("The same again without an expert", on_change="rerun", type="compact",
+                     key=f"chat_change_{message.id}") as box:  # fmt: skip
         if not box.open:
             return
         writer = answer.writer
-        st.caption("The same messages, settings and seed, with the model changed for this answer alone.")
         place = writer.layers.index(layer) if layer in writer.layers else len(writer.layers) - 1
         keys = [f"chat_change_{what}_{message.id}" for what in ("layer", "expert", "mode")]
-        at = st.selectbox("Layer", writer.layers, place, key=keys[0])
-        tokens = kept.tokens(message.id)
-        experts = _busiest_first(tokens, writer.layers.index(at), writer.num_experts)
-        expert = st.selectbox("Expert, the one that wrote most first", experts, key=f"{keys[1]}_{at}")
-        mode = st.selectbox("What is done to it", list(MODES), key=keys[2], help=ABOUT)
-        st.button("Write both side by side", type="primary", key=f"chat_change_go_{message.id}", on_click=_ask_changed,
-                  args=(message, Change(at, expert, MODES[mode])))  # fmt: skip
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            at = st.selectbox("Layer", writer.layers, place, key=keys[0], width=110)
+            experts = _busiest_first(kept.tokens(message.id), writer.layers.index(at), writer.num_experts)
+            expert = st.selectbox("Expert", experts, key=f"{keys[1]}_{at}", width=110,
+                                  help="The one that wrote most of this answer comes first.")  # fmt: skip
+            mode = st.selectbox("What is done to it", list(MODES), key=keys[2], width=300, help=ABOUT)
+            st.button("Write it beside this one", type="primary", key=f"chat_change_go_{message.id}",
+                      on_click=_ask_changed, args=(message, Change(at, expert, MODES[mode])))  # fmt: skip
+        st.caption("With the same messages, settings and seed; the model is changed for that answer alone.")
 
 
 def send_elsewhere(message: Message) -> None:

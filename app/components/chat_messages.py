@@ -15,9 +15,10 @@ from moe_core.conversations.store import MOST_CHARACTERS, Conversations
 from moe_core.conversations.threads import Conversation, Message
 from moe_core.words import count_of
 
-EARLIER = "chat_earlier"
-"""Session key: the thread of which all messages are shown."""
+# Session keys: the thread of which all messages are shown; the message that is being edited; the one shown whole.
+EARLIER, EDITED, UNFOLDED = "chat_earlier", "chat_edited", "chat_unfolded"
 MOST_SHOWN = 20
+MOST_CHARACTERS_SHOWN = 5_000
 REFRESH_SECONDS = 0.5
 MOST_SEEDS = 2**31
 
@@ -44,20 +45,41 @@ def show_messages(kept: Conversations, thread: str, layer: int, live: bool) -> N
 
 def _show_question(conversation: Conversation, message: Message) -> None:
     with st.chat_message("user"):
-        st.text(message.text)
+        if st.session_state.get(EDITED) == message.id:
+            _edit(message)
+            return
+        _text(message.text, message.id)
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             _branches(message)
-            with st.popover("Edit", icon=":material/edit:", type="tertiary", key=f"chat_edit_{message.id}",
-                            on_change="rerun") as box:  # fmt: skip
-                if box.open:
-                    key = f"chat_edited_{message.id}"
-                    st.text_area("Message", message.text, key=key, max_chars=MOST_CHARACTERS)
-                    st.caption("The message as it is stays, in a branch of its own.")
-                    st.button("Send as a new branch", key=f"chat_edit_go_{message.id}", type="primary",
-                              on_click=_send_edited, args=(message, key))  # fmt: skip
+            st.button("Edit", key=f"chat_edit_{message.id}", icon=":material/edit:", type="tertiary",
+                      on_click=_begin_edit, args=(message.id,))  # fmt: skip
             if message is conversation.messages[-1]:
                 st.button("Answer it", key=f"chat_answer_{message.id}", icon=":material/play_arrow:", on_click=_answer,
                           args=(message.id, 0))  # fmt: skip
+
+
+def _text(text: str, message: int) -> None:
+    """As it is; of a very long one the beginning, until all of it is asked for."""
+    if len(text) <= MOST_CHARACTERS_SHOWN or st.session_state.get(UNFOLDED) == message:
+        st.text(text)
+        return
+    st.text(f"{text[:MOST_CHARACTERS_SHOWN]} …")
+    st.button(f"Show all {count_of(len(text), 'character')}", key=f"chat_unfold_{message}", type="tertiary",
+              icon=":material/expand_more:", on_click=_unfold, args=(message,))  # fmt: skip
+
+
+def _unfold(message: int) -> None:
+    st.session_state[UNFOLDED] = message
+
+
+def _edit(message: Message) -> None:
+    key = f"chat_edited_{message.id}"
+    st.text_area("Your message", message.text, key=key, max_chars=MOST_CHARACTERS, height=160)
+    st.caption("The message as it is stays, in a branch of its own.")
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.button("Send as a new branch", key=f"chat_edit_go_{message.id}", type="primary", on_click=_send_edited,
+                  args=(message, key))  # fmt: skip
+        st.button("Leave it", key=f"chat_edit_no_{message.id}", on_click=_begin_edit, args=(None,))
 
 
 def _show_answer(kept: Conversations, conversation: Conversation, message: Message, layer: int) -> None:
@@ -66,7 +88,7 @@ def _show_answer(kept: Conversations, conversation: Conversation, message: Messa
     is_written = answer.is_written(time.time())
     with st.chat_message("assistant"):
         if message.text.strip():
-            st.text(message.text.strip())
+            _text(message.text.strip(), message.id)
         elif not is_written and not answer.error:
             st.caption("Nothing was written.")
         if answer.error:
@@ -83,9 +105,10 @@ def _show_answer(kept: Conversations, conversation: Conversation, message: Messa
                 st.button("Answer again", key=f"chat_again_{message.id}", icon=":material/refresh:", type="tertiary",
                           on_click=_answer, args=(message.parent, len(message.siblings)),
                           help="With the next seed, beside this one. At temperature 0 it is the same.")  # fmt: skip
-                ask_without_expert(kept, message, layer)
                 send_elsewhere(message)
         show_tokens(kept, message, layer, live=is_written)
+        if not is_written:
+            ask_without_expert(kept, message, layer)
         show_compared(kept, message, layer)
 
 
@@ -106,6 +129,10 @@ def _branches(message: Message) -> None:
 
 def _show_earlier(thread: str) -> None:
     st.session_state[EARLIER] = thread
+
+
+def _begin_edit(message: int | None) -> None:
+    st.session_state[EDITED] = message
 
 
 def _show(message: int) -> None:
@@ -134,6 +161,7 @@ def _send_edited(message: Message, key: str) -> None:
         kept = chat_loaders.conversations()
         thread = kept.thread_of(message.id)
         question = kept.say(thread, st.session_state[key], message.parent)
+        _begin_edit(None)
         chat_loaders.answers().ask(question, present_settings(kept.conversation(thread)))
 
 

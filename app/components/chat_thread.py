@@ -24,6 +24,7 @@ CHOSEN, NEW_SETTINGS, SEARCH, RENAMING, DELETING, RETENTION = (
     "chat_retention",
 )
 MOST_LISTED = 15
+FEWEST_TOKENS, MOST_TOKENS = 10, 1000
 RETENTIONS = {"until I delete it": None, "7 days": 7.0, "30 days": 30.0, "90 days": 90.0, "365 days": 365.0}
 FIELDS = {
     "max_new_tokens": "chat_tokens",
@@ -176,11 +177,14 @@ def _settings(conversation: Conversation | None) -> None:
     if st.session_state.get(_SETTINGS_OF) != drawn_for:
         st.session_state[_SETTINGS_OF] = drawn_for
         st.session_state.update({key: getattr(settings, field) for field, key in FIELDS.items()})
+        tokens = FIELDS["max_new_tokens"]  # another program may have asked for more than the slider has
+        st.session_state[tokens] = min(max(st.session_state[tokens], FEWEST_TOKENS), MOST_TOKENS)
     with st.popover("Settings", icon=":material/tune:", key="chat_settings"):
         st.caption(f"Of this thread, for its next answers. {plain(settings.model)} writes them: choose another model "
                    "in the side bar.")  # fmt: skip
         keys = FIELDS
-        st.slider("New tokens", 10, 1000, step=10, key=keys["max_new_tokens"], on_change=_keep_settings,
+        st.slider("New tokens", FEWEST_TOKENS, MOST_TOKENS, step=10, key=keys["max_new_tokens"],
+                  on_change=_keep_settings,
                   help="Tokens of an answer at most; the model may end it earlier.")  # fmt: skip
         st.slider("Temperature", 0.0, 2.0, step=0.05, key=keys["temperature"], on_change=_keep_settings,
                   help="0 always takes the likeliest token; higher values are bolder.")  # fmt: skip
