@@ -106,7 +106,7 @@ def test_hostile_text_is_text_and_a_message_beyond_the_window_is_told_of(at: App
     assert conversation.messages[-2].text == "y " * 50_000
     assert max(map(len, texts(at))) < 10_000
     at.button(key=f"chat_unfold_{conversation.messages[-2].id}").click().run()
-    assert "y " * 50_000 in texts(at)
+    assert ("y " * 50_000).strip() in texts(at)
     said(at, kept, "short")
     assert "not answered" not in shown(at)
 
