@@ -44,6 +44,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "whole_model": Benchmark("whole_model", "How fast are whole models, against others of the same weights or size?"),
     "observing": Benchmark("observing", "What do capture and streaming cost?"),
     "batching": Benchmark("batching", "What do requests gain by being answered together?"),
+    "http_serving": Benchmark("http_serving", "What does HTTP cost over the engine?"),
     "watched_steps": Benchmark("watched_steps", "What does watching cost someone else's training?"),
     "aggregation": Benchmark("aggregation", "How fast is a trace counted, against pandas and pyarrow?"),
     "traces": Benchmark("traces", "How long does a million tokens take, from text to every table, and how much room?"),

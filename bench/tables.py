@@ -60,15 +60,15 @@ def _worst_rows(rows: Sequence[Result]) -> list[Result]:
     return found
 
 
-def insert(path: Path, text: str) -> None:
-    """Put `text` between the two markers of a Markdown file. Raises DataError when it lacks them."""
+def insert(path: Path, text: str, begin_line: str = BEGIN, end_line: str = END) -> None:
+    """Put `text` between two lines of a Markdown file. Raises DataError when it lacks them."""
     content = path.read_text(encoding="utf-8")
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = content.partition(begin_line)
+    _, end, after = rest.partition(end_line)
     if not begin or not end:
-        raise DataError(f"{path.name} has no place for the benchmarks; expected the lines {BEGIN!r} and {END!r}")
+        raise DataError(f"{path.name} has no place for this; expected the lines {begin_line!r} and {end_line!r}")
     with replaced(path) as file:
-        file.write(f"{before}{BEGIN}\n{text}{END}{after}".encode())
+        file.write(f"{before}{begin_line}\n{text}{end_line}{after}".encode())
 
 
 def figure(value: float) -> str:
