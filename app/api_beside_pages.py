@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 from contextlib import suppress
 
 import streamlit as st
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from moe_core.errors import UsageError
 from moe_core.program import program
+from moe_core.server.guarded_answers import error_answer
 from moe_core.server.libraries import missing_library
 from moe_core.server.paths import KEY_VARIABLE, PATHS
 from moe_core.server.when_asked import WhenAsked
@@ -37,8 +37,7 @@ class ApiBesideThePages:
             f"this dashboard listens at {address}, where its API needs a key: "
             f"start it with {KEY_VARIABLE} set, or serve the API alone with `{program()} serve --host ADDRESS`"
         )
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": "no_key_set"}
-        await Response(json.dumps({"error": error}), 403, media_type="application/json")(scope, receive, send)
+        await error_answer(403, message, "no_key_set")(scope, receive, send)
 
 
 def routes() -> list[BaseRoute]:
@@ -49,10 +48,17 @@ def routes() -> list[BaseRoute]:
 
 def _make_api() -> ASGIApp:
     from app.chat_loaders import model_pool
+    from moe_core.config import load_config
     from moe_core.server.api import create_api
     from moe_core.server.api_options import ApiOptions
 
-    return create_api(model_pool(), ApiOptions(api_key=os.environ.get(KEY_VARIABLE) or None))
+    try:
+        config = load_config(with_condor=True).serve
+    except UsageError as error:
+        return error_answer(500, str(error), "wrong_setting")
+    key = os.environ.get(KEY_VARIABLE) or None
+    options = ApiOptions(api_key=key, max_tokens=config.max_tokens, temperature=config.temperature)
+    return create_api(model_pool(), options)
 
 
 def _serves_this_machine_alone() -> bool:

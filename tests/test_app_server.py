@@ -110,6 +110,13 @@ def test_a_dashboard_that_others_reach_has_it_with_a_key_alone(
     assert asked(address, monkeypatch)[0] == 401
 
 
+def test_a_wrong_setting_is_told_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONDOR_TEMPERATURE", "hot")
+    status, text = asked("127.0.0.1", monkeypatch)
+    assert status == 500
+    assert "CONDOR_TEMPERATURE has value 'hot'" in json.loads(text)["error"]["message"]
+
+
 def test_without_the_extra_the_dashboard_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_beside_pages, "missing_library", lambda: "fastapi")
     assert api_beside_pages.routes() == []

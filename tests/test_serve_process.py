@@ -140,6 +140,19 @@ def test_it_answers_and_each_model_by_its_name(started: Process) -> None:
     assert [card["id"] for card in listed["data"]] == ["tiny", "random-tiny"]
 
 
+def test_a_chat_as_condors_document_has_it(started: Process) -> None:
+    system = {"role": "system", "content": "You are a helpful assistant."}
+    messages = [system, {"role": "user", "content": "Hi"}]
+    body = {"model": "random-tiny", "messages": messages, "temperature": 0.7, "max_tokens": 100}
+    status, _, text = started.ask("/v1/chat/completions", body)
+    assert status == 200, text
+    found = json.loads(text)
+    assert found["choices"][0]["message"]["role"] == "assistant"
+    assert found["moescope"]["base_model"] is True
+    info = json.loads(started.ask("/model/info?model=random-tiny")[2])
+    assert "not trained" in info["description"]
+
+
 def test_every_answer_carries_the_headers_and_a_foreign_host_gets_none(started: Process) -> None:
     for path, body in (("/health", None), ("/v1/models", None), ("/none", None), ("/v1/completions", {"prompt": 3})):
         _, headers, _ = started.ask(path, body)

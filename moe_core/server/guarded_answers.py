@@ -60,8 +60,14 @@ class GuardedAnswers:
         line = f"does not answer to the host {host!r}; expected one of {', '.join(allowed)}. {self._remedy(host)}"
         if not self._as_json:
             return PlainTextResponse(f"This dashboard {line}\n", status_code=400)
-        error = {"message": f"this server {line}", "type": "invalid_request_error", "param": None, "code": "wrong_host"}
-        return Response(json.dumps({"error": error}), status_code=400, media_type="application/json")
+        return error_answer(400, f"this server {line}", "wrong_host")
+
+
+def error_answer(status: int, message: str, code: str) -> Response:
+    """An error as OpenAI's interface has it, for what is said before the API itself is asked."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    content = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    return Response(content, status, media_type="application/json")
 
 
 def is_allowed(host: str | None, allowed: Sequence[str]) -> bool:
