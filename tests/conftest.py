@@ -50,6 +50,15 @@ def trained_root(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) 
 
 
 @pytest.fixture(scope="session")
+def api(trained_root: Path) -> Iterator[Any]:
+    """The API over the run "tiny", see api_support.Served. What it counts only grows."""
+    from api_support import serving_api
+
+    with serving_api(trained_root) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
 def large_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace as a real model's is: 12,000 tokens, 48 layers, 128 experts, 8 for each token, with text and domains."""
     from bench.made_traces import LARGE_MODEL, write_trace

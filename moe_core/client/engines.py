@@ -65,7 +65,14 @@ def _sglang_completions(model: str, prompt: Prompt, tokens: int) -> dict[str, An
     }
 
 
+def _moescope(model: str, prompt: Prompt, tokens: int) -> dict[str, Any]:
+    question = _vllm(model, prompt, tokens)
+    return {**question, "return_routed_experts": True, "return_routed_weights": True}
+
+
 VLLM = Dialect("vllm", "/v1/completions", _vllm, 0)
+MOESCOPE = Dialect("vllm", "/v1/completions", _moescope, 0)
+"""Our own API answers as vLLM does, but tells the routing only where it is asked for, and its weights with it."""
 SGLANG = Dialect("sglang", "/generate", _sglang, 8)
 SGLANG_COMPLETIONS = Dialect("sglang", "/v1/completions", _sglang_completions, 8)
 """Where a gateway in front of it lets OpenAI's interface through alone."""
@@ -92,6 +99,8 @@ async def recognise(connection: Connection, kind: str, wanted: str | None) -> Se
     card = _chosen(_cards(await connection.get("/v1/models", patient=False), connection), wanted)
     context = card.get("max_model_len")
     served = {"model": card["id"], "context": context if isinstance(context, int) and context > 0 else None}
+    if card.get("owned_by") == "moescope" and kind != "sglang":
+        return Served(MOESCOPE, **served)
     if kind == "vllm" or (kind == "auto" and card.get("owned_by") == "vllm"):
         return Served(VLLM, **served)
     if await _has_native_sglang(connection):

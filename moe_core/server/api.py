@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import FastAPI, Query, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from moe_core import __version__
 from moe_core.errors import ShutDownError
@@ -49,6 +49,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         500: "a fault of the server or the model",
         503: "models are being opened or taken down",
     }.items()
+}
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the answer, or its pieces while it is written", "content": {"text/event-stream": {}}}
 }
 ModelName = Annotated[str | None, Query(min_length=1, max_length=1_000)]
 
@@ -98,7 +101,7 @@ def _add_facts(app: FastAPI, models: ServedModels, metrics: ApiMetrics) -> None:
         scheduler = await models.scheduler(name)
         return _json(await to_thread.run_sync(model_facts, name, scheduler))
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Requests, tokens, queue, and tokens per layer and expert."""
         return Response(await to_thread.run_sync(metrics.text), headers={"Content-Type": CONTENT_TYPE})
@@ -144,7 +147,7 @@ def _tokenized(model: LanguageModel, question: TokenizeQuestion) -> Json:
 
 
 def _add_writing(app: FastAPI, models: ServedModels, options: ApiOptions) -> None:
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=STREAMED)
     async def completions(question: CompletionQuestion, request: Request) -> Response:
         """Text that goes on from a prompt."""
 
@@ -153,7 +156,7 @@ def _add_writing(app: FastAPI, models: ServedModels, options: ApiOptions) -> Non
 
         return await _answered("text", request, question, models, writing)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=STREAMED)
     async def chat(question: ChatQuestion, request: Request) -> Response:
         """The next message of a conversation."""
 

@@ -21,22 +21,19 @@ def experts_array(value: Any, where: str) -> Integers | None:
     if value is None or isinstance(value, np.ndarray):
         return value
     if isinstance(value, str):
-        content = base64_bytes(value, where)
-        if not content.startswith(b"\x93NUMPY"):
-            raise TraceError(
-                f"{where}: base64 without a .npy header, as SGLang sends it; expected it within meta_info or sglext"
-            )
-        try:
-            loaded: Integers = np.load(io.BytesIO(content), allow_pickle=False)
-        except NPY_FAULTS as error:  # a shape that its bytes do not fill
-            raise TraceError(f"{where}: the .npy file in it is damaged ({reason(error)}); save it again") from None
-        return loaded
+        experts: Integers = _npy(value, where)
+        return experts
     if isinstance(value, dict):
         try:
             return raw_integers(value["data"], str(value["dtype"]), where).reshape(value["shape"])
         except (KeyError, TypeError, ValueError) as error:
             raise TraceError(f"{where}: {reason(error)}; expected base64 data with dtype and shape") from None
     return _nested(value, where)
+
+
+def numbers_array(value: Any, where: str) -> Any:
+    """The array in the base64 text of a .npy file; anything else as it is."""
+    return _npy(value, where) if isinstance(value, str) else value
 
 
 def raw_integers(text: str, dtype: str, where: str) -> Integers:
@@ -65,6 +62,18 @@ def id_list(value: Any, where: str) -> Integers | None:
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         raise TraceError(f"{where} is {describe(ids)}; expected a list of whole numbers")
     return ids.astype(np.int64)
+
+
+def _npy(text: str, where: str) -> Any:
+    content = base64_bytes(text, where)
+    if not content.startswith(b"\x93NUMPY"):
+        raise TraceError(
+            f"{where}: base64 without a .npy header, as SGLang sends it; expected it within meta_info or sglext"
+        )
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except NPY_FAULTS as error:  # a shape that its bytes do not fill
+        raise TraceError(f"{where}: the .npy file in it is damaged ({reason(error)}); save it again") from None
 
 
 def _nested(value: Any, where: str) -> Integers:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.errors import TraceError
-from moe_core.routing.recordings.decode import experts_array, id_list
+from moe_core.routing.recordings.decode import experts_array, id_list, numbers_array
 from moe_core.routing.recordings.one_text import Text
 from moe_core.routing.recordings.pieces import Integers, Options, describe
 
@@ -67,7 +67,7 @@ def _text_of_choice(
     routed = experts_array(choice.get("routed_experts"), f"{where}, routed_experts")
     ids = id_list(choice.get("token_ids"), f"{where}, token_ids")
     P = 0 if prompt_ids is None else len(prompt_ids)
-    weights = choice.get("routed_weights")
+    weights = numbers_array(choice.get("routed_weights"), f"{where}, routed_weights")
     if prompt is not None:
         experts = _after_prompt(where, prompt, routed, prompt_ids)
         known = _joined_ids(prompt_ids, ids) if prompt_ids is not None else None
