@@ -14,6 +14,7 @@ from app.components.key_figures import key_figures
 from app.components.map_view import map_places, pick_map_view
 from app.components.no_run import need
 from app.components.page import (
+    CHAT,
     COMPARE,
     DOMAINS,
     EXPERTS,
@@ -50,6 +51,7 @@ LOOK = (
 )
 CHANGE = (
     (GENERATION, "Which experts write which words?", "edit_note"),
+    (CHAT, "Which experts write the answers?", "forum"),
     (INTERVENTIONS, "What changes without an expert?", "switch_access_shortcut"),
     (TIME, "When did each expert become what it is?", "timeline"),
     (COMPARE, "What changed between two runs, steps or texts?", "compare_arrows"),
