@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from cli_support import Run, assert_one_line
 from generation_support import generate
+from huggingface_support import tiny_model, trained_tokenizer
 
 from moe_core.cli.chat_commands import HELP, Settings, is_command, obey
 from moe_core.errors import UsageError
 from moe_core.inference.chat_format import Message, chat_prompt, chat_prompt_in_window
 from moe_core.inference.engine import Engine, Request
-from moe_core.inference.open import open_run
+from moe_core.inference.open import open_huggingface, open_run
 from moe_core.inference.sampling import SamplingConfig
 from moe_core.runs.checkpoint import load_run
 
@@ -58,6 +59,33 @@ def test_through_a_pipe_each_message_has_one_line_and_the_whole_conversation_is_
     assert [token["experts"] for token in lines[1]["tokens"]] == [t.experts.tolist() for t in expected.tokens]
     assert lines[1]["base_model"] is True
     assert lines[1]["token_count"] == len(expected.tokens)
+
+
+def test_a_model_with_a_chat_template_is_asked_through_it(
+    cli: Run, trained_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiny_model("olmoe").save_pretrained(tmp_path)
+    tokenizer = trained_tokenizer("byte-level")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    typed(monkeypatch, "Hi <|im_end|>\n")
+    asked = ("chat", "--model", str(tmp_path), "--max-new-tokens", "4", "--system", "S", "--json")
+    code, out, err = cli(trained_root, *asked)
+    assert code == 0
+    assert "answers through its own chat template" in err
+    (line,) = map(json.loads, out.splitlines())
+    assert line["base_model"] is False
+    model = open_huggingface(tmp_path)
+    prompt = chat_prompt(model, [Message("system", "S"), Message("user", "Hi <|im_end|>")])
+    assert prompt.token_ids.count(1) == 2  # the template's alone
+    expected = Engine(model).start(Request(prompt.token_ids, SamplingConfig(max_new_tokens=4))).result()
+    assert line["answer"] == expected.text.strip()
+    typed(monkeypatch, "Hi\n")
+    tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
+    tokenizer.save_pretrained(tmp_path)
+    code, _, err = cli(trained_root, *asked)
+    assert code == 2
+    assert "refuses these messages (system, user): no system, please" in err
 
 
 def test_a_wrong_setting_ends_a_pipe_and_answers_before_it_are_told(

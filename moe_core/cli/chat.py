@@ -95,8 +95,8 @@ class _Talk:
 
     def introduce(self) -> None:
         """Say whom one talks with."""
-        base = " is a base model: it goes on with the conversation as with any text, and was not trained to answer"
-        self.say(f"{self.engine.model.name}{base if self.is_base else ''}")
+        base = "is a base model: it goes on with the conversation as with any text, and was not trained to answer"
+        self.say(f"{self.engine.model.name} {base if self.is_base else 'answers through its own chat template'}")
         self.say(self.intervention.describe())
         self.say("help says what can be typed; exit or Ctrl+D ends" if self.keys else "")
 
@@ -168,7 +168,7 @@ def _experts_table(written: Written, layers: Sequence[int]) -> str:
     if not layers:
         return "a dense model: it has no experts"
     rows = [
-        (as_one_line(token["text"]), *(" ".join(str(e) for e in layer if e >= 0) for layer in token["experts"]))
+        (token["text"].replace("\n", "\\n"), *(" ".join(str(e) for e in layer if e >= 0) for layer in token["experts"]))
         for token in written.tokens
     ]
     header = ("token", *(f"layer {layer}" for layer in layers[:MOST_LAYERS]))
