@@ -24,8 +24,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serve")]
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "the-key-of-the-test"
 SECONDS = 120.0
-TOKENS = 400
-"""Of a long answer."""
 PROMPT = "an-unmistakable-prompt"
 
 
@@ -68,9 +66,9 @@ class Process:
         return seen
 
     @contextmanager
-    def stream(self, model: str, choices: int, **headers: str) -> Iterator[http.client.HTTPResponse]:
+    def stream(self, model: str, choices: int, tokens: int, **headers: str) -> Iterator[http.client.HTTPResponse]:
         """A long answer, whose first words have come."""
-        body = {"model": model, "prompt": PROMPT, "max_tokens": TOKENS, "n": choices, "stream": True, "temperature": 0}
+        body = {"model": model, "prompt": PROMPT, "max_tokens": tokens, "n": choices, "stream": True, "temperature": 0}
         body["stream_options"] = {"include_usage": True}
         headers = {"Content-Type": "application/json", **headers}
         with closing(self.connect()) as connection:
@@ -167,13 +165,13 @@ def test_every_answer_carries_the_headers_and_a_foreign_host_gets_none(started: 
 
 
 def test_a_signal_lets_the_answer_under_way_end(started: Process) -> None:
-    with started.stream("random-tiny", 1) as answer:
+    choices = 12  # more than there are slots
+    with started.stream("random-tiny", choices, 100) as answer:
         started.process.send_signal(signal.SIGTERM)
         *pieces, last = [line.removeprefix("data: ") for line in answer.read().decode().splitlines() if line]
     assert last == "[DONE]"
     reasons = [choice["finish_reason"] for piece in pieces for choice in json.loads(piece)["choices"]]
-    assert reasons[-1] in ("length", "stop")
-    assert set(reasons[:-1]) == {None}
+    assert sum(reason in ("length", "stop") for reason in reasons) == choices
     assert json.loads(pieces[-1])["usage"]["completion_tokens"] > 0
     assert started.end() == 128 + signal.SIGTERM
     assert f"Serving tiny and random-tiny at {started.told['url']}; " in started.said
@@ -202,7 +200,7 @@ def test_others_need_the_key_but_not_to_know_whether_it_is_well(open_to_others: 
 
 def test_a_second_signal_cuts_off_what_the_first_one_lets_end(open_to_others: Process) -> None:
     server, bearer = open_to_others, f"Bearer {KEY}"
-    with server.stream("random-default", 8, Authorization=bearer) as answer:
+    with server.stream("random-default", 8, 900, Authorization=bearer) as answer:
         server.process.send_signal(signal.SIGTERM)
         while (status := server.ask("/health")[0]) == 200:
             time.sleep(0.02)
@@ -210,6 +208,7 @@ def test_a_second_signal_cuts_off_what_the_first_one_lets_end(open_to_others: Pr
         status, headers, text = server.ask("/v1/completions", {"prompt": PROMPT}, Authorization=bearer)
         assert status == 503
         assert int(headers["retry-after"]) > 0
+        assert {name: headers[name.lower()] for name in HEADERS} == HEADERS
         assert json.loads(text)["error"]["code"] == "shutting_down"
         assert answer.readline() == b"\n"
         assert answer.readline().startswith(b"data: ")  # it goes on

@@ -111,6 +111,7 @@ def serve(arguments: argparse.Namespace, output: Output) -> int:
         from moe_core.inference.model_pool import ModelPool
         from moe_core.server.api import create_api
         from moe_core.server.api_options import ApiOptions
+        from moe_core.server.draining import DrainedAnswers
         from moe_core.server.guarded_answers import THIS_MACHINE, GuardedAnswers
         from moe_core.server.running import run
 
@@ -127,8 +128,9 @@ def serve(arguments: argparse.Namespace, output: Output) -> int:
             max_tokens=config.max_tokens,
             temperature=config.temperature,
         )
+        answers = DrainedAnswers(create_api(pool, options))
         application = GuardedAnswers(
-            create_api(pool, options),
+            answers,
             allowed=lambda: config.allowed_hosts or (THIS_MACHINE if config.is_loopback else ()),
             remedy=lambda host: f"Set --serve.allowed_hosts {host or 'NAME'} if this is your own name for its machine.",
             as_json=True,
@@ -136,8 +138,10 @@ def serve(arguments: argparse.Namespace, output: Output) -> int:
         ended_by = run(
             application,
             listener,
+            answers=answers,
             open_models=pool.open_first,
-            drain=lambda wait: pool.close(drain=wait, seconds=config.drain_seconds),
+            close_models=lambda: pool.close(drain=False),
+            drain_seconds=config.drain_seconds,
         )
     return 128 + ended_by
 

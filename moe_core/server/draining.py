@@ -9,10 +9,51 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from moe_core.server.guarded_answers import error_answer
 
 logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 10
 """For readers to take what was written for them, after the last token."""
+
+
+class DrainedAnswers:
+    """Middleware that counts the answers under way and, once it is closed, lets nobody in: 503.
+
+    An answer may ask its model several times, so it has ended when its last byte is sent and not when the model rests.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._changed = threading.Condition()
+        self._under_way = 0
+        self._is_closed = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with self._changed:
+            is_let_in = not self._is_closed
+            self._under_way += is_let_in
+        if not is_let_in:
+            refusal = error_answer(503, "the server ends and takes no further request", "shutting_down")
+            refusal.headers["Retry-After"] = "5"
+            await refusal(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def close(self, seconds: float) -> bool:
+        """Let nobody in any more and wait, at most so long, until all answers have ended; whether they have."""
+        with self._changed:
+            self._is_closed = True
+            return self._changed.wait_for(lambda: not self._under_way, seconds)
 
 
 class DrainingServer(uvicorn.Server):

@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from moe_core.errors import ShutDownError
-from moe_core.server.draining import FLUSH_SECONDS, DrainingServer
+from moe_core.server.draining import FLUSH_SECONDS, DrainedAnswers, DrainingServer
 from moe_core.server.listening import BACKLOG, Listener
 from moe_core.words import duration
 
@@ -20,10 +20,23 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    application: ASGIApp, listener: Listener, *, open_models: Callable[[], None], drain: Callable[[bool], None]
+    application: ASGIApp,
+    listener: Listener,
+    *,
+    answers: DrainedAnswers,
+    open_models: Callable[[], None],
+    close_models: Callable[[], None],
+    drain_seconds: float,
 ) -> Signals:
     """Answer until a signal comes, which is given back. `open_models` runs beside it; what it raises ends the server
-    and is raised here. `drain` as in DrainingServer."""
+    and is raised here. `answers` is the part of the application that counts them; `close_models` ends whatever is still
+    written after `drain_seconds`."""
+
+    def drain(wait: bool) -> None:
+        if wait and not answers.close(drain_seconds):
+            logger.warning("answers still under way after %s are cut off", duration(drain_seconds))
+        close_models()
+
     config = uvicorn.Config(
         application,
         log_config=None,  # see logs.py
