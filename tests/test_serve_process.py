@@ -128,6 +128,7 @@ def test_it_says_where_it_listens_before_it_is_ready(started: Process) -> None:
 
 
 def test_it_answers_and_each_model_by_its_name(started: Process) -> None:
+    assert started.ask(f"/v1/models?key={PROMPT}")[0] == 200
     body = {"prompt": PROMPT, "max_tokens": 5, "temperature": 0}
     for model, named in (("tiny", {}), ("tiny", {"model": "tiny"}), ("random-tiny", {"model": "random-tiny"})):
         status, _, text = started.ask("/v1/completions", body | named)
@@ -182,7 +183,7 @@ def test_a_signal_lets_the_answer_under_way_end(started: Process) -> None:
 def test_the_log_tells_what_happened_and_nothing_that_was_asked(started: Process) -> None:
     log = started.log
     assert "ready after" in log
-    assert '"POST /v1/completions HTTP/1.1" 200' in log
+    assert "POST /v1/completions 200" in log
     assert "SIGTERM: answers under way end" in log
     assert PROMPT not in log
 

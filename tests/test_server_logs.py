@@ -38,14 +38,6 @@ def test_a_line_an_event_in_the_file_and_on_standard_error(tmp_path: Path, capsy
     assert capsys.readouterr().err.splitlines() == [line]
 
 
-def test_the_query_of_an_address_is_left_out(tmp_path: Path) -> None:
-    path = log_to("DEBUG", str(tmp_path))
-    arguments = ("127.0.0.1:5", "GET", "/v1/models?api_key=secret", "1.1", 200)
-    logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', *arguments)
-    assert path is not None
-    assert path.read_text().endswith('127.0.0.1:5 - "GET /v1/models HTTP/1.1" 200\n')
-
-
 def test_it_starts_anew_before_it_is_large(tmp_path: Path) -> None:
     log_to("INFO", str(tmp_path))
     (handler,) = (h for h in logging.getLogger().handlers if isinstance(h, logging.handlers.RotatingFileHandler))

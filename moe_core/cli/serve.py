@@ -45,7 +45,7 @@ def parser() -> Parser:
         "serve --model-size 7b --moe --dtype bfloat16",
         "serve --config serve.conf --serve.temperature 0",
     )
-    models = parser.add_argument_group("what is served; the first one named answers who names none")
+    models = parser.add_argument_group("what is served; the first one, a run if there is any, answers who names none")
     models.add_argument("--run", metavar="NAME", action="append", default=[], help="run of ours; repeatable")
     models.add_argument(
         "--model", metavar="DIR_OR_NAME", action="append", default=[], help="model of the transformers library, a "

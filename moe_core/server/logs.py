@@ -41,7 +41,6 @@ def log_to(level: str, folder: str | None) -> Path | None:
     root.setLevel(logging.WARNING)
     for handler in handlers:
         handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        handler.addFilter(_without_query)
         root.addHandler(handler)
     for name in OURS:
         logging.getLogger(name).setLevel(level)
@@ -53,11 +52,3 @@ class _OneLine(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
-
-
-def _without_query(record: logging.LogRecord) -> bool:
-    """What follows the ? of an address may be anything, also a key."""
-    if record.name == "uvicorn.access" and isinstance(record.args, tuple) and len(record.args) == 5:
-        client, method, path, version, status = record.args
-        record.args = (client, method, str(path).partition("?")[0], version, status)
-    return True

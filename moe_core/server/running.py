@@ -40,6 +40,7 @@ def run(
     config = uvicorn.Config(
         application,
         log_config=None,  # see logs.py
+        access_log=False,  # the API logs its answers itself, with the id that each carries
         lifespan="off",
         proxy_headers=False,
         server_header=False,
