@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import tokenizers
@@ -138,7 +138,8 @@ class ChatTemplate:
         if not body:
             return text, pairs
         before, _, after = text.partition(body)
-        first, last = _longest_end_of(marks, body), _longest_beginning_of(marks, body)
+        ends = _Ends.of(frozenset(marks))
+        first, last = ends.begun_before(body), ends.begun_at_the_end_of(body)
         if last:
             body = body[: -len(last)] + hide(last)
         if first and body.startswith(first):
@@ -187,8 +188,8 @@ class _Renaming:
         encoder.encode_special_tokens = True
         secret = secrets.token_hex(8)
         names = {mark: f"\ue002{secret}:{number}\ue003" for number, mark in enumerate(sorted(marks))}
-        for name in names.values():
-            encoder.add_tokens([tokenizers.AddedToken(name, normalized=False, special=False)])
+        # All at once: each call builds anew what finds them.
+        encoder.add_tokens([tokenizers.AddedToken(name, normalized=False, special=False) for name in names.values()])
         ids = {encoder.token_to_id(name): marks[mark] for mark, name in names.items()}
         return cls(encoder, names, {i: own for i, own in ids.items() if i is not None})
 
@@ -213,16 +214,31 @@ def _own_encoder(state: str) -> tokenizers.Tokenizer:
     return encoder
 
 
-def _longest_beginning_of(marks: Collection[str], text: str) -> str:
-    """What a text ends with, as far as one of the marks begins with it but is longer."""
-    parts = (mark[:length] for mark in marks for length in range(1, len(mark)))
-    return max((part for part in parts if text.endswith(part)), key=len, default="")
+@dataclass(frozen=True)
+class _Ends:
+    """Parts of control tokens, shorter than these."""
 
+    beginnings: frozenset[str]
+    endings: frozenset[str]
+    longest: int
 
-def _longest_end_of(marks: Collection[str], text: str) -> str:
-    """What a text begins with, as far as one of the marks ends with it but is longer."""
-    parts = (mark[length:] for mark in marks for length in range(1, len(mark)))
-    return max((part for part in parts if text.startswith(part)), key=len, default="")
+    @classmethod
+    @lru_cache(maxsize=8)  # some tokenizers have thousands
+    def of(cls, marks: frozenset[str]) -> _Ends:
+        """Of these."""
+        beginnings = frozenset(mark[:length] for mark in marks for length in range(1, len(mark)))
+        endings = frozenset(mark[length:] for mark in marks for length in range(1, len(mark)))
+        return cls(beginnings, endings, max(map(len, marks), default=1) - 1)
+
+    def begun_at_the_end_of(self, text: str) -> str:
+        """The most that a text ends with and a control token begins with."""
+        parts = (text[-length:] for length in range(min(self.longest, len(text)), 0, -1))
+        return next((part for part in parts if part in self.beginnings), "")
+
+    def begun_before(self, text: str) -> str:
+        """The most that a text begins with and a control token ends with."""
+        parts = (text[:length] for length in range(min(self.longest, len(text)), 0, -1))
+        return next((part for part in parts if part in self.endings), "")
 
 
 def _alike(text: str) -> set[str]:
