@@ -235,3 +235,43 @@ def test_a_model_that_is_being_opened_when_the_pool_closes_is_not_kept() -> None
     thread.join()
     assert len(found) == 1
     assert not pool.open_schedulers()
+
+
+def test_a_model_that_is_lent_takes_requests_until_it_is_given_back(opening: Opening) -> None:
+    with opening.pool("a", "b", most_open=1) as pool:
+        assert pool.lend("a") is None
+        pool.scheduler("a")
+        loan, again = pool.lend("a"), pool.lend("a")
+        assert loan is not None
+        assert again is not None
+        thread, found = in_thread(lambda: pool.scheduler("b"))
+        while pool.open_schedulers():
+            time.sleep(0.001)
+        assert len(loan.scheduler.start(Request((1,), GREEDY)).result().tokens) == 8
+        again.give_back()
+        again.give_back()
+        assert len(loan.scheduler.start(Request((2,), GREEDY)).result().tokens) == 8
+        assert opening.opened == ["a"]
+        loan.give_back()
+        thread.join()
+        assert found[0] is pool.scheduler("b")
+        assert wait_for_refusal(loan.scheduler)
+
+
+def test_a_pool_that_closes_waits_for_what_is_lent_as_long_as_it_may(opening: Opening) -> None:
+    pool = opening.pool("a")
+    pool.scheduler("a")
+    loan = pool.lend("a")
+    assert loan is not None
+    thread, _ = in_thread(pool.close)
+    while not pool.is_closing:
+        time.sleep(0.001)
+    assert len(loan.scheduler.start(Request((1,), GREEDY)).result().tokens) == 8
+    with pytest.raises(ShutDownError):
+        pool.lend("a")
+    assert thread.is_alive()
+    pool.close(drain=True, seconds=0.01)
+    with pytest.raises(ShutDownError):
+        loan.scheduler.start(Request((1,), GREEDY))
+    loan.give_back()
+    thread.join()

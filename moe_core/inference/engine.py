@@ -117,8 +117,14 @@ class Generation(Iterator[Event]):
 
     def arrived(self) -> list[Event]:
         """What a scheduler has computed since the last call, without waiting: for whoever is told that there is some
-        (Scheduler.start). Raises what went wrong."""
-        return list(iter(self._pop, None))
+        (Scheduler.start). Raises what went wrong, once what came before it was given."""
+        events: list[Event] = []
+        try:
+            events.extend(iter(self._pop, None))
+        except Exception:
+            if not events:
+                raise
+        return events
 
     def cancel(self) -> None:
         """From any thread: the token that is being computed is the last one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,15 +77,31 @@ class RunSources(Mapping[str, ModelSource]):
         return sum(1 for _ in self)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Open:
     scheduler: Scheduler
     version: str
+    loans: int = 0
 
     @property
     def is_idle(self) -> bool:
         counts = self.scheduler.counts()
-        return not counts.waiting and not counts.running
+        return not (self.loans or counts.waiting or counts.running)
+
+
+class Loan:
+    """A model that takes requests until it is given back, whatever is to be opened meanwhile."""
+
+    def __init__(self, scheduler: Scheduler, give_back: Callable[[], None]) -> None:
+        """ModelPool.lend makes it."""
+        self.scheduler = scheduler
+        self._give_back: Callable[[], None] | None = give_back
+
+    def give_back(self) -> None:
+        """No further request comes of this loan. Once is enough."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
 
 
 class ModelPool:
@@ -108,11 +125,12 @@ class ModelPool:
         self._most_open = most_open
         self._slots, self._queue = slots, queue
         self._first = tuple(opened_first)
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         """Guards what follows; held for moments only."""
         self._models: OrderedDict[str, _Open] = OrderedDict()
         """The least recently asked for first."""
-        self._leaving: list[Scheduler] = []
+        self._leaving: list[_Open] = []
+        """Those whose requests are ending."""
         self._is_ready = not self._first
         self._is_closing = False
         self._opening = threading.Lock()
@@ -146,7 +164,7 @@ class ModelPool:
 
     def open_schedulers(self) -> dict[str, Scheduler]:
         """The models that are open now, by name."""
-        with self._lock:
+        with self._changed:
             return {name: found.scheduler for name, found in self._models.items()}
 
     def opened(self, name: str) -> Scheduler | None:
@@ -154,18 +172,28 @@ class ModelPool:
 
         Raises UnknownModelError, and ShutDownError after `close`.
         """
-        source = self._source(name)
-        with self._lock:
-            found = self._models.get(name)
-            if found is not None:
-                self._models.move_to_end(name)
-        return found.scheduler if found is not None and found.version == source.version() else None
+        version = self._source(name).version()
+        with self._changed:
+            found = self._newest(name, version)
+            return None if found is None else found.scheduler
+
+    def lend(self, name: str) -> Loan | None:
+        """The same, to be given back: for several requests that belong together. Raises as `opened`."""
+        version = self._source(name).version()
+        with self._changed:
+            if self._is_closing:
+                raise self._shut_down()
+            found = self._newest(name, version)
+            if found is None:
+                return None
+            found.loans += 1
+            return Loan(found.scheduler, lambda: self._take_back(found))
 
     def scheduler(self, name: str) -> Scheduler:
         """The scheduler of a model, which is opened if it is not.
 
         Where there is no room, the model that was asked for least recently makes it, one that answers nothing if there
-        is any; else its requests end first. The same goes for one that is replaced. A scheduler that was given out may
+        is any; else its requests end first. The same goes for one that is replaced. A scheduler that was not lent may
         be closed so at any time: its `start` then raises ShutDownError, and the next call here gives another one.
         Raises UnknownModelError, ShutDownError after `close`, and whatever opening raises.
         """
@@ -177,12 +205,11 @@ class ModelPool:
             source = self._source(name)
             version = source.version()
             while (leaving := self._leaves_for(name)) is not None:
-                leaving.close(drain=True)
-                self._leaving.remove(leaving)
+                self._end(leaving)
                 del leaving
                 gc.collect()  # models hold on to themselves by their hooks
             scheduler = Scheduler(Engine(source.open()), slots=self._slots, queue=self._queue)
-            with self._lock:
+            with self._changed:
                 if not self._is_closing:
                     self._models[name] = _Open(scheduler, version)
                     return scheduler
@@ -190,13 +217,17 @@ class ModelPool:
             raise self._shut_down()
 
     def close(self, *, drain: bool = True, seconds: float | None = None) -> None:
-        """Open nothing any more, let nobody in, and return once all requests have ended; see Scheduler.close."""
-        with self._lock:
+        """Open nothing any more, lend nothing, and return once all requests have ended; see Scheduler.close."""
+        until = None if seconds is None else time.monotonic() + seconds
+        with self._changed:
             self._is_closing = True
-            schedulers = [*(found.scheduler for found in self._models.values()), *self._leaving]
+            models = [*self._models.values(), *self._leaving]
+            if drain:
+                self._changed.wait_for(lambda: not any(found.loans for found in models), seconds)
+        rest = None if until is None else max(0.0, until - time.monotonic())
         threads = [
-            threading.Thread(target=scheduler.close, kwargs={"drain": drain, "seconds": seconds}, daemon=True)
-            for scheduler in schedulers
+            threading.Thread(target=found.scheduler.close, kwargs={"drain": drain, "seconds": rest}, daemon=True)
+            for found in models
         ]
         for thread in threads:
             thread.start()
@@ -214,18 +245,37 @@ class ModelPool:
             raise UnknownModelError(f"there is no model {name[:80]!r}; expected one of {shown}{more}")
         return source
 
-    def _leaves_for(self, name: str) -> Scheduler | None:
+    def _newest(self, name: str, version: str) -> _Open | None:
+        found = self._models.get(name)
+        if found is None or found.version != version:
+            return None
+        self._models.move_to_end(name)
+        return found
+
+    def _take_back(self, found: _Open) -> None:
+        with self._changed:
+            found.loans -= 1
+            self._changed.notify_all()
+
+    def _end(self, leaving: _Open) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not leaving.loans)
+        leaving.scheduler.close(drain=True)
+        with self._changed:
+            self._leaving.remove(leaving)
+
+    def _leaves_for(self, name: str) -> _Open | None:
         """Take out the model that makes room for another one, or for a newer version of itself; None if none has to."""
-        with self._lock:
+        with self._changed:
             if name in self._models:
                 leaves = name
             elif len(self._models) < self._most_open:
                 return None
             else:
                 leaves = next((each for each, found in self._models.items() if found.is_idle), next(iter(self._models)))
-            scheduler = self._models.pop(leaves).scheduler
-            self._leaving.append(scheduler)
-            return scheduler
+            leaving = self._models.pop(leaves)
+            self._leaving.append(leaving)
+            return leaving
 
     def _shut_down(self) -> ShutDownError:
         return ShutDownError("the models are being taken down; no further request is taken")

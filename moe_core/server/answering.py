@@ -57,12 +57,14 @@ class Answering:
             await self._news.wait()
             self._news.clear()
             for choice, generation in list(self._under_way.items()):
-                events = tuple(generation.arrived())
-                if not events:
-                    continue
-                if isinstance(events[-1], Finished):
-                    del self._under_way[choice]
-                yield Arrived(choice, events)
+                # Asked until nothing is there: a fault comes only after what was computed before it.
+                while events := tuple(generation.arrived()):
+                    has_ended = isinstance(events[-1], Finished)
+                    if has_ended:
+                        del self._under_way[choice]
+                    yield Arrived(choice, events)
+                    if has_ended:
+                        break
 
     async def _start_others(self) -> None:
         while self._next < len(self._requests) and len(self._under_way) < self._scheduler.slots:

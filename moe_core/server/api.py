@@ -14,7 +14,6 @@ from fastapi import FastAPI, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
 from moe_core import __version__
-from moe_core.errors import ShutDownError
 from moe_core.inference.chat_format import chat_prompt
 from moe_core.inference.model_pool import ModelPool
 from moe_core.inference.protocol import LanguageModel, check_token_ids
@@ -175,34 +174,30 @@ async def _answered(
 ) -> Response:
     check_extra(question)
     name = await models.name(question.model)
-    answering, writing = await _started(name, models, writing_for)
+    loan = await models.lend(name)
+    try:
+        # What takes a moment is done in a thread, so that other answers go on.
+        writing = await to_thread.run_sync(writing_for, loan.scheduler.engine.model)
+        answering = Answering(loan.scheduler, writing.requests, whole=writing.shown.needs_all)
+        await answering.begin()
+    except BaseException:
+        loan.give_back()
+        raise
+
+    def end() -> None:
+        answering.cancel()
+        loan.give_back()
+
     answer = Answer(kind, writing, name)
-    if not question.stream:
-        try:
-            content = await while_present(request, lambda: answer.whole(answering))
-        finally:
-            answering.cancel()
-        # Nobody reads what is sent to a client that has gone.
-        return Response(status_code=499) if content is None else Response(content, media_type="application/json")
-    include_usage = bool(question.stream_options and question.stream_options.include_usage)
-    return EventStream(answer.pieces(answering, include_usage=include_usage), answering.cancel)
-
-
-async def _started(
-    name: str, models: ServedModels, writing_for: Callable[[LanguageModel], Writing]
-) -> tuple[Answering, Writing]:
-    """The question let in by its model, which may have been closed a moment ago to make room, and is opened again."""
-    while True:
-        scheduler = await models.scheduler(name)
-        writing = await to_thread.run_sync(writing_for, scheduler.engine.model)
-        answering = Answering(scheduler, writing.requests, whole=writing.shown.needs_all)
-        try:
-            await answering.begin()
-        except ShutDownError:
-            if models.pool.is_closing:
-                raise
-        else:
-            return answering, writing
+    if question.stream:
+        include_usage = bool(question.stream_options and question.stream_options.include_usage)
+        return EventStream(answer.pieces(answering, include_usage=include_usage), end)
+    try:
+        content = await while_present(request, lambda: answer.whole(answering))
+    finally:
+        end()
+    # Nobody reads what is sent to a client that has gone.
+    return Response(status_code=499) if content is None else Response(content, media_type="application/json")
 
 
 def _json(content: Json, status: int = 200) -> Response:

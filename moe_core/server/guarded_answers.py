@@ -18,6 +18,7 @@ HEADERS = {
     # A file is what its type says, even where its content looks like a script.
     "X-Content-Type-Options": "nosniff",
 }
+_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -65,9 +66,13 @@ class GuardedAnswers:
 
 def error_answer(status: int, message: str, code: str) -> Response:
     """An error as OpenAI's interface has it, for what is said before the API itself is asked."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    content = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
-    return Response(content, status, media_type="application/json")
+    return Response(json.dumps(error_body(status, message, code)), status, media_type="application/json")
+
+
+def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, dict[str, str | None]]:
+    """What such an answer holds. `param`: the field of the request that is wrong."""
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def is_allowed(host: str | None, allowed: Sequence[str]) -> bool:

@@ -24,6 +24,7 @@ from moe_core.errors import (
     UsageError,
     shortened,
 )
+from moe_core.server.guarded_answers import error_body
 
 logger = logging.getLogger(__name__)
 _SEVERAL_KINDS = {
@@ -45,11 +46,9 @@ class Refusal:
     """The field of the body that is wrong, "temperature"."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def body(self) -> Json:
+    def body(self) -> Mapping[str, Any]:
         """As it is sent."""
-        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return error_body(self.status, self.message, self.code, self.param)
 
     def response(self) -> Response:
         """As an answer."""

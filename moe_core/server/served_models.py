@@ -7,7 +7,7 @@ import asyncio
 from anyio import to_thread
 
 from moe_core.errors import UnknownModelError
-from moe_core.inference.model_pool import ModelPool
+from moe_core.inference.model_pool import Loan, ModelPool
 from moe_core.inference.scheduler import Scheduler
 
 
@@ -31,11 +31,18 @@ class ServedModels:
             raise UnknownModelError("there is no model to ask; train a run, or open another folder of runs")
         return names[0]
 
+    async def lend(self, name: str) -> Loan:
+        """A model for as long as its answer takes. Raises as ModelPool.scheduler."""
+        while (loan := await to_thread.run_sync(self.pool.lend, name)) is None:
+            await self._open(name)
+        return loan
+
     async def scheduler(self, name: str) -> Scheduler:
         """As ModelPool.scheduler."""
         found = await to_thread.run_sync(self.pool.opened, name)
-        if found is not None:
-            return found
+        return await self._open(name) if found is None else found
+
+    async def _open(self, name: str) -> Scheduler:
         task = self._opening.get(name)
         if task is None:
             task = asyncio.ensure_future(to_thread.run_sync(self.pool.scheduler, name))
