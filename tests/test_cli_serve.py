@@ -12,7 +12,7 @@ from cli_support import Run, assert_one_line
 
 from moe_core.cli import serve as command
 from moe_core.cli.parser import parse
-from moe_core.cli.serve import api_key, serve_config
+from moe_core.cli.serve import api_key, serve_config, sources
 from moe_core.config.serve import ServeConfig
 from moe_core.errors import UsageError
 from moe_core.server.listening import listening_socket, url_of
@@ -58,6 +58,13 @@ def test_what_is_not_there_is_refused_at_once(cli: Run, tmp_path: Path) -> None:
     code, _, err = cli("serve", "--model", str(tmp_path / "none"))
     assert code == 2
     assert_one_line(err, "no folder", "config.json")
+
+
+def test_a_device_that_is_not_here_is_refused(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, err = cli("serve", "--run", "tiny", "--device", "cuda")
+    assert code == 2
+    assert_one_line(err, "serve.device 'cuda'", "not present on this machine")
 
 
 def test_a_port_that_is_taken_is_named_with_what_to_do(cli: Run, taken_port: int) -> None:
@@ -123,6 +130,29 @@ def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert found.model_size is None  # what is named here is all that is served
     assert configured("--moe").use_moe is True
     assert configured("--model-size", "quick", "--no-moe").use_moe is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["demo"]),
+        (["--run", "a", "--run", "a", "--run", "b"], ["a", "b"]),
+        (["--model-size", "demo"], ["demo"]),
+        (["--run", "demo", "--model-size", "demo"], ["demo"]),
+        (["--run", "a", "--model-size", "demo"], ["a", "demo"]),
+        (["--model-size", "demo", "--no-moe"], ["random-demo-dense"]),
+        (["--run", "a", "--model", "org/name", "--model-size", "7b", "--moe"], ["a", "org/name", "random-7b-moe"]),
+        (["--model", "org/name"], ["org/name"]),
+    ],
+)
+def test_what_is_named_is_served_and_nothing_named_is_the_demo(arguments: list[str], expected: list[str]) -> None:
+    assert list(sources(configured(*arguments), False)) == expected
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "same").mkdir()
+    with pytest.raises(UsageError, match="two models are called 'same'"):
+        sources(configured("--run", "same", "--model", str(tmp_path / "same")), False)
 
 
 # ---- keys ----

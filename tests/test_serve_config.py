@@ -44,11 +44,11 @@ def test_what_condor_leaves_open_is_its_default_or_safer() -> None:
 
 def test_each_source_wins_over_the_one_before_it(tmp_path: Path) -> None:
     file = tmp_path / "serve.conf"
-    file.write_text('serve { port = 1, slots = 2, queue = 3, temperature = 0.1, runs = ["a", "b"] }')
+    file.write_text('serve { port = 1, slots = 2, queue = 3, temperature = 0.1, runs = ["a", "b"], use_moe = false }')
     environment = {"CONDOR_PORT": "4", "CONDOR_TEMPERATURE": "0.5", "MOESCOPE_SERVE__TEMPERATURE": "0.6"}
     found = served(environment | {"MOESCOPE_SERVE__QUEUE": "7"}, file=file, overrides={"serve.queue": "8"})
     assert (found.slots, found.port, found.temperature, found.queue) == (2, 4, 0.6, 8)
-    assert found.runs == ("a", "b")
+    assert (found.runs, found.use_moe) == (("a", "b"), False)
     assert served({"MOESCOPE_SERVE__RUNS": "mine, demo"}).runs == ("mine", "demo")
 
 

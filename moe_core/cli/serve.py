@@ -16,13 +16,15 @@ from moe_core.cli.output import Output
 from moe_core.config.presets import PRESETS
 from moe_core.errors import UsageError
 from moe_core.files import user_path
-from moe_core.inference.device import DEVICES, DTYPES
+from moe_core.inference.device import DEVICES, DTYPES, resolve_device
 from moe_core.program import program
 from moe_core.server.libraries import missing_library
 from moe_core.server.paths import KEY_VARIABLE
 from moe_core.words import listed
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from moe_core.config.serve import ServeConfig
     from moe_core.inference.model_pool import ModelSource
 
@@ -112,7 +114,6 @@ def serve(arguments: argparse.Namespace, output: Output) -> int:
         from moe_core.server.api import create_api
         from moe_core.server.api_options import ApiOptions
         from moe_core.server.draining import DrainedAnswers
-        from moe_core.server.guarded_answers import THIS_MACHINE, GuardedAnswers
         from moe_core.server.running import run
 
         pool = ModelPool(
@@ -129,14 +130,8 @@ def serve(arguments: argparse.Namespace, output: Output) -> int:
             temperature=config.temperature,
         )
         answers = DrainedAnswers(create_api(pool, options))
-        application = GuardedAnswers(
-            answers,
-            allowed=lambda: config.allowed_hosts or (THIS_MACHINE if config.is_loopback else ()),
-            remedy=lambda host: f"Set --serve.allowed_hosts {host or 'NAME'} if this is your own name for its machine.",
-            as_json=True,
-        )
         ended_by = run(
-            application,
+            _guarded(answers, config),
             listener,
             answers=answers,
             open_models=pool.open_first,
@@ -146,6 +141,19 @@ def serve(arguments: argparse.Namespace, output: Output) -> int:
     return 128 + ended_by
 
 
+def _guarded(answers: ASGIApp, config: ServeConfig) -> ASGIApp:
+    """Headers and the check of hosts around all answers."""
+    from moe_core.server.guarded_answers import THIS_MACHINE, GuardedAnswers
+
+    names = config.allowed_hosts or (THIS_MACHINE if config.is_loopback else ())
+    return GuardedAnswers(
+        answers,
+        allowed=lambda: names,
+        remedy=lambda host: f"Set --serve.allowed_hosts {host or 'NAME'} if this is your own name for its machine.",
+        as_json=True,
+    )
+
+
 def sources(config: ServeConfig, trust_remote_code: bool) -> dict[str, ModelSource]:
     """What is served, by name; the first one answers who names none. Raises UsageError for two of one name."""
     from moe_core.inference.model_pool import ModelSource, huggingface_source, run_source
@@ -153,7 +161,10 @@ def sources(config: ServeConfig, trust_remote_code: bool) -> dict[str, ModelSour
 
     where: dict[str, str] = {"device": config.device, "dtype": config.dtype}
     size, use_moe = config.model_size, config.use_moe
-    found = [(name, run_source(name, **where)) for name in config.runs]
+    runs = list(dict.fromkeys(config.runs))
+    if (TRAINED not in runs and is_trained(size, use_moe)) if size is not None else not (runs or config.models):
+        runs.append(TRAINED)
+    found = [(name, run_source(name, **where)) for name in runs]
     found += [
         (_name_of(model), huggingface_source(model, trust_remote_code=trust_remote_code, **where))
         for model in config.models
@@ -161,8 +172,6 @@ def sources(config: ServeConfig, trust_remote_code: bool) -> dict[str, ModelSour
     if size is not None and not is_trained(size, use_moe):
         opened = partial(random_model, size, use_moe, texts=config.slots, **where)
         found.append((sized_name(size, use_moe), ModelSource(opened)))
-    elif size is not None or not found:
-        found.append((TRAINED, run_source(TRAINED, **where)))
     names = [name for name, _ in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"two models are called {twice!r}; each needs a name of its own, so rename one folder")
@@ -275,12 +284,13 @@ def check_libraries() -> None:
 
 
 def check_models(config: ServeConfig) -> None:
-    """Refuse what is not there before anything slow is imported. Raises MoescopeError."""
+    """Refuse what is not there before anybody is let in. Raises MoescopeError."""
     for name in config.runs:
         existing_run(name)
     for where in config.models:
         if where.startswith((".", "/", "~")) and not user_path(where).is_dir():
             raise UsageError(f"no folder {where!r} for --model; expected one with config.json and weights")
+    resolve_device(config.device, "serve.device")
     if config.model_size is not None:
         from moe_core.inference.sized_model import TRAINED, check_fits_serving, is_trained
 
