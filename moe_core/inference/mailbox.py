@@ -6,13 +6,16 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from moe_core.inference.requests import Event, GeneratedToken, TokensAsText
+from moe_core.inference.requests import Event, Finished, GeneratedToken, TokensAsText
+
+Told = Callable[[bool], None]
+"""Is told that there is an event, and whether it is the last one."""
 
 
 class Mailbox:
     """Events in their order. The sender never waits: what is beyond `room` tokens is kept as text."""
 
-    def __init__(self, room: int | None = None, told: Callable[[], None] | None = None) -> None:
+    def __init__(self, room: int | None = None, told: Told | None = None) -> None:
         """`room`: tokens that may wait with all that is known of them; None = any number. `told` is called, by the
         sender, once there is something to `pop`; it must be quick."""
         self._room = room
@@ -38,7 +41,7 @@ class Mailbox:
                 self._events.append(event)
             self._changed.notify_all()
         if self._told is not None:
-            self._told()
+            self._told(isinstance(event, Finished))
 
     def fail(self, error: Exception) -> None:
         """There will be no further event: `pop` raises the error once those before it are read."""
@@ -46,7 +49,7 @@ class Mailbox:
             self._error = error
             self._changed.notify_all()
         if self._told is not None:
-            self._told()
+            self._told(True)
 
     def pop(self) -> Event | None:
         """The next event; None if there is none now."""

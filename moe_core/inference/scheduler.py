@@ -16,14 +16,14 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from types import TracebackType
 
 from moe_core.errors import QueueFullError, ShutDownError, UsageError
 from moe_core.inference.batch import PIECE, Batch
 from moe_core.inference.counters import Counters, Counts
 from moe_core.inference.engine import Engine, Generation
-from moe_core.inference.mailbox import Mailbox
+from moe_core.inference.mailbox import Mailbox, Told
 from moe_core.inference.requests import Event, Finished, Request
 from moe_core.inference.row import Row
 
@@ -75,12 +75,12 @@ class Scheduler:
         """
         return self.engine.model.reads_apart
 
-    def start(self, request: Request, *, whole: bool = False, told: Callable[[], None] | None = None) -> Generation:
+    def start(self, request: Request, *, whole: bool = False, told: Told | None = None) -> Generation:
         """Queue a request; it is computed whether its events are read or not. Requests are let in as they come.
 
         `whole`: keep all that is known of every token, however late it is read. `told` is called in the computing
-        thread whenever there is something for Generation.arrived; it must be quick and raise nothing. Raises as
-        Engine.start, QueueFullError when too many wait already, ShutDownError after `close`.
+        thread whenever there is something for Generation.arrived, with True for the last of it; it must be quick and
+        raise nothing. Raises as Engine.start, QueueFullError when too many wait already, ShutDownError after `close`.
         """
         row = self.engine.row(request, Mailbox(None if whole else self._room, told))
         with self._changed:

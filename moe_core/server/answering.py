@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from anyio import to_thread
 
 from moe_core.errors import QueueFullError
-from moe_core.inference.engine import Event, Finished, Generation, Request
+from moe_core.inference.engine import Event, Finished, Generation, PromptRead, Request
 from moe_core.inference.scheduler import Scheduler
 
 PAUSE_SECONDS = 0.05
 """Before a further choice of a question that has begun asks for a place again."""
+PIECE_SECONDS = 0.02
+"""Between two readings of what is written. A piece for every token of a fast model would cost more than the token, and
+nobody sees the difference."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,17 @@ class Answering:
     Used in the event loop that made it: `begin` it, read its `arrivals`, and `cancel` it whatever happens.
     """
 
-    def __init__(self, scheduler: Scheduler, requests: Sequence[Request], *, whole: bool) -> None:
-        """`whole`: see Scheduler.start."""
+    def __init__(self, scheduler: Scheduler, requests: Sequence[Request], *, whole: bool, in_pieces: bool) -> None:
+        """`whole`: see Scheduler.start. `in_pieces`: tell what is written while it is written, not at its end only."""
         self._scheduler = scheduler
         self._requests = requests
         self._whole = whole
+        self._in_pieces = in_pieces
         self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
+        self._news, self._end = asyncio.Event(), asyncio.Event()
+        """Something has arrived; one of the choices has ended."""
+        self._is_told = False
+        """Whether the loop knows of news that it has not read: it is not told again then."""
         self._under_way: dict[int, Generation] = {}
         self._next = 0
 
@@ -55,16 +62,23 @@ class Answering:
         while self._under_way or self._next < len(self._requests):
             await self._start_others()
             await self._news.wait()
+            self._is_told = False
             self._news.clear()
+            self._end.clear()
+            has_text = False
             for choice, generation in list(self._under_way.items()):
                 # Asked until nothing is there: a fault comes only after what was computed before it.
                 while events := tuple(generation.arrived()):
                     has_ended = isinstance(events[-1], Finished)
+                    has_text = has_text or not isinstance(events[-1], PromptRead)
                     if has_ended:
                         del self._under_way[choice]
                     yield Arrived(choice, events)
                     if has_ended:
                         break
+            if has_text and self._under_way:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._end.wait(), PIECE_SECONDS)
 
     async def _start_others(self) -> None:
         while self._next < len(self._requests) and len(self._under_way) < self._scheduler.slots:
@@ -83,7 +97,14 @@ class Answering:
         )
         self._next += 1
 
-    def _tell(self) -> None:
-        """In the computing thread."""
-        with suppress(RuntimeError):  # the server's loop has ended
-            self._loop.call_soon_threadsafe(self._news.set)
+    def _tell(self, is_last: bool) -> None:
+        """In the computing thread, which is held up by every call of the loop."""
+        if is_last or (self._in_pieces and not self._is_told):
+            self._is_told = True
+            with suppress(RuntimeError):  # the server's loop has ended
+                self._loop.call_soon_threadsafe(self._note, is_last)
+
+    def _note(self, is_last: bool) -> None:
+        self._news.set()
+        if is_last:
+            self._end.set()

@@ -178,7 +178,9 @@ async def _answered(
     try:
         # What takes a moment is done in a thread, so that other answers go on.
         writing = await to_thread.run_sync(writing_for, loan.scheduler.engine.model)
-        answering = Answering(loan.scheduler, writing.requests, whole=writing.shown.needs_all)
+        answering = Answering(
+            loan.scheduler, writing.requests, whole=writing.shown.needs_all, in_pieces=bool(question.stream)
+        )
         await answering.begin()
     except BaseException:
         loan.give_back()
