@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_core.inference.model_pool import ModelPool, RunSources
+from moe_core.inference.model_pool import ModelPool, ModelSource, RunSources
 from moe_core.inference.scheduler import Scheduler
 
 
@@ -37,13 +37,15 @@ class Served:
 
 
 @contextmanager
-def serving_api(root: Path, *, options: Any = None, **pool_options: Any) -> Iterator[Served]:
-    """`pool_options`: of the ModelPool over the runs in `root`."""
+def serving_api(
+    root: Path, *, options: Any = None, sources: Mapping[str, ModelSource] | None = None, **pool_options: Any
+) -> Iterator[Served]:
+    """`pool_options`: of the ModelPool over the runs in `root`, or over `sources`."""
     uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is missing: `make test` installs it")
     from moe_core.server.api import create_api
     from moe_core.server.listening import listening_socket, url_of
 
-    with ModelPool(RunSources(root), **pool_options) as pool:
+    with ModelPool(RunSources(root) if sources is None else sources, **pool_options) as pool:
         app = create_api(pool, options)
         listener = listening_socket("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moe_core.errors import UsageError
+from moe_core.errors import TraceError, UsageError
 from moe_core.inference.chat_format import Message, chat_prompt
 from moe_core.inference.engine import Request
 from moe_core.inference.protocol import LanguageModel, check_token_ids
@@ -180,8 +180,12 @@ def _intervention(model: LanguageModel, change: Change | None) -> Intervention |
             top_k=change.top_k,
             temperature=change.temperature,
         )
+        if not found.describe():
+            return None
+        if not model.moe_layers:
+            raise UsageError(f"{model.name} has no experts to change")
         found.check(model.model)
-    except UsageError as error:
+    except (UsageError, TraceError) as error:
         raise refused(f"moescope: {error}", "moescope") from None
     return found
 
