@@ -218,3 +218,12 @@ def test_a_log_of_everything_has_no_word_of_prompt_answer_or_key(
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("moe_core")]
     assert any("/v1/completions 400" in line for line in ours)
     assert not [line for line in ours if "xyzzy" in line or KEY in line]
+
+
+def test_no_text_breaks_the_lines_of_a_stream() -> None:
+    from moe_core.server.written_answers import event
+
+    text = "a\nb\r\u2028\u2029\x85\x0b\x1c ä \U0001f600"
+    first, *rest = event({"text": text}).decode().splitlines()
+    assert rest == [""]
+    assert json.loads(first.removeprefix("data: ")) == {"text": text}

@@ -175,6 +175,7 @@ def test_the_asynchronous_client_reads_the_same(api: Served) -> None:
         ({"prompt": [999_999]}, openai.BadRequestError, "invalid_value", "prompt"),
         ({"stop": ""}, openai.BadRequestError, "invalid_value", "stop"),
         ({"n": 0}, openai.BadRequestError, "invalid_value", "n"),
+        ({"n": 65, "prompt": ["a", "b"]}, openai.BadRequestError, "invalid_value", "n"),
         ({"logprobs": 21}, openai.BadRequestError, "invalid_value", "logprobs"),
         ({"suffix": "y"}, openai.BadRequestError, "unsupported", "suffix"),
         ({"frequency_penalty": 0.5}, openai.BadRequestError, "unsupported", "frequency_penalty"),

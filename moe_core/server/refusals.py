@@ -29,7 +29,7 @@ from moe_core.server.guarded_answers import error_body
 logger = logging.getLogger(__name__)
 _SEVERAL_KINDS = {
     "prompt": "a text, a list of token ids from 0 up, or a list of 1 to 128 of either",
-    "stop": "a string of 1 to 1,000 characters, or a list of at most 16 of them",
+    "stop": "a string of 1 to 256 characters, or a list of at most 16 of them",
 }
 """Fields of which pydantic would tell how each of the kinds is not met."""
 Json = dict[str, Any]

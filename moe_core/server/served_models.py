@@ -47,5 +47,10 @@ class ServedModels:
         if task is None:
             task = asyncio.ensure_future(to_thread.run_sync(self.pool.scheduler, name))
             self._opening[name] = task
-            task.add_done_callback(lambda _: self._opening.pop(name, None))
+            task.add_done_callback(lambda ended: self._forget(name, ended))
         return await asyncio.shield(task)
+
+    def _forget(self, name: str, ended: asyncio.Task[Scheduler]) -> None:
+        del self._opening[name]
+        if not ended.cancelled():
+            ended.exception()  # whoever asked may have gone: it is no news to the loop

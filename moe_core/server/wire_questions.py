@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 MOST_CHOICES = 128
 MOST_LIKELIEST = 20
 MOST_STOPS = 16
-LONGEST_STOP = 1_000
-"""Characters."""
+LONGEST_STOP = 256
+"""Characters. Each piece of text is held against every beginning of each stop string, in the computing thread."""
 MOST_NAMED = 20
 """Fields in a line of the log."""
 

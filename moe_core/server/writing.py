@@ -15,7 +15,14 @@ from moe_core.inference.sampling import SamplingConfig
 from moe_core.routing import Intervention
 from moe_core.server.api_options import ApiOptions
 from moe_core.server.refusals import refused
-from moe_core.server.wire_questions import Change, ChatMessage, ChatQuestion, CompletionQuestion, WritingQuestion
+from moe_core.server.wire_questions import (
+    MOST_CHOICES,
+    Change,
+    ChatMessage,
+    ChatQuestion,
+    CompletionQuestion,
+    WritingQuestion,
+)
 
 COMPLETION_TOKENS = 16
 """Of a completion that asks for no number, as OpenAI has it."""
@@ -156,6 +163,9 @@ def _check(model: LanguageModel, question: WritingQuestion, prompts: Sequence[tu
         raise refused("stream_options goes with stream = true", "stream_options")
     if (shown.experts or shown.weights) and not model.moe_layers:
         raise refused(f"{model.name} has no experts whose routing could be told", "return_routed_experts")
+    if (choices := len(prompts) * (question.n or 1)) > MOST_CHOICES:
+        raise refused(f"{len(prompts)} prompts with n = {question.n} are {choices:,} choices; expected at most "
+                      f"{MOST_CHOICES} in one request", "n")  # fmt: skip
     shortest = min(map(len, prompts))
     if shown.first_row >= shortest:
         raise refused(

@@ -151,8 +151,8 @@ class Answer:
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
-    """Compact, as UTF-8."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    """Compact, in ASCII: clients that look for lines split them at U+2028 and its like, too."""
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
 
 
 def event(content: Mapping[str, Any]) -> bytes:
