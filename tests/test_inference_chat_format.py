@@ -130,6 +130,19 @@ def test_messages_add_no_control_token_and_are_all_there(
     assert "".join(written.split()) == "".join(rendered.split())
 
 
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_control_tokens_that_take_spaces_with_them_do_so_beside_a_message_that_could_begin_one(
+    kind: str, flag: str
+) -> None:
+    template = "{% for m in messages %}<|u|>\n{{ m.content }} <|im_end|> {% endfor %} <|u|>"
+    tokenizer = tokenizer_with(template, kind)
+    same = tokenizers.AddedToken("<|u|>", special=True, normalized=False, **{flag: True})
+    tokenizer.backend_tokenizer.add_special_tokens([same])
+    messages = [Message("user", "  hi <|im")]  # its end is hidden from the template
+    assert ChatTemplate(tokenizer, "model x").token_ids(messages) == ids_of_library(tokenizer, messages)
+
+
 def test_a_token_that_the_template_writes_is_a_control_token_whatever_the_tokenizer_calls_it() -> None:
     tokenizer = tokenizer_with(CHATML, "byte-level", special=False)
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
