@@ -34,8 +34,9 @@ def add_server(parser: Parser) -> None:
     """--server and what goes with it. Every default is None, so that one without --server is noticed."""
     group = parser.add_argument_group(
         "a server",
-        "vLLM or SGLang, started with --enable-return-routed-experts. --model says which of its models, if it has\n"
-        "several. Answers are kept beside --out until the trace is written: the same command goes on after a stop.",
+        "Moescope's own (serve), or vLLM or SGLang, started with --enable-return-routed-experts. --model says which\n"
+        "of its models, if it has several. Answers are kept beside --out until the trace is written: the same command\n"
+        "goes on after a stop.",
     )
     group.add_argument("--server", metavar="URL", help="where it is, such as http://127.0.0.1:8000")
     group.add_argument(
