@@ -142,7 +142,7 @@ def test_answers_again_and_edits_make_branches(at: AppTest, kept: Conversations)
 
 
 def test_stop_ends_an_answer_and_keeps_it(at: AppTest, kept: Conversations) -> None:
-    at.session_state["chat_new_settings"] = Settings("tiny", max_new_tokens=1_000_000)
+    at.session_state["chat_new_settings"] = Settings("tiny", max_new_tokens=1_000_000, temperature=0)
     at.chat_input[0].set_value("on and on").run()
     conversation = kept.conversation(at.session_state["chat_thread"])
     assert conversation is not None

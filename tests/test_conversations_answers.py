@@ -31,7 +31,7 @@ from moe_core.routing.instruments.change import Change
 SOON = 120.0
 WINDOW = 256
 TINY = Settings("tiny", max_new_tokens=40, seed=3)
-FOREVER = Settings("tiny", max_new_tokens=1_000_000)
+FOREVER = Settings("tiny", max_new_tokens=1_000_000, temperature=0)
 
 
 def wide(trained_root: Path) -> OwnModel:

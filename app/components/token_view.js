@@ -509,11 +509,17 @@ class TokenView {
     return line;
   }
 
+  /* Whether the token has any expert at all: one of a prompt has none in a text that was written. */
+  isRouted(i) {
+    const { layers, top_k, starts } = this.data;
+    return starts.length > 0 || layers.some((_, at) => [...Array(top_k).keys()].some((k) => this.expert(at, i, k) >= 0));
+  }
+
   row(at, i, slot) {
     const row = element("span", "slot");
     const expert = this.expert(at, i, slot);
     if (expert < 0) {
-      row.append(element("span", "hint", this.data.starts.length ? "unused" : "not written by the model"));
+      row.append(element("span", "hint", this.isRouted(i) ? "unused" : "not written by the model"));
       return row;
     }
     const weight = this.weight(at, i, slot);

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
-ENDLESS = Settings("tiny", max_new_tokens=1_000_000)
+ENDLESS = Settings("tiny", max_new_tokens=1_000_000, temperature=0)
 HOSTILE = "<img src=x onerror=alert(1)> **b** ![x](http://e.example/x.png)\n  <script>alert(2)</script>"
 SECRET = "Rosebud"
 
@@ -54,10 +54,20 @@ def test_a_thread_is_written_seen_by_others_branched_and_deleted(dashboard: Any,
     assert page.get_by_test_id("stText").nth(1).inner_text().split() == text.split()
 
     # Another answer, and a branch with an edited message, both seen in the other browser.
-    kept.set_settings(thread, Settings("tiny", max_new_tokens=10))
+    kept.set_settings(thread, Settings("tiny", max_new_tokens=10, temperature=0))
     page.get_by_role("button", name="Answer again").click()
     for one in (page, other):
         one.get_by_text("2 of 2").wait_for()
+    # The same without its busiest expert, beside it: a slot that the change has emptied is unused.
+    page.get_by_text("The same again without an expert").click()
+    page.get_by_role("button", name="Write it beside this one").click()
+    page.get_by_text("without expert").first.wait_for()
+    page.get_by_text("not in the other").first.wait_for()
+    hints: set[str] = set()
+    for token in page.locator(".t").all():
+        token.click()
+        hints |= set(page.locator(".slot .hint").all_inner_texts())
+    assert hints == {"unused"}
     page.get_by_role("button", name="Previous").click()
     page.get_by_text("1 of 2").wait_for()
     page.get_by_role("button", name="Edit", exact=True).click()
