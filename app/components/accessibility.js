@@ -5,7 +5,8 @@
  * ones in white, which cannot be read on the light primary colour of a dark page, and on a pressed one without a border
  * in a darker shade of it, which cannot be read on that page itself. And no fading of what a page draws again by itself:
  * Streamlit pales whatever takes half a second to draw, so that the pictures of a live training would come and go every
- * few seconds. What is meant stands in a container of the key "live".
+ * few seconds. What is meant stands in a container of the key "live". And a row that stays in sight while the page below
+ * it is scrolled, by Streamlit itself where the page has a field for messages: the key "in_sight".
  */
 
 const SKIP_LINK = "moescope-skip-link";
@@ -15,11 +16,14 @@ const buttons = new CSSStyleSheet();
 document.adoptedStyleSheets.push(buttons);
 
 export default function (component) {
-  const { ink, text } = component.data;
+  const { page, text } = component.data;
   buttons.replaceSync(`
-    [data-testid="stBaseButton-primary"] { color: ${ink} !important; }
+    [data-testid="stBaseButton-primary"] { color: ${page} !important; }
     [data-testid="stPopoverButton"]:is([aria-expanded="true"], :hover, :active),
     [data-testid="stBaseButton-tertiary"]:is(:hover, :active) { color: ${text} !important; }
+    [data-testid="stLayoutWrapper"]:has(> .st-key-in_sight) {
+      position: sticky; top: 3.75rem; z-index: 10; padding: 0.35rem 0; background: ${page};
+    }
     .st-key-live [data-stale="true"] { opacity: 1 !important; transition: none !important; }
   `);
   if (!document.getElementById(SKIP_LINK)) addSkipLink();

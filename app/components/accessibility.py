@@ -17,4 +17,4 @@ def add_aids() -> None:
     """Put them on the page; where on it this is called makes no difference."""
     theme = "dark" if st.context.theme.type == "dark" else "light"
     page = DARK_PAGE if theme == "dark" else LIGHT_PAGE
-    _MOUNT(key="accessibility", data={"ink": page, "text": st.get_option(f"theme.{theme}.textColor")})
+    _MOUNT(key="accessibility", data={"page": page, "text": st.get_option(f"theme.{theme}.textColor")})

@@ -67,8 +67,8 @@ def present_settings(conversation: Conversation | None) -> Settings:
 
 
 def thread_tools(kept: Conversations, conversation: Conversation | None) -> None:
-    """The row above the messages."""
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    """The row above the messages, which stays in sight where they are scrolled (accessibility.js)."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="in_sight"):
         _list(kept)
         if conversation is not None:
             st.button("New thread", key="chat_new", icon=":material/add_comment:", on_click=choose, args=(None,))

@@ -51,7 +51,9 @@ def test_a_thread_is_written_seen_by_others_branched_and_deleted(dashboard: Any,
     for one in (other, page):
         one.get_by_text("· stopped").wait_for()
     text = kept.conversation(thread).messages[-1].text.strip()  # type: ignore[union-attr]
-    assert page.get_by_test_id("stText").nth(1).inner_text().split() == text.split()
+    shown = page.get_by_test_id("stText").nth(1).inner_text().removesuffix(" …")
+    assert shown
+    assert text.startswith(shown)
 
     # Another answer, and a branch with an edited message, both seen in the other browser.
     kept.set_settings(thread, Settings("tiny", max_new_tokens=10, temperature=0))
@@ -68,7 +70,7 @@ def test_a_thread_is_written_seen_by_others_branched_and_deleted(dashboard: Any,
         token.click()
         hints |= set(page.locator(".slot .hint").all_inner_texts())
     assert hints == {"unused"}
-    page.get_by_role("button", name="Previous").click()
+    page.get_by_role("button", name="Previous", exact=True).click()
     page.get_by_text("1 of 2").wait_for()
     page.get_by_role("button", name="Edit", exact=True).click()
     page.get_by_role("textbox", name="Your message").fill(HOSTILE)
@@ -86,7 +88,7 @@ def test_a_thread_is_written_seen_by_others_branched_and_deleted(dashboard: Any,
     box.fill(f"{SECRET} " * 14_000)
     box.press("Enter")
     page.get_by_text("at once (its context window)").last.wait_for()
-    assert "not answered" in page.get_by_role("main").inner_text()
+    page.get_by_text("was not answered to its end").wait_for()
 
     # In the hand, and to who cannot see it.
     page.set_viewport_size({"width": 420, "height": 900})
