@@ -6,11 +6,12 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,17 @@ def test_every_answer_carries_the_headers_and_a_foreign_host_gets_none(started: 
         assert error["code"] == "wrong_host"
         assert "'evil.example'" in error["message"]
         assert "--serve.allowed_hosts evil.example" in error["message"]
+
+
+def test_a_head_without_end_is_not_kept(started: Process) -> None:
+    address = urlsplit(started.told["url"])
+    answer = b""
+    head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 1_000_000 + b"\r\n\r\n"
+    connection = socket.create_connection((str(address.hostname), address.port), timeout=SECONDS)
+    with connection, suppress(ConnectionError):  # cut off in the middle, what the server had said may be lost
+        connection.sendall(head)
+        answer = connection.recv(1_000)
+    assert not answer or answer.startswith(b"HTTP/1.1 400 ")
 
 
 def test_a_signal_lets_the_answer_under_way_end(started: Process) -> None:

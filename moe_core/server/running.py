@@ -39,6 +39,7 @@ def run(
 
     config = uvicorn.Config(
         application,
+        http="h11",  # the one that is always there; httptools would keep a head without end
         log_config=None,  # see logs.py
         access_log=False,  # the API logs its answers itself, with the id that each carries
         lifespan="off",
