@@ -137,6 +137,8 @@ def _of_http(error: HTTPException, request: Request) -> Refusal:
     if error.status_code == 405:
         allowed = headers.get("Allow", headers.get("allow", ""))
         return Refusal(405, f"{path!r} takes no {method}; expected {allowed}", "method_not_allowed", headers=headers)
-    codes = {400: "invalid_json", 413: "body_too_large"}
-    code = codes.get(error.status_code, "invalid_request")
+    if error.status_code == 400:  # FastAPI could not read the body, and does not say why
+        message = "the body is no JSON: expected UTF-8, neither compressed nor nested hundreds of levels deep"
+        return Refusal(400, message, "invalid_json")
+    code = "body_too_large" if error.status_code == 413 else "invalid_request"
     return Refusal(error.status_code, str(error.detail), code, headers=headers)
