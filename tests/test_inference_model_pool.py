@@ -258,6 +258,20 @@ def test_a_model_that_is_lent_takes_requests_until_it_is_given_back(opening: Ope
         assert wait_for_refusal(loan.scheduler)
 
 
+def test_a_model_whose_borrower_asks_nothing_any_more_makes_room(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe_core.inference.model_pool.REST_SECONDS", 0.01)
+    with opening.pool("a", "b", most_open=1) as pool:
+        pool.scheduler("a")
+        loan = pool.lend("a")
+        assert loan is not None
+        pool.scheduler("b")
+        with pytest.raises(ShutDownError):
+            loan.scheduler.start(Request((1,), GREEDY))
+        loan.give_back()
+
+
 def test_a_pool_that_closes_waits_for_what_is_lent_as_long_as_it_may(opening: Opening) -> None:
     pool = opening.pool("a")
     pool.scheduler("a")

@@ -205,6 +205,60 @@ def test_a_reader_that_takes_nothing_holds_no_slot_and_loses_nothing(api: Served
     assert "".join(choice["text"] for choice in found) == text_alone(api, asked)
 
 
+def test_a_reader_that_takes_nothing_keeps_no_other_model_out(trained_root: Path, tmp_path: Path) -> None:
+    from moe_core.server.api import create_api
+
+    shutil.copytree(trained_root / "tiny", tmp_path / "tiny")
+    shutil.copytree(trained_root / "tiny", tmp_path / "other")
+
+    async def talk(pool: ModelPool) -> list[int]:
+        app, stalled, may_go_on, statuses = create_api(pool), asyncio.Event(), asyncio.Event(), []
+
+        async def send_never(_: Any) -> None:
+            stalled.set()
+            await may_go_on.wait()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        asked = completion(1, stream=True)
+        slow = asyncio.ensure_future(asgi_post(app, "/v1/completions", asked, send_never))
+        await stalled.wait()
+        await asyncio.wait_for(asgi_post(app, "/v1/completions", completion(1, model="other"), send), timeout=60)
+        may_go_on.set()
+        await slow
+        return statuses
+
+    with ModelPool(RunSources(tmp_path), most_open=1) as pool:
+        assert asyncio.run(talk(pool)) == [200]
+
+
+def test_a_further_choice_that_waits_for_a_place_is_not_counted_as_refused(
+    small: Served, paced: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler, start, calls = small.scheduler, small.scheduler.start, []
+
+    def noted(*given: Any, **options: Any) -> Any:
+        try:
+            return start(*given, **options)
+        finally:
+            calls.append(given)
+
+    before = scheduler.counts()
+    others = [start(Request((5, 9), SamplingConfig(2))) for _ in range(SLOTS + QUEUE - 1)]
+    monkeypatch.setattr(scheduler, "start", noted)
+    found: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: found.extend(asyncio.run(ask_all(small, [completion(1, n=2)]))))
+    thread.start()
+    until(lambda: len(calls) == 2)  # the second choice has asked in vain
+    paced(1_000_000)
+    thread.join()
+    assert [len(response.json()["choices"]) for response in found] == [2]
+    assert all(other.result().reason for other in others)
+    assert scheduler.counts().refused == before.refused
+
+
 def test_a_model_that_is_being_opened_holds_up_no_other_answer(trained_root: Path) -> None:
     from moe_core.server.api import create_api
 

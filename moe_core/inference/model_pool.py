@@ -29,6 +29,8 @@ from moe_core.runs.places import run_names
 from moe_core.words import listed
 
 MOST_OPEN = 2
+REST_SECONDS = 30.0
+"""A model that is to leave waits no longer for whoever was lent it and asks nothing of it."""
 MOST_NAMED = 20
 """Names in a message."""
 
@@ -90,7 +92,7 @@ class _Open:
 
 
 class Loan:
-    """A model that takes requests until it is given back, whatever is to be opened meanwhile."""
+    """A model that takes requests until it is given back, whatever is to be opened meanwhile; see REST_SECONDS."""
 
     def __init__(self, scheduler: Scheduler, give_back: Callable[[], None]) -> None:
         """ModelPool.lend makes it."""
@@ -259,7 +261,12 @@ class ModelPool:
 
     def _end(self, leaving: _Open) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not leaving.loans)
+            asked_before = -1
+            while not self._changed.wait_for(lambda: not leaving.loans, REST_SECONDS):
+                counts = leaving.scheduler.counts()
+                if not (counts.waiting or counts.running) and counts.accepted == asked_before:
+                    break
+                asked_before = counts.accepted
         leaving.scheduler.close(drain=True)
         with self._changed:
             self._leaving.remove(leaving)

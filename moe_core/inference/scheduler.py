@@ -75,19 +75,23 @@ class Scheduler:
         """
         return self.engine.model.reads_apart
 
-    def start(self, request: Request, *, whole: bool = False, told: Told | None = None) -> Generation:
+    def start(
+        self, request: Request, *, whole: bool = False, told: Told | None = None, further: bool = False
+    ) -> Generation:
         """Queue a request; it is computed whether its events are read or not. Requests are let in as they come.
 
         `whole`: keep all that is known of every token, however late it is read. `told` is called in the computing
         thread whenever there is something for Generation.arrived, with True for the last of it; it must be quick and
-        raise nothing. Raises as Engine.start, QueueFullError when too many wait already, ShutDownError after `close`.
+        raise nothing. `further`: it belongs to a question that was let in and comes again, so that it is not counted
+        where it is refused. Raises as Engine.start, QueueFullError when too many wait already, ShutDownError after
+        `close`.
         """
         row = self.engine.row(request, Mailbox(None if whole else self._room, told))
         with self._changed:
             if self._closing:
                 raise ShutDownError(f"{self.engine.model.name} takes no further request; ask another model")
             if len(self._waiting) + len(self._running) >= self.slots + self.queue:
-                self._counters.add(refused=1)
+                self._counters.add(refused=not further)
                 seconds = self._seconds_to_room()
                 raise QueueFullError(
                     f"{len(self._running)} requests are being answered and {len(self._waiting)} wait; "

@@ -11,7 +11,7 @@ from anyio import to_thread
 
 from moe_core.errors import QueueFullError
 from moe_core.inference.engine import Event, Finished, Generation, PromptRead, Request
-from moe_core.inference.scheduler import Scheduler
+from moe_core.inference.model_pool import Loan
 
 PAUSE_SECONDS = 0.05
 """Before a further choice of a question that has begun asks for a place again."""
@@ -31,12 +31,15 @@ class Arrived:
 class Answering:
     """Several requests of one question. As many are under way as the model has slots; the others follow.
 
-    Used in the event loop that made it: `begin` it, read its `arrivals`, and `cancel` it whatever happens.
+    Used in the event loop that made it: `begin` it, read its `arrivals`, and `end` it whatever happens.
     """
 
-    def __init__(self, scheduler: Scheduler, requests: Sequence[Request], *, whole: bool, in_pieces: bool) -> None:
-        """`whole`: see Scheduler.start. `in_pieces`: tell what is written while it is written, not at its end only."""
-        self._scheduler = scheduler
+    def __init__(self, loan: Loan, requests: Sequence[Request], *, whole: bool, in_pieces: bool) -> None:
+        """`loan`: of the model; it is given back once all requests have begun, so that a reader who takes nothing keeps
+        no other model out. `whole`: see Scheduler.start. `in_pieces`: tell what is written while it is written, not at
+        its end only."""
+        self._loan = loan
+        self._scheduler = loan.scheduler
         self._requests = requests
         self._whole = whole
         self._in_pieces = in_pieces
@@ -52,10 +55,11 @@ class Answering:
         """Start the first request. Raises what Scheduler.start raises: a question that was let in is answered whole."""
         await self._start_next()
 
-    def cancel(self) -> None:
-        """What is under way ends with the token that is being computed; at the end of all of it this does nothing."""
+    def end(self) -> None:
+        """What is under way ends with the token that is being computed; nothing further is asked of the model."""
         for generation in self._under_way.values():
             generation.cancel()
+        self._loan.give_back()
 
     async def arrivals(self) -> AsyncIterator[Arrived]:
         """What is computed, as it comes. Raises what went wrong with any of the requests."""
@@ -93,9 +97,11 @@ class Answering:
         request = self._requests[self._next]
         # Checking a request takes a moment in which other answers go on.
         self._under_way[self._next] = await to_thread.run_sync(
-            lambda: self._scheduler.start(request, whole=self._whole, told=self._tell)
+            lambda: self._scheduler.start(request, whole=self._whole, told=self._tell, further=self._next > 0)
         )
         self._next += 1
+        if self._next == len(self._requests):
+            self._loan.give_back()
 
     def _tell(self, is_last: bool) -> None:
         """In the computing thread, which is held up by every call of the loop."""

@@ -178,26 +178,20 @@ async def _answered(
     try:
         # What takes a moment is done in a thread, so that other answers go on.
         writing = await to_thread.run_sync(writing_for, loan.scheduler.engine.model)
-        answering = Answering(
-            loan.scheduler, writing.requests, whole=writing.shown.needs_all, in_pieces=bool(question.stream)
-        )
+        answering = Answering(loan, writing.requests, whole=writing.shown.needs_all, in_pieces=bool(question.stream))
         await answering.begin()
     except BaseException:
         loan.give_back()
         raise
 
-    def end() -> None:
-        answering.cancel()
-        loan.give_back()
-
     answer = Answer(kind, writing, name)
     if question.stream:
         include_usage = bool(question.stream_options and question.stream_options.include_usage)
-        return EventStream(answer.pieces(answering, include_usage=include_usage), end)
+        return EventStream(answer.pieces(answering, include_usage=include_usage), answering.end)
     try:
         content = await while_present(request, lambda: answer.whole(answering))
     finally:
-        end()
+        answering.end()
     # Nobody reads what is sent to a client that has gone.
     return Response(status_code=499) if content is None else Response(content, media_type="application/json")
 
