@@ -17,6 +17,7 @@ from moe_core.inference.engine import Engine, Request
 from moe_core.inference.open import open_run
 from moe_core.inference.sampling import SamplingConfig
 from moe_core.inference.scheduler import Scheduler
+from moe_core.words import count_of
 
 ENGINE, STREAMED, WHOLE = "the engine", "HTTP, streamed", "HTTP, in one piece"
 
@@ -49,7 +50,7 @@ def run(scale: Scale) -> list[Result]:
         )
     case = f"{len(PROMPTS)} clients, {tokens} tokens each, demo run"
     goal = None if scale.smoke else Goal(0.9)
-    note = "the ratio is that of tokens a second"
+    note = f"model, server and clients share {count_of(torch.get_num_threads(), 'processor')}"
     return [compared(f"{side}: {case}", timings, side, ENGINE, goal=goal, note=note) for side in (STREAMED, WHOLE)]
 
 

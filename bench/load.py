@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,12 @@ from datetime import date
 from typing import Any
 
 import numpy as np
-import torch
 
 from bench.batching import PROMPTS
 from bench.http_clients import ROOT, Answered, ask, ask_together, served_demo
 from bench.tables import insert
 from moe_core.experiments.machine import environment
+from moe_core.experiments.speed_result import Environment
 from moe_core.reports.markdown import table
 
 CLIENTS = (1, 4, 16, 50)
@@ -100,23 +99,23 @@ def load(place: tuple[str, int], asked: Sequence[Mapping[str, Any]], clients: in
     return Load(clients, time.perf_counter() - began, tuple(answers), wrong)
 
 
-def measure(seconds: float, clients: Sequence[int] = CLIENTS) -> list[Load]:
-    """A load for each number of clients, told on stderr as it comes."""
+def measure(seconds: float, threads: int, clients: Sequence[int] = CLIENTS) -> list[Load]:
+    """A load for each number of clients, told on stderr as it comes. `threads`: in which the model computes."""
     found = []
-    with served_demo(torch.get_num_threads(), slots=SLOTS, queue=QUEUE) as place:
+    with served_demo(threads, slots=SLOTS, queue=QUEUE) as place:
         for number in clients:
             print(f"{number} clients, {seconds:.0f} s", file=sys.stderr, flush=True)
             found.append(load(place, questions(TOKENS), number, seconds))
     return found
 
 
-def report(loads: Sequence[Load], load_before: float) -> str:
+def report(loads: Sequence[Load], where: Environment) -> str:
     """The table for docs/results.md, with the machine that it was measured on."""
-    where = environment(torch.get_num_threads())
     return (
-        f"{date.today().isoformat()}, {where.processor}, {where.threads} threads that the clients share, torch "
-        f"{where.versions['torch']}; load average before {load_before:.1f}. Demo run, {SLOTS} slots, a queue of "
-        f"{QUEUE}, streamed answers of up to {TOKENS} tokens, {round(loads[0].seconds)} s for each line.\n\n"
+        f"{date.today().isoformat()}, {where.processor}, {where.processors_usable} processors that server and clients "
+        f"share, of which the model computes on {where.threads}, torch {where.versions['torch']}; load average before "
+        f"{where.load_average_before:.1f}. Demo run, {SLOTS} slots, a queue of {QUEUE}, streamed answers of up to "
+        f"{TOKENS} tokens, {round(loads[0].seconds)} s for each line.\n\n"
         f"{table(HEADER, [found.row() for found in loads])}\n"
     )
 
@@ -126,9 +125,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.load", description="Load the API and write what it takes.")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each number of clients (default 20)")
     parser.add_argument("--print-only", action="store_true", help="leave docs/results.md as it is")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="in which the model computes; the clients need a processor, too (default 1)",
+    )
     options = parser.parse_args(arguments)
-    load_before = os.getloadavg()[0]
-    text = report(measure(options.seconds), load_before)
+    where = environment(options.threads)
+    text = report(measure(options.seconds, options.threads), where)
     sys.stdout.write(text)
     if not options.print_only:
         insert(ROOT / "docs" / "results.md", text, BEGIN, END)

@@ -14,6 +14,7 @@ from bench import load as bench_load
 from bench.http_clients import ask_together
 from bench.http_serving import question_of
 from bench.load import HEADER, Load, report
+from moe_core.experiments.machine import environment
 from moe_core.inference.engine import Engine, Request
 from moe_core.inference.model_pool import ModelPool, run_source
 from moe_core.inference.open import open_run
@@ -60,7 +61,7 @@ def test_a_full_queue_is_waited_for_and_every_answer_is_the_questions_own(place:
     assert all(answer.retry_after > 0 for answer in found.answers if answer.status == 429)
     assert len(found.row()) == len(HEADER)
     assert found.row()[-2:] == [str(found.refused), "0"]
-    assert f"| 5 | {found.row()[1]} |" in report([found], 0.1)
+    assert f"| 5 | {found.row()[1]} |" in report([found], environment(1))
 
 
 def test_an_answer_of_another_text_is_counted(place: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
