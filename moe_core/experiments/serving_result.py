@@ -191,7 +191,7 @@ def where_served(result: ServingResult) -> str:
     busy = where.load_average_before > 0.5 * (where.processors_usable or 1)
     return (
         f"Measured {result.date[:10]} on {where.accelerator if result.device == 'cuda' else where.processor}, "
-        f"{where.threads} threads, {result.dtype}, torch {where.versions['torch']}. Each client asks for "
+        f"{count_of(where.threads, 'thread')}, {result.dtype}, torch {where.versions['torch']}. Each client asks for "
         f"{count_of(result.answer_tokens, 'token')} behind a prompt of {result.prompt_tokens}; {result.rounds} rounds "
         f"in which the models take turns; in brackets the middle 80 %. Weights: {kinds}. Memory is that of weights, "
         f"and of keys and values of whole contexts.{noise if busy else ''}"
