@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -70,10 +71,23 @@ def large_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No MOESCOPE_ variable of the developer's shell reaches a test."""
+    """No MOESCOPE_ or CONDOR_ variable of the developer's shell reaches a test."""
     for name in list(os.environ):
-        if name.startswith("MOESCOPE_") and name != "MOESCOPE_CACHE":
+        if name.startswith(("MOESCOPE_", "CONDOR_")) and name != "MOESCOPE_CACHE":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_event_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Playwright keeps a loop that counts as running in the thread that all tests of a process run in, from its first
+    test to the end. Others, which may run a loop of their own, are not to see it."""
+    if request.node.get_closest_marker("browser"):
+        yield
+        return
+    loop = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    yield
+    asyncio._set_running_loop(loop)
 
 
 @pytest.fixture(autouse=True)

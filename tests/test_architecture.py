@@ -505,3 +505,12 @@ def test_multiprocessing_and_ray_start_with_the_engine_that_needs_them() -> None
     code = f"import sys, moe_core.routing.workers.count_files; print({modules} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "app" / "app_pages").glob("*.py")), ids=lambda path: path.stem)
+def test_a_page_holds_no_string_that_streamlit_would_print(page: Path) -> None:
+    """A string that stands alone in a page's file is shown on the page, also where it is meant for a reader of it."""
+    first, *others = ast.parse(page.read_text(encoding="utf-8")).body
+    alone = [node for node in others if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    assert ast.get_docstring(ast.Module([first], [])) is not None
+    assert [node.lineno for node in alone] == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -227,8 +226,7 @@ def test_it_runs_within_an_event_loop(engine: Engine, address: str, tmp_path: Pa
     async def cell() -> int:
         return trace_server(address, documents_of(engine), tmp_path / "x.parquet").trace.documents
 
-    with ThreadPoolExecutor(1) as fresh:  # a browser's tests leave a loop in the thread that all tests run in
-        assert fresh.submit(lambda: asyncio.run(cell())).result() == 12
+    assert asyncio.run(cell()) == 12
 
 
 Json = st.recursive(

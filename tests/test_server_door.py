@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from api_support import Served, serving_api
@@ -27,7 +27,7 @@ def guarded(trained_root: Path) -> Iterator[Served]:
         yield served
 
 
-def error_of(response: httpx.Response) -> dict[str, Any]:
+def error_of(response: httpx2.Response) -> dict[str, Any]:
     assert response.headers["content-type"] == "application/json"
     found: dict[str, Any] = response.json()
     assert set(found) == {"error"}
@@ -40,7 +40,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/openapi.json", "/nothing", "/v1/completions"])
 def test_without_the_key_nothing_is_told(given: str | None, path: str, guarded: Served) -> None:
     headers = {} if given is None else {"Authorization": given.encode()}
-    response = httpx.get(guarded.address + path, headers=headers)  # type: ignore[arg-type]
+    response = httpx2.get(guarded.address + path, headers=headers)  # type: ignore[arg-type]
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
     assert error_of(response)["code"] == "invalid_api_key"
@@ -49,18 +49,18 @@ def test_without_the_key_nothing_is_told(given: str | None, path: str, guarded: 
 
 def test_with_the_key_all_is_answered_and_health_needs_none(guarded: Served) -> None:
     for kind in ("Bearer", "bearer"):
-        response = httpx.get(f"{guarded.address}/v1/models", headers={"Authorization": f"{kind} {KEY}"})
+        response = httpx2.get(f"{guarded.address}/v1/models", headers={"Authorization": f"{kind} {KEY}"})
         assert response.status_code == 200
-    assert httpx.get(f"{guarded.address}/health").json() == {"status": "ready"}
+    assert httpx2.get(f"{guarded.address}/health").json() == {"status": "ready"}
 
 
 def test_options_of_the_server_are_kept(guarded: Served) -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
     url = f"{guarded.address}/v1/completions"
-    first, second = (httpx.post(url, json={"prompt": "The"}, headers=headers).json() for _ in range(2))
+    first, second = (httpx2.post(url, json={"prompt": "The"}, headers=headers).json() for _ in range(2))
     assert first["choices"] == second["choices"], "greedy, as the server's temperature says"
     assert first["usage"]["completion_tokens"] <= 5
-    refused = httpx.post(url, json={"prompt": "The", "max_tokens": 6}, headers=headers)
+    refused = httpx2.post(url, json={"prompt": "The", "max_tokens": 6}, headers=headers)
     assert (refused.status_code, error_of(refused)["param"]) == (400, "max_tokens")
 
 
@@ -77,15 +77,15 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(chunked: bool, gu
     content: Any = pieces() if chunked else b" " * 2_001
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     try:
-        response = httpx.post(f"{guarded.address}/v1/completions", content=content, headers=headers, timeout=60)
-    except httpx.TransportError:
+        response = httpx2.post(f"{guarded.address}/v1/completions", content=content, headers=headers, timeout=60)
+    except httpx2.TransportError:
         assert chunked, "the server hung up while the client went on sending"
     else:
         assert response.status_code == 413
         assert error_of(response)["code"] == "body_too_large"
     assert sent < 400
     fits = json.dumps({"prompt": "The", "max_tokens": 1}).ljust(2_000)
-    answer = httpx.post(f"{guarded.address}/v1/completions", content=fits, headers=headers)
+    answer = httpx2.post(f"{guarded.address}/v1/completions", content=fits, headers=headers)
     assert answer.status_code == 200
 
 
@@ -120,45 +120,45 @@ def test_a_chunked_body_of_one_byte_too_many_gets_413(guarded: Served) -> None:
 )
 def test_a_body_that_says_nothing_sensible_gets_400(content: bytes, says: str, api: Served) -> None:
     headers = {"Content-Type": "application/json"}
-    response = httpx.post(f"{api.address}/v1/completions", content=content, headers=headers)
+    response = httpx2.post(f"{api.address}/v1/completions", content=content, headers=headers)
     assert response.status_code == 400
     assert says in error_of(response)["message"]
 
 
 def test_a_body_of_another_type_is_refused_so_that_no_foreign_page_can_send_it(api: Served) -> None:
-    response = httpx.post(f"{api.address}/v1/completions", content=b'{"prompt": "x"}')
+    response = httpx2.post(f"{api.address}/v1/completions", content=b'{"prompt": "x"}')
     assert response.status_code == 400
     assert "Content-Type: application/json" in error_of(response)["message"]
 
 
 def test_unknown_paths_and_methods_are_refused_in_the_same_shape(api: Served) -> None:
-    missing = httpx.get(f"{api.address}/v2/models")
+    missing = httpx2.get(f"{api.address}/v2/models")
     assert (missing.status_code, error_of(missing)["code"]) == (404, "unknown_route")
-    wrong = httpx.get(f"{api.address}/v1/completions")
+    wrong = httpx2.get(f"{api.address}/v1/completions")
     assert (wrong.status_code, error_of(wrong)["code"]) == (405, "method_not_allowed")
     assert wrong.headers["allow"] == "POST"
-    unknown = httpx.get(f"{api.address}/v1/models/a/b")
+    unknown = httpx2.get(f"{api.address}/v1/models/a/b")
     assert (unknown.status_code, error_of(unknown)["code"]) == (404, "model_not_found")
     for path in ("/docs", "/redoc"):
-        assert httpx.get(api.address + path).status_code == 404
+        assert httpx2.get(api.address + path).status_code == 404
 
 
 def test_every_answer_has_the_number_of_its_request(api: Served) -> None:
-    given = httpx.get(f"{api.address}/health", headers={"X-Request-Id": "mine-1"})
+    given = httpx2.get(f"{api.address}/health", headers={"X-Request-Id": "mine-1"})
     assert given.headers["x-request-id"] == "mine-1"
-    made = {httpx.get(f"{api.address}/nothing").headers["x-request-id"] for _ in range(2)}
+    made = {httpx2.get(f"{api.address}/nothing").headers["x-request-id"] for _ in range(2)}
     assert len(made) == 2
-    odd = httpx.get(f"{api.address}/health", headers={"X-Request-Id": "a b\t" + "x" * 200})
+    odd = httpx2.get(f"{api.address}/health", headers={"X-Request-Id": "a b\t" + "x" * 200})
     assert len(odd.headers["x-request-id"]) == 32
 
 
 def test_models_tell_what_they_are(api: Served) -> None:
-    httpx.post(f"{api.address}/v1/completions", json={"prompt": "The", "max_tokens": 1})
-    (card,) = httpx.get(f"{api.address}/v1/models").json()["data"]
-    assert card == httpx.get(f"{api.address}/v1/models/tiny").json()
+    httpx2.post(f"{api.address}/v1/completions", json={"prompt": "The", "max_tokens": 1})
+    (card,) = httpx2.get(f"{api.address}/v1/models").json()["data"]
+    assert card == httpx2.get(f"{api.address}/v1/models/tiny").json()
     assert (card["id"], card["owned_by"], card["max_model_len"]) == ("tiny", "moescope", 32)
-    info = httpx.get(f"{api.address}/model/info").json()
-    assert info == httpx.get(f"{api.address}/model/info", params={"model": "tiny"}).json()
+    info = httpx2.get(f"{api.address}/model/info").json()
+    assert info == httpx2.get(f"{api.address}/model/info", params={"model": "tiny"}).json()
     model = api.scheduler.engine.model
     assert info["parameters"] == sum(each.numel() for each in model.model.parameters())
     assert 0 < info["active_parameters"] < info["parameters"]
@@ -174,7 +174,7 @@ def counted(name: str, **labels: str) -> Counted:
 
 
 def metrics_of(served: Served) -> dict[Counted, float]:
-    response = httpx.get(f"{served.address}/metrics")
+    response = httpx2.get(f"{served.address}/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     return {
         counted(sample.name, **sample.labels): sample.value
@@ -184,10 +184,10 @@ def metrics_of(served: Served) -> dict[Counted, float]:
 
 
 def test_metrics_count_requests_tokens_and_the_experts_of_every_layer(api: Served) -> None:
-    httpx.post(f"{api.address}/v1/completions", json={"prompt": "The", "max_tokens": 1})
+    httpx2.post(f"{api.address}/v1/completions", json={"prompt": "The", "max_tokens": 1})
     before = metrics_of(api)
     asked = {"prompt": "The tenant", "max_tokens": 4, "temperature": 0, "return_routed_experts": True}
-    answer = httpx.post(f"{api.address}/v1/completions", json=asked).json()
+    answer = httpx2.post(f"{api.address}/v1/completions", json=asked).json()
     after = metrics_of(api)
     grown = {name: after[name] - before.get(name, 0) for name in after}
     assert grown[counted("moescope_requests_total", model="tiny", outcome="completed")] == 1
@@ -213,8 +213,8 @@ def test_a_log_of_everything_has_no_word_of_prompt_answer_or_key(
     headers = {"Authorization": f"Bearer {KEY}"}
     with caplog.at_level("INFO"):
         for asked in ({"prompt": "xyzzy", "user": "xyzzy"}, {"prompt": "xyzzy " * 99}, {"prompt": 7, "stop": "xyzzy"}):
-            httpx.post(f"{guarded.address}/v1/completions?xyzzy", json=asked, headers=headers)
-        httpx.get(f"{guarded.address}/xyzzy", headers=headers)
+            httpx2.post(f"{guarded.address}/v1/completions?xyzzy", json=asked, headers=headers)
+        httpx2.get(f"{guarded.address}/xyzzy", headers=headers)
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("moe_core")]
     assert any("/v1/completions 400" in line for line in ours)
     assert not [line for line in ours if "xyzzy" in line or KEY in line]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import pytest
 from api_support import Served, serving_api
 
@@ -67,9 +67,9 @@ def text_alone(served: Served, asked: dict[str, Any]) -> str:
     return Engine(served.scheduler.engine.model).start(request).result().text
 
 
-async def ask_all(served: Served, questions: list[dict[str, Any]]) -> list[httpx.Response]:
-    limits = httpx.Limits(max_connections=len(questions))
-    async with httpx.AsyncClient(base_url=served.address, limits=limits, timeout=120) as client:
+async def ask_all(served: Served, questions: list[dict[str, Any]]) -> list[httpx2.Response]:
+    limits = httpx2.Limits(max_connections=len(questions))
+    async with httpx2.AsyncClient(base_url=served.address, limits=limits, timeout=120) as client:
         return await asyncio.gather(*(client.post("/v1/completions", json=asked) for asked in questions))
 
 
@@ -78,7 +78,7 @@ def test_of_50_clients_the_queue_takes_what_it_holds_and_tells_the_others_when_t
 ) -> None:
     questions = [completion(number) for number in range(CLIENTS)]
     before = small.scheduler.counts()
-    found: list[httpx.Response] = []
+    found: list[httpx2.Response] = []
     thread = threading.Thread(target=lambda: found.extend(asyncio.run(ask_all(small, questions))))
     thread.start()
     until(lambda: small.scheduler.counts().refused - before.refused == CLIENTS - SLOTS - QUEUE)
@@ -116,7 +116,7 @@ def test_eight_seeded_requests_together_get_what_each_gets_alone(api: Served) ->
 def test_more_prompts_than_places_are_answered_one_after_the_other(small: Served) -> None:
     prompts = [[5 + number, 9] for number in range(2 * (SLOTS + QUEUE))]
     asked = {"model": "tiny", "prompt": prompts, "max_tokens": 3, "temperature": 0, "seed": 0}
-    found = httpx.post(f"{small.address}/v1/completions", json=asked, timeout=60).json()
+    found = httpx2.post(f"{small.address}/v1/completions", json=asked, timeout=60).json()
     texts = [choice["text"] for choice in found["choices"]]
     assert texts == [text_alone(small, {**asked, "prompt": prompt}) for prompt in prompts]
 
@@ -248,7 +248,7 @@ def test_a_further_choice_that_waits_for_a_place_is_not_counted_as_refused(
     before = scheduler.counts()
     others = [start(Request((5, 9), SamplingConfig(2))) for _ in range(SLOTS + QUEUE - 1)]
     monkeypatch.setattr(scheduler, "start", noted)
-    found: list[httpx.Response] = []
+    found: list[httpx2.Response] = []
     thread = threading.Thread(target=lambda: found.extend(asyncio.run(ask_all(small, [completion(1, n=2)]))))
     thread.start()
     until(lambda: len(calls) == 2)  # the second choice has asked in vain
@@ -270,8 +270,8 @@ def test_a_model_that_is_being_opened_holds_up_no_other_answer(trained_root: Pat
         return source.open()
 
     async def talk(pool: ModelPool) -> None:
-        transport = httpx.ASGITransport(create_api(pool))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+        transport = httpx2.ASGITransport(create_api(pool))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             assert (await client.get("/health")).json() == {"status": "opening models"}
             asked = [
                 asyncio.ensure_future(client.post("/v1/completions", json=completion(n, model="slow")))
@@ -301,9 +301,9 @@ def test_switching_lets_running_answers_end_on_the_old_model(
     shutil.copytree(trained_root / "tiny", tmp_path / "tiny")
     shutil.copytree(trained_root / "tiny", tmp_path / "other")
 
-    async def talk(pool: ModelPool) -> list[httpx.Response]:
-        transport = httpx.ASGITransport(create_api(pool))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+    async def talk(pool: ModelPool) -> list[httpx2.Response]:
+        transport = httpx2.ASGITransport(create_api(pool))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             questions = [completion(1, n=12), completion(2, model="other"), completion(3)]
             old = asyncio.ensure_future(client.post("/v1/completions", json=questions[0]))
             while not (pool.open_schedulers() and pool.scheduler("tiny").counts().running):
@@ -345,7 +345,7 @@ def test_a_fault_in_the_middle_of_a_stream_is_told_in_it(
         list(stream)
     assert "damaged at /home/secret" in caplog.text
     drawn.clear()
-    text = httpx.post(f"{api.address}/v1/completions", json={**asked, "stream": True}, timeout=60).text
+    text = httpx2.post(f"{api.address}/v1/completions", json={**asked, "stream": True}, timeout=60).text
     *_, error, done, end = text.split("\n\n")
     assert json.loads(error.removeprefix("data: "))["error"]["code"] == "model_failed"
     assert (done, end) == ("data: [DONE]", "")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -32,7 +32,7 @@ ASKED: dict[str, Any] = {
 
 
 def answer(api: Served, path: str = "/v1/completions", **asked: Any) -> dict[str, Any]:
-    response = httpx.post(f"{api.address}{path}", json=asked, timeout=60)
+    response = httpx2.post(f"{api.address}{path}", json=asked, timeout=60)
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
@@ -118,7 +118,7 @@ def test_a_streamed_answer_tells_the_same_routing_with_its_last_piece(api: Serve
     ):
         asked = {name: value for name, value in asked.items() if name != "prompt" or "chat" not in path}
         whole = answer(api, path, **asked)["choices"][0]
-        lines = httpx.post(f"{api.address}{path}", json={**asked, "stream": True}, timeout=60).text.split("\n\n")
+        lines = httpx2.post(f"{api.address}{path}", json={**asked, "stream": True}, timeout=60).text.split("\n\n")
         assert lines[-2:] == ["data: [DONE]", ""]
         pieces = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines[:-2]]
         for name in ("routed_experts", "routed_weights", "prompt_token_ids", "finish_reason"):

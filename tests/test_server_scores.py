@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from api_support import Served
 
@@ -47,7 +47,7 @@ def own_bits_per_byte(api: Served) -> float:
 def test_lm_evals_request_gives_the_bits_per_byte_of_our_own_evaluation(api: Served) -> None:
     model = api.scheduler.engine.model
     prompts = [prompt_ids(model, text) for text in TEXTS]
-    answer = httpx.post(f"{api.address}/v1/completions", json=lm_eval_request(prompts), timeout=60)
+    answer = httpx2.post(f"{api.address}/v1/completions", json=lm_eval_request(prompts), timeout=60)
     assert answer.status_code == 200, answer.text
     nats, greedy = 0.0, 0
     for choice, prompt in zip(answer.json()["choices"], prompts, strict=True):
@@ -67,7 +67,7 @@ def test_a_token_is_always_written_even_where_the_model_ends_the_text(api: Serve
     ended = 0
     for seed in range(40):
         asked = {**lm_eval_request([[0, 5]]), "temperature": 2, "seed": seed}
-        found = httpx.post(f"{api.address}/v1/completions", json=asked, timeout=60).json()
+        found = httpx2.post(f"{api.address}/v1/completions", json=asked, timeout=60).json()
         names = found["choices"][0]["logprobs"]["tokens"]
         assert len(names) == 3
         ended += names[-1] == model.tokenizer.token_text(0)
@@ -75,7 +75,7 @@ def test_a_token_is_always_written_even_where_the_model_ends_the_text(api: Serve
         if ended:
             break
         asked = {"model": "tiny", "prompt": "x", "max_tokens": 20, "logprobs": 0, "seed": seed}
-        found = httpx.post(f"{api.address}/v1/completions", json=asked, timeout=60).json()
+        found = httpx2.post(f"{api.address}/v1/completions", json=asked, timeout=60).json()
         choice = found["choices"][0]
         ended += choice["finish_reason"] == "stop"
         if choice["finish_reason"] == "stop":
@@ -87,11 +87,11 @@ def test_a_token_is_always_written_even_where_the_model_ends_the_text(api: Serve
 
 def test_the_tokenizer_that_lm_eval_looks_for_is_the_models(api: Served) -> None:
     model = api.scheduler.engine.model
-    info = httpx.get(f"{api.address}/tokenizer_info").json()
+    info = httpx2.get(f"{api.address}/tokenizer_info").json()
     assert (info["bos_token"], info["eos_token"]) == ("<|endoftext|>", "<|endoftext|>")
 
     def tokenize(**asked: Any) -> list[int]:
-        found = httpx.post(f"{api.address}/tokenize", json=asked).json()
+        found = httpx2.post(f"{api.address}/tokenize", json=asked).json()
         assert (found["count"], found["max_model_len"]) == (len(found["tokens"]), 32)
         ids: list[int] = found["tokens"]
         return ids
@@ -104,7 +104,7 @@ def test_the_tokenizer_that_lm_eval_looks_for_is_the_models(api: Served) -> None
     assert 0 not in tokenize(prompt="<|endoftext|>")[1:]
     assert 0 not in tokenize(messages=[{"role": "user", "content": "<|endoftext|>"}])[1:]
     ids = prompt_ids(model, "The tenänt")
-    assert httpx.post(f"{api.address}/detokenize", json={"tokens": ids}).json() == {"prompt": "The tenänt"}
+    assert httpx2.post(f"{api.address}/detokenize", json={"tokens": ids}).json() == {"prompt": "The tenänt"}
 
 
 @pytest.mark.slow

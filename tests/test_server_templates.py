@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -47,8 +47,8 @@ def served(trained_root: Path) -> Iterator[tuple[Served, Any]]:
         yield found, tokenizer
 
 
-def post(served: Served, path: str, **asked: Any) -> httpx.Response:
-    return httpx.post(f"{served.address}{path}", json=asked, timeout=60)
+def post(served: Served, path: str, **asked: Any) -> httpx2.Response:
+    return httpx2.post(f"{served.address}{path}", json=asked, timeout=60)
 
 
 def test_a_chat_goes_through_the_models_own_template(served: tuple[Served, Any]) -> None:
@@ -81,16 +81,16 @@ def test_what_a_message_says_never_becomes_a_control_token(served: tuple[Served,
 
 def test_facts_of_such_a_model(served: tuple[Served, Any]) -> None:
     api, _ = served
-    info = httpx.get(f"{api.address}/model/info", params={"model": "foreign"}, timeout=60).json()
+    info = httpx2.get(f"{api.address}/model/info", params={"model": "foreign"}, timeout=60).json()
     assert (info["kind"], info["has_chat_template"], info["active_parameters"]) == ("transformers", True, None)
-    names = httpx.get(f"{api.address}/tokenizer_info", params={"model": "foreign"}).json()
+    names = httpx2.get(f"{api.address}/tokenizer_info", params={"model": "foreign"}).json()
     assert names["eos_token"] == "<|endoftext|>"
 
 
 def test_a_model_without_experts_answers_and_has_no_routing_to_tell(served: tuple[Served, Any]) -> None:
     api, _ = served
     assert post(api, "/v1/completions", model="dense", prompt="The", max_tokens=2).status_code == 200
-    info = httpx.get(f"{api.address}/model/info", params={"model": "dense"}).json()
+    info = httpx2.get(f"{api.address}/model/info", params={"model": "dense"}).json()
     assert (info["architecture"], info["num_experts"], info["moe_layers"]) == ("dense", 0, [])
     refused = post(api, "/v1/completions", model="dense", prompt="The", return_routed_experts=True)
     assert refused.status_code == 400
@@ -98,4 +98,4 @@ def test_a_model_without_experts_answers_and_has_no_routing_to_tell(served: tupl
     changed = post(api, "/v1/completions", model="dense", prompt="The", moescope={"ablate": [[0, 1]]})
     assert (changed.status_code, changed.json()["error"]["param"]) == (400, "moescope")
     assert post(api, "/v1/completions", model="dense", prompt="The", max_tokens=1, moescope={}).status_code == 200
-    assert httpx.get(f"{api.address}/metrics").status_code == 200
+    assert httpx2.get(f"{api.address}/metrics").status_code == 200

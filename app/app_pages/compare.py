@@ -33,8 +33,8 @@ from moe_core.runs import RunFolder
 from moe_core.words import percent, sentence
 
 RUNS, TEXTS, TWO_PRECISIONS = "Runs, steps or traces", "Two texts", "Two precisions"
+# What commands measured and wrote down.
 RESULTS = {"Dense models and routers": show_experiments, "Serving": show_serving}
-"""What commands measured and wrote down."""
 MOVER_TERMS = ["expert", "domain", "interval"]
 DIFF_TERMS = ["flip rate", "agreement", "token", "top-k", "interval"]
 MAP_TERMS = {"domains": ["domain", "lift", "interval"], "load": ["expert load", "lift"]}
