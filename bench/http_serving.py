@@ -12,6 +12,7 @@ from bench.batching import PROMPTS
 from bench.http_clients import ask_together, served_demo
 from bench.results import Goal, Result, compared
 from bench.suite import Scale
+from moe_core.experiments.machine import environment
 from moe_core.experiments.timing import interleave
 from moe_core.inference.engine import Engine, Request
 from moe_core.inference.open import open_run
@@ -23,14 +24,24 @@ ENGINE, STREAMED, WHOLE = "the engine", "HTTP, streamed", "HTTP, in one piece"
 
 
 def run(scale: Scale) -> list[Result]:
-    """A row for streamed answers and one for answers in one piece."""
+    """A row for streamed answers and one for answers in one piece. The model computes on one thread, so that what the
+    server does besides may use another processor where there is one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _rows(scale)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rows(scale: Scale) -> list[Result]:
     tokens = 4 if scale.smoke else 96
     requests = [
         Request(prompt, SamplingConfig(max_new_tokens=tokens, seed=seed)) for seed, prompt in enumerate(PROMPTS)
     ]
     questions = [question_of(request) for request in requests]
     with (
-        served_demo(torch.get_num_threads(), slots=len(PROMPTS)) as place,
+        served_demo(1, slots=len(PROMPTS)) as place,
         Scheduler(Engine(open_run("demo")), slots=len(PROMPTS), queue=0) as scheduler,
     ):
 
@@ -50,7 +61,8 @@ def run(scale: Scale) -> list[Result]:
         )
     case = f"{len(PROMPTS)} clients, {tokens} tokens each, demo run"
     goal = None if scale.smoke else Goal(0.9)
-    note = f"model, server and clients share {count_of(torch.get_num_threads(), 'processor')}"
+    processors = count_of(environment(1).processors_usable or 1, "processor")
+    note = f"the model on 1 thread; {processors} for it, the server and the clients"
     return [compared(f"{side}: {case}", timings, side, ENGINE, goal=goal, note=note) for side in (STREAMED, WHOLE)]
 
 

@@ -15,9 +15,9 @@ from moe_core.inference.model_pool import Loan
 
 PAUSE_SECONDS = 0.05
 """Before a further choice of a question that has begun asks for a place again."""
-PIECE_SECONDS = 0.02
-"""Between two readings of what is written. A piece for every token of a fast model would cost more than the token, and
-nobody sees the difference."""
+PIECE_SECONDS, PIECES_A_SECOND = 0.02, 80
+"""Between two readings of what a stream has written, at least; and how many there are of all streams of a model. A
+piece for every token of a fast model would cost more than the token, and nobody sees the difference."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ class Answering:
                     if has_ended:
                         break
             if has_text and self._under_way:
+                pause = max(PIECE_SECONDS, self._scheduler.running / PIECES_A_SECOND)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._end.wait(), PIECE_SECONDS)
+                    await asyncio.wait_for(self._end.wait(), pause)
 
     async def _start_others(self) -> None:
         while self._next < len(self._requests) and len(self._under_way) < self._scheduler.slots:
