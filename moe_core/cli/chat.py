@@ -206,6 +206,8 @@ class _CtrlC:
             while True:
                 try:
                     self._at_prompt = True
+                    if interrupted and self._pressed > 1:  # again, before the prompt was back
+                        return
                     line = input("> ")
                     self._at_prompt, self._pressed = False, 0
                 except KeyboardInterrupt:
@@ -236,6 +238,7 @@ class _CtrlC:
     def _press(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature signal calls
         self._pressed += 1
         if self._at_prompt or self._pressed >= self.PATIENCE:
+            self._at_prompt = False  # what is said of it is not interrupted by another one
             raise KeyboardInterrupt
         if self.stop is not None:
             self.stop()

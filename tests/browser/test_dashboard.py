@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,7 @@ def test_two_browsers_and_a_restarted_server_see_the_same_live_training(
 ) -> None:
     for key, value in _TINY.items():
         monkeypatch.setenv(f"MOESCOPE_{key}", value)
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: `make test` installs it")
     run = RunFolder("live", tmp_path)
     with serve(tmp_path) as server:
         try:
@@ -106,9 +107,15 @@ def test_two_browsers_and_a_restarted_server_see_the_same_live_training(
             second.get_by_text(re.compile(r"^Now at step")).wait_for()
 
             # Stopped in one, seen in both; then resumed.
-            second.get_by_role("button", name="Stop").click()
-            for page in (first, second):
-                page.get_by_text(re.compile(r"^Stopped at step")).wait_for()
+            stopped = re.compile(r"^Stopped at step")
+            for _ in range(6):  # a click on a button that is just drawn anew is not taken
+                with suppress(playwright.TimeoutError):
+                    second.get_by_role("button", name="Stop").click(timeout=10_000)
+                with suppress(playwright.TimeoutError):
+                    second.get_by_text(stopped).wait_for(timeout=30_000)
+                    break
+            for page in (second, first):
+                page.get_by_text(stopped).wait_for()
             first.get_by_role("button", name="Resume").click()
             second.reload()
             second.get_by_text(re.compile(r"^Now at step")).wait_for()
