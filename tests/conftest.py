@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from wheel_support import install
 
     return install(tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture
+def paced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Lets schedulers draw as many tokens as it is told, and no more until the test ends."""
+    from moe_core.inference import sampling
+
+    allowed, draw = threading.Semaphore(0), sampling.sample
+
+    def waiting(*given: Any) -> int:
+        allowed.acquire()
+        return draw(*given)
+
+    monkeypatch.setattr("moe_core.inference.row.sample", waiting)
+    yield lambda count: allowed.release(count)
+    allowed.release(1_000_000)

@@ -46,6 +46,11 @@ def test_the_readme_is_a_page() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+def test_the_readme_counts_the_goals_as_the_results_do() -> None:
+    total, reached = re.search(r"Of (\d+) goals (\d+) are reached", (ROOT / "docs/results.md").read_text()).groups()  # type: ignore[union-attr]
+    assert f"{reached} of {total} goals are reached" in (ROOT / "README.md").read_text()
+
+
 @every_page
 def test_every_command_parses(path: Path) -> None:
     for line in commands(path.read_text()):

@@ -21,20 +21,6 @@ from moe_core.routing import Intervention
 FOREVER = 1_000_000
 
 
-@pytest.fixture
-def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Lets the scheduler draw as many tokens as it is told, and no more."""
-    allowed = threading.Semaphore(0)
-    draw = sampling.sample
-
-    def waiting(*given: Any) -> int:
-        allowed.acquire()
-        return draw(*given)
-
-    monkeypatch.setattr("moe_core.inference.row.sample", waiting)
-    return lambda count: allowed.release(count)
-
-
 @contextmanager
 def scheduler_of(model: Any, **options: Any) -> Iterator[Scheduler]:
     scheduler = Scheduler(Engine(model), **options)

@@ -33,21 +33,6 @@ def small(trained_root: Path) -> Iterator[Served]:
         yield served
 
 
-@pytest.fixture
-def paced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Lets schedulers draw as many tokens as it is told, and no more until the test ends."""
-    allowed = threading.Semaphore(0)
-    draw = sampling.sample
-
-    def waiting(*given: Any) -> int:
-        allowed.acquire()
-        return draw(*given)
-
-    monkeypatch.setattr("moe_core.inference.row.sample", waiting)
-    yield lambda count: allowed.release(count)
-    allowed.release(1_000_000)
-
-
 def until(holds: Callable[[], Any]) -> None:
     while not holds():
         time.sleep(0.002)
