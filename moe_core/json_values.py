@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+Json = dict[str, Any]
+"""An object as JSON has it, just before it is written or just after it was read."""
+
 
 def json_safe(value: Any) -> Any:
     """`value` with numbers that JSON lacks (NaN, infinity) as None and with keys as text, at any depth."""

@@ -18,13 +18,14 @@ from moe_core.inference.chat_format import chat_prompt
 from moe_core.inference.model_pool import ModelPool
 from moe_core.inference.protocol import LanguageModel, check_token_ids
 from moe_core.inference.requests import prompt_ids
+from moe_core.json_values import Json
 from moe_core.server.answering import Answering
 from moe_core.server.api_metrics import CONTENT_TYPE, ApiMetrics
 from moe_core.server.api_options import ApiOptions
 from moe_core.server.door import Door
 from moe_core.server.model_facts import control_token, model_card, model_facts, tokenizer_facts
 from moe_core.server.presence import EventStream, while_present
-from moe_core.server.refusals import Json, refuse_in_one_shape, refused
+from moe_core.server.refusals import refuse_in_one_shape, refused
 from moe_core.server.served_models import ServedModels
 from moe_core.server.wire_questions import (
     ChatQuestion,

@@ -38,9 +38,8 @@ class DrainedAnswers:
             is_let_in = not self._is_closed
             self._under_way += is_let_in
         if not is_let_in:
-            refusal = error_answer(503, "the server ends and takes no further request", "shutting_down")
-            refusal.headers["Retry-After"] = "5"
-            await refusal(scope, receive, send)
+            message, headers = "the server ends and takes no further request", {"Retry-After": "5"}
+            await error_answer(503, message, "shutting_down", headers=headers)(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)

@@ -6,7 +6,7 @@ A foreign site whose name points to this machine could read its answers otherwis
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.datastructures import URL, MutableHeaders
 from starlette.responses import PlainTextResponse, Response
@@ -64,9 +64,12 @@ class GuardedAnswers:
         return error_answer(400, f"this server {line}", "wrong_host")
 
 
-def error_answer(status: int, message: str, code: str) -> Response:
-    """An error as OpenAI's interface has it, for what is said before the API itself is asked."""
-    return Response(json.dumps(error_body(status, message, code)), status, media_type="application/json")
+def error_answer(
+    status: int, message: str, code: str, param: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """An error as OpenAI's interface has it; see error_body."""
+    content = json.dumps(error_body(status, message, code, param))
+    return Response(content, status, headers, media_type="application/json")
 
 
 def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, dict[str, str | None]]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from moe_core.inference.own_model import OwnModel
 from moe_core.inference.protocol import LanguageModel
 from moe_core.inference.scheduler import Scheduler
+from moe_core.json_values import Json
 from moe_core.model.size import active_parameters
-
-Json = dict[str, Any]
 
 
 def model_card(name: str, created: int, scheduler: Scheduler | None) -> Json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from moe_core.errors import (
     UsageError,
     shortened,
 )
-from moe_core.server.guarded_answers import error_body
+from moe_core.server.guarded_answers import error_answer, error_body
 
 logger = logging.getLogger(__name__)
 _SEVERAL_KINDS = {
@@ -32,7 +31,6 @@ _SEVERAL_KINDS = {
     "stop": "a string of 1 to 256 characters, or a list of at most 16 of them",
 }
 """Fields of which pydantic would tell how each of the kinds is not met."""
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,7 @@ class Refusal:
 
     def response(self) -> Response:
         """As an answer."""
-        content = json.dumps(self.body()).encode()
-        return Response(content, self.status, self.headers, media_type="application/json")
+        return error_answer(self.status, self.message, self.code, self.param, self.headers)
 
 
 class RefusedError(MoescopeError):

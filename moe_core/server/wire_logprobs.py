@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from moe_core.data.tokenizer import TextTokenizer
+from moe_core.json_values import Json
 from moe_core.server.written_choice import ScoredToken
 
-Json = dict[str, Any]
 LOWEST = -9999.0
 """In place of minus infinity, which JSON cannot say; vLLM's value."""
 

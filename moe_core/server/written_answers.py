@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from moe_core.errors import ShutDownError
 from moe_core.inference.engine import Event
+from moe_core.json_values import Json
 from moe_core.server.answering import Answering
 from moe_core.server.refusals import refusal_of
 from moe_core.server.wire_logprobs import chat_logprobs, completion_logprobs
@@ -19,7 +20,6 @@ from moe_core.server.writing import Writing
 from moe_core.server.written_choice import News, ScoredToken, WrittenChoice
 
 logger = logging.getLogger(__name__)
-Json = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
 BASE_MODEL = (
     "this is a base model without a chat template: it was not trained to answer, and continues the conversation as a "
