@@ -39,10 +39,10 @@ class _Kept:
 def choose_curves(chosen: str, runs: Sequence[RunSummary]) -> tuple[list[str], Along]:
     """Draw the choice of other runs and of the horizontal axis, both in the URL. Returns the names of all runs to draw,
     `chosen` first, and the axis."""
-    others = [run.name for run in runs if run.error is None and run.name != chosen]
-    known = set(others)
+    asked = st.session_state.get(state.BESIDE) or []  # one that broke since it was asked for is named, not dropped
+    others = [run.name for run in runs if run.name != chosen and (run.error is None or run.name in asked)]
     if state.BESIDE in st.session_state:
-        st.session_state[state.BESIDE] = [name for name in st.session_state[state.BESIDE] or [] if name in known]
+        st.session_state[state.BESIDE] = [name for name in asked if name in others]
     state.preset(state.ALONG, ALONG, ALONG[0])
     state.write_link(state.ALONG)
     beside: list[str] = []
