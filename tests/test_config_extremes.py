@@ -15,10 +15,10 @@ from training_support import make_config, write_corpus
 from moe_core.config import Config, ModelConfig, TrainingConfig, validate_config
 from moe_core.config.router import RouterConfig, RouterKind
 from moe_core.config.section import Section
-from moe_core.data.tokens import TokenBatch
 from moe_core.errors import UsageError
 from moe_core.model.transformer import MoETransformer
 from moe_core.runs.folder import RunFolder
+from moe_core.training.batches import TensorBatch
 from moe_core.training.gradient import batch_losses
 from moe_core.training.loop import train
 
@@ -71,17 +71,14 @@ def test_every_number_that_a_model_may_have_gives_finite_losses_and_gradients(se
         tried += 1
         torch.manual_seed(0)
         network = MoETransformer(config.model)
-        ids = np.random.default_rng(0).integers(1, 300, (1, 2048)).astype(np.int64)
-        of_one = np.zeros((1, 24), dtype=np.int32)
-        batch = TokenBatch(
-            ids[:, :24], ids[:, 1:25], of_one, of_one, of_one.astype(np.int16), np.arange(24, dtype=np.int32)[None]
-        )
-        losses, routed = batch_losses(network.train(), batch, config.model.router, torch.device("cpu"))
+        ids = torch.from_numpy(np.random.default_rng(0).integers(1, 300, (1, 2048)).astype(np.int64))
+        batch = TensorBatch(ids[:, :24], ids[:, 1:25])
+        losses, routed = batch_losses(network.train(), batch, config.model.router)
         losses.total.backward()  # type: ignore[no-untyped-call]
         network.after_step([one.detach() for one in routed])
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         with torch.no_grad():
-            far = network.eval()(torch.from_numpy(ids)).logits
+            far = network.eval()(ids).logits
         for tensor in (losses.total, far, *gradients, *network.buffers()):
             assert torch.isfinite(tensor).all(), (name, value)
     assert tried

@@ -13,10 +13,10 @@ from training_support import TINY_CONFIG
 
 from moe_core.config import Config, ModelConfig, load_config, validate_config
 from moe_core.config.router import ROUTER_KINDS, RouterConfig
-from moe_core.data.tokens import TokenBatch
 from moe_core.errors import UsageError
 from moe_core.model import MoETransformer, size
 from moe_core.runs.folder import RunFolder
+from moe_core.training.batches import TensorBatch
 from moe_core.training.gradient import accumulate_gradient
 from moe_core.training.loop import train
 from moe_core.training.optimizers import build_optimizers
@@ -58,11 +58,10 @@ def measured_step(config: Config, *, autocast: bool) -> tuple[int, int]:
     model = MoETransformer(config.model).train()
     optimizers = build_optimizers(model, config.training)
     shape = (config.training.batch_size, config.training.seq_len)
-    ids = np.random.default_rng(0).integers(0, config.model.vocab_size, shape)
-    batch = TokenBatch(ids, ids, ids.astype(np.int32), ids.astype(np.int32), ids.astype(np.int16), ids.astype(np.int32))
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, config.model.vocab_size, shape))
 
     def step() -> None:
-        accumulate_gradient(model, batch, config, torch.device("cpu"), autocast=autocast)
+        accumulate_gradient(model, TensorBatch(ids, ids), config, autocast=autocast)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

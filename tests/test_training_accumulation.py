@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from training_support import make_config, write_corpus
 
 from moe_core.config import Config
 from moe_core.data.prepare import PreparedData, prepare_data
-from moe_core.data.tokens import TokenBatch, training_batch
+from moe_core.data.tokens import training_batch
 from moe_core.errors import UsageError
 from moe_core.model.losses import load_balancing_loss
 from moe_core.model.transformer import MoETransformer
 from moe_core.runs import RunFolder
+from moe_core.training.batches import TensorBatch, tensor_batch
 from moe_core.training.gradient import StepLosses, accumulate_gradient
 from moe_core.training.loop import train
 
@@ -34,15 +34,16 @@ def data(corpus: Path) -> PreparedData:
     return prepare_data(make_config(corpus))
 
 
-def batch_of(data: PreparedData, config: Config) -> TokenBatch:
-    return training_batch(data.train, 3, batch_size=config.training.batch_size, seq_len=16, seed=0)
+def batch_of(data: PreparedData, config: Config) -> TensorBatch:
+    batch = training_batch(data.train, 3, batch_size=config.training.batch_size, seq_len=16, seed=0)
+    return tensor_batch(batch, CPU)
 
 
 def gradient(data: PreparedData, config: Config) -> Gradient:
     """Losses, gradients and choices of one batch through a model of seed 0."""
     torch.manual_seed(0)
     model = MoETransformer(config.model).train()
-    losses, routed = accumulate_gradient(model, batch_of(data, config), config, CPU, autocast=False)
+    losses, routed = accumulate_gradient(model, batch_of(data, config), config, autocast=False)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert len(gradients) == len(list(model.parameters()))
     return losses, gradients, [layer.router_indices for layer in routed]
@@ -72,7 +73,7 @@ def test_balance_is_asked_of_each_part(corpus: Path, data: PreparedData) -> None
     expected = [
         load_balancing_loss(layer.router_logits, layer.router_indices, 4)
         for part in batch_of(data, config).split(3)
-        for layer in model(torch.from_numpy(part.token_ids)).router_outputs
+        for layer in model(part.token_ids).router_outputs
     ]
     torch.testing.assert_close(losses.load_balancing, torch.stack(expected).mean().detach())
     assert losses.total > losses.language_model + 0.5 * 0.99
@@ -91,12 +92,12 @@ def test_a_run_in_parts_ends_where_the_whole_one_does(corpus: Path, tmp_path: Pa
 
 def test_a_batch_splits_into_equal_parts_in_order(corpus: Path, data: PreparedData) -> None:
     batch = batch_of(data, accumulating(corpus, 1))
-    assert batch.split(1) == [batch]
+    (whole,) = batch.split(1)
+    assert all(torch.equal(one, other) for one, other in zip(whole, batch, strict=True))
     parts = batch.split(4)
     assert [part.token_ids.shape for part in parts] == [(3, 16)] * 4
-    for column in ("token_ids", "targets", "document_ids", "source_ids", "domain_ids", "positions"):
-        joined = np.concatenate([getattr(part, column) for part in parts])
-        np.testing.assert_array_equal(joined, getattr(batch, column))
+    for joined, column in zip(map(torch.cat, zip(*parts, strict=True)), batch, strict=True):
+        assert torch.equal(joined, column)
 
 
 def test_unequal_parts_are_refused_in_one_line(corpus: Path) -> None:

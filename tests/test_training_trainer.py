@@ -7,17 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_support import make_config, tensor_hashes, write_corpus
+from training_support import begin_trainer, make_config, tensor_hashes, write_corpus
 
-from moe_core.config import Config
-from moe_core.data.prepare import prepare_data
 from moe_core.errors import RunError
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.training.loop import train
 from moe_core.training.repeatability import repeatable
 from moe_core.training.trainer import Trainer
-from moe_core.training.trainer_state import with_vocabulary
 
 CPU = torch.device("cpu")
 
@@ -27,20 +24,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus") / "text.jsonl")
 
 
-def begin(run: RunFolder, config: Config) -> Trainer:
-    data = prepare_data(config)
-    config = with_vocabulary(config, data.tokenizer.vocab_size)
-    run.create(config)
-    return Trainer.begin(run, config, data, CPU)
-
-
 def test_steps_by_hand_end_where_the_loop_does(corpus: Path, tmp_path: Path) -> None:
     """Evaluating and saving change nothing: the loop does both on the way, the steps by hand do neither."""
     config = make_config(corpus, training__steps=12, training__evaluation_interval=5, model__router={"noise_std": 0.5})
     looped, by_hand = RunFolder("looped", tmp_path), RunFolder("by-hand", tmp_path)
     train(looped, config)
     with repeatable(1, CPU):
-        trainer = begin(by_hand, config)
+        trainer = begin_trainer(by_hand, config)
         reports = [trainer.step() for _ in range(12)]
     state = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     with repeatable(1, CPU):
@@ -48,7 +38,7 @@ def test_steps_by_hand_end_where_the_loop_does(corpus: Path, tmp_path: Path) -> 
     assert tensor_hashes(by_hand)["model.safetensors"] == tensor_hashes(looped)["model.safetensors"]
     lines = looped.metrics("train")
     assert [float(report.losses.language_model) for report in reports] == lines["loss"].tolist()
-    assert [report.gradient_norm for report in reports] == lines["gradient_norm"].tolist()
+    assert [float(report.gradient_norm) for report in reports] == lines["gradient_norm"].tolist()
     assert [report.learning_rate for report in reports] == lines["learning_rate"].tolist()
     assert not any(report.skipped for report in reports)
     assert all(torch.equal(tensor, state[name]) for name, tensor in trainer.model.state_dict().items())
@@ -58,7 +48,7 @@ def test_a_restored_trainer_goes_on_to_the_bit(corpus: Path, tmp_path: Path) -> 
     config = make_config(corpus, training__steps=10, model__router={"kind": "noisy"})
     run = RunFolder("one", tmp_path)
     with repeatable(1, CPU):
-        trainer = begin(run, config)
+        trainer = begin_trainer(run, config)
         for _ in range(4):
             trainer.step()
         trainer.save()
@@ -77,7 +67,7 @@ def test_a_restored_trainer_goes_on_to_the_bit(corpus: Path, tmp_path: Path) -> 
 
 def test_an_evaluation_is_written_down_and_leaves_the_model_training(corpus: Path, tmp_path: Path) -> None:
     run = RunFolder("one", tmp_path)
-    trainer = begin(run, make_config(corpus))
+    trainer = begin_trainer(run, make_config(corpus))
     trainer.evaluate()
     assert run.metrics("evaluation")["split"].tolist() == ["validation", "unseen"]
     assert run.metrics("load")["layer"].tolist() == [0, 1]
@@ -88,7 +78,7 @@ def test_an_evaluation_is_written_down_and_leaves_the_model_training(corpus: Pat
 
 
 def test_a_step_that_is_not_finite_leaves_the_weights_and_the_third_raises(corpus: Path, tmp_path: Path) -> None:
-    trainer = begin(RunFolder("one", tmp_path), make_config(corpus, training__optimizer="adamw"))
+    trainer = begin_trainer(RunFolder("one", tmp_path), make_config(corpus, training__optimizer="adamw"))
     with torch.no_grad():
         trainer.model.norm.weight.fill_(math.nan)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
@@ -100,7 +90,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights_and_the_third_raises(corpu
 
 
 def test_the_gradient_is_clipped_to_the_norm_asked_for(corpus: Path, tmp_path: Path) -> None:
-    trainer = begin(RunFolder("one", tmp_path), make_config(corpus, training__gradient_clip=0.125))
+    trainer = begin_trainer(RunFolder("one", tmp_path), make_config(corpus, training__gradient_clip=0.125))
     norms: list[float] = []
 
     def note(*_: object) -> None:

@@ -6,10 +6,15 @@ import hashlib
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from moe_core.config import Config, validate_config
 from moe_core.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from moe_core.training.trainer import Trainer
 
 WORDS = {
     "code": "def return import class self for in range print value index list",
@@ -93,6 +98,18 @@ def make_config(corpus: Path, **changes: Any) -> Config:
             place = place[section]
         place[key] = value
     return validate_config(tree)
+
+
+def begin_trainer(run: RunFolder, config: Config) -> Trainer:
+    """A trainer of a new run at step 0."""
+    from moe_core.data.prepare import prepare_data
+    from moe_core.training.trainer import Trainer
+    from moe_core.training.trainer_state import with_vocabulary
+
+    data = prepare_data(config)
+    config = with_vocabulary(config, data.tokenizer.vocab_size)
+    run.create(config)
+    return Trainer.begin(run, config, data, torch.device("cpu"))
 
 
 def tensor_hashes(run: RunFolder) -> dict[str, str]:

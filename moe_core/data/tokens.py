@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -141,13 +141,6 @@ class TokenBatch:
     """[B, S]"""
     positions: NDArray[np.int32]
     """[B, S]: place in the document, not in the sequence."""
-
-    def split(self, parts: int) -> list[TokenBatch]:
-        """Its sequences in `parts` equal batches, in order; `parts` must divide B."""
-        if parts == 1:
-            return [self]
-        columns = [np.split(getattr(self, field.name), parts) for field in fields(self)]
-        return [TokenBatch(*part) for part in zip(*columns, strict=True)]
 
 
 def training_batch(dataset: TokenDataset, step: int, *, batch_size: int, seq_len: int, seed: int) -> TokenBatch:

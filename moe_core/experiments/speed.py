@@ -24,6 +24,7 @@ from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress, silent
 from moe_core.runs.checkpoint import LoadedRun, load_run
 from moe_core.runs.files import write_atomic
+from moe_core.training.batches import tensor_batch
 from moe_core.training.gradient import accumulate_gradient
 from moe_core.training.optimizers import build_optimizers, set_learning_rates
 from moe_core.training.repeatability import resolve_autocast
@@ -135,11 +136,13 @@ def _training_call(run: LoadedRun, text: TokenDataset) -> Callable[[], object]:
     model = run.model.train().requires_grad_(True)
     optimizers = build_optimizers(model, training)
     set_learning_rates(optimizers, training.final_lr_fraction)  # as much work, and the weights stay sound
-    batch = training_batch(text, 0, batch_size=training.batch_size, seq_len=training.seq_len, seed=0)
+    batch = tensor_batch(
+        training_batch(text, 0, batch_size=training.batch_size, seq_len=training.seq_len, seed=0), device
+    )
     autocast = resolve_autocast(run.config, device)
 
     def step() -> None:
-        _, decided = accumulate_gradient(model, batch, run.config, device, autocast=autocast)
+        _, decided = accumulate_gradient(model, batch, run.config, autocast=autocast)
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
         for optimizer in optimizers:
             optimizer.step()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.config.router import RouterConfig
-from moe_core.model.routers import RouterOutput
+from moe_core.model.routers import RouterOutput, tokens_per_expert
 
 
 class RoutingLosses(NamedTuple):
@@ -122,11 +122,6 @@ def entropy_loss(router_logits: Tensor) -> Tensor:
     log_p_TE = router_logits.float().log_softmax(dim=-1)
     # p ln p goes to 0 with p; a logit of -inf would make it 0 times infinity.
     return -(log_p_TE.exp() * log_p_TE.clamp(min=torch.finfo(log_p_TE.dtype).min)).sum(dim=-1).mean()
-
-
-def tokens_per_expert(router_indices: Tensor, num_experts: int) -> Tensor:
-    """int64 [E] from indices [T, K]; unused slots count for nobody."""
-    return torch.bincount(router_indices.flatten() + 1, minlength=num_experts + 1)[1:]
 
 
 def _mean_of_layers(values: Iterable[Tensor]) -> Tensor:

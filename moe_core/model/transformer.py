@@ -131,10 +131,16 @@ class MoETransformer(nn.Module):
         for router in self.routers:
             router.prepare(token_counts, document_start)
 
-    def after_step(self, router_outputs: Sequence[RouterOutput]) -> None:
-        """Tell the routers what they decided in one training step: biases and thresholds move."""
+    def after_step(self, router_outputs: Sequence[RouterOutput], skipped: Tensor | None = None) -> None:
+        """Tell the routers what they decided in one training step: biases and thresholds move.
+
+        `skipped`: bool scalar on the model's device, True = this was no step, nothing moves; None = it was one.
+        """
         for router, routed in zip(self.routers, router_outputs, strict=True):
-            router.after_step(routed)
+            if skipped is None:
+                router.after_step(routed)
+            else:
+                router.after_step_unless(skipped, routed)
 
     @property
     def total_parameters(self) -> int:

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from moe_core.config import Config
 from moe_core.config.router import RouterConfig
-from moe_core.data.tokens import TokenBatch
 from moe_core.model.losses import StepLoad, routing_losses
 from moe_core.model.routers import RouterOutput
 from moe_core.model.transformer import MoETransformer
+from moe_core.training.batches import TensorBatch
 
 
 class StepLosses(NamedTuple):
-    """Scalars of one training batch."""
+    """Scalars of one training batch, where the model is: reading one on the host waits for the step to end."""
 
     total: Tensor
     """What is minimised: the loss below and the auxiliary ones that model.router asks for, weighted."""
@@ -31,7 +31,7 @@ class StepLosses(NamedTuple):
 
 
 def accumulate_gradient(
-    model: MoETransformer, batch: TokenBatch, config: Config, device: torch.device, *, autocast: bool
+    model: MoETransformer, batch: TensorBatch, config: Config, *, autocast: bool
 ) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
     """Add the gradient of one step to the parameters', in training.gradient_accumulation equal parts of its batch.
 
@@ -45,8 +45,8 @@ def accumulate_gradient(
     losses: list[StepLosses] = []
     routed: list[tuple[RouterOutput, ...]] = []
     for part in batch.split(parts):
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-            part_losses, router_outputs = batch_losses(model, part, config.model.router, device, load)
+        with torch.autocast(part.token_ids.device.type, dtype=torch.bfloat16, enabled=autocast):
+            part_losses, router_outputs = batch_losses(model, part, config.model.router, load)
         (part_losses.total / parts).backward()  # type: ignore[no-untyped-call]
         losses.append(StepLosses(*(loss.detach() for loss in part_losses)))
         routed.append(tuple(output.detach() for output in router_outputs))
@@ -59,16 +59,11 @@ def accumulate_gradient(
 
 
 def batch_losses(
-    model: MoETransformer,
-    batch: TokenBatch,
-    router: RouterConfig,
-    device: torch.device,
-    load: StepLoad | None = None,
+    model: MoETransformer, batch: TensorBatch, router: RouterConfig, load: StepLoad | None = None
 ) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
     """Forward pass of one training batch: what is minimised, and what the routers chose. `load`: see routing_losses."""
-    logits_BSV, router_outputs = model(torch.from_numpy(batch.token_ids).to(device))
-    targets_BS = torch.from_numpy(batch.targets).to(device)
-    nats = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), ignore_index=-1)
+    logits_BSV, router_outputs = model(batch.token_ids)
+    nats = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=-1)
     if not router_outputs:  # a dense model has nothing to balance
         nothing = nats.new_zeros(())
         return StepLosses(nats, nats, nothing, nothing, nothing), ()

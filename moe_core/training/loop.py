@@ -26,8 +26,6 @@ from moe_core.training.stopping import PreparationStopped, Stopper
 from moe_core.training.trainer import Trainer
 from moe_core.training.trainer_state import check_same_run, with_vocabulary
 
-# A run logs about this many training lines, however long it is.
-LOGGED_STEPS = 1000
 STATUS_SECONDS = 1.0
 
 
@@ -123,7 +121,6 @@ def _what_is_saved(run: RunFolder) -> str:
 def _run_loop(trainer: Trainer, progress: Progress, stopper: Stopper) -> TrainingResult:
     """The loop itself, until the steps are done or someone asks to stop."""
     run, state, training = trainer.run, trainer.state, trainer.config.training
-    log_interval = max(1, training.steps // LOGGED_STEPS)
     status_at = 0.0
     run.write_status(state.status("running", trainer.config))
 
@@ -141,16 +138,14 @@ def _run_loop(trainer: Trainer, progress: Progress, stopper: Stopper) -> Trainin
         if is_last or stopping:
             break
 
-        # Step: the data position is the step, so a resumed run sees what it would have seen.
-        report = trainer.step()
+        # Step, and a line in the log now and then.
+        trainer.step()
 
-        # Log: a line now and then, the status every second.
-        status = state.status("running", trainer.config)
-        if state.step % log_interval == 0 and not report.skipped:
-            run.append_metrics(report.record(status))
+        # Status: every second.
         if time.monotonic() - status_at >= STATUS_SECONDS:
+            trainer.read_steps()
             status_at = time.monotonic()
-            run.write_status(status)
+            run.write_status(state.status("running", trainer.config))
         progress("training", state.step, state.steps)
 
     ended: Literal["finished", "stopped"] = "finished" if is_last else "stopped"

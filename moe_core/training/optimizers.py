@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,10 @@ class Muon(Optimizer):
     Parameters are matrices [R, C] or stacks of them [E, R, C]. State: one momentum tensor per parameter.
     """
 
+    found_inf: Tensor | None = None
+    """As torch's fused optimizers take it from torch.amp.GradScaler: a float scalar on the parameters' device, 1 = the
+    gradients are not finite and this is no step, 0 = it is one; None = it is one."""
+
     def __init__(
         self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = MUON_MOMENTUM, weight_decay: float = 0.0
     ) -> None:
@@ -76,12 +81,34 @@ class Muon(Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(parameter.grad, 1.0 - group["momentum"])
-                update = orthogonalise(parameter.grad.lerp(momentum, group["momentum"]))
+                change = _change if self.found_inf is None else partial(_change_unless, self.found_inf)
                 scale = math.sqrt(max(1.0, parameter.shape[-2] / parameter.shape[-1]))
-                if group["weight_decay"]:
-                    parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"] * scale)
+                decay = 1.0 - group["lr"] * group["weight_decay"]
+                change(parameter, state["momentum"], group["momentum"], decay, -group["lr"] * scale)
+
+
+def _change(parameter: Tensor, momentum: Tensor, beta: float, decay: float, rate: float) -> None:
+    """Muon's step of one parameter, in place."""
+    assert parameter.grad is not None
+    momentum.lerp_(parameter.grad, 1.0 - beta)
+    update = orthogonalise(parameter.grad.lerp(momentum, beta))
+    if decay != 1.0:
+        parameter.mul_(decay)
+    parameter.add_(update, alpha=rate)
+
+
+def _change_unless(
+    found_inf: Tensor, parameter: Tensor, momentum: Tensor, beta: float, decay: float, rate: float
+) -> None:
+    """The same, but nothing where `found_inf` is 1, which the host is not told: one more pass over the gradient."""
+    assert parameter.grad is not None
+    keeps = 1.0 - found_inf
+    gradient = parameter.grad.masked_fill_(found_inf.bool(), 0.0)  # NaN times 0 would be NaN
+    momentum.lerp_(gradient, keeps * (1.0 - beta))
+    update = orthogonalise(gradient.lerp(momentum, beta))
+    if decay != 1.0:
+        parameter.mul_(torch.where(found_inf.bool(), 1.0, decay))
+    parameter.addcmul_(update, keeps, value=rate)
 
 
 def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer]:
@@ -119,6 +146,18 @@ def set_learning_rates(optimizers: Sequence[Optimizer], multiplier: float) -> No
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * multiplier
+
+
+def step_optimizers(optimizers: Sequence[Optimizer], skipped: Tensor | None = None) -> None:
+    """One update of all weights from the gradients at hand.
+
+    `skipped`: bool scalar on the weights' device, True = weights and optimizer state stay as they are, to the bit. So
+    the host can go on without having read whether the gradients are finite. None = they are known to be.
+    """
+    found_inf = None if skipped is None else skipped.float()
+    for optimizer in optimizers:
+        optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        optimizer.step()
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:

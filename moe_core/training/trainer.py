@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,51 +13,93 @@ from torch.optim import Optimizer
 
 from moe_core.config import Config
 from moe_core.data.prepare import PreparedData
-from moe_core.data.tokens import training_batch
 from moe_core.errors import RunError
+from moe_core.model.routers import RouterOutput
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress
 from moe_core.runs.checkpoint import LoadedRun, load_run, load_trainer_state, save_checkpoint
 from moe_core.runs.folder import RunFolder, RunStatus
+from moe_core.training.batches import Batches
 from moe_core.training.gradient import StepLosses, accumulate_gradient
 from moe_core.training.observe import evaluate_splits, held_out_sets, log_event, observe_routing, write_sample
-from moe_core.training.optimizers import build_optimizers, optimizer_tensors, restore_optimizers, set_learning_rates
+from moe_core.training.optimizers import (
+    build_optimizers,
+    optimizer_tensors,
+    restore_optimizers,
+    set_learning_rates,
+    step_optimizers,
+)
 from moe_core.training.repeatability import resolve_autocast
 from moe_core.training.schedule import learning_rate_multiplier
 from moe_core.training.trainer_state import TrainerState
 
 # This many steps in a row without a finite loss and gradient: the run does not come back by itself.
 MAX_BAD_STEPS = 3
+# A run logs about this many training lines, however long it is.
+LOGGED_STEPS = 1000
+# Steps that an accelerator may be ahead of what the host has read of them: reading waits until the device is done.
+READ_EVERY = 50
+
+
+class StepFigures(NamedTuple):
+    """What the host has read of one step: its losses, see StepLosses, and the global norm of its gradient, before
+    clipping."""
+
+    total: float
+    language_model: float
+    load_balancing: float
+    router_z: float
+    dropped_fraction: float
+    gradient_norm: float
+
+    @property
+    def are_finite(self) -> bool:
+        """False = the step was skipped."""
+        return math.isfinite(self.total) and math.isfinite(self.gradient_norm)
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one training step tells."""
+    """What one training step tells. Tensors are where the model is; reading one waits for the step to end."""
 
     losses: StepLosses
     """Before the update."""
-    gradient_norm: float
+    gradient_norm: Tensor
     """Global, before clipping."""
     learning_rate: float
     """AdamW's, as the schedule set it."""
-    skipped: bool
-    """Whether loss or gradient were not finite, so that the weights stayed as they are."""
+    status: RunStatus
+    """Of the run, right after the step."""
 
-    def record(self, status: RunStatus) -> dict[str, Any]:
-        """The "train" line for metrics.jsonl, with the progress that `status` tells."""
+    @property
+    def skipped(self) -> Tensor:
+        """bool scalar: loss or gradient were not finite, so the weights stayed as they were."""
+        return is_not_finite(self.losses.total, self.gradient_norm)
+
+    def figures(self) -> Tensor:
+        """[6], a StepFigures that is not read yet."""
+        return torch.stack([*self.losses, self.gradient_norm])
+
+    def record(self, figures: StepFigures) -> dict[str, Any]:
+        """The "train" line for metrics.jsonl."""
         return {
             "kind": "train",
-            "step": status.step,
-            "loss": float(self.losses.language_model),
-            "load_balancing_loss": float(self.losses.load_balancing),
-            "router_z_loss": float(self.losses.router_z),
-            "gradient_norm": self.gradient_norm,
+            "step": self.status.step,
+            "loss": figures.language_model,
+            "load_balancing_loss": figures.load_balancing,
+            "router_z_loss": figures.router_z,
+            "gradient_norm": figures.gradient_norm,
             "learning_rate": self.learning_rate,
-            "tokens_per_second": status.tokens_per_second,
-            "tokens": status.tokens,
-            "elapsed_seconds": status.elapsed_seconds,
-            "dropped_fraction": float(self.losses.dropped_fraction),
+            "tokens_per_second": self.status.tokens_per_second,
+            "tokens": self.status.tokens,
+            "elapsed_seconds": self.status.elapsed_seconds,
+            "dropped_fraction": figures.dropped_fraction,
         }
+
+
+def is_not_finite(loss: Tensor, gradient_norm: Tensor) -> Tensor:
+    """bool scalar, where its arguments are. A gradient that is not finite has a norm that is not."""
+    return ~(loss.isfinite() & gradient_norm.isfinite())
 
 
 class Trainer:
@@ -65,6 +107,9 @@ class Trainer:
 
     `begin` makes one at step 0, `restore` one of the newest checkpoint. What follows from the same calls is the same to
     the bit: the data position is the step, and a checkpoint holds the state of every random number generator.
+
+    The host does not wait for an accelerator within a step. It reads what came of the last steps (losses, norms, and
+    whether they were steps at all) when it evaluates, saves or is asked to, and after `reads_every` of them.
     """
 
     def __init__(
@@ -83,6 +128,11 @@ class Trainer:
         self.optimizers = optimizers
         self.state = state
         self.device = next(model.parameters()).device
+        self.reads_every = READ_EVERY if self.device.type == "cuda" else 1
+        """Steps after which their losses are read at the latest; 1 = after each, where that costs no waiting."""
+        self._unread: list[StepReport] = []
+        self._log_interval = max(1, config.training.steps // LOGGED_STEPS)
+        self._batches = Batches(data.train, config.training, self.device)
         self.held_out, self._probe = held_out_sets(data, config.training)
         self._vocabulary = data.tokenizer.vocabulary()
 
@@ -133,17 +183,12 @@ class Trainer:
         return cls(run, config, data, model, optimizers, state)
 
     def step(self) -> StepReport:
-        """One update of the weights, skipped where loss or gradient are not finite.
-
-        Raises RunError after MAX_BAD_STEPS skipped steps in a row.
-        """
+        """One update of the weights, skipped where loss or gradient are not finite; read_steps, where it is due."""
         began = time.perf_counter()
         state, training = self.state, self.config.training
-        batch = training_batch(
-            self.data.train, state.step, batch_size=training.batch_size, seq_len=training.seq_len, seed=training.seed
-        )
+        # The data position is the step, so a resumed run sees what it would have seen.
         losses, router_outputs = accumulate_gradient(
-            self.model, batch, self.config, self.device, autocast=state.autocast
+            self.model, self._batches.of(state.step), self.config, autocast=state.autocast
         )
         multiplier = learning_rate_multiplier(
             state.step,
@@ -152,24 +197,53 @@ class Trainer:
             final_lr_fraction=training.final_lr_fraction,
         )
         set_learning_rates(self.optimizers, multiplier)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip))
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip)
+        self._update(is_not_finite(losses.total, norm), router_outputs)
         state.step += 1
-        finite = math.isfinite(float(losses.total)) and math.isfinite(norm)
-        if finite:
-            state.bad_steps = 0
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.model.after_step(router_outputs)
-        else:
-            self._skip_step(float(losses.total), norm)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        if self.reads_every > 1:
+            self._batches.prepare(state.step)
         state.clock.add_step(time.perf_counter() - began)
         self._fit_time_budget(tolerance=state.clock.tolerance)
-        return StepReport(losses, norm, training.learning_rate * multiplier, skipped=not finite)
+        report = StepReport(losses, norm, training.learning_rate * multiplier, state.status("running", self.config))
+        self._unread.append(report)
+        if len(self._unread) >= self.reads_every:
+            self.read_steps()
+        return report
+
+    def _update(self, skipped: Tensor, router_outputs: tuple[RouterOutput, ...]) -> None:
+        """Move weights, optimizer state and routers, unless `skipped`; the gradients are gone afterwards."""
+        if self.reads_every > 1:
+            step_optimizers(self.optimizers, skipped)
+            self.model.after_step(router_outputs, skipped)
+        elif not skipped:
+            step_optimizers(self.optimizers)
+            self.model.after_step(router_outputs)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def read_steps(self) -> None:
+        """Log the steps since the last reading, and the skipped ones among them; their seconds count as the steps'.
+
+        Raises RunError after MAX_BAD_STEPS skipped steps in a row.
+        """
+        if not self._unread:
+            return
+        began = time.perf_counter()
+        reports, self._unread = self._unread, []
+        rows = torch.stack([report.figures() for report in reports]).tolist()
+        self.state.clock.step_seconds += time.perf_counter() - began
+        for report, row in zip(reports, rows, strict=True):
+            figures = StepFigures(*row)
+            if not figures.are_finite:
+                self._count_bad_step(report.status.step, figures)
+                continue
+            self.state.bad_steps = 0
+            if report.status.step % self._log_interval == 0:
+                self.run.append_metrics(report.record(figures))
 
     def evaluate(self, progress: Progress | None = None) -> None:
         """Log the loss of both held-out splits, the routing of the probe set, and a text that the model writes."""
+        self.read_steps()
         began = time.perf_counter()
         state, seq_len = self.state, self.config.training.seq_len
         evaluate_splits(self.run, self.model, self.held_out, state, seq_len=seq_len, progress=progress)
@@ -189,6 +263,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this moment; its seconds count as the evaluation's."""
+        self.read_steps()
         began = time.perf_counter()
         optimizer_state = optimizer_tensors(self.model, self.optimizers)
         tensors: dict[str, Tensor] = {**optimizer_state, "rng.cpu": torch.get_rng_state()}
@@ -206,14 +281,14 @@ class Trainer:
         self.state.saved_step = self.state.step
         self.state.clock.evaluation_seconds += time.perf_counter() - began
 
-    def _skip_step(self, loss: float, norm: float) -> None:
-        """Leave the weights as they are; give up after MAX_BAD_STEPS in a row."""
-        state = self.state
+    def _count_bad_step(self, step: int, figures: StepFigures) -> None:
+        """Say that the step was skipped; give up after MAX_BAD_STEPS in a row."""
+        state, loss, norm = self.state, figures.total, figures.gradient_norm
         state.bad_steps += 1
-        log_event(self.run, state.step, f"step {state.step} skipped: loss {loss:.4g}, gradient norm {norm:.4g}")
+        log_event(self.run, step, f"step {step} skipped: loss {loss:.4g}, gradient norm {norm:.4g}")
         if state.bad_steps >= MAX_BAD_STEPS:
             raise RunError(
-                f"training stopped at step {state.step}: loss {loss:.4g} and gradient norm {norm:.4g} were not finite "
+                f"training stopped at step {step}: loss {loss:.4g} and gradient norm {norm:.4g} were not finite "
                 f"{MAX_BAD_STEPS} times in a row; the checkpoint of step {state.saved_step} is intact: start a new run "
                 "with a lower training.learning_rate or training.muon_learning_rate"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moe_core.config import ModelConfig
 from moe_core.config.router import RouterKind
-from moe_core.model.routers.base import Router, RouterContext, RouterOutput, RouterShape
+from moe_core.model.routers.base import Router, RouterContext, RouterOutput, RouterShape, tokens_per_expert
 from moe_core.model.routers.document_pool import DocumentPoolRouter
 from moe_core.model.routers.expert_choice import ExpertChoiceRouter
 from moe_core.model.routers.expert_threshold import ExpertThresholdRouter
@@ -46,4 +46,5 @@ __all__ = [
     "TopKRouter",
     "TopPRouter",
     "build_router",
+    "tokens_per_expert",
 ]

@@ -209,13 +209,22 @@ class Router(nn.Module):
     def after_step(self, routed: RouterOutput) -> None:
         """Learn what was decided in a training step; biases and thresholds move here."""
 
+    @torch.no_grad()
+    def after_step_unless(self, skipped: Tensor, routed: RouterOutput) -> None:
+        """after_step, but all stays as it is where the scalar `skipped` is True; the host is not told which."""
+        before = {name: buffer.clone() for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        self.after_step(routed)
+        for name, kept in before.items():
+            buffer = self.get_buffer(name)
+            buffer.copy_(torch.where(skipped, kept, buffer))
+
     def present(self, logits_TE: Tensor) -> Tensor:
         """The logits, -inf for experts that expert dropout leaves out of this training step."""
         if self.expert_dropout == 0 or not self.training:
             return logits_TE
         drawn_E = torch.rand(self.num_experts, device=logits_TE.device)
         absent_E = drawn_E < self.expert_dropout
-        absent_E[drawn_E.topk(self.top_k).indices] = False
+        absent_E.scatter_(0, drawn_E.topk(self.top_k).indices, False)
         return logits_TE.masked_fill(absent_E, -math.inf)
 
     def _drop_slots(self, routed: RouterOutput) -> RouterOutput:
@@ -256,6 +265,16 @@ def fill_slots(wanted_TE: Tensor, values_TE: Tensor, top_k: int) -> Tensor:
     ranked = values_TE.detach().masked_fill(~wanted_TE, -math.inf).sort(dim=-1, descending=True, stable=True)
     wanted_TK = wanted_TE.gather(-1, ranked.indices[:, :top_k])
     return ranked.indices[:, :top_k].masked_fill(~wanted_TK, -1)
+
+
+def tokens_per_expert(indices_TK: Tensor, num_experts: int) -> Tensor:
+    """int64 [E] from indices [T, K]; unused slots count for nobody.
+
+    Not by bincount, which asks an accelerator for the largest index, so that the host waits for all work before it.
+    """
+    slots_N = indices_TK.flatten() + 1
+    counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=slots_N.device)
+    return counts.scatter_add_(0, slots_N, torch.ones_like(slots_N))[1:]
 
 
 def read_slots(values_TE: Tensor, indices_TK: Tensor) -> Tensor:

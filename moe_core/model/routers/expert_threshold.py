@@ -33,7 +33,8 @@ class ExpertThresholdRouter(Router):
     def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """See Router.choose."""
         wanted_TE = logits_TE.detach() > self.threshold.float()
-        wanted_TE[:, list(forced)] = True
+        if forced:
+            wanted_TE[:, list(forced)] = True
         indices_TK = fill_slots(wanted_TE, logits_TE, top_k)
         return read_slots(logits_TE.sigmoid(), indices_TK), indices_TK
 

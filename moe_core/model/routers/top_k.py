@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.config.router import ROUTER_FACTS, RouterConfig
-from moe_core.model.routers.base import Router, RouterOutput, RouterShape, by_logit
+from moe_core.model.routers.base import Router, RouterOutput, RouterShape, by_logit, tokens_per_expert
 
 
 class TopKRouter(Router):
@@ -56,8 +56,7 @@ class TopKRouter(Router):
     def after_step(self, routed: RouterOutput) -> None:
         """Move the bias against the load that was wanted."""
         if self.expert_bias is not None and self.config.balances_by == "bias":
-            slots_N = routed.wanted_indices.flatten()
-            counts_E = torch.bincount(slots_N + 1, minlength=self.num_experts + 1)[1:].float()
+            counts_E = tokens_per_expert(routed.wanted_indices, self.num_experts).float()
             self.expert_bias += self.config.bias_update_speed * torch.sign(counts_E.mean() - counts_E)
 
     def _select_by_bias(self, logits_TE: Tensor, order_TE: Tensor, top_k: int, forced: Sequence[int]) -> Tensor:
@@ -65,12 +64,11 @@ class TopKRouter(Router):
         assert self.expert_bias is not None
         selection_TE = self.probabilities(logits_TE.detach()) + self.expert_bias.float()
         selection_TE = selection_TE.masked_fill(logits_TE == -math.inf, -math.inf)
-        selection_TE[:, list(forced)] = math.inf
+        if forced:
+            selection_TE[:, list(forced)] = math.inf
         rank_TE = selection_TE.gather(-1, order_TE).sort(dim=-1, descending=True, stable=True).indices
-        chosen_TE = torch.zeros_like(logits_TE, dtype=torch.bool)
-        chosen_TE.scatter_(-1, order_TE.gather(-1, rank_TE[:, :top_k]), True)
         # The chosen in the order of their logits, hence of their weights.
-        return order_TE[chosen_TE.gather(-1, order_TE)].view(-1, top_k)
+        return order_TE.gather(-1, rank_TE[:, :top_k].sort(dim=-1).values)
 
 
 class SigmoidRouter(TopKRouter):

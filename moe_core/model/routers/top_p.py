@@ -28,7 +28,7 @@ class TopPRouter(Router):
         p_TK = p_TE.gather(-1, indices_TK)
         decided_TK = p_TK.detach()
         unused_TK = decided_TK.cumsum(dim=-1) - decided_TK >= self.config.top_p
-        unused_TK[:, 0] = False
+        unused_TK[:, 0].zero_()
         if forced:
             forced_F = torch.tensor(forced, device=logits_TE.device)
             unused_TK &= ~torch.isin(indices_TK, forced_F)

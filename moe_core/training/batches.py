@@ -1,0 +1,58 @@
+"""The batches of a training, as tensors where the model is; an accelerator finds each prepared when it needs it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moe_core.config import TrainingConfig
+from moe_core.data.tokens import TokenBatch, TokenDataset, training_batch
+
+
+class TensorBatch(NamedTuple):
+    """B sequences of S tokens and what follows each of them, both int64 [B, S]."""
+
+    token_ids: Tensor
+    targets: Tensor
+
+    def split(self, parts: int) -> list[TensorBatch]:
+        """Its sequences in `parts` equal batches, in order; `parts` must divide B."""
+        return [TensorBatch(*part) for part in zip(*(column.tensor_split(parts) for column in self), strict=True)]
+
+
+def tensor_batch(batch: TokenBatch, device: torch.device) -> TensorBatch:
+    """The columns that a step reads, on `device`. On CUDA they may arrive later: whatever is asked of them waits there,
+    not here."""
+    return TensorBatch(_on_device(batch.token_ids, device), _on_device(batch.targets, device))
+
+
+def _on_device(values: NDArray[np.int64], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(values)
+    # Only memory that the system cannot move can be copied while the host goes on.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class Batches:
+    """The batch of every step; which one is a pure function of the step, so that resuming is exact."""
+
+    def __init__(self, text: TokenDataset, training: TrainingConfig, device: torch.device) -> None:
+        self._text, self._training, self._device = text, training, device
+        self._ahead: tuple[int, TensorBatch] | None = None
+
+    def of(self, step: int) -> TensorBatch:
+        """The batch of `step`, counted from 0. Raises DataError for a text smaller than one sequence."""
+        if self._ahead is not None and self._ahead[0] == step:
+            return self._ahead[1]
+        training = self._training
+        batch = training_batch(
+            self._text, step, batch_size=training.batch_size, seq_len=training.seq_len, seed=training.seed
+        )
+        return tensor_batch(batch, self._device)
+
+    def prepare(self, step: int) -> None:
+        """Have the batch of `step` ready: called while the device works and the host has nothing else to do."""
+        self._ahead = step, self.of(step)
