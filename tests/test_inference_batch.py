@@ -17,7 +17,7 @@ from routers_support import CAUSAL, model_with
 from test_inference_tracing import tiny_loaded
 
 from moe_core.errors import RunError
-from moe_core.inference import sampling
+from moe_core.inference import sampling, small_passes
 from moe_core.inference.batch import Batch
 from moe_core.inference.engine import Engine, Event, Finished, GeneratedToken, PromptRead, Request
 from moe_core.inference.kept_prefixes import KeptPrefixes
@@ -26,6 +26,7 @@ from moe_core.inference.own_model import OwnModel
 from moe_core.inference.protocol import LanguageModel, ReadTokens
 from moe_core.inference.row import Row
 from moe_core.inference.sampling import SamplingConfig
+from moe_core.inference.scheduler import Scheduler
 from moe_core.routing import Intervention
 from moe_core.routing.instruments import changed_choices
 
@@ -409,3 +410,35 @@ def test_what_a_pass_has_read_is_told_to_who_counts() -> None:
     rows = run(model, [long(), long((4, 5))], watch=told.append)
     read = sum(len(each.experts) for found in told for each in found)
     assert read == sum(row.prompt_read + row.written for row in rows)
+
+
+def test_a_small_pass_takes_one_thread_and_leaves_every_other_thread_what_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = own("softmax")
+    monkeypatch.setattr(small_passes, "SMALL_PASS", 3 * model.active_parameters)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    passes: list[tuple[int, int]] = []
+    watched = model.model.register_forward_hook(
+        lambda _, given, __: passes.append((given[0].numel(), torch.get_num_threads()))
+    )
+    try:
+        with Scheduler(Engine(model), slots=4) as scheduler:
+            started = [scheduler.start(request) for request in (long(), long((4, 5)), long(tuple(range(1, 12))))]
+            assert all(generation.result().tokens for generation in started)
+        list(Engine(model).start(long()))
+        assert torch.get_num_threads() == 2
+    finally:
+        watched.remove()
+        torch.set_num_threads(before)
+    assert {(tokens <= 3, count) for tokens, count in passes} == {(True, 1), (False, 2)}
+
+
+def test_weights_that_a_token_passes_are_told_of_a_foreign_model_too() -> None:
+    model = foreign("mixtral")
+    weights = dict(model.model.named_parameters())
+    experts = sum(weight.numel() for name, weight in weights.items() if ".experts." in name)
+    everything = sum(weight.numel() for weight in weights.values())
+    assert 0 < experts < everything
+    assert model.active_parameters == everything - experts * (model.num_experts - model.top_k) // model.num_experts

@@ -16,6 +16,7 @@ import torch
 from moe_core.inference.kept_prefixes import KeptPrefixes
 from moe_core.inference.protocol import JoinedTexts, LanguageModel, Reader, ReadTokens
 from moe_core.inference.row import Row
+from moe_core.inference.small_passes import threads_for
 from moe_core.routing import Intervention, intervene
 
 PIECE = 256
@@ -135,7 +136,8 @@ class Batch:
             del self._groups[change]
             return
         try:
-            found = self._passed(change, lambda: group.texts.read([row.waiting[0] for row in group.rows]))
+            token_ids = [row.waiting[0] for row in group.rows]
+            found = self._passed(change, len(token_ids), lambda: group.texts.read(token_ids))
         except Exception:
             self._take_apart(change, group.rows)
             return
@@ -161,14 +163,21 @@ class Batch:
     def _read_alone(self, row: Row, count: int) -> None:
         tokens, reader = row.waiting[:count], self._opened
         try:
-            (found,) = self._passed(row.request.change, lambda: [reader.read(tokens, row.cache, all_logits=row.scores)])
+            (found,) = self._passed(
+                row.request.change, count, lambda: [reader.read(tokens, row.cache, all_logits=row.scores)]
+            )
             row.take_in(found)
         except Exception as error:
             row.fail(error)
 
-    def _passed(self, change: Intervention | None, read: Callable[[], list[ReadTokens]]) -> list[ReadTokens]:
-        """One pass of the model, under an intervention."""
-        with nullcontext() if change is None else intervene(self._model.model, change):
+    def _passed(
+        self, change: Intervention | None, tokens: int, read: Callable[[], list[ReadTokens]]
+    ) -> list[ReadTokens]:
+        """One pass of the model that reads so many tokens, under an intervention."""
+        with (
+            threads_for(self._model, tokens),
+            nullcontext() if change is None else intervene(self._model.model, change),
+        ):
             found = read()
         if self._watch is not None:
             self._watch(found)

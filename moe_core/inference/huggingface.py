@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ UNLIMITED_WINDOW = 32_768
 """Context of a model that names no limit, because its layers have none: what it is shown at once at most."""
 _MIXES_TOKENS = ("doge",)
 """Families whose routers mix the logits of the tokens that are read together (see docs/families.md)."""
+_EXPERTS = re.compile(r"(^|\.)experts\.")
+"""Names of weights that only the tokens of one expert pass."""
 _LIMITS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length", "max_sequence_length")
 
 
@@ -82,6 +85,17 @@ class HuggingFaceLanguageModel:
             moe_layers=tuple(trace.layers),
             num_experts=trace.num_experts,
             top_k=trace.top_k,
+        )
+
+    @cached_property
+    def active_parameters(self) -> int:
+        """See LanguageModel; all weights where a family's names do not tell which are an expert's."""
+        share = self.top_k / self.num_experts
+        return round(
+            sum(
+                parameter.numel() * (share if _EXPERTS.search(name) else 1)
+                for name, parameter in self.model.named_parameters()
+            )
         )
 
     @property

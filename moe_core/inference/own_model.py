@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,10 @@ class OwnModel:
     @property
     def top_k(self) -> int:
         return self.model.config.top_k
+
+    @cached_property
+    def active_parameters(self) -> int:
+        return self.model.active_parameters
 
     @property
     def device(self) -> torch.device:

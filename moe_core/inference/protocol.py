@@ -116,6 +116,10 @@ class LanguageModel(Protocol):
         """K, experts a token is sent to."""
 
     @property
+    def active_parameters(self) -> int:
+        """Weights that a token passes."""
+
+    @property
     def device(self) -> torch.device:
         """The device on which token ids are expected."""
 
