@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_core.config import ModelConfig
-from moe_core.model.dispatch import FEW_ROWS
-from moe_core.model.experts import Experts, way
+from moe_core.model.experts import FEW_ROWS, Experts, way
 from moe_core.model.experts.grouped import grouped_product
 from moe_core.model.experts.one_token import one_token
 from moe_core.model.experts.slices import COLUMNS_BELOW, PIECE_ROWS, ROWS_BELOW, sorted_slices
 from moe_core.model.feed_forward import MoE
 
-DIM, HIDDEN = 8, 4  # grouped_mm wants multiples of 16 bytes
+DIM, HIDDEN = 8, 8  # grouped_mm wants multiples of 16 bytes, in bfloat16, too
 
 
 def naive_experts(
@@ -77,6 +76,84 @@ def test_output_and_gradients_equal_the_naive_loops(data: st.DataObject) -> None
     check_against_naive(
         random_experts(num_experts), torch.randn(tokens, DIM), scores_TK, indices_TK.masked_fill(unused_TK, -1)
     )
+
+
+def autograd_over_grouped_products(
+    x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor, gate: Tensor, up: Tensor, down: Tensor
+) -> Tensor:
+    """The same calls of grouped_mm, differentiated by torch; rows of unused slots are masked."""
+    E, (T, K) = len(gate), indices_TK.shape
+    slots_N = torch.where(indices_TK < 0, E, indices_TK).flatten().argsort(stable=True)
+    unused_N1 = (indices_TK.flatten()[slots_N] < 0)[:, None]
+    ends_E = torch.tensor([int((indices_TK <= e).sum() - (indices_TK < 0).sum()) for e in range(E)], dtype=torch.int32)
+    x_ND = x_TD[slots_N // K].masked_fill(unused_N1, 0.0)
+    gate_NF, up_NF = (
+        torch.nn.functional.grouped_mm(x_ND, weight.to(x_TD.dtype).mT, offs=ends_E) for weight in (gate, up)
+    )
+    hidden_NF = torch.nn.functional.silu(gate_NF) * up_NF
+    y_ND = torch.nn.functional.grouped_mm(hidden_NF, down.to(x_TD.dtype).mT, offs=ends_E).masked_fill(unused_N1, 0.0)
+    return (y_ND[slots_N.argsort()].view(T, K, -1) * scores_TK[:, :, None]).sum(dim=1)
+
+
+ROUTED = {
+    "two of four": torch.tensor([[0, 1], [3, 0], [1, 3], [0, 3], [3, 1]]),  # expert 2 is idle
+    "one": torch.tensor([[0], [3], [3], [1]]),
+    "one token": torch.tensor([[2, 0, 1]]),
+    "some unused": torch.tensor([[-1, 1], [3, -1], [-1, -1], [0, 3]]),
+    "none used": torch.full((3, 2), -1),
+}
+
+
+@pytest.mark.parametrize("indices_TK", ROUTED.values(), ids=ROUTED)
+@pytest.mark.parametrize(
+    ("x_dtype", "weight_dtype", "tolerance"),
+    [
+        (torch.float32, torch.float32, 1e-5),
+        (torch.bfloat16, torch.bfloat16, 0.02),
+        (torch.bfloat16, torch.float32, 0.02),  # autocast: gate and up in one product
+    ],
+)
+def test_gradients_by_hand_equal_those_of_torch(
+    indices_TK: Tensor, x_dtype: torch.dtype, weight_dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    weights = list(random_experts(4, weight_dtype).parameters())
+    x_TD = torch.randn(len(indices_TK), DIM, dtype=x_dtype, requires_grad=True)
+    scores_TK = torch.rand(indices_TK.shape).masked_fill(indices_TK < 0, 0.0).to(x_dtype).requires_grad_()
+    d_out_TD = torch.randn_like(x_TD)
+    found, expected = (
+        [out, *torch.autograd.grad(out, [x_TD, scores_TK, *weights], d_out_TD)]
+        for out in (
+            compute(x_TD, scores_TK, indices_TK, *weights)
+            for compute in (grouped_product, autograd_over_grouped_products)
+        )
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).float().norm() <= tolerance * other.float().norm()
+
+
+def test_the_backward_pass_keeps_the_input_and_what_the_activation_takes() -> None:
+    T, K, kept = 64, 2, []
+    experts = random_experts(4)
+    x_TD, indices_TK = torch.randn(T, DIM, requires_grad=True), torch.arange(T * K).view(T, K) % 4
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        experts(x_TD, torch.rand(T, K), indices_TK)
+    buffers = {one.data_ptr(): one.nbytes for one in kept if one.is_floating_point()}
+    for parameter in experts.parameters():
+        del buffers[parameter.data_ptr()]
+    assert sum(buffers.values()) == 4 * (T * DIM + T * K * 2 * HIDDEN + T * K)
+
+
+@torch.no_grad()
+def test_a_token_that_overflows_stays_alone_when_slots_are_unused() -> None:
+    torch.manual_seed(0)
+    x_TD = torch.randn(3, DIM)
+    x_TD[0] = torch.inf
+    indices_TK, scores_TK = torch.tensor([[0, 1], [1, -1], [-1, -1]]), torch.tensor([[0.5, 0.5], [1.0, 0.0], [0, 0]])
+    out_TD = grouped_product(x_TD, scores_TK, indices_TK, *random_experts(2).parameters())
+    assert out_TD[1].isfinite().all()
+    assert out_TD[2].abs().sum() == 0
 
 
 def test_experts_with_many_tokens_are_computed_piece_by_piece() -> None:

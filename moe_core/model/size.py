@@ -13,7 +13,6 @@ from typing import Literal
 
 from moe_core.config import Config, ModelConfig
 from moe_core.errors import UsageError
-from moe_core.model.dispatch import few_rows
 from moe_core.program import program
 
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
@@ -117,15 +116,14 @@ class ServingMemory:
         return self.weights + self.kv_cache
 
 
-def training_memory(config: Config, device: str = "cpu", *, autocast: bool = False) -> TrainingMemory:
+def training_memory(config: Config, *, autocast: bool = False) -> TrainingMemory:
     """Estimate for one optimizer step; `autocast` = bfloat16 mixed precision.
 
     Activations are what the backward pass needs: with T tokens in a part of the batch, for each
 
         layer      T * (4D + 3Q + 3C)   norms, queries Q = num_heads * head_dim, keys and values C, attention's output
         dense one  T * 4F               SwiGLU: gate, silu(gate), up and their product
-        MoE one    T * K * 2F           gate and up of K experts, the rest is computed again; on an accelerator, and
-                   T * K * (4F + 2D)    for few_rows, everything, with the gathered input and the output
+        MoE one    T * K * 2F           gate and up of K experts, the rest is computed again
         model      T * (2D + 3V)        the last norm; logits, log-softmax and the gradient of the two
 
     numbers of 4 bytes; with autocast of 2, but norms (half of 4D, all of 2D; Q and C once with qk_norm) and V keep 4.
@@ -137,8 +135,7 @@ def training_memory(config: Config, device: str = "cpu", *, autocast: bool = Fal
     copies = 2 * (matrices + embedding_parameters(model)) if autocast else 0
     tokens = training.batch_size // training.gradient_accumulation * training.seq_len
     weights, gradients, optimizer = 4 * total + copies, 4 * total, 8 * (total - by_muon) + 4 * by_muon
-    kept = device != "cpu" or few_rows(tokens * model.top_k, model.num_experts)
-    activations = tokens * _activation_bytes(model, kept, autocast)
+    activations = tokens * _activation_bytes(model, autocast)
     together = gradients + activations if training.gradient_accumulation > 1 else max(gradients, activations)
     return TrainingMemory(weights, gradients, optimizer, activations, total=weights + optimizer + together)
 
@@ -185,7 +182,7 @@ def check_fits_training(config: Config, device: str, *, autocast: bool = False) 
     """
     if device not in ("cpu", "cuda"):
         return
-    need, present = training_memory(config, device, autocast=autocast), memory_present(device)
+    need, present = training_memory(config, autocast=autocast), memory_present(device)
     if need.total > present:
         training = config.training
         remedy = f"choose a smaller preset ({program()} presets), or lower model.dim or model.num_experts"
@@ -221,15 +218,14 @@ def _dense(model: ModelConfig, width: int) -> ModelConfig:
 # ---- the parts of these sums ----
 
 
-def _activation_bytes(config: ModelConfig, kept: bool, autocast: bool) -> int:
-    """Per token of the batch; see training_memory. `kept`: nothing of an expert is computed again."""
+def _activation_bytes(config: ModelConfig, autocast: bool) -> int:
+    """Per token of the batch; see training_memory."""
     dense, moe = _layer_kinds(config)
     width, queries, keys = config.dim, _query_dim(config), config.num_kv_heads * config.head_dim
     in_float32 = config.num_layers * (2 * width + (queries + keys if config.qk_norm else 0)) + 2 * width
     either = config.num_layers * (4 * width + 3 * (queries + keys)) + 2 * width
     either += dense * 4 * config.dense_hidden_dim
-    slot = 2 * config.expert_hidden_dim + (2 * config.expert_hidden_dim + 2 * width if kept else 0)
-    either += moe * (config.top_k * slot + 4 * config.shared_expert_hidden_dim)
+    either += moe * (config.top_k * 2 * config.expert_hidden_dim + 4 * config.shared_expert_hidden_dim)
     body = 2 * (either + in_float32) if autocast else 4 * either
     return body + 4 * 3 * config.vocab_size
 

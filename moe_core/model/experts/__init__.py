@@ -1,16 +1,16 @@
 """The stacked SwiGLU experts (arXiv:2002.05202) of one MoE layer, and the one place that chooses how they are visited.
 
-Measured in docs/BENCHMARKS.md (moe_layer) and docs/LOG.md (2026-11-23, dispatch).
+Measured in docs/BENCHMARKS.md (moe_layer) and docs/LOG.md (dispatch).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from moe_core.model.dispatch import few_rows
 from moe_core.model.experts.dropout import with_dropout
 from moe_core.model.experts.grouped import grouped_product
 from moe_core.model.experts.one_token import one_token
@@ -18,6 +18,9 @@ from moe_core.model.experts.slices import sorted_slices
 
 Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x [T, D], scores [T, K], indices [T, K], gate, up [E, F, D], down [E, D, F]) -> [T, D]."""
+FEW_ROWS = 384
+"""Where gradients are wanted and an expert has fewer rows than this, on average, one grouped call is faster on a CPU
+than slices, as measured (docs/LOG.md, dispatch)."""
 
 
 class Experts(nn.Module):
@@ -37,15 +40,16 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor) -> Tensor:
         """sum_k scores[t, k] * expert[indices[t, k]](x[t]) -> [T, D]; slots with index -1 add nothing."""
-        weights: tuple[Tensor, ...] = (self.gate_proj, self.up_proj, self.down_proj)
+        weights: tuple[Tensor, ...] = self.gate_proj, self.up_proj, self.down_proj
         device = x_TD.device.type
         if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            x_TD, weights = x_TD.to(dtype), tuple(weight.to(dtype) for weight in weights)
-        gate, up, down = weights
+            x_TD = x_TD.to(torch.get_autocast_dtype(device))
+        visit = way(x_TD, indices_TK, self.gate_proj)
         if self.training and self.hidden_dropout > 0:
-            return with_dropout(x_TD, scores_TK.to(x_TD.dtype), indices_TK, gate, up, down, self.hidden_dropout)
-        return way(x_TD, indices_TK, gate)(x_TD, scores_TK.to(x_TD.dtype), indices_TK, gate, up, down)
+            visit = partial(with_dropout, probability=self.hidden_dropout)
+        if visit is not grouped_product:  # which casts weights as it needs them
+            weights = tuple(weight.to(x_TD.dtype) for weight in weights)
+        return visit(x_TD, scores_TK.to(x_TD.dtype), indices_TK, *weights)
 
 
 def way(x_TD: Tensor, indices_TK: Tensor, gate: Tensor) -> Way:
@@ -56,4 +60,4 @@ def way(x_TD: Tensor, indices_TK: Tensor, gate: Tensor) -> Way:
         return grouped_product
     if not torch.is_grad_enabled():
         return one_token if len(x_TD) == 1 else sorted_slices
-    return grouped_product if can_group and few_rows(indices_TK.numel(), len(gate)) else sorted_slices
+    return grouped_product if can_group and indices_TK.numel() < FEW_ROWS * len(gate) else sorted_slices
