@@ -208,12 +208,16 @@ def test_ids_are_counted_over_all_batches(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_only_a_part_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """160,000 tokens would take 12 MB as arrays, about as much again in Arrow; in parts of 4,000 it is far less."""
+    """160,000 tokens would take 12 MB as arrays, about as much again in Arrow; in parts of 4,000 it is far less.
+
+    Weights that differ in every token, since the file must not be small: what was read of it could stay in memory.
+    """
     monkeypatch.setattr(trace_file, "PART_TOKENS", 4_000)
     monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 8_000)
     T, rng = 160_000, np.random.default_rng(0)
-    trace = trace_of(
-        random_experts(rng, (4, T), 2, 8),
+    trace = RoutingTrace.from_arrays(
+        router_indices=random_experts(rng, (4, T), 2, 8),
+        router_scores=rng.random((4, T, 2)),
         num_experts=8,
         token_ids=rng.integers(0, 500, T),
         document_ids=np.arange(T) // 250,

@@ -64,7 +64,7 @@ def open_recording(path: Path, options: Options) -> Recording:
     def pieces(progress: Progress) -> Iterator[Piece]:
         done, reader = 0, _Reader(table)
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, pre_buffer=False) as file:  # else all that was read stays in memory
                 for batch in file.iter_batches(batch_size=PIECE_TOKENS, columns=table.wanted):
                     progress("reading", done, rows)
                     yield reader.piece(batch, done)

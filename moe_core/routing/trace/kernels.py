@@ -57,7 +57,7 @@ def joint_counts(rows_KT: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp]
     """[E,E] how often a token has one expert in `rows_KT` and the other in `columns_KT`, over all pairs of slots."""
     counts = np.zeros((E + 1, E + 1), dtype=np.int64)
     for row_T in rows_KT:
-        counts += count_keys(row_T * (E + 1) + columns_KT, counts.shape)
+        counts += _joint_with_unused(row_T, columns_KT, E)
     return counts[1:, 1:]
 
 
@@ -103,12 +103,23 @@ def pair_counts_of(indices_LTK: npt.NDArray[np.integer[Any]], E: int) -> Int64Ar
     counts_LE = np.zeros((L, E), dtype=np.int64)
     for row, indices_TK in enumerate(indices_LTK):
         columns_KT = slot_columns(indices_TK)
-        counts_LE[row] += count_keys(columns_KT, (E + 1,))[1:]
+        if K == 1:
+            counts_LE[row] = count_keys(columns_KT, (E + 1,))[1:]
+            continue
+        # A slot's own counts are the sums of its pairs, unused partners too: counting it once more would take as long.
         for slot in range(1, K):
-            counts_LEE[row] += joint_counts(columns_KT[slot - 1 : slot], columns_KT[slot:], E)
+            pairs = _joint_with_unused(columns_KT[slot - 1], columns_KT[slot:], E)
+            counts_LEE[row] += pairs[1:, 1:]
+            counts_LE[row] += pairs.sum(axis=1)[1:] // (K - slot)
+        counts_LE[row] += pairs.sum(axis=0)[1:]  # the last pair's second is the last slot
     counts_LEE += counts_LEE.transpose(0, 2, 1).copy()
     counts_LEE[:, np.arange(E), np.arange(E)] = counts_LE
     return counts_LEE
+
+
+def _joint_with_unused(row_T: npt.NDArray[np.intp], columns_KT: npt.NDArray[np.intp], E: int) -> Int64Array:
+    """[E+1,E+1] joint_counts of one slot with others; row and column 0 are of unused slots."""
+    return count_keys(row_T * (E + 1) + columns_KT, (E + 1, E + 1))
 
 
 def count_keys(keys: npt.NDArray[np.intp], shape: tuple[int, ...]) -> Int64Array:

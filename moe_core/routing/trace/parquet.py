@@ -272,7 +272,10 @@ def _opened_file(path: Path) -> Iterator[tuple[pq.ParquetFile, TraceMetadata]]:
     try:
         content = pq.read_metadata(path)
         texts = [name for name in TEXT_COLUMNS if name in content.schema.names]  # files of before have none
-        with pq.ParquetFile(path, metadata=content, page_checksum_verification=True, read_dictionary=texts) as file:
+        # Buffered ahead, every row group that was read would stay in memory as long as the file is open.
+        with pq.ParquetFile(
+            path, metadata=content, page_checksum_verification=True, read_dictionary=texts, pre_buffer=False
+        ) as file:
             content = (file.metadata.metadata or {}).get(METADATA_KEY)
             if content is None:
                 raise TraceError("Parquet, but no routing trace; expected a file made by RoutingTrace.save")
