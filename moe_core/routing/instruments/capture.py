@@ -12,18 +12,19 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from moe_core.errors import TraceError
-from moe_core.routing.instruments.contract import Call, Router, is_recomputing, never_compiled
+from moe_core.routing.instruments.contract import Call, Router, changed_choice, is_recomputing, never_compiled
 from moe_core.routing.instruments.find import find_routers
+from moe_core.routing.instruments.host_copies import HostCopies
+from moe_core.routing.instruments.recorded import Recorded
 from moe_core.routing.trace.arrays import HALF_MAX
-from moe_core.routing.trace.joining import positions_within
 from moe_core.routing.trace.trace import RoutingTrace
-from moe_core.routing.trace.types import BoolArray
+from moe_core.routing.trace.types import Float32Array, Int16Array
 
 if TYPE_CHECKING:
     import torch
@@ -32,13 +33,18 @@ if TYPE_CHECKING:
 _INPUTS = ("input_ids", "inputs_embeds", "decoder_input_ids", "token_ids")
 
 
-class _Call(NamedTuple):
+@dataclass
+class _Call:
     """One call of one router: compact copies on the model's device, [T,K], [T,K] and [T,E]."""
 
     indices: torch.Tensor
     scores: torch.Tensor
     logits: torch.Tensor | None
+    """As the router reports them, until the pass is over; then float16."""
     num_experts: int
+    are_reported: bool
+    """Whether the logits are as the router reports them, see Form.true_logits; an intervention's are not."""
+    is_compact: bool = False
 
 
 class Recorder:
@@ -88,15 +94,30 @@ class Recorder:
         finally:
             self.pause()
 
-    def choices(self, num_tokens: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
-        """router_indices and router_scores, [L,T,K], of everything recorded: `num_tokens` tokens. Raises TraceError as
+    def recorded(self) -> Recorded:
+        """Everything recorded so far, on its way to the host: the device is not waited for. Raises TraceError as
         `trace` does."""
         self._check_calls()
-        if self.num_tokens != num_tokens:
-            raise TraceError(
-                f"the routers were given {self.num_tokens} tokens; expected the {num_tokens} that were read"
-            )
-        return self._joined_calls("indices"), self._joined_calls("scores")
+        self._compact_logits()
+        first = self._calls[self.layers[0]]
+        has_logits = self._has_logits()
+        tensors = [self._joined_calls(name) for name in ("indices", "scores", *(["logits"] if has_logits else []))]
+        return Recorded(
+            layers=self.layers,
+            num_tokens=self.num_tokens,
+            num_experts=first[0].num_experts,
+            score_function=self._score_function,
+            varying_experts=self._varying_experts,
+            has_logits=has_logits,
+            passes=list(self._read),
+            tokens_of_passes=[len(call.indices) for call in first],
+            copies=HostCopies(tensors),
+        )
+
+    def choices(self, num_tokens: int) -> tuple[Int16Array, Float32Array]:
+        """router_indices and router_scores, [L,T,K], of everything recorded: `num_tokens` tokens. Raises TraceError as
+        `trace` does."""
+        return self.recorded().choices(num_tokens)
 
     def trace(
         self,
@@ -123,43 +144,18 @@ class Recorder:
         the last token, which the model wrote but never read.
         Raises TraceError if a router stayed silent, routers fired unequally often, or lengths do not fit.
         """
-        self._check_calls()
-        ids = np.atleast_1d(_to_numpy(token_ids))
-        order = self._order(ids)
-        documents = (
-            np.repeat(np.arange(len(ids)) if ids.ndim > 1 else 0, ids[0].size if ids.ndim > 1 else ids.size)
-            if document_ids is None
-            else self._flat_values("document_ids", document_ids)
-        )
-        ids = self._flat_values("token_ids", ids)
-        kept = self._kept_tokens(keep, attention_mask)
-        if positions is not None:
-            places = self._flat_values("positions", positions)
-        elif attention_mask is None:
-            places = positions_within(documents)
-        else:
-            places = np.zeros_like(documents)
-            places[kept] = positions_within(documents[kept])
-        ids = ids[kept]
-        recorded = order[kept]
-        guesses = None if predicted_ids is None else self._flat_values("predicted_ids", predicted_ids)[kept]
-        return RoutingTrace.from_arrays(
-            router_indices=self._joined_calls("indices")[:, recorded],
-            router_scores=self._joined_calls("scores")[:, recorded],
-            router_logits=self._joined_calls("logits")[:, recorded] if self._has_logits() else None,
-            num_experts=self._calls[self.layers[0]][0].num_experts,
-            token_ids=ids,
-            document_ids=documents[kept],
-            source_ids=None if source_ids is None else self._flat_values("source_ids", source_ids)[kept],
-            positions=places[kept],
-            domain_ids=None if domain_ids is None else self._flat_values("domain_ids", domain_ids)[kept],
+        return self.recorded().trace(
+            token_ids=token_ids,
+            document_ids=document_ids,
+            source_ids=source_ids,
+            positions=positions,
+            domain_ids=domain_ids,
             domains=domains,
-            predicted_ids=guesses,
-            layers=self.layers,
-            score_function=self._score_function,
-            varying_experts=self._varying_experts,
+            predicted_ids=predicted_ids,
             source=source,
-            vocabulary=None if vocabulary is None else _texts_of_ids(vocabulary, ids, guesses),
+            vocabulary=vocabulary,
+            keep=keep,
+            attention_mask=attention_mask,
         )
 
     def _record(self, router: Router, call: Call) -> None:
@@ -173,48 +169,38 @@ class Recorder:
         # Some choices have to be computed from the output; nothing of that may be kept for a backward pass.
         with torch.no_grad():
             logits, scores, indices = router.read(call)
-        keep = self._keep_logits and logits is not None
-        self._calls[router.layer].append(
-            _Call(
-                # copy=True: the model may go on to change its tensors in place.
-                indices.detach().to(torch.int16, copy=True),
-                scores.detach().to(torch.float32, copy=True),
-                _half_precision(logits.detach(), self._score_function) if keep and logits is not None else None,
-                router.num_experts if logits is None else logits.shape[1],
+            self._calls[router.layer].append(
+                _Call(
+                    # copy=True: the model may go on to change its tensors in place.
+                    indices.to(torch.int16, copy=True),
+                    scores.to(torch.float32, copy=True),
+                    logits.clone() if self._keep_logits and logits is not None else None,
+                    router.num_experts if logits is None else logits.shape[1],
+                    are_reported=changed_choice(call) is None,
+                )
             )
-        )
+
+    def _compact_logits(self) -> None:
+        """Make float16 of the logits of passes that are over: within one, each operation would hold it up."""
+        import torch
+
+        if not self._keep_logits:
+            return
+        with torch.no_grad():
+            for layer, calls in self._calls.items():
+                form = self._routers[layer].form
+                for call in reversed(calls):
+                    if call.logits is None or call.is_compact:
+                        break
+                    logits = form.true_logits(call.logits) if call.are_reported else call.logits
+                    call.logits, call.is_compact = _half_precision(logits, self._score_function), True
 
     def _note_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Remember the shape of what the model is about to read; called by its hook, in any thread."""
         if threading.get_ident() == self._thread and not is_recomputing():
+            self._compact_logits()
             given = next((kwargs[name] for name in _INPUTS if kwargs.get(name) is not None), args[0] if args else None)
             self._read.append(tuple(getattr(given, "shape", ()))[:2])
-
-    def _order(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """[T] where each token of the flattened ids stands among the recorded ones."""
-        calls = next(iter(self._calls.values()))
-        straight = np.arange(self.num_tokens)
-        pieces = (
-            self._read if [math.prod(shape) for shape in self._read] == [len(call.indices) for call in calls] else []
-        )
-        rows = len(ids)
-        if len(pieces) < 2 or ids.ndim != 2 or any(len(shape) != 2 or shape[0] != rows for shape in pieces):
-            return straight
-        if sum(shape[1] for shape in pieces) != ids.shape[1]:
-            return straight
-        ends = np.cumsum([math.prod(shape) for shape in pieces])[:-1]
-        return np.hstack([piece.reshape(rows, -1) for piece in np.split(straight, ends)]).reshape(-1)
-
-    def _kept_tokens(self, keep: npt.ArrayLike | None, attention_mask: npt.ArrayLike | None) -> BoolArray:
-        if keep is not None and attention_mask is not None:
-            raise TraceError("keep and attention_mask were both given; expected one of the two")
-        if attention_mask is not None:
-            mask: BoolArray = self._flat_values("attention_mask", attention_mask) != 0
-            return mask
-        kept: BoolArray = np.ones(self.num_tokens, bool) if keep is None else self._flat_values("keep", keep)
-        if kept.dtype != np.bool_:
-            raise TraceError(f"keep is {kept.dtype}; expected bool, False for padding")
-        return kept
 
     def _has_logits(self) -> bool:
         """Some models keep their logits to themselves."""
@@ -240,17 +226,14 @@ class Recorder:
                     "expected the same tokens, slots and experts in every layer"
                 )
 
-    def _joined_calls(self, name: str) -> npt.NDArray[Any]:
-        """[L,T,...] of one kind of output over all forward passes, on the host."""
+    def _joined_calls(self, name: str) -> torch.Tensor:
+        """[L,T,...] of one kind of output over all forward passes, on the device of the first router."""
         import torch
 
-        return np.stack([torch.cat([getattr(c, name) for c in calls]).cpu().numpy() for calls in self._calls.values()])
-
-    def _flat_values(self, name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
-        flat = _to_numpy(values).reshape(-1)
-        if flat.size != self.num_tokens:
-            raise TraceError(f"{name} has {flat.size} entries; expected {self.num_tokens}, one for each routed token")
-        return flat
+        layers = [[getattr(call, name) for call in calls] for calls in self._calls.values()]
+        device = layers[0][0].device  # the layers of a large model lie on several
+        joined = [(calls[0] if len(calls) == 1 else torch.cat(calls)) for calls in layers]
+        return torch.stack([layer.to(device, non_blocking=True) for layer in joined])
 
 
 @contextmanager
@@ -268,6 +251,8 @@ def capture(model: torch.nn.Module, *, keep_logits: bool = True) -> Iterator[Rec
     Raises TraceError if the model has no routers, or one returns something else than the contract says.
     """
     routers = find_routers(model)
+    for router in routers.values():
+        router.form.waits = False  # what is reported is made logits once a pass is over, see _compact_logits
     recorder = Recorder(routers, keep_logits=keep_logits)
     handles: list[Any] = []
     try:
@@ -305,18 +290,3 @@ def _watch(recorder: Recorder, router: Router) -> Callable[[Call], None]:
         recorder._record(router, call)
 
     return watch
-
-
-def _texts_of_ids(
-    vocabulary: Sequence[str] | Mapping[int, str], ids: npt.NDArray[Any], guesses: npt.NDArray[Any] | None
-) -> dict[int, str]:
-    """Texts of the ids that occur. A model's output may be wider than its vocabulary: such a guess has no text."""
-    texts = {int(i): vocabulary[int(i)] for i in np.unique(ids)}
-    if guesses is not None:
-        known = vocabulary if isinstance(vocabulary, Mapping) else range(len(vocabulary))
-        texts |= {int(i): vocabulary[int(i)] for i in np.unique(guesses) if int(i) in known}
-    return texts
-
-
-def _to_numpy(values: Any) -> npt.NDArray[Any]:
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)

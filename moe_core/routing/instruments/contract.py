@@ -179,13 +179,17 @@ class Router:
 
     def read(self, call: Call) -> Choice:
         """See Form.read."""
-        changed = next((item for item in (call.output, call.args) if isinstance(item, ChangedOutput)), None)
-        return self.form.read(self, call) if changed is None else changed.choice
+        return changed_choice(call) or self.form.read(self, call)
 
     @property
     def described(self) -> str:
         """For messages: the name, with its family where it is not one of ours."""
         return f"router {self.name!r}" + (f" of {self.family}" if self.family else "")
+
+
+def changed_choice(call: Call) -> Choice | None:
+    """What an intervention made of the choice; None where there is none, or it left it as it was."""
+    return next((item.choice for item in (call.output, call.args) if isinstance(item, ChangedOutput)), None)
 
 
 def is_recomputing() -> bool:
