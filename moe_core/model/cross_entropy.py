@@ -1,0 +1,76 @@
+"""The language-model loss from the states that the output head reads, with all logits at once or some rows at a time.
+
+All at once keeps [T, V] logits for the backward pass, and makes their log-softmax and their gradient beside them: at a
+vocabulary of 32,768 that is half of a step's memory. In chunks the gradient is made right behind the logits, and no
+chunk outlives the next (decision 0041).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from moe_core.model.logit_chunks import chunk_rows
+
+IGNORED = -1
+"""A target that is not scored."""
+
+
+def cross_entropy(states_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Mean of -ln softmax(head states)[target] over the targets that are not IGNORED, in nats; a float32 scalar.
+
+    Products are in autocast's precision where it is on, else in that of the states; softmax and sums in float32.
+    NaN where every target is ignored.
+    """
+    rows = chunk_rows(len(states_ND), len(head_VD), states_ND.device.type)
+    if rows is not None and torch.is_grad_enabled():
+        return chunked_cross_entropy(states_ND, head_VD, targets_N, rows)
+    logits_NV = torch.nn.functional.linear(states_ND, head_VD)
+    return torch.nn.functional.cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED)
+
+
+def chunked_cross_entropy(states_ND: Tensor, head_VD: Tensor, targets_N: Tensor, rows: int) -> Tensor:
+    """The same, `rows` rows of logits at a time. The gradient is made on the way, and there is none of a gradient."""
+    device = states_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_ND.dtype
+    loss: Tensor = _Chunked.apply(states_ND, head_VD, targets_N, rows, dtype)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states_ND: Tensor, head_VD: Tensor, targets_N: Tensor, rows: int, dtype: torch.dtype
+    ) -> Tensor:
+        used_N = targets_N != IGNORED
+        share_N1 = (used_N / used_N.sum())[:, None]
+        places_N1 = targets_N.clamp(min=0)[:, None]
+        d_states_ND = torch.empty_like(states_ND)
+        # Gradients of chunks are added up in float32, however coarse the products are.
+        d_head_VD = torch.zeros_like(head_VD, dtype=torch.float32)
+        loss = torch.zeros((), device=states_ND.device)
+        with torch.autocast(states_ND.device.type, enabled=False):
+            weight_VD = head_VD.to(dtype)
+            for start in range(0, len(states_ND), rows):
+                part = slice(start, start + rows)
+                x_nD, share_n1, places_n1 = states_ND[part].to(dtype), share_N1[part], places_N1[part]
+                log_p_nV = torch.log_softmax(x_nD @ weight_VD.t(), dim=-1, dtype=torch.float32)
+                own_n1 = log_p_nV.gather(1, places_n1)
+                loss -= (own_n1 * share_n1).sum()
+                # d loss / d logits = (softmax - 1 at the target) * share
+                p_nV = log_p_nV.exp_()
+                p_nV.scatter_(1, places_n1, own_n1.expm1())
+                d_logits_nV = p_nV.mul_(share_n1).to(dtype)
+                d_states_ND[part] = d_logits_nV @ weight_VD
+                d_head_VD += d_logits_nV.t() @ x_nD
+        ctx.save_for_backward(d_states_ND, d_head_VD)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        d_states_ND, d_head_VD = ctx.saved_tensors
+        return d_loss * d_states_ND, d_loss * d_head_VD, None, None, None
