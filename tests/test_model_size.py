@@ -14,7 +14,7 @@ from training_support import TINY_CONFIG
 from moe_core.config import Config, ModelConfig, load_config, validate_config
 from moe_core.config.router import ROUTER_KINDS, RouterConfig
 from moe_core.errors import UsageError
-from moe_core.model import MoETransformer, size
+from moe_core.model import MoETransformer, logit_chunks, size
 from moe_core.runs.folder import RunFolder
 from moe_core.training.batches import TensorBatch
 from moe_core.training.gradient import accumulate_gradient
@@ -99,6 +99,17 @@ def test_the_estimate_of_a_training_step_is_near_what_a_quick_step_takes(
     peak, held = measured_step(config, autocast=autocast)
     assert held == 4 * size.total_parameters(config.model) + estimate.optimizer
     assert peak / FACTOR <= estimate.total <= peak * FACTOR
+
+
+def test_the_estimate_holds_with_logits_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("quick", environment={}, overrides={"training.batch_size": 4})
+    at_once = size.training_memory(config)
+    monkeypatch.setattr(logit_chunks, "CHUNK_NUMBERS", 2**18)
+    estimate = size.training_memory(config)
+    peak, _ = measured_step(config, autocast=False)
+    assert peak / FACTOR <= estimate.total <= peak * FACTOR
+    logits, chunk, gradients = 4 * 128 * 2048, 2**18, (4 * 128 + 2048) * 128
+    assert at_once.activations - estimate.activations == 4 * (3 * logits - 2 * chunk - gradients)
 
 
 def test_training_memory_by_hand() -> None:

@@ -25,7 +25,7 @@ def cross_entropy(states_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tens
     Products are in autocast's precision where it is on, else in that of the states; softmax and sums in float32.
     NaN where every target is ignored.
     """
-    rows = chunk_rows(len(states_ND), len(head_VD), states_ND.device.type)
+    rows = chunk_rows(len(states_ND), len(head_VD))
     if rows is not None and torch.is_grad_enabled():
         return chunked_cross_entropy(states_ND, head_VD, targets_N, rows)
     logits_NV = torch.nn.functional.linear(states_ND, head_VD)
@@ -56,16 +56,12 @@ class _Chunked(torch.autograd.Function):
             weight_VD = head_VD.to(dtype)
             for start in range(0, len(states_ND), rows):
                 part = slice(start, start + rows)
-                x_nD, share_n1, places_n1 = states_ND[part].to(dtype), share_N1[part], places_N1[part]
-                log_p_nV = torch.log_softmax(x_nD @ weight_VD.t(), dim=-1, dtype=torch.float32)
-                own_n1 = log_p_nV.gather(1, places_n1)
-                loss -= (own_n1 * share_n1).sum()
-                # d loss / d logits = (softmax - 1 at the target) * share
-                p_nV = log_p_nV.exp_()
-                p_nV.scatter_(1, places_n1, own_n1.expm1())
-                d_logits_nV = p_nV.mul_(share_n1).to(dtype)
+                x_nD = states_ND[part].to(dtype)
+                nats, d_logits_nV = _nats_and_gradient(x_nD @ weight_VD.t(), places_N1[part], share_N1[part])
+                loss += nats
                 d_states_ND[part] = d_logits_nV @ weight_VD
                 d_head_VD += d_logits_nV.t() @ x_nD
+                del d_logits_nV  # before the next chunk is made
         ctx.save_for_backward(d_states_ND, d_head_VD)
         return loss
 
@@ -74,3 +70,12 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_states_ND, d_head_VD = ctx.saved_tensors
         return d_loss * d_states_ND, d_loss * d_head_VD, None, None, None
+
+
+def _nats_and_gradient(logits_nV: Tensor, targets_n1: Tensor, share_n1: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of share * -ln softmax(logits)[target], and its gradient [n, V] by the logits, (softmax - 1 at the target) *
+    share."""
+    log_p_nV = torch.log_softmax(logits_nV, dim=-1, dtype=torch.float32)
+    own_n1 = log_p_nV.gather(1, targets_n1)
+    d_logits_nV = log_p_nV.exp_().scatter_(1, targets_n1, own_n1.expm1()).mul_(share_n1)
+    return -(own_n1 * share_n1).sum(), d_logits_nV.to(logits_nV.dtype)

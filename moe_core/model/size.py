@@ -13,6 +13,7 @@ from typing import Literal
 
 from moe_core.config import Config, ModelConfig
 from moe_core.errors import UsageError
+from moe_core.model.logit_chunks import chunk_rows
 from moe_core.program import program
 
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
@@ -100,7 +101,7 @@ class TrainingMemory:
     """What one of the training.gradient_accumulation parts of the batch keeps for its backward pass."""
     total: int
     """Bytes at the worst moment. Gradients appear as activations disappear, so the larger of the two counts. Both count
-    if earlier parts of a batch have left gradients."""
+    if earlier parts of a batch have left gradients, and with logits in chunks, which are gone before."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,11 @@ def training_memory(config: Config, *, autocast: bool = False) -> TrainingMemory
         layer      T * (4D + 3Q + 3C)   norms, queries Q = num_heads * head_dim, keys and values C, attention's output
         dense one  T * 4F               SwiGLU: gate, silu(gate), up and their product
         MoE one    T * K * 2F           gate and up of K experts, the rest is computed again
-        model      T * (2D + 3V)        the last norm; logits, log-softmax and the gradient of the two
+        model      T * (2D + 3V)        the last norm; logits, log-softmax and the gradient of the two; or, with logits
+                   2N + (T + V) * D     in chunks of N, two of a chunk and the gradients of states and head
 
-    numbers of 4 bytes; with autocast of 2, but norms (half of 4D, all of 2D; Q and C once with qk_norm) and V keep 4.
+    numbers of 4 bytes; with autocast of 2, but norms (half of 4D, all of 2D; Q and C once with qk_norm), V and this
+    last row keep 4.
     Left out: fragmentation, the process itself (about 0.5 GiB with torch) and what evaluation keeps.
     """
     model, training = config.model, config.training
@@ -135,8 +138,9 @@ def training_memory(config: Config, *, autocast: bool = False) -> TrainingMemory
     copies = 2 * (matrices + embedding_parameters(model)) if autocast else 0
     tokens = training.batch_size // training.gradient_accumulation * training.seq_len
     weights, gradients, optimizer = 4 * total + copies, 4 * total, 8 * (total - by_muon) + 4 * by_muon
-    activations = tokens * _activation_bytes(model, autocast)
-    together = gradients + activations if training.gradient_accumulation > 1 else max(gradients, activations)
+    activations = tokens * _activation_bytes(model, autocast) + _logit_bytes(model, tokens)
+    both = training.gradient_accumulation > 1 or chunk_rows(tokens, model.vocab_size) is not None
+    together = gradients + activations if both else max(gradients, activations)
     return TrainingMemory(weights, gradients, optimizer, activations, total=weights + optimizer + together)
 
 
@@ -219,15 +223,22 @@ def _dense(model: ModelConfig, width: int) -> ModelConfig:
 
 
 def _activation_bytes(config: ModelConfig, autocast: bool) -> int:
-    """Per token of the batch; see training_memory."""
+    """Per token of the batch, without the loss; see training_memory."""
     dense, moe = _layer_kinds(config)
     width, queries, keys = config.dim, _query_dim(config), config.num_kv_heads * config.head_dim
     in_float32 = config.num_layers * (2 * width + (queries + keys if config.qk_norm else 0)) + 2 * width
     either = config.num_layers * (4 * width + 3 * (queries + keys)) + 2 * width
     either += dense * 4 * config.dense_hidden_dim
     either += moe * (config.top_k * 2 * config.expert_hidden_dim + 4 * config.shared_expert_hidden_dim)
-    body = 2 * (either + in_float32) if autocast else 4 * either
-    return body + 4 * 3 * config.vocab_size
+    return 2 * (either + in_float32) if autocast else 4 * either
+
+
+def _logit_bytes(config: ModelConfig, tokens: int) -> int:
+    """Of the loss of so many tokens; see training_memory."""
+    rows = chunk_rows(tokens, config.vocab_size)
+    if rows is None:
+        return 4 * 3 * tokens * config.vocab_size
+    return 4 * (2 * rows * config.vocab_size + (tokens + config.vocab_size) * config.dim)
 
 
 def _matrix_weights(config: ModelConfig) -> int:

@@ -31,6 +31,15 @@ class ModelOutput(NamedTuple):
     """One per MoE layer, bottom first; T = B * S, sequence after sequence."""
 
 
+class ModelStates(NamedTuple):
+    """A forward pass up to the output head."""
+
+    states: Tensor
+    """[B, S, D], behind the last norm: what the head reads."""
+    router_outputs: tuple[RouterOutput, ...]
+    """See ModelOutput."""
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)); the latter is `moe` or, in a dense layer, `mlp`."""
 
@@ -74,7 +83,12 @@ class MoETransformer(nn.Module):
         self.draw_weights()
 
     def forward(self, token_ids: Tensor, *, cache: KVCache | None = None) -> ModelOutput:
-        """token_ids int64 [B, S] -> ModelOutput.
+        """token_ids int64 [B, S] -> ModelOutput; the arguments are those of `states`."""
+        found = self.states(token_ids, cache=cache)
+        return ModelOutput(self._output_logits(found.states), found.router_outputs)
+
+    def states(self, token_ids: Tensor, *, cache: KVCache | None = None) -> ModelStates:
+        """token_ids int64 [B, S] -> ModelStates, for who makes the logits some at a time.
 
         With a cache, the tokens continue the cached ones: S may be 1 or more, and the cache advances by S.
         Raises UsageError when more than config.max_seq_len tokens, or more than the cache holds, come together, and for
@@ -103,14 +117,18 @@ class MoETransformer(nn.Module):
                 router_outputs.append(routed)
         if cache is not None:
             cache.advance(S)
-        return ModelOutput(self._output_logits(self.norm(x_BSD)), tuple(router_outputs))
+        return ModelStates(self.norm(x_BSD), tuple(router_outputs))
+
+    @property
+    def head(self) -> Tensor:
+        """[V, D]: logits are the products of its rows with the states. It is the embedding."""
+        return self.embedding.weight
 
     def _output_logits(self, x_BSD: Tensor) -> Tensor:
         """[B, S, D] -> logits [B, S, V]."""
-        weight = self.embedding.weight
         if one_row.alone(x_BSD):
-            return one_row.product(weight, one_row.twin(x_BSD)).view(1, 1, -1)
-        return nn.functional.linear(x_BSD, weight)
+            return one_row.product(self.head, one_row.twin(x_BSD)).view(1, 1, -1)
+        return nn.functional.linear(x_BSD, self.head)
 
     @property
     def routers(self) -> list[Router]:

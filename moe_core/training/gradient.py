@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moe_core.config import Config
 from moe_core.config.router import RouterConfig
+from moe_core.model.cross_entropy import cross_entropy
 from moe_core.model.losses import StepLoad, routing_losses
 from moe_core.model.routers import RouterOutput
 from moe_core.model.transformer import MoETransformer
@@ -62,8 +63,8 @@ def batch_losses(
     model: MoETransformer, batch: TensorBatch, router: RouterConfig, load: StepLoad | None = None
 ) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
     """Forward pass of one training batch: what is minimised, and what the routers chose. `load`: see routing_losses."""
-    logits_BSV, router_outputs = model(batch.token_ids)
-    nats = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=-1)
+    states_BSD, router_outputs = model.states(batch.token_ids)
+    nats = cross_entropy(states_BSD.flatten(0, 1), model.head, batch.targets.flatten())
     if not router_outputs:  # a dense model has nothing to balance
         nothing = nats.new_zeros(())
         return StepLosses(nats, nats, nothing, nothing, nothing), ()
