@@ -355,8 +355,8 @@ def test_blocks_add_up_to_the_domains(seed: int) -> None:
 
 
 def test_a_token_without_a_group_and_an_unused_slot_do_not_count() -> None:
-    counts = grouped_counts(np.array([[0, 1], [2, -1], [1, 2]]), np.array([1, 0, -1], np.int16), (3, 3))
-    assert counts.tolist() == [[0, 0, 1], [1, 1, 0], [0, 0, 0]]
+    counts = grouped_counts(np.array([[[0, 1], [2, -1], [1, 2]]]), np.array([1, 0, -1], np.int16), (3, 3))
+    assert counts.tolist() == [[[0, 0, 1], [1, 1, 0], [0, 0, 0]]]
 
 
 def test_counting_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,6 +365,18 @@ def test_counting_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("moe_core.routing.trace.counts.CHUNK_TOKENS", 1)
     pieces = [count(trace) for count in (expert_counts, pair_counts, flow_counts)]  # of 25 tokens, 5 experts squared
     assert all(np.array_equal(a, b) for a, b in zip(whole, pieces, strict=True))
+
+
+@pytest.mark.parametrize("together", [1, 7, 32_768])
+def test_counting_by_groups_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    monkeypatch.setattr("moe_core.routing.trace.kernels.GROUPED_TOKENS", together)
+    rng = np.random.default_rng(0)
+    chosen_LTK, neighbours_T = rng.integers(-1, 5, (3, 200, 2)), np.repeat(np.arange(-1, 19), 10)
+    for groups_T in (neighbours_T, rng.permutation(neighbours_T), np.full(200, -1)):
+        expected_LGE = np.zeros((3, 20, 5), dtype=np.int64)
+        for layer, token, slot in np.argwhere((chosen_LTK >= 0) & (groups_T >= 0)[:, None]):
+            expected_LGE[layer, groups_T[token], chosen_LTK[layer, token, slot]] += 1
+        assert np.array_equal(grouped_counts(chosen_LTK, groups_T, (20, 5)), expected_LGE)
 
 
 @settings(max_examples=30, deadline=None)

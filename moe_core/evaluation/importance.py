@@ -157,7 +157,7 @@ def _vocabulary(trace: RoutingTrace) -> Float64Array:
     often = occurrences >= MIN_COUNT
     shares = []
     for indices_TK in trace.router_indices:
-        counts_VE = grouped_counts(indices_TK, kinds_T, (len(occurrences), trace.num_experts))[often]
+        counts_VE = grouped_counts(indices_TK[None], kinds_T, (len(occurrences), trace.num_experts))[0, often]
         own_E = counts_VE.sum(axis=0)
         exclusive_E = (counts_VE**2 / occurrences[often, None]).sum(axis=0)
         shares.append(np.divide(exclusive_E, own_E, out=np.full(len(own_E), np.nan), where=own_E > 0))

@@ -13,7 +13,7 @@ from moe_core.routing.measures.persistence import first_choice, shared_experts
 from moe_core.routing.measures.term import Term
 from moe_core.routing.statistics.bootstrap import source_blocks, totals_ratio_interval
 from moe_core.routing.trace.counts import expert_counts
-from moe_core.routing.trace.kernels import grouped_counts
+from moe_core.routing.trace.kernels import add_grouped_counts
 from moe_core.routing.trace.shares import entropy, normalised, ratio
 from moe_core.routing.trace.trace import AnyRouting, RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
@@ -154,10 +154,9 @@ def _jaccard_of_tokens(a: RoutingTrace, b: RoutingTrace, row: int) -> Float64Arr
 
 def _tokens_of_both(a: RoutingTrace, b: RoutingTrace, row: int) -> Int64Array:
     """[E,F] tokens that chose expert e in `a` and f in `b`."""
-    other_TK, shape = b.router_indices[row], (a.num_experts, b.num_experts)
-    both_EF = np.zeros(shape, dtype=np.int64)
+    both_EF = np.zeros((a.num_experts, b.num_experts), dtype=np.int64)
     for own_T in a.router_indices[row].T:
-        both_EF += grouped_counts(other_TK, own_T, shape)
+        add_grouped_counts(both_EF[None], b.router_indices[row : row + 1], own_T)
     return both_EF
 
 

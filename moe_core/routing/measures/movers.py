@@ -102,9 +102,7 @@ class _ExpertShares(NamedTuple):
     @classmethod
     def of_tokens(cls, trace: RoutingTrace, block_T: Int64Array, N: int) -> _ExpertShares:
         tokens_N = np.bincount(block_T + 1, minlength=N + 1)[1:].astype(np.int64, copy=False)
-        shape = (N, trace.num_experts)
-        counts = [grouped_counts(indices_TK, block_T, shape) for indices_TK in trace.router_indices]
-        return cls(tokens_N, np.stack(counts), block_T)
+        return cls(tokens_N, grouped_counts(trace.router_indices, block_T, (N, trace.num_experts)), block_T)
 
     @property
     def share(self) -> Float64Array:

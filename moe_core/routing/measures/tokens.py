@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_core.errors import TraceError, UsageError
-from moe_core.routing.trace.kernels import grouped_counts
+from moe_core.routing.trace.kernels import add_grouped_counts
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace, StoredTrace
 from moe_core.routing.trace.types import Int64Array
 
@@ -118,15 +118,12 @@ def layer_counts(trace: AnyTrace, labels: Callable[[RoutingTrace], Int64Array], 
     As counts.label_counts, but where labels are many only few layers are counted in one reading, so that neither trace
     nor counts (at most TOGETHER of them) need to fit into memory as a whole.
     """
-    shape = (size, trace.num_experts)
     together = max(1, TOGETHER // (size * trace.num_experts))
     for start in range(0, trace.num_layers, together):
         rows = range(start, min(start + together, trace.num_layers))
-        counts_RGE = np.zeros((len(rows), *shape), dtype=np.int64)
+        counts_RGE = np.zeros((len(rows), size, trace.num_experts), dtype=np.int64)
         for part in trace.parts():
-            labels_T = labels(part)
-            for counts_GE, row in zip(counts_RGE, rows, strict=True):
-                counts_GE += grouped_counts(part.router_indices[row], labels_T, shape)
+            add_grouped_counts(counts_RGE, part.router_indices[rows.start : rows.stop], labels(part))
         yield from counts_RGE
 
 

@@ -37,7 +37,7 @@ from moe_core.routing.statistics.permutation import (
     rotated_parts,
     whole_and_sample,
 )
-from moe_core.routing.trace.kernels import grouped_counts
+from moe_core.routing.trace.kernels import add_grouped_counts
 from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace, StoredTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
@@ -309,8 +309,8 @@ def _null_of_all(trace: AnyTrace, types: TokenTypes, which: TokenKind, seed: int
             labels_T = types.label(token_ids_of(part, which))[texts.order]
             labels_T[labels_T == V] = -1
             for counts_RVE, place_T in zip(counts_PRVE, places, strict=True):
-                for counts_VE, row in zip(counts_RVE, rows, strict=True):
-                    counts_VE += grouped_counts(part.router_indices[row][texts.order[place_T]], labels_T, (V, E))
+                moved_RTK = part.router_indices[rows.start : rows.stop, texts.order[place_T]]
+                add_grouped_counts(counts_RVE, moved_RTK, labels_T)
         scores_PR = [[_score(counts_VE, types.tokens) for counts_VE in counts_RVE] for counts_RVE in counts_PRVE]
         means.append(np.mean(scores_PR, axis=0))
     return np.concatenate(means)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.routing.trace.kernels import grouped_counts
+from moe_core.routing.trace.kernels import grouped_counts, run_starts
 from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.trace import AnyRouting, AnyTrace, RoutingTrace, StoredTrace
 from moe_core.routing.trace.types import Int64Array
@@ -49,7 +49,7 @@ def _blocks_of(trace: RoutingTrace, sources_T: Int64Array) -> Blocks:
     M = len(trace.domains)
     keys_T = sources_T * M + trace.domain_ids
     # Tokens of a source mostly stand together: sorting their runs is much less than sorting them.
-    starts = np.flatnonzero(np.diff(keys_T, prepend=keys_T[0] - 1))
+    starts = run_starts(keys_T)
     lengths = np.diff(starts, append=len(keys_T))
     keys_N, of_run = np.unique(keys_T[starts], return_inverse=True)
     tokens_N = np.zeros(len(keys_N), dtype=np.int64)
@@ -157,8 +157,7 @@ def _group_counts(counts: RoutingCounts, stretch_S: Int64Array, stretches: int) 
 
 
 def _counted(part: RoutingTrace, own: Blocks) -> BlockCounts:
-    shape = (len(own.tokens), part.num_experts)
-    counts_LNE = np.stack([grouped_counts(layer_TK, own.of_token, shape) for layer_TK in part.router_indices])
+    counts_LNE = grouped_counts(part.router_indices, own.of_token, (len(own.tokens), part.num_experts))
     return BlockCounts(own.source_ids, own.domain_ids, own.tokens, counts_LNE)
 
 
@@ -205,7 +204,7 @@ class SourceDomains:
         if self.hashed is not None:
             keys_T = random_groups(keys_T, self.hashed) * len(part.domains) + part.domain_ids
         # Tokens of a source mostly stand together: a search for each of their runs is much less than for each token.
-        starts = np.flatnonzero(np.diff(keys_T, prepend=keys_T[0] - 1))
+        starts = run_starts(keys_T)
         places = np.searchsorted(self.keys, keys_T[starts]).astype(np.int64, copy=False)
         return np.repeat(places, np.diff(starts, append=len(keys_T)))
 

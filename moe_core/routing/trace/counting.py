@@ -48,8 +48,7 @@ def counts_of(
     for part in trace.parts():
         keys_T = _keys(part, by, M)
         keys_G, group_T = np.unique(keys_T, return_inverse=True)
-        shape = (len(keys_G), E)
-        counts_LGE = np.stack([grouped_counts(indices_TK, group_T, shape) for indices_TK in part.router_indices])
+        counts_LGE = grouped_counts(part.router_indices, group_T, (len(keys_G), E))
         for g, (key, size) in enumerate(zip(keys_G.tolist(), np.bincount(group_T).tolist(), strict=True)):
             tokens[key] = tokens.get(key, 0) + size
             counts[key] = counts_LGE[:, g] + counts.get(key, 0)

@@ -16,8 +16,8 @@ from moe_core.errors import TraceError
 from moe_core.routing.trace.blocks import block_counts
 from moe_core.routing.trace.kernels import (
     CHUNK_TOKENS,
+    add_grouped_counts,
     count_keys,
-    grouped_counts,
     joint_counts,
     pair_counts_of,
     slot_columns,
@@ -34,12 +34,9 @@ def label_counts(
 
     `labels` gives the label [T] of each token of a part of the trace, 0..G-1, or -1 to leave it out.
     """
-    E = trace.num_experts
-    counts_LGE = np.zeros((trace.num_layers, size, E), dtype=np.int64)
+    counts_LGE = np.zeros((trace.num_layers, size, trace.num_experts), dtype=np.int64)
     for part in trace.parts():
-        labels_T = labels(part)
-        for counts_GE, indices_TK in zip(counts_LGE, part.router_indices, strict=True):
-            counts_GE += grouped_counts(indices_TK, labels_T, (size, E))
+        add_grouped_counts(counts_LGE, part.router_indices, labels(part))
     return counts_LGE
 
 

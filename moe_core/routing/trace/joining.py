@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing.trace.checks import ARRAYS
+from moe_core.routing.trace.kernels import run_starts
 from moe_core.routing.trace.types import Int32Array, Int64Array
 
 if TYPE_CHECKING:
@@ -109,4 +110,4 @@ def positions_within(document_ids: Int32Array) -> Int32Array:
 
 def count_distinct(ids_T: Int32Array) -> int:
     """How many different numbers there are among ids of which equal ones mostly stand together."""
-    return len(np.unique(ids_T[np.flatnonzero(np.diff(ids_T, prepend=ids_T[0] - 1))]))
+    return len(np.unique(ids_T[run_starts(ids_T)]))

@@ -15,21 +15,54 @@ from moe_core.routing.trace.types import Int64Array
 
 CHUNK_TOKENS = 65_536
 """Tokens counted at a time, so that the keys made of them stay in the processor's cache."""
+GROUPED_TOKENS = 32_768
+"""The same for counts by group, where a key is made for each slot."""
 
 
 def grouped_counts(
-    indices_TK: npt.NDArray[np.integer[Any]], groups_T: npt.NDArray[np.integer[Any]], shape: tuple[int, int]
+    indices_LTK: npt.NDArray[np.integer[Any]], groups_T: npt.NDArray[np.integer[Any]], shape: tuple[int, int]
 ) -> Int64Array:
-    """[G,E] assignments of each group's tokens to each expert in one layer; `shape` is (G, E). Group -1 counts not."""
-    G, E = shape
-    # A spare row and column take what is not counted, so that -1 needs no mask. Slot by slot: adding a strided
-    # column to a flat one is several times faster than numpy's broadcast over an axis of two.
-    first_T = np.multiply(groups_T, E + 1, dtype=np.intp)
-    first_T += E + 2
-    keys_KT = np.empty(indices_TK.shape[::-1], dtype=np.intp)
-    for slot, key_T in enumerate(keys_KT):
-        np.add(first_T, indices_TK[:, slot], out=key_T)
-    return count_keys(keys_KT, (G + 1, E + 1))[1:, 1:]
+    """[L,G,E] assignments of each group's tokens to each expert; `shape` is (G, E). Group -1 counts not."""
+    counts_LGE = np.zeros((len(indices_LTK), *shape), dtype=np.int64)
+    add_grouped_counts(counts_LGE, indices_LTK, groups_T)
+    return counts_LGE
+
+
+def add_grouped_counts(
+    counts_LGE: Int64Array, indices_LTK: npt.NDArray[np.integer[Any]], groups_T: npt.NDArray[np.integer[Any]]
+) -> None:
+    """Add the tokens' grouped_counts to counts that are there.
+
+    Some tokens at a time, all layers of them: the groups of neighbours are mostly few, and their keys and counts then
+    stay in the cache. Where they are many, more tokens at a time: counts would cost more to add up than to count.
+    """
+    (_, T, K), E = indices_LTK.shape, counts_LGE.shape[2]
+    size, start = GROUPED_TOKENS, 0
+    while start < T:
+        own = slice(start, start + size)
+        first, last = int(groups_T[own].min()), int(groups_T[own].max())
+        rows = last - first + 1
+        if rows * (E + 1) > 2 * K * size and own.stop < T:
+            size = max(2 * size, rows * (E + 1))
+            continue
+        # A spare column takes unused slots, so that -1 needs no mask. Slot by slot: adding a strided column to a flat
+        # one is several times faster than numpy's broadcast over an axis of two.
+        first_T = np.multiply(groups_T[own], E + 1, dtype=np.intp)
+        first_T += 1 - first * (E + 1)
+        keys_KT = np.empty((K, len(first_T)), dtype=np.intp)
+        for counts_GE, indices_TK in zip(counts_LGE, indices_LTK, strict=True):
+            for slot, key_T in enumerate(keys_KT):
+                np.add(first_T, indices_TK[own, slot], out=key_T)
+            found_GE = count_keys(keys_KT, (rows, E + 1))[:, 1:]
+            counts_GE[max(first, 0) : last + 1] += found_GE[max(-first, 0) :]
+        start = own.stop
+
+
+def run_starts(keys_T: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
+    """Places of the tokens whose key is not that of the token before; the first, too."""
+    starts_T = np.ones(len(keys_T), dtype=np.bool_)
+    np.not_equal(keys_T[1:], keys_T[:-1], out=starts_T[1:])
+    return np.flatnonzero(starts_T)
 
 
 def slot_columns(indices_TK: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:

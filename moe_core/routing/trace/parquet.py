@@ -29,6 +29,7 @@ from moe_core.errors import TraceError
 from moe_core.files import replaced
 from moe_core.routing.trace.arrays import half_precision_logits
 from moe_core.routing.trace.joining import check_joinable
+from moe_core.routing.trace.kernels import run_starts
 from moe_core.routing.trace.metadata import FORMAT, TraceMetadata
 from moe_core.routing.trace.text_columns import (
     DOMAIN,
@@ -260,7 +261,7 @@ def count_ids(path: Path, column: str) -> tuple[npt.NDArray[Any], Int64Array]:
     ids, tokens = np.concatenate([ids for ids, _ in found]), np.concatenate([tokens for _, tokens in found])
     order = np.argsort(ids, kind="stable")  # mostly ascending already, which this finds out
     ids, tokens = ids[order], tokens[order]
-    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))
+    starts = run_starts(ids)
     return ids[starts], np.add.reduceat(tokens, starts)
 
 
