@@ -82,7 +82,8 @@ def describe(summary: RunSummary, status: RunStatus) -> str:
         text = "Its text is being prepared; the first step follows."
     elif summary.state == "running":
         left = f", {duration(status.seconds_left)} left" if status.seconds_left is not None else ""
-        text = f"Now at {at}{left}."
+        lost = f" (shortened from {summary.lost.asked:,} to keep its time budget)" if summary.lost is not None else ""
+        text = f"Now at {at}{lost}{left}."
     elif summary.state == "scoring":
         text = (
             f"All {status.steps:,} steps are done, in {duration(status.elapsed_seconds)}; its loss on the whole unseen "
@@ -136,25 +137,28 @@ def _controls(run: RunFolder, summary: RunSummary, status: RunStatus) -> None:
                 key="stop_training",
                 help="Saves a checkpoint after the current step, then ends; the run can be resumed.",
             )
-    elif summary.state in ("stopped", "interrupted", "failed") and status.step < status.steps:
-        clicked = st.button(
-            "Resume",
-            icon=":material/resume:",
-            key="resume_training",
-            help="Continues from the last checkpoint, to the bit as if it had never stopped.",
-        )
-        if clicked:
-            with errors_as_boxes("The run was not resumed"), st.spinner("Starting the trainer ...", show_time=True):
-                resume(run)
-                st.rerun()
+        return
+    label, why, arguments = "Resume", "Continues from the last checkpoint, to the bit as if it had never stopped.", None
+    if summary.state == "finished" and summary.lost is not None:
+        label, arguments = f"Train {summary.lost.rest}", summary.lost.arguments
+        why = "Continues without a time budget. The learning rate goes back up to where a whole training would be."
+    elif summary.state not in ("stopped", "interrupted", "failed") or status.step >= status.steps:
+        return
+    if st.button(label, icon=":material/resume:", key="resume_training", help=why):
+        with errors_as_boxes("The run was not resumed"), st.spinner("Starting the trainer ...", show_time=True):
+            resume(run, arguments)
+            st.rerun()
 
 
-def resume(run: RunFolder) -> None:
-    """Start the trainer on the run again and wait until it trains. Raises RunError with its last words if it cannot."""
+def resume(run: RunFolder, arguments: Sequence[str] | None = None) -> None:
+    """Start the trainer on the run again and wait until it trains; `arguments` other than to resume it as it is.
+
+    Raises RunError with its last words if it cannot.
+    """
     from moe_core.training.launch import start_training
 
     before = run.status()
-    pid = start_training(["--run", run.name, "--resume"], run.root)
+    pid = start_training(arguments or ["--run", run.name, "--resume"], run.root)
     deadline = time.monotonic() + LAUNCH_PATIENCE_SECONDS
     while time.monotonic() < deadline:
         is_alive, status = _is_alive(pid), run.status()

@@ -85,7 +85,15 @@ def ago(seconds_since_1970: float) -> str:
 
 
 def show_notes(name: str) -> None:
-    """What must be known about the files of a run; nothing where they are as they were written."""
-    notes = next((item.notes for item in loaders.runs() if item.name == name), [])
-    if notes:
-        st.caption(prose(" ".join(notes)))
+    """What must be known about a run: that its training was shortened, and what is wrong with its files."""
+    found = next((item for item in loaders.runs() if item.name == name), None)
+    if found is None:
+        return
+    if found.lost is not None and not found.is_live:
+        lost = found.lost
+        st.warning(
+            f"**{plain(lost.sentence)}** {prose(f'This trains {lost.rest}: `{lost.command}`')}",
+            icon=":material/timer_off:",
+        )
+    if found.notes:
+        st.caption(prose(" ".join(found.notes)))

@@ -53,10 +53,14 @@ def score(name: str, progress: Progress, device: str = "cpu") -> Evaluation:
 def say_figures(name: str, evaluation: Evaluation, output: Output) -> None:
     from moe_core.reports.run_report import loss_verdict, windows_read
     from moe_core.runs.folder import RunFolder
+    from moe_core.runs.lost_steps import lost_steps
 
     run, nats = RunFolder(name), evaluation.validation.nats_per_token
     if nats is None:
         raise RunError(f"the loss of run {name!r} is not finite: its weights are damaged; train it again")
+    lost = lost_steps(name, run.config(), run.status())
+    if lost is not None:
+        output.say(f"\nWARNING:   {lost.sentence}\n           This trains {lost.rest}:\n           {lost.command}\n")
     output.say(f"Unseen:    {loss_verdict(evaluation)}")
     output.say(f"Known:     {nats:.3f} nats a token on held-out documents of known kinds.")
     output.say(f"Windows:   {windows_read(run.config(), evaluation)}")

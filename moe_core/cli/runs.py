@@ -49,5 +49,11 @@ def _table_row(run: RunSummary) -> list[str]:
         "-" if run.unseen_nats is None else f"{run.unseen_nats:.3f}",
         "-" if run.validation_nats is None else f"{run.validation_nats:.3f}",
         updated,
-        run.error or " ".join([*(["Watched: its model is elsewhere."] if run.is_watched else []), *run.notes]),
+        run.error or " ".join(_notes(run)),
     ]
+
+
+def _notes(run: RunSummary) -> list[str]:
+    watched = ["Watched: its model is elsewhere."] if run.is_watched else []
+    lost = [f"Shortened from {run.lost.asked:,} steps to keep its time budget."] if run.lost is not None else []
+    return [*watched, *lost, *run.notes]

@@ -136,6 +136,7 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
             "state": result.state,
             "step": result.step,
             "steps": result.steps,
+            "asked_steps": config.training.steps,
             "seconds": result.seconds,
             "evaluation": None if evaluation is None else evaluation.to_json(),
         }

@@ -62,7 +62,8 @@ def report_on_run(
     sections, routing_of = sections_with_routing(record, routing, progress)
     sections = _named(sections, names.by_expert)
     page = report_page(_card(run, record, cost, routing_of), sections, progress)
-    return HtmlReport(page, sections, routing_of, [*record.notes, *([sentence(wrong)] if wrong else [])])
+    notes = [*record.notes, *([sentence(wrong)] if wrong else []), *([record.lost.sentence] if record.lost else [])]
+    return HtmlReport(page, sections, routing_of, notes)
 
 
 def report_on_routing(
@@ -147,6 +148,7 @@ def _card(run: RunFolder, record: RunRecord, cost: Callable[[Config], Cost], rou
         routing_of=routing_of,
         notes=record.notes,
         made=_now(),
+        lost=record.lost,
     )
 
 

@@ -33,6 +33,7 @@ from moe_core.routing.measures.glossary import GLOSSARY
 from moe_core.routing.measures.health import describe_model
 from moe_core.routing.measures.registry import MEASURES
 from moe_core.runs.evaluation import Evaluation
+from moe_core.runs.lost_steps import LostSteps
 from moe_core.runs.watched import WatchedModel
 from moe_core.words import number, short_count
 
@@ -68,6 +69,8 @@ class ModelCard:
     """When the report was made, for people."""
     notes: Sequence[str] = ()
     """What must be known about the run's files, a sentence each."""
+    lost: LostSteps | None = None
+    """What its time budget took from it."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def _about_run(card: ModelCard) -> dict[str, object]:
     return {
         "name": f"run {card.run}",
         "command": f"report --run {card.run}",
+        "lost": card.lost,
         "facts": _facts(card),
         "tree": json.dumps(tree, indent=2),
         "loss": _loss_sentence(evaluation),

@@ -12,6 +12,7 @@ from moe_core.reports.markdown import escape, figure, render, table
 from moe_core.routing.measures.health import describe_model
 from moe_core.runs.evaluation import Evaluation
 from moe_core.runs.folder import RunFolder
+from moe_core.runs.lost_steps import lost_steps
 
 SPLIT_WORDS: dict[HeldOutSplit, str] = {
     "validation": "validation (held-out documents of known kinds)",
@@ -47,6 +48,7 @@ def report_text(run: RunFolder, evaluation: Evaluation) -> str:
         model=model,
         training=config.training,
         text=text,
+        lost=lost_steps(run.name, config, run.status()),
         loss_verdict=" ".join([loss_verdict(evaluation), *([] if config.model.can_write else [SIGHT_WARNING])]),
         loss_table=_loss_table(evaluation),
         windows=windows_read(config, evaluation),

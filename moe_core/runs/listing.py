@@ -10,6 +10,7 @@ from moe_core.data.splits import HELD_OUT_SPLITS
 from moe_core.errors import MoescopeError
 from moe_core.runs.files import read_file
 from moe_core.runs.folder import RunFolder
+from moe_core.runs.lost_steps import LostSteps, lost_steps
 from moe_core.runs.metric_log import BaselineLine, EvaluationLine, MetricLog, file_notes
 from moe_core.runs.names import checkpoints_root
 from moe_core.runs.places import run_names
@@ -42,6 +43,9 @@ class RunSummary:
     is_watched: bool = False
     """Whether it was trained by someone else's loop: it has no checkpoint, and cannot be stopped or resumed here."""
 
+    lost: LostSteps | None = None
+    """What its time budget took from it."""
+
     @property
     def notes(self) -> list[str]:
         """What must be known about its files, a sentence each."""
@@ -60,8 +64,7 @@ def _summarise(name: str, root: Path) -> RunSummary:
         if not run.exists() and run.log_path.exists():
             return _summarise_unstarted(run)
         is_watched = run.watched() is not None
-        if not is_watched:
-            run.config()
+        config = None if is_watched else run.config()
         status = run.status()
         unverified = tuple(run.unverified()) if status is not None else ()
         is_live = run.is_locked()
@@ -85,6 +88,7 @@ def _summarise(name: str, root: Path) -> RunSummary:
             bad_lines=log.bad,
             unverified=unverified,
             is_watched=is_watched,
+            lost=None if config is None else lost_steps(name, config, status),
         )
     except (MoescopeError, OSError) as error:
         return RunSummary(name, "broken", error=" ".join(str(error).split()))

@@ -15,6 +15,7 @@ from moe_core.runs.analysis import read_ablation_map, read_table
 from moe_core.runs.curves import RunCurves, run_curves
 from moe_core.runs.evaluation import Evaluation
 from moe_core.runs.folder import RunFolder, RunStatus
+from moe_core.runs.lost_steps import LostSteps, lost_steps
 from moe_core.runs.metric_log import file_notes
 from moe_core.runs.watched import WatchedModel
 
@@ -65,6 +66,11 @@ class RunRecord:
     def notes(self) -> list[str]:
         """What must be known about its files, a sentence each."""
         return file_notes(self.bad_lines, self.unverified)
+
+    @property
+    def lost(self) -> LostSteps | None:
+        """What its time budget took from it."""
+        return None if self.config is None else lost_steps(self.name, self.config, self.status)
 
     @property
     def newest_probe(self) -> RoutingTrace | None:

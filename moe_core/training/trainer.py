@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from moe_core.config import Config
+from moe_core.config import Config, TrainingConfig
 from moe_core.data.prepare import PreparedData
 from moe_core.errors import RunError
 from moe_core.model.routers import RouterOutput
@@ -175,7 +175,7 @@ class Trainer:
         torch.set_rng_state(tensors["rng.cpu"])
         if device.type == "cuda" and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"], device)
-        if config.training.steps != state.asked_steps:
+        if config.training.steps != state.asked_steps or _has_more_time(config.training, run.config().training):
             state.steps = max(state.step, config.training.steps)
             state.asked_steps = config.training.steps
         state.saved_step = state.step
@@ -304,3 +304,9 @@ class Trainer:
             )
             log_event(self.run, state.step, message)
             state.steps = steps
+
+
+def _has_more_time(now: TrainingConfig, before: TrainingConfig) -> bool:
+    """Whether the time budget grew, so that steps it has cost may be trained after all."""
+    budget, was = now.time_budget_seconds, before.time_budget_seconds
+    return was is not None and (budget is None or budget > was)
