@@ -136,6 +136,7 @@ def _about_routing(card: RoutingCard) -> dict[str, object]:
     """The same of routing without its model."""
     return {
         "name": card.name,
+        "lost": None,
         "command": "report --trace FILE",
         "facts": card.facts,
         "tree": None,
