@@ -26,7 +26,8 @@ def test_figures_have_their_decimals_or_are_unknown() -> None:
 def test_a_template_reads_no_template_out_of_its_values() -> None:
     report = {
         "run": "{{ 1 + 1 }}", "evaluation": evaluation_record(), "model": "{% raw %}", "training": Config().training,
-        "text": "<b>tokens</b>", "loss_verdict": "", "loss_table": "", "windows": "", "most_tokens": 10_000, "lost": None,
+        "text": "<b>tokens</b>", "loss_verdict": "", "loss_table": "", "windows": "", "most_tokens": 10_000,
+        "lost": None,
     }  # fmt: skip
     text = render("run.md.j2", **report)
     assert text.startswith("# Run {{ 1 + 1 }}\n")
