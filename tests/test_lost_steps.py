@@ -97,7 +97,7 @@ def test_two_pages_say_so_and_offer_the_rest(own_root: Path, dashboard: Open, mo
     at = dashboard(own_root, run="tiny")
     (said,) = (warning.value for warning in at.warning)
     assert "Shortened to 40 of the 100 steps" in said
-    assert f"`{summary.lost.command}`" in said
+    assert at.code[0].value == summary.lost.command
     at = dashboard(own_root, "training", run="tiny")
     assert [warning.value for warning in at.warning] == [said]
 

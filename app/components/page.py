@@ -92,8 +92,8 @@ def show_notes(name: str) -> None:
     if found.lost is not None and not found.is_live:
         lost = found.lost
         st.warning(
-            f"**{plain(lost.sentence)}** {prose(f'This trains {lost.rest}: `{lost.command}`')}",
-            icon=":material/timer_off:",
+            f"**{plain(lost.sentence)}** The command below trains {plain(lost.rest)}.", icon=":material/timer_off:"
         )
+        st.code(lost.command, language=None, wrap_lines=True)
     if found.notes:
         st.caption(prose(" ".join(found.notes)))
