@@ -42,6 +42,7 @@ class Benchmark:
 BENCHMARKS: dict[str, Benchmark] = {
     "moe_layer": Benchmark("moe_layer", "How fast is one MoE layer, from one token to thousands?"),
     "whole_model": Benchmark("whole_model", "How fast are whole models, against others of the same weights or size?"),
+    "precision": Benchmark("precision", "Does bfloat16 pay on this processor?", in_default=False),
     "observing": Benchmark("observing", "What do capture and streaming cost?"),
     "batching": Benchmark("batching", "What do requests gain by being answered together?"),
     "http_serving": Benchmark("http_serving", "What does HTTP cost over the engine?"),

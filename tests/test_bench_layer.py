@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import moe_layer, observing, references, whole_model
+from bench import moe_layer, observing, precision, references, whole_model
 from bench.references import EqualProducts, StackedLoop, affordable_rounds, with_experts
 from bench.suite import Scale
 
@@ -116,3 +116,19 @@ def test_equal_products_do_the_operations_of_the_experts() -> None:
 def test_rounds_are_as_many_as_time_allows() -> None:
     assert affordable_rounds({"quick": lambda: None}, 7, 1.0) == 7
     assert affordable_rounds({"slow": lambda: sum(range(100_000))}, 7, 0.0) == 2
+
+
+def test_bfloat16_is_held_against_float32_in_each_task_and_refused_where_it_computes_something_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = precision.run(SMOKE)
+    assert [(row.case.split(",")[0].split()[0], row.case.rsplit(", ", 1)[1]) for row in rows] == [
+        ("gradient", precision.AUTOCAST),
+        ("prefill", precision.AUTOCAST),
+        ("prefill", precision.WEIGHTS),
+        ("decoding", precision.WEIGHTS),
+    ]
+    assert all(row.against == precision.FLOAT32 and row.ratio is not None and row.ratio.median > 0 for row in rows)
+    monkeypatch.setattr(precision, "TOLERANCE", 0.0)
+    with pytest.raises(AssertionError, match="bfloat16 autocast and float32 differ"):
+        precision.run(SMOKE)

@@ -25,7 +25,7 @@ from moe_core.runs import RunFolder, list_runs
 from moe_core.runs.checkpoint import checkpoint_steps, load_run, load_trainer_state
 from moe_core.training.loop import train
 from moe_core.training.probe import domain_experts, probe_routing
-from moe_core.training.repeatability import repeatable, resolve_autocast
+from moe_core.training.repeatability import gains_by_bfloat16, repeatable, resolve_autocast
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -381,7 +381,7 @@ def test_precision_and_device_are_resolved(corpus: Path) -> None:
     cpu = torch.device("cpu")
     features = torch.cpu.get_capabilities()
     fast = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-    assert resolve_autocast(make_config(corpus, model__dim=255 + 1), cpu) is fast
+    assert resolve_autocast(make_config(corpus, model__dim=192), cpu) is fast
     assert resolve_autocast(make_config(corpus, model__dim=128), cpu) is False
     assert resolve_autocast(make_config(corpus, training__autocast="bfloat16"), cpu) is True
     assert resolve_autocast(make_config(corpus, model__dim=256, training__autocast="none"), cpu) is False
@@ -389,6 +389,24 @@ def test_precision_and_device_are_resolved(corpus: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match=r"training\.device 'cuda'"):
             resolve_device("cuda", "training.device")
+
+
+@pytest.mark.parametrize(
+    ("processor", "features", "narrowest"),
+    [
+        ("AVX2 alone", {"avx2": True, "avx512_f": False, "avx512_bf16": False, "amx_bf16": False}, None),
+        ("AVX-512 without bfloat16", {"avx2": True, "avx512_f": True, "avx512_vnni": True, "avx512_bf16": False}, None),
+        ("AVX-512 with it", {"avx2": True, "avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, 192),
+        ("AMX", {"avx512_bf16": True, "amx_tile": True, "amx_bf16": True}, 192),
+        ("ARM", {"architecture": "arm64", "neon": True, "bf16": True}, None),
+        ("unknown", {}, None),
+    ],
+)
+def test_bfloat16_is_chosen_from_the_width_on_at_which_it_was_measured_to_gain(
+    processor: str, features: dict[str, object], narrowest: int | None
+) -> None:
+    chosen = [dim for dim in (64, 128, 191, 192, 256, 512, 768) if gains_by_bfloat16(dim, features)]
+    assert chosen == ([] if narrowest is None else [192, 256, 512, 768]), processor
 
 
 SIGTERM_WHILE_TRAINING = """

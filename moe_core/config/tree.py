@@ -158,7 +158,8 @@ class TrainingConfig(Section):
     gradient_clip: float = Field(1.0, gt=0.0)
     """Largest global gradient norm."""
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
-    """Mixed precision. auto = bfloat16 where the hardware has it and the model is at least 256 wide, else none."""
+    """Mixed precision. auto = bfloat16 where the hardware multiplies it and the model is wide enough to gain (192 on
+    a processor, 256 on a GPU), else none."""
     evaluation_interval: int = Field(100, ge=1)
     """Steps between evaluations (loss on both validation splits, routing of the probe set, checkpoint)."""
     evaluation_tokens: int = Field(4096, ge=64)

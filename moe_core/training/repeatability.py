@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,23 +11,36 @@ from torch.utils import deterministic
 
 from moe_core.config import Config
 
-# Narrower models are reported to lose more by converting than bfloat16 products gain; not measured here, where no
-# machine at hand multiplies bfloat16.
-AUTOCAST_MIN_DIM = 256
+AUTOCAST_MIN_DIM = 192
+"""Width from which a training step gains by bfloat16 on a processor that multiplies it: .93 to 1.05 times as fast at 64
+and 128, 1.25 to 1.7 at 192 to 768 (docs/results.md, bench --only precision; avx512_bf16). AMX multiplies faster still,
+but was not at hand."""
+AUTOCAST_MIN_DIM_CUDA = 256
+"""Not measured between this and narrower ones."""
+BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16")
+"""Instructions that multiply bfloat16, in the words of torch.cpu.get_capabilities. ARM's are not among them: nothing
+was measured there, and float32 is right everywhere."""
 # glibc's names and numbers (malloc.h); 2**25 is the largest mmap threshold it takes on 64-bit machines.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def resolve_autocast(config: Config, device: torch.device) -> bool:
-    """True = bfloat16 autocast. "auto" asks for hardware that multiplies bfloat16 and a model wide enough to gain."""
+    """True = bfloat16 autocast. "auto" asks for hardware that multiplies bfloat16 and a model wide enough to gain.
+
+    Training alone: decoding is slower in bfloat16 at every width measured, and reading in it changes what routers
+    choose, so traces and scores ask for it by --dtype.
+    """
     if config.training.autocast != "auto":
         return config.training.autocast == "bfloat16"
-    if config.model.dim < AUTOCAST_MIN_DIM:
-        return False
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    features = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+        wide = config.model.dim >= AUTOCAST_MIN_DIM_CUDA
+        return wide and bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and gains_by_bfloat16(config.model.dim, torch.cpu.get_capabilities())
+
+
+def gains_by_bfloat16(dim: int, features: Mapping[str, object]) -> bool:
+    """Whether a training step of a model this wide is faster on a processor with these features."""
+    return dim >= AUTOCAST_MIN_DIM and any(bool(features.get(unit)) for unit in BFLOAT16_UNITS)
 
 
 def keep_freed_memory() -> None:
