@@ -65,6 +65,8 @@ class Batch:
     def close(self) -> None:
         """Give up all rows, whose readers are told nothing, and take everything off the model."""
         self._rows.clear()
+        for group in self._groups.values():
+            group.texts.close()
         self._groups.clear()
         self._reader = None
         self._open.close()
@@ -118,11 +120,11 @@ class Batch:
     def _write(self, change: Intervention | None, rows: list[Row]) -> None:
         """One token for each of these rows, in one pass if the model can."""
         sharing = [row for row in rows if not row.apart]
-        if len(sharing) < 2 or self._model.reads_apart:
+        if self._model.reads_apart or len(sharing) < (2 if change is not None else self._opened.joins_from):
             sharing = []
         group = self._groups.get(change)
         if group is None and sharing:
-            group = self._groups[change] = _Group(self._opened.join())
+            group = self._groups[change] = _Group(self._opened.join(changed=change is not None))
         if group is not None:
             self._write_together(change, group, sharing)
         for row in rows:
@@ -133,11 +135,12 @@ class Batch:
         if not self._settle(change, group, rows):
             return
         if not rows:
-            del self._groups[change]
+            self._groups.pop(change).texts.close()
             return
         try:
             token_ids = [row.waiting[0] for row in group.rows]
-            found = self._passed(change, len(token_ids), lambda: group.texts.read(token_ids))
+            draws = [row.next_draw for row in group.rows]
+            found = self._passed(change, len(token_ids), lambda: group.texts.read(token_ids, draws))
         except Exception:
             self._take_apart(change, group.rows)
             return

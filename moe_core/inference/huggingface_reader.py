@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from moe_core.errors import UsageError, shortened
-from moe_core.inference.protocol import ReadTokens
+from moe_core.inference.protocol import Draw, ReadTokens
 
 if TYPE_CHECKING:
     from moe_core.inference.protocol import LanguageModel, Reader
@@ -33,6 +33,8 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 class CachedReader:
     """See moe_core.inference.protocol.Reader."""
 
+    joins_from = 2
+
     def __init__(self, model: nn.Module, name: str, device: torch.device, recorder: Recorder) -> None:
         """`recorder` belongs to an open capture of the model."""
         self._model, self._name, self._device, self._recorder = model, name, device, recorder
@@ -43,7 +45,7 @@ class CachedReader:
         """See Reader. Raises UsageError for a model that keeps no cache."""
         return self.read_rows([token_ids], cache, all_logits=all_logits)[0]
 
-    def join(self) -> PaddedTexts:
+    def join(self, *, changed: bool = False) -> PaddedTexts:  # noqa: ARG002 - hooks change every pass
         """See Reader."""
         return PaddedTexts(self, self._device)
 
@@ -104,7 +106,7 @@ class PaddedTexts:
         self._put_together(rows, lengths)
         return taken
 
-    def read(self, token_ids: Sequence[int]) -> list[ReadTokens]:
+    def read(self, token_ids: Sequence[int], draws: Sequence[Draw] = ()) -> list[ReadTokens]:  # noqa: ARG002
         """See JoinedTexts."""
         lengths_B1 = torch.tensor(self._lengths, device=self._device)[:, None]
         longest = max(self._lengths)
@@ -115,6 +117,9 @@ class PaddedTexts:
         self._cache = found[0].cache
         self._lengths = [length + 1 for length in self._lengths]
         return [each._replace(cache=None) for each in found]
+
+    def close(self) -> None:
+        """See JoinedTexts."""
 
     def _row(self, row: int) -> Any:
         """One text's cache, without padding."""

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from moe_core.data.tokenizer import Tokenizer
-from moe_core.inference.protocol import Reader, ReadTokens
+from moe_core.inference.fixed_pass import FixedPasses, FixedTexts, suits
+from moe_core.inference.protocol import Draw, JoinedTexts, Reader, ReadTokens
 from moe_core.model.joined_cache import JoinedCache
 from moe_core.model.kv_cache import KVCache
 from moe_core.model.transformer import ModelOutput, MoETransformer
@@ -89,6 +90,11 @@ class OwnModel:
         """Nothing: see LanguageModel."""
         return ""
 
+    @cached_property
+    def fixed_passes(self) -> FixedPasses:
+        """What texts are written in where that is the fastest."""
+        return FixedPasses(self.model, self.context_window)
+
     @contextmanager
     def reading(self) -> Iterator[Reader]:
         """See LanguageModel. Nothing has to be put on the model: it tells what its routers chose."""
@@ -100,6 +106,7 @@ class _OwnReader:
 
     def __init__(self, language: OwnModel) -> None:
         self._language = language
+        self.joins_from = 1 if suits(language.model) else 2
 
     def read(self, token_ids: Sequence[int], cache: KVCache | None, *, all_logits: bool = False) -> ReadTokens:
         """See Reader."""
@@ -111,8 +118,10 @@ class _OwnReader:
         experts, scores = _routed(output, len(token_ids), self._language.top_k)
         return ReadTokens(output.logits[0, -1], experts, scores, cache, output.logits[0] if all_logits else None)
 
-    def join(self) -> _OwnTexts:
-        """See Reader."""
+    def join(self, *, changed: bool = False) -> JoinedTexts:
+        """See Reader. What is replayed runs no hooks, and an intervention is some."""
+        if self.joins_from == 1 and not changed:
+            return FixedTexts(self._language.fixed_passes)
         return _OwnTexts(self._language)
 
     def cut(self, cache: KVCache, length: int) -> KVCache:
@@ -147,7 +156,7 @@ class _OwnTexts:
         self._rows -= 1
         return self._cache.take(row)
 
-    def read(self, token_ids: Sequence[int]) -> list[ReadTokens]:
+    def read(self, token_ids: Sequence[int], draws: Sequence[Draw] = ()) -> list[ReadTokens]:  # noqa: ARG002
         """See JoinedTexts."""
         ids_B1 = torch.tensor(token_ids, device=self._language.device)[:, None]
         output = self._language.model(ids_B1, cache=self._cache)
@@ -155,6 +164,9 @@ class _OwnTexts:
         # One copy from the device instead of one for each text.
         logits_BV = output.logits[:, -1].cpu()
         return [ReadTokens(logits_BV[b], experts[b : b + 1], scores[b : b + 1], None) for b in range(len(token_ids))]
+
+    def close(self) -> None:
+        """See JoinedTexts."""
 
     def _room(self, slots: int) -> JoinedCache:
         model = self._language.model

@@ -5,7 +5,7 @@ Types only. open.py makes such a model, own_model.py and huggingface.py are the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ import torch
 from moe_core.data.tokenizer import TextTokenizer
 from moe_core.errors import UsageError
 from moe_core.inference.chat_template import ChatTemplate
+from moe_core.inference.sampling import SamplingConfig
 
 
 class Loaded(Protocol):
@@ -41,6 +42,17 @@ class ReadTokens(NamedTuple):
     """To read on from; None of texts that are read together, which share one."""
     all_logits: torch.Tensor | None = None
     """[S, V] for the token after each one read, where they were asked for."""
+    drawn: tuple[int, float] | None = None
+    """The next token and its loss, where the device has drawn it; `logits` are then those of the device, until the
+    next pass."""
+
+
+class Draw(NamedTuple):
+    """How the token behind the one that is read is to be drawn."""
+
+    sampling: SamplingConfig
+    uniform: Callable[[], float]
+    """The text's next random number in [0, 1); asked for only by who draws."""
 
 
 class JoinedTexts(Protocol):
@@ -52,8 +64,11 @@ class JoinedTexts(Protocol):
     def take(self, row: int) -> Any:
         """Take a text out, to be read on from alone: its cache. The texts behind it move up."""
 
-    def read(self, token_ids: Sequence[int]) -> list[ReadTokens]:
-        """Append a token to each text."""
+    def read(self, token_ids: Sequence[int], draws: Sequence[Draw] = ()) -> list[ReadTokens]:
+        """Append a token to each text. With `draws`, one for each, the device may draw the next ones."""
+
+    def close(self) -> None:
+        """No text is left that anybody wants."""
 
 
 class Reader(Protocol):
@@ -63,8 +78,13 @@ class Reader(Protocol):
         """Append token ids to those in a cache (None = to none), which must not be used again. Both together are at
         most `context_window` tokens."""
 
-    def join(self) -> JoinedTexts:
-        """None so far. Only for a model whose `reads_apart` is empty, as the two below."""
+    @property
+    def joins_from(self) -> int:
+        """How many texts, under no intervention, are better read on joined than alone: 2, or 1 if one is, too."""
+
+    def join(self, *, changed: bool = False) -> JoinedTexts:
+        """None so far. Only for a model whose `reads_apart` is empty, as the two below. `changed`: they are read under
+        an intervention."""
 
     def cut(self, cache: Any, length: int) -> Any:
         """A cache of the first `length` tokens, at least one; the given one must not be used again."""

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from moe_core.inference.kept_prefixes import Prefix
 from moe_core.inference.mailbox import Mailbox
-from moe_core.inference.protocol import LanguageModel, ReadTokens
+from moe_core.inference.protocol import Draw, LanguageModel, ReadTokens
 from moe_core.inference.requests import Ending, EndToken, Finished, GeneratedToken, PromptRead, Request
-from moe_core.inference.sampling import sample
+from moe_core.inference.sampling import check_finite, sample
 from moe_core.inference.stop_strings import StopStrings
 
 Likeliest = tuple[tuple[int, float], ...]
@@ -62,6 +62,8 @@ class Row:
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = StopStrings(request.stop)
         self._logits: torch.Tensor | None = None
+        self._drawn_ahead: tuple[int, float] | None = None
+        """See ReadTokens.drawn."""
         self.prompt_read = 0
         """Tokens of the prompt, as far as they fit the window, once all are read; before that 0."""
         self._drawn: _Drawn | None = None
@@ -80,6 +82,11 @@ class Row:
         """Whether it has read all but one token, which a pass can read for many rows at once."""
         return len(self.waiting) == 1 and bool(self.recent)
 
+    @property
+    def next_draw(self) -> Draw:
+        """How the token behind the next one is drawn, for a device that does it."""
+        return Draw(self.request.sampling, self._uniform)
+
     def continue_from(self, prefix: Prefix, length: int, cache: Any) -> None:
         """Begin behind the first `length` tokens of a prefix, which are in `cache`."""
         self.recent, self.waiting = self.waiting[:length], self.waiting[length:]
@@ -91,9 +98,8 @@ class Row:
         if self.waiting or self._logits is None:
             return
         try:
-            logits_V = self._logits.cpu().double()
-            token_id = sample(logits_V, self.request.sampling, self._random)
-            self._drawn = _Drawn(token_id, *self._expected(logits_V, token_id))
+            self._drawn = self._draw(self._logits)
+            token_id = self._drawn.token_id
             if token_id in self._model.end_ids:
                 self.finish("end of text")
                 return
@@ -120,7 +126,7 @@ class Row:
             self._routing.append((found.experts, found.scores))
         if self.waiting:
             return
-        self._logits = found.logits
+        self._logits, self._drawn_ahead = found.logits, found.drawn
         if not self.prompt_read:
             self.prompt_read = len(self.recent)
             scored = tuple(self._prompt_losses), tuple(self._prompt_likeliest)
@@ -161,6 +167,20 @@ class Row:
     def prefix(self, nbytes: int) -> Prefix:
         """What it has read, for its thread's next request."""
         return Prefix(tuple(self.recent), *self._joined_routing(), self.cache, nbytes)
+
+    def _draw(self, logits_V: torch.Tensor) -> _Drawn:
+        if self._drawn_ahead is not None:
+            token_id, loss = self._drawn_ahead
+            check_finite(loss)
+            if not self.request.likeliest:
+                return _Drawn(token_id, loss, ())
+        logits_V = logits_V.cpu().double()
+        if self._drawn_ahead is None:
+            token_id = sample(logits_V, self.request.sampling, self._random)
+        return _Drawn(token_id, *self._expected(logits_V, token_id))
+
+    def _uniform(self) -> float:
+        return float(torch.rand((), generator=self._random, dtype=torch.float64))
 
     def _send_token(self, found: ReadTokens) -> None:
         assert self._drawn is not None

@@ -49,13 +49,16 @@ def sample(logits_V: torch.Tensor, sampling: SamplingConfig, random: torch.Gener
     never drawn. Raises RunError where a logit is NaN or +inf, or all are -inf.
     """
     # NaN is the largest of all to torch.
-    if not math.isfinite(float(logits_V.max())):
-        raise RunError(
-            "the model's output is not finite (NaN, +infinity, or -infinity for every token); its weights are damaged: "
-            "train the run again, or get the model again"
-        )
+    check_finite(float(logits_V.max()))
     if sampling.temperature == 0:
         return int(logits_V.argmax())
+    candidates, probabilities = candidates_of(logits_V, sampling)
+    return int(candidates[torch.multinomial(probabilities, 1, generator=random)])
+
+
+def candidates_of(logits_V: torch.Tensor, sampling: SamplingConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [N] that top-k leaves, and the share [N] by which each is drawn, 0 beyond top-p; for temperatures
+    above 0."""
     kept = len(logits_V) if sampling.top_k == 0 else min(sampling.top_k, len(logits_V))
     # Only what may be kept is sorted; of equals the smaller id comes first, as if all were.
     candidates = (logits_V >= logits_V.topk(kept).values[-1]).nonzero()[:, 0]
@@ -64,8 +67,52 @@ def sample(logits_V: torch.Tensor, sampling: SamplingConfig, random: torch.Gener
     scaled = (descending.values[:kept] - descending.values[0]) / sampling.temperature
     probabilities = scaled.softmax(0)
     before = probabilities.cumsum(0) - probabilities
-    probabilities = torch.where(before < sampling.top_p, probabilities, 0.0)
-    return int(candidates[descending.indices[torch.multinomial(probabilities, 1, generator=random)]])
+    return candidates[descending.indices[:kept]], torch.where(before < sampling.top_p, probabilities, 0.0)
+
+
+def check_finite(value: float) -> None:
+    """Raise RunError where the largest logit, or a loss, is no finite number."""
+    if not math.isfinite(value):
+        raise RunError(
+            "the model's output is not finite (NaN, +infinity, or -infinity for every token); its weights are damaged: "
+            "train the run again, or get the model again"
+        )
+
+
+def ranked_probabilities(
+    logits_BV: torch.Tensor, temperature_B: torch.Tensor, top_k_B: torch.Tensor, top_p_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All token ids [B, V], the likeliest first, and what each is drawn by, float64 [B, V]: as `sample` has it, for
+    several texts at once, in shapes that depend on no value, so that the host need not wait for an accelerator."""
+    ranked = logits_BV.sort(dim=-1, descending=True, stable=True)
+    vocabulary = logits_BV.shape[-1]
+    greedy_B = temperature_B == 0
+    kept_B = torch.where(greedy_B, 1, torch.where(top_k_B == 0, vocabulary, top_k_B))
+    values = ranked.values.double()
+    scaled = (values - values[:, :1]) / torch.where(greedy_B, 1.0, temperature_B)[:, None]
+    beyond = torch.arange(vocabulary, device=logits_BV.device) >= kept_B[:, None]
+    probabilities = scaled.masked_fill(beyond, -math.inf).softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    return ranked.indices, torch.where(before < top_p_B[:, None], probabilities, 0.0)
+
+
+def draw_each(
+    logits_BV: torch.Tensor,
+    uniform_B: torch.Tensor,
+    temperature_B: torch.Tensor,
+    top_k_B: torch.Tensor,
+    top_p_B: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token id [B] for every text by its number in [0, 1), and the loss of each, float64 [B], as GeneratedToken.loss:
+    NaN where `sample` would raise. Nothing is read back from an accelerator."""
+    ids_BV, p_BV = ranked_probabilities(logits_BV, temperature_B, top_k_B, top_p_B)
+    reached_BV = p_BV.cumsum(-1)
+    rank_B = (reached_BV <= (uniform_B * reached_BV[:, -1])[:, None]).sum(-1)
+    # Rounding must not reach a token of probability 0 behind the last one that is kept.
+    rank_B = rank_B.minimum((p_BV > 0).sum(-1) - 1).clamp(min=0)
+    drawn_B = ids_BV.gather(-1, rank_B[:, None])[:, 0]
+    doubles_BV = logits_BV.double()
+    return drawn_B, doubles_BV.logsumexp(-1) - doubles_BV.gather(-1, drawn_B[:, None])[:, 0]
 
 
 def _require(name: str, value: float, fits: bool, expected: str) -> None:

@@ -68,7 +68,7 @@ class JoinedCache(KVCache):
 
     def write(self, layer: int, keys_BHSd: Tensor, values_BHSd: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's new keys and values, each behind those of its row; return views up to the longest row."""
-        rows, total = len(self._lengths), self.length + 1
+        rows, total = self._shown
         keys, values = self.keys[layer], self.values[layer]
         keys[self._rows_B, :, self._places_B] = keys_BHSd[:, :, 0].to(keys.dtype)
         values[self._rows_B, :, self._places_B] = values_BHSd[:, :, 0].to(values.dtype)
@@ -96,6 +96,7 @@ class JoinedCache(KVCache):
         """Make what a pass needs of the lengths, once for all its layers."""
         device = self.keys.device
         self.length = max(self._lengths, default=0)
+        self._shown = len(self._lengths), self.length + 1
         self._places_B = torch.tensor(self._lengths, dtype=torch.int64, device=device)
         self._rows_B = torch.arange(len(self._lengths), device=device)
         seen = torch.arange(self.length + 1, device=device) <= self._places_B[:, None]
