@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from moe_core.config import ModelConfig, TrainingConfig
 from moe_core.model.transformer import MoETransformer
@@ -16,6 +18,7 @@ from moe_core.training.optimizers import (
     QUINTIC,
     Muon,
     build_optimizers,
+    newton_schulz_products,
     optimizer_tensors,
     orthogonalise,
     restore_optimizers,
@@ -60,6 +63,43 @@ def test_stacked_matrices_equal_one_by_one() -> None:
         stack = torch.randn(shape, generator=generator)
         alone = torch.stack([orthogonalise(matrix) for matrix in stack])
         torch.testing.assert_close(orthogonalise(stack), alone, atol=1e-5, rtol=1e-4)
+
+
+class Tf32Products(TorchFunctionMode):
+    """Operands of batched products are rounded to TF32's 10 bits behind the point, as CUDA's units take them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.bmm, torch.baddbmm):
+            args = (*args[:-2], *(self.rounded(one) for one in args[-2:]))
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def rounded(values: torch.Tensor) -> torch.Tensor:
+        bits = values.contiguous().view(torch.int32)
+        return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 96), (4, 96, 32), (64, 64)])
+def test_the_update_hardly_depends_on_tf32_products(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rank = min(shape[-2:])
+    # Singular values over four powers of ten, as gradients have them.
+    left, right = (torch.randn(*shape[:-2], side, rank, generator=generator) for side in shape[-2:])
+    matrices = left * torch.logspace(0, -4, rank) @ right.mT
+    exact = orthogonalise(matrices)
+    with Tf32Products():
+        coarse = orthogonalise(matrices)
+    difference = float((coarse - exact).norm() / exact.norm())
+    assert 1e-6 < difference < 0.01
+
+
+def test_tf32_is_for_cuda_and_for_these_products_alone() -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    with newton_schulz_products(torch.device("cuda")):
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert torch.backends.cuda.matmul.fp32_precision == before != "tf32"
+    with newton_schulz_products(torch.device("cpu")):
+        assert torch.backends.cuda.matmul.fp32_precision == before
 
 
 def test_zero_stays_zero() -> None:
