@@ -37,6 +37,19 @@ class Benchmark:
     """One line."""
     in_default: bool = True
     """False: it takes so long that it is run only when named."""
+    needs_cuda: bool = False
+    """True: without a CUDA device there is nothing to measure, but a smoke run shows that it works."""
+
+    def missing(self, *, smoke: bool) -> str:
+        """Why it cannot be run here, in a sentence; empty if it can."""
+        import torch
+
+        if smoke or not self.needs_cuda or torch.cuda.is_available():
+            return ""
+        return (
+            "not measured: it needs a CUDA device, which this machine lacks; where there is one, run "
+            f"`python main.py bench --only {self.module}` (here --smoke shows that it works)"
+        )
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -46,12 +59,14 @@ BENCHMARKS: dict[str, Benchmark] = {
     "observing": Benchmark("observing", "What do capture and streaming cost?"),
     "batching": Benchmark("batching", "What do requests gain by being answered together?"),
     "http_serving": Benchmark("http_serving", "What does HTTP cost over the engine?"),
+    "training_loop": Benchmark("training_loop", "What part of a training is its bare steps?"),
     "watched_steps": Benchmark("watched_steps", "What does watching cost someone else's training?"),
     "aggregation": Benchmark("aggregation", "How fast is a trace counted, against pandas and pyarrow?"),
     "traces": Benchmark("traces", "How long does a million tokens take, from text to every table, and how much room?"),
     "growth": Benchmark("growth", "How does cost grow, and what does a trace of ten million tokens take?"),
     "dashboard": Benchmark("dashboard", "How long does the dashboard let one wait, and what does it send?"),
     "startup": Benchmark("startup", "How soon does the command line answer?"),
+    "gpu": Benchmark("gpu", "How much of a GPU's speed is used, training, reading and writing?", needs_cuda=True),
     "speedrun": Benchmark("speedrun", "What loss do three minutes on two cores buy?", in_default=False),
 }
 

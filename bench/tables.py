@@ -27,6 +27,13 @@ def document(records: Sequence[Record]) -> str:
     for record in records:
         parts.append(f"## {record.benchmark}\n\n{BENCHMARKS[record.benchmark].answers}\n\n{_where_measured(record)}\n")
         parts.append(HEADER + "".join(_table_line(result) for result in record.results))
+    measured = {record.benchmark for record in records}
+    for name, benchmark in BENCHMARKS.items():
+        if benchmark.needs_cuda and name not in measured:
+            again = (
+                f"Not measured: no CUDA device was at hand. Where there is one: `python main.py bench --only {name}`."
+            )
+            parts.append(f"## {name}\n\n{benchmark.answers}\n\n{again}\n")
     return "\n".join(parts)
 
 

@@ -67,6 +67,9 @@ def bench(arguments: argparse.Namespace, output: Output) -> int:
     records: list[Record] = []
     for name in names:
         output.say(f"{name}: {BENCHMARKS[name].answers}")
+        if missing := BENCHMARKS[name].missing(smoke=arguments.smoke):
+            output.say(f"  {missing}\n")
+            continue
         with progress_on_stderr() as progress:
             scale = Scale(smoke=True, rounds=2, progress=progress) if arguments.smoke else Scale(progress=progress)
             record = run_benchmark(name, scale, threads)
@@ -81,7 +84,7 @@ def bench(arguments: argparse.Namespace, output: Output) -> int:
             path = folder / f"{record.date[:10]}.json"
             kept = [old for old in (read_records(path) if path.exists() else []) if old.benchmark != name]
             write_records(path, [*kept, record])
-    if not arguments.smoke:
+    if records and not arguments.smoke:
         newest = newest_records(folder, list(BENCHMARKS))
         (ROOT / "docs" / "BENCHMARKS.md").write_text(document(newest), encoding="utf-8")
         insert(ROOT / "docs" / "results.md", summary(newest))
