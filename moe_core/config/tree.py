@@ -160,6 +160,10 @@ class TrainingConfig(Section):
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
     """Mixed precision. auto = bfloat16 where the hardware multiplies it and the model is wide enough to gain (192 on
     a processor, 256 on a GPU), else none."""
+    # What was saved before there was this key, and the hashes of comparisons, stay as they are.
+    compile: Literal["auto", "none"] = Field("auto", exclude_if=lambda value: value == "auto")
+    """torch.compile of the blocks. auto = on CUDA in bfloat16, once a run's speed shows that the steps left pay for
+    it; never on a CPU."""
     evaluation_interval: int = Field(100, ge=1)
     """Steps between evaluations (loss on both validation splits, routing of the probe set, checkpoint)."""
     evaluation_tokens: int = Field(4096, ge=64)

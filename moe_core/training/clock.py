@@ -25,11 +25,13 @@ class Clock:
     steps: int = 0
     evaluation_seconds: float = 0.0
     evaluations: int = 0
+    compiling_seconds: float = 0.0
+    """Of steps in which blocks were compiled."""
 
     @property
     def elapsed(self) -> float:
         """Seconds spent in the loop."""
-        return self.step_seconds + self.evaluation_seconds
+        return self.step_seconds + self.evaluation_seconds + self.compiling_seconds
 
     @property
     def seconds_per_step(self) -> float:
@@ -41,8 +43,11 @@ class Clock:
         """Mean over all evaluations so far, checkpoint included."""
         return self.evaluation_seconds / max(1, self.evaluations)
 
-    def add_step(self, seconds: float) -> None:
-        """Count one step."""
+    def add_step(self, seconds: float, *, compiling: bool = False) -> None:
+        """Count one step; one in which blocks were compiled is no measure of the steps to come."""
+        if compiling:
+            self.compiling_seconds += seconds
+            return
         self.step_seconds += seconds
         self.steps += 1
 

@@ -20,6 +20,7 @@ from moe_core.progress import Progress
 from moe_core.runs.checkpoint import LoadedRun, load_run, load_trainer_state, save_checkpoint
 from moe_core.runs.folder import RunFolder, RunStatus
 from moe_core.training.batches import Batches
+from moe_core.training.compiling import BlockCompiler, can_compile, uncompiled
 from moe_core.training.gradient import StepLosses, accumulate_gradient
 from moe_core.training.observe import evaluate_splits, held_out_sets, log_event, observe_routing, write_sample
 from moe_core.training.optimizers import (
@@ -132,6 +133,11 @@ class Trainer:
         """Steps after which their losses are read at the latest; 1 = after each, where that costs no waiting."""
         self._unread: list[StepReport] = []
         self._log_interval = max(1, config.training.steps // LOGGED_STEPS)
+        self._compiler = BlockCompiler(
+            model,
+            allowed=can_compile(config, self.device, autocast=state.autocast),
+            log=lambda message: log_event(run, state.step, message),
+        )
         self._batches = Batches(data.train, config.training, self.device)
         self.held_out, self._probe = held_out_sets(data, config.training)
         self._vocabulary = data.tokenizer.vocabulary()
@@ -184,12 +190,10 @@ class Trainer:
 
     def step(self) -> StepReport:
         """One update of the weights, skipped where loss or gradient are not finite; read_steps, where it is due."""
-        began = time.perf_counter()
         state, training = self.state, self.config.training
-        # The data position is the step, so a resumed run sees what it would have seen.
-        losses, router_outputs = accumulate_gradient(
-            self.model, self._batches.of(state.step), self.config, autocast=state.autocast
-        )
+        compiling = self._compiler.is_due(state.clock, state.steps - state.step, self.read_steps)
+        began = time.perf_counter()
+        losses, router_outputs = self._compiler.first_step(self._gradient) if compiling else self._gradient()
         multiplier = learning_rate_multiplier(
             state.step,
             state.steps,
@@ -202,13 +206,18 @@ class Trainer:
         state.step += 1
         if self.reads_every > 1:
             self._batches.prepare(state.step)
-        state.clock.add_step(time.perf_counter() - began)
+        state.clock.add_step(time.perf_counter() - began, compiling=compiling)
         self._fit_time_budget(tolerance=state.clock.tolerance)
         report = StepReport(losses, norm, training.learning_rate * multiplier, state.status("running", self.config))
         self._unread.append(report)
         if len(self._unread) >= self.reads_every:
             self.read_steps()
         return report
+
+    def _gradient(self) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
+        # The data position is the step, so a resumed run sees what it would have seen.
+        batch = self._batches.of(self.state.step)
+        return accumulate_gradient(self.model, batch, self.config, autocast=self.state.autocast)
 
     def _update(self, skipped: Tensor, router_outputs: tuple[RouterOutput, ...]) -> None:
         """Move weights, optimizer state and routers, unless `skipped`; the gradients are gone afterwards."""
@@ -241,6 +250,7 @@ class Trainer:
             if report.status.step % self._log_interval == 0:
                 self.run.append_metrics(report.record(figures))
 
+    @uncompiled()
     def evaluate(self, progress: Progress | None = None) -> None:
         """Log the loss of both held-out splits, the routing of the probe set, and a text that the model writes."""
         self.read_steps()

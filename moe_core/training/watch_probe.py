@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import nn
 from moe_core.errors import UsageError
 from moe_core.inference.foreign_tokenizer import ForeignTokenizer
 from moe_core.routing import RoutingTrace, capture
+from moe_core.training.compiling import uncompiled
 
 Probe = Mapping[str, Sequence[str | Sequence[int]]]
 """Texts, or token ids, by their domain."""
@@ -114,8 +114,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, and nothing compiled, whose hooks would be left out; then all as it was."""
     modes = [(module, module.training) for module in model.modules()]
     with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # importing the compiler takes seconds
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled())
         stack.enter_context(torch.no_grad())
         try:
             model.eval()

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_silu_backward = torch.ops.aten.silu_backward.grad_input
-
 
 class _Order(NamedTuple):
     """The N = T * K slots sorted by expert, unused ones last."""
@@ -87,10 +85,9 @@ class _Grouped(torch.autograd.Function):
         d_hidden_NF = product(d_out_ND, inward, offs=ends_E)
         d_down = product(d_out_ND.mul_(scores_N1).t(), hidden_NF, offs=ends_E)
         d_scores_N = hidden_NF.mul_(d_hidden_NF).sum(dim=1)
-        d_inner = [torch.empty_like(one) for one in inner]
-        d_gate_NF, d_up_NF = _gate_and_up(d_inner)
-        torch.mul(silu_NF, d_hidden_NF, out=d_up_NF)
-        _silu_backward(d_hidden_NF.mul_(up_NF), gate_NF, grad_input=d_gate_NF)
+        d_up_NF = silu_NF.mul_(d_hidden_NF)
+        d_gate_NF = torch.ops.aten.silu_backward(d_hidden_NF.mul_(up_NF), gate_NF)
+        d_inner = [torch.cat((d_gate_NF, d_up_NF), dim=1)] if joined else [d_gate_NF, d_up_NF]
         x_ND = _gather(x_TD, slots_N, K).mul_(scores_N1)
         d_weights = [product(d_rows.t(), x_ND, offs=ends_E) for d_rows in d_inner]
         d_gate, d_up = _gate_and_up(d_weights)
