@@ -174,6 +174,7 @@ def test_the_way_is_chosen_by_tokens_gradients_and_what_grouped_mm_can_do() -> N
     assert chosen(1, 2) is grouped_product
     assert chosen(slots - 1, slots - 1) is grouped_product
     assert chosen(slots, slots) is sorted_slices
+    assert chosen(slots, slots, dtype=torch.bfloat16) is grouped_product
     assert chosen(2, 4, dim=7) is sorted_slices
     assert chosen(2, 4, dtype=torch.float64) is sorted_slices
     with torch.no_grad():

@@ -19,8 +19,8 @@ from moe_core.model.experts.slices import sorted_slices
 Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x [T, D], scores [T, K], indices [T, K], gate, up [E, F, D], down [E, D, F]) -> [T, D]."""
 FEW_ROWS = 384
-"""Where gradients are wanted and an expert has fewer rows than this, on average, one grouped call is faster on a CPU
-than slices, as measured (docs/LOG.md, dispatch)."""
+"""Where gradients are wanted in float32 and an expert has fewer rows than this, on average, one grouped call is faster
+on a CPU than slices; in half precision it is with any number of rows, as measured (docs/LOG.md, dispatch)."""
 
 
 class Experts(nn.Module):
@@ -60,4 +60,5 @@ def way(x_TD: Tensor, indices_TK: Tensor, gate: Tensor) -> Way:
         return grouped_product
     if not torch.is_grad_enabled():
         return one_token if len(x_TD) == 1 else sorted_slices
-    return grouped_product if can_group and indices_TK.numel() < FEW_ROWS * len(gate) else sorted_slices
+    is_faster = x_TD.element_size() < 4 or indices_TK.numel() < FEW_ROWS * len(gate)
+    return grouped_product if can_group and is_faster else sorted_slices
