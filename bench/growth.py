@@ -11,15 +11,15 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from bench.dashboard import browsing, rows_of, serving, visit_all, what_is_missing
-from bench.made_traces import Size, write_trace
+from bench.made_traces import Size, trace_parts, write_trace
 from bench.processes import ROOT, Took, run_python
 from bench.results import Goal, Result
 from bench.suite import Scale
@@ -27,7 +27,11 @@ from moe_core.figures.figure import figure_bytes
 from moe_core.figures.growth import growth_figure
 from moe_core.files import replaced
 from moe_core.routing.measures import registry
+from moe_core.routing.trace.groups import Group
+from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.trace import RoutingTrace
+from moe_core.routing.workers.adding import Adder, LeftOut
+from moe_core.routing.workers.one_file import Job
 
 LARGE_TOKENS, LARGE_MEMORY_MIB = 10_000_000, 4096.0
 PAGES = ("overview", "tokens", "domains", "experts", "flow")
@@ -47,10 +51,11 @@ MEASURES: dict[str, tuple[Callable[..., object], ...]] = {
 PICTURE = ROOT / "docs" / "benchmarks" / "growth.svg"
 AXES: dict[str, Sequence[int]] = {
     "tokens": (250_000, 500_000, 1_000_000, 2_000_000),
-    "experts": (8, 32, 128),
+    "experts": (8, 64, 128),
     "layers": (2, 4, 8, 16),
     "documents": (250, 4_000, 64_000),
 }
+PARTS = (64, 256, 1_024)
 MEMORY_TOKENS = (500_000, 1_000_000, 2_000_000)
 
 
@@ -65,7 +70,8 @@ def run(scale: Scale) -> list[Result]:
         PICTURE.parent.mkdir(parents=True, exist_ok=True)
         with replaced(PICTURE) as file:
             file.write(figure_bytes(growth_figure(points, exponents(points)), "svg"))
-        return [*growth_rows(points), *_memory_rows(place, scale), *_large_rows(place, scale)]
+        rows = [*growth_rows(points), *layer_rows(points, Size()), *adding_rows(PARTS, scale)]
+        return [*rows, *_memory_rows(place, scale), *_large_rows(place, scale)]
 
 
 def measure(place: Path, axes: Mapping[str, Sequence[int]], base: Size, scale: Scale) -> pd.DataFrame:
@@ -109,6 +115,45 @@ def growth_rows(points: pd.DataFrame) -> list[Result]:
         said = ", ".join(f"{size:,}: {cost:.2f} s" for size, cost in zip(own["size"], own["seconds"], strict=True))
         rows.append(Result(f"{kind} against {axis}, exponent", found, "", goal=goal, note=said))
     return rows
+
+
+def layer_rows(points: pd.DataFrame, base: Size) -> list[Result]:
+    """What all nulls of one layer take, by its number of experts."""
+    own = points[(points["axis"] == "experts") & (points["kind"] == "nulls")]
+    of = f"{base.tokens:,} tokens x top-{base.top_k}"
+    return [
+        Result(f"nulls of one layer, {size} experts, {of}: processor time", seconds / base.layers, "s")
+        for size, seconds in zip(own["size"], own["seconds"], strict=True)
+    ]
+
+
+def adding_rows(parts: Sequence[int], scale: Scale) -> list[Result]:
+    """How adding up counts grows with the number of their parts, as workers or ranks hand them in.
+
+    Each part has its own sources (the sum then grows with the parts), or domains alone, which are the same in all.
+    """
+    trace = next(trace_parts(Size(tokens=20_000, documents=40), np.random.default_rng(0)))
+    rows, ways = [], list[Literal["source", "domain"]](("source", "domain"))
+    for by in ways:
+        counts, seconds = trace.counts(by), list[float]()
+        for number, size in enumerate(parts):
+            scale.progress(f"adding up by {by}", number, len(parts))
+            given = [_named_apart(counts, part) if by == "source" else counts for part in range(size)]
+            jobs = [Job(Path(f"{part}"), f"{part}", False, by, (), False, "") for part in range(size)]
+            start = time.process_time()
+            adder = Adder(jobs)
+            for part, one in enumerate(given):
+                adder.take(part, one)
+            assert adder.total(LeftOut(False)).num_tokens == size * trace.num_tokens
+            seconds.append(time.process_time() - start)
+        said = ", ".join(f"{size}: {cost:.3f} s" for size, cost in zip(parts, seconds, strict=True))
+        goal, what = Goal(NEARLY_LINEAR, at_most=True), f"adding up counts by {by} against parts, exponent"
+        rows.append(Result(what, exponent(parts, seconds), "", goal=goal, note=said))
+    return rows
+
+
+def _named_apart(counts: RoutingCounts, part: int) -> RoutingCounts:
+    return replace(counts, groups=[Group(one.domain, f"{part}:{one.source}") for one in counts.groups])
 
 
 def _plots(path: Path, place: Path, file_format: str) -> Took:

@@ -40,9 +40,27 @@ class Answered:
     """Seconds that a refused one is to wait; 0 otherwise."""
 
 
+@dataclass(frozen=True)
+class Served:
+    """A server that answers."""
+
+    place: tuple[str, int]
+    """Its host and port."""
+    pid: int
+
+    def processor_seconds(self) -> float:
+        """Processor time that it has taken so far; NaN where the system does not say."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2]
+        except OSError:
+            return float("nan")
+        user, system = fields.split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def served_demo(threads: int, *, slots: int = 8, queue: int = 32) -> Iterator[tuple[str, int]]:
-    """The demo run behind the API, in a process of its own: its host and port. Raises MoescopeError if it fails."""
+def served_demo(threads: int, *, slots: int = 8, queue: int = 32) -> Iterator[Served]:
+    """The demo run behind the API, in a process of its own. Raises MoescopeError if it fails."""
     options = ["serve", "--run", "demo", "--port", "0", "--slots", str(slots), "--queue", str(queue)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile("w+") as said:
@@ -51,7 +69,7 @@ def served_demo(threads: int, *, slots: int = 8, queue: int = 32) -> Iterator[tu
             stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=environment,
         )  # fmt: skip
         try:
-            yield _ready(process, said)
+            yield Served(_ready(process, said), process.pid)
         finally:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):

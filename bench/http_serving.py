@@ -41,12 +41,12 @@ def _rows(scale: Scale) -> list[Result]:
     ]
     questions = [question_of(request) for request in requests]
     with (
-        served_demo(1, slots=len(PROMPTS)) as place,
+        served_demo(1, slots=len(PROMPTS)) as served,
         Scheduler(Engine(open_run("demo")), slots=len(PROMPTS), queue=0) as scheduler,
     ):
 
         def over_http(stream: bool) -> list[str]:
-            answers = ask_together(place, [{**question, "stream": stream} for question in questions])
+            answers = ask_together(served.place, [{**question, "stream": stream} for question in questions])
             return [answer.text for answer in answers]
 
         sides: dict[str, Callable[[], list[str]]] = {

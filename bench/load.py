@@ -102,10 +102,10 @@ def load(place: tuple[str, int], asked: Sequence[Mapping[str, Any]], clients: in
 def measure(seconds: float, threads: int, clients: Sequence[int] = CLIENTS) -> list[Load]:
     """A load for each number of clients, told on stderr as it comes. `threads`: in which the model computes."""
     found = []
-    with served_demo(threads, slots=SLOTS, queue=QUEUE) as place:
+    with served_demo(threads, slots=SLOTS, queue=QUEUE) as served:
         for number in clients:
             print(f"{number} clients, {seconds:.0f} s", file=sys.stderr, flush=True)
-            found.append(load(place, questions(TOKENS), number, seconds))
+            found.append(load(served.place, questions(TOKENS), number, seconds))
     return found
 
 

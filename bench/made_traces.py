@@ -44,11 +44,12 @@ LARGE_MODEL = Size(
 def write_trace(path: Path, size: Size, seed: int = 0) -> None:
     """Documents are of one length, the sources of four domains take turns, the tokens follow a power law."""
     with TraceWriter(path) as writer:
-        for part in _trace_parts(size, np.random.default_rng(seed)):
+        for part in trace_parts(size, np.random.default_rng(seed)):
             writer.write(part)
 
 
-def _trace_parts(size: Size, rng: np.random.Generator) -> Iterator[RoutingTrace]:
+def trace_parts(size: Size, rng: np.random.Generator) -> Iterator[RoutingTrace]:
+    """Part by part, none cutting a document."""
     L, E, V = size.layers, size.experts, size.vocabulary
     home_LV = rng.integers(0, E, (L, V))
     texts = {i: f" word{i}" for i in range(V)}

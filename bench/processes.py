@@ -26,6 +26,8 @@ class Took:
     """Most memory (resident set) it ever held."""
     output: str
     """The text that it printed."""
+    processor_seconds: float = float("nan")
+    """Processor time, of all its threads: what others do on the machine hardly changes it."""
 
 
 def run_python(arguments: Sequence[str]) -> Took:
@@ -48,7 +50,8 @@ def run_python(arguments: Sequence[str]) -> Took:
             code = between.returncode if took is None else took["code"]
             raise MoescopeError(f"{' '.join(arguments)} ended with exit code {code}: {said[-1:]}")
         output.seek(0)
-        return Took(took["seconds"], took["peak_mib"], output.read().decode(errors="replace"))
+        printed = output.read().decode(errors="replace")
+        return Took(took["seconds"], took["peak_mib"], printed, took["processor_seconds"])
 
 
 def _print_usage(output: int, arguments: Sequence[str]) -> None:
@@ -61,7 +64,9 @@ def _print_usage(output: int, arguments: Sequence[str]) -> None:
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     code = os.waitstatus_to_exitcode(status)
     process.returncode = code
-    json.dump({"seconds": seconds, "peak_mib": usage.ru_maxrss / unit, "code": code}, sys.stdout)
+    used = usage.ru_utime + usage.ru_stime
+    found = {"seconds": seconds, "peak_mib": usage.ru_maxrss / unit, "code": code, "processor_seconds": used}
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

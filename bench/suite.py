@@ -64,6 +64,13 @@ BENCHMARKS: dict[str, Benchmark] = {
     "aggregation": Benchmark("aggregation", "How fast is a trace counted, against pandas and pyarrow?"),
     "traces": Benchmark("traces", "How long does a million tokens take, from text to every table, and how much room?"),
     "growth": Benchmark("growth", "How does cost grow, and what does a trace of ten million tokens take?"),
+    "large_trace": Benchmark(
+        "large_trace", "Are a hundred million tokens counted and tested in bounded memory?", in_default=False
+    ),
+    "training_start": Benchmark(
+        "training_start", "How long does a training take to its first step, by the size of its text?", in_default=False
+    ),
+    "served_clients": Benchmark("served_clients", "How does the API's cost grow with its clients?"),
     "dashboard": Benchmark("dashboard", "How long does the dashboard let one wait, and what does it send?"),
     "startup": Benchmark("startup", "How soon does the command line answer?"),
     "gpu": Benchmark("gpu", "How much of a GPU's speed is used, training, reading and writing?", needs_cuda=True),

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
+from bench.made_traces import LARGE_MODEL, Size, trace_parts
 from bench.processes import run_python
 from bench.results import Goal, Result
 from bench.suite import Scale
 from data_gen import DOMAINS, Row, generate_corpus
+from moe_core.routing.trace.parquet import TraceWriter
 from moe_core.routing.trace.trace import RoutingTrace
 
 RUN = "demo"
@@ -27,8 +32,16 @@ TOKENS_PER_DOCUMENT = 612
 """About as many as our text has."""
 
 
+MADE, SMOKE_MADE = (Size(tokens=TOKENS, documents=2_000), replace(LARGE_MODEL, tokens=24_000)), (Size(tokens=2_000),)
+"""Traces that are written and read alone: a small model's, and one as wide as large ones are."""
+
+
 def run(scale: Scale) -> list[Result]:
     """Rows for tracing, for the file and for analysing it."""
+    return [*_from_end_to_end(scale), *written_and_read(SMOKE_MADE if scale.smoke else MADE, scale)]
+
+
+def _from_end_to_end(scale: Scale) -> list[Result]:
     wanted = SMOKE_TOKENS if scale.smoke else TOKENS
     with tempfile.TemporaryDirectory() as folder:
         text, path = Path(folder) / "text.jsonl", Path(folder) / "trace.parquet"
@@ -56,6 +69,32 @@ def run(scale: Scale) -> list[Result]:
         Result("stored trace to every measure and null", tokens / analysed.seconds, "tokens/s", note=alone),
         Result("its peak memory", analysed.peak_mib, "MiB"),
     ]
+
+
+def written_and_read(sizes: tuple[Size, ...], scale: Scale) -> list[Result]:
+    """Seconds of writing, then of reading, a million tokens that are in memory: medians over the rounds."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "made.parquet"
+        for size in sizes:
+            parts, seconds = list(trace_parts(size, np.random.default_rng(0))), list[tuple[float, float]]()
+            for number in range(scale.rounds):
+                scale.progress("writing and reading", number, scale.rounds)
+                began = time.perf_counter()
+                with TraceWriter(path) as writer:
+                    for part in parts:
+                        writer.write(part)
+                written = time.perf_counter()
+                for _ in RoutingTrace.open(path).parts():
+                    pass
+                seconds.append((written - began, time.perf_counter() - written))
+            what = f"{size.tokens:,} tokens x {size.layers} layers x top-{size.top_k} of {size.experts}"
+            note = f"{path.stat().st_size / size.tokens:,.0f} bytes a token"
+            for name, values in zip(("writing", "reading part by part"), np.transpose(seconds), strict=True):
+                low, median, high = np.quantile(values, (0.1, 0.5, 0.9)) * 1e6 / size.tokens
+                said = f"middle 80 %: {low:.2f} to {high:.2f} s; {note}"
+                rows.append(Result(f"{name} alone, {what}, for a million tokens", float(median), "s", note=said))
+    return rows
 
 
 def documents(tokens: int) -> list[Row]:

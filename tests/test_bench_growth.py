@@ -18,6 +18,8 @@ from moe_core.errors import MoescopeError
 from moe_core.figures.growth import growth_figure
 from moe_core.routing import RoutingTrace
 
+WAYS = ("source", "domain")
+
 
 def test_the_exponent_is_that_of_the_larger_sizes() -> None:
     sizes = [1, 10, 100, 1000]
@@ -61,6 +63,20 @@ def test_growth_has_a_row_for_counts_and_one_for_nulls() -> None:
     assert all("4,000: " in row.note and "8,000: " in row.note for row in rows)
 
 
+def test_adding_up_has_a_row_for_each_way_of_counting_and_a_layers_nulls_one_for_each_size() -> None:
+    rows = growth.adding_rows((2, 4), Scale(smoke=True, rounds=1))
+    assert [row.case for row in rows] == [f"adding up counts by {by} against parts, exponent" for by in WAYS]
+    points = pd.DataFrame({"axis": "experts", "kind": ["counts", "nulls"], "size": 8, "seconds": [1.0, 6.0]})
+    (row,) = growth.layer_rows(points, Size(layers=3))
+    assert (row.value, row.case.split(",")[1]) == (2.0, " 8 experts")
+
+
+def test_a_trace_is_written_and_read_alone() -> None:
+    rows = traces.written_and_read((Size(tokens=2_000, documents=4),), Scale(smoke=True, rounds=1))
+    assert [row.case.split(" alone")[0] for row in rows] == ["writing", "reading part by part"]
+    assert all(row.value > 0 for row in rows)
+
+
 def test_the_picture_names_the_steepest() -> None:
     points = pd.DataFrame(
         {"axis": ["tokens"] * 2 + ["layers"] * 2, "kind": "counts", "size": [10, 20, 2, 8], "seconds": [1, 2, 3, 24]}
@@ -76,6 +92,7 @@ def test_a_process_is_measured_and_its_failure_told() -> None:
     took = run_python(["-c", "block = bytearray(80 * 2**20); print('done')"])
     assert took.output == "done\n"
     assert 80 < took.peak_mib < 400 < ours.nbytes / 2**20
+    assert took.processor_seconds > 0
     with pytest.raises(MoescopeError, match="exit code 3"):
         run_python(["-c", "raise SystemExit(3)"])
 

@@ -132,6 +132,16 @@ def test_the_order_in_which_files_are_finished_changes_no_bit(order: list[int], 
     assert adder.names == [f"{n}.parquet" for n in range(6) if n != lost]
 
 
+def test_a_part_costs_the_same_however_many_wait_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    part, asked, count_numbers = random_trace(0, T=6).counts("domain"), [], adding._numbers
+    monkeypatch.setattr(adding, "_numbers", lambda one: asked.append(one) or count_numbers(one))
+    adder = Adder([Job(Path(f"{n}"), f"{n}", False, "domain", (), False, "") for n in range(50)])
+    for number in range(50):
+        adder.take(number, part)
+    assert adder.total(LeftOut(False)).num_tokens == 300
+    assert len(asked) <= 3 * 50  # once a part, and the sum so far; not all that wait, again and again
+
+
 def test_no_file_is_begun_while_too_many_counts_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     part = random_trace(0).counts()
     jobs = [Job(Path(f"{n}"), f"{n}", False, "source", (), False, "") for n in range(3)]

@@ -59,6 +59,8 @@ class Adder:
         self._early: dict[int, RoutingCounts | None] = {}
         self._in_turn: list[RoutingCounts] = []
         """The sum so far, then what is to be added to it: all at once, for each sum copies everything."""
+        self._waiting = 0
+        """Numbers that are to be added to it."""
         self._first: tuple[Job, RoutingCounts] | None = None
         self._sources: dict[str, None] = {}
 
@@ -84,10 +86,10 @@ class Adder:
             raise TraceError(f"{job} (there) does not go with {self._first[0]} (here): {error}") from None
         self.names.append(job.name)
         self._sources |= dict.fromkeys([counts.source] if counts.source else [])
+        self._waiting += _numbers(counts) if self._in_turn else 0
         self._in_turn.append(replace(counts, source=""))
-        waiting = sum(_numbers(one) for one in self._in_turn[1:])
-        if waiting >= max(LEAST_NUMBERS, _numbers(self._in_turn[0])):
-            self._in_turn = [RoutingCounts.sum_of(self._in_turn)]
+        if self._waiting >= max(LEAST_NUMBERS, _numbers(self._in_turn[0])):
+            self._in_turn, self._waiting = [RoutingCounts.sum_of(self._in_turn)], 0
 
     def total(self, left: LeftOut) -> RoutingCounts:
         """Of all that was taken. Raises TraceError where everything was left out."""
