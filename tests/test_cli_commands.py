@@ -423,3 +423,21 @@ def test_data_writes_the_splits_and_prints_the_gates(cli: Run, tmp_path: Path) -
     from moe_core.data.sources import read_documents
 
     assert len(read_documents(str(tmp_path / "corpus" / "unseen.jsonl"))) == 32
+
+
+def test_help_and_the_list_of_runs_import_nothing_that_they_do_not_need() -> None:
+    """Each takes a part of a second, which every call of the command line would wait for."""
+    code = (
+        "import sys\n"
+        "from moe_core.cli.main import main\n"
+        "heavy = {'numpy', 'pandas', 'pyarrow', 'pydantic', 'scipy', 'streamlit', 'torch'}\n"
+        "for arguments in (['--help'], ['trace', '--help'], ['runs', '--json']):\n"
+        "    try:\n"
+        "        main(arguments)\n"
+        "    except SystemExit:\n"
+        "        pass\n"
+        "    print('imported:', *sorted(heavy & {*sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = [line for line in done.stdout.splitlines() if line.startswith("imported:")]
+    assert found == ["imported:", "imported:", "imported: numpy pydantic"]
