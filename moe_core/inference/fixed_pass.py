@@ -42,7 +42,7 @@ class FixedPass:
     """Reads a token in each of `slots` slots and draws the next ones. One thread at a time may use it."""
 
     def __init__(self, model: MoETransformer, slots: int, max_len: int) -> None:
-        """Takes a tenth of a second on CUDA, where the pass is captured; room for `max_len` tokens a slot."""
+        """Room for `max_len` tokens a slot. On CUDA the pass is captured here."""
         weight = model.embedding.weight
         self._model = model
         self.cache = FixedCache(model.config, slots, max_len, weight.dtype, weight.device)

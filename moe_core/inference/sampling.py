@@ -23,7 +23,7 @@ class SamplingConfig:
     top_p: float = 0.95
     """Of these, only the likeliest that together reach this probability, at least one; in (0, 1]."""
     seed: int = 0
-    """The same seed, prompt and model give the same text."""
+    """The same seed, prompt and model give the same text; on CUDA another one than on a processor."""
 
     @property
     def words(self) -> str:
