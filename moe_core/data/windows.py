@@ -80,20 +80,57 @@ def window_batches(
     batch and padding is scarce. Raises UsageError for fewer than two tokens a batch, which leave none to be predicted.
     """
     limit = TOKENS_PER_BATCH if tokens_per_batch is None else tokens_per_batch
-    if limit < 2:
-        raise UsageError(f"tokens_per_batch = {limit} is too few; expected 2 or more, e.g. {TOKENS_PER_BATCH}")
-    size = min(size, limit)
-    last = np.zeros(len(dataset), dtype=np.bool_)
-    windows: list[Window] = []
-    for first, end in zip(*dataset.document_bounds(), strict=True):
-        last[end - 1] = True
-        windows += _of_document(int(first), int(end), size, every_token=every_token)
+    size = longest_window(size, tokens_per_batch)
+    windows, last = _all_windows(dataset, size, every_token=every_token)
     if by_length:
         windows.sort(key=lambda window: window.start - window.end)
     rows = limit // size
     for at in range(0, len(windows), rows):
         index, keep = _layout(windows[at : at + rows])
         yield WindowBatch(index, keep, keep & ~last[index])
+
+
+@dataclass(frozen=True, eq=False)
+class WindowGroup:
+    """Windows that follow one another, put into batches by length so that padding is scarce."""
+
+    start: int
+    end: int
+    """Their tokens that count are those of the data set from `start` to before `end`."""
+    batches: list[WindowBatch]
+
+
+def window_groups(dataset: TokenDataset, size: int, *, places: int, tokens: int) -> Iterator[WindowGroup]:
+    """The windows of `window_batches`, at most `size` tokens each, in groups of about as many `tokens`.
+
+    A batch has as many windows as `places` hold, padding counted: many short texts go through the model together.
+    """
+    windows, last = _all_windows(dataset, size, every_token=True)
+    at = 0
+    while at < len(windows):
+        until = at + 1
+        while until < len(windows) and windows[until].end - windows[at].fresh <= tokens:
+            until += 1
+        group = sorted(windows[at:until], key=lambda window: window.start - window.end)
+        batches = []
+        while group:
+            rows = max(1, places // (group[0].end - group[0].start))
+            index, keep = _layout(group[:rows])
+            batches.append(WindowBatch(index, keep, keep & ~last[index]))
+            del group[:rows]
+        yield WindowGroup(windows[at].fresh, windows[until - 1].end, batches)
+        at = until
+
+
+def longest_window(size: int, tokens_per_batch: int | None) -> int:
+    """Tokens of a window: `size`, or fewer where a batch has no more (None = TOKENS_PER_BATCH).
+
+    Raises UsageError for fewer than two tokens a batch, which leave none to be predicted.
+    """
+    limit = TOKENS_PER_BATCH if tokens_per_batch is None else tokens_per_batch
+    if limit < 2:
+        raise UsageError(f"tokens_per_batch = {limit} is too few; expected 2 or more, e.g. {TOKENS_PER_BATCH}")
+    return min(size, limit)
 
 
 def reaching_back(first: int, fresh: int, end: int, size: int) -> list[Window]:
@@ -103,6 +140,16 @@ def reaching_back(first: int, fresh: int, end: int, size: int) -> list[Window]:
         Window(max(first, min(start + size, end) - size), start, min(start + size, end))
         for start in range(fresh, end, size)
     ]
+
+
+def _all_windows(dataset: TokenDataset, size: int, *, every_token: bool) -> tuple[list[Window], NDArray[np.bool_]]:
+    """All windows in the order of the data set, and bool [N]: the last token of its document."""
+    last = np.zeros(len(dataset), dtype=np.bool_)
+    windows: list[Window] = []
+    for first, end in zip(*dataset.document_bounds(), strict=True):
+        last[end - 1] = True
+        windows += _of_document(int(first), int(end), size, every_token=every_token)
+    return windows, last
 
 
 def _of_document(first: int, end: int, size: int, *, every_token: bool) -> list[Window]:

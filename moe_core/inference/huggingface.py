@@ -107,6 +107,11 @@ class HuggingFaceLanguageModel:
         logits_BSV: torch.Tensor = self.model(input_ids=token_ids_BS, use_cache=False).logits
         return logits_BSV
 
+    @property
+    def mixes_texts(self) -> bool:
+        """See LanguageModel; `of` refuses the families that do."""
+        return False
+
     @cached_property
     def reads_apart(self) -> str:
         """See LanguageModel. It is tried out when first asked for: families differ beyond their configurations."""

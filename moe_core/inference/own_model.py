@@ -86,6 +86,11 @@ class OwnModel:
         return logits_BSV
 
     @property
+    def mixes_texts(self) -> bool:
+        """See LanguageModel: where experts choose among all tokens of a pass."""
+        return not self.model.config.can_write
+
+    @property
     def reads_apart(self) -> str:
         """Nothing: see LanguageModel."""
         return ""

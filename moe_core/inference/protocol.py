@@ -147,6 +147,10 @@ class LanguageModel(Protocol):
         """int64 [B, S] -> [B, S, V]; each sequence alone, from its beginning."""
 
     @property
+    def mixes_texts(self) -> bool:
+        """Whether a token's experts depend on the texts that are read beside its own, and on padding."""
+
+    @property
     def reads_apart(self) -> str:
         """Why each of its texts needs passes of its own, and a text's beginning one whole pass: "model x keeps ...".
 

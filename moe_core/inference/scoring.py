@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,28 +32,31 @@ class Predictions(NamedTuple):
     windows: WindowBatch
     logits: torch.Tensor
     """[B, S, V]"""
-    targets: torch.Tensor
-    """int64 [N] the token that follows each place of windows.scored."""
+    target_ids: NDArray[np.int32]
+    """[N] the token that follows each place of windows.scored."""
 
-    @torch.inference_mode()
     def nats(self) -> NDArray[np.float32]:
         """[N] loss of each target."""
-        parts = [token_nats(logits_NV, targets_N).cpu().numpy() for logits_NV, targets_N in self._logit_parts()]
-        return np.concatenate([np.zeros(0, np.float32), *parts])
+        nats_N: NDArray[np.float32] = self.scored(token_nats, torch.float32).cpu().numpy()
+        return nats_N
 
-    @torch.inference_mode()
     def ranks(self) -> NDArray[np.int32]:
         """[N] rank of each target."""
-        parts = [token_ranks(logits_NV, targets_N).cpu().numpy() for logits_NV, targets_N in self._logit_parts()]
-        return np.concatenate([np.zeros(0, np.int32), *parts])
+        ranks_N: NDArray[np.int32] = self.scored(token_ranks, torch.int32).cpu().numpy()
+        return ranks_N
 
-    def _logit_parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Logits [n, V] of some targets [n] at a time."""
+    @torch.inference_mode()
+    def scored(self, of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """[N] token_nats or token_ranks of each target, on the model's device, which is not waited for."""
         logits_TV = self.logits.flatten(0, 1)
-        places_N = torch.from_numpy(np.flatnonzero(self.windows.scored)).to(logits_TV.device)
+        places_N = on_device(np.flatnonzero(self.windows.scored), logits_TV.device)
+        targets_N = on_device(self.target_ids.astype(np.int64), logits_TV.device)
         rows = max(1, _MAX_SCORED // logits_TV.shape[1])
-        for start in range(0, len(places_N), rows):
-            yield logits_TV[places_N[start : start + rows]], self.targets[start : start + rows]
+        parts = [
+            of(logits_TV[places_N[start : start + rows]], targets_N[start : start + rows])
+            for start in range(0, len(places_N), rows)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
 
 
 def predictions(
@@ -64,11 +67,24 @@ def predictions(
 ) -> Iterator[Predictions]:
     """Read `batches` of windows one after the other; `logits_of`: token ids int64 [B, S] on `device` -> [B, S, V]."""
     for windows in batches:
-        token_ids_BS = torch.from_numpy(dataset.token_ids[windows.index].astype(np.int64)).to(device)
+        token_ids_BS = on_device(dataset.token_ids[windows.index].astype(np.int64), device)
         with torch.inference_mode():
             logits_BSV = logits_of(token_ids_BS)
-        targets_N = torch.from_numpy(dataset.token_ids[windows.targets].astype(np.int64)).to(logits_BSV.device)
-        yield Predictions(windows, logits_BSV, targets_N)
+        yield Predictions(windows, logits_BSV, dataset.token_ids[windows.targets])
+
+
+def on_device(values: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """The values there. An accelerator fetches them itself, when it comes to it."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@torch.inference_mode()
+def likeliest(logits_BSV: torch.Tensor) -> torch.Tensor:
+    """int32 [B, S] the token that each place predicts: the argmax of its logits, of equals the lowest id."""
+    if (values_TV := _numpy_logits(logits_BSV.flatten(0, 1))) is not None:
+        return torch.from_numpy(values_TV.argmax(axis=1).astype(np.int32)).view(logits_BSV.shape[:2])
+    return logits_BSV.argmax(dim=-1).to(torch.int32)
 
 
 def token_nats(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
@@ -79,9 +95,23 @@ def token_nats(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor
 def token_ranks(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """int32 [N] the rank of each target: 1 + the tokens with a larger logit + those with the same and a lower id."""
     own_N1, target_N1 = logits_NV.gather(1, targets_N[:, None]), targets_N[:, None]
+    if (values_NV := _numpy_logits(logits_NV)) is not None:
+        own, targets = own_N1.numpy(), targets_N.numpy()
+        ranks_N = 1 + np.count_nonzero(values_NV > own, axis=1)
+        for row in np.flatnonzero(np.count_nonzero(values_NV == own, axis=1) > 1):  # there are few
+            ranks_N[row] += np.count_nonzero(values_NV[row, : targets[row]] == own[row])
+        return torch.from_numpy(ranks_N.astype(np.int32))
     ids_V = torch.arange(logits_NV.shape[1], device=logits_NV.device)
     before_NV = (logits_NV > own_N1) | ((logits_NV == own_N1) & (ids_V < target_N1))
     return (1 + before_NV.sum(dim=1)).to(torch.int32)
+
+
+def _numpy_logits(logits_NV: torch.Tensor) -> NDArray[Any] | None:
+    """The same numbers for numpy, which finds and counts several times as fast as torch; None where it cannot."""
+    if logits_NV.device.type != "cpu" or logits_NV.dtype not in (torch.float32, torch.float64):
+        return None
+    values_NV: NDArray[Any] = logits_NV.detach().numpy()
+    return values_NV
 
 
 def compare(

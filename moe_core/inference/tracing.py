@@ -5,7 +5,9 @@ Long texts go through in windows, see moe_core.data.windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,14 @@ from numpy.typing import NDArray
 
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
-from moe_core.data.windows import WindowBatch, window_batches
+from moe_core.data.windows import WindowBatch
 from moe_core.errors import UsageError
 from moe_core.inference.open import language_model
 from moe_core.inference.protocol import LanguageModel, Loaded, check_token_ids
-from moe_core.inference.scoring import Predictions, predictions, tokenised
+from moe_core.inference.reading import ReadGroup, read_groups
+from moe_core.inference.scoring import likeliest, tokenised
 from moe_core.progress import Progress, silent
-from moe_core.routing import Recorder, RoutingTrace, StoredTrace, capture, concatenate
+from moe_core.routing import Recorder, RoutingTrace, StoredTrace, concatenate
 from moe_core.routing.trace.parquet import TraceWriter
 
 # A trace that would hold more router logits than this goes without: E of them per token and layer, most of its size.
@@ -89,7 +92,8 @@ def write_documents_trace(
 ) -> StoredTrace:
     """Trace documents into a file as they are read, and open it: the same as trace_documents(...).save(path).
 
-    In memory are the text, some 30 bytes a token of it, and the routing of one batch and one row group; not the trace.
+    In memory are the text, some 30 bytes a token of it, and the routing of two row groups, of which one is read while
+    the other is written; not the trace.
     `tokens_per_batch`: tokens that go through the model together and the longest window at once, see window_batches;
     fewer take less memory, of which the logits are the most: 4 bytes for each token and entry of the vocabulary.
     Raises UsageError for an empty text, TraceError when the disk refuses.
@@ -99,10 +103,28 @@ def write_documents_trace(
     model = language_model(loaded)
     (progress or silent)("tokenising", 0, len(documents))
     dataset = _tokenised(model, documents)
-    with TraceWriter(path) as writer:
-        for _, trace in _read_batches(model, dataset, tokens_per_batch, progress):
-            writer.write(trace)
+    reading = read_groups(
+        model, dataset, tokens_per_batch, keep_logits=logits_fit(model, len(dataset)), progress=progress
+    )
+    with TraceWriter(path) as writer, closing(reading):
+        _write_behind(writer, reading)
     return RoutingTrace.open(path)
+
+
+def _write_behind(writer: TraceWriter, reading: Iterable[ReadGroup]) -> None:
+    """Write each part in another thread while the next one is read; what goes wrong there is raised here."""
+    with ThreadPoolExecutor(1, "write trace") as thread:
+        written: Future[None] | None = None
+        for group in reading:
+            if written is not None:
+                written.result()  # no more than one part waits
+            written = thread.submit(_write, writer, group)
+        if written is not None:
+            written.result()
+
+
+def _write(writer: TraceWriter, group: ReadGroup) -> None:
+    writer.write(group.trace())
 
 
 def trace_batches(
@@ -134,12 +156,6 @@ def trace_batches(
     )
 
 
-def likeliest(logits_BSV: torch.Tensor) -> NDArray[np.int32]:
-    """[B, S] the token each place predicts: the argmax of its logits."""
-    ids: NDArray[np.int32] = logits_BSV.argmax(dim=-1).to(torch.int32).cpu().numpy()
-    return ids
-
-
 def logits_fit(model: LanguageModel, tokens: int) -> bool:
     """Whether the router logits of so many tokens stay within MAX_LOGITS_BYTES."""
     return logits_bytes(model, tokens) <= MAX_LOGITS_BYTES
@@ -154,7 +170,7 @@ def trace_of_windows(
     model: LanguageModel, recorder: Recorder, dataset: TokenDataset, batch: WindowBatch, logits_BSV: torch.Tensor
 ) -> RoutingTrace:
     """The trace of what `recorder` saw when the model read `batch` and answered with these logits."""
-    predicted_BS = likeliest(logits_BSV)
+    predicted_BS = likeliest(logits_BSV).cpu().numpy()
     occurring = np.unique(np.concatenate([dataset.token_ids[batch.index], predicted_BS]))
     return trace_batches(
         recorder,
@@ -174,23 +190,13 @@ def trace_dataset(
     losses = np.full(len(dataset), np.nan, dtype=np.float32)
     ranks = np.zeros(len(dataset), dtype=np.int32)
     traces: list[RoutingTrace] = []
-    for found, trace in _read_batches(model, dataset, None, progress):
-        at = found.windows.targets
-        losses[at], ranks[at] = found.nats(), found.ranks()
-        traces.append(trace)
-    return TracedText(concatenate(traces), losses, ranks)
-
-
-def _read_batches(
-    model: LanguageModel, dataset: TokenDataset, tokens_per_batch: int | None, progress: Progress | None
-) -> Iterator[tuple[Predictions, RoutingTrace]]:
-    """The model's predictions for each batch of windows, and the routing of the tokens that count there."""
     keep_logits = logits_fit(model, len(dataset))
-    for windows in window_batches(dataset, model.context_window, tokens_per_batch=tokens_per_batch):
-        with capture(model.model, keep_logits=keep_logits) as recorder:
-            (found,) = predictions(model.logits, model.device, dataset, [windows])
-        yield found, trace_of_windows(model, recorder, dataset, windows, found.logits)
-        (progress or silent)("tracing", int(windows.index[-1, -1]) + 1, len(dataset))
+    with closing(read_groups(model, dataset, keep_logits=keep_logits, scored=True, progress=progress)) as reading:
+        for group in reading:
+            traces.append(group.trace())
+            for at, nats_N, ranks_N in group.scores():
+                losses[at], ranks[at] = nats_N, ranks_N
+    return TracedText(concatenate(traces), losses, ranks)
 
 
 def _tokenised(model: LanguageModel, documents: Sequence[Document]) -> TokenDataset:

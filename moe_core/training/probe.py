@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from moe_core.data.tokens import TokenDataset
 from moe_core.evaluation.loss import scored_windows
-from moe_core.inference.scoring import predictions
-from moe_core.inference.tracing import likeliest, trace_batches
+from moe_core.inference.scoring import likeliest, predictions
+from moe_core.inference.tracing import trace_batches
 from moe_core.routing import RoutingTrace, capture
 from moe_core.routing.measures.decisions import router_entropy
 from moe_core.routing.measures.domains import domain_cells, domain_nmi, preferred
@@ -44,7 +44,7 @@ def probe_routing(
     try:
         with capture(model) as recorder:
             for found in predictions(lambda ids_BS: model(ids_BS).logits, device, dataset, batches):
-                predicted_ids.append(likeliest(found.logits))
+                predicted_ids.append(likeliest(found.logits).cpu().numpy())
     finally:
         model.train(was_training)
     return trace_batches(
