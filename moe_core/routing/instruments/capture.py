@@ -35,12 +35,12 @@ _INPUTS = ("input_ids", "inputs_embeds", "decoder_input_ids", "token_ids")
 
 @dataclass
 class _Call:
-    """One call of one router: compact copies on the model's device, [T,K], [T,K] and [T,E]."""
+    """One call of one router, on the model's device: copies as they come, [T,K], [T,K] and [T,E]. Once the router is
+    called again they are int16, float32 and float16."""
 
     indices: torch.Tensor
     scores: torch.Tensor
     logits: torch.Tensor | None
-    """As the router reports them, until the pass is over; then float16."""
     num_experts: int
     are_reported: bool
     """Whether the logits are as the router reports them, see Form.true_logits; an intervention's are not."""
@@ -98,10 +98,9 @@ class Recorder:
         """Everything recorded so far, on its way to the host: the device is not waited for. Raises TraceError as
         `trace` does."""
         self._check_calls()
-        self._compact_logits()
         first = self._calls[self.layers[0]]
         has_logits = self._has_logits()
-        tensors = [self._joined_calls(name) for name in ("indices", "scores", *(["logits"] if has_logits else []))]
+        tensors = self._joined_calls(has_logits)
         return Recorded(
             layers=self.layers,
             num_tokens=self.num_tokens,
@@ -169,36 +168,33 @@ class Recorder:
         # Some choices have to be computed from the output; nothing of that may be kept for a backward pass.
         with torch.no_grad():
             logits, scores, indices = router.read(call)
-            self._calls[router.layer].append(
+            calls = self._calls[router.layer]
+            if calls:
+                self._compact(router, calls[-1])
+            # Copies: the model may go on to change its tensors in place. All else waits until the pass is over.
+            calls.append(
                 _Call(
-                    # copy=True: the model may go on to change its tensors in place.
-                    indices.to(torch.int16, copy=True),
-                    scores.to(torch.float32, copy=True),
+                    indices.clone(),
+                    scores.clone(),
                     logits.clone() if self._keep_logits and logits is not None else None,
                     router.num_experts if logits is None else logits.shape[1],
                     are_reported=changed_choice(call) is None,
                 )
             )
 
-    def _compact_logits(self) -> None:
-        """Make float16 of the logits of passes that are over: within one, each operation would hold it up."""
+    def _compact(self, router: Router, call: _Call) -> None:
         import torch
 
-        if not self._keep_logits:
-            return
-        with torch.no_grad():
-            for layer, calls in self._calls.items():
-                form = self._routers[layer].form
-                for call in reversed(calls):
-                    if call.logits is None or call.is_compact:
-                        break
-                    logits = form.true_logits(call.logits) if call.are_reported else call.logits
-                    call.logits, call.is_compact = _half_precision(logits, self._score_function), True
+        if not call.is_compact:
+            call.indices, call.scores = call.indices.to(torch.int16), call.scores.to(torch.float32)
+            if call.logits is not None:
+                logits = router.form.true_logits(call.logits) if call.are_reported else call.logits
+                call.logits = _half_precision(logits, self._score_function)
+            call.is_compact = True
 
     def _note_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Remember the shape of what the model is about to read; called by its hook, in any thread."""
         if threading.get_ident() == self._thread and not is_recomputing():
-            self._compact_logits()
             given = next((kwargs[name] for name in _INPUTS if kwargs.get(name) is not None), args[0] if args else None)
             self._read.append(tuple(getattr(given, "shape", ()))[:2])
 
@@ -226,14 +222,23 @@ class Recorder:
                     "expected the same tokens, slots and experts in every layer"
                 )
 
-    def _joined_calls(self, name: str) -> torch.Tensor:
-        """[L,T,...] of one kind of output over all forward passes, on the device of the first router."""
+    def _joined_calls(self, has_logits: bool) -> list[torch.Tensor]:
+        """[L,T,K] indices, [L,T,K] scores and perhaps [L,T,E] logits of all forward passes, on one device."""
         import torch
 
-        layers = [[getattr(call, name) for call in calls] for calls in self._calls.values()]
-        device = layers[0][0].device  # the layers of a large model lie on several
-        joined = [(calls[0] if len(calls) == 1 else torch.cat(calls)) for calls in layers]
-        return torch.stack([layer.to(device, non_blocking=True) for layer in joined])
+        device = self._calls[self.layers[0]][0].indices.device  # the layers of a large model lie on several
+
+        def joined(name: str, dtype: torch.dtype) -> torch.Tensor:
+            layers = [[getattr(call, name) for call in calls] for calls in self._calls.values()]
+            whole = [calls[0] if len(calls) == 1 else torch.cat(calls) for calls in layers]
+            return torch.stack([layer.to(device, non_blocking=True) for layer in whole]).to(dtype)
+
+        with torch.no_grad():
+            if has_logits:
+                for layer, calls in self._calls.items():
+                    self._compact(self._routers[layer], calls[-1])
+            kinds = [("indices", torch.int16), ("scores", torch.float32)]
+            return [joined(*kind) for kind in [*kinds, *([("logits", torch.float16)] if has_logits else [])]]
 
 
 @contextmanager
