@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from moe_core.data.document import Document
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.data.tokens import TokenDataset
-from moe_core.data.windows import OVERLAPPING_WINDOWS, window_batches, window_words
+from moe_core.data.windows import OVERLAPPING_WINDOWS, WindowBatch, window_batches, window_groups, window_words
 from moe_core.errors import UsageError
 
 
@@ -77,6 +79,37 @@ def test_every_token_is_read_once_and_scored_as_without_the_last_ones(
             assert contexts[int(batch.index[row, place])] == batch.index[row, 0], "the same context before it"
     for first, end in zip(*dataset.document_bounds(), strict=True):
         assert contexts[int(end) - 1] == max(first, end - size)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(2, 17), st.integers(17, 60), st.integers(1, 90)
+)
+def test_groups_of_like_lengths_have_the_same_windows_in_fewer_passes(
+    tokenizer: Tokenizer, lengths: list[int], size: int, places: int, tokens: int
+) -> None:
+    dataset = dataset_of(tokenizer, lengths)
+
+    def rows(batches: Iterable[WindowBatch]) -> list[tuple[list[int], ...]]:
+        """Each window's tokens as far as they count, and which of them are scored; padding left out."""
+        every = [
+            (batch.index[row][keep].tolist(), batch.index[row][batch.scored[row]].tolist(), [int(batch.index[row, 0])])
+            for batch in batches
+            for row, keep in enumerate(batch.keep)
+        ]
+        return sorted(every)
+
+    groups = list(window_groups(dataset, size, places=places, tokens=tokens))
+    batches = [batch for group in groups for batch in group.batches]
+    plain = list(window_batches(dataset, size, tokens_per_batch=max(places, size)))
+    assert rows(batches) == rows(plain)
+    assert all(batch.index.size <= max(places, size) for batch in batches)
+    assert [group.start for group in groups] == [0, *(group.end for group in groups[:-1])]
+    assert groups[-1].end == len(dataset)
+    for group in groups:
+        counted = np.sort(np.concatenate([batch.index[batch.keep] for batch in group.batches]))
+        assert counted.tolist() == list(range(group.start, group.end))
+        assert group.end - group.start <= max(tokens, size)
 
 
 def test_the_rule_is_said_in_words() -> None:

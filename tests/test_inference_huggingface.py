@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -373,6 +374,28 @@ def test_an_unreadable_id_or_an_interruption_leaves_no_file(qwen: LanguageModel,
     with pytest.raises(UsageError, match="no text to trace"):
         write_documents_trace(qwen, [Document("", "a", "", "")], tmp_path / "x.parquet")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_goes_wrong_while_a_part_is_written_ends_the_reading(
+    qwen: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that writes has no reader of its own: its error comes out where the trace was asked for."""
+    monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 64)
+    threads: list[threading.Thread] = []
+
+    def full(writer: parquet.TraceWriter, trace: RoutingTrace) -> None:
+        del writer, trace
+        threads.append(threading.current_thread())
+        raise TraceError("the disk is full")
+
+    monkeypatch.setattr(parquet.TraceWriter, "write", full)
+    with pytest.raises(TraceError, match="the disk is full"):
+        write_documents_trace(qwen, [TEXTS] * 9, tmp_path / "x.parquet")
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+    assert not threads[0].is_alive()
+    assert not list(tmp_path.iterdir())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in qwen.model.modules())
 
 
 def test_a_dataset_can_be_made_before_and_traced_after(qwen: LanguageModel) -> None:

@@ -84,3 +84,20 @@ def test_a_text_has_one_loss_whoever_asks(trained_root: Path) -> None:
     assert row["delta_nats"] == pytest.approx(effects.delta[text_T].astype(np.float64).mean(), abs=1e-5)
     found = likelihoods(model, [encode_pair(model, "", document.text) for document in documents])
     assert -sum(one.log_probability for one in found) == pytest.approx(losses.sum(), rel=1e-5)
+
+
+def test_the_processor_finds_the_ranks_and_likeliest_tokens_that_an_accelerator_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Numpy's way and torch's, on logits with many ties, of which some are NaN or infinite."""
+    random = torch.Generator().manual_seed(0)
+    logits_NV = torch.randint(-3, 4, (200, 17), generator=random).float()
+    logits_NV[::7, 3], logits_NV[::5, 11], logits_NV[3::11, 5] = -torch.inf, torch.inf, torch.nan
+    targets_N = torch.randint(17, (200,), generator=random)
+    found = [scoring.token_ranks(logits_NV, targets_N), scoring.likeliest(logits_NV[None])]
+    monkeypatch.setattr(scoring, "_numpy_logits", lambda _: None)
+    for ours, wanted in zip(
+        found, [scoring.token_ranks(logits_NV, targets_N), scoring.likeliest(logits_NV[None])], strict=True
+    ):
+        assert (ours.dtype, ours.shape) == (wanted.dtype, wanted.shape)
+        assert torch.equal(ours, wanted)
