@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from training_support import TIMES, begin_trainer, make_config, write_corpus
 from moe_core.errors import RunError
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import checkpoint_steps
+from moe_core.training.loop import train
 from moe_core.training.trainer import StepReport, Trainer
 
 
@@ -157,6 +159,33 @@ def test_steps_ahead_are_those_of_a_trainer_that_reads_each(corpus: Path, tmp_pa
     pd.testing.assert_frame_equal(*lines, check_exact=False, rtol=1e-5)
     for name, tensor in everything(ahead).items():
         torch.testing.assert_close(tensor, everything(behind)[name], msg=name)
+
+
+def test_the_loop_logs_every_step_of_a_trainer_that_is_ahead(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(corpus, training__steps=20, training__evaluation_interval=8)
+    train(RunFolder("behind", tmp_path), config)
+    monkeypatch.setattr(Trainer, "begin", beginning_ahead(Trainer.begin, reads_every=5))
+    train(RunFolder("ahead", tmp_path), config)
+    # Its last steps before an evaluation or a checkpoint are read for it; in between it reads every five.
+    runs = [RunFolder(name, tmp_path) for name in ("ahead", "behind")]
+    ahead, behind = (run.metrics("train").drop(columns=list(TIMES)) for run in runs)
+    assert ahead["step"].tolist() == list(range(1, 21))
+    pd.testing.assert_frame_equal(ahead, behind, check_exact=False, rtol=1e-4)
+    kinds = [record["kind"] for record in runs[0].metric_records()]
+    lines = [number for number, kind in enumerate(kinds) if kind == "train"]
+    evaluations = [number for number, kind in enumerate(kinds) if kind == "evaluation"]
+    assert sum(line < evaluations[2] for line in lines) == 8, "what was done before an evaluation stands before it"
+
+
+def beginning_ahead(begin: Callable[..., Trainer], *, reads_every: int) -> Callable[..., Trainer]:
+    def begun(*given: Any) -> Trainer:
+        trainer = begin(*given)
+        trainer.reads_every = reads_every
+        return trainer
+
+    return begun
 
 
 def test_seconds_of_waiting_are_those_of_the_steps(
