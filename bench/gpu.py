@@ -29,6 +29,7 @@ from moe_core.experiments.timing import Timings
 from moe_core.inference.device import resolve_device
 from moe_core.model import MoETransformer
 from moe_core.training.batches import TensorBatch
+from moe_core.training.compiling import can_compile, compile_blocks
 from moe_core.training.gradient import accumulate_gradient
 from moe_core.training.optimizers import build_optimizers, step_optimizers
 from moe_core.training.trainer import is_not_finite
@@ -170,8 +171,10 @@ def give_memory_back() -> None:
 
 
 def our_step(model: MoETransformer, shape: Shape, batch: TensorBatch) -> Callable[[], Tensor]:
-    """A step as the trainer takes it, at a learning rate of nothing; the loss."""
+    """A step as the trainer of a long run takes it, compiled where it can be, at a learning rate of 0; the loss."""
     config, optimizers = shape.config, []
+    if can_compile(config, batch.token_ids.device, autocast=True):
+        compile_blocks(model)
     if shape.optimizer is not None:
         optimizers = build_optimizers(model, config.training)
         for optimizer in optimizers:

@@ -1,9 +1,9 @@
 """What part of a training is training: a whole run against its bare steps.
 
 The run is `moescope train`: batches, a log, a status each second, and at every interval an evaluation of both held-out
-splits, the routing of the probe set, a sample and a checkpoint. Its time is taken from its first step to that of the
-next evaluation but one, so that each interval counts one evaluation. The bare step is forward, backward, clipping and
-optimizers on one batch, again and again; it is timed before and after the run.
+splits, the routing of the probe set, a sample and a checkpoint. Its time is that of one interval, from the end of the
+first step to the end of the one behind the next evaluation. The bare step is forward, backward, clipping and
+optimizers on one batch; it is taken between the steps of the run, now and then, and its time is left out of the run's.
 """
 
 from __future__ import annotations
@@ -52,10 +52,7 @@ def share_of_bare_step(config: Config, name: str, scale: Scale, goal: Goal | Non
     data = prepare_data(config, progress=scale.progress)
     with tempfile.TemporaryDirectory() as folder:
         bare = BareSteps(config, data, Path(folder))
-        seconds = bare.seconds(scale.rounds)
-        whole = _seconds_of_an_interval(config, data, Path(folder), scale)
-        seconds += bare.seconds(scale.rounds)
-    step = median(seconds)
+        step, whole = _seconds_of_an_interval(config, data, bare, Path(folder), scale)
     return Result(
         f"share of the bare step in the whole loop, {name}",
         step * interval / whole,
@@ -93,10 +90,6 @@ class BareSteps:
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def seconds(self, rounds: int) -> list[float]:
-        """Of each of so many steps, the device waited for."""
-        return [timed(self, self.device) for _ in range(rounds)]
-
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
     """Seconds until `device` is done with it."""
@@ -113,14 +106,24 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _seconds_of_an_interval(config: Config, data: PreparedData, root: Path, scale: Scale) -> float:
-    """From the end of step 1 to that of the last one: as many steps as an interval has, and one evaluation."""
+def _seconds_of_an_interval(
+    config: Config, data: PreparedData, bare: BareSteps, root: Path, scale: Scale
+) -> tuple[float, float]:
+    """The median of the bare steps in between; and from the end of step 1 to that of the last one, without them."""
+    interval, found = config.training.evaluation_interval, []
+    every = max(1, interval // (2 * scale.rounds))
     ends: dict[int, float] = {}
 
     def note(stage: str, done: int, total: int) -> None:
-        if stage == "training":
-            ends[done] = time.perf_counter()
         scale.progress(stage, done, total)
+        if stage != "training":
+            return
+        if done > 1 and done % every == 0:
+            settle(bare.device)
+            before = time.perf_counter()
+            found.append(timed(bare, bare.device))
+            ends[1] += time.perf_counter() - before
+        ends[done] = time.perf_counter()
 
     train(RunFolder("whole", root), config, data=data, progress=note)
-    return ends[config.training.evaluation_interval + 1] - ends[1]
+    return median(found), ends[interval + 1] - ends[1]
