@@ -31,6 +31,7 @@ from moe_core.inference.sampling import SamplingConfig
 from moe_core.inference.scoring import as_dataset
 from moe_core.inference.tracing import trace_documents, trace_text, write_documents_trace
 from moe_core.routing import Intervention, RoutingTrace, capture, intervene
+from moe_core.routing.instruments.huggingface import few_tokens
 from moe_core.routing.trace import parquet
 
 GREEDY = SamplingConfig(max_new_tokens=12, temperature=0)
@@ -289,6 +290,37 @@ def test_the_causal_map_of_another_model_is_the_difference_of_two_readings(qwen:
     assert total["affected"] == (effects.trace.router_indices[1] == 1).any(axis=1).sum()
     with pytest.raises(UsageError, match="model some/qwen has no held-out text"):
         ablation_map(qwen)
+
+
+def test_experts_visited_as_on_an_accelerator_give_the_same_text(foreign: LanguageModel) -> None:
+    """Few tokens go through copies of their experts' weights, many through one grouped product."""
+    model: Any = foreign.model
+    ways: list[int] = []
+    before = list(generate(foreign, TEXT[:40], GREEDY))
+    kinds = model.get_experts_implementation()
+    assert "grouped_mm" in kinds.values()
+    plain = few_tokens.by_tokens
+
+    def watched(experts: Any, *given: Any) -> torch.Tensor:
+        ways.append(len(given[0]))
+        return plain(experts, *given)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(few_tokens, "by_tokens", watched)
+            few_tokens.visit_experts_by_tokens(model)
+        after = list(generate(foreign, TEXT[:40], GREEDY))
+    finally:
+        model.set_experts_implementation(kinds)
+    assert [token.token_id for token in after] == [token.token_id for token in before]
+    np.testing.assert_array_equal([token.experts for token in after], [token.experts for token in before])
+    np.testing.assert_allclose([token.loss for token in after], [token.loss for token in before], atol=1e-5)
+    assert {1} < set(ways), "the prompt in one pass, then a token at a time"
+
+
+def test_what_is_not_of_the_library_visits_its_experts_as_before() -> None:
+    model = torch.nn.Linear(2, 2)
+    few_tokens.visit_experts_by_tokens(model)
 
 
 # ---- into a file ----

@@ -27,10 +27,17 @@ def test_a_run_opens_as_its_language_model(trained_root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "gpus", "spread"), [("auto", 2, True), ("auto", 1, False), ("cuda", 2, False), ("cpu", 2, False)]
+    ("device", "gpus", "accelerate", "device_map"),
+    [
+        ("auto", 2, True, "auto"),
+        ("auto", 1, True, {"": torch.device("cuda")}),
+        ("cuda", 2, True, {"": torch.device("cuda")}),
+        ("auto", 2, False, None),
+        ("cpu", 2, True, None),
+    ],
 )
-def test_only_a_model_left_to_auto_is_spread_and_only_over_several_gpus(
-    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, spread: bool
+def test_only_a_model_left_to_auto_is_spread_and_accelerate_reads_it_where_it_belongs(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, accelerate: bool, device_map: object
 ) -> None:
     asked: dict[str, Any] = {}
     went: list[str] = []
@@ -43,9 +50,9 @@ def test_only_a_model_left_to_auto_is_spread_and_only_over_several_gpus(
     monkeypatch.setattr(opening, "language_model", lambda loaded: loaded)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(opening.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(opening.importlib.util, "find_spec", lambda _: object() if accelerate else None)
     open_huggingface("somewhere", device=device, trust_remote_code=True)
     assert asked == {
-        "where": "somewhere", "device_map": "auto" if spread else None, "dtype": None, "trust_remote_code": True,
+        "where": "somewhere", "device_map": device_map, "dtype": None, "trust_remote_code": True,
     }  # fmt: skip
-    assert went == ([] if spread or device == "cpu" else ["cuda"])
+    assert went == ([] if accelerate else ["cuda"])

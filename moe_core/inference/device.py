@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moe_core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 # torch is imported late: every --help lists these names.
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -37,3 +38,11 @@ def resolve_dtype(name: str) -> torch.dtype | None:
         raise UsageError(f"dtype {name!r} is unknown; expected one of {', '.join(DTYPES)}")
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def on_device(values: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """The values there. CUDA fetches them itself when it comes to it, and is not waited for."""
+    import torch
+
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from moe_core.errors import UsageError, shortened
+from moe_core.inference.device import on_device
 from moe_core.inference.protocol import Draw, ReadTokens
+from moe_core.routing.instruments.host_copies import HostCopies
 
 if TYPE_CHECKING:
     from moe_core.inference.protocol import LanguageModel, Reader
@@ -63,7 +65,7 @@ class CachedReader:
         self, token_ids: Sequence[Sequence[int]], cache: Any, *, all_logits: bool = False, **padding: torch.Tensor
     ) -> list[ReadTokens]:
         """Read equally many tokens of each row; `padding`: the mask and the positions where rows are padded."""
-        ids_BS = torch.tensor(token_ids, device=self._device)
+        ids_BS = on_device(np.array(token_ids, dtype=np.int64), self._device)
         B, S = ids_BS.shape
         kept = {} if all_logits else self._last_logits
         with self._recorder.restarted():
@@ -73,11 +75,12 @@ class CachedReader:
                 f"{self._name} ({type(self._model).__name__}) keeps no cache of what it has read, so it cannot write "
                 "token by token; trace a text instead"
             )
-        indices_LTK, scores_LTK = self._recorder.choices(B * S)
+        # Both are asked for before the device is waited for, once.
+        recorded, last = self._recorder.recorded(), HostCopies([output.logits[:, -1]])
         indices_BSLK, scores_BSLK = (
-            found.reshape(len(found), B, S, -1).transpose(1, 2, 0, 3) for found in (indices_LTK, scores_LTK)
+            found.reshape(len(found), B, S, -1).transpose(1, 2, 0, 3) for found in recorded.choices(B * S)
         )
-        logits_BV = output.logits[:, -1] if B == 1 else output.logits[:, -1].cpu()
+        (logits_BV,) = last.tensors()
         told = [output.logits[b] if all_logits else None for b in range(B)]
         return [
             ReadTokens(logits_BV[b], indices_BSLK[b], scores_BSLK[b], output.past_key_values, told[b]) for b in range(B)
@@ -108,7 +111,7 @@ class PaddedTexts:
 
     def read(self, token_ids: Sequence[int], draws: Sequence[Draw] = ()) -> list[ReadTokens]:  # noqa: ARG002
         """See JoinedTexts."""
-        lengths_B1 = torch.tensor(self._lengths, device=self._device)[:, None]
+        lengths_B1 = on_device(np.array(self._lengths)[:, None], self._device)
         longest = max(self._lengths)
         seen = torch.arange(longest + 1, device=self._device) >= longest - lengths_B1
         found = self._reader.read_rows(

@@ -20,6 +20,7 @@ from moe_core.inference.huggingface import HuggingFaceLanguageModel
 from moe_core.inference.own_model import OwnModel
 from moe_core.inference.protocol import LanguageModel, Loaded
 from moe_core.model.transformer import MoETransformer
+from moe_core.routing.instruments.huggingface.few_tokens import visit_experts_by_tokens
 from moe_core.routing.instruments.huggingface.loading import load
 from moe_core.runs.checkpoint import load_run
 
@@ -41,16 +42,20 @@ def open_huggingface(
     routing.instruments.huggingface.load.load, UsageError for a device that this machine lacks.
     """
     place = resolve_device(device)
-    # The library then puts every part where it belongs itself.
-    spread = device == "auto" and place.type == "cuda" and _several_gpus()
+    on_accelerator = place.type != "cpu"
+    # With accelerate the library puts every part where it belongs as it reads it.
+    placed = on_accelerator and importlib.util.find_spec("accelerate") is not None
+    spread = device == "auto" and place.type == "cuda" and torch.cuda.device_count() > 1
     loaded = load(
         path_or_name,
-        device_map="auto" if spread else None,
+        device_map=None if not placed else "auto" if spread else {"": place},
         dtype=resolve_dtype(dtype),
         trust_remote_code=trust_remote_code,
     )
-    if not spread and place.type != "cpu":
-        loaded.model.to(place)
+    if on_accelerator:
+        if not placed:
+            loaded.model.to(place)
+        visit_experts_by_tokens(loaded.model)
     return language_model(loaded)
 
 
@@ -78,7 +83,3 @@ def own_model(loaded: Loaded | LanguageModel, what: str) -> OwnModel:
 def context_window(loaded: Loaded | LanguageModel) -> int:
     """Tokens the model should see at once, at most."""
     return language_model(loaded).context_window
-
-
-def _several_gpus() -> bool:
-    return torch.cuda.device_count() > 1 and importlib.util.find_spec("accelerate") is not None

@@ -19,6 +19,7 @@ from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
 from moe_core.data.windows import WindowBatch
 from moe_core.errors import UsageError
+from moe_core.inference.device import on_device
 from moe_core.inference.open import language_model
 from moe_core.inference.protocol import LanguageModel, Loaded, check_token_ids
 
@@ -71,12 +72,6 @@ def predictions(
         with torch.inference_mode():
             logits_BSV = logits_of(token_ids_BS)
         yield Predictions(windows, logits_BSV, dataset.token_ids[windows.targets])
-
-
-def on_device(values: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """The values there. An accelerator fetches them itself, when it comes to it."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @torch.inference_mode()

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class HostCopies:
-    """Copies that are under way; `arrays` waits for them, in any thread. Tensors of the host are taken as they are."""
+    """Copies that are under way, to be waited for in any thread. Tensors of the host are taken as they are."""
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Start to copy; of types that numpy has."""
+        """Start to copy."""
         import torch
 
         self._tensors: list[torch.Tensor] = []
@@ -34,8 +34,12 @@ class HostCopies:
         for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
             self._copied.append(torch.cuda.current_stream(device).record_event())
 
-    def arrays(self) -> list[npt.NDArray[Any]]:
-        """The tensors' values, in their order."""
+    def tensors(self) -> list[torch.Tensor]:
+        """Wait for the tensors, in their order."""
         for event in self._copied:
             event.synchronize()
-        return [tensor.numpy() for tensor in self._tensors]
+        return self._tensors
+
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """The same for numpy, of types that it has."""
+        return [tensor.numpy() for tensor in self.tensors()]
