@@ -55,7 +55,7 @@ AXES: dict[str, Sequence[int]] = {
     "layers": (2, 4, 8, 16),
     "documents": (250, 4_000, 64_000),
 }
-PARTS = (64, 256, 1_024)
+PARTS = (256, 1_024, 4_096)
 MEMORY_TOKENS = (500_000, 1_000_000, 2_000_000)
 
 

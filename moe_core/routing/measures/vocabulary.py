@@ -238,8 +238,7 @@ class _ScoreSums:
                 counted, apart = _summed_shares(left_FC.reshape(shape))
                 self.counted_without[:, group] += counted
                 self.apart_without[:, group] += apart
-            whole_FC = np.zeros((folds, flat_GC.shape[1]))
-            np.add.at(whole_FC, fold_G, flat_GC)
+            whole_FC = np.stack([flat_GC[fold::folds].sum(axis=0, dtype=np.float64) for fold in range(folds)])
             counted, apart = _summed_shares(whole_FC.reshape(shape))
             self.counted += counted
             self.apart += apart

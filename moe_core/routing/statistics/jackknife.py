@@ -52,8 +52,7 @@ class Groups:
         """[G,C] sums without each group, the other groups of its stratum weighted by n / (n - 1)."""
         counts_GC = counts_GC.astype(np.float64)
         place_G, n_G = self._of_stratum()
-        sums_HC = np.zeros((place_G.max() + 1, counts_GC.shape[1]))
-        np.add.at(sums_HC, place_G, counts_GC)
+        sums_HC = _sums_of_rows(counts_GC, place_G, place_G.max() + 1)
         fewer_G1 = np.maximum(n_G - 1, 1)[:, None]
         left_GC: Float64Array = sums_HC[place_G] / fewer_G1 - n_G[:, None] / fewer_G1 * counts_GC
         left_GC[n_G < 2] = 0.0  # a group that nothing stands for is not left out
@@ -65,8 +64,8 @@ class Groups:
     ) -> Iterator[Float64Array]:
         """For each group [P,C], the sums of each part of the groups (group g is in part_G[g]) without that group."""
         place_G, n_G = self._of_stratum()
-        sums_HPC = np.zeros((place_G.max() + 1, parts, counts_GC.shape[1]))
-        np.add.at(sums_HPC, (place_G, part_G), counts_GC)
+        H = place_G.max() + 1
+        sums_HPC = _sums_of_rows(counts_GC, place_G * parts + part_G, H * parts).reshape(H, parts, -1)
         all_PC = sums_HPC.sum(axis=0)
         for stratum, n, part, own_C in zip(place_G, n_G, part_G, counts_GC, strict=True):
             left_PC: Float64Array = all_PC.copy()
@@ -115,8 +114,7 @@ class Groups:
             return independent_C
         place_G, n_G = self._of_stratum()
         residual_GC = counts_GC - counts_GC.sum(axis=1, dtype=np.float64)[:, None] * share_C
-        mean_HC = np.zeros((place_G.max() + 1, len(share_C)))
-        np.add.at(mean_HC, place_G, residual_GC / n_G[:, None])
+        mean_HC = _sums_of_rows(residual_GC / n_G[:, None], place_G, place_G.max() + 1)
         residual_GC -= np.where(n_G[:, None] > 1, mean_HC[place_G], 0.0)
         weight_G = n_G / np.maximum(n_G - 1, 1)
         variance_C: Float64Array = (weight_G[:, None] * residual_GC**2).sum(axis=0) / max(total, 1.0) ** 2
@@ -164,3 +162,11 @@ def source_groups(trace: AnyRouting, seed: int = 0, most: int = MAX_GROUPS) -> S
 def groups_for(trace: AnyRouting, numbers: int, seed: int, budget: int) -> SourceGroups:
     """As `source_groups`, fewer where `numbers` counts for each group would be more than `budget` together."""
     return source_groups(trace, seed, max(MIN_GROUPS, min(MAX_GROUPS, budget // max(numbers, 1))))
+
+
+def _sums_of_rows(rows_GC: npt.NDArray[np.number], place_G: Int64Array, size: int) -> Float64Array:
+    """[size,C] the sum of the rows of each place. A row at a time: numpy's add.at goes number by number."""
+    sums = np.zeros((size, rows_GC.shape[1]))
+    for place, row_C in zip(place_G.tolist(), rows_GC, strict=True):
+        sums[place] += row_C
+    return sums
