@@ -26,7 +26,7 @@ def run(scale: Scale) -> list[Result]:
     rows = []
     for command in commands:
         spread = timings.spread(command)
-        goal = Goal(0.3, at_most=True) if command == COMMANDS[0] else None
+        goal = Goal(0.15, at_most=True) if command == COMMANDS[0] else None
         note = f"middle 80 %: {spread.low:.2f} to {spread.high:.2f} s; Python alone {timings.median(BARE):.2f} s"
         rows.append(Result(command, spread.median, "s", goal=goal, note=note))
     return rows
