@@ -57,6 +57,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "whole_model": Benchmark("whole_model", "How fast are whole models, against others of the same weights or size?"),
     "precision": Benchmark("precision", "Does bfloat16 pay on this processor?", in_default=False),
     "observing": Benchmark("observing", "What do capture and streaming cost?"),
+    "foreign_models": Benchmark(
+        "foreign_models", "What do tracing, writing and capture cost beside someone else's model?"
+    ),
     "batching": Benchmark("batching", "What do requests gain by being answered together?"),
     "http_serving": Benchmark("http_serving", "What does HTTP cost over the engine?"),
     "training_loop": Benchmark("training_loop", "What part of a training is its bare steps?"),

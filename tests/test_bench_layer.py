@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import moe_layer, observing, precision, references, whole_model
+from bench import foreign_models, moe_layer, observing, precision, references, whole_model
 from bench.references import EqualProducts, StackedLoop, affordable_rounds, with_experts
 from bench.suite import Scale
 
@@ -98,6 +98,14 @@ def test_capture_and_streaming_have_rows_and_write_the_same_tokens() -> None:
     rows = observing.run(SMOKE)
     assert [row.against for row in rows] == [observing.OFF, "", observing.BARE]
     assert 0 < rows[1].value < 100
+
+
+def test_looking_at_someone_elses_model_has_rows_and_writes_what_generate_writes() -> None:
+    rows = foreign_models.run(SMOKE)
+    assert [row.against for row in rows] == [
+        foreign_models.READING, foreign_models.GENERATE, foreign_models.OFF, "",
+    ]  # fmt: skip
+    assert 0 < rows[3].value < 100
 
 
 def test_equal_products_do_the_operations_of_the_experts() -> None:
