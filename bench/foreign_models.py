@@ -51,9 +51,9 @@ class Shape:
     experts: int = 64
     top_k: int = 8
     vocabulary: int = 50_304
-    length: int = 512
+    length: int = 256
     """Tokens of a row when the model reads alone."""
-    tokens: int = 16_384
+    tokens: int = 8_192
     """Of the documents that are traced."""
     written: int = 64
     dtype: torch.dtype = torch.float32
