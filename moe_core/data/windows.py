@@ -20,6 +20,8 @@ from moe_core.errors import UsageError
 
 TOKENS_PER_BATCH = 4096
 """Tokens that go through the model together, at most; no window is longer."""
+_LIKE, _SMALL = 0.85, 0.125
+"""Windows that share a batch are at least this part of the longest one, once the batch has this part of its places."""
 WINDOW_RULE = "restart"
 """Names the rule above; kept beside every figure that was made by it."""
 OVERLAPPING_WINDOWS = "overlap"
@@ -114,12 +116,22 @@ def window_groups(dataset: TokenDataset, size: int, *, places: int, tokens: int)
         group = sorted(windows[at:until], key=lambda window: window.start - window.end)
         batches = []
         while group:
-            rows = max(1, places // (group[0].end - group[0].start))
+            rows = _rows_together([window.end - window.start for window in group], places)
             index, keep = _layout(group[:rows])
             batches.append(WindowBatch(index, keep, keep & ~last[index]))
             del group[:rows]
         yield WindowGroup(windows[at].fresh, windows[until - 1].end, batches)
         at = until
+
+
+def _rows_together(lengths: Sequence[int], places: int) -> int:
+    """How many of some windows, the longest first, share a batch: shorter ones only where a pass is small without."""
+    longest, rows = lengths[0], 1
+    for length in lengths[1 : max(1, places // longest)]:
+        if length < _LIKE * longest and rows * longest >= places * _SMALL:
+            break
+        rows += 1
+    return rows
 
 
 def longest_window(size: int, tokens_per_batch: int | None) -> int:
