@@ -10,6 +10,7 @@ only tests use it there, for it reads vacant slots and the whole room.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,7 +53,7 @@ class FixedPass:
         self._asked_B6 = self._given_B6.to(weight.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         if weight.is_cuda:
-            self._capture()
+            self._capture_if_possible(weight.device)
 
     def read(self, token_ids: Sequence[int], draws: Sequence[Draw]) -> list[ReadTokens]:
         """See JoinedTexts.read, for the rows of `cache`."""
@@ -95,6 +96,15 @@ class FixedPass:
         told = [drawn_B[:, None], losses_B[:, None]]
         told += [layer.router_indices for layer in routed] + [layer.router_scores for layer in routed]
         return logits_BV, torch.cat([part.double() for part in told], dim=1)
+
+    def _capture_if_possible(self, device: torch.device) -> None:
+        """What cannot be captured is computed as it is written: slower, and the same."""
+        try:
+            with torch.cuda.device(device):
+                self._capture()
+        except RuntimeError as error:
+            warnings.warn(f"a pass could not be captured on {device} and is slower than it could be: {error}",
+                          RuntimeWarning, stacklevel=2)  # fmt: skip
 
     def _capture(self) -> None:
         """On a stream of its own, as CUDA asks for; what is allocated at the first call must be there before."""
