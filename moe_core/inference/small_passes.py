@@ -11,7 +11,7 @@ from threadpoolctl import ThreadpoolController
 from moe_core.inference.protocol import LanguageModel
 
 SMALL_PASS = 16_000_000
-"""Weights passed, over all tokens of a pass. Up to here a second thread saves a sixth of a pass at most on a quiet
+"""Weights passed, over all tokens of a pass. Up to here a second thread saves a fifth of a pass at most on a quiet
 processor, and beside one busy program on two cores it makes the pass take twice as long (docs/LOG.md, 2026-11-28)."""
 
 
