@@ -97,6 +97,19 @@ def test_output_is_bit_identical_and_the_trace_is_what_the_router_chose() -> Non
     assert trace.vocabulary == {i: f"w{i}" for i in range(1, 7)}
 
 
+def test_a_trace_made_under_autocast_is_the_same() -> None:
+    model = TinyMoE()
+    with capture(model) as recorder:
+        model(TOKENS)
+    expected = recorder.trace(token_ids=TOKENS)
+    with torch.autocast("cpu"), capture(model) as recorder:
+        with torch.autocast("cpu", enabled=False):
+            model(TOKENS)
+        trace = recorder.trace(token_ids=TOKENS)
+    assert np.array_equal(trace.router_indices, expected.router_indices)
+    assert np.array_equal(trace.router_scores, expected.router_scores)
+
+
 def test_gradients_are_untouched() -> None:
     model = TinyMoE()
     model(TOKENS).square().sum().backward()

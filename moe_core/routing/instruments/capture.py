@@ -233,7 +233,7 @@ class Recorder:
             whole = [calls[0] if len(calls) == 1 else torch.cat(calls) for calls in layers]
             return torch.stack([layer.to(device, non_blocking=True) for layer in whole]).to(dtype)
 
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):  # whose stack refuses dtypes
             if has_logits:
                 for layer, calls in self._calls.items():
                     self._compact(self._routers[layer], calls[-1])
