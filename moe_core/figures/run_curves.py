@@ -71,7 +71,7 @@ class Quantity:
 
 DRAWN: dict[str, Quantity] = {
     LOSS: Quantity("Loss", "loss (nats per token)", "loss", from_zero=False),
-    LEARNING_RATE: Quantity("Learning rate", "learning rate of AdamW"),
+    LEARNING_RATE: Quantity("Learning rate", "rate of AdamW"),
     "gradient_norm": Quantity("Gradient norm", "norm before clipping", spikes=True),
     "load_balancing_loss": Quantity(
         "Load-balancing loss", "mean over layers", "load-balancing loss", 1.0, "even", from_zero=False
