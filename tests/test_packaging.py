@@ -24,6 +24,7 @@ PINNED_FOR = {
     "requirements.txt": PROJECT["dependencies"],
     "requirements-huggingface.txt": PROJECT["optional-dependencies"]["huggingface"],
     "requirements-serve.txt": PROJECT["optional-dependencies"]["serve"],
+    "requirements-low-precision.txt": PROJECT["optional-dependencies"]["low-precision"],
 }
 
 
