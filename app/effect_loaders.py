@@ -13,6 +13,7 @@ from app.loaders import EXAMPLE_TOKENS_PER_DOMAIN, Stamp, beginnings_of, languag
 from moe_core.inference.subjects import ForeignModel, Live
 from moe_core.once import Once
 from moe_core.progress import Progress
+from moe_core.routing.measured import Measured
 from moe_core.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from moe_core.data.tokens import TokenDataset
     from moe_core.evaluation.ablation import EffectsInMemory
+    from moe_core.inference.protocol import LanguageModel
+    from moe_core.inference.two_readings import Reading, Variant
     from moe_core.routing import Intervention
     from moe_core.runs.pruning_file import KeptCurves
 
@@ -141,3 +144,39 @@ def _curves(root: str, name: str, changed: tuple[Stamp, ...]) -> KeptCurves | No
     from moe_core.runs.pruning_file import read_curves
 
     return read_curves(RunFolder(name, root))
+
+
+@dataclass(frozen=True, eq=False)
+class ReadTwice:
+    """A model's routing of one text as it is and changed."""
+
+    readings: tuple[Reading, Reading]
+    measured: tuple[Measured, Measured]
+
+
+def read_twice_place(subject: Live, variant: Variant) -> Once[ReadTwice]:
+    """Where both readings are kept: as the weights were saved, and so changed."""
+    return _read_twice_place(*weights_key(subject), variant.name)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _read_twice_place(root: str, name: str, folder: str, changed: Stamp, variant: str) -> Once[ReadTwice]:
+    return Once()
+
+
+def read_both(subject: Live, variant: Variant, progress: Progress) -> ReadTwice:
+    """Read what a run was not trained on, else our own text, twice. The model is opened for it: what pages have open
+    stays as it is. Raises MoescopeError."""
+    from moe_core.inference.two_readings import Variant, read_twice
+
+    def text(model: LanguageModel) -> TokenDataset:
+        from moe_core.inference.held_out import TRACED_TOKENS_PER_DOMAIN, held_out_text
+        from moe_core.inference.scoring import as_dataset
+
+        if isinstance(subject, RunFolder):
+            return held_out_text(subject, model.tokenizer, TRACED_TOKENS_PER_DOMAIN, only_beginnings=True)
+        return as_dataset(model, as_dataset(model, beginnings_of(subject)).select(EXAMPLE_TOKENS_PER_DOMAIN, seed=0))
+
+    readings = read_twice(subject, text, Variant(), variant, progress=progress)
+    first, second = (Measured(one.text.trace) for one in readings)
+    return ReadTwice(readings, (first, second))

@@ -271,16 +271,6 @@ def _routing_place(root: str, name: str, folder: str, changed: Stamp, text: str,
     return Once()
 
 
-def precisions_place(subject: Live) -> Once[tuple[Measured, Measured]]:
-    """Where the routing in both precisions (components.comparison_sides.PRECISIONS) is kept."""
-    return _precisions_place(*weights_key(subject))
-
-
-@st.cache_resource(max_entries=2, show_spinner=False)
-def _precisions_place(root: str, name: str, folder: str, changed: Stamp) -> Once[tuple[Measured, Measured]]:
-    return Once()
-
-
 @st.cache_resource(max_entries=4, show_spinner=False)
 def report_place(name: str, *changed: Stamp) -> Once[HtmlReport]:
     """Where the report on what has this name is kept; it is made on its page, under a progress bar."""

@@ -57,7 +57,10 @@ def test_agreement_by_hand() -> None:
     assert found.all_choices.chance == pytest.approx(((2 + 6 + 6 + 1) / 4 + 16 / 4) / 16)
     # First choices: 2, 1, 1, 0 and 0, 3, 1, 0 in layer 0, twice 2, 0, 2, 0 in layer 1.
     assert found.first_choice.chance == pytest.approx(((0 + 3 + 1) / 4 + 8 / 4) / 8)
-    assert [(one.layer, one.all_choices, one.first_choice) for one in found.layers] == [(0, 5 / 8, 0.5), (1, 1.0, 1.0)]
+    assert [(one.layer, one.all_choices.value, one.first_choice.value) for one in found.layers] == [
+        (0, 5 / 8, 0.5),
+        (1, 1.0, 1.0),
+    ]
     assert found.all_choices.low <= found.all_choices.value <= found.all_choices.high
 
 

@@ -10,7 +10,6 @@ import streamlit as st
 from app import state
 from app.components.comparison_sides import (
     against_other,
-    against_precision,
     against_text,
     go_to_cell_of,
     is_fine_tuned,
@@ -21,6 +20,7 @@ from app.components.figure import show_figure, term_help
 from app.components.fine_tuned import fine_tuned_field
 from app.components.map_view import pick_map_view
 from app.components.page import answer, header, plain, prose
+from app.components.read_twice import against_itself, show_cost
 from app.components.routing_text import independence_warning
 from app.components.serving_view import show_serving
 from app.components.side_views import LEAST_WIDTH, show_views
@@ -52,7 +52,7 @@ def sides_of(kind: str | None) -> Comparison | None:
     if kind == TEXTS:
         return against_text(subject)
     if kind == TWO_PRECISIONS and not isinstance(subject, RoutingFile):
-        return against_precision(subject)
+        return against_itself(subject)
     return against_other(subject)
 
 
@@ -75,6 +75,8 @@ def show(comparison: Comparison) -> None:
         st.info(prose(remark), icon=":material/shuffle:")
     if comparison.comparable and comparison.same_tokens:
         show_agreement(comparison)
+    if kind == TWO_PRECISIONS and not isinstance(subject, RoutingFile):
+        show_cost(subject)
     if kind == TEXTS:  # then they are what the page is about
         show_texts(comparison)
     if comparison.comparable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import streamlit as st
 
@@ -16,16 +16,10 @@ from app.components.text_picker import pick_text
 from moe_core.errors import RunError, UsageError
 from moe_core.figures.sides import Comparison, Side, compare, have_same_shape
 from moe_core.inference.subjects import ForeignModel, Live, RoutingFile, Subject
-from moe_core.progress import Progress
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.comparison import token_difference
 from moe_core.runs import RunFolder
 
-if TYPE_CHECKING:
-    from streamlit.delta_generator import DeltaGenerator
-
-PRECISIONS = ("float32", "bfloat16")
-"""The exact one, and the one that models are served in."""
 ONE_MODEL = "one_model"
 """Session key, in the URL: does the user say that both sides are one model?"""
 ONE_MODEL_NEXT = "one_model_next"
@@ -72,45 +66,6 @@ def against_text(subject: Subject) -> Comparison:
         with grid, st.container():
             sides.append(pick_text(subject, letter, place))
     return compare(*sides, one_model=True)
-
-
-def against_precision(subject: Live) -> Comparison | None:
-    """A model in float32 held against itself in bfloat16, computed when the button is pressed; None before. Raises
-    MoescopeError."""
-    place = loaders.precisions_place(subject)
-    offer = st.empty()
-    if place.made is None and not _is_wanted(offer):
-        return None
-    offer.empty()
-    with progress_bar("Both precisions", stages=True) as bar:
-        made = place.once(lambda: _in_both_precisions(subject, bar))
-    return compare(*(Side(f"{subject.name} in {name}", one) for name, one in zip(PRECISIONS, made, strict=True)),
-                   one_model=True)  # fmt: skip
-
-
-def _is_wanted(offer: DeltaGenerator) -> bool:
-    """Is the button pressed that computes it?"""
-    with offer.container():
-        st.markdown(
-            "How far does the routing depend on the precision of the weights? The same text goes through the model in "
-            "both, one after the other; an expert is the same in both, so that every choice can be held against its "
-            "twin."
-        )
-        return st.button(" against ".join(PRECISIONS), key="precisions_start", type="primary",
-                         icon=":material/play_arrow:")  # fmt: skip
-
-
-def _in_both_precisions(subject: Live, progress: Progress) -> tuple[Measured, Measured]:
-    from moe_core.inference.precisions import traces_in_precisions
-
-    if isinstance(subject, RunFolder):
-        traces = traces_in_precisions(subject, PRECISIONS, progress=progress)
-    else:
-        limit = loaders.EXAMPLE_TOKENS_PER_DOMAIN
-        documents = loaders.beginnings_of(subject)
-        traces = traces_in_precisions(subject, PRECISIONS, documents, tokens_per_domain=limit, progress=progress)
-    first, second = (Measured(trace) for trace in traces)
-    return first, second
 
 
 def models_of_both(subject: Subject) -> tuple[Live, Live] | None:

@@ -45,7 +45,10 @@ def finish(parser: Parser, handler: Callable[..., int]) -> Parser:
     return parser
 
 
-def add_model(parser: Parser, does: str, *, required: bool = True) -> None:
+DTYPE_HELP = "precision of the weights (default auto: as --model was saved; float32 for a run)"
+
+
+def add_model(parser: Parser, does: str, *, required: bool = True, dtype_help: str = DTYPE_HELP) -> None:
     """--run or --model, and where it computes. `required`: one of the two must be given."""
     which = parser.add_mutually_exclusive_group(required=required)
     which.add_argument("--run", metavar="NAME", help=f"run whose newest checkpoint {does}")
@@ -58,10 +61,7 @@ def add_model(parser: Parser, does: str, *, required: bool = True) -> None:
         "model that needs its own code is refused",
     )  # fmt: skip
     add_device(parser)
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="precision of the weights (default auto: as --model was saved; "
-        "float32 for a run)",
-    )  # fmt: skip
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=dtype_help)
 
 
 def add_device(parser: Parser) -> None:

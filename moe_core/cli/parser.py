@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from moe_core.cli import (
     ablate,
+    agree,
     bench,
     chat,
     compare,
@@ -54,6 +55,7 @@ COMMANDS = (
     Command("generate", "continue a text, token by token", generate.parser),
     Command("chat", "talk with a model in the terminal", chat.parser),
     Command("ablate", "switch experts off one by one and measure what is lost", ablate.parser),
+    Command("agree", "how far two routings of the same tokens agree: precisions, engines, quantisations", agree.parser),
     Command("runs", "list the runs with their state and key figures", runs.parser),
     Command("slim", "make a run small enough to ship", slim.parser),
     Command("export", "write a run as a checkpoint that Hugging Face transformers loads", export.parser),

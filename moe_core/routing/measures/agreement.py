@@ -38,9 +38,9 @@ class LayerAgreement:
     """One layer's part of it."""
 
     layer: int
-    all_choices: float
-    first_choice: float
-    """As in Agreement, 0..1."""
+    all_choices: SharedPart
+    first_choice: SharedPart
+    """As in Agreement."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def routing_agreement(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> Agreem
         all_choices=every.part(rng),
         first_choice=first.part(rng),
         layers=tuple(
-            LayerAgreement(layer, float(whole), float(alone))
-            for layer, whole, alone in zip(a.layers, every.by_layer(), first.by_layer(), strict=True)
+            LayerAgreement(layer, whole, alone)
+            for layer, whole, alone in zip(a.layers, every.by_layer(rng), first.by_layer(rng), strict=True)
         ),
     )
 
@@ -123,8 +123,15 @@ class _Counted:
         low, high = totals_ratio_interval(same_N[:, None], of_N[:, None], rng)
         return SharedPart(value, float(low[0]), float(high[0]), float(ratio(self.chance.sum(), total)))
 
-    def by_layer(self) -> Float64Array:
-        return ratio(self.same.sum(axis=1), self.compared.sum(axis=1))
+    def by_layer(self, rng: np.random.Generator) -> list[SharedPart]:
+        """[L] the same of each layer alone."""
+        value_L, total_L = ratio(self.same.sum(axis=1), self.compared.sum(axis=1)), self.compared.sum(axis=1)
+        low_L, high_L = np.full((2, len(total_L)), np.nan)
+        some = total_L > 0
+        if some.any():
+            low_L[some], high_L[some] = totals_ratio_interval(self.same[some].T, self.compared[some].T, rng)
+        found = zip(value_L, low_L, high_L, ratio(self.chance, total_L), strict=True)
+        return [SharedPart(*(float(value) for value in part)) for part in found]
 
 
 def _of_all_choices(a: RoutingTrace, b: RoutingTrace, block_T: Int64Array, N: int) -> _Counted:
@@ -174,8 +181,8 @@ def agreement_verdict(found: Agreement) -> str:
     if np.isnan(whole.low):
         return f"{figures} ({chance}), {of_first}; from one source, how surely cannot be told."
     interval = f"95 % interval {shared_percent(whole.low)} to {shared_percent(whole.high)} over {sources}"
-    least = min(found.layers, key=lambda one: one.all_choices)
-    where = f"; layer {least.layer} least, {shared_percent(least.all_choices)}" if len(found.layers) > 1 else ""
+    least = min(found.layers, key=lambda one: one.all_choices.value)
+    where = f"; layer {least.layer} least, {shared_percent(least.all_choices.value)}" if len(found.layers) > 1 else ""
     if whole.low <= whole.chance:
         return (
             f"Not distinguishable from chance: {figures} ({interval}; {chance}), as two routers have in common that "

@@ -36,7 +36,7 @@ def routing_diff(a: RoutingTrace, b: RoutingTrace, seed: int = 0) -> pd.DataFram
     """
     check_same_tokens(a, b)
     check_same_experts(a, b)
-    flipped_LT = np.stack([_flipped_tokens(a, b, row) for row in range(a.num_layers)])
+    flipped_LT = np.stack([flipped_tokens(a, b, row) for row in range(a.num_layers)])
     low_L, high_L = _flip_rate_intervals(a, flipped_LT, np.random.default_rng(seed))
     q_LE, r_LE = normalised(expert_counts(a)), normalised(expert_counts(b))
     jsd_L = entropy((q_LE + r_LE) / 2) - (entropy(q_LE) + entropy(r_LE)) / 2
@@ -135,7 +135,7 @@ def check_same_experts(a: AnyRouting, b: AnyRouting, names: str = "the two trace
         )
 
 
-def _flipped_tokens(a: RoutingTrace, b: RoutingTrace, row: int) -> BoolArray:
+def flipped_tokens(a: RoutingTrace, b: RoutingTrace, row: int) -> BoolArray:
     """[T] has the token another set of experts?"""
     one_TK, other_TK = a.router_indices[row], b.router_indices[row]
     shared_T = shared_experts(one_TK, other_TK)

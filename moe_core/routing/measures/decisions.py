@@ -101,6 +101,58 @@ def token_boundary(trace: RoutingTrace, layer: int) -> Float64Array:
     return np.concatenate(lead)
 
 
+def token_logit_lead(trace: RoutingTrace, layer: int) -> Float64Array:
+    """[T] K-th largest logit - the next, >= 0, of each token in one layer: how much noise on the logits it takes to
+    change the choice. NaN without logits, at K = E, and where neither expert can be chosen."""
+    row, K = trace.layer_position(layer), trace.top_k
+    if trace.router_logits is None or trace.num_experts == K:
+        return np.full(trace.num_tokens, np.nan)
+    places = (trace.num_experts - K - 1, trace.num_experts - K)
+    ordered = np.partition(trace.router_logits[row].astype(np.float64), places, axis=1)
+    with np.errstate(invalid="ignore"):
+        lead_T: Float64Array = ordered[:, places[1]] - ordered[:, places[0]]
+    return lead_T
+
+
+def token_lead(trace: RoutingTrace, layer: int) -> Float64Array:
+    """[T] p_(1) - p_(2) of each token in one layer, 0..1, see router_entropy for what p is without logits; NaN for a
+    token without two experts to choose between, and where all weights are equal."""
+    row = trace.layer_position(layer)
+    parts = []
+    for p in _probabilities_of_layer(trace, row):
+        if p.shape[1] < 2 or not says_how_decided(trace):
+            parts.append(np.full(len(p), np.nan))
+            continue
+        ordered = np.partition(p, (-2, -1), axis=1)
+        enough_t = ordered[:, -1] > 0
+        if trace.router_logits is None:  # a token with one expert has no second one to lead
+            enough_t &= ordered[:, -2] > 0
+        parts.append(np.where(enough_t, ordered[:, -1] - ordered[:, -2], np.nan))
+    return np.concatenate(parts)
+
+
+def token_last_weight(trace: RoutingTrace, layer: int) -> Float64Array:
+    """[T] the least weight of a chosen expert of each token in one layer; NaN for a token without any. The best expert
+    that was not chosen has no more, so that it is the most by which the last choice can have been ahead."""
+    row = trace.layer_position(layer)
+    weights_TK = np.where(trace.router_indices[row] >= 0, trace.router_scores[row].astype(np.float64), np.inf)
+    least_T = weights_TK.min(axis=1)
+    return np.where(np.isinf(least_T), np.nan, least_T)
+
+
+def beside_logits(trace: RoutingTrace, layer: int) -> float:
+    """Share of the tokens of one layer, 0..1, whose experts are not those of the largest logits: something beside them
+    chose too, such as a balancing bias or noise. NaN without logits, and where tokens have unequally many experts."""
+    row = trace.layer_position(layer)
+    logits, chosen_TK = trace.router_logits, trace.router_indices[row]
+    if logits is None or trace.top_k == trace.num_experts or (chosen_TK < 0).any():
+        return float("nan")
+    logits_TE = logits[row].astype(np.float64)
+    least_T = np.take_along_axis(logits_TE, chosen_TK.astype(np.int64), axis=1).min(axis=1)
+    np.put_along_axis(logits_TE, chosen_TK.astype(np.int64), -np.inf, axis=1)
+    return float((logits_TE.max(axis=1) > least_T).mean())
+
+
 def _basis_of(trace: RoutingTrace) -> str:
     return "scores" if trace.router_logits is None else "logits"
 
