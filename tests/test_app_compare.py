@@ -65,7 +65,8 @@ def test_without_a_choice_the_first_snapshot_is_held_against_the_last(open_page:
     assert at.title[0].value == "What is different?"
     diff = metrics.routing_diff(probe(root, "tiny", 0), probe(root, "tiny", 40))
     assert answer_of(at) == f"A is tiny, step 0, B is tiny, step 40. {diff_verdict(diff)}"
-    assert charts(at) == 6  # movers, two maps of each side, flips
+    assert charts(at) == 8  # agreement, margins, movers, two maps of each side, flips
+    assert "Whether the flips are ties cannot be told" in shown(at) or "the flipped choice had been the" in shown(at)
     first, second = payloads(at)
     assert first["tokens"] == second["tokens"]
     assert first["marks"] == second["marks"]

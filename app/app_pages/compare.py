@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from math import isnan
 
 import streamlit as st
 
 from app import state
+from app.components.agreement_view import show_agreement
 from app.components.comparison_sides import (
     against_other,
     against_text,
@@ -16,7 +16,7 @@ from app.components.comparison_sides import (
     models_of_both,
 )
 from app.components.experiments import show_experiments
-from app.components.figure import show_figure, term_help
+from app.components.figure import show_figure
 from app.components.fine_tuned import fine_tuned_field
 from app.components.map_view import pick_map_view
 from app.components.page import answer, header, plain, prose
@@ -27,10 +27,9 @@ from app.components.side_views import LEAST_WIDTH, show_views
 from moe_core.errors import UsageError
 from moe_core.figures.sides import Comparison, domains_figure, load_figure, relation
 from moe_core.inference.subjects import ForeignModel, RoutingFile
-from moe_core.routing.measures.agreement import agreement_verdict, fine_tuning_verdict, shared_percent
 from moe_core.routing.measures.domains import domain_nmi_test, domain_verdict
 from moe_core.runs import RunFolder
-from moe_core.words import percent, sentence
+from moe_core.words import sentence
 
 RUNS, TEXTS, TWO_PRECISIONS = "Runs, steps or traces", "Two texts", "Two precisions"
 # What commands measured and wrote down.
@@ -74,7 +73,7 @@ def show(comparison: Comparison) -> None:
     if remark := relation(comparison):
         st.info(prose(remark), icon=":material/shuffle:")
     if comparison.comparable and comparison.same_tokens:
-        show_agreement(comparison)
+        show_agreement(comparison, is_fine_tuned=kind == RUNS and is_fine_tuned(subject))
     if kind == TWO_PRECISIONS and not isinstance(subject, RoutingFile):
         show_cost(subject)
     if kind == TEXTS:  # then they are what the page is about
@@ -123,19 +122,6 @@ def show_maps(comparison: Comparison) -> None:
                         figure, key=f"{letter.lower()}_{name}", title="", terms=MAP_TERMS[name], on_cell=open_cell,
                         named=named,
                     )  # fmt: skip
-
-
-def show_agreement(comparison: Comparison) -> None:
-    """The one number, with what it may be by chance, and what follows from it of a fine-tuned model."""
-    found = comparison.agreement()
-    with st.container(horizontal=True):
-        for name, part in (("Identical choices", found.all_choices), ("Identical first choices", found.first_choice)):
-            interval = "" if isnan(part.low) else f"95 %: {shared_percent(part.low)} to {shared_percent(part.high)}; "
-            st.metric(name, shared_percent(part.value), border=True, help=term_help("agreement"),
-                      delta_description=f"{interval}{percent(part.chance)} by chance")  # fmt: skip
-    st.markdown(prose(agreement_verdict(found)))
-    if kind == RUNS and is_fine_tuned(subject):
-        st.markdown(prose(f"If B was fine-tuned from A: {fine_tuning_verdict(found, comparison.movers().frame)}"))
 
 
 subject, layer = state.subject(), state.selected_layer()

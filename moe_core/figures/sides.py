@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from moe_core.figures.flips import agreement_figure, margins_figure
 from moe_core.figures.expert_order import ALL, MapView, expert_places, load_of_cells
 from moe_core.figures.tokens import arrays_of_trace, snapshot_arrays
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.agreement import Agreement, routing_agreement
+from moe_core.routing.measures.flip_accumulation import Accumulation, flip_accumulation
+from moe_core.routing.measures.flip_margins import flip_margins
 from moe_core.routing.token_arrays import TokenArrays, aligned
 from moe_core.routing.trace.counts import domain_tokens
 from moe_core.routing.trace.groups import Group
@@ -90,6 +93,19 @@ class Comparison:
     def agreement(self) -> Agreement:
         """The share of identical choices; only of the same tokens, where experts are comparable."""
         return self.first.measured.look(routing_agreement, self.second.measured.tokens)
+
+    def agreement_by_layer(self) -> Figure:
+        """The same layer by layer."""
+        key = ("agreement figure", self.second.measured)
+        return self.first.measured.keep(key, lambda: agreement_figure(self.agreement()))
+
+    def margins(self) -> Figure:
+        """How close the choices that differ were; only where `agreement` is told."""
+        return self.first.measured.look(_margins, self.second.measured.tokens)
+
+    def accumulation(self) -> Accumulation | None:
+        """Whether flips carry on from layer to layer; likewise."""
+        return self.first.measured.look(flip_accumulation, self.second.measured.tokens)
 
     def movers(self) -> Figure:
         """Which experts take more or fewer tokens; only where experts are comparable."""
@@ -259,6 +275,10 @@ def _diff(a: RoutingTrace, b: RoutingTrace) -> Figure:
     from moe_core.routing.measures.comparison import routing_diff
 
     return diff_figure(routing_diff(a, b))
+
+
+def _margins(a: RoutingTrace, b: RoutingTrace) -> Figure:
+    return margins_figure(flip_margins(a, b))
 
 
 def _movers(a: AnyRouting, b: AnyRouting) -> Figure:

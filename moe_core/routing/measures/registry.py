@@ -9,6 +9,8 @@ from moe_core.routing.measures import (
     comparison,
     decisions,
     domains,
+    flip_accumulation,
+    flip_margins,
     flow,
     formation,
     health,
@@ -211,7 +213,12 @@ ROUTING_DIFF = Measure(
     function=comparison.routing_diff,
     value="flip_rate",
     verdict=comparison.diff_verdict,
-    terms=(*comparison.DIFF_TERMS, *agreement.AGREEMENT_TERMS),
+    terms=(
+        *comparison.DIFF_TERMS,
+        *agreement.AGREEMENT_TERMS,
+        *flip_margins.MARGIN_TERMS,
+        *flip_accumulation.ACCUMULATION_TERMS,
+    ),
 )
 MATCH_EXPERTS = Measure(
     name="match_experts",

@@ -1,0 +1,138 @@
+"""Figures of two routings of the same tokens: how far they agree by layer, and how close the flipped choices were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from moe_core.figures.figure import Figure
+from moe_core.figures.labels import rows
+from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, layered, percent_axis
+from moe_core.figures.palette import BAR, HEAT
+from moe_core.routing.measures.agreement import Agreement, agreement_verdict, shared_percent
+from moe_core.routing.measures.flip_margins import FlipMargins, margins_verdict
+from moe_core.words import number, percent
+
+LEAST_MARGIN = 1e-4
+"""Smaller ones are drawn here: ties are 0, which a logarithmic scale has no place for."""
+_AXES = {
+    "boundary": "router's margin of the last expert chosen over the first left out",
+    "last weight": "weight of the last expert chosen",
+    "none": "margin",
+}
+_LEAST_SCALE = 0.02
+"""Of a scale of agreement: less than two points of difference are not drawn as if they were many."""
+
+
+def agreement_figure(found: Agreement) -> Figure:
+    """Which share of the choices is identical, layer by layer?"""
+    frame = pd.DataFrame(
+        [
+            {
+                "layer": one.layer,
+                "identical": one.all_choices.value,
+                "low": one.all_choices.low,
+                "high": one.all_choices.high,
+                "chance": one.all_choices.chance,
+                "first": one.first_choice.value,
+                "first_low": one.first_choice.low,
+                "first_high": one.first_choice.high,
+                "first_chance": one.first_choice.chance,
+            }
+            for one in found.layers
+        ]
+    )
+    data = frame.assign(
+        sentence=[_agreement_sentence(row) for row in rows(frame)],
+        label=[shared_percent(value) for value in frame["identical"]],
+        end=frame[["identical", "high", "first", "first_high"]].max(axis=1),
+    )
+    base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
+    least = frame[["identical", "low", "first", "first_low"]].min().min()
+    start = max(0.0, min(float(least), 1 - _LEAST_SCALE) - 0.1 * _LEAST_SCALE) if least == least else 0.0
+    # Points, not bars, as the scale need not begin at 0; beyond 1 there is room for the numbers.
+    end = 1 + 0.12 * (1 - start)
+    x = alt.X("identical:Q", title="● identical choices  ○ identical first choices", axis=percent_axis(1 - start),
+              scale=alt.Scale(domain=[start, end], nice=False))  # fmt: skip
+    layers = [
+        base.mark_rule(strokeWidth=3, color=BAR, strokeCap="round", opacity=0.6).encode(x="low:Q", x2="high:Q"),
+        base.mark_point(filled=True, size=80, color=BAR, opacity=1).encode(x=x),
+        base.mark_point(filled=False, size=60, color=HEAT, strokeWidth=2, opacity=1).encode(x="first:Q"),
+    ]
+    if len(data) <= MAX_NUMBERED_BARS:
+        layers.append(base.mark_text(align="left", dx=9, fontSize=11).encode(x="end:Q", text="label:N"))
+    return Figure(
+        "agreement", "Agreement by layer", "Which share of the choices is identical?",
+        agreement_verdict(found), layered(layers, data, bars_height(len(data))), frame,
+    )  # fmt: skip
+
+
+def margins_figure(found: FlipMargins) -> Figure:
+    """Had the choices that differ been close? Medians at flips and elsewhere, with the middle half of each."""
+    frame = pd.DataFrame(
+        [
+            {
+                "layer": one.layer,
+                "flips": one.flips,
+                "at_flips": one.at_flips.median,
+                "at_flips_lower": one.at_flips.lower,
+                "at_flips_upper": one.at_flips.upper,
+                "elsewhere": one.elsewhere.median,
+                "elsewhere_lower": one.elsewhere.lower,
+                "elsewhere_upper": one.elsewhere.upper,
+                "closer": one.closer.value,
+                "low": one.closer.low,
+                "high": one.closer.high,
+            }
+            for one in found.experts.layers
+        ]
+    )
+    drawn = [f"{kind}{end}" for kind in ("at_flips", "elsewhere") for end in ("", "_lower", "_upper")]
+    data = frame.assign(**{name: frame[name].clip(lower=LEAST_MARGIN) for name in drawn}).assign(
+        sentence=[_margin_sentence(row) for row in rows(frame)]
+    )
+    most = float(data[drawn].max().max())
+    scale = alt.Scale(type="log", domain=[LEAST_MARGIN, most * 1.3 if most == most else 1.0], nice=False)
+    base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
+    title = f"{_AXES[found.experts.basis]}: ● at flips  ○ elsewhere; line: middle half"
+    x = alt.X("at_flips_lower:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=5))
+    # One above the other, so that neither hides what lies behind it.
+    layers = [
+        base.mark_rule(color=HEAT, yOffset=-4, strokeWidth=3, strokeCap="round", opacity=0.5).encode(
+            x=x, x2="at_flips_upper:Q"
+        ),
+        base.mark_rule(color=BAR, yOffset=4, strokeWidth=3, strokeCap="round", opacity=0.5).encode(
+            x="elsewhere_lower:Q", x2="elsewhere_upper:Q"
+        ),
+        base.mark_point(filled=True, size=80, color=HEAT, opacity=1, yOffset=-4).encode(x="at_flips:Q"),
+        base.mark_point(filled=False, size=70, color=BAR, strokeWidth=2, opacity=1, yOffset=4).encode(x="elsewhere:Q"),
+    ]
+    return Figure(
+        "flip_margins", "How close the flipped choices were", "Had the choices that differ been close?",
+        margins_verdict(found), layered(layers, data, bars_height(len(data))), frame,
+    )  # fmt: skip
+
+
+def _agreement_sentence(row: Any) -> str:
+    if row.identical != row.identical:
+        return f"Layer {row.layer}: nothing was chosen."
+    interval = f" (95 % interval {shared_percent(row.low)} to {shared_percent(row.high)})" if row.low == row.low else ""
+    return (
+        f"Layer {row.layer}: {shared_percent(row.identical)} of the choices are identical{interval}, "
+        f"{percent(row.chance)} by chance; of the first choices {shared_percent(row.first)}, "
+        f"{percent(row.first_chance)} by chance."
+    )
+
+
+def _margin_sentence(row: Any) -> str:
+    if not row.flips:
+        return f"Layer {row.layer}: no token goes to other experts."
+    if row.at_flips != row.at_flips:
+        return f"Layer {row.layer}: {row.flips:,} flips, whose margin is not known."
+    closer = f"; closer in {percent(row.closer)} of pairs, 50 % by chance" if row.closer == row.closer else ""
+    return (
+        f"Layer {row.layer}: median {number(row.at_flips)} at {row.flips:,} flips, {number(row.elsewhere)} "
+        f"elsewhere{closer}."
+    )
