@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.figures.flips import agreement_figure, margins_figure
 from moe_core.figures.expert_order import ALL, MapView, expert_places, load_of_cells
+from moe_core.figures.flips import agreement_figure, margins_figure
 from moe_core.figures.tokens import arrays_of_trace, snapshot_arrays
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.agreement import Agreement, routing_agreement
