@@ -25,10 +25,14 @@ def probe(trained_root: Path) -> RoutingTrace:
     return RoutingTrace.load(run.probe_path(run.probe_steps()[-1]))
 
 
-def test_two_snapshots_of_a_run(cli: Run, trained_root: Path, probe: RoutingTrace) -> None:
-    code, out, err = cli(trained_root, "agree", "tiny@20", "tiny@40", "--json", "-")
+def test_two_snapshots_of_a_run(cli: Run, trained_root: Path, probe: RoutingTrace, tmp_path: Path) -> None:
+    pictures = ["--out", str(tmp_path / "plots"), "--format", "svg", "--format", "csv"]
+    code, out, err = cli(trained_root, "agree", "tiny@20", "tiny@40", "--json", "-", *pictures)
     assert code == 0
     found = json.loads(out)
+    names = [name for figure in found["figures"] for name in figure["files"]]
+    assert names == ["agreement.svg", "agreement.csv", "flip_margins.svg", "flip_margins.csv"]
+    assert "identical choices" in (tmp_path / "plots" / "agreement.svg").read_text()
     run = RunFolder("tiny", trained_root)
     expected = routing_agreement(RoutingTrace.load(run.probe_path(20)), probe)
     assert found["agreement"]["all_choices"]["value"] == pytest.approx(expected.all_choices.value)

@@ -9,7 +9,7 @@ import streamlit as st
 from app.components.figure import show_figure, term_help
 from app.components.page import plain, prose
 from moe_core.figures.sides import Comparison
-from moe_core.routing.measures.agreement import agreement_verdict, fine_tuning_verdict, shared_percent
+from moe_core.routing.measures.agreement import agreement_verdict, fine_tuning_verdict, part_percent
 from moe_core.routing.measures.flip_accumulation import accumulation_verdict
 from moe_core.words import percent
 
@@ -22,8 +22,9 @@ def show_agreement(comparison: Comparison, *, is_fine_tuned: bool) -> None:
     found = comparison.agreement()
     with st.container(horizontal=True):
         for name, part in (("Identical choices", found.all_choices), ("Identical first choices", found.first_choice)):
-            interval = "" if isnan(part.low) else f"95 %: {shared_percent(part.low)} to {shared_percent(part.high)}; "
-            st.metric(name, shared_percent(part.value), border=True, help=term_help("agreement"),
+            share = part_percent(part)
+            interval = "" if isnan(part.low) else f"95 %: {share(part.low)} to {share(part.high)}; "
+            st.metric(name, share(part.value), border=True, help=term_help("agreement"),
                       delta_description=f"{interval}{percent(part.chance)} by chance")  # fmt: skip
     st.markdown(prose(agreement_verdict(found)))
     if is_fine_tuned:

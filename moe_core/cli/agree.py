@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from moe_core.cli.agree_tables import layers_table, loss_table
-from moe_core.cli.options import Parser, add_model, command, existing_run, finish, folder_name, whole
+from moe_core.cli.figure_files import add_format, chosen_formats, figure_records, write_figures
+from moe_core.cli.options import Parser, add_model, command, existing_run, finish, folder_name, output_folder, whole
 from moe_core.cli.output import Output, progress_on_stderr
 from moe_core.errors import TraceError, UsageError
 from moe_core.files import user_path
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from moe_core.inference.subjects import Live
     from moe_core.inference.two_readings import Reading
     from moe_core.routing import AnyRouting, RoutingTrace
+    from moe_core.routing.measures.agreement import Agreement
+    from moe_core.routing.measures.flip_accumulation import Accumulation
+    from moe_core.routing.measures.flip_margins import FlipMargins
     from moe_core.runs.folder import RunFolder
 
 TOKENS_PER_DOMAIN = 4096
@@ -82,6 +85,8 @@ def parser() -> Parser:
         "most of the same tokens: for models that were trained separately",
     )  # fmt: skip
     parser.add_argument("--save-traces", metavar="DIR", help="keep both routings, as A.parquet and B.parquet")
+    parser.add_argument("--out", metavar="DIR", help="write the figures there: agreement and margins by layer")
+    add_format(parser)
     return finish(parser, agree)
 
 
@@ -99,11 +104,16 @@ def agree(arguments: argparse.Namespace, output: Output) -> int:
     """Print how far A and B agree, where they do not, and what it costs."""
     _check(arguments)
     folder = None if arguments.save_traces is None else folder_name(arguments.save_traces, "--save-traces")
+    pictures = None if arguments.out is None else output_folder(arguments.out)
     with progress_on_stderr() as progress:
         two = _two(arguments, progress)
         two = _matched(two) if arguments.match_experts else two
         progress("comparing", 0, 1)
-        figures = _say(two, output)
+        told = _compared(two)
+        figures = _say(two, told, output)
+        if pictures is not None:
+            figures |= {"figures": _drawn(told, pictures, arguments.format, progress)}
+            output.say(f"{count_of(len(figures['figures']), 'figure')} in {pictures}")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             for letter, trace in (("A", two.a), ("B", two.b)):
@@ -132,6 +142,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--group-size and --quantise-what go with --quantise BITS")
     if arguments.model is None and arguments.trust_remote_code:
         raise UsageError("--trust-remote-code goes with --model; a run of our own has no code of its own")
+    if arguments.format is not None and arguments.out is None:
+        raise UsageError("--format goes with --out DIR, where the figures are written")
     if arguments.text == "":
         raise UsageError("there is no text to read; expected at least one character")
     if arguments.quantise is not None:
@@ -288,15 +300,38 @@ def _matched(two: Two) -> Two:
     return two._replace(b=rename_experts(two.b, match_experts(two.a, two.b)))
 
 
-def _say(two: Two, output: Output) -> dict[str, Any]:
+class Told(NamedTuple):
+    """What was measured."""
+
+    agreement: Agreement
+    margins: FlipMargins
+    accumulation: Accumulation | None
+
+
+def _compared(two: Two) -> Told:
+    from moe_core.routing.measures.agreement import routing_agreement
+    from moe_core.routing.measures.flip_accumulation import flip_accumulation
+    from moe_core.routing.measures.flip_margins import flip_margins
+
+    return Told(routing_agreement(two.a, two.b), flip_margins(two.a, two.b), flip_accumulation(two.a, two.b))
+
+
+def _drawn(told: Told, folder: Path, formats: list[str] | None, progress: Progress) -> list[dict[str, Any]]:
+    from moe_core.figures.flips import agreement_figure, margins_figure
+
+    figures = [agreement_figure(told.agreement), margins_figure(told.margins)]
+    return figure_records(figures, write_figures(figures, folder, chosen_formats(formats), progress))
+
+
+def _say(two: Two, told: Told, output: Output) -> dict[str, Any]:
     """Print it; the same for --json."""
-    from moe_core.routing.measures.agreement import agreement_verdict, routing_agreement
-    from moe_core.routing.measures.flip_accumulation import accumulation_verdict, flip_accumulation
-    from moe_core.routing.measures.flip_margins import flip_margins, margins_verdict
+    from moe_core.cli.agree_tables import layers_table
+    from moe_core.routing.measures.agreement import agreement_verdict
+    from moe_core.routing.measures.flip_accumulation import accumulation_verdict
+    from moe_core.routing.measures.flip_margins import margins_verdict
     from moe_core.routing.trace.independence import independence_note
 
-    found, margins = routing_agreement(two.a, two.b), flip_margins(two.a, two.b)
-    carried = flip_accumulation(two.a, two.b)
+    found, margins, carried = told
     documents = len(set(two.a.document_ids.tolist()))
     verdicts = {
         "agreement": agreement_verdict(found),
@@ -325,6 +360,7 @@ def _say(two: Two, output: Output) -> dict[str, Any]:
 
 def _say_cost(readings: tuple[Reading, Reading], verdicts: dict[str, str], output: Output) -> dict[str, Any]:
     """What was rounded, and what happened to the loss."""
+    from moe_core.cli.agree_tables import loss_table
     from moe_core.evaluation.twice_read import loss_change, loss_verdict
 
     found, rounded = loss_change(*(one.text for one in readings)), readings[1].rounded

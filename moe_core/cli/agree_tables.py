@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moe_core.cli.output import table
-from moe_core.words import fixed, number, percent, signed_two_digits, two_digits
+from moe_core.routing.measures.agreement import shared_tenths
+from moe_core.words import fixed, number, percent, signed_two_digits
 
 if TYPE_CHECKING:
     from moe_core.evaluation.twice_read import LossChange
@@ -28,10 +29,10 @@ def layers_table(found: Agreement, margins: FlipMargins) -> str:
     header += [_BASIS[margins.experts.basis], "elsewhere", "closer than others"]
     whole = margins.experts
     rows = [["all", *_part(found.all_choices), *_part(found.first_choice), f"{whole.flips:,}"]]
-    rows[0] += [*_medians(whole.at_flips.median, whole.elsewhere.median), _share(whole.closer.value)]
+    rows[0] += [*_medians(whole.at_flips.median, whole.elsewhere.median), shared_tenths(whole.closer.value)]
     for one, own in zip(found.layers[:MOST_LAYERS], whole.layers, strict=False):
         rows.append([f"{one.layer}", *_part(one.all_choices), *_part(one.first_choice), f"{own.flips:,}"])
-        rows[-1] += [*_medians(own.at_flips.median, own.elsewhere.median), _share(own.closer.value)]
+        rows[-1] += [*_medians(own.at_flips.median, own.elsewhere.median), shared_tenths(own.closer.value)]
     return table(header, rows)
 
 
@@ -40,7 +41,7 @@ def loss_table(found: LossChange) -> str:
     names = {"all": "all", "flipped": "experts flipped in some layer", "kept": "experts the same in all"}
     rows = [
         [
-            names[row["group"]], f"{row['tokens']:,}", two_digits(row["before"]), two_digits(row["after"]),
+            names[row["group"]], f"{row['tokens']:,}", fixed(row["before"], 3), fixed(row["after"], 3),
             signed_two_digits(row["change"]),
             f"{signed_two_digits(row['low'])} to {signed_two_digits(row['high'])}" if row["low"] == row["low"] else "",
         ]
@@ -50,15 +51,8 @@ def loss_table(found: LossChange) -> str:
 
 
 def _part(part: SharedPart) -> list[str]:
-    interval = f"{_share(part.low)} to {_share(part.high)}" if part.low == part.low else ""
-    return [_share(part.value), interval, percent(part.chance)]
-
-
-def _share(value: float) -> str:
-    """With a decimal: what is not all is never called 100 %."""
-    if value != value:
-        return ""
-    return "over 99.9 %" if 0.9995 <= value < 1 else f"{fixed(100 * value, 1)} %"
+    interval = f"{shared_tenths(part.low)} to {shared_tenths(part.high)}" if part.low == part.low else ""
+    return [shared_tenths(part.value), interval, percent(part.chance)]
 
 
 def _medians(*values: float) -> list[str]:

@@ -6,12 +6,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from moe_core.cli.figure_files import add_format, chosen_formats, figure_records, write_figures
 from moe_core.cli.held_out_routing import held_out_routing
 from moe_core.cli.options import Parser, command, existing_run, finish, output_folder
-from moe_core.cli.output import Output, progress_on_stderr, write_bytes
+from moe_core.cli.output import Output, progress_on_stderr
 from moe_core.words import count_of
-
-PLOT_FORMATS = ("png", "svg", "pdf", "html", "csv")
 
 
 def parser() -> Parser:
@@ -29,9 +28,7 @@ def parser() -> Parser:
         "--trace", metavar="FILE", help="figures of this trace, of counts, or of a recording (see `open --help`)"
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to; created if missing")
-    parser.add_argument(
-        "--format", choices=PLOT_FORMATS, action="append", help="repeatable (default png); csv holds the numbers"
-    )
+    add_format(parser)
     return finish(parser, plots)
 
 
@@ -39,8 +36,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
     """Write every figure of a run or a trace in every format asked for."""
     folder = output_folder(arguments.out)
     run = existing_run(arguments.run) if arguments.run is not None else None
-    formats = list(dict.fromkeys(arguments.format or ["png"]))
-    from moe_core.figures.figure import figure_bytes
+    formats = chosen_formats(arguments.format)
     from moe_core.figures.run_figures import sections_of_trace
     from moe_core.reports.html_report import sections_with_routing
     from moe_core.routing.opening import open_routing
@@ -57,15 +53,7 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
                 found = open_routing(arguments.trace, convert_to=Path(scratch) / "trace.parquet", progress=progress)
                 sections = sections_of_trace(found.routing, progress)
         figures = [figure for section in sections for figure in section.figures]
-        folder.mkdir(parents=True, exist_ok=True)
-        written: dict[str, list[str]] = {}
-        for number, figure in enumerate(figures, start=1):
-            # A figure that cannot be a picture is written as what it can be, rather than left out.
-            chosen = [suffix for suffix in formats if suffix in figure.formats] or [figure.formats[0]]
-            written[figure.name] = [f"{figure.name}.{suffix}" for suffix in chosen]
-            for suffix, name in zip(chosen, written[figure.name], strict=True):
-                write_bytes(folder / name, figure_bytes(figure, suffix))
-            progress("drawing", number, len(figures))
+        written = write_figures(figures, folder, formats, progress)
     for figure in figures:
         output.say(f"{figure.title}: {figure.verdict}")
         missing = [suffix for suffix in formats if suffix not in figure.formats]
@@ -74,19 +62,5 @@ def plots(arguments: argparse.Namespace, output: Output) -> int:
     for note in notes:
         output.say(note)
     output.say(f"{count_of(len(figures), 'figure')} as {', '.join(formats)} in {folder}")
-    output.figures(
-        {
-            "out": str(folder),
-            "figures": [
-                {
-                    "name": figure.name,
-                    "title": figure.title,
-                    "question": figure.question,
-                    "verdict": figure.verdict,
-                    "files": written[figure.name],
-                }
-                for figure in figures
-            ],
-        }
-    )
+    output.figures({"out": str(folder), "figures": figure_records(figures, written)})
     return 0

@@ -14,7 +14,7 @@ from moe_core.evaluation.effects import SourceBootstrap
 from moe_core.inference.tracing import TracedText
 from moe_core.routing.measures.comparison import check_same_experts, check_same_tokens, flipped_tokens
 from moe_core.routing.trace.types import BoolArray, Float32Array, Float64Array
-from moe_core.words import percent, signed_two_digits, two_digits
+from moe_core.words import fixed, percent, signed_two_digits
 
 GROUPS = ("all", "flipped", "kept")
 
@@ -108,7 +108,7 @@ def loss_verdict(found: LossChange) -> str:
     whole = found.of("all")
     assert whole is not None
     size = (
-        f"{two_digits(whole['before'])} to {two_digits(whole['after'])} nats per token, {_change(whole)} over "
+        f"{fixed(whole['before'], 3)} to {fixed(whole['after'], 3)} nats per token, {_change(whole)} over "
         f"{whole['tokens']:,} predictions"
     )
     if np.isnan(whole["low"]):

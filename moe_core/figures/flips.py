@@ -11,7 +11,7 @@ from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows
 from moe_core.figures.layout import MAX_NUMBERED_BARS, ROW_AXIS, bars_height, layered, percent_axis
 from moe_core.figures.palette import BAR, HEAT
-from moe_core.routing.measures.agreement import Agreement, agreement_verdict, shared_percent
+from moe_core.routing.measures.agreement import Agreement, agreement_verdict, shared_tenths
 from moe_core.routing.measures.flip_margins import FlipMargins, margins_verdict
 from moe_core.words import number, percent
 
@@ -46,7 +46,7 @@ def agreement_figure(found: Agreement) -> Figure:
     )
     data = frame.assign(
         sentence=[_agreement_sentence(row) for row in rows(frame)],
-        label=[shared_percent(value) for value in frame["identical"]],
+        label=[shared_tenths(value) for value in frame["identical"]],
         end=frame[["identical", "high", "first", "first_high"]].max(axis=1),
     )
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
@@ -54,15 +54,19 @@ def agreement_figure(found: Agreement) -> Figure:
     start = max(0.0, min(float(least), 1 - _LEAST_SCALE) - 0.1 * _LEAST_SCALE) if least == least else 0.0
     # Points, not bars, as the scale need not begin at 0; beyond 1 there is room for the numbers.
     end = 1 + 0.12 * (1 - start)
-    x = alt.X("identical:Q", title="● identical choices  ○ identical first choices", axis=percent_axis(1 - start),
-              scale=alt.Scale(domain=[start, end], nice=False))  # fmt: skip
+    scale, axis = alt.Scale(domain=[start, end], nice=False, zero=False), percent_axis(1 - start)
+    title = "● identical choices  ○ identical first choices"
+
+    def x_of(name: str) -> alt.X:  # each layer with the same scale: one without would bring 0 into it
+        return alt.X(f"{name}:Q", title=title, axis=axis, scale=scale)
+
     layers = [
-        base.mark_rule(strokeWidth=3, color=BAR, strokeCap="round", opacity=0.6).encode(x="low:Q", x2="high:Q"),
-        base.mark_point(filled=True, size=80, color=BAR, opacity=1).encode(x=x),
-        base.mark_point(filled=False, size=60, color=HEAT, strokeWidth=2, opacity=1).encode(x="first:Q"),
+        base.mark_rule(strokeWidth=3, color=BAR, strokeCap="round", opacity=0.6).encode(x=x_of("low"), x2="high:Q"),
+        base.mark_point(filled=True, size=80, color=BAR, opacity=1).encode(x=x_of("identical")),
+        base.mark_point(filled=False, size=60, color=HEAT, strokeWidth=2, opacity=1).encode(x=x_of("first")),
     ]
     if len(data) <= MAX_NUMBERED_BARS:
-        layers.append(base.mark_text(align="left", dx=9, fontSize=11).encode(x="end:Q", text="label:N"))
+        layers.append(base.mark_text(align="left", dx=9, fontSize=11).encode(x=x_of("end"), text="label:N"))
     return Figure(
         "agreement", "Agreement by layer", "Which share of the choices is identical?",
         agreement_verdict(found), layered(layers, data, bars_height(len(data))), frame,
@@ -118,10 +122,10 @@ def margins_figure(found: FlipMargins) -> Figure:
 def _agreement_sentence(row: Any) -> str:
     if row.identical != row.identical:
         return f"Layer {row.layer}: nothing was chosen."
-    interval = f" (95 % interval {shared_percent(row.low)} to {shared_percent(row.high)})" if row.low == row.low else ""
+    interval = f" (95 % interval {shared_tenths(row.low)} to {shared_tenths(row.high)})" if row.low == row.low else ""
     return (
-        f"Layer {row.layer}: {shared_percent(row.identical)} of the choices are identical{interval}, "
-        f"{percent(row.chance)} by chance; of the first choices {shared_percent(row.first)}, "
+        f"Layer {row.layer}: {shared_tenths(row.identical)} of the choices are identical{interval}, "
+        f"{percent(row.chance)} by chance; of the first choices {shared_tenths(row.first)}, "
         f"{percent(row.first_chance)} by chance."
     )
 

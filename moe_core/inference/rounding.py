@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from moe_core.errors import UsageError
 from moe_core.progress import Progress, silent
-from moe_core.words import percent
+from moe_core.words import fixed, percent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,7 +79,7 @@ class Rounded:
     def describe(self, rounding: Rounding) -> str:
         """What was done, for people."""
         return (
-            f"{percent(self.weights / self.of)} of {self.of:,} weights ({rounding.what}) were rounded to "
+            f"{fixed(100 * self.weights / self.of, 1)} % of {self.of:,} weights ({rounding.what}) were rounded to "
             f"{rounding.bits} bits in groups of {rounding.group_size} along the input, asymmetric, to nearest: they "
             f"are off by {percent(self.error)} of their size. Routers, norms and biases are as they were."
         )

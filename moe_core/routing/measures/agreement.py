@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from moe_core.routing.trace.types import Float64Array, Int64Array
 from moe_core.words import count_of, fixed, percent
 
 CERTAINTY = 0.95
+NARROW = 0.02
+"""Of a narrower interval whole percents would hide the ends."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,19 @@ def shared_percent(share: float) -> str:
     return "over 99.9 %" if share >= 0.9995 else f"{fixed(100 * share, 1)} %"
 
 
+def shared_tenths(share: float) -> str:
+    """As shared_percent, with a decimal everywhere; "" where it is unknown."""
+    if np.isnan(share):
+        return ""
+    return "over 99.9 %" if 0.9995 <= share < 1 else f"{fixed(100 * share, 1)} %"
+
+
+def part_percent(part: SharedPart) -> Callable[[float], str]:
+    """How the shares of a part are written: in tenths of a percent where its interval is narrower than whole ones
+    tell."""
+    return shared_tenths if part.high - part.low < NARROW else shared_percent
+
+
 def agreement_verdict(found: Agreement) -> str:
     """Do the two route alike? The number with its interval, its chance level and what can be concluded."""
     if not found.choices:
@@ -175,14 +191,15 @@ def agreement_verdict(found: Agreement) -> str:
             "that differs (95 % certain)."
         )
     whole, first = found.all_choices, found.first_choice
-    figures = f"{shared_percent(whole.value)} of {found.choices:,} choices are identical"
+    share = part_percent(whole)
+    figures = f"{share(whole.value)} of {found.choices:,} choices are identical"
     chance = f"{percent(whole.chance)} by chance"
-    of_first = f"{shared_percent(first.value)} of the first choices"
+    of_first = f"{share(first.value)} of the first choices"
     if np.isnan(whole.low):
         return f"{figures} ({chance}), {of_first}; from one source, how surely cannot be told."
-    interval = f"95 % interval {shared_percent(whole.low)} to {shared_percent(whole.high)} over {sources}"
+    interval = f"95 % interval {share(whole.low)} to {share(whole.high)} over {sources}"
     least = min(found.layers, key=lambda one: one.all_choices.value)
-    where = f"; layer {least.layer} least, {shared_percent(least.all_choices.value)}" if len(found.layers) > 1 else ""
+    where = f"; layer {least.layer} least, {share(least.all_choices.value)}" if len(found.layers) > 1 else ""
     if whole.low <= whole.chance:
         return (
             f"Not distinguishable from chance: {figures} ({interval}; {chance}), as two routers have in common that "
