@@ -12,12 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from app_support import Open, numbers, payloads, shown, text_of, work_of_a_rerun
+import torch
+from app_support import SOON, Open, numbers, payloads, shown, text_of, work_of_a_rerun
 from streamlit.testing.v1 import AppTest
 from training_support import TINY_CONFIG
 
+from app.loaders import loaded_run
 from moe_core.config import validate_config
 from moe_core.figures.sides import Side, compare, domains_figure, one_text, relation, side_by_side, texts_of_both
+from moe_core.inference import measuring_job
+from moe_core.inference.open import open_run
+from moe_core.inference.rounding import missing_library
 from moe_core.routing import RoutingTrace, baselines, metrics
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.comparison import diff_verdict
@@ -50,6 +55,15 @@ def open_page(dashboard: Open, root: Path) -> Open:
 
 def answer_of(at: AppTest) -> str:
     return str(at.main.markdown[0].value).replace("\\", "")
+
+
+def ended(at: AppTest) -> None:
+    """Wait for what is measured in the background, and draw the page again."""
+    for job in list(measuring_job._jobs.values()):
+        assert job.wait(SOON)
+    at.run()
+    assert not at.exception
+    assert not at.main.error
 
 
 def probe(root: Path, run: str, step: int) -> RoutingTrace:
@@ -146,7 +160,7 @@ def test_two_precisions_agree_in_one_number(open_page: Open) -> None:
     at = open_page(compare_kind="Two precisions")
     assert not at.metric
     at.button(key="precisions_start").click().run()
-    assert not at.exception
+    ended(at)
     assert answer_of(at).startswith("A is tiny in float32, B is tiny in bfloat16. ")
     assert [metric.label for metric in at.metric] == ["Identical choices", "Identical first choices"]
     assert float(str(at.metric[0].value).split()[0].replace("over", "99.9")) > 80
@@ -154,6 +168,43 @@ def test_two_precisions_agree_in_one_number(open_page: Open) -> None:
     again = open_page(compare_kind="Two precisions")
     assert again.metric[0].value == at.metric[0].value
     assert "precisions_start" not in {button.key for button in again.main.button}
+
+
+@pytest.mark.skipif(missing_library(), reason="needs the extra low-precision")
+def test_a_run_is_held_against_itself_at_fewer_bits(open_page: Open, root: Path) -> None:
+    at = open_page(compare_kind="Two precisions", precision="2 bits")
+    assert at.segmented_control(key="precision").options == [
+        "bfloat16",
+        "float16",
+        "8 bits",
+        "4 bits",
+        "3 bits",
+        "2 bits",
+    ]
+    button = at.button(key="precisions_start")
+    assert button.label == "Read it in 2 bits"
+    button.click().run()
+    ended(at)
+    assert answer_of(at).startswith("A is tiny in float32, B is tiny in float32, 2 bits. Different")
+    text = shown(at)
+    assert "What does it cost?" in text
+    assert "were rounded to 2 bits in groups of 32 along the input" in text
+    assert next(iter(at.dataframe[0].value["group"])) == "all"
+    assert charts(at) == 8
+    before, kept = open_run("tiny", root), loaded_run(RunFolder("tiny", root))
+    for name, value in before.model.state_dict().items():  # neither the file nor what other pages have open
+        assert torch.equal(value, kept.model.state_dict()[name])
+    at.segmented_control(key="precision").select("8 bits").run()
+    assert at.button(key="precisions_start").label == "Read it in 8 bits"
+    again = open_page(compare_kind="Two precisions", precision="2 bits")
+    assert "What does it cost?" in shown(again)
+
+
+def test_without_the_library_fewer_bits_are_not_offered(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.components.read_twice.missing_library", lambda: True)
+    at = open_page(compare_kind="Two precisions", precision="4 bits")
+    assert at.segmented_control(key="precision").options == ["bfloat16", "float16"]
+    assert "low-precision" in shown(at)
 
 
 def test_tokens_are_aligned_where_they_are_the_same() -> None:

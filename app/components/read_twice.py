@@ -10,12 +10,14 @@ import streamlit as st
 from app import effect_loaders, state
 from app.components.measuring import SOON_SECONDS, show_measuring
 from app.components.page import prose
+from app.effect_loaders import ReadTwice
 from moe_core.evaluation.twice_read import LossChange, loss_change, loss_verdict
 from moe_core.figures.sides import Comparison, Side, compare
 from moe_core.inference.measuring_job import start_measuring
 from moe_core.inference.rounding import Rounding, missing_library
 from moe_core.inference.subjects import Live
 from moe_core.inference.two_readings import Variant
+from moe_core.once import Once
 from moe_core.progress import Progress
 
 CHANGE = "precision"  # key, in the URL: what the second reading is in
@@ -51,9 +53,11 @@ def against_itself(subject: Live) -> Comparison | None:
             st.segmented_control("Read a second time in", list(known), required=True, key=CHANGE, bind="query-params")
         )
     ]
+    if missing_library():
+        st.caption("Fewer bits need torchao: pip install 'moescope[low-precision]'.")
     place = effect_loaders.read_twice_place(subject, variant)
     if place.made is None:
-        _offer(subject, variant)
+        _offer(place, subject, variant)
     if place.made is None:
         return None
     sides = zip(place.made.readings, place.made.measured, strict=True)
@@ -76,7 +80,7 @@ def show_cost(subject: Live) -> None:
         st.caption(prose(second.rounded.describe(variant.rounding)))
 
 
-def _offer(subject: Live, variant: Variant) -> None:
+def _offer(place: Once[ReadTwice], subject: Live, variant: Variant) -> None:
     """The button that starts it, or the bar while it runs."""
     key = f"read twice {effect_loaders.key_of(subject)} {variant.name}"
     if show_measuring(key, "The text could not be read twice"):
@@ -88,18 +92,16 @@ def _offer(subject: Live, variant: Variant) -> None:
             "model as it was saved and changed, one after the other; an expert is the same in both, so that every "
             "choice can be held against its twin."
         )
-        if missing_library():
-            st.caption("Fewer bits need torchao: pip install 'moescope[low-precision]'.")
         is_wanted = st.button(
             f"Read it in {variant.name}", key="precisions_start", type="primary", icon=":material/play_arrow:"
         )
     if is_wanted:
         offer.empty()
-        job = start_measuring(key, f"{subject.name} in {variant.name}", partial(_measure, subject, variant))
+        job = start_measuring(key, f"{subject.name} in {variant.name}", partial(_measure, place, subject, variant))
         job.wait(SOON_SECONDS)
         if job.is_running or job.error is not None:
             show_measuring(key, "The text could not be read twice")
 
 
-def _measure(subject: Live, variant: Variant, progress: Progress) -> None:
-    effect_loaders.read_twice_place(subject, variant).once(lambda: effect_loaders.read_both(subject, variant, progress))
+def _measure(place: Once[ReadTwice], subject: Live, variant: Variant, progress: Progress) -> None:
+    place.once(lambda: effect_loaders.read_both(subject, variant, progress))
