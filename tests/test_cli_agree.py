@@ -15,6 +15,7 @@ from huggingface_support import saved_model
 from moe_core.routing import RoutingTrace
 from moe_core.routing.measures.agreement import routing_agreement
 from moe_core.runs import RunFolder
+from moe_core.runs.places import SHIPPED
 
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs the extra low-precision")
 
@@ -79,6 +80,14 @@ def test_a_model_reads_the_tokens_of_a_routing_again(
     found = json.loads(out)
     assert found["b"] == "tiny in bfloat16"
     assert found["margins"]["of"] == "B"  # A kept nothing but the choice
+
+
+def test_what_vllm_recorded_of_the_demo_is_what_the_demo_chooses(cli: Run) -> None:
+    recorded = Path(__file__).parent / "fixtures" / "recordings" / "vllm-0.30-serve.jsonl"
+    code, out, _ = cli(SHIPPED, "agree", str(recorded), "--run", "demo", "--device", "cpu")
+    assert code == 0
+    assert "162 tokens of 6 documents from 5 sources." in out  # one answer is read behind the prompt of another
+    assert "Identical: all 1,296 choices of 162 tokens are the same, in 5 sources" in out
 
 
 @needs_torchao

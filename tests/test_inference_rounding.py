@@ -19,9 +19,11 @@ from moe_core.errors import UsageError
 from moe_core.evaluation.twice_read import loss_change, loss_verdict
 from moe_core.inference.held_out import held_out_text
 from moe_core.inference.open import open_run
+from moe_core.inference.reread import reread
 from moe_core.inference.rounding import Rounding, matrices, primitives, round_in_place, rounded
 from moe_core.inference.subjects import ForeignModel
 from moe_core.inference.two_readings import Reading, Variant, read_tokens, read_twice
+from moe_core.routing import RoutingTrace
 from moe_core.routing.measures.agreement import routing_agreement
 from moe_core.runs import RunFolder
 
@@ -124,11 +126,27 @@ def test_the_tokens_of_a_routing_are_read_again(trained_root: Path) -> None:
     run = RunFolder("tiny", trained_root)
     first, half = twice(run, Variant("bfloat16"))
     assert half.name == "bfloat16"
-    again = read_tokens(run, first.text.trace, Variant())
-    assert routing_agreement(first.text.trace, again.text.trace).is_complete
-    cut = first.text.trace.select(first.text.trace.positions > 0)
-    with pytest.raises(UsageError, match="not whole from its beginning"):
-        read_tokens(run, cut, Variant())
+    trace = first.text.trace
+    again = read_tokens(run, reread(trace), Variant())
+    assert routing_agreement(trace, again.text.trace).is_complete
+    with pytest.raises(UsageError, match="no document is whole from its beginning"):
+        reread(trace.select(trace.positions > 0))
+    # The second answer to a prompt is counted without it, and read behind it; a third whose beginning is lost is not.
+    length = int((trace.document_ids == trace.document_ids[0]).sum())
+    text = trace.select(np.arange(trace.num_tokens) < length)
+    chosen = text.router_indices, text.router_scores
+    indices, scores = (np.concatenate([one, one[:, 4:], one[:, 6:]], axis=1) for one in chosen)
+    places = np.concatenate([np.arange(length), np.arange(4, length), np.arange(6, length)])
+    document_ids = np.repeat([0, 1, 2], [length, length - 4, length - 6])
+    recorded = RoutingTrace.from_arrays(
+        router_indices=indices, router_scores=scores, num_experts=text.num_experts,
+        token_ids=text.token_ids[places], positions=places, document_ids=document_ids,
+        source_ids=np.where(document_ids == 2, 2, 0),
+    )  # fmt: skip
+    found = reread(recorded)
+    assert (found.left_out, len(found.dataset), int(found.is_own.sum())) == (1, 2 * length, 2 * length - 4)
+    answers = read_tokens(run, found, Variant()).text.trace
+    assert routing_agreement(found.routing, answers).is_complete
 
 
 def test_a_model_of_the_library_is_read_twice(tmp_path: Path) -> None:

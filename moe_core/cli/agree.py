@@ -98,6 +98,8 @@ class Two(NamedTuple):
     b: RoutingTrace
     readings: tuple[Reading, Reading] | None = None
     """Where one model read the text twice."""
+    left_out: int = 0
+    """Documents of A that B could not read again."""
 
 
 def agree(arguments: argparse.Namespace, output: Output) -> int:
@@ -285,13 +287,16 @@ def _text(arguments: argparse.Namespace, subject: Live, model: LanguageModel) ->
 
 def _against_model(arguments: argparse.Namespace, progress: Progress) -> Two:
     """A routing against the same tokens through a model."""
+    from moe_core.inference.reread import reread
     from moe_core.inference.two_readings import read_tokens
 
     given = arguments.routings[0]
     with tempfile.TemporaryDirectory(prefix="moescope-") as scratch:
         (a,) = _tokens([_opened(given, Path(scratch) / "A.parquet", progress)], (given,))
-    reading = read_tokens(_subject(arguments), a, _variant(arguments), device=arguments.device, progress=progress)
-    return Two((given, f"{arguments.run or arguments.model} in {reading.name}"), a, reading.text.trace)
+    found = reread(a)
+    reading = read_tokens(_subject(arguments), found, _variant(arguments), device=arguments.device, progress=progress)
+    names = given, f"{arguments.run or arguments.model} in {reading.name}"
+    return Two(names, found.routing, reading.text.trace, left_out=found.left_out)
 
 
 def _matched(two: Two) -> Two:
@@ -342,13 +347,16 @@ def _say(two: Two, told: Told, output: Output) -> dict[str, Any]:
     output.say(f"B: {two.names[1]}")
     sources = count_of(found.sources, "source")
     output.say(f"{count_of(found.tokens, 'token')} of {count_of(documents, 'document')} from {sources}.")
+    if two.left_out:
+        output.say(f"Left out: {count_of(two.left_out, 'document')} without a beginning, which cannot be read again.")
     output.say()
     for sentence in verdicts.values():
         output.say(sentence)
     output.say()
     output.say(layers_table(found, margins))
     figures: dict[str, Any] = {
-        "a": two.names[0], "b": two.names[1], "documents": documents, "agreement": asdict(found),
+        "a": two.names[0], "b": two.names[1], "documents": documents, "left_out": two.left_out,
+        "agreement": asdict(found),
         "margins": asdict(margins), "accumulation": None if carried is None else asdict(carried),
     }  # fmt: skip
     if two.readings is not None:

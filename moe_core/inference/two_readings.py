@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from moe_core.data.tokens import TokenDataset
-from moe_core.errors import UsageError
 from moe_core.inference.open import open_huggingface, open_run
 from moe_core.inference.protocol import LanguageModel, check_token_ids
+from moe_core.inference.reread import Reread
 from moe_core.inference.rounding import Rounded, Rounding, round_in_place
 from moe_core.inference.subjects import Live
 from moe_core.inference.tracing import TracedText, trace_dataset
 from moe_core.progress import Progress, silent
-from moe_core.routing import RoutingTrace
 from moe_core.runs import RunFolder
 
 
@@ -96,28 +93,13 @@ def _opened(subject: Live, dtype: str, device: str) -> LanguageModel:
 
 
 def read_tokens(
-    subject: Live, routing: RoutingTrace, variant: Variant, *, device: str = "auto", progress: Progress = silent
+    subject: Live, found: Reread, variant: Variant, *, device: str = "auto", progress: Progress = silent
 ) -> Reading:
-    """Read the tokens of a routing, document by document, by a model that is opened for it. Raises MoescopeError."""
+    """Read the texts of a routing by a model that is opened for it; the trace is of the routing's own tokens. Raises
+    MoescopeError, also for tokens that the model does not know."""
     model = _opened(subject, variant.dtype, device)
-    return _read(model, _dataset(routing, model), variant, "reading", progress)
-
-
-def _dataset(routing: RoutingTrace, model: LanguageModel) -> TokenDataset:
-    """Raises UsageError for tokens that the model cannot read, or documents whose beginning is missing."""
-    starts = np.append(True, np.diff(routing.document_ids) != 0)
-    if (routing.positions[starts] != 0).any() or (np.diff(routing.positions)[~starts[1:]] != 1).any():
-        raise UsageError(
-            "the tokens of this routing cannot be read again: a document is not whole from its beginning on; expected "
-            "a trace or a recording of whole texts"
-        )
-    check_token_ids(model, routing.token_ids)
-    return TokenDataset(
-        token_ids=routing.token_ids,
-        document_ids=routing.document_ids,
-        source_ids=routing.source_ids,
-        domain_ids=routing.domain_ids,
-        positions=routing.positions,
-        domains=tuple(routing.domains),
-        domain_bytes=np.zeros(len(routing.domains), np.int64),
-    )
+    check_token_ids(model, found.dataset.token_ids)
+    reading = _read(model, found.dataset, variant, "reading", progress)
+    text, own = reading.text, found.is_own
+    trace = replace(text.trace.select(own), document_ids=found.routing.document_ids)
+    return replace(reading, text=TracedText(trace, text.losses[own], text.ranks[own]))

@@ -31,7 +31,7 @@ class SharedPart:
     """0 = no choice in common .. 1 = all; NaN where nothing was chosen."""
     low: float
     high: float
-    """95 % bootstrap interval over sources, 0..1; NaN with fewer than two of them."""
+    """95 % bootstrap interval over sources, 0..1; NaN with fewer than two of them, and where all is the same."""
     chance: float
     """The same of two routers that have nothing in common but each its load, 0..1."""
 
@@ -123,18 +123,24 @@ class _Counted:
         if not total:
             return SharedPart(np.nan, np.nan, np.nan, np.nan)
         value = float(ratio(same_N.sum(), total))
-        low, high = totals_ratio_interval(same_N[:, None], of_N[:, None], rng)
+        low, high = _interval(same_N[:, None], of_N[:, None], rng)
         return SharedPart(value, float(low[0]), float(high[0]), float(ratio(self.chance.sum(), total)))
 
     def by_layer(self, rng: np.random.Generator) -> list[SharedPart]:
         """[L] the same of each layer alone."""
         value_L, total_L = ratio(self.same.sum(axis=1), self.compared.sum(axis=1)), self.compared.sum(axis=1)
-        low_L, high_L = np.full((2, len(total_L)), np.nan)
-        some = total_L > 0
-        if some.any():
-            low_L[some], high_L[some] = totals_ratio_interval(self.same[some].T, self.compared[some].T, rng)
+        low_L, high_L = _interval(self.same.T, self.compared.T, rng)
         found = zip(value_L, low_L, high_L, ratio(self.chance, total_L), strict=True)
         return [SharedPart(*(float(value) for value in part)) for part in found]
+
+
+def _interval(same_NX: Int64Array, of_NX: Int64Array, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:
+    """(low, high) [X]; NaN where nothing differs, which drawing anew can but repeat, and where nothing was chosen."""
+    low_X, high_X = np.full((2, same_NX.shape[1]), np.nan)
+    some_X = (same_NX < of_NX).any(axis=0)
+    if some_X.any():
+        low_X[some_X], high_X[some_X] = totals_ratio_interval(same_NX[:, some_X], of_NX[:, some_X], rng)
+    return low_X, high_X
 
 
 def _of_all_choices(a: RoutingTrace, b: RoutingTrace, block_T: Int64Array, N: int) -> _Counted:

@@ -229,8 +229,10 @@ def _sentence(own: MarginComparison, of: str) -> str:
 def _conclusion(own: MarginComparison) -> str:
     if own.closer.low >= NEAR_TIES:
         return "The flips are near ties" if own.basis == "boundary" else "The flips are of the weakest choices"
-    if own.closer.low > 0.5:
+    if own.closer.low > 0.5 and own.closer.high < NEAR_TIES:
         return "The flips were closer choices than the rest, but not only ties"
+    if own.closer.low > 0.5:
+        return "The flips were closer choices than the rest; whether all are near ties cannot be told"
     if own.closer.high < 0.5:
         return "The flips are no ties: the clearer choices changed"
     return "The flips cannot be told from choices that changed wherever they were: not ties, as far as can be told"
