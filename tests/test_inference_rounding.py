@@ -6,10 +6,12 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 pytest.importorskip("torchao", reason="needs the extra low-precision")
 
@@ -79,11 +81,22 @@ def test_what_is_rounded_and_what_is_not(family: str) -> None:
     assert 0.05 < found.error < 0.3
 
 
-def test_transposed_experts_are_grouped_along_their_input() -> None:
-    model = tiny_model("mixtral")
-    experts = model.get_submodule("model.layers.0.mlp.experts")
+def small_model(family: str, **own: int) -> Any:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
+    config = transformers.AutoConfig.for_model(
+        family, **sizes, num_key_value_heads=1, num_experts_per_tok=2, num_local_experts=4, **own
+    )
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize(("family", "block"), [("gpt_oss", "mlp"), ("llama4_text", "feed_forward")])
+def test_transposed_experts_are_grouped_along_their_input(family: str, block: str) -> None:
+    own = {"interleave_moe_layer_step": 1, "intermediate_size_mlp": 32} if family == "llama4_text" else {}
+    model = small_model(family, intermediate_size=48, **own)
+    experts = model.get_submodule(f"model.layers.0.{block}.experts")
+    torch.nn.init.normal_(experts.down_proj)
     before = experts.down_proj.detach().clone()
-    experts.is_transposed = True
+    assert before.shape == (4, 48, 32)  # [experts, input, output]
     round_in_place(model, Rounding(4, 8, "experts"))
     assert torch.equal(experts.down_proj, rounded(before.transpose(1, 2), Rounding(4, 8)).transpose(1, 2))
 
@@ -177,6 +190,8 @@ def test_wrong_numbers_and_models_are_refused() -> None:
     del experts.down_proj, experts.gate_up_proj
     with pytest.raises(UsageError, match="experts of layer 0 cannot be rounded"):
         matrices(model, "experts")
+    with pytest.raises(UsageError, match="JetMoeForCausalLM does not keep them"):
+        matrices(small_model("jetmoe", intermediate_size=16), "all")
 
 
 def test_the_library_is_imported_without_a_word_and_its_absence_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import logging
-import os
 import re
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from moe_core.errors import UsageError
 from moe_core.progress import Progress, silent
+from moe_core.quiet_torchao import quiet_torchao
 from moe_core.words import fixed, percent
 
 if TYPE_CHECKING:
@@ -164,7 +161,8 @@ def matrices(model: nn.Module, what: What) -> list[Matrix]:
         if name is None or not own:
             raise UsageError(
                 f"the experts of layer {layer} cannot be rounded: {type(model).__name__} does not keep them as "
-                "matrices [experts, output, input]; docs/families.md lists the families that do"
+                "matrices [experts, output, input]; expected a run, or a family that does, such as mixtral, qwen3_moe, "
+                "olmoe, gpt_oss or deepseek_v3"
             )
         inside.append(f"{name}.")
         found |= {id(one.parameter): one for one in own}
@@ -187,8 +185,9 @@ def matrices(model: nn.Module, what: What) -> list[Matrix]:
 def _experts_name(places: dict[str, nn.Module], router: str) -> str | None:
     """The module with the experts that a router, or the block around it, has beside it."""
     block = router.rpartition(".")[0]
-    names = (f"{block}.experts", f"{block}.moe.experts", router if router.endswith("experts") else "")
-    return next((name for name in names if name in places), None)
+    if router.endswith("experts"):  # the experts module itself is watched
+        return router
+    return f"{block}.experts" if f"{block}.experts" in places else None
 
 
 def _stacked(name: str, experts: nn.Module) -> Iterator[Matrix]:
@@ -231,29 +230,6 @@ def check_library() -> None:
 def primitives() -> Any:
     """torchao's quantisation primitives, imported when they are first asked for, which takes two seconds."""
     check_library()
-    with _without_noise():
+    with quiet_torchao():
         from torchao.quantization import quant_primitives
     return quant_primitives
-
-
-@contextmanager
-def _without_noise() -> Iterator[None]:
-    """The package warns of compiled parts that it was not built for and of what it does to torch: neither is used."""
-    skip = "TORCHAO_FORCE_SKIP_LOADING_SO_FILES"
-    before = os.environ.get(skip)
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    os.environ[skip] = "1"
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if before is None:
-            del os.environ[skip]
-        else:
-            os.environ[skip] = before

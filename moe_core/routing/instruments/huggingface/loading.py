@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.errors import ModelError, MoescopeError, TraceError, UsageError
 from moe_core.files import user_path
+from moe_core.quiet_torchao import quiet_torchao
 from moe_core.routing.instruments.huggingface.hub import must_stay_offline
 from moe_core.routing.instruments.huggingface.model_folder import check_folder
 
@@ -183,7 +184,8 @@ def _quiet_library(transformers: Any) -> Iterator[None]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        yield
+        with quiet_torchao():  # the library imports it where it is installed
+            yield
     finally:
         transformers.logging.set_verbosity(before)
         if bars:
