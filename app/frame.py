@@ -61,6 +61,12 @@ def pages() -> dict[str, list[st.Page]]:
                 icon=":material/alt_route:",
                 help="How tokens travel from layer to layer, and which experts work together.",
             ),
+            st.Page(
+                "app_pages/placement.py",
+                title="Placement",
+                icon=":material/memory:",
+                help="Which experts are hot, what a cache of some would do, and on which GPU each belongs.",
+            ),
         ],
         "Change": [
             st.Page(

@@ -89,14 +89,14 @@ def charts(at: AppTest) -> int:
 
 
 OPEN_PAGES = {
-    "source": ("overview", "domains", "experts", "compare"),
-    "pairs": ("overview", "domains", "experts", "flow", "compare"),
-    "domain": ("overview", "domains", "experts", "compare"),
-    "choices": ("overview", "experts"),
-    "imatrix": ("overview", "experts"),
-    "steps": ("overview", "experts", "time"),
-    "steps of domains": ("overview", "domains", "experts", "time", "compare"),
-    "large": ("overview", "domains", "experts", "flow", "compare"),
+    "source": ("overview", "domains", "experts", "placement", "compare"),
+    "pairs": ("overview", "domains", "experts", "placement", "flow", "compare"),
+    "domain": ("overview", "domains", "experts", "placement", "compare"),
+    "choices": ("overview", "experts", "placement"),
+    "imatrix": ("overview", "experts", "placement"),
+    "steps": ("overview", "experts", "placement", "time"),
+    "steps of domains": ("overview", "domains", "experts", "placement", "time", "compare"),
+    "large": ("overview", "domains", "experts", "placement", "flow", "compare"),
 }
 """The pages with a picture, by kind."""
 
@@ -131,7 +131,7 @@ def test_overview_says_what_is_certain_and_what_is_counted_only(opened: Open) ->
     assert "4 MoE layers of 8 experts, 2 for each token." in text
     assert "1,200 tokens of 24 sources" in text
     assert "Experts know a token's domain" in text
-    assert at.main.expander[0].label.startswith("5 of 21 questions can be told")
+    assert at.main.expander[0].label.startswith("7 of 24 questions can be told")
 
     at = opened("domain")
     text, figures = shown(at), {metric.label: metric for metric in at.metric}

@@ -62,7 +62,7 @@ def test_the_table_of_each_kind() -> None:
     assert answers(SOURCES["one expert a token"])["layer_flow"] == "no"
     counts = answers(SOURCES["by source"])
     assert {name for name, answer in counts.items() if answer == "yes"} == {
-        "expert_load", "load_balance", "domain_nmi", "domain_cells", "domain_divergence",
+        "expert_load", "load_balance", "domain_nmi", "domain_cells", "domain_divergence", "busiest_experts", "gpu_load",
     }  # fmt: skip
     assert answers(SOURCES["with pairs"])["coactivation"] == "as counted"
     assert answers(SOURCES["by domain"])["domain_nmi"] == "as counted"

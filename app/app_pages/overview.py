@@ -21,6 +21,7 @@ from app.components.page import (
     FLOW,
     GENERATION,
     INTERVENTIONS,
+    PLACEMENT,
     TIME,
     TOKENS,
     TRAINING,
@@ -48,6 +49,7 @@ LOOK = (
     (DOMAINS, "Which experts prefer which kind of text?", "category"),
     (EXPERTS, "What does each expert do, and what is it worth?", "hub"),
     (FLOW, "How do tokens travel through the layers?", "alt_route"),
+    (PLACEMENT, "Which experts are hot, and where should they go?", "memory"),
 )
 CHANGE = (
     (GENERATION, "Which experts write which words?", "edit_note"),

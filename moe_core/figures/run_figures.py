@@ -25,12 +25,15 @@ from moe_core.figures.figure import Figure
 from moe_core.figures.formation import formation_figure
 from moe_core.figures.load import MAX_STEPS, entropy_figure, load_map_figure, load_over_time_figure, loads_over_time
 from moe_core.figures.measures import chance_figure
+from moe_core.figures.placement import cache_figure, coverage_figure, gpu_load_figure
 from moe_core.figures.run_curves import loss_of_run_figure
 from moe_core.figures.sankey import flow_sankey_figure
 from moe_core.figures.tokens import token_map_figure
 from moe_core.figures.vocabulary import vocabulary_figure
 from moe_core.program import program
 from moe_core.progress import Progress, silent
+from moe_core.routing.measures.busiest import busiest_experts
+from moe_core.routing.measures.caches import expert_cache
 from moe_core.routing.measures.coactivation import (
     coactivation,
     coactivation_pairs,
@@ -42,6 +45,7 @@ from moe_core.routing.measures.decisions import router_entropy, says_how_decided
 from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
 from moe_core.routing.measures.flow import layer_flow, layer_flow_test
 from moe_core.routing.measures.formation import formation
+from moe_core.routing.measures.gpu_load import gpu_load
 from moe_core.routing.measures.load import dropped_by_position, expert_load, load_balance, load_by_step
 from moe_core.routing.measures.persistence import persistence_test
 from moe_core.routing.measures.registry import COACTIVATION, DOMAIN_NMI, LAYER_FLOW, PERSISTENCE, VOCABULARY
@@ -97,7 +101,7 @@ def sections_of_trace(trace: AnyRouting, progress: Progress = silent, *, sources
 
     `sources_known`: its source_ids are what the texts were cut from, whatever they look like; a run's text is so.
     """
-    makers: list[Callable[[AnyRouting], Section]] = [_load, _domains, _vocabulary, _teams_section, _paths]
+    makers: list[Callable[[AnyRouting], Section]] = [_load, _domains, _vocabulary, _teams_section, _paths, _placement]
     sections = []
     for number, make in enumerate(makers):
         progress("measuring", number, len(makers))
@@ -196,6 +200,15 @@ def _paths(trace: AnyRouting) -> Section:
         figures,
         ("persistence", "cross-layer flow", "null of persistence", "null of vocabulary and flow"),
     )
+
+
+def _placement(trace: AnyRouting) -> Section:
+    figures = [coverage_figure(busiest_experts(trace))]
+    if not isinstance(trace, RoutingCounts):
+        figures.append(cache_figure(expert_cache(trace)))
+    figures.append(gpu_load_figure(gpu_load(trace)))
+    terms = ("coverage", "hit rate of a cache", "load of the busiest GPU", "physical expert")
+    return Section("Which experts are hot, and where should they go?", figures, terms)
 
 
 def _training(run: RunRecord) -> Section:

@@ -19,6 +19,7 @@ PAGES = {
     "Domains": "canvas, svg",
     "Experts": "canvas, svg",
     "Flow": ".js-plotly-plot",
+    "Placement": "canvas, svg",
     "Generation": ".t",
     "Chat": "textarea",
     "Interventions": "canvas, svg",

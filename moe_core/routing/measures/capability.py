@@ -9,9 +9,11 @@ from typing import Literal
 from moe_core.routing.measures.decisions import says_how_decided
 from moe_core.routing.measures.measure import Measure
 from moe_core.routing.measures.registry import (
+    BUSIEST,
     COACTIVATION,
     COACTIVATION_PAIRS,
     DROPPED_BY_POSITION,
+    GPU_LOAD,
     LAYER_FLOW,
     LOAD_BALANCE,
     MEASURES,
@@ -75,7 +77,7 @@ def capability(measure: Measure, routing: AnyRouting) -> Capability:
         return Capability(measure, "as counted", TOKENS)
     if measure.null is not None and not routing.knows_sources:
         return Capability(measure, "as counted", SOURCES)
-    if measure is LOAD_BALANCE and not routing.knows_sources and len(routing.steps) == 1:
+    if measure in (LOAD_BALANCE, BUSIEST, GPU_LOAD) and not routing.knows_sources and len(routing.steps) == 1:
         return Capability(measure, "as counted", SPREAD)
     return Capability(measure, "yes")
 

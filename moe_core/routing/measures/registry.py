@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from moe_core.routing.measures import (
     agreement,
+    busiest,
+    caches,
     causes,
     coactivation,
     comparison,
@@ -13,6 +15,7 @@ from moe_core.routing.measures import (
     flip_margins,
     flow,
     formation,
+    gpu_load,
     health,
     load,
     movers,
@@ -241,6 +244,36 @@ ROUTING_MOVERS = Measure(
     verdict=movers.movers_verdict,
     terms=movers.TERMS,
 )
+BUSIEST = Measure(
+    name="busiest_experts",
+    title="work of the busiest experts",
+    question="How many experts do most of the work?",
+    needs="counts",
+    function=busiest.busiest_experts,
+    value="share",
+    verdict=busiest.busiest_verdict,
+    terms=busiest.TERMS,
+)
+EXPERT_CACHE = Measure(
+    name="expert_cache",
+    title="hit rate of a cache of experts",
+    question="How often is an expert at hand when only some are kept?",
+    needs="tokens",
+    function=caches.expert_cache,
+    value="lru",
+    verdict=caches.cache_verdict,
+    terms=caches.TERMS,
+)
+GPU_LOAD = Measure(
+    name="gpu_load",
+    title="load of the busiest GPU",
+    question="Where should the experts be placed, and what does it bring?",
+    needs="counts",
+    function=gpu_load.gpu_load,
+    value="after_seen",
+    verdict=gpu_load.placement_verdict,
+    terms=gpu_load.TERMS,
+)
 ABLATION = Measure(
     name="ablation",
     title="loss without the expert",
@@ -282,6 +315,9 @@ MEASURES: tuple[Measure, ...] = (
     ROUTING_DIFF,
     MATCH_EXPERTS,
     ROUTING_MOVERS,
+    BUSIEST,
+    EXPERT_CACHE,
+    GPU_LOAD,
     ABLATION,
     IMPORTANCE,
 )

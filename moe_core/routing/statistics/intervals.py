@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy import special
 
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE
+from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.types import Float64Array, Int64Array
 
 CONFIDENCE = 0.95
@@ -45,6 +46,25 @@ def ratio_error(sum_C: Float64Array, weight_C: Float64Array, stratum_C: npt.NDAr
         else:
             variance += float(own[0] ** 2)
     return math.sqrt(variance) / float(weight_C.sum()), freedom
+
+
+def ratio_errors(
+    part_LCX: Float64Array, whole_LC: Float64Array, stratum_C: npt.NDArray[np.generic]
+) -> tuple[Float64Array, Float64Array, int]:
+    """([L,X] sum of the parts / sum of the whole over C clusters, [L,X] its standard error, degrees of freedom).
+
+    As ratio_error, many at once; strata of a single cluster add nothing (see bootstrap.without_single).
+    """
+    total_L1 = whole_LC.sum(axis=1)[:, None]
+    value_LX = ratio(part_LCX.sum(axis=1), total_L1)
+    residual_LCX = part_LCX - value_LX[:, None] * whole_LC[:, :, None]
+    strata = np.unique(stratum_C)
+    variance_LX = np.zeros(value_LX.shape)
+    for stratum in strata:
+        own = residual_LCX[:, stratum_C == stratum]
+        n = own.shape[1]
+        variance_LX += n / max(n - 1, 1) * ((own - own.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+    return value_LX, ratio(np.sqrt(variance_LX), total_L1), len(stratum_C) - len(strata)
 
 
 def student_interval(mean: float, error: float, freedom: int) -> tuple[float, float]:
