@@ -111,8 +111,8 @@ def placement_verdict(frame: pd.DataFrame) -> str:
     found = summary(frame)
     if frame["slots"].iloc[0] == frame["gpus"].iloc[0]:
         return (
-            f"With one expert on each GPU there is nothing to place: the busiest has {number2(found.before_seen)} times "
-            "the mean; slots for replicas would even it out."
+            f"With one expert on each GPU there is nothing to place: the busiest has {number2(found.before_seen)} "
+            "times the mean; slots for replicas would even it out."
         )
     seen = f"from {number2(found.before_seen)} to {number2(found.after_seen)} times the mean"
     if not found.is_told:

@@ -62,8 +62,8 @@ class Fleet:
 def default_fleet(
     num_experts: int, gpus: int | None = None, nodes: int = 1, groups: int = 1, slots: int | None = None
 ) -> Fleet:
-    """A fleet with what is not given: GPUs so that each has two experts at least, up to GPUS, as many as each node needs
-    alike; slots for the experts, rounded up to a multiple of the GPUs."""
+    """A fleet with what is not given: GPUs so that each has two experts at least, up to GPUS, as many in
+    each node; slots for the experts, rounded up to a multiple of the GPUs."""
     if gpus is None:
         gpus = max(1, min(GPUS, num_experts // 2) // max(nodes, 1)) * max(nodes, 1)
     if slots is None:
