@@ -47,13 +47,13 @@ def agreement_figure(found: Agreement) -> Figure:
     data = frame.assign(
         sentence=[_agreement_sentence(row) for row in rows(frame)],
         label=[shared_tenths(value) for value in frame["identical"]],
-        end=frame[["identical", "high", "first", "first_high"]].max(axis=1),
+        begin=frame[["identical", "low", "first"]].min(axis=1),
     )
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
     least = frame[["identical", "low", "first", "first_low"]].min().min()
-    start = max(0.0, min(float(least), 1 - _LEAST_SCALE) - 0.1 * _LEAST_SCALE) if least == least else 0.0
-    # Points, not bars, as the scale need not begin at 0; beyond 1 there is room for the numbers.
-    end = 1 + 0.12 * (1 - start)
+    width = max(1 - float(least), _LEAST_SCALE) if least == least else 1.0
+    # Points, not bars, as the scale need not begin at 0; before them there is room for the numbers.
+    start, end = max(1 - 1.3 * width, 0.0), 1 + 0.04 * width
     scale, axis = alt.Scale(domain=[start, end], nice=False, zero=False), percent_axis(1 - start)
     title = "● identical choices  ○ identical first choices"
 
@@ -66,7 +66,7 @@ def agreement_figure(found: Agreement) -> Figure:
         base.mark_point(filled=False, size=60, color=HEAT, strokeWidth=2, opacity=1).encode(x=x_of("first")),
     ]
     if len(data) <= MAX_NUMBERED_BARS:
-        layers.append(base.mark_text(align="left", dx=9, fontSize=11).encode(x=x_of("end"), text="label:N"))
+        layers.append(base.mark_text(align="right", dx=-9, fontSize=11).encode(x=x_of("begin"), text="label:N"))
     return Figure(
         "agreement", "Agreement by layer", "Which share of the choices is identical?",
         agreement_verdict(found), layered(layers, data, bars_height(len(data))), frame,
@@ -101,7 +101,12 @@ def margins_figure(found: FlipMargins) -> Figure:
     scale = alt.Scale(type="log", domain=[LEAST_MARGIN, most * 1.3 if most == most else 1.0], nice=False)
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
     title = f"{_AXES[found.experts.basis]}: ● at flips  ○ elsewhere; line: middle half"
-    x = alt.X("at_flips_lower:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=5))
+    x = alt.X(
+        "at_flips_lower:Q",
+        title=title,
+        scale=scale,
+        axis=alt.Axis(format="~g", values=[LEAST_MARGIN, 0.001, 0.01, 0.1, 1]),
+    )
     # One above the other, so that neither hides what lies behind it.
     layers = [
         base.mark_rule(color=HEAT, yOffset=-4, strokeWidth=3, strokeCap="round", opacity=0.5).encode(

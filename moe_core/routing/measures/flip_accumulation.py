@@ -16,7 +16,7 @@ from moe_core.routing.statistics.sign_flips import MIN_SOURCES, flipped_sums, si
 from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
-from moe_core.words import count_of, number, p_value, percent
+from moe_core.words import count_of, number, p_value, percent, signed_two_digits
 
 FLIPS_PER_STRATUM = 20
 """Tokens are held against others of like margin; the strata are as fine as so many flips in each allow."""
@@ -189,8 +189,10 @@ def accumulation_verdict(found: Accumulation | None) -> str:
             f"Whether flips carry on cannot be told: {count_of(own.flips, 'flip')} in "
             f"{count_of(own.sources, 'source')} are too few ({size})."
         )
-    certain = f"95 % interval of the difference {number(100 * own.low)} to {number(100 * own.high)} points"
+    low, high = (signed_two_digits(100 * end) for end in (own.low, own.high))
+    certain = f"95 % interval of the difference {low} to {high} points"
     if own.p_value > SIGNIFICANCE or own.low <= 0 <= own.high:
+        certain = f"{certain}, {p_value(own.p_value)}"
         return f"That flips carry on to the next layer cannot be told from chance: {size} ({certain})."
     if own.rate < own.chance:
         return f"Flips carry on less than close choices flip anyway: {size} ({certain}, {p_value(own.p_value)})."

@@ -221,14 +221,21 @@ def _sentence(own: MarginComparison, of: str) -> str:
         )
     pairs = (
         f"in {percent(own.closer.value)} of pairs (95 % interval {percent(own.closer.low)} to "
-        f"{percent(own.closer.high)}; 50 % by chance) the flipped choice had been the closer one"
+        f"{percent(own.closer.high)}; 50 % by chance) the flipped choice had been the "
+        f"{'weaker' if own.basis == 'last weight' else 'closer'} one"
     )
     return f"{_conclusion(own)}: {medians}; {pairs}."
 
 
 def _conclusion(own: MarginComparison) -> str:
+    if own.basis == "last weight":
+        if own.closer.low > 0.5:
+            return "The flips are of weaker last choices than the rest"
+        if own.closer.high < 0.5:
+            return "The flips are of stronger last choices than the rest: no ties"
+        return "The last choices of the flips were as strong as elsewhere, as far as can be told"
     if own.closer.low >= NEAR_TIES:
-        return "The flips are near ties" if own.basis == "boundary" else "The flips are of the weakest choices"
+        return "The flips are near ties"
     if own.closer.low > 0.5 and own.closer.high < NEAR_TIES:
         return "The flips were closer choices than the rest, but not only ties"
     if own.closer.low > 0.5:
