@@ -6,8 +6,8 @@ import streamlit as st
 
 from app import state
 from app.components.figure import show_figure
-from app.components.page import answer, header, plain, prose
-from app.components.placement_view import pick_fleet, show_cache, show_files
+from app.components.page import answer, header, prose
+from app.components.placement_view import pick, pick_fleet, show_cache, show_files
 from app.components.routing_text import deep_or_probe, independence_warning, text_caption
 from moe_core.figures.placement import coverage_figure, gpu_load_figure
 from moe_core.routing.measures.busiest import busiest_experts, busiest_verdict
@@ -24,8 +24,7 @@ independence_warning(measured)
 domain = None
 if len(trace.domains) > 1:
     names = [ALL, *trace.domains]
-    state.preset(DOMAIN, names, ALL)
-    chosen = state.present(st.selectbox("By which text", names, key=DOMAIN, bind="query-params", format_func=plain))
+    chosen = pick("By which text", DOMAIN, names, ALL, width=400)
     domain = None if chosen == ALL else chosen
 busiest = measured.get(busiest_experts, domain)
 show_figure(coverage_figure(busiest, layer), key="expert_coverage", terms=["coverage", "expert load", "interval"])

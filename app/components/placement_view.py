@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import streamlit as st
 
 from app import state
@@ -27,7 +30,7 @@ def pick_fleet(num_experts: int) -> Fleet:
     """Draw the choice of GPUs, nodes, groups and further slots; every offered combination can be placed."""
     gpus = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, MOST_GPUS) if n <= max(2, num_experts)]
     with st.container(horizontal=True, gap="small"):
-        G = _pick(
+        G = pick(
             "GPUs",
             GPUS,
             gpus,
@@ -35,12 +38,12 @@ def pick_fleet(num_experts: int) -> Fleet:
             "GPUs that share the experts of each layer.",
         )
         nodes = [n for n in gpus if G % n == 0]
-        N = _pick("Nodes", NODES, nodes, 1, "Machines that the GPUs are in.")
+        N = pick("Nodes", NODES, nodes, 1, "Machines that the GPUs are in.")
         groups = [n for n in (1, 2, 4, 8, 16) if num_experts % n == 0 and n <= num_experts]
         groups_help = "Groups that the router chooses from (n_group in the model's configuration); 1 where it has none."
-        M = _pick("Expert groups", GROUPS, groups, 1, groups_help)
+        M = pick("Expert groups", GROUPS, groups, 1, groups_help)
         extra_help = "Further slots on each GPU, for replicas of experts much in demand."
-        extra = _pick("Replicas on each GPU", EXTRA, [0, 1, 2, 4, 8], 0, extra_help)
+        extra = pick("Replicas on each GPU", EXTRA, [0, 1, 2, 4, 8], 0, extra_help)
     least = default_fleet(num_experts, G).slots
     return Fleet(num_experts, G, least + extra * G, N, M)
 
@@ -78,12 +81,22 @@ def show_cache(measured: Measured) -> None:
     frame = measured.look(expert_cache)
     E = measured.trace.num_experts
     options = [n for n in range(1, E + 1) if n <= 8 or n % 4 == 0 or n == E]
-    kept = _pick("Experts in each layer's cache", KEPT, options, options[(len(options) - 1) // 2], "")
+    kept = pick("Experts in each layer's cache", KEPT, options, max(n for n in options if n <= max(1, E // 2)))
     answer(cache_verdict(frame, kept))
     show_figure(cache_figure(frame, kept), key="expert_cache", title="", terms=["hit rate of a cache"])
     st.caption("Documents follow each other as in the file, and the cache goes on over their borders, empty at first.")
 
 
-def _pick(label: str, key: str, options: list[int], default: int, about: str) -> int:
+T = TypeVar("T", int, str)
+
+
+def pick(label: str, key: str, options: Sequence[T], default: T, about: str = "", width: int = 190) -> T:
+    """A choice that always has a value and is in the URL. Its label stands apart: the box would add "required"."""
     state.preset(key, options, default)
-    return state.present(st.selectbox(label, options, key=key, bind="query-params", help=about or None, width=190))
+    with st.container(width=width, gap=None):
+        st.markdown(f":small[{label}]", help=about or None)
+        return state.present(
+            st.selectbox(
+                label, options, index=None, required=True, key=key, bind="query-params", label_visibility="collapsed"
+            )
+        )

@@ -48,11 +48,12 @@ def cache_figure(frame: pd.DataFrame, experts: int | None = None) -> Figure:
         for row in rows(long)
     ]
     shown = [name for key, name in names.items() if key in set(long["by"])]
-    colours = dict(zip(names.values(), (BAR, LAYER_SHADES[1], LAYER_SHADES[0], HEAT), strict=True))
+    colours = dict(zip(names.values(), (LAYER_SHADES[0], LAYER_SHADES[1], BAR, HEAT), strict=True))
     dashes = dict(zip(names.values(), ([1, 0], [8, 3], [2, 2], [5, 4]), strict=True))
     legend = alt.Legend(title=None, orient="top", columns=2, labelLimit=260)
+    scale = alt.Scale(domain=[0, int(long["experts"].max())], nice=False)
     base = alt.Chart(long).encode(
-        x=alt.X("experts:Q", title="experts in each layer's cache", axis=alt.Axis(format="d")),
+        x=alt.X("experts:Q", title="experts in each layer's cache", scale=scale, axis=alt.Axis(format="d")),
         y=alt.Y("rate:Q", title="choices at hand", axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, 1])),
         color=alt.Color(
             "kept:N", scale=alt.Scale(domain=shown, range=[colours[name] for name in shown]), legend=legend
@@ -89,7 +90,8 @@ def gpu_load_figure(frame: pd.DataFrame) -> Figure:
     where = "text the placement has not seen" if is_told else "the text the placement is made of"
     title = f"load of the busiest GPU, times the mean, on {where}; open mark: experts in order, full mark: placed"
     most = float(np.nanmax([1.05, *data["first"], *data["second"]]))
-    x = alt.X("second:Q", title=title, scale=alt.Scale(domain=[1, most * 1.02], nice=False))
+    axis = alt.Axis(tickCount=6, format=".2~f")
+    x = alt.X("second:Q", title=title, scale=alt.Scale(domain=[1, most * 1.02], nice=False), axis=axis)
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
     layers = [
         base.mark_rule(strokeWidth=2, color=NEUTRAL, opacity=0.6).encode(x=x, x2="first:Q"),
@@ -112,10 +114,12 @@ def _lines_of_layers(data: pd.DataFrame, layer: int | None, x: alt.X, y: alt.Y) 
         alt.Chart(data).mark_line(strokeWidth=1, color=NEUTRAL, opacity=0.45).encode(x=x, y=y, detail=detail),
     ]
     if data["low"].notna().any():
-        band = chosen.mark_area(color=BAR, opacity=0.25)
+        band = chosen.mark_area(color=LAYER_SHADES[0], opacity=0.25)
         layers.append(band.encode(x=x, y=alt.Y("low:Q", title=y["title"]), y2="high:Q"))
-    layers.append(chosen.mark_line(strokeWidth=2.5, color=BAR).encode(x=x, y=y))
-    layers.append(chosen.mark_point(filled=True, size=22, color=BAR, opacity=1).encode(x=x, y=y, tooltip="sentence:N"))
+    layers.append(chosen.mark_line(strokeWidth=2.5, color=LAYER_SHADES[0]).encode(x=x, y=y))
+    layers.append(
+        chosen.mark_point(filled=True, size=22, color=LAYER_SHADES[0], opacity=1).encode(x=x, y=y, tooltip="sentence:N")
+    )
     return layers
 
 

@@ -17,7 +17,7 @@ from moe_core.routing.trace.counts import expert_counts
 from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import AnyRouting
 from moe_core.routing.trace.types import BoolArray, Float64Array
-from moe_core.words import count_of
+from moe_core.words import count_of, fixed
 
 Pairs = list[tuple[BoolArray, BoolArray]]
 _Values = tuple[Float64Array, Float64Array]
@@ -142,8 +142,8 @@ def placement_verdict(frame: pd.DataFrame) -> str:
 
 
 def number2(value: float) -> str:
-    """A ratio near 1 with two decimals: "1.04"."""
-    return f"{value:.2f}".replace("-", "−") if value == value else "unknown"
+    """A ratio near 1 with two decimals, or a difference of two: "1.04", "−0.003"."""
+    return fixed(value, 2 if abs(value) >= 0.005 else 3).replace("-", "−") if value == value else "unknown"
 
 
 def _imbalance(placement: Placement, load_LE: Float64Array) -> Float64Array:
