@@ -68,6 +68,20 @@ def test_files_that_are_the_same_and_files_that_are_not(
     assert_one_line(err, "holds counts, without single tokens")
 
 
+def test_two_runs_read_the_text_of_the_first_and_experts_may_be_matched(
+    cli: Run, trained_root: Path, probe: RoutingTrace, tmp_path: Path
+) -> None:
+    code, out, _ = cli(trained_root, "agree", "tiny", "tiny")
+    assert code == 0
+    assert "Identical: all " in out
+    turned = replace(probe, router_indices=((probe.router_indices + 1) % probe.num_experts).astype(np.int16))
+    for name, trace in (("a", probe), ("b", turned)):
+        trace.save(tmp_path / f"{name}.parquet")
+    paths = [str(tmp_path / f"{name}.parquet") for name in "ab"]
+    assert "Identical" not in cli(trained_root, "agree", *paths)[1]
+    assert "Identical: all " in cli(trained_root, "agree", *paths, "--match-experts")[1]
+
+
 def test_a_model_reads_the_tokens_of_a_routing_again(
     cli: Run, trained_root: Path, probe: RoutingTrace, tmp_path: Path
 ) -> None:
