@@ -17,6 +17,7 @@ from moe_core.words import percent
 if TYPE_CHECKING:
     import pandas as pd
 
+    from moe_core.progress import Progress
     from moe_core.routing import AnyRouting
 
 MOST_LAYERS = 12
@@ -79,10 +80,10 @@ def placement(arguments: argparse.Namespace, output: Output) -> int:
             routing = open_routing(
                 arguments.file, convert_to=Path(scratch) / "trace.parquet", progress=progress
             ).routing
-        return _answer(arguments, output, routing)
+        return _answer(arguments, output, routing, progress)
 
 
-def _answer(arguments: argparse.Namespace, output: Output, routing: AnyRouting) -> int:
+def _answer(arguments: argparse.Namespace, output: Output, routing: AnyRouting, progress: Progress) -> int:
     from moe_core.routing.measures.busiest import PARTS, busiest_experts, busiest_verdict, experts_for
     from moe_core.routing.measures.caches import cache_verdict, expert_cache
     from moe_core.routing.measures.capability import TOKENS
@@ -100,7 +101,7 @@ def _answer(arguments: argparse.Namespace, output: Output, routing: AnyRouting) 
         text = sglang_json(placed, routing.layers, arguments.model_layers)
     busiest = busiest_experts(routing, arguments.domain)
     load = gpu_load(routing, fleet, arguments.domain)
-    cache = None if isinstance(routing, RoutingCounts) else expert_cache(routing)
+    cache = None if isinstance(routing, RoutingCounts) else expert_cache(routing, progress)
     of = f" Placed by its {arguments.domain} text." if arguments.domain is not None else ""
     output.say(f"{describe_routing(routing)} {extent_words(routing)}.{of}")
     output.say()

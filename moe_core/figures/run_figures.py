@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 
 MAX_LAYER_FIGURES = 8
 """Figures of single layers are drawn for at most this many layers, evenly spaced."""
+MOST_CACHED_TOKENS = 200_000
+"""A cache is followed through so many tokens, whole documents: more would take minutes of a large model."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def _paths(trace: AnyRouting) -> Section:
 def _placement(trace: AnyRouting) -> Section:
     figures = [coverage_figure(busiest_experts(trace))]
     if not isinstance(trace, RoutingCounts):
-        figures.append(cache_figure(expert_cache(trace)))
+        figures.append(cache_figure(expert_cache(trace.sample(MOST_CACHED_TOKENS))))
     figures.append(gpu_load_figure(gpu_load(trace)))
     terms = ("coverage", "hit rate of a cache", "load of the busiest GPU", "physical expert")
     return Section("Which experts are hot, and where should they go?", figures, terms)

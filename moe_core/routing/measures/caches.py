@@ -16,7 +16,7 @@ from moe_core.routing.trace.blocks import blocks
 from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 from moe_core.routing.trace.types import Float64Array, Int16Array, Int64Array
-from moe_core.words import percent, points
+from moe_core.words import count_of, percent, points
 
 MOST_TIME = 32_000
 """Times of choices in a chunk fit 16 bits, which the processor compares fastest."""
@@ -103,10 +103,13 @@ def cache_verdict(frame: pd.DataFrame, experts: int | None = None) -> str:
     N = max(1, E // 2) if experts is None else min(max(experts, 1), E)
     at = frame[frame["experts"] == N]
     lru, shuffled, static, even = (float(at[name].mean()) for name in ("lru", "shuffled", "static", "even"))
+    row = frame.iloc[0]
+    text = f"{count_of(int(row['tokens']), 'token')} of {count_of(int(row['sources']), 'source')}"
     if at["lru_low"].isna().any():
-        sure = ", on too few sources to say so of other text"
+        sure = f" ({text}, too few to say so of other text)"
     else:
-        sure = f" (layers' 95 % intervals from {percent(at['lru_low'].min())} to {percent(at['lru_high'].max())})"
+        interval = f"{percent(at['lru_low'].min())} to {percent(at['lru_high'].max())}"
+        sure = f" (layers' 95 % intervals from {interval}; {text})"
     better = "" if np.isnan(static) else f"; one that always holds the busiest, chosen on other text, {percent(static)}"
     return (
         f"A cache of the {N} of {E} experts used last has {percent(lru)} of the choices at hand{sure}, {percent(even)} "
