@@ -106,8 +106,8 @@ def round_in_place(model: nn.Module, rounding: Rounding, progress: Progress = si
         for rows in _row_chunks(one):
             before = rows.to(torch.float32)
             after = rounded(before, rounding)
-            errors += float((after - before).double().square().sum())
-            squares += float(before.double().square().sum())
+            errors += float((after - before).square().sum(dtype=torch.float64))
+            squares += float(before.square().sum(dtype=torch.float64))
             with torch.no_grad():
                 rows.copy_(after)
             done += rows.numel()
@@ -204,9 +204,13 @@ def _stacked(name: str, experts: nn.Module) -> Iterator[Matrix]:
 
 
 def _row_chunks(one: Matrix) -> Iterator[Tensor]:
-    """Views [rows, D] of the parameter, D its input dimension, each of bounded size."""
+    """Views [..., D] of the parameter, D its input dimension, each of bounded size: some experts, or rows of one."""
     values = one.parameter.detach()
     values = values.transpose(-1, -2) if one.is_transposed else values
+    together = _CHUNK_WEIGHTS // max(1, values[0].numel()) if values.dim() == 3 else 0
+    if together > 1:
+        yield from values.split(together)
+        return
     for matrix in values if values.dim() == 3 else (values,):
         rows = max(1, _CHUNK_WEIGHTS // max(1, matrix.shape[-1]))
         yield from matrix.split(rows)
