@@ -209,7 +209,7 @@ def _row_chunks(one: Matrix) -> Iterator[Tensor]:
     values = values.transpose(-1, -2) if one.is_transposed else values
     together = _CHUNK_WEIGHTS // max(1, values[0].numel()) if values.dim() == 3 else 0
     if together > 1:
-        yield from values.split(together)
+        yield from (values[start : start + together] for start in range(0, len(values), together))
         return
     for matrix in values if values.dim() == 3 else (values,):
         rows = max(1, _CHUNK_WEIGHTS // max(1, matrix.shape[-1]))
