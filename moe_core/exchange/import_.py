@@ -79,7 +79,7 @@ def import_checkpoint(
         save_checkpoint(
             run, step=0, model=model, tokenizer=tokenizer, config=config, trainer_state=None, trainer_meta=None
         )
-        _observe(
+        observe_weights(
             run, config, model, prepared, f"imported from {source.resolve().name}, a {family} checkpoint", progress
         )
     return config, family
@@ -101,10 +101,10 @@ def read_model(source: Path, theirs: FamilyConfig, config: ModelConfig, family: 
     return _model(from_checkpoint(_weights(source), config, family), config, source)
 
 
-def _observe(
+def observe_weights(
     run: RunFolder, config: Config, model: MoETransformer, data: PreparedData, message: str, progress: Progress | None
 ) -> None:
-    """Write what a trainer writes at an evaluation, for the imported weights."""
+    """Write what a trainer writes at an evaluation, for weights that were not trained here."""
     state = TrainerState(
         steps=0, asked_steps=0, fingerprint=data.fingerprint, autocast=False, started_at=time.time(), saved_step=0
     )
