@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,9 +27,7 @@ TOLERANCE = 1e-3
 """Largest difference of a logit between the model that was cut and the one that masks. Sums over other numbers of rows
 round differently; a wrong expert shows as tenths."""
 CHECKED_TOKENS = 2048
-_PER_EXPERT = re.compile(
-    r"layers\.(\d+)\.moe\.(?:router\.(?:weight|noise_weight|expert_bias|threshold)|experts\.\w+)$"
-)
+_PER_EXPERT = re.compile(r"layers\.(\d+)\.moe\.(?:router\.(?:weight|noise_weight|expert_bias|threshold)|experts\.\w+)$")
 
 
 @dataclass(frozen=True)
@@ -117,8 +114,9 @@ def write_pruned_run(loaded: LoadedRun, pruned: PrunedModel, run: RunFolder, pro
     parent = loaded.run
     validation, unseen = (parent.held_out(split) for split in ("validation", "unseen"))
     counts, domains = parent.token_counts(), parent.domains()
-    nothing = TokenDataset.build(validation, loaded.tokenizer, domains)
-    data = PreparedData(loaded.tokenizer, nothing, validation, unseen, domains, counts, "")
+    # Nothing is trained here: any text may stand for the training split.
+    train = TokenDataset.build(validation, loaded.tokenizer, domains)
+    data = PreparedData(loaded.tokenizer, train, validation, unseen, domains, counts, "")
     before, after = loaded.config.model.num_experts, pruned.config.model.num_experts
     message = f"pruned from run {parent.name}, step {loaded.step:,}: {after} of {before} experts in each layer"
     with run.lock():
