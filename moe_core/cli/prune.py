@@ -19,8 +19,8 @@ def parser() -> Parser:
     parser = command(
         "prune",
         "Write a new run with fewer experts in each layer, the least needed taken out. Its logits\n"
-        "are first compared with those of the whole run with these experts masked. What it costs is told on text that did\n"
-        "not choose the experts, beside the costs of choosing by load and at random.",
+        "are first compared with those of the whole run with these experts masked. What it costs is\n"
+        "told on text that did not choose the experts, beside the costs of choosing by load and at random.",
         "prune --run demo --keep 6 --as demo-6",
         "prune --run demo --keep 4 --by load --as demo-4 --json pruned.json",
     )
