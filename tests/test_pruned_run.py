@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,3 +77,56 @@ def test_the_command_refuses_what_leaves_too_few(trained_root: Path, cli: Callab
     assert code == 2
     assert "--keep 1 of 4 experts" in err
     assert not (trained_root / "tiny-1").exists()
+
+
+def test_the_command_writes_a_run_that_opens_and_a_list_that_makes_it_again(
+    trained_root: Path, tmp_path: Path, cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    shutil.copytree(trained_root / "tiny", tmp_path / "tiny")
+    keep = tmp_path / "keep.json"
+    code, out, err = cli(tmp_path, "prune", "--run", "tiny", "--keep", "3", "--as", "tiny-3", "--list", str(keep))
+    assert code == 0, err
+    assert "surely" in out or "cannot be told" in out
+    assert "Logits differ from those of the masked run by at most" in out
+    assert "times as fast" in out
+    pruned, whole = load_run("tiny-3", tmp_path), load_run("tiny", tmp_path)
+    assert pruned.config.model.num_experts == 3
+    assert pruned.run.held_out("unseen") == whole.run.held_out("unseen")
+    status = pruned.run.status()
+    assert status is not None
+    assert "pruned from run tiny" in status.message
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".tmp-")]
+
+    code, out, err = cli(tmp_path, "prune", "--run", "tiny", "--keep-list", str(keep), "--as", "again", "--json")
+    assert code == 0, err
+    figures = json.loads(out)
+    kept = {
+        str(layer): [one["expert"] for one in figures["list"]["experts"] if one["layer"] == layer and one["keep"]]
+        for layer in whole.config.model.moe_layers
+    }
+    for name, tensor in load_run("again", tmp_path).model.state_dict().items():
+        assert torch.equal(tensor, pruned.model.state_dict()[name]), name
+        if ".experts." in name or "router.weight" in name:
+            assert torch.equal(tensor, whole.model.state_dict()[name][kept[name.split(".")[1]]])
+    assert set(figures["curves"]["points"][0]) >= {"by", "delta_nats", "low", "high"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--keep", "3"), "give --run NAME, or a FILE"),
+        (("x.parquet", "--keep", "3", "--as", "y"), "needs --run NAME"),
+        (("--run", "tiny", "--keep", "3", "--as", "tiny"), "is a run already"),
+        (("--run", "tiny", "--keep", "4", "--as", "y"), "keeps all experts"),
+        (("--run", "tiny", "--keep", "3", "--domain", "poetry"), "no text of domain 'poetry'"),
+        (("--run", "tiny", "--keep-list", "none.json", "--as", "y"), "cannot read --keep-list"),
+        (("x.parquet", "--keep", "3", "--by", "reap"), "needs the model"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(
+    arguments: tuple[str, ...], said: str, trained_root: Path, cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = cli(trained_root, "prune", *arguments)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err

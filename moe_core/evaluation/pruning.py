@@ -123,6 +123,7 @@ def pruning_curves(
     text: PruningText | None = None,
     *,
     plan: CurvePlan | None = None,
+    rankings: Sequence[ExpertRanking] | None = None,
     run: RunFolder | None = None,
     progress: Progress | None = None,
 ) -> KeptCurves:
@@ -130,7 +131,8 @@ def pruning_curves(
 
     `text` None = the run's own, which only a run has. The orders by REAP and by load come from expert_saliency, that by
     effect from ablation_map with mode reroute, all on text.tuning; the losses are of text.scored. `progress` may raise
-    to end it: effects of single experts that were kept with the run are not computed again.
+    to end it: effects of single experts that were kept with the run are not computed again. `rankings`: the orders of
+    `plan`, where they are at hand.
     Raises UsageError when the model cannot do it, RunError when its loss is not finite or the disk refuses.
     """
     began, report, model = time.time(), progress or silent, language_model(loaded)
@@ -138,7 +140,8 @@ def pruning_curves(
     read = text or text_of_run(loaded)
     report("tokenising", 0, 1)
     scoring = _Scoring(model, read.scored, asked.readings, report)
-    rankings = rankings_of(model, read.tuning, asked, run=run, progress=report)
+    if rankings is None:
+        rankings = rankings_of(model, read.tuning, asked, run=run, progress=report)
     curves = _curves(scoring, rankings, asked)
     of = analysis_of(loaded, read.scored, read.name, "reroute")
     tuned = analysis_of(loaded, read.tuning, TUNING_TEXT)

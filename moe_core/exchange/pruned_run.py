@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +16,13 @@ from moe_core.data.prepare import PreparedData
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError, UsageError
 from moe_core.exchange.import_ import observe_weights
+from moe_core.files import TEMPORARY_PREFIX
 from moe_core.model.outline import outline
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress
 from moe_core.routing import intervene
 from moe_core.runs.checkpoint import LoadedRun, save_checkpoint
+from moe_core.runs.files import translate_os_errors
 from moe_core.runs.folder import RunFolder
 
 Kept = Mapping[int, Sequence[int]]
@@ -110,22 +114,34 @@ def prune_model(loaded: LoadedRun, kept: Kept) -> PrunedModel:
 
 def write_pruned_run(loaded: LoadedRun, pruned: PrunedModel, run: RunFolder, progress: Progress | None = None) -> None:
     """Make `run`, which must be new, a run at step 0 with the model that was cut and the held-out text of the one that
-    it comes from. Raises UsageError for a name that is taken, RunError when the disk refuses."""
+    it comes from. It is written aside and appears whole or not at all.
+
+    Raises UsageError for a name that is taken, RunError when the disk refuses.
+    """
     parent = loaded.run
+    if run.exists():
+        raise UsageError(f"run {run.name!r} exists already; choose another name")
     validation, unseen = (parent.held_out(split) for split in ("validation", "unseen"))
     counts, domains = parent.token_counts(), parent.domains()
-    # Nothing is trained here: any text may stand for the training split.
-    train = TokenDataset.build(validation, loaded.tokenizer, domains)
-    data = PreparedData(loaded.tokenizer, train, validation, unseen, domains, counts, "")
+    nothing = TokenDataset.build([], loaded.tokenizer, domains)  # no text is trained on
+    data = PreparedData(loaded.tokenizer, nothing, validation, unseen, domains, counts, "")
     before, after = loaded.config.model.num_experts, pruned.config.model.num_experts
     message = f"pruned from run {parent.name}, step {loaded.step:,}: {after} of {before} experts in each layer"
-    with run.lock():
-        run.create(pruned.config)
-        save_checkpoint(
-            run, step=0, model=pruned.model, tokenizer=loaded.tokenizer, config=pruned.config, trainer_state=None,
-            trainer_meta=None,
-        )  # fmt: skip
-        observe_weights(run, pruned.config, pruned.model, data, message, progress)
+    aside = run.root / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    with translate_os_errors(run.path):
+        run.root.mkdir(parents=True, exist_ok=True)
+        try:
+            new = RunFolder(run.name, aside)
+            with new.lock():
+                new.create(pruned.config)
+                save_checkpoint(
+                    new, step=0, model=pruned.model, tokenizer=loaded.tokenizer, config=pruned.config,
+                    trainer_state=None, trainer_meta=None,
+                )  # fmt: skip
+                observe_weights(new, pruned.config, pruned.model, data, message, progress)
+            new.path.rename(run.path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _cut(state: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:

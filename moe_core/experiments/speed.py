@@ -82,13 +82,13 @@ def _time_reading(plan: Plan, loaded: Mapping[str, LoadedRun], rounds: int, prog
     model, some = plan.config.model, next(iter(loaded.values()))
     text = held_out_text(some.run, some.tokenizer, SCORED_TOKENS_PER_DOMAIN).token_ids
     prompt = passages(text, PREFILL_BATCH, min(PREFILL_TOKENS, model.max_seq_len))
-    sides: dict[str, Callable[[], object]] = {name: _reading_call(run.model, prompt) for name, run in loaded.items()}
+    sides: dict[str, Callable[[], object]] = {name: reading_call(run.model, prompt) for name, run in loaded.items()}
     tasks = {f"prefill {PREFILL_BATCH} x {prompt.shape[1]}": _time_sides(sides, prompt.numel(), rounds, progress)}
     context = min(DECODE_CONTEXT, model.max_seq_len - 1)
     writing = {name: run for name, run in loaded.items() if run.config.model.can_write}
     for batch in DECODE_BATCHES:
         begun = passages(text, batch, context + 1)
-        sides = {name: _decoding_call(run.model, begun) for name, run in writing.items()}
+        sides = {name: decoding_call(run.model, begun) for name, run in writing.items()}
         tasks[f"decode, batch {batch}"] = _time_sides(sides, batch, rounds, progress)
     return tasks
 
@@ -103,11 +103,11 @@ def passages(text_N: NDArray[np.int32], count: int, length: int) -> torch.Tensor
     return torch.from_numpy(text_N[(starts[:, None] + np.arange(length)) % len(text_N)].astype(np.int64))
 
 
-def _reading_call(model: MoETransformer, ids: torch.Tensor) -> Callable[[], object]:
+def reading_call(model: MoETransformer, ids: torch.Tensor) -> Callable[[], object]:
     return lambda: model(ids)
 
 
-def _decoding_call(model: MoETransformer, text_BS: torch.Tensor) -> Callable[[], object]:
+def decoding_call(model: MoETransformer, text_BS: torch.Tensor) -> Callable[[], object]:
     """The last token of every passage, read behind the others; the cache is put back, so that every call does the
     same."""
     batch, context = text_BS.shape[0], text_BS.shape[1] - 1

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class WatchedExperts:
-    """Where what is measured goes; both are set before each pass."""
+    """Where what is measured goes; set before each pass."""
 
     keep: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     """bool [T] tokens of the pass that count."""
+    source: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """int64 [T] source of each token of the pass, 0..S-1."""
     add_to: dict[int, Float64Array] = field(default_factory=dict)
-    """By layer [4, E]: tokens that chose the expert, sums of weight times output norm, of output norm, of weight."""
+    """By layer [4, S, E]: tokens that chose the expert, sums of weight times output norm, of output norm, of weight."""
     thread: int = field(default_factory=threading.get_ident)
     """Whose passes count: other threads may use the same model meanwhile."""
 
@@ -68,13 +70,15 @@ def _hook(watched: WatchedExperts, router: Router, layer: int) -> Callable[..., 
         states_TD, indices_TK, scores_TK = (
             part[keep] for part in (args[0], args[places["indices"]], args[places["scores"]])
         )
-        sums_4E = watched.add_to[layer]
-        for expert in range(sums_4E.shape[1]):
+        sums_4SE, source_T = watched.add_to[layer], watched.source.to(args[0].device)[keep]
+        for expert in range(sums_4SE.shape[2]):
             token, slot = (indices_TK == expert).nonzero(as_tuple=True)
             if len(token):
                 norm = expert_outputs(router, states_TD[token], expert).float().norm(dim=1)
                 gate = scores_TK[token, slot].float()
-                sums_4E[:, expert] += len(token), float((gate * norm).sum()), float(norm.sum()), float(gate.sum())
+                values_4N = torch.stack([torch.ones_like(norm), gate * norm, norm, gate]).double()
+                sums_4S = values_4N.new_zeros(4, sums_4SE.shape[1]).index_add_(1, source_T[token], values_4N)
+                sums_4SE[:, :, expert] += sums_4S.cpu().numpy()
 
     return hook
 

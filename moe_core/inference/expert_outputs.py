@@ -23,6 +23,7 @@ from moe_core.inference.partial_forward import block_of, moe_step, through
 from moe_core.inference.protocol import LanguageModel, Loaded
 from moe_core.inference.scoring import as_dataset
 from moe_core.progress import Progress, silent
+from moe_core.routing.measures.keep_list import SaliencySums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 SIMILARITY_TOKENS = 2048
 
 
-@torch.inference_mode()
 def expert_saliency(
     loaded: Loaded | LanguageModel, documents: Sequence[Document] | TokenDataset, progress: Progress | None = None
 ) -> pd.DataFrame:
@@ -44,33 +44,57 @@ def expert_saliency(
     reap = mean over X_e of g_e(x) ||E_e(x)||, >= 0 (REAP, arXiv:2510.13999; g the combine weight), NaN without tokens;
     ean = sum over X_e of ||E_e(x)||, >= 0 (the expert activation norm, the same paper's baseline);
     gate_mass = sum over X_e of g_e(x), over all tokens, 0..1.
+    Raises as saliency_by_source.
+    """
+    return saliency_frame(saliency_by_source(loaded, documents, progress))
+
+
+def saliency_frame(sums: SaliencySums) -> pd.DataFrame:
+    """The columns of expert_saliency, from sums over sources."""
+    tokens_LE, weighted_LE, norm_LE, gate_LE = (
+        values.sum(axis=1) for values in (sums.tokens, sums.weighted, sums.norm, sums.gate)
+    )
+    E = tokens_LE.shape[1]
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(sums.layers, E),
+            "expert": np.tile(np.arange(E), len(sums.layers)),
+            "tokens": tokens_LE.ravel(),
+            "reap": np.divide(
+                weighted_LE, tokens_LE, out=np.full(tokens_LE.shape, np.nan), where=tokens_LE > 0
+            ).ravel(),
+            "ean": norm_LE.ravel(),
+            "gate_mass": (gate_LE / sums.read).ravel(),
+        }
+    )
+
+
+@torch.inference_mode()
+def saliency_by_source(
+    loaded: Loaded | LanguageModel, documents: Sequence[Document] | TokenDataset, progress: Progress | None = None
+) -> SaliencySums:
+    """What each expert puts out for the tokens that chose it, added up for each source of text.
+
     Read in the windows of trace_text, by any model whose experts are one module beside their router, as ours and those
     of the families in docs/families.md are. Raises UsageError with no token to read, or for another model.
     """
     report, model = progress or silent, language_model(loaded)
     dataset = as_dataset(model, documents)
-    E = model.num_experts
-    sums = {layer: np.zeros((4, E)) for layer in model.moe_layers}
+    names_S, first_S, source_T = np.unique(dataset.source_ids, return_index=True, return_inverse=True)
+    sums = {layer: np.zeros((4, len(names_S), model.num_experts)) for layer in model.moe_layers}
     with watched_experts(model) as watched:
         for batch in window_batches(dataset, model.context_window):
             ids_BS = torch.from_numpy(dataset.token_ids[batch.index].astype(np.int64)).to(model.device)
             watched.keep = torch.from_numpy(batch.keep.ravel()).to(model.device)
+            watched.source = torch.from_numpy(source_T[batch.index].ravel())
             watched.add_to = sums
             model.logits(ids_BS)
             report("weighing experts", int(batch.index[-1, -1]) + 1, len(dataset))
-    tokens_LE, weighted_LE, norm_LE, gate_LE = np.stack(list(sums.values()), axis=1)
-    return pd.DataFrame(
-        {
-            "layer": np.repeat(list(sums), E),
-            "expert": np.tile(np.arange(E), len(sums)),
-            "tokens": tokens_LE.ravel().astype(np.int64),
-            "reap": np.divide(
-                weighted_LE, tokens_LE, out=np.full(tokens_LE.shape, np.nan), where=tokens_LE > 0
-            ).ravel(),
-            "ean": norm_LE.ravel(),
-            "gate_mass": (gate_LE / len(dataset)).ravel(),
-        }
-    )
+    tokens_LSE, weighted_LSE, norm_LSE, gate_LSE = np.stack(list(sums.values()), axis=1)
+    return SaliencySums(
+        tuple(sums), tokens_LSE.astype(np.int64), weighted_LSE, norm_LSE, gate_LSE,
+        np.bincount(source_T, minlength=len(names_S)).astype(np.int64), dataset.domain_ids[first_S].astype(np.int64),
+    )  # fmt: skip
 
 
 @torch.inference_mode()
