@@ -114,7 +114,7 @@ def test_the_command_writes_a_run_that_opens_and_a_list_that_makes_it_again(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--keep", "3"), "give --run NAME, or a FILE"),
+        (("--keep", "3"), "give one of --run NAME"),
         (("x.parquet", "--keep", "3", "--as", "y"), "needs --run NAME"),
         (("--run", "tiny", "--keep", "3", "--as", "tiny"), "is a run already"),
         (("--run", "tiny", "--keep", "4", "--as", "y"), "keeps all experts"),

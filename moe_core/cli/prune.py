@@ -12,22 +12,19 @@ from typing import TYPE_CHECKING
 
 from moe_core.ablation_modes import CRITERIA
 from moe_core.cli.options import Parser, add_device, command, existing_run, finish, whole
-from moe_core.cli.output import Output, check_writable, progress_on_stderr, table
+from moe_core.cli.output import Output, check_writable, progress_on_stderr
+from moe_core.cli.prune_words import say_costs, say_list
 from moe_core.errors import UsageError
 from moe_core.program import program
-from moe_core.words import duration, signed
+from moe_core.words import duration
 
 if TYPE_CHECKING:
     from moe_core.evaluation.pruning_text import PruningText
     from moe_core.inference.protocol import LanguageModel
     from moe_core.progress import Progress
     from moe_core.routing.measures.keep_list import KeepList
-    from moe_core.routing.measures.pruning import PruningCurves
     from moe_core.runs.checkpoint import LoadedRun
     from moe_core.runs.folder import RunFolder
-
-MOST_LISTED = 64
-"""Experts that the table shows; --list has all."""
 
 
 def parser() -> Parser:
@@ -42,11 +39,20 @@ def parser() -> Parser:
         "prune --run demo --keep 6 --list keep.json       # the list alone",
         "prune trace.parquet --keep 48 --list keep.json   # by load, of a trace or counts",
         "prune --run demo --keep-list keep.json --as demo-6",
+        "prune --model DIR --keep 48 --to DIR2 --data texts.jsonl",
     )
     parser.add_argument(
         "file", metavar="FILE", nargs="?", help="a trace, counts or a recording: the list alone, by load"
     )
     parser.add_argument("--run", metavar="NAME", help="run to prune, which stays as it is")
+    parser.add_argument("--model", metavar="DIR", help="a model of the transformers library instead, with --to")
+    parser.add_argument(
+        "--to", metavar="DIR2", help="with --model: folder for the pruned model, which must not be there"
+    )
+    parser.add_argument(
+        "--data", metavar="PATH", help="with --model: text that chooses and, other sources of it, scores (default: "
+        "generated)",
+    )  # fmt: skip
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--keep", metavar="N", type=whole(1, 999_999), help="experts that stay in each layer, at least as many as a "
@@ -69,6 +75,10 @@ def parser() -> Parser:
 def prune(arguments: argparse.Namespace, output: Output) -> int:
     """Choose the experts; cut, compare, measure and write where a name is given."""
     _check(arguments)
+    if arguments.model is not None:
+        from moe_core.cli.prune_models import prune_foreign
+
+        return prune_foreign(arguments, output)
     if arguments.file is not None:
         with progress_on_stderr() as progress:
             return _list_of_file(arguments, output, progress)
@@ -84,7 +94,7 @@ def prune(arguments: argparse.Namespace, output: Output) -> int:
     with progress_on_stderr() as progress:
         text, model = text_of_run(loaded), language_model(loaded)
         lists = _lists(arguments, loaded, model, text, progress)
-        _say_list(arguments, lists[0], f"run {parent.name}, step {loaded.step}", output)
+        say_list(arguments, lists[0], f"run {parent.name}, step {loaded.step}", output)
         figures: dict[str, object] = {"run": parent.name, "step": loaded.step, "list": asdict(lists[0])}
         if arguments.name is not None:
             figures |= _write(arguments, output, loaded, model, text, lists, progress)
@@ -93,8 +103,14 @@ def prune(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if (arguments.file is None) == (arguments.run is None):
-        raise UsageError("give --run NAME, or a FILE of routing for the list alone; see `prune --help`")
+    if sum(given is not None for given in (arguments.file, arguments.run, arguments.model)) != 1:
+        raise UsageError(
+            "give one of --run NAME, --model DIR, or a FILE of routing for the list alone; see `prune --help`"
+        )
+    if arguments.model is None and (arguments.to is not None or arguments.data is not None):
+        raise UsageError("--to and --data go with --model; a run is written with --as, and has text of its own")
+    if arguments.model is not None and arguments.name is not None:
+        raise UsageError("--as names a run of ours; a model is written with --to DIR2")
     if arguments.file is not None and arguments.name is not None:
         raise UsageError("--as writes a pruned run and needs --run NAME; a FILE of routing has no weights")
     if arguments.file is not None and arguments.keep_list is not None:
@@ -103,7 +119,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--keep-list has chosen already and takes neither --by nor --domain; leave them out")
     if arguments.file is not None and arguments.by not in (None, "load"):
         raise UsageError(f"--by {arguments.by} needs the model: give --run NAME; of routing alone, load can be told")
-    if arguments.name is None and arguments.list is None and arguments.keep_list is not None:
+    if arguments.name is None and arguments.to is None and arguments.list is None and arguments.keep_list is not None:
         raise UsageError("--keep-list alone does nothing; add --as NEWNAME, the run to write")
     if arguments.list is not None:
         check_writable(arguments.list, "--list")
@@ -127,7 +143,7 @@ def _list_of_file(arguments: argparse.Namespace, output: Output, progress: Progr
     with tempfile.TemporaryDirectory(prefix="moescope-") as scratch:
         routing = open_routing(arguments.file, convert_to=Path(scratch) / "trace.parquet", progress=progress).routing
         found = list_by_load(routing, arguments.keep, domain=arguments.domain)
-    _say_list(arguments, found, Path(arguments.file).name, output)
+    say_list(arguments, found, Path(arguments.file).name, output)
     output.figures({"file": arguments.file, "list": asdict(found)})
     return 0
 
@@ -167,32 +183,6 @@ def _lists(
     return (*made, *keep_lists_of(model, text.tuning, ["load"], keep, progress=progress))
 
 
-def _say_list(arguments: argparse.Namespace, found: KeepList, of: str, output: Output) -> None:
-    from moe_core.routing.measures.keep_list import keep_list_verdict
-    from moe_core.runs.keep_list_file import write_keep_list
-
-    for layer, experts in found.kept.items():
-        output.say(f"layer {layer} keeps {', '.join(map(str, experts))}")
-    if len(found.experts) <= MOST_LISTED and found.by != "random":
-        rows = [
-            [
-                str(one.layer), str(one.expert), "keep" if one.keep else "drop", _figure(one.score),
-                f"{_figure(one.low)} to {_figure(one.high)}", one.verdict if one.verdict == "unknown" else "surely",
-            ]
-            for one in found.experts
-        ]  # fmt: skip
-        output.say()
-        output.say(table(["layer", "expert", "", "score", "interval", "verdict"], rows))
-    output.say(keep_list_verdict(found))
-    if arguments.list is not None:
-        write_keep_list(Path(arguments.list), found, of)
-        output.say(f"List: {arguments.list}")
-
-
-def _figure(value: float | None) -> str:
-    return "?" if value is None else f"{value:.4g}"
-
-
 def _write(
     arguments: argparse.Namespace,
     output: Output,
@@ -221,7 +211,7 @@ def _write(
     speed = pruned_speed(loaded.model, pruned.model, text.scored.token_ids, progress)
     write_pruned_run(loaded, pruned, run, progress)
     after = pruned.config.model
-    _say_costs(curves, lists[0], output)
+    say_costs(curves, lists[0], output)
     output.say(pruning_verdict(curves))
     output.say(
         f"Logits differ from those of the masked run by at most {pruned.difference:.1e} on {pruned.tokens:,} tokens "
@@ -254,19 +244,3 @@ def _threads() -> int:
     import torch
 
     return torch.get_num_threads()
-
-
-def _say_costs(curves: PruningCurves, chosen: KeepList, output: Output) -> None:
-    from moe_core.routing.measures.pruning import BY
-
-    output.say()
-    output.say(f"Loss {curves.loss_nats:.4f} nats per token with all experts; with these alone")
-    for by in curves.criteria:
-        point = curves.at(by)[0]
-        own = "  <- this list" if by == chosen.by else ""
-        if by == "random":
-            own = f"  mean of {curves.orders} draws, {signed(point.lowest, 4)} to {signed(point.highest, 4)}"
-            own += "; the first is written" if chosen.by == "random" else ""
-        output.say(
-            f"  {BY[by]:<17} {signed(point.delta_nats, 4)} ({signed(point.low, 4)} to {signed(point.high, 4)}){own}"
-        )

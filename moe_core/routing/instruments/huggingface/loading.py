@@ -68,7 +68,7 @@ def load(
     name = folder.resolve().name if local else place
     if local:
         check_folder(folder)
-    with _quiet_library(transformers), explained_errors(name, local):
+    with quiet_library(transformers), explained_errors(name, local):
         given = {"trust_remote_code": trust_remote_code, "local_files_only": local or must_stay_offline(place)}
         config = transformers.AutoConfig.from_pretrained(place, **given)
         model_class = _model_class(transformers, config, trust_remote_code)
@@ -178,7 +178,7 @@ def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
 
 
 @contextmanager
-def _quiet_library(transformers: Any) -> Iterator[None]:
+def quiet_library(transformers: Any) -> Iterator[None]:
     """No progress bars and warnings of the library: what matters is raised."""
     before, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
