@@ -141,9 +141,13 @@ class Tokenizer:
         """`token_text` of every id, in order."""
         return [self.token_text(token_id) for token_id in range(self.vocab_size)]
 
+    def to_json(self) -> str:
+        """What `save` writes: JSON in the format of the `tokenizers` library."""
+        return self._backend.to_str()
+
     def save(self, path: str | Path) -> None:
         """Write tokenizer.json in the format of the `tokenizers` library."""
-        Path(path).write_text(self._backend.to_str(), encoding="utf-8")
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
