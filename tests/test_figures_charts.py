@@ -307,6 +307,7 @@ def test_figures_of_a_trace_have_names_titles_and_verdicts(trace: RoutingTrace) 
         *("vocabulary", "context_independence", "vocabulary_layer_0", "vocabulary_layer_1"),
         *("coactivation", "coactivation_layer_0", "coactivation_layer_1"),
         *("persistence", "flow", "flow_sankey", "flow_map_layer_0"),
+        *("expert_coverage", "expert_cache", "gpu_load"),
     }
     for figure in figures.values():
         assert figure.title

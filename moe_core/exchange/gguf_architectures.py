@@ -123,10 +123,8 @@ def to_gguf_tensors(
         layer, rest = inside.groups()
         if rest not in IN_LAYERS and rest != "feed_forward_norm.weight":
             continue  # what only training uses, as in layouts.places
-        if rest == "feed_forward_norm.weight":
-            theirs = f"{architecture.feed_forward_norm}.weight"
-        else:
-            theirs = IN_LAYERS[rest]
+        is_norm = rest == "feed_forward_norm.weight"
+        theirs = f"{architecture.feed_forward_norm}.weight" if is_norm else IN_LAYERS[rest]
         if architecture.interleaved and rest in ("attention.q_proj.weight", "attention.k_proj.weight"):
             tensor = _neighbours(tensor, config.head_dim)
         if rest == "moe.shared_expert_gate.weight":
