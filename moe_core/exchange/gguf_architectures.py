@@ -95,7 +95,7 @@ def architecture_of(config: ModelConfig, family: Family) -> Architecture:
             f"{config.top_k}, and the model would compute something else",
         )
     if family == "qwen2_moe" and config.shared_expert_hidden_dim and not config.shared_expert_gate:
-        raise _lacking(found, "a shared expert without a gate", "expected model.shared_expert_gate = true")
+        raise _lacking(found, "shared expert without a gate", "expected model.shared_expert_gate = true")
     width = config.num_heads * config.head_dim
     if found.square_attention and width != config.dim:
         raise _lacking(
