@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import altair as alt
@@ -47,13 +48,18 @@ def agreement_figure(found: Agreement) -> Figure:
     data = frame.assign(
         sentence=[_agreement_sentence(row) for row in rows(frame)],
         label=[shared_tenths(value) for value in frame["identical"]],
-        begin=frame[["identical", "low", "first"]].min(axis=1),
+        # Its number stands beside the filled mark, on the side where the open one is not.
+        before=frame["first"] >= frame["identical"],
+        begin=frame[["identical", "low"]].min(axis=1),
+        end=frame[["identical", "high"]].max(axis=1),
     )
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
     least = frame[["identical", "low", "first", "first_low"]].min().min()
     width = max(1 - float(least), _LEAST_SCALE) if least == least else 1.0
-    # Points, not bars, as the scale need not begin at 0; before them there is room for the numbers.
-    start, end = max(1 - 1.3 * width, 0.0), 1 + 0.04 * width
+    # Points, not bars, as the scale need not begin at 0; on either side there is room for the numbers.
+    after = frame.loc[~data["before"], ["identical", "high"]].max().max()
+    room = 0.04 if not after > 1 - 0.25 * width else 0.3
+    start, end = max(1 - 1.3 * width, 0.0), 1 + room * width
     scale, axis = alt.Scale(domain=[start, end], nice=False, zero=False), percent_axis(1 - start)
     title = "● identical choices  ○ identical first choices"
 
@@ -66,7 +72,11 @@ def agreement_figure(found: Agreement) -> Figure:
         base.mark_point(filled=False, size=60, color=HEAT, strokeWidth=2, opacity=1).encode(x=x_of("first")),
     ]
     if len(data) <= MAX_NUMBERED_BARS:
-        layers.append(base.mark_text(align="right", dx=-9, fontSize=11).encode(x=x_of("begin"), text="label:N"))
+        left, right = (base.transform_filter(alt.datum.before == where) for where in (True, False))
+        layers += [
+            left.mark_text(align="right", dx=-9, fontSize=11).encode(x=x_of("begin"), text="label:N"),
+            right.mark_text(align="left", dx=9, fontSize=11).encode(x=x_of("end"), text="label:N"),
+        ]
     return Figure(
         "agreement", "Agreement by layer", "Which share of the choices is identical?",
         agreement_verdict(found), layered(layers, data, bars_height(len(data))), frame,
@@ -97,15 +107,18 @@ def margins_figure(found: FlipMargins) -> Figure:
     data = frame.assign(**{name: frame[name].clip(lower=LEAST_MARGIN) for name in drawn}).assign(
         sentence=[_margin_sentence(row) for row in rows(frame)]
     )
-    most = float(data[drawn].max().max())
-    scale = alt.Scale(type="log", domain=[LEAST_MARGIN, most * 1.3 if most == most else 1.0], nice=False)
+    least, most = (float(value) for value in (data[drawn].min().min(), data[drawn].max().max()))
+    # Margins have one scale, so that pictures compare; weights of a last choice would crowd at its end.
+    has_margins = found.experts.basis == "boundary" or least != least
+    begin = LEAST_MARGIN if has_margins else max(LEAST_MARGIN, 10.0 ** math.floor(math.log10(least)))
+    scale = alt.Scale(type="log", domain=[begin, most * 1.3 if most == most else 1.0], nice=False)
     base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
     title = f"{_AXES[found.experts.basis]}: ● at flips  ○ elsewhere; line: middle half"
     x = alt.X(
         "at_flips_lower:Q",
         title=title,
         scale=scale,
-        axis=alt.Axis(format="~g", values=[LEAST_MARGIN, 0.001, 0.01, 0.1, 1]),
+        axis=alt.Axis(format="~g", values=_ticks(begin, most)),
     )
     # One above the other, so that neither hides what lies behind it.
     layers = [
@@ -122,6 +135,12 @@ def margins_figure(found: FlipMargins) -> Figure:
         "flip_margins", "How close the flipped choices were", "Had the choices that differ been close?",
         margins_verdict(found), layered(layers, data, bars_height(len(data))), frame,
     )  # fmt: skip
+
+
+def _ticks(begin: float, most: float) -> list[float]:
+    """Powers of ten, with 2 and 5 times each where the scale has few of them."""
+    powers = [10.0**exponent for exponent in range(-4, 1) if 10.0**exponent >= begin * 0.99]
+    return powers if most > 20 * begin else [part * power for power in powers for part in (1, 2, 5)]
 
 
 def _agreement_sentence(row: Any) -> str:
