@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moe_core.inference.protocol import LanguageModel
     from moe_core.inference.two_readings import Reading, Variant
     from moe_core.routing import Intervention
+    from moe_core.routing.measures.keep_list import SaliencySums
     from moe_core.runs.pruning_file import KeptCurves
 
 
@@ -180,3 +181,22 @@ def read_both(subject: Live, variant: Variant, progress: Progress) -> ReadTwice:
     readings = read_twice(subject, text, Variant(), variant, progress=progress)
     first, second = (Measured(one.text.trace) for one in readings)
     return ReadTwice(readings, (first, second))
+
+
+@dataclass
+class SaliencyPlace:
+    """Where what a model's experts put out is kept while the server runs; keep lists are made of it."""
+
+    sums: SaliencySums | None = None
+    domains: tuple[str, ...] = ()
+    """Names of its strata."""
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _saliency_place(root: str, name: str, folder: str, changed: Stamp) -> SaliencyPlace:
+    return SaliencyPlace()
+
+
+def saliency_place(subject: Live) -> SaliencyPlace:
+    """The place of a model's present weights."""
+    return _saliency_place(*weights_key(subject))

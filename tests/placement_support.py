@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+
+from moe_core.routing.calibration import random_trace
 
 
 def read_as_sglang(text: str, *, num_experts: int, redundant: int, ep_size: int, hidden_layers: int) -> list[list[int]]:
@@ -38,3 +41,11 @@ def read_as_tensorrt_llm(text: str, *, num_experts: int, ep_size: int, moe_layer
         assert len(assignments[layer]) == found["num_slots"]
         assert set(assignments[layer]) == set(range(num_experts))
     return assignments
+
+
+def write_files(folder: Path) -> Path:
+    """x.parquet and x.counts.parquet: a skewed router, two layers, 40 documents."""
+    trace = random_trace(0, skew=1.0, documents=40, layers=2)
+    trace.save(folder / "x.parquet")
+    trace.counts().save(folder / "x.counts.parquet")
+    return folder

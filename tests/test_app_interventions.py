@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from app_support import SOON, Open, followed_link, payloads, shown, wait_until, work_of_a_rerun
 from generation_support import generate
 from hypothesis import HealthCheck, given, settings
@@ -20,15 +21,18 @@ from app.components.loss_view import arrays_of_effects, chosen, passage_effects,
 from app.components.text_pair import TextPair, arrays_of_pair, differences, pair_verdict
 from moe_core.errors import UsageError
 from moe_core.evaluation.ablation import ablation_map
+from moe_core.evaluation.pruning_text import text_of_run
 from moe_core.figures.effects import domain_effects_figure, with_outline
 from moe_core.figures.load import load_map_figure
 from moe_core.inference import measuring_job as measuring_job_module
+from moe_core.inference.expert_outputs import saliency_by_source
 from moe_core.inference.job import GenerationJob
 from moe_core.inference.passages import Passage
 from moe_core.inference.sampling import SamplingConfig
 from moe_core.routing import RoutingTrace, metrics
 from moe_core.routing.instruments.change import FORCE, MODES, Change
 from moe_core.routing.measures.causes import effects_verdict, text_loss_verdict
+from moe_core.routing.measures.keep_list import keep_list_verdict, list_by_saliency
 from moe_core.routing.measures.pruning import pruning_verdict, top_k_verdict
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import LoadedRun, load_run
@@ -136,6 +140,33 @@ def test_the_curves_are_measured_once_and_found_again(open_page: Open, root: Pat
     assert pruning_verdict(kept.curves) in shown(again)
     assert again.segmented_control(key="pruning_text").value == "legal"
     assert again.button(key="measure_curves").label == "Measure again"
+
+
+def test_the_experts_that_can_go_are_listed_and_a_run_without_them_is_written(open_page: Open, root: Path) -> None:
+    at = open_page(layer="0")
+    assert at.main.get("arrow_data_frame") == []
+    at.button(key="measure_keep_list").click().run()
+    measured(at)
+    loaded = load_run("tiny", root)
+    sums = saliency_by_source(loaded, text_of_run(loaded).tuning)
+    assert keep_list_verdict(list_by_saliency(sums, 3)) in shown(at)
+    at.selectbox(key="keep_by").set_value("load").run()
+    at.selectbox(key="keep_text").set_value("legal").run()
+    legal = list_by_saliency(sums.of_domain(loaded.run.domains().index("legal")), 3, by="load", domain="legal")
+    assert keep_list_verdict(legal) in shown(at)
+    again = open_page(layer="1", keep="2", keep_by="load", keep_text="legal")
+    assert "--keep 2 --by load --domain legal --as tiny-2-legal" in again.main.code[0].value
+    at.button(key="write_pruned").click().run()
+    wait_until(lambda: RunFolder("tiny-3-legal", root).exists())
+    measured(at)
+    assert at.button(key="go_to_pruned").label == "Go to it"
+    pruned = load_run("tiny-3-legal", root)
+    assert pruned.config.model.num_experts == 3
+    for layer, kept in legal.kept.items():
+        name = f"layers.{layer}.moe.experts.up_proj"
+        assert torch.equal(pruned.model.state_dict()[name], loaded.model.state_dict()[name][kept])
+    assert not at.exception
+    assert not at.main.error
 
 
 def test_every_change_is_in_the_url_and_answered(open_page: Open) -> None:

@@ -6,17 +6,12 @@ from pathlib import Path
 
 import pytest
 from app_support import Open, shown
-
-from moe_core.routing.calibration import random_trace
+from placement_support import write_files
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("placement")
-    trace = random_trace(0, skew=1.0, documents=40, layers=2)
-    trace.save(folder / "x.parquet")
-    trace.counts().save(folder / "x.counts.parquet")
-    return folder
+    return write_files(tmp_path_factory.mktemp("placement"))
 
 
 def test_a_run_is_answered_with_pictures_files_and_a_cache(trained_root: Path, dashboard: Open) -> None:

@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 from cli_support import Run, assert_one_line
-from placement_support import read_as_sglang, read_as_tensorrt_llm
-
-from moe_core.routing.calibration import random_trace
+from placement_support import read_as_sglang, read_as_tensorrt_llm, write_files
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("placement")
-    trace = random_trace(0, skew=1.0, documents=40, layers=2)
-    trace.save(folder / "x.parquet")
-    trace.counts().save(folder / "x.counts.parquet")
-    return folder
+    return write_files(tmp_path_factory.mktemp("placement"))
 
 
 def test_a_trace_gives_three_answers_and_both_files(cli: Run, files: Path, tmp_path: Path) -> None:

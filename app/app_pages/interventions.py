@@ -11,6 +11,7 @@ import streamlit as st
 from app import effect_loaders, loaders, state
 from app.components.effect_map import known_effects, show_effect_map
 from app.components.figure import show_figure
+from app.components.keep_list_view import show_keep_list
 from app.components.loss_view import show_loss
 from app.components.own_text import own_text
 from app.components.page import answer, errors_as_boxes, header, plain
@@ -134,5 +135,6 @@ with errors_as_boxes("The effect could not be measured"):
     measured_by = WINDOW_RULE if effects is None else effects.attrs.get("windows", WINDOW_RULE)
     st.caption(window_words(loaded.context_window, measured_by))
 show_pruning(subject, loaded)
+show_keep_list(subject, loaded)
 show_texts()
 show_loss(subject, loaded, change)

@@ -6,8 +6,9 @@ import streamlit as st
 
 from app import state
 from app.components.figure import show_figure
+from app.components.one_choice import pick
 from app.components.page import answer, header, prose
-from app.components.placement_view import pick, pick_fleet, show_cache, show_files
+from app.components.placement_view import pick_fleet, show_cache, show_files
 from app.components.routing_text import deep_or_probe, independence_warning, text_caption
 from moe_core.figures.placement import coverage_figure, gpu_load_figure
 from moe_core.routing.measures.busiest import busiest_experts, busiest_verdict

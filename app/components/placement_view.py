@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
-
 import streamlit as st
 
-from app import state
 from app.components.figure import show_figure
+from app.components.one_choice import pick
 from app.components.page import answer, prose
 from app.components.progress import progress_bar
 from moe_core.figures.placement import cache_figure
@@ -85,18 +82,3 @@ def show_cache(measured: Measured) -> None:
     answer(cache_verdict(frame, kept))
     show_figure(cache_figure(frame, kept), key="expert_cache", title="", terms=["hit rate of a cache"])
     st.caption("Documents follow each other as in the file, and the cache goes on over their borders, empty at first.")
-
-
-T = TypeVar("T", int, str)
-
-
-def pick(label: str, key: str, options: Sequence[T], default: T, about: str = "", width: int = 190) -> T:
-    """A choice that always has a value and is in the URL. Its label stands apart: the box would add "required"."""
-    state.preset(key, options, default)
-    with st.container(width=width, gap=None):
-        st.markdown(f":small[{label}]", help=about or None)
-        return state.present(
-            st.selectbox(
-                label, options, index=None, required=True, key=key, bind="query-params", label_visibility="collapsed"
-            )
-        )

@@ -15,13 +15,9 @@ from moe_core.errors import UsageError
 from moe_core.words import duration, signed
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from moe_core.data.tokens import TokenDataset
     from moe_core.inference.protocol import LanguageModel
     from moe_core.progress import Progress
-
-CHECKED_TOKENS = 2048
 
 
 def prune_foreign(arguments: argparse.Namespace, output: Output) -> int:
@@ -88,10 +84,12 @@ def _cut_and_write(
     progress: Progress,
 ) -> dict[str, object]:
     from moe_core.evaluation.pruned_loss import paired_loss
-    from moe_core.exchange.pruned_model import prune_model, save_pruned_model
+    from moe_core.exchange.pruned_model import checked_passages, prune_model, save_pruned_model
     from moe_core.inference.open import open_huggingface
 
-    pruned = prune_model(model.model, kept, model.num_experts, _passages(model, scored))
+    pruned = prune_model(
+        model.model, kept, model.num_experts, checked_passages(scored, model.context_window, model.device)
+    )
     output.say(
         "Logits differ from those of the model whose routers cannot choose the others by at most "
         f"{pruned.difference:.1e} on {pruned.tokens:,} tokens, in float32 (refused above {pruned.tolerance:.1e})."
@@ -113,16 +111,3 @@ def _cut_and_write(
         "largest_difference": pruned.difference, "checked_tokens": pruned.tokens, "loss": asdict(loss),
         "parameters": counts, "bytes": sizes, "active_parameters": [model.active_parameters, again.active_parameters],
     }  # fmt: skip
-
-
-def _passages(model: LanguageModel, scored: TokenDataset) -> list[Tensor]:
-    """[1, S] a document each, up to CHECKED_TOKENS in all."""
-    import torch
-
-    found, left = [], CHECKED_TOKENS
-    for start, end in zip(*scored.document_bounds(), strict=True):
-        ids = scored.token_ids[start : min(end, start + model.context_window, start + left)]
-        if len(ids):
-            found.append(torch.as_tensor(ids, dtype=torch.int64, device=model.device)[None])
-            left -= len(ids)
-    return found

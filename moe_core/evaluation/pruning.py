@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 
 from moe_core.ablation_modes import CRITERIA, Criterion
-from moe_core.data.windows import window_batches
 from moe_core.errors import RunError, UsageError
 from moe_core.evaluation.ablation import ablation_map, analysis_of
 from moe_core.evaluation.effects import SourceBootstrap
@@ -34,7 +33,7 @@ from moe_core.evaluation.pruning_text import PruningText, text_of_run
 from moe_core.inference.expert_outputs import expert_saliency
 from moe_core.inference.open import language_model
 from moe_core.inference.protocol import LanguageModel, Loaded
-from moe_core.inference.scoring import predictions
+from moe_core.inference.scoring import losses_of
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, intervene
 from moe_core.routing.measures.pruning import PruningCurves, PruningPair, PruningPoint, TopKPoint
@@ -196,14 +195,13 @@ class _Scoring:
 
     def _losses(self, intervention: Intervention) -> Float32Array:
         """[T] nats; 0 where nothing is scored."""
-        losses_T = np.zeros(len(self._dataset), np.float32)
-        windows = window_batches(self._dataset, self._model.context_window)
+        tokens = len(self._dataset)
+
+        def report(read: int) -> None:
+            self._report(STAGE, self._done * tokens + min(read, tokens), self._readings * tokens)
+
         with intervene(self._model.model, intervention):
-            for found in predictions(self._model.logits, self._model.device, self._dataset, windows):
-                losses_T[found.windows.targets] = found.nats()
-                tokens = int(found.windows.targets.max(initial=0)) + 1
-                share = self._done * len(self._dataset) + min(tokens, len(self._dataset))
-                self._report(STAGE, share, self._readings * len(self._dataset))
+            losses_T = losses_of(self._model, self._dataset, self._model.context_window, report)
         self._done += 1
         return losses_T
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError, UsageError
 from moe_core.routing.instruments.changed_choices import Stage
 from moe_core.routing.instruments.contract import Call, Choice, Router
@@ -28,6 +29,8 @@ EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_
 """What configurations call E."""
 TOLERANCE = 1e-3
 """Largest difference of a logit, as a part of the largest logit: sums over other numbers of rows round differently."""
+CHECKED_TOKENS = 2048
+"""Of text, on which logits are compared."""
 COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
 """Files beside the weights that are taken along where the library does not write them itself."""
 
@@ -81,6 +84,17 @@ def prune_model(model: nn.Module, kept: Kept, num_experts: int, token_ids: Seque
             f"{tolerance:.2g}: this family ({model.config.model_type}) cannot be pruned by rows, nothing was written"  # type: ignore[union-attr]
         )
     return PrunedModel(pruned, difference, tolerance, tokens)
+
+
+def checked_passages(text: TokenDataset, window: int, device: torch.device) -> list[Tensor]:
+    """[1, S] the beginning of each document, at most `window` tokens of it and CHECKED_TOKENS in all."""
+    found, left = [], CHECKED_TOKENS
+    for start, end in zip(*text.document_bounds(), strict=True):
+        ids = text.token_ids[start : min(end, start + window, start + left)]
+        if len(ids):
+            found.append(torch.as_tensor(ids, dtype=torch.int64, device=device)[None])
+            left -= len(ids)
+    return found
 
 
 def save_pruned_model(pruned: PrunedModel, source: Path, target: Path) -> None:

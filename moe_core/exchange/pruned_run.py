@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from moe_core.data.prepare import PreparedData
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError, UsageError
 from moe_core.exchange.import_ import observe_weights
+from moe_core.exchange.pruned_model import CHECKED_TOKENS, Kept, checked_passages
 from moe_core.files import TEMPORARY_PREFIX
 from moe_core.model.outline import outline
 from moe_core.model.transformer import MoETransformer
@@ -25,17 +26,14 @@ from moe_core.runs.checkpoint import LoadedRun, save_checkpoint
 from moe_core.runs.files import translate_os_errors
 from moe_core.runs.folder import RunFolder
 
-Kept = Mapping[int, Sequence[int]]
-"""Layer -> the experts that stay, ascending; of each MoE layer as many."""
 TOLERANCE = 1e-3
 """Largest difference of a logit between the model that was cut and the one that masks. Sums over other numbers of rows
 round differently; a wrong expert shows as tenths."""
-CHECKED_TOKENS = 2048
 _PER_EXPERT = re.compile(r"layers\.(\d+)\.moe\.(?:router\.(?:weight|noise_weight|expert_bias|threshold)|experts\.\w+)$")
 
 
 @dataclass(frozen=True)
-class PrunedModel:
+class CutModel:
     """A model that was cut, in evaluation mode."""
 
     config: Config
@@ -90,7 +88,7 @@ def check_kept(kept: Kept, config: ModelConfig) -> int:
     return count
 
 
-def prune_model(loaded: LoadedRun, kept: Kept) -> PrunedModel:
+def prune_model(loaded: LoadedRun, kept: Kept) -> CutModel:
     """The run's model with the experts of `kept` alone, compared with the whole one on the run's unseen text.
 
     Raises UsageError for what does not fit, RunError where a logit differs by more than TOLERANCE.
@@ -109,10 +107,10 @@ def prune_model(loaded: LoadedRun, kept: Kept) -> PrunedModel:
             f"the model that was cut differs from the one that masks by {difference:.2g} in a logit; expected at most "
             f"{TOLERANCE:g}: nothing was written"
         )
-    return PrunedModel(config, model, difference, tokens)
+    return CutModel(config, model, difference, tokens)
 
 
-def write_pruned_run(loaded: LoadedRun, pruned: PrunedModel, run: RunFolder, progress: Progress | None = None) -> None:
+def write_pruned_run(loaded: LoadedRun, pruned: CutModel, run: RunFolder, progress: Progress | None = None) -> None:
     """Make `run`, which must be new, a run at step 0 with the model that was cut and the held-out text of the one that
     it comes from. It is written aside and appears whole or not at all.
 
@@ -157,23 +155,12 @@ def _cut(state: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
 def _compare(loaded: LoadedRun, model: MoETransformer, kept: Kept) -> tuple[float, int]:
     E = loaded.config.model.num_experts
     gone = [(layer, expert) for layer, experts in kept.items() for expert in range(E) if expert not in set(experts)]
+    text = TokenDataset.build(loaded.run.held_out("unseen"), loaded.tokenizer, loaded.run.domains())
+    text = text.select(CHECKED_TOKENS // max(1, len(loaded.run.domains())), seed=0)
     largest, tokens = 0.0, 0
     with torch.no_grad(), intervene(loaded.model, ablate=gone, mode="reroute"):
-        for token_ids in _held_out_ids(loaded):
+        for token_ids in checked_passages(text, loaded.config.training.seq_len, loaded.model.embedding.weight.device):
             masked = loaded.model(token_ids).logits
             largest = max(largest, float((masked - model(token_ids).logits).abs().max()))
             tokens += token_ids.shape[1]
     return largest, tokens
-
-
-def _held_out_ids(loaded: LoadedRun) -> Iterator[Tensor]:
-    """[1, S] a document each, up to CHECKED_TOKENS in all."""
-    device, left = loaded.model.embedding.weight.device, CHECKED_TOKENS
-    dataset = TokenDataset.build(loaded.run.held_out("unseen"), loaded.tokenizer, loaded.run.domains())
-    dataset = dataset.select(CHECKED_TOKENS // max(1, len(loaded.run.domains())), seed=0)
-    for start, end in zip(*dataset.document_bounds(), strict=True):
-        ids = dataset.token_ids[start : min(end, start + loaded.config.training.seq_len, start + left)]
-        if not len(ids):
-            return
-        left -= len(ids)
-        yield torch.as_tensor(ids, dtype=torch.int64, device=device)[None]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
-from moe_core.data.windows import WindowBatch
+from moe_core.data.windows import WindowBatch, window_batches
 from moe_core.errors import UsageError
 from moe_core.inference.device import on_device
 from moe_core.inference.open import language_model
@@ -80,6 +80,17 @@ def likeliest(logits_BSV: torch.Tensor) -> torch.Tensor:
     if (values_TV := _numpy_logits(logits_BSV.flatten(0, 1))) is not None:
         return torch.from_numpy(values_TV.argmax(axis=1).astype(np.int32)).view(logits_BSV.shape[:2])
     return logits_BSV.argmax(dim=-1).to(torch.int32)
+
+
+def losses_of(
+    model: LanguageModel, dataset: TokenDataset, window: int, report: Callable[[int], None]
+) -> NDArray[np.float32]:
+    """[T] nats of each token, read in windows of that size; 0 where nothing is scored. `report`: tokens read so far."""
+    losses_T = np.zeros(len(dataset), np.float32)
+    for found in predictions(model.logits, model.device, dataset, window_batches(dataset, window)):
+        losses_T[found.windows.targets] = found.nats()
+        report(int(found.windows.targets.max(initial=0)) + 1)
+    return losses_T
 
 
 def token_nats(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:

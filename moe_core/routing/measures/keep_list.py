@@ -25,7 +25,7 @@ from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.shares import ratio
 from moe_core.routing.trace.trace import AnyRouting
 from moe_core.routing.trace.types import BoolArray, Float64Array, Int64Array
-from moe_core.words import count_of, listed
+from moe_core.words import count_of, listed, percent
 
 Verdict = Literal["kept", "dropped", "unknown"]
 MIN_SOURCES = 6
@@ -103,6 +103,14 @@ class SaliencySums:
     def read(self) -> int:
         """Tokens read in all."""
         return int(self.source_tokens.sum())
+
+    def of_domain(self, domain: int) -> SaliencySums:
+        """The sources of one domain alone."""
+        own = self.stratum == domain
+        return SaliencySums(
+            self.layers, self.tokens[:, own], self.weighted[:, own], self.norm[:, own], self.gate[:, own],
+            self.source_tokens[own], self.stratum[own],
+        )  # fmt: skip
 
 
 def list_by_load(routing: AnyRouting, keep: int, *, domain: str | None = None) -> KeepList:
@@ -216,7 +224,7 @@ def keep_list_verdict(found: KeepList) -> str:
     said = [f"{found.count('kept')} surely stay", f"{found.count('dropped')} can surely go"]
     if unknown:
         said.append(f"{unknown} are unknown: other text of this kind may put them on the other side")
-    certainty = f"{1 - SIGNIFICANCE:.0%} certainty for all at once"
+    certainty = f"{percent(1 - SIGNIFICANCE)} certainty for all at once"
     return f"Of {len(found.experts)} experts, {BY[found.by]} on {text}, {listed(said)} ({certainty})."
 
 
