@@ -96,6 +96,7 @@ def test_the_command_prunes_a_folder(tmp_path: Path, cli: Callable[..., tuple[in
     figures = json.loads(out)
     assert figures["largest_difference"] < 1e-4
     assert figures["parameters"][1] < figures["parameters"][0]
+    assert figures["speed"][0]["times_faster"]["median"] > 0
     assert figures["loss"]["low"] <= figures["loss"]["change"] <= figures["loss"]["high"]
     assert AutoModelForCausalLM.from_pretrained(cut).config.num_experts == 3
     assert (cut / "tokenizer.json").is_file()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from moe_core.ablation_modes import CRITERIA
 from moe_core.cli.options import Parser, add_device, command, existing_run, finish, whole
 from moe_core.cli.output import Output, check_writable, progress_on_stderr
-from moe_core.cli.prune_words import say_costs, say_list
+from moe_core.cli.prune_words import say_costs, say_list, say_speed
 from moe_core.errors import UsageError
 from moe_core.program import program
 from moe_core.words import duration
@@ -196,7 +196,6 @@ def _write(
     from moe_core.evaluation.keep_lists import random_orders, ranking_of
     from moe_core.evaluation.pruning import ORDERS, CurvePlan, pruning_curves
     from moe_core.exchange.pruned_run import TOLERANCE, prune_model, write_pruned_run
-    from moe_core.experiments.machine import environment
     from moe_core.experiments.pruned_speed import pruned_speed
     from moe_core.model.size import active_parameters, total_parameters
     from moe_core.routing.measures.pruning import pruning_verdict
@@ -223,13 +222,7 @@ def _write(
         f"Parameters: {left['parameters']:,} of {sizes['parameters']:,}, {4 * left['parameters'] / 2**20:.1f} of "
         f"{4 * sizes['parameters'] / 2**20:.1f} MiB; a token passes {left['active']:,} of {sizes['active']:,}."
     )
-    for one in speed:
-        spread = one.times_faster
-        output.say(f"{one.task}: {spread.median:.2f} times as fast ({spread.low:.2f} to {spread.high:.2f})")
-    machine = environment(_threads())
-    output.say(
-        f"Timed in turn on {machine.processor}, {machine.threads} threads, load {machine.load_average_before:g}."
-    )
+    machine = say_speed(speed, output)
     output.say(f"Run {run.name} in {duration(time.perf_counter() - began)}.")
     output.say(f"Next:  {program()} --run {run.name}-tuned --init-from {run.name}   # trains it again for what it lost")
     return {
@@ -238,9 +231,3 @@ def _write(
         "processor": machine.processor, "threads": machine.threads, "load": machine.load_average_before,
         "verdict": pruning_verdict(curves),
     }  # fmt: skip
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from moe_core.cli.ablate_models import documents_for
 from moe_core.cli.output import Output, progress_on_stderr
-from moe_core.cli.prune_words import say_costs, say_list
+from moe_core.cli.prune_words import say_costs, say_list, say_speed
 from moe_core.errors import UsageError
 from moe_core.words import duration, signed
 
@@ -85,6 +85,7 @@ def _cut_and_write(
 ) -> dict[str, object]:
     from moe_core.evaluation.pruned_loss import paired_loss
     from moe_core.exchange.pruned_model import checked_passages, prune_model, save_pruned_model
+    from moe_core.experiments.pruned_speed import pruned_reading_speed
     from moe_core.inference.open import open_huggingface
 
     pruned = prune_model(
@@ -101,6 +102,8 @@ def _cut_and_write(
         f"As written and opened again: loss {loss.before:.4f} {signed(loss.change, 4)} ({signed(loss.low, 4)} to "
         f"{signed(loss.high, 4)}) nats per token on {loss.tokens:,} tokens."
     )
+    speed = pruned_reading_speed(model, again, scored.token_ids, progress)
+    machine = say_speed([speed], output)
     sizes = [sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in (source, target)]
     counts = [sum(one.numel() for one in each.model.parameters()) for each in (model, again)]
     output.say(
@@ -109,5 +112,6 @@ def _cut_and_write(
     )
     return {
         "largest_difference": pruned.difference, "checked_tokens": pruned.tokens, "loss": asdict(loss),
+        "speed": [asdict(speed)], "processor": machine.processor, "threads": machine.threads,
         "parameters": counts, "bytes": sizes, "active_parameters": [model.active_parameters, again.active_parameters],
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from moe_core.cli.output import Output, table
 from moe_core.words import signed
 
 if TYPE_CHECKING:
+    from moe_core.experiments.pruned_speed import PrunedSpeed
+    from moe_core.experiments.speed_result import Environment
     from moe_core.routing.measures.keep_list import KeepList
     from moe_core.routing.measures.pruning import PruningCurves
 
@@ -59,3 +62,19 @@ def say_costs(curves: PruningCurves, chosen: KeepList, output: Output) -> None:
         output.say(
             f"  {BY[by]:<17} {signed(point.delta_nats, 4)} ({signed(point.low, 4)} to {signed(point.high, 4)}){own}"
         )
+
+
+def say_speed(speed: Sequence[PrunedSpeed], output: Output) -> Environment:
+    """How many times as fast it is, with the machine, which is given back."""
+    import torch
+
+    from moe_core.experiments.machine import environment
+
+    for one in speed:
+        spread = one.times_faster
+        output.say(f"{one.task}: {spread.median:.2f} times as fast ({spread.low:.2f} to {spread.high:.2f})")
+    machine = environment(torch.get_num_threads())
+    output.say(
+        f"Timed in turn on {machine.processor}, {machine.threads} threads, load {machine.load_average_before:g}."
+    )
+    return machine
