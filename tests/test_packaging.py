@@ -25,6 +25,7 @@ PINNED_FOR = {
     "requirements-huggingface.txt": PROJECT["optional-dependencies"]["huggingface"],
     "requirements-serve.txt": PROJECT["optional-dependencies"]["serve"],
     "requirements-low-precision.txt": PROJECT["optional-dependencies"]["low-precision"],
+    "requirements-data.txt": PROJECT["optional-dependencies"]["data"],
 }
 
 
