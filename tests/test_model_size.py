@@ -56,6 +56,7 @@ def measured_step(config: Config, *, autocast: bool) -> tuple[int, int]:
     """Bytes at the worst moment of a second training step, and those held between steps."""
     torch.manual_seed(0)
     model = MoETransformer(config.model).train()
+    model.recomputes_blocks = config.training.activation_checkpointing
     optimizers = build_optimizers(model, config.training)
     shape = (config.training.batch_size, config.training.seq_len)
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, config.model.vocab_size, shape))
@@ -89,6 +90,16 @@ def measured_step(config: Config, *, autocast: bool) -> tuple[int, int]:
         ({"training.optimizer": "adamw", "training.batch_size": 8}, False),
         ({"model.first_dense_layers": 4, "training.batch_size": 8}, False),
         ({"training.batch_size": 2}, True),
+        ({"training.activation_checkpointing": True, "training.batch_size": 8}, False),
+        (
+            {
+                "training.activation_checkpointing": True,
+                "training.batch_size": 8,
+                "training.gradient_accumulation": 2,
+                "model.moe_every": 2,
+            },
+            True,
+        ),
     ],
 )
 def test_the_estimate_of_a_training_step_is_near_what_a_quick_step_takes(

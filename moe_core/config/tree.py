@@ -164,6 +164,9 @@ class TrainingConfig(Section):
     compile: Literal["auto", "none"] = Field("auto", exclude_if=lambda value: value == "auto")
     """torch.compile of the blocks. auto = on CUDA in bfloat16, once a run's speed shows that the steps left pay for
     it; never on a CPU."""
+    activation_checkpointing: bool = Field(False, exclude_if=lambda value: value is False)
+    """Keep only what enters each block, and compute the block once more in the backward pass: less memory, more time,
+    the same numbers to the bit."""
     evaluation_interval: int = Field(100, ge=1)
     """Steps between evaluations (loss on both validation splits, routing of the probe set, checkpoint)."""
     evaluation_tokens: int = Field(4096, ge=64)

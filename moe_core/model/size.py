@@ -129,7 +129,8 @@ def training_memory(config: Config, *, autocast: bool = False) -> TrainingMemory
                    2N + (T + V) * D     in chunks of N, two of a chunk and the gradients of states and head
 
     numbers of 4 bytes; with autocast of 2, but norms (half of 4D, all of 2D; Q and C once with qk_norm), V and this
-    last row keep 4.
+    last row keep 4. With training.activation_checkpointing a layer keeps T * D numbers of 4 bytes, and one layer at a
+    time the rest: when the loss is gone, beside gradients, and half as much again for gradients of its own.
     Left out: fragmentation, the process itself (about 0.5 GiB with torch) and what evaluation keeps.
     """
     model, training = config.model, config.training
@@ -138,9 +139,17 @@ def training_memory(config: Config, *, autocast: bool = False) -> TrainingMemory
     copies = 2 * (matrices + embedding_parameters(model)) if autocast else 0
     tokens = training.batch_size // training.gradient_accumulation * training.seq_len
     weights, gradients, optimizer = 4 * total + copies, 4 * total, 8 * (total - by_muon) + 4 * by_muon
-    activations = tokens * _activation_bytes(model, autocast) + _logit_bytes(model, tokens)
-    both = training.gradient_accumulation > 1 or chunk_rows(tokens, model.vocab_size) is not None
-    together = gradients + activations if both else max(gradients, activations)
+    logits = _logit_bytes(model, tokens)
+    if training.activation_checkpointing:
+        kept = 4 * tokens * model.dim * model.num_layers
+        again = round(1.5 * tokens * _activation_bytes(_one_layer(model), autocast))
+        activations = kept + max(again, logits)
+        both = training.gradient_accumulation > 1
+        together = kept + max(gradients + again, (gradients if both else 0) + logits)
+    else:
+        activations = tokens * _activation_bytes(model, autocast) + logits
+        both = training.gradient_accumulation > 1 or chunk_rows(tokens, model.vocab_size) is not None
+        together = gradients + activations if both else max(gradients, activations)
     return TrainingMemory(weights, gradients, optimizer, activations, total=weights + optimizer + together)
 
 
@@ -231,6 +240,14 @@ def _activation_bytes(config: ModelConfig, autocast: bool) -> int:
     either += dense * 4 * config.dense_hidden_dim
     either += moe * (config.top_k * 2 * config.expert_hidden_dim + 4 * config.shared_expert_hidden_dim)
     return 2 * (either + in_float32) if autocast else 4 * either
+
+
+def _one_layer(config: ModelConfig) -> ModelConfig:
+    """The model with one of its layers alone, of the kind that keeps more."""
+    kinds = [{"first_dense_layers": 1}] if len(config.moe_layers) < config.num_layers else []
+    kinds += [{"first_dense_layers": 0}] if config.moe_layers else []
+    alone = [config.model_copy(update={"num_layers": 1, "moe_every": 1, **kind}) for kind in kinds]
+    return max(alone, key=lambda one: _activation_bytes(one, autocast=False))
 
 
 def _logit_bytes(config: ModelConfig, tokens: int) -> int:

@@ -16,6 +16,7 @@ from moe_core.model.attention import Attention
 from moe_core.model.feed_forward import MoE, SwiGLU
 from moe_core.model.kv_cache import KVCache
 from moe_core.model.norm import RMSNorm
+from moe_core.model.recomputing import recomputed
 from moe_core.model.rope import rope_angles
 from moe_core.model.routers import Router, RouterContext, RouterOutput
 
@@ -80,6 +81,8 @@ class MoETransformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.recomputes_blocks = False
+        """Activation checkpointing, while it trains; see recomputing.py. Set by who trains."""
         self.draw_weights()
 
     def forward(self, token_ids: Tensor, *, cache: KVCache | None = None) -> ModelOutput:
@@ -111,8 +114,10 @@ class MoETransformer(nn.Module):
             cos, sin = rope_angles(0, S, self.config.head_dim, self.config.rope_theta, x_BSD.device)
         context = RouterContext(token_ids, cache)
         router_outputs: list[RouterOutput] = []
+        recomputes = self.recomputes_blocks and self.training and torch.is_grad_enabled()
         for block in self.layers:
-            x_BSD, routed = block(x_BSD, cos, sin, context)
+            arguments = x_BSD, cos, sin, context
+            x_BSD, routed = recomputed(block, *arguments) if recomputes else block(*arguments)
             if routed is not None:
                 router_outputs.append(routed)
         if cache is not None:

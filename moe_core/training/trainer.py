@@ -126,6 +126,7 @@ class Trainer:
         self.config = config
         self.data = data
         self.model = model.train()
+        self.model.recomputes_blocks = config.training.activation_checkpointing
         self.optimizers = optimizers
         self.state = state
         self.device = next(model.parameters()).device
