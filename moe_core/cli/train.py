@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moe_core import __version__
@@ -87,7 +87,9 @@ def parser(commands_text: str) -> Parser:
         "--init-from", metavar="NAME", help="fine-tune: a new run that starts from the weights and the tokenizer of "
         "run NAME; lower --training.learning_rate and --training.muon_learning_rate keep more of what it knows",
     )  # fmt: skip
-    parser.add_argument("--config", metavar="FILE", help="HOCON file with configuration keys")
+    parser.add_argument(
+        "--config", metavar="FILE", help="HOCON file with configuration keys, ours or those of moellama's config.hocon"
+    )
     parser.add_argument("--evaluate", action="store_true", help="score a trained run instead of training one")
     parser.add_argument(
         "--device", choices=DEVICES, help="with --evaluate: where to compute (default cpu; auto = cuda where present); "
@@ -118,7 +120,7 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
 
     preset = arguments.preset or "default"
     run = RunFolder(preset if arguments.run is None else arguments.run)
-    config = _config(run, preset, arguments)
+    config = _config(run, preset, arguments, output.say)
     with progress_on_stderr() as progress:
         from moe_core.training.loop import train as train_run
         from moe_core.training.repeatability import keep_freed_memory
@@ -136,7 +138,7 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
             "state": result.state,
             "step": result.step,
             "steps": result.steps,
-            "asked_steps": config.training.steps,
+            "asked_steps": run.config().training.steps,  # those of training.epochs are known with the text
             "seconds": result.seconds,
             "evaluation": None if evaluation is None else evaluation.to_json(),
         }
@@ -144,7 +146,7 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
     return 128 + result.signal if result.signal is not None else 0
 
 
-def _config(run: RunFolder, preset: str, arguments: argparse.Namespace) -> Config:
+def _config(run: RunFolder, preset: str, arguments: argparse.Namespace, say: Callable[[str], None]) -> Config:
     """Preset (or, to resume, what the run was started with) < --config < environment < command line."""
     from moe_core.config import load_config, parse_overrides
     from moe_core.runs.folder import RunFolder
@@ -160,14 +162,14 @@ def _config(run: RunFolder, preset: str, arguments: argparse.Namespace) -> Confi
             raise UsageError("--resume continues a run with the weights it has and takes no --init-from; leave it out")
         overrides["training.init_from"] = arguments.init_from
     if arguments.resume:
-        return load_config(run.config(), file=arguments.config, overrides=overrides)
-    config = load_config(preset, file=arguments.config, overrides=overrides)
+        return load_config(run.config(), file=arguments.config, overrides=overrides, say=say)
+    config = load_config(preset, file=arguments.config, overrides=overrides, say=say)
     if config.training.init_from is None:
         return config
     # The model is that of the run it starts from; what the user says about it comes on top, and is checked there.
     origin = RunFolder(config.training.init_from, run.root).config()
     base = load_config(preset, environment={}).model_copy(update={"model": origin.model})
-    return load_config(base, file=arguments.config, overrides=overrides)
+    return load_config(base, file=arguments.config, overrides=overrides, say=say)
 
 
 def _summarise(run: RunFolder, result: TrainingResult, evaluation: Evaluation | None, output: Output) -> None:

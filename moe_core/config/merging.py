@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from moe_core.config.hocon import HoconError, read_hocon
+from moe_core.config.moellama import is_moellama, translate
 from moe_core.config.presets import PRESETS
 from moe_core.config.serve import CONDOR_VARIABLES, ServeConfig
 from moe_core.config.tree import Config
@@ -30,19 +31,21 @@ def load_config(
     environment: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     with_condor: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Config:
     """Merge base < HOCON file < environment < overrides and validate. `base` names a preset, or is a run's own config.
 
     `environment` defaults to os.environ; MOESCOPE_MODEL__NUM_EXPERTS=16 sets model.num_experts. `overrides` has dotted
     keys: {"model.num_experts": "16"}. `with_condor`: the environment's CONDOR_ variables set keys of `serve` too, just
-    below our own. Raises UsageError naming the key, the value and what was expected.
+    below our own. A file of moellama's is translated; `say` is told what has no counterpart.
+    Raises UsageError naming the key, the value and what was expected.
     """
     if isinstance(base, str) and base not in PRESETS:
         raise UsageError(f"unknown preset {base!r}; expected one of {', '.join(PRESETS)}")
     tree: dict[str, Any] = {}
     _merge_into(tree, PRESETS[base].tree if isinstance(base, str) else base.model_dump())
     if file is not None:
-        _merge_into(tree, _read_sections(Path(file)))
+        _merge_into(tree, _file_tree(Path(file), tree, say))
     given = os.environ if environment is None else environment
     if with_condor:
         _merge_into(tree, {"serve": _condor_keys(given)})
@@ -117,6 +120,18 @@ def _read_sections(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UsageError(f"config file {str(path)!r} is a list; expected sections such as model {{ num_experts = 8 }}")
     return tree
+
+
+def _file_tree(path: Path, base: Mapping[str, Any], say: Callable[[str], None] | None) -> Mapping[str, Any]:
+    """The file's sections, of moellama's in our words."""
+    sections = _read_sections(path)
+    if not is_moellama(sections):
+        return sections
+    translation = translate(sections, base)
+    if say is not None:
+        for note in translation.notes:
+            say(f"{path.name}: {note}")
+    return translation.tree
 
 
 def _nested_dict(path: Sequence[str], value: Any) -> dict[str, Any]:

@@ -131,6 +131,9 @@ class TrainingConfig(Section):
 
     steps: int = Field(3000, ge=1, le=100_000_000)
     """Optimizer steps."""
+    # Like `compile` below: what was saved before there was this key stays as it is.
+    epochs: float | None = Field(None, gt=0.0, le=1_000_000.0, exclude_if=lambda value: value is None)
+    """Passes through the training text, which then decide the number of steps; None = `steps` does."""
     batch_size: int = Field(16, ge=1, le=65_536)
     """Sequences per step."""
     gradient_accumulation: int = Field(1, ge=1, le=65_536)

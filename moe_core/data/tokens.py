@@ -156,14 +156,14 @@ def training_batch(dataset: TokenDataset, step: int, *, batch_size: int, seq_len
             f"the training text has {len(dataset)} tokens; expected at least seq_len + 1 = {seq_len + 1}: "
             "give more text or lower training.seq_len"
         )
-    windows = _windows_per_epoch(len(dataset), seq_len)
+    windows = windows_per_epoch(len(dataset), seq_len)
     visits = [divmod(step * batch_size + row, windows) for row in range(batch_size)]
     starts = np.array([_epoch_starts(len(dataset), seq_len, seed, epoch)[place] for epoch, place in visits])
     index = starts[:, None] + np.arange(seq_len)
     return _batch_of(dataset, index, dataset.token_ids[index + 1].astype(np.int64))
 
 
-def _windows_per_epoch(tokens: int, seq_len: int) -> int:
+def windows_per_epoch(tokens: int, seq_len: int) -> int:
     """Windows an epoch has, the same whatever its shift (a shift costs at most seq_len - 1 tokens)."""
     return max(1, (tokens - seq_len) // seq_len)
 
@@ -171,7 +171,7 @@ def _windows_per_epoch(tokens: int, seq_len: int) -> int:
 @lru_cache(maxsize=8)
 def _epoch_starts(tokens: int, seq_len: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """First token of every window of one epoch, in the order of the visit; cached, for a step needs only a few."""
-    windows = _windows_per_epoch(tokens, seq_len)
+    windows = windows_per_epoch(tokens, seq_len)
     generator = np.random.default_rng([seed, epoch])
     shift = generator.integers(0, min(seq_len, tokens - windows * seq_len))
     starts: NDArray[np.int64] = shift + seq_len * generator.permutation(windows)

@@ -24,7 +24,7 @@ from moe_core.training.origin import origin_of, tokenizer_of
 from moe_core.training.repeatability import repeatable, resolve_autocast
 from moe_core.training.stopping import PreparationStopped, Stopper
 from moe_core.training.trainer import Trainer
-from moe_core.training.trainer_state import check_same_run, with_vocabulary
+from moe_core.training.trainer_state import check_same_run, with_steps, with_vocabulary
 
 STATUS_SECONDS = 1.0
 
@@ -174,7 +174,7 @@ def _prepare_trainer(
     origin = None if before else origin_of(run, config, device)
     tokenizer = tokenizer_of(run, config, origin)
     data = prepared or prepare_data(config, progress=progress, tokenizer=tokenizer)
-    config = with_vocabulary(config, data.tokenizer.vocab_size)
+    config = with_steps(with_vocabulary(config, data.tokenizer.vocab_size), len(data.train))
     _check_memory(config, device)
     trainer = Trainer.restore(run, config, data, device) if before else Trainer.begin(run, config, data, device, origin)
     run.write_config(config)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moe_core.config import Config
+from moe_core.data.tokens import windows_per_epoch
 from moe_core.errors import RunError
 from moe_core.runs.folder import RunFolder, RunStatus, State
 from moe_core.training.clock import Clock
@@ -89,6 +91,19 @@ class TrainerState:
 def with_vocabulary(config: Config, size: int) -> Config:
     """The configuration with the number of entries the tokenizer really has."""
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
+
+
+def with_steps(config: Config, tokens: int) -> Config:
+    """The configuration with the steps that training.epochs make of a text of so many tokens, where it is set.
+
+    A step visits batch_size windows of the text; the last one may begin the next epoch.
+    """
+    training = config.training
+    if training.epochs is None:
+        return config
+    windows = training.epochs * windows_per_epoch(tokens, training.seq_len)
+    steps = max(1, math.ceil(windows / training.batch_size))
+    return config.model_copy(update={"training": training.model_copy(update={"steps": steps})})
 
 
 def check_same_run(run: RunFolder, config: Config) -> None:
