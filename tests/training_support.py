@@ -112,6 +112,13 @@ def begin_trainer(run: RunFolder, config: Config) -> Trainer:
     return Trainer.begin(run, config, data, torch.device("cpu"))
 
 
+def saved_and_restored(trainer: Trainer) -> Trainer:
+    """The trainer that goes on from a checkpoint of this moment, in a process that has drawn other numbers."""
+    trainer.save()
+    torch.manual_seed(1234)
+    return type(trainer).restore(trainer.run, trainer.config, trainer.data, trainer.device)
+
+
 def tensor_hashes(run: RunFolder) -> dict[str, str]:
     """SHA-256 of the newest checkpoint's weights and of its optimizer and RNG state."""
     from moe_core.runs.checkpoint import find_checkpoint

@@ -160,6 +160,9 @@ class TrainingConfig(Section):
     """Learning rate at the end of the fall, one step after the last step, as a share of the peak."""
     gradient_clip: float = Field(1.0, gt=0.0)
     """Largest global gradient norm."""
+    gradient_clip_percentile: float | None = Field(None, gt=0.0, le=100.0, exclude_if=lambda value: value is None)
+    """None = gradient_clip is the limit. Else, in its place, this percentile of the norms of all steps so far
+    (AutoClip, arXiv:2007.14469, which takes 10)."""
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
     """Mixed precision. auto = bfloat16 where the hardware multiplies it and the model is wide enough to gain (192 on
     a processor, 256 on a GPU), else none."""

@@ -20,6 +20,7 @@ from moe_core.progress import Progress
 from moe_core.runs.checkpoint import LoadedRun, load_run, load_trainer_state, save_checkpoint
 from moe_core.runs.folder import RunFolder, RunStatus
 from moe_core.training.batches import Batches
+from moe_core.training.clipping import Clipping
 from moe_core.training.compiling import BlockCompiler, can_compile, uncompiled
 from moe_core.training.gradient import StepLosses, accumulate_gradient
 from moe_core.training.observe import evaluate_splits, held_out_sets, log_event, observe_routing, write_sample
@@ -140,6 +141,7 @@ class Trainer:
             log=lambda message: log_event(run, state.step, message),
         )
         self._batches = Batches(data.train, config.training, self.device)
+        self._clipping = Clipping(config.training, self.device)
         self.held_out, self._probe = held_out_sets(data, config.training)
         self._vocabulary = data.tokenizer.vocabulary()
 
@@ -187,7 +189,9 @@ class Trainer:
             state.asked_steps = config.training.steps
         state.saved_step = state.step
         run.rewind_metrics(state.step)
-        return cls(run, config, data, model, optimizers, state)
+        trainer = cls(run, config, data, model, optimizers, state)
+        trainer._clipping.restore(tensors)
+        return trainer
 
     def step(self) -> StepReport:
         """One update of the weights, skipped where loss or gradient are not finite; read_steps, where it is due."""
@@ -202,7 +206,7 @@ class Trainer:
             final_lr_fraction=training.final_lr_fraction,
         )
         set_learning_rates(self.optimizers, multiplier)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip)
+        norm = self._clipping.clip(self.model.parameters(), losses.total)
         self._update(is_not_finite(losses.total, norm), router_outputs)
         state.step += 1
         if self.reads_every > 1:
@@ -277,7 +281,7 @@ class Trainer:
         self.read_steps()
         began = time.perf_counter()
         optimizer_state = optimizer_tensors(self.model, self.optimizers)
-        tensors: dict[str, Tensor] = {**optimizer_state, "rng.cpu": torch.get_rng_state()}
+        tensors: dict[str, Tensor] = {**optimizer_state, **self._clipping.tensors(), "rng.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         save_checkpoint(
