@@ -1,21 +1,21 @@
 """Byte-level BPE: every string has exactly one encoding, and decoding gives every string back.
 
-Id 0 is the control token <|endoftext|>, which stands before every document. It never arises from text: a user who
-types "<|endoftext|>" gets the ordinary tokens of those thirteen characters.
+The control token <|endoftext|> stands before every document; its id is 0 where we trained the tokenizer. It never
+arises from text: a user who types "<|endoftext|>" gets the ordinary tokens of those thirteen characters.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from moe_core.data.parts import parts_alike, parts_anyhow
+from moe_core.data.parts import cuts_before, parts_alike, parts_anyhow
 from moe_core.errors import DataError, RunError, UsageError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -85,8 +85,11 @@ class Tokenizer:
         """Id of the control token that stands before every document."""
         self.vocab_size: int = backend.get_vocab_size()
         """Ids run from 0 to vocab_size - 1."""
-        self._bytes_V = _bytes_of_tokens(backend, end_of_text)
-        self._can_cut = _splits_at_spaces(backend)
+        added = backend.get_added_tokens_decoder()
+        self._control = {token_id: token.content for token_id, token in added.items() if token.special}
+        """End-of-text; an encoding of tiktoken has others, which stand in no text of ours."""
+        self._bytes_V = _bytes_of_tokens(backend, self._control)
+        self._cuts_before = _cuts_before(backend)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -120,21 +123,21 @@ class Tokenizer:
 
     def parts(self, text: str) -> Iterator[str]:
         """See TextTokenizer. Raises DataError for millions of characters without a space."""
-        return parts_alike(text) if self._can_cut else iter((text,))
+        return parts_alike(text, self._cuts_before) if self._cuts_before else iter((text,))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; end-of-text decodes to nothing, bytes that are not UTF-8 to U+FFFD."""
+        """The text of `ids`; control tokens decode to nothing, bytes that are not UTF-8 to U+FFFD."""
         return b"".join(self.token_bytes(token_id) for token_id in ids).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes that a token stands for, perhaps only part of a character; none for end-of-text."""
+        """The UTF-8 bytes that a token stands for, perhaps only part of a character; none for control tokens."""
         self._check_id(token_id)
         return self._bytes_V[token_id]
 
     def token_text(self, token_id: int) -> str:
-        """A token as shown to people: valid UTF-8 as is, lone bytes as \\xE2, end-of-text by name."""
-        if token_id == self.end_of_text:
-            return END_OF_TEXT
+        """A token as shown to people: valid UTF-8 as is, lone bytes as \\xE2, control tokens by name."""
+        if token_id in self._control:
+            return self._control[token_id]
         return readable(self.token_bytes(token_id))
 
     def vocabulary(self) -> list[str]:
@@ -167,23 +170,22 @@ class Tokenizer:
             raise ValueError(f"token id {token_id} is outside the vocabulary of {self.vocab_size}")
 
 
-def _bytes_of_tokens(backend: tokenizers.Tokenizer, end_of_text: int) -> list[bytes]:
+def _bytes_of_tokens(backend: tokenizers.Tokenizer, control: Container[int]) -> list[bytes]:
     bytes_V = [b""] * backend.get_vocab_size()
     try:
         for token, token_id in backend.get_vocab().items():
-            if token_id != end_of_text:
+            if token_id not in control:
                 bytes_V[token_id] = bytes(_BYTE_OF_SYMBOL[symbol] for symbol in token)
     except LookupError as error:
         raise RunError(f"the tokenizer is not byte-level ({error}); expected one trained by Moescope") from None
     return bytes_V
 
 
-def _splits_at_spaces(backend: tokenizers.Tokenizer) -> bool:
-    """Whether it reads text as `train` made it do; an imported tokenizer may split otherwise."""
+def _cuts_before(backend: tokenizers.Tokenizer) -> str:
+    """The characters that text may be cut before; an imported tokenizer may split it in a way that we do not know."""
     if backend.normalizer is not None or backend.pre_tokenizer is None:
-        return False
-    state = json.loads(backend.pre_tokenizer.__getstate__())
-    return state.get("type") == "ByteLevel" and state["use_regex"] and not state["add_prefix_space"]
+        return ""
+    return cuts_before(json.loads(backend.pre_tokenizer.__getstate__()))
 
 
 def check_encodable(text: str) -> None:

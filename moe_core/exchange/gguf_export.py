@@ -131,7 +131,7 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
 
     tree = json.loads(tokenizer.to_json())
     splits = tree["pre_tokenizer"] or {}
-    if tree["normalizer"] is not None or splits != SPLITS_AS_GPT2:
+    if tree["normalizer"] is not None or splits != SPLITS_AS_GPT2 or tree["model"].get("ignore_merges"):
         raise UsageError(
             f"the run's tokenizer splits text otherwise than GPT-2's (pre_tokenizer {splits.get('type')}), which this "
             "GGUF export does not write; write --format huggingface instead"
