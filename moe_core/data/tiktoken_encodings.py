@@ -160,10 +160,14 @@ def _parsed(data: bytes, path: Path) -> dict[bytes, int]:
                 "writes them"
             ) from None
     missing = [byte for byte in range(256) if bytes([byte]) not in rank_of]
-    if missing or len(set(rank_of.values())) < len(rank_of) or min(rank_of.values()) < 0:
-        fault = (
-            f"has no token for the byte 0x{missing[0]:02X}" if missing else "gives two tokens one rank, or one below 0"
-        )
+    fault = None
+    if missing:
+        fault = f"has no token for the byte 0x{missing[0]:02X}"
+    elif len(set(rank_of.values())) < len(rank_of) or b"" in rank_of or min(rank_of.values()) < 0:
+        fault = "gives two tokens one rank, or has an empty token or a rank below 0"
+    elif max(rank_of.values()) > MOST_IDS:
+        fault = f"has a rank above {MOST_IDS:,}"
+    if fault:
         raise DataError(f"{str(path)!r} {fault}; expected a whole file of ranks as tiktoken publishes it")
     return rank_of
 
