@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bench.results import Result
 from moe_core.config import ModelConfig
 from moe_core.model.experts import Experts
-from moe_core.model.feed_forward import MoE, SwiGLU
+from moe_core.model.feed_forward import GatedLinearUnit, MoE
 from moe_core.model.transformer import Block, MoETransformer
 
 Implementation = Literal["eager", "grouped_mm"]
@@ -75,7 +75,7 @@ class ModuleLoop(nn.Module):
     def __init__(self, experts: Experts) -> None:
         super().__init__()
         E, F, D = experts.gate_proj.shape
-        self.experts = nn.ModuleList(SwiGLU(D, F) for _ in range(E))
+        self.experts = nn.ModuleList(GatedLinearUnit(D, F) for _ in range(E))
         with torch.no_grad():
             for number, one in enumerate(self.experts):
                 for name, parameter in one.named_parameters():

@@ -169,7 +169,7 @@ def test_a_round_trip_keeps_weights_and_tokenizer(
 CONFIG_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "llama"}, "model_type is 'llama'.*mixtral, qwen3_moe"),
     ({"model_type": None}, "model_type is 'None'"),
-    ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; our model has 'silu' only"),
+    ({"hidden_act": "relu"}, "hidden_act is 'relu'; our model has 'silu', 'swish', 'gelu' only"),
     ({"attention_bias": True}, "attention_bias is True"),
     ({"use_sliding_window": True}, "use_sliding_window is True"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type is 'yarn'"),

@@ -125,6 +125,7 @@ def test_each_family_has_an_architecture_and_all_its_tensors(family: str) -> Non
         ({"first_dense_layers": 1}, "has no dense layers"),
         ({"router": RouterConfig(normalize_scores=False)}, "do not sum to 1"),
         ({**ROUTERS["qwen2_moe"], "head_dim": 16}, "not as wide as the model"),
+        ({"expert_activation": "gelu"}, "blocks gated by gelu"),
     ],
 )
 def test_what_llama_cpp_lacks_is_refused_by_name(options: dict[str, Any], said: str) -> None:

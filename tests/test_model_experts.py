@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_core.config import ModelConfig
+from moe_core.config.tree import ActivationName
+from moe_core.model.activation import ACTIVATIONS
 from moe_core.model.experts import FEW_ROWS, Experts, way
 from moe_core.model.experts.grouped import grouped_product
 from moe_core.model.experts.one_token import one_token
@@ -19,7 +23,7 @@ DIM, HIDDEN = 8, 8  # grouped_mm wants multiples of 16 bytes, in bfloat16, too
 
 
 def naive_experts(
-    x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor, gate: Tensor, up: Tensor, down: Tensor
+    x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor, gate: Tensor, up: Tensor, down: Tensor, name: str = "silu"
 ) -> Tensor:
     """For every token, for every slot in use: one expert, on one vector."""
     outputs = []
@@ -28,27 +32,32 @@ def naive_experts(
         for score, expert in zip(scores, indices, strict=True):
             if expert >= 0:
                 gated = gate[expert] @ x
-                out = out + score * (down[expert] @ (gated * torch.sigmoid(gated) * (up[expert] @ x)))
+                share = torch.sigmoid(gated) if name == "silu" else (1 + torch.erf(gated / math.sqrt(2))) / 2
+                out = out + score * (down[expert] @ (gated * share * (up[expert] @ x)))
         outputs.append(out)
     return torch.stack(outputs)
 
 
-def random_experts(num_experts: int, dtype: torch.dtype = torch.float32) -> Experts:
-    experts = Experts(DIM, HIDDEN, num_experts).to(dtype)
+def random_experts(
+    num_experts: int, dtype: torch.dtype = torch.float32, activation: ActivationName = "silu"
+) -> Experts:
+    experts = Experts(DIM, HIDDEN, num_experts, activation=activation).to(dtype)
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return experts
 
 
-def check_against_naive(experts: Experts, x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor) -> None:
+def check_against_naive(
+    experts: Experts, x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor, name: ActivationName = "silu"
+) -> None:
     """Every way that can compute this must: outputs, with gradients kept and without, and all gradients."""
     inputs = [x_TD.requires_grad_(), scores_TK.requires_grad_(), *experts.parameters()]
     weights = (experts.gate_proj, experts.up_proj, experts.down_proj)
-    slow = naive_experts(x_TD, scores_TK, indices_TK, *weights)
+    slow = naive_experts(x_TD, scores_TK, indices_TK, *weights, name)
     seed = torch.randn_like(slow)
     slow_gradients = torch.autograd.grad(slow, inputs, seed, materialize_grads=True)
     for compute in (sorted_slices, grouped_product, experts):
-        given = (x_TD, scores_TK, indices_TK, *(() if compute is experts else weights))
+        given = (x_TD, scores_TK, indices_TK, *(() if compute is experts else (*weights, ACTIVATIONS[name])))
         fast = compute(*given)
         torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
         fast_gradients = torch.autograd.grad(fast, inputs, seed)
@@ -58,7 +67,8 @@ def check_against_naive(experts: Experts, x_TD: Tensor, scores_TK: Tensor, indic
             torch.testing.assert_close(compute(*given), slow, atol=1e-5, rtol=1e-4)
     with torch.no_grad():
         each = [
-            one_token(x_TD[t : t + 1], scores_TK[t : t + 1], indices_TK[t : t + 1], *weights) for t in range(len(x_TD))
+            one_token(x_TD[t : t + 1], scores_TK[t : t + 1], indices_TK[t : t + 1], *weights, ACTIVATIONS[name])
+            for t in range(len(x_TD))
         ]
     torch.testing.assert_close(torch.cat(each), slow, atol=1e-5, rtol=1e-4)
 
@@ -71,11 +81,11 @@ def test_output_and_gradients_equal_the_naive_loops(data: st.DataObject) -> None
     tokens = data.draw(st.integers(1, 9), label="T")
     torch.manual_seed(data.draw(st.integers(0, 99), label="seed"))
     indices_TK = torch.rand(tokens, num_experts).argsort(dim=1)[:, :top_k]
+    name = data.draw(st.sampled_from(["silu", "gelu"]), label="activation")
     unused_TK = torch.rand(tokens, top_k) < data.draw(st.sampled_from([0.0, 0.5, 1.0]), label="unused")
     scores_TK = torch.rand(tokens, top_k).masked_fill(unused_TK, 0.0)
-    check_against_naive(
-        random_experts(num_experts), torch.randn(tokens, DIM), scores_TK, indices_TK.masked_fill(unused_TK, -1)
-    )
+    experts = random_experts(num_experts, activation=name)
+    check_against_naive(experts, torch.randn(tokens, DIM), scores_TK, indices_TK.masked_fill(unused_TK, -1), name)
 
 
 def autograd_over_grouped_products(

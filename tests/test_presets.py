@@ -105,7 +105,10 @@ def test_the_table_says_size_memory_and_what_was_filled_in(cli: Run) -> None:
     assert [line.split()[0] for line in memory.splitlines()[1:]] == list(PRESETS)
     assert "2 of 8 in 6 layers" in sizes
     assert "7,110.66" in sizes
-    assert "blues, blues-01: different here: experts are gated by SiLU instead of GeLU" in notes
+    assert "blues, blues-01: different here: the vocabulary is learned instead of o200k_base" in notes
+    assert [name for name in PRESETS if load_config(name, environment={}).model.expert_activation == "gelu"] == [
+        "blues"
+    ]
 
 
 def test_the_figures_are_bytes_and_counts_and_a_star_marks_what_does_not_fit(

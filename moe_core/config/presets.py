@@ -47,7 +47,7 @@ _QUICK_TRAINING: dict[str, Any] = {
     "evaluation_tokens": 1024,
 }
 
-_BLUES_DIFFERS = "experts are gated by SiLU instead of GeLU; the vocabulary is learned instead of o200k_base"
+_BLUES_DIFFERS = "the vocabulary is learned instead of o200k_base"
 
 # The sizes of the third document; it gives no shape. These are Mistral's at 7b, and at 40b the depth and width that
 # make 40e9 parameters at the same ratios. An expert is half as wide as the dense block it replaces, so that a token's
@@ -193,6 +193,7 @@ PRESETS: dict[str, Preset] = {
                 "num_experts": 4,
                 "top_k": 1,
                 "expert_hidden_dim": 768,
+                "expert_activation": "gelu",
                 # V-MoE's (arXiv:2106.05974, sec. 2.1): 1 / E.
                 "router": {"noise_std": 0.25},
             },

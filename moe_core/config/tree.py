@@ -13,6 +13,8 @@ from moe_core.config.router import RouterConfig
 from moe_core.config.section import Section
 from moe_core.config.serve import ServeConfig
 
+ActivationName = Literal["silu", "gelu"]
+
 
 class ModelConfig(Section):
     """A decoder-only Transformer whose feed-forward blocks are Mixtures of Experts, or dense where moe_every or
@@ -44,7 +46,10 @@ class ModelConfig(Section):
     top_k: int = Field(2, ge=1, le=256)
     """Experts K chosen for each token. Where the router varies their number, this is the most a token can have."""
     expert_hidden_dim: int = Field(512, ge=1, le=262_144)
-    """Hidden width F of one SwiGLU expert."""
+    """Hidden width F of one expert."""
+    # What was saved before there was this key stays as it is.
+    expert_activation: ActivationName = Field("silu", exclude_if=lambda value: value == "silu")
+    """What gates the hidden units of experts and dense blocks: silu (SwiGLU) or gelu (GeGLU), arXiv:2002.05202."""
     expert_hidden_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Probability that a hidden unit of an expert is zeroed for one token while training; the others are divided by
     1 - p (Switch's expert dropout, arXiv:2101.03961, sec. 2.4, which uses 0.4 for fine-tuning). 0 = off."""
@@ -60,7 +65,7 @@ class ModelConfig(Section):
     first_dense_layers: int = Field(0, ge=0)
     """Number of dense layers at the bottom. num_layers means that there are no experts at all."""
     dense_hidden_dim: int = Field(1024, ge=1, le=1_048_576)
-    """Hidden width of the dense layers' SwiGLU block."""
+    """Hidden width of the dense layers' gated block."""
     router: RouterConfig = RouterConfig()
 
     @property

@@ -38,7 +38,7 @@ def to_huggingface(config: ModelConfig, family: Family, *, context: int, end_of_
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": config.expert_activation,
         "max_position_embeddings": context,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
@@ -121,7 +121,7 @@ def model_config_of(theirs: FamilyConfig, family: Family) -> ModelConfig:
     """Our configuration of the same model. Raises UsageError where there is none."""
     if theirs.normalizes and theirs.num_experts_per_tok == 1:
         raise refuse_key("num_experts_per_tok", 1, "our model weighs a single expert by its probability, not by 1")
-    model = {
+    model: dict[str, object] = {
         "vocab_size": theirs.vocab_size,
         "dim": theirs.hidden_size,
         "num_layers": theirs.num_hidden_layers,
@@ -137,6 +137,7 @@ def model_config_of(theirs: FamilyConfig, family: Family) -> ModelConfig:
         "num_experts": theirs.experts,
         "top_k": theirs.num_experts_per_tok,
         "expert_hidden_dim": theirs.expert_width,
+        "expert_activation": "gelu" if theirs.hidden_act == "gelu" else "silu",
         "shared_expert_hidden_dim": theirs.shared_width,
         "shared_expert_gate": family == "qwen2_moe" and theirs.shared_width > 0,
         "dense_hidden_dim": theirs.intermediate_size,

@@ -25,7 +25,7 @@ Only = Mapping[str, tuple[object, ...]]
 
 # Read by the code that all families share: masks, caches, loading. The first value is the default.
 ONLY_COMMON: Only = {
-    "hidden_act": ("silu", "swish"),  # two names of one function
+    "hidden_act": ("silu", "swish", "gelu"),  # the second is another name of the first
     "is_causal": (True,),
     "is_encoder_decoder": (False,),
     "attention_chunk_size": (None,),
@@ -73,6 +73,7 @@ class FamilyConfig(BaseModel):
     num_experts_per_tok: int
     tie_word_embeddings: bool = False
     layer_types: list[str] | None = None
+    hidden_act: str = "silu"
     rope_theta: RopeBase
     """Found in rope_scaling, rope_parameters or beside them, see `_rope`."""
 
@@ -316,7 +317,7 @@ def read_family_config(tree: Mapping[str, Any]) -> tuple[FamilyConfig, Family]:
     named = _without_aliases(tree, kind)
     for key, allowed in {**ONLY_COMMON, **kind.only}.items():
         if key in named and not any(_equals_strictly(named[key], value) for value in allowed):
-            raise refuse_key(key, named[key], f"our model has {allowed[0]!r} only")
+            raise refuse_key(key, named[key], f"our model has {', '.join(map(repr, allowed))} only")
     try:
         config = kind.model_validate({**named, "rope_theta": _rope_base(named, kind)})
     except ValidationError as error:

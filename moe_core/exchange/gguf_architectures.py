@@ -84,6 +84,12 @@ def architecture_of(config: ModelConfig, family: Family) -> Architecture:
             f"dense layers ({layers} of {config.num_layers} are)",
             "expected model.first_dense_layers = 0 and model.moe_every = 1, or model.router.kind = sigmoid",
         )
+    if config.expert_activation != "silu":
+        raise _lacking(
+            found,
+            f"blocks gated by {config.expert_activation}",
+            f"model.expert_activation is {config.expert_activation}, expected silu",
+        )
     normalizes = config.router.normalize_scores and config.top_k > 1
     if found.normalizes is not None and normalizes != found.normalizes:
         raise _lacking(

@@ -6,16 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.config import ModelConfig
+from moe_core.config.tree import ActivationName
 from moe_core.model import one_row
+from moe_core.model.activation import ACTIVATIONS
 from moe_core.model.experts import Experts
 from moe_core.model.routers import RouterContext, RouterOutput, build_router
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x), one dense network (arXiv:2002.05202, eq. 6)."""
+class GatedLinearUnit(nn.Module):
+    """down(activation(gate x) * up x), one dense network (arXiv:2002.05202, eq. 6)."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, activation: ActivationName = "silu") -> None:
         super().__init__()
+        self._activation = ACTIVATIONS[activation]
         self.gate_proj = nn.Linear(dim, hidden_dim, bias=False)
         self.up_proj = nn.Linear(dim, hidden_dim, bias=False)
         self.down_proj = nn.Linear(hidden_dim, dim, bias=False)
@@ -24,8 +27,8 @@ class SwiGLU(nn.Module):
         """[..., D] -> [..., D]."""
         if one_row.alone(x):
             weights = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
-            return one_row.swiglu(one_row.twin(x), *weights).view_as(x)
-        out: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+            return one_row.gated_product(one_row.twin(x), *weights, self._activation).view_as(x)
+        out: Tensor = self.down_proj(self._activation.value(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
@@ -39,9 +42,15 @@ class MoE(nn.Module):
         self.router = build_router(config)
         # Not asked of the router, which an adapter may have wrapped.
         self._reads_context = config.router.facts.reads_context
-        self.experts = Experts(config.dim, config.expert_hidden_dim, config.num_experts, config.expert_hidden_dropout)
+        self.experts = Experts(
+            config.dim,
+            config.expert_hidden_dim,
+            config.num_experts,
+            config.expert_hidden_dropout,
+            config.expert_activation,
+        )
         shared = config.shared_expert_hidden_dim
-        self.shared_expert = SwiGLU(config.dim, shared) if shared else None
+        self.shared_expert = GatedLinearUnit(config.dim, shared, config.expert_activation) if shared else None
         self.shared_expert_gate = nn.Linear(config.dim, 1, bias=False) if shared and config.shared_expert_gate else None
 
     def forward(self, x_TD: Tensor, context: RouterContext | None = None) -> tuple[Tensor, RouterOutput]:

@@ -7,7 +7,9 @@ speed (docs/LOG.md, 2026-11-23). So a row goes together with its twin, and one o
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from moe_core.model.activation import Activation
 
 WIDEST = 1024
 """Rows longer than this are faster alone; measured up to 2,048."""
@@ -29,9 +31,9 @@ def product(weight_RD: Tensor, twin_D2: Tensor) -> Tensor:
     return torch.mm(weight_RD, twin_D2)[:, 0]
 
 
-def swiglu(twin_D2: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
-    """down(silu(gate x) * up x): [D]."""
-    hidden_F2 = nn.functional.silu(torch.mm(gate_FD, twin_D2), inplace=True).mul_(torch.mm(up_FD, twin_D2))
+def gated_product(twin_D2: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor, activation: Activation) -> Tensor:
+    """down(activation(gate x) * up x): [D]."""
+    hidden_F2 = activation.value_(torch.mm(gate_FD, twin_D2)).mul_(torch.mm(up_FD, twin_D2))
     return torch.mv(down_DF, hidden_F2[:, 0])
 
 

@@ -123,7 +123,7 @@ def training_memory(config: Config, *, autocast: bool = False) -> TrainingMemory
     Activations are what the backward pass needs: with T tokens in a part of the batch, for each
 
         layer      T * (4D + 3Q + 3C)   norms, queries Q = num_heads * head_dim, keys and values C, attention's output
-        dense one  T * 4F               SwiGLU: gate, silu(gate), up and their product
+        dense one  T * 4F               gate, activation(gate), up and their product
         MoE one    T * K * 2F           gate and up of K experts, the rest is computed again
         model      T * (2D + 3V)        the last norm; logits, log-softmax and the gradient of the two; or, with logits
                    2N + (T + V) * D     in chunks of N, two of a chunk and the gradients of states and head

@@ -13,7 +13,7 @@ from moe_core.config import ModelConfig
 from moe_core.errors import UsageError
 from moe_core.model import one_row, size
 from moe_core.model.attention import Attention
-from moe_core.model.feed_forward import MoE, SwiGLU
+from moe_core.model.feed_forward import GatedLinearUnit, MoE
 from moe_core.model.kv_cache import KVCache
 from moe_core.model.norm import RMSNorm
 from moe_core.model.recomputing import recomputed
@@ -51,7 +51,7 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(config.dim, config.norm_eps)
         is_moe = layer in config.moe_layers
         self.moe = MoE(config) if is_moe else None
-        self.mlp = None if is_moe else SwiGLU(config.dim, config.dense_hidden_dim)
+        self.mlp = None if is_moe else GatedLinearUnit(config.dim, config.dense_hidden_dim, config.expert_activation)
 
     def forward(
         self, x_BSD: Tensor, cos: Tensor, sin: Tensor, context: RouterContext | None

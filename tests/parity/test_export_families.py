@@ -46,6 +46,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("mixtral", PLAIN),
     "training-only options": ("mixtral", PLAIN | {"capacity_factor": 1.0, "router": {"noise_std": 0.5}}),
     "qk-norm": ("qwen3_moe", {}),
+    "gelu": ("qwen3_moe", {"expert_activation": "gelu", "first_dense_layers": 1}),
+    "gelu, shared expert": ("qwen2_moe", PLAIN | GATED | {"expert_activation": "gelu"}),
     "qk-norm, top-1, dense layers": ("qwen3_moe", {"top_k": 1, "first_dense_layers": 1, "moe_every": 2}),
     "gated shared expert": ("qwen2_moe", PLAIN | GATED),
     "gated shared expert, dense layer, plain scores": (

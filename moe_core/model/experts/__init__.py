@@ -1,4 +1,4 @@
-"""The stacked SwiGLU experts (arXiv:2002.05202) of one MoE layer, and the one place that chooses how they are visited.
+"""The stacked gated experts (arXiv:2002.05202) of one MoE layer, and the one place that chooses how they are visited.
 
 Measured in docs/BENCHMARKS.md (moe_layer) and docs/LOG.md (dispatch).
 """
@@ -11,28 +11,38 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from moe_core.config.tree import ActivationName
+from moe_core.model.activation import ACTIVATIONS, Activation
 from moe_core.model.experts.dropout import with_dropout
 from moe_core.model.experts.grouped import grouped_product
 from moe_core.model.experts.one_token import one_token
 from moe_core.model.experts.slices import sorted_slices
 
-Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(x [T, D], scores [T, K], indices [T, K], gate, up [E, F, D], down [E, D, F]) -> [T, D]."""
+Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Activation], Tensor]
+"""(x [T, D], scores [T, K], indices [T, K], gate, up [E, F, D], down [E, D, F], activation) -> [T, D]."""
 FEW_ROWS = 384
 """Where gradients are wanted in float32 and an expert has fewer rows than this, on average, one grouped call is faster
 on a CPU than slices; in half precision it is with any number of rows, as measured (docs/LOG.md, dispatch)."""
 
 
 class Experts(nn.Module):
-    """E networks down(silu(gate x) * up x); gate_proj and up_proj [E, F, D], down_proj [E, D, F].
+    """E networks down(activation(gate x) * up x); gate_proj and up_proj [E, F, D], down_proj [E, D, F].
 
     `is_moe_experts` promises interventions: forward(x_TD, scores_TK, indices_TK), each token on its own, -1 = unused.
     """
 
     is_moe_experts = True
 
-    def __init__(self, dim: int, hidden_dim: int, num_experts: int, hidden_dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        num_experts: int,
+        hidden_dropout: float = 0.0,
+        activation: ActivationName = "silu",
+    ) -> None:
         super().__init__()
+        self._activation = ACTIVATIONS[activation]
         self.hidden_dropout = hidden_dropout
         self.gate_proj = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
         self.up_proj = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
@@ -40,7 +50,9 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor) -> Tensor:
         """sum_k scores[t, k] * expert[indices[t, k]](x[t]) -> [T, D]; slots with index -1 add nothing."""
-        weights: tuple[Tensor, ...] = self.gate_proj, self.up_proj, self.down_proj
+        gate: Tensor = self.gate_proj
+        up: Tensor = self.up_proj
+        down: Tensor = self.down_proj
         device = x_TD.device.type
         if torch.is_autocast_enabled(device):
             x_TD = x_TD.to(torch.get_autocast_dtype(device))
@@ -48,8 +60,8 @@ class Experts(nn.Module):
         if self.training and self.hidden_dropout > 0:
             visit = partial(with_dropout, probability=self.hidden_dropout)
         if visit is not grouped_product:  # which casts weights as it needs them
-            weights = tuple(weight.to(x_TD.dtype) for weight in weights)
-        return visit(x_TD, scores_TK.to(x_TD.dtype), indices_TK, *weights)
+            gate, up, down = (weight.to(x_TD.dtype) for weight in (gate, up, down))
+        return visit(x_TD, scores_TK.to(x_TD.dtype), indices_TK, gate, up, down, self._activation)
 
 
 def way(x_TD: Tensor, indices_TK: Tensor, gate: Tensor) -> Way:

@@ -5,9 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moe_core.model.activation import SILU, Activation
+
 
 def with_dropout(
-    x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor, gate: Tensor, up: Tensor, down: Tensor, probability: float
+    x_TD: Tensor,
+    scores_TK: Tensor,
+    indices_TK: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: Activation = SILU,
+    *,
+    probability: float,
 ) -> Tensor:
     """See Way. A hidden unit of a token's expert is zeroed with this probability; the others grow to keep the mean.
 
@@ -18,7 +28,7 @@ def with_dropout(
     for expert, (gate_FD, up_FD, down_DF) in enumerate(zip(gate.unbind(), up.unbind(), down.unbind(), strict=True)):
         tokens_N, slots_N = (indices_TK == expert).nonzero(as_tuple=True)
         x_ND = x_TD.index_select(0, tokens_N)
-        hidden_NF = nn.functional.silu(nn.functional.linear(x_ND, gate_FD)) * nn.functional.linear(x_ND, up_FD)
+        hidden_NF = activation.value(nn.functional.linear(x_ND, gate_FD)) * nn.functional.linear(x_ND, up_FD)
         y_ND = nn.functional.linear(nn.functional.dropout(hidden_NF, probability), down_DF)
         out_TD = out_TD.index_add(0, tokens_N, y_ND * scores_TK[tokens_N, slots_N, None])
     return out_TD

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from moe_core.model.activation import SILU, Activation
+
 
 class _Order(NamedTuple):
     """The N = T * K slots sorted by expert, unused ones last."""
@@ -27,18 +29,24 @@ class _Order(NamedTuple):
 
 
 def grouped_product(
-    x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor, gate: Tensor, up: Tensor, down: Tensor
+    x_TD: Tensor,
+    scores_TK: Tensor,
+    indices_TK: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: Activation = SILU,
 ) -> Tensor:
     """See Way. The host never waits for the device. Weights of another dtype than x are cast to it."""
     unused_TK = indices_TK < 0
     order = _sort_by_expert(indices_TK, unused_TK, len(gate))
     scores_TK = scores_TK.masked_fill(unused_TK, 0.0)
     if torch.is_grad_enabled():
-        out_TD: Tensor = _Grouped.apply(x_TD, scores_TK, gate, up, down, *order)  # type: ignore[no-untyped-call]
+        out_TD: Tensor = _Grouped.apply(x_TD, scores_TK, gate, up, down, *order, activation)  # type: ignore[no-untyped-call]
         return out_TD
     *outward, inward = _cast(gate, up, down, x_TD.dtype)
     x_ND = _gather(x_TD, order.slots, indices_TK.shape[1])
-    y_ND = _product(_hidden([_product(x_ND, weight, order.ends) for weight in outward]), inward, order.ends)
+    y_ND = _product(_hidden([_product(x_ND, weight, order.ends) for weight in outward], activation), inward, order.ends)
     # Infinity in the first row must not reach other tokens; in training it spoils the step by way of the loss anyway.
     y_TKD = _in_slots(y_ND, order.places, scores_TK).masked_fill_(unused_TK[:, :, None], 0.0)
     return y_TKD.mul_(scores_TK[:, :, None]).sum(dim=1)
@@ -58,14 +66,16 @@ class _Grouped(torch.autograd.Function):
         slots_N: Tensor,
         places_N: Tensor,
         ends_E: Tensor,
+        activation: Activation,
     ) -> Tensor:
+        ctx.activation = activation
         *outward, inward = weights = _cast(gate, up, down, x_TD.dtype)
         x_ND = _gather(x_TD, slots_N, scores_TK.shape[1])
         inner = [_product(x_ND, weight, ends_E) for weight in outward]
         # The casts of all layers are much memory; an accelerator makes them again in little time, a CPU does not.
         casts = weights if x_TD.is_cpu else []
         ctx.save_for_backward(x_TD, scores_TK, slots_N, places_N, ends_E, gate, up, down, *inner, *casts)
-        y_ND = _product(_hidden(inner), inward, ends_E)
+        y_ND = _product(_hidden(inner, activation), inward, ends_E)
         return _in_slots(y_ND, places_N, scores_TK).mul_(scores_TK[:, :, None]).sum(dim=1)
 
     @staticmethod
@@ -79,14 +89,14 @@ class _Grouped(torch.autograd.Function):
         scores_N1 = scores_TK.flatten().index_select(0, slots_N)[:, None]
         gate_NF, up_NF = _gate_and_up(inner)
         d_out_ND = _gather(d_out_TD, slots_N, K)
-        silu_NF = nn.functional.silu(gate_NF)
-        hidden_NF = silu_NF * up_NF
+        active_NF = ctx.activation.value(gate_NF)
+        hidden_NF = active_NF * up_NF
         # The score is multiplied in as late as possible, into rows of width D; the gradient of the score comes first.
         d_hidden_NF = product(d_out_ND, inward, offs=ends_E)
         d_down = product(d_out_ND.mul_(scores_N1).t(), hidden_NF, offs=ends_E)
         d_scores_N = hidden_NF.mul_(d_hidden_NF).sum(dim=1)
-        d_up_NF = silu_NF.mul_(d_hidden_NF)
-        d_gate_NF = torch.ops.aten.silu_backward(d_hidden_NF.mul_(up_NF), gate_NF)
+        d_up_NF = active_NF.mul_(d_hidden_NF)
+        d_gate_NF = ctx.activation.gradient(d_hidden_NF.mul_(up_NF), gate_NF)
         d_inner = [torch.cat((d_gate_NF, d_up_NF), dim=1)] if joined else [d_gate_NF, d_up_NF]
         x_ND = _gather(x_TD, slots_N, K).mul_(scores_N1)
         d_weights = [product(d_rows.t(), x_ND, offs=ends_E) for d_rows in d_inner]
@@ -96,7 +106,7 @@ class _Grouped(torch.autograd.Function):
             d_x_ND += rows_ND
         d_x_TD = _in_slots(d_x_ND, places_N, scores_TK).mul_(scores_TK[:, :, None]).sum(dim=1)
         d_scores_TK = d_scores_N.index_select(0, places_N).view_as(scores_TK)
-        return d_x_TD, d_scores_TK, d_gate.to(gate.dtype), d_up.to(up.dtype), d_down.to(down.dtype), None, None, None
+        return d_x_TD, d_scores_TK, d_gate.to(gate.dtype), d_up.to(up.dtype), d_down.to(down.dtype), *[None] * 4
 
 
 def _sort_by_expert(indices_TK: Tensor, unused_TK: Tensor, num_experts: int) -> _Order:
@@ -142,6 +152,6 @@ def _gate_and_up(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
     return gate, up
 
 
-def _hidden(inner: list[Tensor]) -> Tensor:
+def _hidden(inner: list[Tensor], activation: Activation) -> Tensor:
     gate_NF, up_NF = _gate_and_up(inner)
-    return nn.functional.silu(gate_NF).mul_(up_NF)
+    return activation.value(gate_NF).mul_(up_NF)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moe_core.model.activation import SILU, Activation
+
 PIECE_ROWS = 1024
 """Rows computed at a time, so few that the workspace stays in the cache."""
 COLUMNS_BELOW = 192
@@ -22,8 +24,6 @@ COLUMNS_BELOW = 192
 ROWS_BELOW = 12
 """Products with the second matrix as it lies, not transposed, are faster row by row for fewer rows than this; and what
 lies column by column is better copied before it is multiplied."""
-
-_silu, _silu_backward = torch.ops.aten.silu.out, torch.ops.aten.silu_backward.grad_input
 
 
 class Piece(NamedTuple):
@@ -43,16 +43,23 @@ class _Weights(NamedTuple):
 
 
 def sorted_slices(
-    x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor, gate: Tensor, up: Tensor, down: Tensor
+    x_TD: Tensor,
+    scores_TK: Tensor,
+    indices_TK: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: Activation = SILU,
 ) -> Tensor:
     """See Way. Sums are taken in the same order every time."""
     slots_N, pieces = sort_by_expert(indices_TK, len(gate))
     tokens_N = slots_N.div(indices_TK.shape[1], rounding_mode="floor")
     scores_N = scores_TK.flatten().gather(0, slots_N)
     if torch.is_grad_enabled():
-        out_TD: Tensor = _Slices.apply(x_TD, scores_N, gate, up, down, tokens_N, pieces)  # type: ignore[no-untyped-call]
+        given = x_TD, scores_N, gate, up, down, tokens_N, pieces, activation
+        out_TD: Tensor = _Slices.apply(*given)  # type: ignore[no-untyped-call]
         return out_TD
-    return _forward_pass(x_TD, scores_N, _Weights(gate, up, down), tokens_N, pieces, None)
+    return _forward_pass(x_TD, scores_N, _Weights(gate, up, down), tokens_N, pieces, None, activation)
 
 
 def sort_by_expert(indices_TK: Tensor, num_experts: int) -> tuple[Tensor, list[Piece]]:
@@ -109,6 +116,7 @@ def _forward_pass(
     tokens_N: Tensor,
     pieces: list[Piece],
     kept: tuple[Tensor, Tensor] | None,
+    activation: Activation,
 ) -> Tensor:
     """sum of scores[n] * expert_of_n(x[tokens[n]]) over the rows n of a token; fills `kept`, gate and up products."""
     D, F = x_TD.shape[1], weights.gate.shape[1]
@@ -125,7 +133,7 @@ def _forward_pass(
         torch.mm(x, weights.gate[expert].t(), out=gate)
         torch.mm(x, weights.up[expert].t(), out=up)
         hidden = space.product("gate", n)
-        _silu(gate, out=hidden)
+        activation.value_out(gate, out=hidden)
         hidden.mul_(up)
         y = torch.mm(
             hidden.contiguous() if n < ROWS_BELOW else hidden, weights.down[expert].t(), out=space.product("y", n)
@@ -145,19 +153,20 @@ class _Slices(torch.autograd.Function):
         down: Tensor,
         tokens_N: Tensor,
         pieces: list[Piece],
+        activation: Activation,
     ) -> Tensor:
         kept = x_TD.new_empty(len(tokens_N) * gate.shape[1]), x_TD.new_empty(len(tokens_N) * gate.shape[1])
         ctx.save_for_backward(x_TD, scores_N, gate, up, down, tokens_N, *kept)
-        ctx.pieces = pieces
-        return _forward_pass(x_TD, scores_N, _Weights(gate, up, down), tokens_N, pieces, kept)
+        ctx.pieces, ctx.activation = pieces, activation
+        return _forward_pass(x_TD, scores_N, _Weights(gate, up, down), tokens_N, pieces, kept, activation)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out_TD: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, scores_N, *stacked, tokens_N, gate_NF, up_NF = ctx.saved_tensors
-        weights, pieces = _Weights(*stacked), ctx.pieces
+        weights, pieces, activation = _Weights(*stacked), ctx.pieces, ctx.activation
         D, F = x_TD.shape[1], weights.gate.shape[1]
-        space = _Workspace(x_TD, pieces, rows=D, silu=F, hidden=F, d_hidden=F, d_x=D)
+        space = _Workspace(x_TD, pieces, rows=D, active=F, hidden=F, d_hidden=F, d_x=D)
         d_x_TD, d_scores_N = torch.zeros_like(x_TD), torch.empty_like(scores_N)
         d_weights = _Weights(*(_empty_where_visited(weight, pieces) for weight in weights))
         for piece in pieces:
@@ -165,16 +174,16 @@ class _Slices(torch.autograd.Function):
             n = end - start
             tokens, scores = tokens_N[start:end], scores_N[start:end, None]
             gate, up = _ordered_rows(gate_NF, start, n, F), _ordered_rows(up_NF, start, n, F)
-            silu, hidden, d_hidden = (space.plain_product(name, n) for name in ("silu", "hidden", "d_hidden"))
-            _silu(gate, out=silu)
-            torch.mul(silu, up, out=hidden)
+            active, hidden, d_hidden = (space.plain_product(name, n) for name in ("active", "hidden", "d_hidden"))
+            activation.value_out(gate, out=active)
+            torch.mul(active, up, out=hidden)
             d_out = torch.index_select(d_out_TD, 0, tokens, out=space.rows("rows", n))
             # The score is multiplied in as late as possible, into rows of width D: rows of width F hold more numbers.
             torch.mm(d_out, weights.down[expert], out=d_hidden)
             _add_product(d_weights.down, piece, d_out.mul_(scores), hidden)
             torch.sum(hidden.mul_(d_hidden), dim=1, out=d_scores_N[start:end])
-            d_up = silu.mul_(d_hidden)
-            d_gate = _silu_backward(d_hidden.mul_(up), gate, grad_input=d_hidden)
+            d_up = active.mul_(d_hidden)
+            d_gate = activation.gradient_out(d_hidden.mul_(up), gate, grad_input=d_hidden)
             x = torch.index_select(x_TD, 0, tokens, out=space.rows("rows", n)).mul_(scores)
             _add_product(d_weights.gate, piece, d_gate, x)
             _add_product(d_weights.up, piece, d_up, x)
@@ -182,7 +191,7 @@ class _Slices(torch.autograd.Function):
                 d_up, weights.up[expert]
             )
             d_x_TD.index_add_(0, tokens, torch.mul(d_x, scores, out=space.rows("rows", n)))
-        return d_x_TD, d_scores_N, *d_weights, None, None
+        return d_x_TD, d_scores_N, *d_weights, None, None, None
 
 
 def _empty_where_visited(weight: Tensor, pieces: list[Piece]) -> Tensor:
