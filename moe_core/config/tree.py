@@ -143,7 +143,10 @@ class TrainingConfig(Section):
     """Sequences per step."""
     gradient_accumulation: int = Field(1, ge=1, le=65_536)
     """The batch is processed in this many equal parts, whose gradients add up to the batch's. The step is the same and
-    needs less memory, but the load-balancing loss and capacity_factor then apply to each part, not to the batch."""
+    needs less memory, but the load-balancing loss and capacity_factor then apply to each part, not to the batch. Where
+    memory ends within a step, it is done again in smaller parts, and so are those that follow."""
+    micro_batch: Literal["fixed", "auto"] = Field("fixed", exclude_if=lambda value: value == "fixed")
+    """auto = begin with the fewest parts, of at least gradient_accumulation, that fit into the memory that is free."""
     seq_len: int = Field(128, ge=8, le=1_000_000)
     """Tokens per sequence."""
     time_budget_seconds: float | None = Field(None, gt=0.0)

@@ -117,8 +117,9 @@ class ServingMemory:
         return self.weights + self.kv_cache
 
 
-def training_memory(config: Config, *, autocast: bool = False) -> TrainingMemory:
-    """Estimate for one optimizer step; `autocast` = bfloat16 mixed precision.
+def training_memory(config: Config, *, autocast: bool = False, parts: int | None = None) -> TrainingMemory:
+    """Estimate for one optimizer step; `autocast` = bfloat16 mixed precision; `parts` of the batch, None =
+    training.gradient_accumulation.
 
     Activations are what the backward pass needs: with T tokens in a part of the batch, for each
 
@@ -137,18 +138,19 @@ def training_memory(config: Config, *, autocast: bool = False) -> TrainingMemory
     total, matrices = total_parameters(model), _matrix_weights(model)
     by_muon = matrices if training.optimizer == "muon" else 0
     copies = 2 * (matrices + embedding_parameters(model)) if autocast else 0
-    tokens = training.batch_size // training.gradient_accumulation * training.seq_len
+    parts = parts or training.gradient_accumulation
+    tokens = training.batch_size // parts * training.seq_len
     weights, gradients, optimizer = 4 * total + copies, 4 * total, 8 * (total - by_muon) + 4 * by_muon
     logits = _logit_bytes(model, tokens)
     if training.activation_checkpointing:
         kept = 4 * tokens * model.dim * model.num_layers
         again = round(1.5 * tokens * _activation_bytes(_one_layer(model), autocast))
         activations = kept + max(again, logits)
-        both = training.gradient_accumulation > 1
+        both = parts > 1
         together = kept + max(gradients + again, (gradients if both else 0) + logits)
     else:
         activations = tokens * _activation_bytes(model, autocast) + logits
-        both = training.gradient_accumulation > 1 or chunk_rows(tokens, model.vocab_size) is not None
+        both = parts > 1 or chunk_rows(tokens, model.vocab_size) is not None
         together = gradients + activations if both else max(gradients, activations)
     return TrainingMemory(weights, gradients, optimizer, activations, total=weights + optimizer + together)
 
@@ -195,13 +197,16 @@ def check_fits_training(config: Config, device: str, *, autocast: bool = False) 
     """
     if device not in ("cpu", "cuda"):
         return
-    need, present = training_memory(config, autocast=autocast), memory_present(device)
+    training = config.training
+    parts = training.gradient_accumulation if training.micro_batch == "fixed" else training.batch_size
+    need, present = training_memory(config, autocast=autocast, parts=parts), memory_present(device)
     if need.total > present:
-        training = config.training
         remedy = f"choose a smaller preset ({program()} presets), or lower model.dim or model.num_experts"
         if need.weights + need.gradients + need.optimizer < present:
             remedy = "lower training.batch_size, or raise training.gradient_accumulation to pass it in smaller parts"
-        part = f"{training.batch_size // training.gradient_accumulation} x {training.seq_len}"
+            if parts == training.batch_size:
+                remedy = "lower training.seq_len, or set training.activation_checkpointing = true"
+        part = f"{training.batch_size // parts} x {training.seq_len}"
         raise UsageError(
             f"training a model of {total_parameters(config.model):,} parameters needs about {gib(need.total)} "
             f"(weights {gib(need.weights)}, gradients {gib(need.gradients)}, {training.optimizer} "

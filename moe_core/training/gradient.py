@@ -32,16 +32,17 @@ class StepLosses(NamedTuple):
 
 
 def accumulate_gradient(
-    model: MoETransformer, batch: TensorBatch, config: Config, *, autocast: bool
+    model: MoETransformer, batch: TensorBatch, config: Config, *, autocast: bool, parts: int | None = None
 ) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
-    """Add the gradient of one step to the parameters', in training.gradient_accumulation equal parts of its batch.
+    """Add the gradient of one step to the parameters', in `parts` equal parts of its batch (None =
+    training.gradient_accumulation).
 
     Returns the losses, means over the parts, and what the routers chose for the tokens of all parts, both detached.
     Parts are as good as the whole but for what a router does with a whole batch: the load-balancing loss asks for
     balance within each part (E * sum f_e * P_e of a part), unless model.router.balancing = global_batch, and an
     expert's capacity is that of a part.
     """
-    parts = config.training.gradient_accumulation
+    parts = parts or config.training.gradient_accumulation
     load = StepLoad()
     losses: list[StepLosses] = []
     routed: list[tuple[RouterOutput, ...]] = []

@@ -23,6 +23,7 @@ from moe_core.training.batches import Batches
 from moe_core.training.clipping import Clipping
 from moe_core.training.compiling import BlockCompiler, can_compile, uncompiled
 from moe_core.training.gradient import StepLosses, accumulate_gradient
+from moe_core.training.micro_batch import first_parts, in_parts_that_fit
 from moe_core.training.observe import evaluate_splits, held_out_sets, log_event, observe_routing, write_sample
 from moe_core.training.optimizers import (
     build_optimizers,
@@ -130,6 +131,7 @@ class Trainer:
         self.model.recomputes_blocks = config.training.activation_checkpointing
         self.optimizers = optimizers
         self.state = state
+        self.state.parts = state.parts or config.training.gradient_accumulation
         self.device = next(model.parameters()).device
         self.reads_every = READ_EVERY if self.device.type == "cuda" else 1
         """Steps after which their losses are read at the latest; 1 = after each, where that costs no waiting."""
@@ -155,11 +157,13 @@ class Trainer:
         model.prepare_routers(torch.from_numpy(data.token_counts), data.tokenizer.end_of_text)
         if origin is not None:
             model.load_state_dict(origin.model.state_dict())
+        autocast = resolve_autocast(config, device)
         state = TrainerState(
             steps=config.training.steps,
             asked_steps=config.training.steps,
             fingerprint=data.fingerprint,
-            autocast=resolve_autocast(config, device),
+            autocast=autocast,
+            parts=first_parts(config, device, autocast=autocast),
             started_at=time.time(),
         )
         return cls(run, config, data, model, build_optimizers(model, config.training), state)
@@ -222,7 +226,22 @@ class Trainer:
     def _gradient(self) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
         # The data position is the step, so a resumed run sees what it would have seen.
         batch = self._batches.of(self.state.step)
-        return accumulate_gradient(self.model, batch, self.config, autocast=self.state.autocast)
+        return in_parts_that_fit(
+            lambda parts: accumulate_gradient(
+                self.model, batch, self.config, autocast=self.state.autocast, parts=parts
+            ),
+            self.model,
+            parts=self.state.parts,
+            batch_size=self.config.training.batch_size,
+            smaller=self._go_on_with,
+        )
+
+    def _go_on_with(self, parts: int) -> None:
+        """Memory ended in this step, which is done again in so many parts, and so are those to come."""
+        before, now = (self.config.training.batch_size // n for n in (self.state.parts, parts))
+        message = f"step {self.state.step + 1}: out of memory with {before} sequences at a time; going on with {now}"
+        log_event(self.run, self.state.step, message)
+        self.state.parts = parts
 
     def _update(self, skipped: Tensor, router_outputs: tuple[RouterOutput, ...]) -> None:
         """Move weights, optimizer state and routers, unless `skipped`; the gradients are gone afterwards."""

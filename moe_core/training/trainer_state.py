@@ -37,6 +37,8 @@ class TrainerState:
     """bfloat16 autocast, decided once."""
     started_at: float
     """Seconds since 1970."""
+    parts: int = 0
+    """Parts in which a batch passes, one after another; 0 = as training.gradient_accumulation says."""
     step: int = 0
     """Steps done; also the data position."""
     evaluated_step: int = -1
