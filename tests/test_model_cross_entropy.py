@@ -83,6 +83,17 @@ def test_with_autocast_the_products_alone_are_coarse() -> None:
             assert (one - other).norm() < 0.01 * other.norm()
 
 
+def test_in_float16_small_gradients_of_logits_are_not_lost() -> None:
+    """Each is a 2,048th of a probability, which float16 cannot hold."""
+    states, head, targets = problem(2048, 16, 2000, scale=0.1)
+    exact = loss_and_gradients(plain, states, head, targets)
+    with torch.autocast("cpu", torch.float16):
+        loss = in_chunks(512)(states, head, targets)
+    found = torch.autograd.grad(0.5 * loss, [states, head])
+    for one, other in zip(found, exact[1:], strict=True):
+        assert (one - other).norm() < 0.001 * other.norm()
+
+
 def test_chunks_are_taken_where_there_are_many_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert logit_chunks.chunk_rows(2048, 2048) is None, "the quick preset"
     assert logit_chunks.chunk_rows(32 * 128, 4096) is None, "the default preset"

@@ -171,9 +171,9 @@ class TrainingConfig(Section):
     gradient_clip_percentile: float | None = Field(None, gt=0.0, le=100.0, exclude_if=lambda value: value is None)
     """None = gradient_clip is the limit. Else, in its place, this percentile of the norms of all steps so far
     (AutoClip, arXiv:2007.14469, which takes 10)."""
-    autocast: Literal["auto", "bfloat16", "none"] = "auto"
+    autocast: Literal["auto", "bfloat16", "float16", "none"] = "auto"
     """Mixed precision. auto = bfloat16 where the hardware multiplies it and the model is wide enough to gain (192 on
-    a processor, 256 on a GPU), else none."""
+    a processor, 256 on a GPU), else none. float16 scales the loss, for GPUs that multiply no bfloat16."""
     # What was saved before there was this key, and the hashes of comparisons, stay as they are.
     compile: Literal["auto", "none"] = Field("auto", exclude_if=lambda value: value == "auto")
     """torch.compile of the blocks. auto = on CUDA in bfloat16, once a run's speed shows that the steps left pay for

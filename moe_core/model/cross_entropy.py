@@ -46,7 +46,10 @@ class _Chunked(torch.autograd.Function):
         ctx: Any, states_ND: Tensor, head_VD: Tensor, targets_N: Tensor, rows: int, dtype: torch.dtype
     ) -> Tensor:
         used_N = targets_N != IGNORED
-        share_N1 = (used_N / used_N.sum())[:, None]
+        # Gradients of logits, at most 1 / N, would be lost in float16, whose numbers end at 6e-8. They are made larger
+        # by a power of two, which rounds nothing, and no larger than leaves room for sums of them.
+        raised = 2.0 ** max(0, len(states_ND).bit_length() - 5)
+        share_N1 = (used_N / used_N.sum())[:, None] * raised
         places_N1 = targets_N.clamp(min=0)[:, None]
         d_states_ND = torch.empty_like(states_ND)
         # Gradients of chunks are added up in float32, however coarse the products are.
@@ -63,12 +66,14 @@ class _Chunked(torch.autograd.Function):
                 d_head_VD += d_logits_nV.t() @ x_nD
                 del d_logits_nV  # before the next chunk is made
         ctx.save_for_backward(d_states_ND, d_head_VD)
-        return loss
+        ctx.raised = raised
+        return loss / raised
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_states_ND, d_head_VD = ctx.saved_tensors
+        d_loss = d_loss / ctx.raised
         return d_loss * d_states_ND, d_loss * d_head_VD, None, None, None
 
 

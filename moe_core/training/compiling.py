@@ -44,6 +44,7 @@ def can_compile(config: Config, device: torch.device, *, autocast: bool) -> bool
         config.training.compile == "auto"
         and device.type == "cuda"
         and autocast
+        and config.training.autocast != "float16"
         and config.model.expert_hidden_dropout == 0
         and find_spec("triton") is not None
         and any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang")))

@@ -14,6 +14,8 @@ from moe_core.model.losses import StepLoad, routing_losses
 from moe_core.model.routers import RouterOutput
 from moe_core.model.transformer import MoETransformer
 from moe_core.training.batches import TensorBatch
+from moe_core.training.loss_scaling import LossScaling
+from moe_core.training.repeatability import autocast_dtype
 
 
 class StepLosses(NamedTuple):
@@ -32,10 +34,16 @@ class StepLosses(NamedTuple):
 
 
 def accumulate_gradient(
-    model: MoETransformer, batch: TensorBatch, config: Config, *, autocast: bool, parts: int | None = None
+    model: MoETransformer,
+    batch: TensorBatch,
+    config: Config,
+    *,
+    autocast: bool,
+    parts: int | None = None,
+    scaling: LossScaling | None = None,
 ) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
     """Add the gradient of one step to the parameters', in `parts` equal parts of its batch (None =
-    training.gradient_accumulation).
+    training.gradient_accumulation). With `scaling` it is that much larger.
 
     Returns the losses, means over the parts, and what the routers chose for the tokens of all parts, both detached.
     Parts are as good as the whole but for what a router does with a whole batch: the load-balancing loss asks for
@@ -47,9 +55,10 @@ def accumulate_gradient(
     losses: list[StepLosses] = []
     routed: list[tuple[RouterOutput, ...]] = []
     for part in batch.split(parts):
-        with torch.autocast(part.token_ids.device.type, dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast(part.token_ids.device.type, dtype=autocast_dtype(config), enabled=autocast):
             part_losses, router_outputs = batch_losses(model, part, config.model.router, load)
-        (part_losses.total / parts).backward()  # type: ignore[no-untyped-call]
+        loss = part_losses.total / parts
+        (loss if scaling is None else scaling.scaled(loss)).backward()  # type: ignore[no-untyped-call]
         losses.append(StepLosses(*(loss.detach() for loss in part_losses)))
         routed.append(tuple(output.detach() for output in router_outputs))
     if parts == 1:

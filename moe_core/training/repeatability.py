@@ -10,6 +10,7 @@ import torch
 from torch.utils import deterministic
 
 from moe_core.config import Config
+from moe_core.errors import UsageError
 
 AUTOCAST_MIN_DIM = 192
 """Width from which a training step gains by bfloat16 on a processor that multiplies it: .93 to 1.05 times as fast at 64
@@ -25,17 +26,28 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def resolve_autocast(config: Config, device: torch.device) -> bool:
-    """True = bfloat16 autocast. "auto" asks for hardware that multiplies bfloat16 and a model wide enough to gain.
+    """True = autocast to autocast_dtype. "auto" asks for hardware that multiplies bfloat16 and a model wide enough to
+    gain. Raises UsageError for float16 where it was not tried.
 
     Training alone: decoding is slower in bfloat16 at every width measured, and reading in it changes what routers
     choose, so traces and scores ask for it by --dtype.
     """
+    if config.training.autocast == "float16" and device.type not in ("cpu", "cuda"):
+        raise UsageError(
+            f"training.autocast = float16 was not tried on {device.type}; expected bfloat16 or none there, or "
+            "training.device = cuda or cpu"
+        )
     if config.training.autocast != "auto":
-        return config.training.autocast == "bfloat16"
+        return config.training.autocast != "none"
     if device.type == "cuda":
         wide = config.model.dim >= AUTOCAST_MIN_DIM_CUDA
         return wide and bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and gains_by_bfloat16(config.model.dim, torch.cpu.get_capabilities())
+
+
+def autocast_dtype(config: Config) -> torch.dtype:
+    """What a training that autocasts computes in."""
+    return torch.float16 if config.training.autocast == "float16" else torch.bfloat16
 
 
 def gains_by_bfloat16(dim: int, features: Mapping[str, object]) -> bool:

@@ -23,6 +23,7 @@ from moe_core.training.batches import Batches
 from moe_core.training.clipping import Clipping
 from moe_core.training.compiling import BlockCompiler, can_compile, uncompiled
 from moe_core.training.gradient import StepLosses, accumulate_gradient
+from moe_core.training.loss_scaling import LEAST_SCALE, LossScaling
 from moe_core.training.micro_batch import first_parts, in_parts_that_fit
 from moe_core.training.observe import evaluate_splits, held_out_sets, log_event, observe_routing, write_sample
 from moe_core.training.optimizers import (
@@ -45,8 +46,8 @@ READ_EVERY = 50
 
 
 class StepFigures(NamedTuple):
-    """What the host has read of one step: its losses, see StepLosses, and the global norm of its gradient, before
-    clipping."""
+    """What the host has read of one step: its losses, see StepLosses, the global norm of its gradient, before
+    clipping, and what its loss was multiplied by (1 but in float16)."""
 
     total: float
     language_model: float
@@ -54,6 +55,7 @@ class StepFigures(NamedTuple):
     router_z: float
     dropped_fraction: float
     gradient_norm: float
+    loss_scale: float
 
     @property
     def are_finite(self) -> bool:
@@ -69,6 +71,8 @@ class StepReport:
     """Before the update."""
     gradient_norm: Tensor
     """Global, before clipping."""
+    loss_scale: Tensor
+    """See loss_scaling.py."""
     learning_rate: float
     """AdamW's, as the schedule set it."""
     status: RunStatus
@@ -80,8 +84,8 @@ class StepReport:
         return is_not_finite(self.losses.total, self.gradient_norm)
 
     def figures(self) -> Tensor:
-        """[6], a StepFigures that is not read yet."""
-        return torch.stack([*self.losses, self.gradient_norm])
+        """[7], a StepFigures that is not read yet."""
+        return torch.stack([*self.losses, self.gradient_norm, self.loss_scale])
 
     def record(self, figures: StepFigures) -> dict[str, Any]:
         """The "train" line for metrics.jsonl."""
@@ -144,6 +148,7 @@ class Trainer:
         )
         self._batches = Batches(data.train, config.training, self.device)
         self._clipping = Clipping(config.training, self.device)
+        self._scaling = LossScaling(self.device, optimizers, enabled=config.training.autocast == "float16")
         self.held_out, self._probe = held_out_sets(data, config.training)
         self._vocabulary = data.tokenizer.vocabulary()
 
@@ -195,6 +200,7 @@ class Trainer:
         run.rewind_metrics(state.step)
         trainer = cls(run, config, data, model, optimizers, state)
         trainer._clipping.restore(tensors)
+        trainer._scaling.restore(tensors)
         return trainer
 
     def step(self) -> StepReport:
@@ -210,14 +216,18 @@ class Trainer:
             final_lr_fraction=training.final_lr_fraction,
         )
         set_learning_rates(self.optimizers, multiplier)
+        scale = self._scaling.scale
+        self._scaling.unscale()
         norm = self._clipping.clip(self.model.parameters(), losses.total)
         self._update(is_not_finite(losses.total, norm), router_outputs)
+        self._scaling.update()
         state.step += 1
         if self.reads_every > 1:
             self._batches.prepare(state.step)
         state.clock.add_step(time.perf_counter() - began, compiling=compiling)
         self._fit_time_budget(tolerance=state.clock.tolerance)
-        report = StepReport(losses, norm, training.learning_rate * multiplier, state.status("running", self.config))
+        rate = training.learning_rate * multiplier
+        report = StepReport(losses, norm, scale, rate, state.status("running", self.config))
         self._unread.append(report)
         if len(self._unread) >= self.reads_every:
             self.read_steps()
@@ -228,7 +238,7 @@ class Trainer:
         batch = self._batches.of(self.state.step)
         return in_parts_that_fit(
             lambda parts: accumulate_gradient(
-                self.model, batch, self.config, autocast=self.state.autocast, parts=parts
+                self.model, batch, self.config, autocast=self.state.autocast, parts=parts, scaling=self._scaling
             ),
             self.model,
             parts=self.state.parts,
@@ -300,7 +310,8 @@ class Trainer:
         self.read_steps()
         began = time.perf_counter()
         optimizer_state = optimizer_tensors(self.model, self.optimizers)
-        tensors: dict[str, Tensor] = {**optimizer_state, **self._clipping.tensors(), "rng.cpu": torch.get_rng_state()}
+        aids = {**self._clipping.tensors(), **self._scaling.tensors()}
+        tensors: dict[str, Tensor] = {**optimizer_state, **aids, "rng.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         save_checkpoint(
@@ -318,6 +329,10 @@ class Trainer:
     def _count_bad_step(self, step: int, figures: StepFigures) -> None:
         """Say that the step was skipped; give up after MAX_BAD_STEPS in a row."""
         state, loss, norm = self.state, figures.total, figures.gradient_norm
+        if math.isfinite(loss) and figures.loss_scale > LEAST_SCALE:
+            scales = f"the loss scale falls from {figures.loss_scale:g} to {figures.loss_scale / 2:g}"
+            log_event(self.run, step, f"step {step} skipped: its gradient overflowed float16; {scales}")
+            return
         state.bad_steps += 1
         log_event(self.run, step, f"step {step} skipped: loss {loss:.4g}, gradient norm {norm:.4g}")
         if state.bad_steps >= MAX_BAD_STEPS:

@@ -34,7 +34,7 @@ class TrainerState:
     fingerprint: str
     """PreparedData.fingerprint of the data."""
     autocast: bool
-    """bfloat16 autocast, decided once."""
+    """Autocast to repeatability.autocast_dtype, decided once."""
     started_at: float
     """Seconds since 1970."""
     parts: int = 0
