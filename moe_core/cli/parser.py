@@ -47,7 +47,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
-    Command("data", "write the synthetic documents and measure their quality", data.parser),
+    Command("data", "text before training: synthetic documents, copies removed", data.parser),
     Command("trace", "record which experts every token of a text goes to", trace.parser),
     Command("convert", "make a trace of routing that vLLM, SGLang or llama.cpp recorded", convert.parser),
     Command("open", "say what a file of routing is and what it can answer", open_file.parser),
@@ -95,6 +95,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     Raises UsageError for anything unknown; SystemExit(0) after printing help.
     """
+    if arguments and arguments[0] == "data":
+        return _parse_command(*data.parser_of(arguments[1:]))
     if arguments and arguments[0] in _BY_NAME:
         return _parse_command(_BY_NAME[arguments[0]].parser(), arguments[1:])
     parsed, rest = train.parser(_commands_text()).parse_known_args(arguments)

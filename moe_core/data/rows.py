@@ -1,6 +1,6 @@
 """Rows of text out of the three table formats, each fault named with its file and its line or row.
 
-A row has a text and, where the file says so, a domain and a source. Field names match whatever their case.
+A row has a text and, where the file says so, a domain, a source and a split. Field names match whatever their case.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class Row:
     text: str
     domain: str | None
     source: str | None
+    split: str | None
+    """As the file says it; training decides for itself (see splits.py)."""
     number: int
     """Line of a .jsonl file, row of data of the others; from 1."""
 
@@ -36,7 +38,7 @@ def read_text(path: Path) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
-    """One JSON object a line with the field `text`, optionally `domain` and `source`; blank lines are passed over."""
+    """A JSON object a line with the field `text`, optionally `domain`, `source`, `split`; blank lines do not count."""
     for number, line in enumerate(_lines_of(_read_utf8(path)), start=1):
         if not line.strip():
             continue
@@ -57,7 +59,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def read_csv(path: Path) -> Iterator[Row]:
-    """Comma-separated with a header line that has a column `Text`, optionally `Domain` and `Source`."""
+    """Comma-separated with a header line that has a column `Text`, optionally `Domain`, `Source` and `Split`."""
     csv.field_size_limit(MAX_CSV_FIELD)
     reader = csv.reader(io.StringIO(_unix_newlines(_read_utf8(path)), newline=""), strict=True)
     try:
@@ -86,7 +88,7 @@ def read_csv(path: Path) -> Iterator[Row]:
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
-    """A Parquet file with a string column `text`, optionally `domain` and `source`."""
+    """A Parquet file with a string column `text`, optionally `domain`, `source` and `split`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -137,19 +139,20 @@ def clean_text(text: str, path: Path, place: str | None) -> str:
 
 @dataclass(frozen=True)
 class _Columns:
-    """What the fields text, domain and source are called in this file (None = it has no such field)."""
+    """What the fields text, domain, source and split are called in this file (None = it has no such field)."""
 
-    keys: tuple[str, str | None, str | None]
+    keys: tuple[str, str | None, str | None, str | None]
 
     @classmethod
     def find(cls, names: Sequence[str], path: Path, place: str) -> _Columns:
-        text, domain, source = (_name_like(wanted, names, path, place) for wanted in ("text", "domain", "source"))
+        wanted = ("text", "domain", "source", "split")
+        text, domain, source, split = (_name_like(name, names, path, place) for name in wanted)
         if text is None:
             raise DataError(
                 f"{str(path)!r} has no Text column in {place}; found {_list_of_names(names)}; "
                 "give the text column that name"
             )
-        return cls((text, domain, source))
+        return cls((text, domain, source, split))
 
 
 def _name_like(wanted: str, names: Sequence[str], path: Path, place: str) -> str | None:
@@ -163,19 +166,20 @@ def _name_like(wanted: str, names: Sequence[str], path: Path, place: str) -> str
     return found[0] if found else None
 
 
-def _checked_row(path: Path, place: str, number: int, text: Any, domain: Any, source: Any) -> Row:
+def _checked_row(path: Path, place: str, number: int, text: Any, domain: Any, source: Any, split: Any) -> Row:
     if not isinstance(text, str):
         raise DataError(f"{str(path)!r} {place} has a text that is {_kind_in_words(text)}; expected a string")
     return Row(
         text=clean_text(text, path, place),
         domain=_single_line(path, place, "domain", domain),
         source=_single_line(path, place, "source", source),
+        split=_single_line(path, place, "split", split),
         number=number,
     )
 
 
 def _single_line(path: Path, place: str, field: str, value: Any) -> str | None:
-    """A domain or source on one line; whole numbers are taken as their digits, blank ones as missing."""
+    """A domain, source or split on one line; whole numbers are taken as their digits, blank ones as missing."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):

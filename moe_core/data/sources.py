@@ -63,7 +63,7 @@ class _File:
 
 
 def read_documents(path: str | Path) -> list[Document]:
-    """All documents under `path`, in file order (folders: sorted by name), with split = "".
+    """All documents under `path`, in file order (folders: sorted by name), with the split that their row names or "".
 
     Raises UsageError if nothing is there, DataError (one line naming file and row) if it cannot be read.
     """
@@ -143,7 +143,7 @@ def _documents_of_rows(file: _File) -> Iterator[Document]:
         if not row.text.strip():
             continue
         domain = file.domain if file.in_folder else (row.domain or file.domain)
-        yield Document(row.text, domain, row.source or f"{file.name}:{row.number}", split="")
+        yield Document(row.text, domain, row.source or f"{file.name}:{row.number}", row.split or "")
 
 
 def _documents_of_sections(file: _File) -> Iterator[Document]:
