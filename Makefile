@@ -49,7 +49,7 @@ $(VENV)/.runtime: requirements.txt | $(BIN)/python
 	@$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt requirements-huggingface.txt requirements-serve.txt requirements-low-precision.txt requirements-data.txt $(VENV)/.runtime
+$(VENV)/.dev: requirements-dev.txt requirements-huggingface.txt requirements-serve.txt requirements-low-precision.txt requirements-data.txt requirements-code.txt $(VENV)/.runtime
 	@echo "Installing the test tools into $(VENV) ..."
 	@$(PIP) -r requirements-dev.txt
 	@touch $@

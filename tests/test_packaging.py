@@ -26,6 +26,7 @@ PINNED_FOR = {
     "requirements-serve.txt": PROJECT["optional-dependencies"]["serve"],
     "requirements-low-precision.txt": PROJECT["optional-dependencies"]["low-precision"],
     "requirements-data.txt": PROJECT["optional-dependencies"]["data"],
+    "requirements-code.txt": PROJECT["optional-dependencies"]["code"],
 }
 
 

@@ -21,6 +21,7 @@ from moe_core.cli import (
     export,
     generate,
     import_,
+    label,
     placement,
     plots,
     presets,
@@ -49,6 +50,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("data", "text before training: synthetic documents, copies removed", data.parser),
     Command("trace", "record which experts every token of a text goes to", trace.parser),
+    Command("label", "say whether experts know the node type of code, or any label of yours", label.parser),
     Command("convert", "make a trace of routing that vLLM, SGLang or llama.cpp recorded", convert.parser),
     Command("open", "say what a file of routing is and what it can answer", open_file.parser),
     Command("counts", "add up the routing of many traces, in several processes or on a Ray cluster", counts.parser),

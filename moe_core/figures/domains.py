@@ -23,9 +23,12 @@ from moe_core.routing.measures.domains import (
     preferred,
     strongest_expert,
 )
+from moe_core.routing.measures.labelled_tokens import LABEL_FINDING, beyond_token_words, label_verdict, labels_with_most
 from moe_core.words import count_of, percent, sentence
 
 NONE = "none surely"
+MOST_LABELS = 24
+"""Rows of a map that can be read."""
 """Kind of the experts that prefer no domain."""
 _ORDER_WORDS = {"number": "", "load": ", most loaded first", "preferred domain": ", by preferred domain"}
 _EXPLAINED: dict[str, tuple[str, str, str]] = {
@@ -37,13 +40,18 @@ _EXPLAINED: dict[str, tuple[str, str, str]] = {
 
 
 def domain_map(
-    cells: pd.DataFrame, layer: int, view: MapView = ALL, places: pd.DataFrame | None = None
+    cells: pd.DataFrame,
+    layer: int,
+    view: MapView = ALL,
+    places: pd.DataFrame | None = None,
+    what: str = "domain",
 ) -> alt.LayerChart:
     """Domains x experts of one layer: how often a domain's tokens choose an expert, in multiples of its even share.
 
     `cells` has the columns of baselines.domain_cells. The scale is that of all lift maps, so layers can be compared; a
     cell that cannot be told from text of any domain is faded. Experts stand in the order of `view`, a column with its
-    number each; of too many, neighbours in the order are one column, that with the clearest preference.
+    number each; of too many, neighbours in the order are one column, that with the clearest preference. `what`: what a
+    row is, a domain or a kind of label.
     """
     frame = cells[cells["layer"] == layer]
     if frame.empty:
@@ -65,7 +73,7 @@ def domain_map(
             axis=COLUMN_AXIS,
             sort=[int(expert) for expert in drawn["expert"]],
         ),
-        y=alt.Y("domain:N", title="domain", sort=list(dict.fromkeys(cells["domain"])), axis=DOMAIN_AXIS),
+        y=alt.Y("domain:N", title=what, sort=list(dict.fromkeys(cells["domain"])), axis=DOMAIN_AXIS),
     )
 
 
@@ -85,6 +93,28 @@ def domain_map_figure(
     return Figure(
         f"domain_map_layer_{layer}", f"Experts and domains in layer {layer}",
         "Which experts prefer which kind of text?", verdict, domain_map(cells, layer, view, places), frame,
+    )  # fmt: skip
+
+
+def label_map_figure(
+    cells: pd.DataFrame, test: pd.DataFrame, layer: int, view: MapView = ALL, places: pd.DataFrame | None = None
+) -> Figure:
+    """Which experts prefer which label in one layer? Frames of baselines.label_cells and baselines.label_nmi.
+
+    Of many labels those of the surest preferences and of most tokens are drawn, MOST_LABELS at most; the table has all.
+    """
+    frame, row = cells[cells["layer"] == layer].reset_index(drop=True), test[test["layer"] == layer]
+    what, drawn = str(row["labelling"].iloc[0]), labels_with_most(frame, MOST_LABELS)
+    verdict = label_verdict(row)
+    if row["verdict"].isin(LABEL_FINDING.both).all():
+        verdict = f"{verdict} {beyond_token_words(row)} {strongest_expert(frame)}".replace("  ", " ")
+    shown = frame[frame["domain"].isin(drawn)]
+    in_order = shown.assign(place=shown["domain"].map(drawn.index)).sort_values(["place", "expert"])
+    left = frame["domain"].nunique() - len(drawn)
+    title = what if not left else f"{what} ({len(drawn)} of {len(drawn) + left})"
+    return Figure(
+        f"label_map_layer_{layer}", f"Experts and labels in layer {layer}", "Which experts prefer which label?",
+        verdict, domain_map(in_order.drop(columns="place"), layer, view, places, title), frame,
     )  # fmt: skip
 
 

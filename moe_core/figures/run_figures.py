@@ -19,7 +19,12 @@ from moe_core.figures.causes import (
     similarity_figure,
 )
 from moe_core.figures.changes import saturation_figure
-from moe_core.figures.domains import context_figure, domain_map_figure, preferred_domains_figure
+from moe_core.figures.domains import (
+    context_figure,
+    domain_map_figure,
+    label_map_figure,
+    preferred_domains_figure,
+)
 from moe_core.figures.experts import dropped_figure
 from moe_core.figures.figure import Figure
 from moe_core.figures.formation import formation_figure
@@ -46,9 +51,17 @@ from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
 from moe_core.routing.measures.flow import layer_flow, layer_flow_test
 from moe_core.routing.measures.formation import formation
 from moe_core.routing.measures.gpu_load import gpu_load
+from moe_core.routing.measures.labelled_tokens import label_cells, label_nmi_test
 from moe_core.routing.measures.load import dropped_by_position, expert_load, load_balance, load_by_step
 from moe_core.routing.measures.persistence import persistence_test
-from moe_core.routing.measures.registry import COACTIVATION, DOMAIN_NMI, LAYER_FLOW, PERSISTENCE, VOCABULARY
+from moe_core.routing.measures.registry import (
+    COACTIVATION,
+    DOMAIN_NMI,
+    LABEL_NMI,
+    LAYER_FLOW,
+    PERSISTENCE,
+    VOCABULARY,
+)
 from moe_core.routing.measures.saturation import saturation
 from moe_core.routing.measures.vocabulary import vocabulary_specialization, vocabulary_test
 from moe_core.routing.trace.counts import domain_tokens
@@ -103,7 +116,15 @@ def sections_of_trace(trace: AnyRouting, progress: Progress = silent, *, sources
 
     `sources_known`: its source_ids are what the texts were cut from, whatever they look like; a run's text is so.
     """
-    makers: list[Callable[[AnyRouting], Section]] = [_load, _domains, _vocabulary, _teams_section, _paths, _placement]
+    makers: list[Callable[[AnyRouting], Section]] = [
+        _load,
+        _domains,
+        _labels,
+        _vocabulary,
+        _teams_section,
+        _paths,
+        _placement,
+    ]
     sections = []
     for number, make in enumerate(makers):
         progress("measuring", number, len(makers))
@@ -154,6 +175,16 @@ def _domains(trace: AnyRouting) -> Section:
     return Section(
         "Do experts know what kind of text a token is from?", figures, ("domain", "NMI", "lift", "null of domains")
     )
+
+
+def _labels(trace: AnyRouting) -> Section:
+    figures: list[Figure] = []
+    if not isinstance(trace, RoutingCounts) and trace.labelling:
+        test, cells = label_nmi_test(trace), label_cells(trace)
+        figures.append(chance_figure(LABEL_NMI, test))
+        figures += [label_map_figure(cells, test, layer) for layer in spaced(trace.layers)]
+    terms = ("label of a token", "NMI", "lift", "null of labels")
+    return Section("Do experts know what kind of token they take?", figures, terms)
 
 
 def _vocabulary(trace: AnyRouting) -> Section:

@@ -66,14 +66,20 @@ class ReadGroup:
                 if values is not None:
                     shape = (len(values), self.end - self.start, values.shape[2])
                     columns.setdefault(name, np.empty(shape, values.dtype))[:, places] = values[:, kept]
-        columns["predicted_ids"] = columns["predicted_ids"].ravel()
+        predicted_ids = columns["predicted_ids"].ravel()
         first, part = self.batches[0].recorded, slice(self.start, self.end)
-        names = ("token_ids", "document_ids", "source_ids", "positions", "domain_ids")
-        given = {name: getattr(self.dataset, name)[part] for name in names}
-        occurring = np.unique(np.concatenate([given["token_ids"], columns["predicted_ids"]])).tolist()
+        token_ids = self.dataset.token_ids[part]
+        occurring = np.unique(np.concatenate([token_ids, predicted_ids])).tolist()
         return RoutingTrace.from_arrays(
-            **columns,
-            **given,
+            router_indices=columns["router_indices"],
+            router_scores=columns["router_scores"],
+            router_logits=columns.get("router_logits"),
+            predicted_ids=predicted_ids,
+            token_ids=token_ids,
+            document_ids=self.dataset.document_ids[part],
+            source_ids=self.dataset.source_ids[part],
+            positions=self.dataset.positions[part],
+            domain_ids=self.dataset.domain_ids[part],
             num_experts=first.num_experts,
             layers=first.layers,
             score_function=first.score_function,

@@ -3,6 +3,7 @@
 What each null keeps, and what it breaks:
 
 - domain_nmi, domain_cells: the choices of every source; which domain the source is of.
+- label_nmi, label_cells: the choices of every document, in their order; which token has which label.
 - persistence: the first choices of every document; their order.
 - coactivation, coactivation_pairs: how much each source differs from random choices with its documents' loads, runs and
   all; whether sources differ in the same way.
@@ -20,6 +21,8 @@ from moe_core.routing.measures.coactivation import coactivation_test as coactiva
 from moe_core.routing.measures.domains import CLEARLY, ONE_DOMAIN, SLIGHTLY, domain_cells
 from moe_core.routing.measures.domains import domain_nmi_test as domain_nmi
 from moe_core.routing.measures.flow import layer_flow_test as layer_flow
+from moe_core.routing.measures.labelled_tokens import label_cells
+from moe_core.routing.measures.labelled_tokens import label_nmi_test as label_nmi
 from moe_core.routing.measures.persistence import persistence_test as persistence
 from moe_core.routing.measures.vocabulary import vocabulary_test as vocabulary
 from moe_core.routing.statistics.bootstrap import bootstrap
@@ -43,6 +46,8 @@ __all__ = [
     "domain_cells",
     "domain_nmi",
     "independence_note",
+    "label_cells",
+    "label_nmi",
     "layer_flow",
     "persistence",
     "vocabulary",

@@ -16,6 +16,7 @@ import pandas as pd
 
 from moe_core.routing.measures import registry
 from moe_core.routing.measures.against_chance import CHANCE
+from moe_core.routing.measures.labelled_tokens import LABELS
 from moe_core.routing.measures.measure import RandomRouting
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE
 from moe_core.routing.trace.trace import RoutingTrace
@@ -201,6 +202,9 @@ def _routed_trace(logits: Float64Array, documents: Int64Array, tokens: Int64Arra
         document_ids=documents,
         domain_ids=documents % DOMAINS,
         domains=[f"domain {m}" for m in range(DOMAINS)],
+        label_ids=tokens % LABELS,
+        labels=[f"label {n}" for n in range(LABELS)],
+        labelling="label",
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing.calibration import BY_LAYER, DOMAINS, EXPERTS, MEASURES, NULLS, PLANTS, TOP_K, TYPES
+from moe_core.routing.measures.labelled_tokens import LABELS
 from moe_core.routing.measures.measure import RandomRouting
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.routing.trace.types import Float64Array, Int64Array
@@ -75,6 +76,9 @@ def routing_of(kind: Kind, planted: str, seed: int) -> RoutingTrace:
         document_ids=documents,
         domain_ids=documents % DOMAINS,
         domains=[f"domain {m}" for m in range(DOMAINS)],
+        label_ids=tokens % LABELS,
+        labels=[f"label {n}" for n in range(LABELS)],
+        labelling="label",
     )
 
 

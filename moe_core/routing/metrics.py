@@ -14,6 +14,7 @@ from moe_core.routing.measures.domains import domain_divergence, domain_nmi, dom
 from moe_core.routing.measures.flow import layer_flow
 from moe_core.routing.measures.formation import formation, formed_at
 from moe_core.routing.measures.gpu_load import gpu_load
+from moe_core.routing.measures.labelled_tokens import label_nmi, label_specialization
 from moe_core.routing.measures.load import dropped_by_position, expert_load, load_balance, load_by_step
 from moe_core.routing.measures.movers import routing_movers
 from moe_core.routing.measures.persistence import persistence
@@ -33,6 +34,8 @@ __all__ = [
     "formation",
     "formed_at",
     "gpu_load",
+    "label_nmi",
+    "label_specialization",
     "layer_flow",
     "load_balance",
     "load_by_step",

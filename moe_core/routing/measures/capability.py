@@ -31,6 +31,7 @@ MODEL = "the model itself, opened or in a run"
 SOURCES = "sources that are told apart, as in counts by source"
 SPREAD = "sources or steps that are told apart"
 DOMAINS = "text of two domains or more, each named"
+LABELS = "a label for each token, as its node type in the syntax tree"
 STEPS = "counts of several steps, as a training logs them"
 SNAPSHOTS = "snapshots of a training on one text, of a run that was trained or watched here"
 SECOND = "a second trace of the same text, under Compare"
@@ -44,6 +45,7 @@ COMMANDS: dict[str, str] = {
     TOKENS: "trace --model DIR --data texts.jsonl --out trace.parquet",
     MODEL: "dashboard -- --model DIR",
     DOMAINS: "trace --model DIR --data texts.jsonl --out trace.parquet",
+    LABELS: "label --trace trace.parquet --syntax --out labelled.parquet",
     SNAPSHOTS: "--quick --run first",
     PAIRS: "counts traces/ --extras pairs --out all.counts.parquet",
     SOURCES: "counts traces/ --by source --out all.counts.parquet",
@@ -93,6 +95,8 @@ def _missing(measure: Measure, routing: AnyRouting) -> str:
         return "" if isinstance(routing, RoutingCounts) and len(routing.steps) > 1 else STEPS
     if measure.needs == "tokens" and of_counts:
         return TOKENS
+    if measure.labels and not getattr(routing, "labelling", ""):
+        return LABELS
     if measure.of == "two traces":
         return SECOND if measure.needs == "tokens" else SECOND_OF_ANY_TEXT
     if isinstance(routing, RoutingCounts) and measure.needs == "pairs" and "pairs" not in routing.extras:

@@ -172,7 +172,7 @@ def domain_nmi_test(trace: AnyRouting, permutations: int = 200, seed: int = 0) -
     return tested(
         {"layer": trace.layers, "nmi": nmi_L},
         null_PL,
-        _unknown(trace.num_layers) if untestable == NO_SOURCES else _estimate(trace, parts, seed),
+        _unknown(trace.num_layers) if untestable == NO_SOURCES else nmi_estimate_of_domains(trace, parts, seed),
         finding=DOMAIN_FINDING,
         clear_effect=CLEAR_EFFECT,
         untestable=[untestable] * trace.num_layers,
@@ -187,7 +187,8 @@ def _unknown(layers: int) -> Estimate:
     return join_estimates([(np.nan, np.nan, np.nan)] * layers)
 
 
-def _estimate(trace: AnyRouting, parts: BlockCounts, seed: int) -> Estimate:
+def nmi_estimate_of_domains(trace: AnyRouting, parts: BlockCounts, seed: int) -> Estimate:
+    """[L] nmi of a trace whose blocks are counted without the bias of few tokens, with its interval."""
     M, sources = len(trace.domains), source_groups(trace, seed)
     shape = (sources.groups.count, M, trace.num_experts)
     place_N, estimates = (sources.of_blocks(parts, M), parts.domain_ids), []

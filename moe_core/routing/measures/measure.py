@@ -75,6 +75,8 @@ class Measure:
     """What its null needs, where that is more."""
     domains: bool = False
     """Does it need text of two domains or more?"""
+    labels: bool = False
+    """Does it need a label for each token?"""
     of: Source = "trace"
     function: Callable[..., pd.DataFrame] | None
     """The measure itself; None where a model must be run: evaluation.ablation, evaluation.importance."""

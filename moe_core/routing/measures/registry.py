@@ -17,6 +17,7 @@ from moe_core.routing.measures import (
     formation,
     gpu_load,
     health,
+    labelled_tokens,
     load,
     movers,
     persistence,
@@ -109,6 +110,31 @@ DOMAIN_DIVERGENCE = Measure(
     function=domains.domain_divergence,
     value="jsd",
     terms=domains.DIVERGENCE_TERMS,
+)
+LABEL_NMI = Measure(
+    name="label_nmi",
+    title="NMI with the label",
+    question="Does the choice of expert tell the label of a token, as its node type?",
+    needs="tokens",
+    labels=True,
+    function=labelled_tokens.label_nmi,
+    value="nmi",
+    null=labelled_tokens.label_nmi_test,
+    verdict=labelled_tokens.label_verdict,
+    terms=labelled_tokens.TERMS,
+    bars=labelled_tokens.BARS,
+    plant=labelled_tokens.NMI_PLANT,
+)
+LABEL_CELLS = Measure(
+    name="label_cells",
+    title="experts of a label",
+    question="Which experts prefer which label?",
+    needs="tokens",
+    labels=True,
+    function=labelled_tokens.label_specialization,
+    value="share",
+    null=labelled_tokens.label_cells,
+    plant=labelled_tokens.CELLS_PLANT,
 )
 VOCABULARY = Measure(
     name="vocabulary",
@@ -304,6 +330,8 @@ MEASURES: tuple[Measure, ...] = (
     DOMAIN_NMI,
     DOMAIN_CELLS,
     DOMAIN_DIVERGENCE,
+    LABEL_NMI,
+    LABEL_CELLS,
     VOCABULARY,
     CONTEXT_INDEPENDENCE,
     COACTIVATION,

@@ -31,8 +31,9 @@ ARRAYS: tuple[tuple[str, type[np.generic], str], ...] = (
     ("positions", np.int32, "T"),
     ("domain_ids", np.int16, "T"),
     ("predicted_ids", np.int32, "T"),
+    ("label_ids", np.int16, "T"),
 )
-OPTIONAL = ("router_logits", "predicted_ids")
+OPTIONAL = ("router_logits", "predicted_ids", "label_ids")
 
 
 def check_sizes(L: int, K: int, E: int) -> None:
@@ -66,6 +67,11 @@ def check_shapes(trace: RoutingTrace) -> None:
         raise TraceError(f"layers is {some(trace.layers)}; expected {L} ascending layer numbers, one per routed layer")
     if not trace.domains or len(set(trace.domains)) != len(trace.domains):
         raise TraceError(f"domains is {some(trace.domains)}; expected at least one name, each once")
+    if len(set(trace.labels)) != len(trace.labels) or (trace.label_ids is None) != (not trace.labelling):
+        raise TraceError(
+            f"labels is {some(trace.labels)}, labelling {trace.labelling!r}; expected each label once, and a name of "
+            "the labelling exactly where there are label_ids"
+        )
 
 
 def check_values(trace: RoutingTrace) -> None:
@@ -80,6 +86,8 @@ def check_values(trace: RoutingTrace) -> None:
     _check_range("domain_ids", trace.domain_ids, 0, len(trace.domains) - 1)
     _check_range("token_ids", trace.token_ids, 0, np.iinfo(np.int32).max)
     _check_range("positions", trace.positions, 0, np.iinfo(np.int32).max)
+    if trace.label_ids is not None:
+        _check_range("label_ids", trace.label_ids, -1, len(trace.labels) - 1)
     if trace.predicted_ids is not None:
         _check_range("predicted_ids", trace.predicted_ids, 0, np.iinfo(np.int32).max)
     if not np.isfinite(scores).all():

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from moe_core.errors import TraceError, UsageError
 from moe_core.routing.trace.checks import ARRAYS
 from moe_core.routing.trace.kernels import run_starts
-from moe_core.routing.trace.types import Int32Array, Int64Array
+from moe_core.routing.trace.types import Int16Array, Int32Array, Int64Array
 
 if TYPE_CHECKING:
     from moe_core.routing.trace.trace import RoutingTrace
@@ -37,27 +37,36 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
                     f"token {token_id} is {vocabulary[token_id]!r} in one trace and {text!r} in another; "
                     "only traces with one tokenizer can be joined"
                 )
-    domain_ids = [
-        np.array([domains.index(name) for name in trace.domains], dtype=np.int16)[trace.domain_ids] for trace in traces
-    ]
+    labels = list(dict.fromkeys(name for trace in traces for name in trace.labels))
+    domain_ids = [renumbered(trace.domain_ids, trace.domains, domains) for trace in traces]
+    label_ids = [renumbered(trace.label_ids, trace.labels, labels) for trace in traces if trace.label_ids is not None]
     arrays: dict[str, Any] = {
         name: np.concatenate([getattr(trace, name) for trace in traces], axis=len(axes) // 2)
         for name, _, axes in ARRAYS
-        if getattr(first, name) is not None and name != "domain_ids"
+        if getattr(first, name) is not None and name not in ("domain_ids", "label_ids")
     }
     return replace(
         first,
         **arrays,
         domain_ids=np.concatenate(domain_ids),
         domains=domains,
+        label_ids=np.concatenate(label_ids) if label_ids else None,
+        labels=labels,
         vocabulary=vocabulary,
         source=", ".join(dict.fromkeys(trace.source for trace in traces if trace.source)),
     )
 
 
+def renumbered(ids_T: Int16Array, names: Sequence[str], known: Sequence[str]) -> Int16Array:
+    """[T] the places among `known` of names that are numbered by their places among `names`; -1 stays -1."""
+    places = {name: place for place, name in enumerate(known)}
+    found: Int16Array = np.array([*(places[name] for name in names), -1], dtype=np.int16)[ids_T]
+    return found
+
+
 def check_joinable(first: RoutingTrace, other: RoutingTrace, name: str) -> None:
     """Raise TraceError, calling `other` by `name`, unless both are of one model and keep the same columns."""
-    for fact in ("layers", "num_experts", "top_k", "score_function", "varying_experts"):
+    for fact in ("layers", "num_experts", "top_k", "score_function", "varying_experts", "labelling"):
         if getattr(other, fact) != getattr(first, fact):
             raise TraceError(
                 f"{name} has {fact} = {getattr(other, fact)}, the first {getattr(first, fact)}; "

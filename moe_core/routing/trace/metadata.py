@@ -29,6 +29,9 @@ class TraceMetadata(BaseModel):
     """Older files do not say it."""
     source: str
     router_logits: bool
+    labels: list[str] = Field(default=[], max_length=MAX_DOMAINS)
+    labelling: str = ""
+    """Only of a file with a label for each token."""
     vocabulary: dict[_Number, str]
 
     @classmethod
@@ -47,12 +50,12 @@ class TraceMetadata(BaseModel):
             raise ValueError("expected ascending layer numbers, each once")
         return layers
 
-    @field_validator("domains")
+    @field_validator("domains", "labels")
     @classmethod
-    def _each_once(cls, domains: list[str]) -> list[str]:
-        if len(set(domains)) != len(domains):
+    def _each_once(cls, names: list[str]) -> list[str]:
+        if len(set(names)) != len(names):
             raise ValueError("expected each name once")
-        return domains
+        return names
 
     @model_validator(mode="after")
     def _of_a_size_that_fits(self) -> TraceMetadata:

@@ -1,9 +1,9 @@
 """A RoutingTrace as one Parquet file that pandas, DuckDB and Polars read without us.
 
 One row per token. Columns: token_id and domain_id with what they mean, token_text and domain; document_id, source_id,
-position and, where kept, predicted_id; for every layer number l and slot s layer_{l}_expert_{s} (int16, -1 = unused)
-and layer_{l}_score_{s} (float32); where logits were kept layer_{l}_logits, a list of E float32 (each exactly a float16:
-not every reader knows half precision; -infinity = masked).
+position and, where kept, predicted_id, label_id and label; for every layer number l and slot s layer_{l}_expert_{s}
+(int16, -1 = unused) and layer_{l}_score_{s} (float32); where logits were kept layer_{l}_logits, a list of E float32
+(each exactly a float16: not every reader knows half precision; -infinity = masked).
 Scores hardly ever repeat, so they are stored byte by byte (BYTE_STREAM_SPLIT), not through a dictionary: a third less.
 What is not per token is JSON under the key "moescope" of the file's metadata, which stands at its end: so a trace that
 is still being recorded can be written as it comes, see TraceWriter. Row groups are small enough to stream a trace
@@ -14,7 +14,7 @@ token_text and domain says what they mean in its metadata alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,19 +28,21 @@ import pyarrow.parquet as pq
 from moe_core.errors import TraceError
 from moe_core.files import replaced
 from moe_core.routing.trace.arrays import half_precision_logits
-from moe_core.routing.trace.joining import check_joinable
+from moe_core.routing.trace.joining import check_joinable, renumbered
 from moe_core.routing.trace.kernels import run_starts
 from moe_core.routing.trace.metadata import FORMAT, TraceMetadata
+from moe_core.routing.trace.parquet_columns import check_columns, check_routed, wanted_columns
 from moe_core.routing.trace.text_columns import (
     DOMAIN,
+    LABEL,
     TEXT_COLUMNS,
     TOKEN_TEXT,
     TextCheck,
-    domain_column,
+    name_column,
     text_column,
     valid_text,
 )
-from moe_core.routing.trace.types import Int64Array
+from moe_core.routing.trace.types import Int16Array, Int64Array
 
 if TYPE_CHECKING:
     from moe_core.routing.trace.trace import RoutingTrace
@@ -86,7 +88,8 @@ class TraceWriter:
         self._file: Any = None
         self._writer: Any = None
         self._held: list[pa.Table] = []
-        self._domains: dict[str, int] = {}
+        self._domains: dict[str, None] = {}
+        self._labels: dict[str, None] = {}
         self._sources: dict[str, None] = {}
         self._vocabulary: dict[int, str] = {}
 
@@ -113,8 +116,9 @@ class TraceWriter:
         check_joinable(self._first, trace, f"the part after token {self.tokens}")
         self._learn_texts(trace)
         self._sources |= dict.fromkeys([valid_text(trace.source)] if trace.source else [])
-        numbers = [self._domains.setdefault(valid_text(name), len(self._domains)) for name in trace.domains]
-        self._held.append(_to_table(trace, np.array(numbers, dtype=np.int16)[trace.domain_ids], list(self._domains)))
+        domain_ids = _numbered(trace.domain_ids, trace.domains, self._domains)
+        label_ids = None if trace.label_ids is None else _numbered(trace.label_ids, trace.labels, self._labels)
+        self._held.append(_to_table(trace, domain_ids, list(self._domains), label_ids, list(self._labels)))
         self.tokens += trace.num_tokens
         rows = self._row_group()
         if sum(len(table) for table in self._held) >= rows:
@@ -132,7 +136,8 @@ class TraceWriter:
 
     def _row_group(self) -> int:
         """Tokens of a row group."""
-        numbers = self._held[0].drop_columns(TEXT_COLUMNS)  # their dictionaries are no matter of each token
+        texts = [name for name in TEXT_COLUMNS if name in self._held[0].column_names]
+        numbers = self._held[0].drop_columns(texts)  # their dictionaries are no matter of each token
         bytes_per_token: int = numbers.nbytes // len(numbers)
         return max(1, min(ROW_GROUP_TOKENS, ROW_GROUP_BYTES // bytes_per_token))
 
@@ -176,6 +181,8 @@ class TraceWriter:
             "router_logits": first.router_logits is not None,
             "vocabulary": {str(key): valid_text(self._vocabulary[key]) for key in sorted(self._vocabulary)},
         }
+        if first.labelling:
+            metadata |= {"labels": list(self._labels), "labelling": valid_text(first.labelling)}
         self._writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(metadata)})
         self._writer.close()
 
@@ -201,7 +208,7 @@ def read_trace(path: Path, build: Callable[..., Built]) -> Built:
     Raises TraceError in one line; page checksums are verified.
     """
     with _opened_file(path) as (file, metadata):
-        table = file.read(columns=_wanted_columns(file, metadata))
+        table = file.read(columns=wanted_columns(file, metadata))
         built = _from_table(table, metadata, build)
         TextCheck(metadata).check(table)
         return built
@@ -232,7 +239,7 @@ def read_parts(path: Path, build: Callable[..., Built], part_tokens: int, part_b
             texts.check(table)
             return built
 
-        size, columns = min(part_tokens, affordable), _wanted_columns(file, metadata)
+        size, columns = min(part_tokens, affordable), wanted_columns(file, metadata)
         for batch in file.iter_batches(batch_size=size, columns=columns):
             documents_T = _column_values(batch, "document_id")
             borders = np.flatnonzero(np.diff(documents_T, prepend=documents_T[:1] if last is None else last))
@@ -246,16 +253,19 @@ def read_parts(path: Path, build: Callable[..., Built], part_tokens: int, part_b
             yield part(held)
 
 
-def count_ids(path: Path, column: str) -> tuple[npt.NDArray[Any], Int64Array]:
-    """[N] the ids that occur in `column` ("document_id" or "source_id"), ascending, and [N] their tokens.
+def count_ids(path: Path, column: str, *, labelled: bool = False) -> tuple[npt.NDArray[Any], Int64Array]:
+    """[N] the ids that occur in `column` ("document_id" or "source_id"), ascending, and [N] their tokens; with
+    `labelled` of the tokens that have a label.
 
     Nothing else is read. A file without source_id takes each document as its own source.
     """
     found: list[tuple[npt.NDArray[Any], Int64Array]] = []
     with _opened_file(path) as (file, _):
         name = column if column in file.schema_arrow.names else "document_id"
-        for batch in file.iter_batches(batch_size=_ID_BATCH, columns=[name]):
-            found.append(np.unique(_column_values(batch, name), return_counts=True))
+        for batch in file.iter_batches(batch_size=_ID_BATCH, columns=[name, *(["label_id"] if labelled else [])]):
+            ids = _column_values(batch, name)
+            own = ids[_column_values(batch, "label_id") >= 0] if labelled else ids
+            found.append(np.unique(own, return_counts=True))
     if not found:
         return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
     ids, tokens = np.concatenate([ids for ids, _ in found]), np.concatenate([tokens for _, tokens in found])
@@ -281,8 +291,8 @@ def _opened_file(path: Path) -> Iterator[tuple[pq.ParquetFile, TraceMetadata]]:
             if content is None:
                 raise TraceError("Parquet, but no routing trace; expected a file made by RoutingTrace.save")
             metadata = TraceMetadata.parse(content)
-            _check_columns(file.schema_arrow.names, metadata)
-            _check_routed(file, metadata)
+            check_columns(file.schema_arrow.names, metadata)
+            check_routed(file, metadata)
             yield file, metadata
     except TraceError as error:
         raise TraceError(f"trace {str(path)!r}: {error}") from None
@@ -290,8 +300,21 @@ def _opened_file(path: Path) -> Iterator[tuple[pq.ParquetFile, TraceMetadata]]:
         raise TraceError(f"trace {str(path)!r} is damaged ({_reason_in_words(error)}); make it again") from None
 
 
-def _to_table(trace: RoutingTrace, domain_ids: npt.NDArray[np.int16], domains: list[str]) -> pa.Table:
-    """What is per token, its domains numbered as given."""
+def _numbered(ids_T: Int16Array, names: list[str], known: dict[str, None]) -> Int16Array:
+    """[T] the ids as places among all names that were met so far, which are noted in `known`."""
+    written = [valid_text(name) for name in names]
+    known |= dict.fromkeys(written)
+    return renumbered(ids_T, written, list(known))
+
+
+def _to_table(
+    trace: RoutingTrace,
+    domain_ids: Int16Array,
+    domains: list[str],
+    label_ids: Int16Array | None = None,
+    labels: Sequence[str] = (),
+) -> pa.Table:
+    """What is per token, its domains and labels numbered as given."""
     columns: dict[str, pa.Array] = {
         "token_id": pa.array(trace.token_ids),
         TOKEN_TEXT: text_column(trace.token_ids, trace.vocabulary),
@@ -299,8 +322,10 @@ def _to_table(trace: RoutingTrace, domain_ids: npt.NDArray[np.int16], domains: l
         "source_id": pa.array(trace.source_ids),
         "position": pa.array(trace.positions),
         "domain_id": pa.array(domain_ids),
-        DOMAIN: domain_column(domain_ids, domains),
+        DOMAIN: name_column(domain_ids, domains),
     }
+    if label_ids is not None:
+        columns |= {"label_id": pa.array(label_ids), LABEL: name_column(label_ids, labels)}
     if trace.predicted_ids is not None:
         columns["predicted_id"] = pa.array(trace.predicted_ids)
     for row, layer in enumerate(trace.layers):
@@ -345,6 +370,9 @@ def _from_table(table: pa.Table, metadata: TraceMetadata, build: Callable[..., B
         varying_experts=metadata.varying_experts,
         source=metadata.source,
         vocabulary=metadata.vocabulary,
+        label_ids=_column_values(table, "label_id") if metadata.labelling else None,
+        labels=metadata.labels,
+        labelling=metadata.labelling,
     )
 
 
@@ -352,52 +380,6 @@ def _bytes_per_token(metadata: TraceMetadata) -> int:
     """Bytes of the arrays in memory, about."""
     logits = 2 * metadata.num_experts if metadata.router_logits else 0
     return 22 + len(metadata.layers) * (6 * int(metadata.top_k) + logits)
-
-
-def _check_columns(names: list[str], metadata: TraceMetadata) -> None:
-    """Names are made one at a time: metadata may ask for more of them than memory holds."""
-    known = set(names)
-    if len(known) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise TraceError(f"column {twice!r} is there twice; expected a file made by RoutingTrace.save")
-    missing = next((name for name in _column_names(metadata) if name not in known), None)
-    if missing is not None:
-        raise TraceError(f"column {missing!r} is missing; expected a file made by RoutingTrace.save")
-
-
-def _check_routed(file: pq.ParquetFile, metadata: TraceMetadata) -> None:
-    """That a token of the whole file has an expert, by the largest id that is kept for every column's piece.
-
-    A row of the piece is read before: asking for what is kept of a piece whose type was damaged ends the process.
-    """
-    content = file.metadata
-    if not content.num_rows:
-        return
-    places = {content.schema.column(place).path: place for place in range(content.num_columns)}
-    experts = [places[f"layer_{layer}_expert_{slot}"] for layer in metadata.layers for slot in range(metadata.top_k)]
-    for group in range(content.num_row_groups):
-        for place in experts:
-            name = content.schema.column(place).path
-            next(file.iter_batches(batch_size=1, row_groups=[group], columns=[name]), None)
-            known = content.row_group(group).column(place).statistics
-            if known is None or not known.has_min_max or known.max != -1:
-                return
-    raise TraceError("no token has an expert: all slots are -1; expected at least one expert id")
-
-
-def _column_names(metadata: TraceMetadata) -> Iterator[str]:
-    yield from ("token_id", "document_id", "position", "domain_id")
-    for layer in metadata.layers:
-        if metadata.router_logits:
-            yield f"layer_{layer}_logits"
-        for slot in range(metadata.top_k):
-            yield from (f"layer_{layer}_expert_{slot}", f"layer_{layer}_score_{slot}")
-
-
-def _wanted_columns(file: pq.ParquetFile, metadata: TraceMetadata) -> list[str]:
-    """Those of a trace; a file may have others."""
-    optional = ("source_id", "predicted_id", *TEXT_COLUMNS)
-    return [*_column_names(metadata), *(name for name in optional if name in file.schema_arrow.names)]
 
 
 def _column_values(table: pa.Table | pa.RecordBatch, name: str) -> npt.NDArray[Any]:

@@ -100,6 +100,10 @@ class RoutingCounts:
             raise TraceError(f"layer {layer} is not in these counts; expected one of {some(self.layers)}")
         return self.layers.index(layer)
 
+    def by_label(self) -> NoReturn:
+        """As `parts`."""
+        self.parts()
+
     def parts(self, *_: object) -> NoReturn:
         """Raises TraceError: a measure that goes through the tokens of a trace was given counts."""
         raise TraceError("counts keep no single tokens; this measure takes a trace of the text, token by token")

@@ -1,6 +1,6 @@
-"""The columns `domain` and `token_text` of a trace's file: what its numbers mean, for programs that do not know us.
+"""The columns `domain`, `label` and `token_text` of a trace's file: what numbers mean, for programs without us.
 
-Both repeat what the file's metadata says, row by row, through a dictionary: DuckDB and Polars need no metadata then.
+They repeat what the file's metadata says, row by row, through a dictionary: DuckDB and Polars need no metadata then.
 A reader of ours goes by the numbers, and refuses a file whose texts say otherwise, for someone changed one of the two.
 """
 
@@ -17,18 +17,20 @@ import pyarrow.compute
 from moe_core.errors import TraceError, shortened
 from moe_core.routing.trace.metadata import TraceMetadata
 
-DOMAIN, TOKEN_TEXT = "domain", "token_text"
-TEXT_COLUMNS = (DOMAIN, TOKEN_TEXT)
+DOMAIN, LABEL, TOKEN_TEXT = "domain", "label", "token_text"
+TEXT_COLUMNS = (DOMAIN, TOKEN_TEXT, LABEL)
 _TABLE = 2**22
 """Ids below this are looked up in a table; larger ones are searched."""
 
 Numbers = npt.NDArray[np.integer[Any]]
 
 
-def domain_column(domain_ids_T: Numbers, domains: Sequence[str]) -> pa.DictionaryArray:
-    """The name of each token's domain."""
-    names, place = _distinct([valid_text(name) for name in domains])
-    return pa.DictionaryArray.from_arrays(pa.array(place[domain_ids_T]), pa.array(names, pa.string()))
+def name_column(ids_T: Numbers, names: Sequence[str]) -> pa.DictionaryArray:
+    """The name that each id is the place of: of a token's domain, or of its label; empty where the id is -1."""
+    words, place = _distinct([*(valid_text(name) for name in names), None])
+    codes_T = place[ids_T]
+    indices = pa.array(codes_T, mask=codes_T < 0) if (codes_T < 0).any() else pa.array(codes_T)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(words, pa.string()))
 
 
 def text_column(token_ids_T: Numbers, vocabulary: Mapping[int, str]) -> pa.DictionaryArray:
@@ -53,14 +55,16 @@ class TextCheck:
         self._rows = 0
         self._domains = _Meaning(dict(enumerate(metadata.domains)))
         self._vocabulary = _Meaning(metadata.vocabulary)
+        self._labels = _Meaning(dict(enumerate(metadata.labels)))
 
     def check(self, table: pa.Table) -> None:
         """Raise TraceError naming the first row where a text is another than its number means."""
         for name, number_name, meaning in (
             (DOMAIN, "domain_id", self._domains),
             (TOKEN_TEXT, "token_id", self._vocabulary),
+            (LABEL, "label_id", self._labels),
         ):
-            if name in table.column_names:
+            if name in table.column_names and number_name in table.column_names:
                 self._check_column(table, name, number_name, meaning)
         self._rows += len(table)
 

@@ -25,6 +25,7 @@ from moe_core.routing.trace.types import (
     Float32Array,
     Int16Array,
     Int32Array,
+    Int64Array,
     ScoreFunction,
 )
 
@@ -81,6 +82,12 @@ class RoutingTrace:
     """Where the trace came from, for people."""
     vocabulary: Mapping[int, str] = field(default_factory=dict)
     """Printable text of the token ids that occur; may be empty."""
+    label_ids: Int16Array | None = None
+    """[T] index into `labels`, -1 = the token has none; a label is of the token, where a domain is of its text."""
+    labels: list[str] = field(default_factory=list)
+    """Names of the labels, in the order of their ids."""
+    labelling: str = ""
+    """What the labels tell of a token, in the singular: "node type", "part of speech"."""
 
     def __post_init__(self) -> None:
         for name, dtype, axes in ARRAYS:
@@ -134,6 +141,16 @@ class RoutingTrace:
             if getattr(self, name) is not None
         }
         return replace(self, **arrays)
+
+    def by_label(self) -> RoutingTrace:
+        """The tokens that have a label, each with its label for a domain: what tells domains apart tells labels apart.
+
+        Raises TraceError where no token has one.
+        """
+        if self.label_ids is None or not (self.label_ids >= 0).any():
+            raise TraceError("no token of the trace has a label; expected a trace that `label` wrote")
+        labelled = self.label_ids >= 0
+        return replace(self.select(labelled), domain_ids=self.label_ids[labelled], domains=self.labels)
 
     def count_sources(self) -> int:
         """How many different source_ids there are."""
@@ -199,6 +216,9 @@ class RoutingTrace:
         varying_experts: bool = False,
         source: str = "",
         vocabulary: Mapping[int, str] | None = None,
+        label_ids: npt.ArrayLike | None = None,
+        labels: Sequence[str] = (),
+        labelling: str = "",
     ) -> RoutingTrace:
         """Build a trace from anything array-like, whatever its integer or float type.
 
@@ -246,6 +266,9 @@ class RoutingTrace:
             varying_experts=varying_experts,
             source=source,
             vocabulary=dict(vocabulary or {}),
+            label_ids=None if label_ids is None else integers("label_ids", label_ids, np.int16),
+            labels=list(labels),
+            labelling=labelling,
         )
 
 
@@ -271,6 +294,10 @@ class StoredTrace:
     varying_experts: bool
     source: str
     vocabulary: Mapping[int, str] = field(repr=False)
+    labels: list[str] = field(default_factory=list)
+    labelling: str = ""
+    only_labelled: bool = False
+    """Whether its parts are those of `by_label`."""
     _counted: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -290,6 +317,8 @@ class StoredTrace:
             "varying_experts",
             "source",
             "vocabulary",
+            "labels",
+            "labelling",
         )
         return cls(path=Path(path), num_tokens=num_tokens, **{name: getattr(metadata, name) for name in names})
 
@@ -307,7 +336,22 @@ class StoredTrace:
         """
         from moe_core.routing.trace.parquet import read_parts
 
-        return read_parts(self.path, RoutingTrace.from_arrays, PART_TOKENS, PART_BYTES)
+        parts = read_parts(self.path, RoutingTrace.from_arrays, PART_TOKENS, PART_BYTES)
+        if not self.only_labelled:
+            return parts
+        return (part.by_label() for part in parts if part.label_ids is not None and (part.label_ids >= 0).any())
+
+    def by_label(self) -> StoredTrace:
+        """As RoutingTrace.by_label, part by part."""
+        tokens = int(self._ids("document_id", labelled=True)[1].sum()) if self.labelling else 0
+        if not tokens:
+            raise TraceError("no token of the trace has a label; expected a trace that `label` wrote")
+        return replace(self, num_tokens=tokens, domains=self.labels, only_labelled=True)
+
+    def _ids(self, column: str, *, labelled: bool) -> tuple[npt.NDArray[Any], Int64Array]:
+        from moe_core.routing.trace.parquet import count_ids
+
+        return count_ids(self.path, column, labelled=labelled)
 
     def once(self, key: tuple[Any, ...], count: Callable[[], T]) -> T:
         """What `count` returned when it was first called with this key: reading the file takes seconds, and several
@@ -319,15 +363,11 @@ class StoredTrace:
 
     def count_sources(self) -> int:
         """How many different source_ids there are; only that column is read."""
-        from moe_core.routing.trace.parquet import count_ids
-
-        return self.once(("sources",), lambda: len(count_ids(self.path, "source_id")[0]))
+        return self.once(("sources",), lambda: len(self._ids("source_id", labelled=self.only_labelled)[0]))
 
     def count_documents(self) -> int:
         """How many different document_ids there are; only that column is read."""
-        from moe_core.routing.trace.parquet import count_ids
-
-        return self.once(("documents",), lambda: len(count_ids(self.path, "document_id")[0]))
+        return self.once(("documents",), lambda: len(self._ids("document_id", labelled=self.only_labelled)[0]))
 
     def counts(self, by: By = "source", extras: Sequence[str] = ()) -> RoutingCounts:
         """The file's trace as counts that add up: see counting.counts_of."""
@@ -336,13 +376,12 @@ class StoredTrace:
     def sample(self, max_tokens: int, seed: int = 0) -> RoutingTrace:
         """As RoutingTrace.sample: whole documents in a seeded order, as many as fit into `max_tokens`."""
         if self.num_tokens <= max_tokens:
-            return RoutingTrace.load(self.path)
+            whole = RoutingTrace.load(self.path)
+            return whole.by_label() if self.only_labelled else whole
         return self.once(("sample", max_tokens, seed), lambda: self._sample(max_tokens, seed))
 
     def _sample(self, max_tokens: int, seed: int) -> RoutingTrace:
-        from moe_core.routing.trace.parquet import count_ids
-
-        return sample_parts(self.parts(), *count_ids(self.path, "document_id"), max_tokens, seed)
+        return sample_parts(self.parts(), *self._ids("document_id", labelled=self.only_labelled), max_tokens, seed)
 
 
 AnyTrace = RoutingTrace | StoredTrace
