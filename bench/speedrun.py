@@ -22,7 +22,7 @@ from bench.results import Goal, Result
 from bench.suite import Scale
 from moe_core.config import Config, load_config
 from moe_core.data.prepare import prepare_data
-from moe_core.data.tokens import training_batch
+from moe_core.data.token_stream import training_batch
 from moe_core.evaluation.evaluate import evaluate_run
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder

@@ -9,7 +9,7 @@ import pytest
 
 from moe_core.config import Config, load_config
 from moe_core.config.moellama import MEANT, RENAMED, UNKNOWN_HERE
-from moe_core.data.tokens import windows_per_epoch
+from moe_core.data.shuffled_order import windows_per_epoch
 from moe_core.errors import UsageError
 from moe_core.training.trainer_state import with_steps
 

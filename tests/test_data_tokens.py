@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_core.data import shuffled_order
 from moe_core.data.document import Document
+from moe_core.data.token_stream import TokensInMemory, training_batch
 from moe_core.data.tokenizer import Tokenizer
-from moe_core.data.tokens import MIN_DOCUMENTS, TokenDataset, training_batch
+from moe_core.data.tokens import MIN_DOCUMENTS, TokenDataset
 from moe_core.errors import DataError
 
 DOMAINS = ("a", "b")
@@ -24,11 +26,9 @@ def documents_of(lengths: list[int]) -> list[Document]:
     return [Document("xyz€"[i % 4] * n, DOMAINS[i % 2], str(i), "train") for i, n in enumerate(lengths)]
 
 
-def plain(tokens: int) -> TokenDataset:
-    """A data set whose token ids are their own positions in the stream."""
-    ids = np.arange(tokens, dtype=np.int32)
-    zeros = np.zeros(tokens, dtype=np.int32)
-    return TokenDataset(ids, zeros, zeros, zeros.astype(np.int16), ids, ("a",), np.array([tokens]))
+def plain(tokens: int) -> TokensInMemory:
+    """A stream whose token ids are their own positions in it."""
+    return TokensInMemory(np.arange(tokens, dtype=np.int32))
 
 
 def test_build_puts_end_of_text_before_each_document(tokenizer: Tokenizer) -> None:
@@ -123,16 +123,38 @@ def test_a_step_gives_the_same_batch_whatever_came_before_and_epochs_differ() ->
     assert epochs[0] != epochs[1]
 
 
-def test_training_batches_keep_document_domain_and_position_of_their_tokens(tokenizer: Tokenizer) -> None:
-    dataset = TokenDataset.build(documents_of([20, 30, 25, 10]), tokenizer, DOMAINS)
-    batch = training_batch(dataset, 0, batch_size=2, seq_len=16, seed=0)
-    bounds = dict(zip(*[x.tolist() for x in dataset.document_bounds()], strict=True))
-    starts = list(bounds)
-    for row in range(2):
-        for s in range(16):
-            at = starts[batch.document_ids[row, s]] + batch.positions[row, s]
-            assert dataset.token_ids[at] == batch.token_ids[row, s]
-            assert dataset.domain_ids[at] == batch.domain_ids[row, s]
+def test_rows_of_a_batch_are_those_of_the_whole_one() -> None:
+    """Also where an epoch ends within it."""
+    for step in range(9):
+        whole = training_batch(plain(300), step, batch_size=6, seq_len=16, seed=3)
+        parts = [training_batch(plain(300), step, batch_size=6, seq_len=16, seed=3, rows=r) for r in ((0, 2), (2, 6))]
+        np.testing.assert_array_equal(np.concatenate([part.token_ids for part in parts]), whole.token_ids)
+        np.testing.assert_array_equal(np.concatenate([part.targets for part in parts]), whole.targets)
+
+
+@pytest.mark.parametrize("windows", [2, 3, 1000, 1025, 4096])
+def test_without_a_permutation_every_window_is_still_visited_once_in_an_order_of_its_own(
+    windows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shuffled_order, "MOST_PERMUTED", 1)
+    places, tokens = np.arange(windows), (windows + 1) * 8
+    orders = [shuffled_order.window_starts(places, tokens, 8, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    for starts in orders:
+        np.testing.assert_array_equal(np.sort(starts) // 8, places)
+        assert len(set((starts % 8).tolist())) == 1
+        assert starts.max() + 8 < tokens
+    if windows >= 1000:
+        ranks = [np.argsort(np.argsort(starts)) for starts in (*orders, places)]
+        correlations = np.corrcoef(ranks) - np.eye(4)
+        assert np.abs(correlations).max() < 4.5 / np.sqrt(windows)
+        steps = np.abs(np.diff(ranks[0]))  # neighbours are as far apart as chance has them: a third of the windows
+        assert steps.mean() == pytest.approx(windows / 3, rel=0.1)
+
+
+def test_an_order_of_a_thousand_million_windows_is_asked_in_a_moment() -> None:
+    starts = shuffled_order.window_starts(np.arange(64), 2**37, 128, 0, 0)
+    assert len(set(starts.tolist())) == 64
+    assert starts.max() < 2**37
 
 
 def test_a_data_set_smaller_than_a_window_is_refused() -> None:

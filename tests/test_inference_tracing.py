@@ -12,8 +12,9 @@ import torch
 
 from moe_core.config import Config, validate_config
 from moe_core.data.document import Document
+from moe_core.data.token_stream import TokensInMemory, training_batch
 from moe_core.data.tokenizer import Tokenizer
-from moe_core.data.tokens import TokenDataset, training_batch
+from moe_core.data.tokens import TokenDataset
 from moe_core.errors import DataError, UsageError
 from moe_core.inference import held_out, tracing
 from moe_core.inference.open import context_window
@@ -61,7 +62,7 @@ def tiny_loaded() -> Loaded:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     dataset = TokenDataset.build([Document(TEXT, "text", "text", "train")], tokenizer, ["text"])
     for step in range(40):
-        batch = training_batch(dataset, step, batch_size=8, seq_len=16, seed=0)
+        batch = training_batch(TokensInMemory(dataset.token_ids), step, batch_size=8, seq_len=16, seed=0)
         logits_BSV = model(torch.from_numpy(batch.token_ids)).logits
         torch.nn.functional.cross_entropy(logits_BSV.mT, torch.from_numpy(batch.targets)).backward()
         optimizer.step()

@@ -11,7 +11,7 @@ from training_support import make_config, write_corpus
 
 from moe_core.config import Config
 from moe_core.data.prepare import PreparedData, prepare_data
-from moe_core.data.tokens import training_batch
+from moe_core.data.token_stream import training_batch
 from moe_core.errors import UsageError
 from moe_core.model.losses import load_balancing_loss
 from moe_core.model.transformer import MoETransformer

@@ -14,8 +14,9 @@ from moe_core.config import Config
 from moe_core.data.document import Document
 from moe_core.data.sources import generated_documents, read_documents
 from moe_core.data.splits import TUNING, keep_for_tuning, split_documents
+from moe_core.data.token_stream import TokensInMemory, TokenStream
 from moe_core.data.tokenizer import Tokenizer
-from moe_core.data.tokens import TokenDataset, count_tokens
+from moe_core.data.tokens import count_tokens, encode_documents
 from moe_core.errors import DataError
 from moe_core.progress import Progress, silent
 
@@ -28,7 +29,7 @@ class PreparedData:
     """What `prepare_data` makes of a configuration; the same configuration and files always give the same."""
 
     tokenizer: Tokenizer
-    train: TokenDataset
+    train: TokenStream
     validation: list[Document]
     unseen: list[Document]
     domains: tuple[str, ...]
@@ -58,17 +59,18 @@ def prepare_data(
     if tokenizer is None:
         tokenizer = Tokenizer.train(_reported_texts(train, report), config.model.vocab_size)
     report("tokenising", 0, len(train))
-    dataset = TokenDataset.build(train, tokenizer, domains, progress=report)
+    token_ids, _ = encode_documents(train, tokenizer, report)
     report("tokenising", len(train), len(train))
-    _check_size(config, dataset)
+    stream = TokensInMemory(token_ids)
+    check_size(config, stream)
     return PreparedData(
         tokenizer=tokenizer,
-        train=dataset,
+        train=stream,
         validation=by_split["validation"],
         unseen=by_split["unseen"],
         domains=tuple(domains),
-        token_counts=count_tokens(dataset.token_ids, tokenizer.vocab_size),
-        fingerprint=_fingerprint_of(dataset, [*by_split["validation"], *by_split["unseen"], *by_split[TUNING]]),
+        token_counts=count_tokens(token_ids, tokenizer.vocab_size),
+        fingerprint=_fingerprint_of(token_ids, [*by_split["validation"], *by_split["unseen"], *by_split[TUNING]]),
         tuning=tuple(by_split[TUNING]),
     )
 
@@ -92,18 +94,19 @@ def _read_or_generate(config: Config, report: Progress, tuning: bool) -> list[Do
     return keep_for_tuning(split, seed=data.seed) if tuning else split
 
 
-def _check_size(config: Config, dataset: TokenDataset) -> None:
+def check_size(config: Config, stream: TokenStream) -> None:
+    """Raise DataError for a training text of less than one batch."""
     training = config.training
     needed = training.batch_size * (training.seq_len + 1)
-    if len(dataset) < needed:
+    if len(stream) < needed:
         raise DataError(
-            f"the training text has {len(dataset)} tokens; expected at least one batch of training.batch_size * "
+            f"the training text has {len(stream)} tokens; expected at least one batch of training.batch_size * "
             f"(training.seq_len + 1) = {needed}: give more text, or lower either"
         )
 
 
-def _fingerprint_of(dataset: TokenDataset, held_out: Sequence[Document]) -> str:
-    digest = hashlib.sha256(dataset.token_ids.astype("<i4", copy=False).data)
+def _fingerprint_of(token_ids: NDArray[np.int32], held_out: Sequence[Document]) -> str:
+    digest = hashlib.sha256(token_ids.astype("<i4", copy=False).data)
     for document in held_out:
         digest.update(f"{document.split}\0{document.domain}\0{len(document.text)}\0{document.text}".encode())
     return digest.hexdigest()

@@ -1,18 +1,16 @@
-"""Tokens that keep their document and domain, and the batches made of them. Axes: N tokens, B sequences, S places."""
+"""Tokens that keep their document, source and domain, for what is scored or traced. Axes: N tokens."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.data.document import Document
 from moe_core.data.tokenizer import TextTokenizer
-from moe_core.errors import DataError
 from moe_core.progress import Progress, silent
 
 MIN_DOCUMENTS = 8
@@ -61,7 +59,7 @@ class TokenDataset:
     ) -> TokenDataset:
         """Tokenise `documents`; every domain of theirs must be among `domains`, whose order gives the domain ids."""
         index_of = {domain: i for i, domain in enumerate(domains)}
-        token_ids, lengths = _encode_documents(documents, tokenizer, progress or silent)
+        token_ids, lengths = encode_documents(documents, tokenizer, progress or silent)
         domain_of = np.array([index_of[document.domain] for document in documents], dtype=np.int16)
         source_of = _number_sources(documents)
         starts = (np.cumsum(lengths) - lengths).astype(np.int32)
@@ -125,71 +123,6 @@ class TokenDataset:
         return starts, np.append(starts, len(self))[1:]
 
 
-@dataclass(frozen=True)
-class TokenBatch:
-    """B sequences of S tokens and what follows each of them."""
-
-    token_ids: NDArray[np.int64]
-    """[B, S]"""
-    targets: NDArray[np.int64]
-    """[B, S]: the next token."""
-    document_ids: NDArray[np.int32]
-    """[B, S]"""
-    source_ids: NDArray[np.int32]
-    """[B, S]"""
-    domain_ids: NDArray[np.int16]
-    """[B, S]"""
-    positions: NDArray[np.int32]
-    """[B, S]: place in the document, not in the sequence."""
-
-
-def training_batch(dataset: TokenDataset, step: int, *, batch_size: int, seq_len: int, seed: int) -> TokenBatch:
-    """The batch of one step, a pure function of its arguments: the data position is the step, so resuming is exact.
-
-    An epoch cuts the stream into windows of seq_len + 1 tokens, neighbours sharing one, and visits each once in a
-    seeded order; every epoch shifts the cuts and shuffles anew. Windows run across document ends, and the end-of-text
-    before the next document is a target, so that the model learns where a text ends.
-    Raises DataError when the data set is smaller than one window.
-    """
-    if len(dataset) < seq_len + 1:
-        raise DataError(
-            f"the training text has {len(dataset)} tokens; expected at least seq_len + 1 = {seq_len + 1}: "
-            "give more text or lower training.seq_len"
-        )
-    windows = windows_per_epoch(len(dataset), seq_len)
-    visits = [divmod(step * batch_size + row, windows) for row in range(batch_size)]
-    starts = np.array([_epoch_starts(len(dataset), seq_len, seed, epoch)[place] for epoch, place in visits])
-    index = starts[:, None] + np.arange(seq_len)
-    return _batch_of(dataset, index, dataset.token_ids[index + 1].astype(np.int64))
-
-
-def windows_per_epoch(tokens: int, seq_len: int) -> int:
-    """Windows an epoch has, the same whatever its shift (a shift costs at most seq_len - 1 tokens)."""
-    return max(1, (tokens - seq_len) // seq_len)
-
-
-@lru_cache(maxsize=8)
-def _epoch_starts(tokens: int, seq_len: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """First token of every window of one epoch, in the order of the visit; cached, for a step needs only a few."""
-    windows = windows_per_epoch(tokens, seq_len)
-    generator = np.random.default_rng([seed, epoch])
-    shift = generator.integers(0, min(seq_len, tokens - windows * seq_len))
-    starts: NDArray[np.int64] = shift + seq_len * generator.permutation(windows)
-    starts.flags.writeable = False
-    return starts
-
-
-def _batch_of(dataset: TokenDataset, index: NDArray[np.int64], targets: NDArray[np.int64]) -> TokenBatch:
-    return TokenBatch(
-        token_ids=dataset.token_ids[index].astype(np.int64),
-        targets=targets,
-        document_ids=dataset.document_ids[index],
-        source_ids=dataset.source_ids[index],
-        domain_ids=dataset.domain_ids[index],
-        positions=dataset.positions[index],
-    )
-
-
 def _earlier_occurrences(values: NDArray[np.int32]) -> NDArray[np.int64]:
     """How often each value has occurred before it."""
     order = np.argsort(values, kind="stable")
@@ -206,7 +139,7 @@ def _number_sources(documents: Sequence[Document]) -> NDArray[np.int32]:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int32)
 
 
-def _encode_documents(
+def encode_documents(
     documents: Sequence[Document], tokenizer: TextTokenizer, report: Progress
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """[N] the ids of all documents, each after its end-of-text, and [len(documents)] how many each has.

@@ -8,11 +8,13 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moe_core.config import Config, ModelConfig, validate_config
 from moe_core.data.prepare import PreparedData
+from moe_core.data.token_stream import TokensInMemory
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import RunError, UsageError
 from moe_core.exchange.import_ import observe_weights
@@ -121,7 +123,7 @@ def write_pruned_run(loaded: LoadedRun, pruned: CutModel, run: RunFolder, progre
         raise UsageError(f"run {run.name!r} exists already; choose another name")
     validation, unseen = (parent.held_out(split) for split in ("validation", "unseen"))
     counts, domains = parent.token_counts(), parent.domains()
-    nothing = TokenDataset.build([], loaded.tokenizer, domains)  # no text is trained on
+    nothing = TokensInMemory(np.zeros(0, dtype=np.int32))  # no text is trained on
     data = PreparedData(loaded.tokenizer, nothing, validation, unseen, domains, counts, "")
     before, after = loaded.config.model.num_experts, pruned.config.model.num_experts
     message = f"pruned from run {parent.name}, step {loaded.step:,}: {after} of {before} experts in each layer"

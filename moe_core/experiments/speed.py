@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from moe_core.data.splits import SCORED_TOKENS_PER_DOMAIN
-from moe_core.data.tokens import TokenDataset, training_batch
+from moe_core.data.token_stream import TokensInMemory, training_batch
+from moe_core.data.tokens import TokenDataset
 from moe_core.experiments.machine import environment
 from moe_core.experiments.plan import Plan, Trial
 from moe_core.experiments.speed_result import TRAINING_STEP, ArmTimes, SpeedResult, TaskTimes, speed_from_json
@@ -125,12 +126,13 @@ def decoding_call(model: MoETransformer, text_BS: torch.Tensor) -> Callable[[], 
 def _time_training(plan: Plan, loaded: Mapping[str, LoadedRun], rounds: int, progress: Progress) -> TaskTimes:
     training = plan.config.training
     some = next(iter(loaded.values()))
-    text = TokenDataset.build(some.run.held_out("validation"), some.tokenizer, some.run.domains())
+    held_out = TokenDataset.build(some.run.held_out("validation"), some.tokenizer, some.run.domains())
+    text = TokensInMemory(held_out.token_ids)
     sides = {name: _training_call(run, text) for name, run in loaded.items()}
     return _time_sides(sides, training.batch_size * training.seq_len, rounds, progress)
 
 
-def _training_call(run: LoadedRun, text: TokenDataset) -> Callable[[], object]:
+def _training_call(run: LoadedRun, text: TokensInMemory) -> Callable[[], object]:
     """Forward, backward and optimizer on one batch, again and again, from the trained weights."""
     device, training = torch.device("cpu"), run.config.training
     model = run.model.train().requires_grad_(True)

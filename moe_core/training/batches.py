@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_core.config import TrainingConfig
-from moe_core.data.tokens import TokenBatch, TokenDataset, training_batch
+from moe_core.data.token_stream import TokenBatch, TokenStream, training_batch
 
 
 class TensorBatch(NamedTuple):
@@ -39,7 +39,7 @@ def _on_device(values: NDArray[np.int64], device: torch.device) -> Tensor:
 class Batches:
     """The batch of every step; which one is a pure function of the step, so that resuming is exact."""
 
-    def __init__(self, text: TokenDataset, training: TrainingConfig, device: torch.device) -> None:
+    def __init__(self, text: TokenStream, training: TrainingConfig, device: torch.device) -> None:
         self._text, self._training, self._device = text, training, device
         self._ahead: tuple[int, TensorBatch] | None = None
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moe_core.config import Config
-from moe_core.data.tokens import windows_per_epoch
+from moe_core.data.shuffled_order import windows_per_epoch
 from moe_core.errors import RunError
 from moe_core.runs.folder import RunFolder, RunStatus, State
 from moe_core.training.clock import Clock
