@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from moe_core.cli.chat_commands import Settings, is_command, obey
 from moe_core.cli.exits import as_one_line, one_line, printable
 from moe_core.cli.models import load_language_model
-from moe_core.cli.options import Parser, add_model, command, existing_run, finish
+from moe_core.cli.options import Parser, add_model, add_step, command, existing_run, finish
 from moe_core.cli.output import Output, table
 from moe_core.cli.writing import Written, add_intervention, add_sampling, intervention_of, sampling_of
 from moe_core.errors import MoescopeError
@@ -42,6 +42,7 @@ def parser() -> Parser:
         "chat --run demo --temperature 0 --json < questions.txt",
     )
     add_model(parser, "answers")
+    add_step(parser)
     parser.add_argument("--system", metavar="TEXT", default="", help="what the model is told before the first message")
     add_sampling(parser)
     parser.add_argument(
@@ -59,7 +60,7 @@ def chat(arguments: argparse.Namespace, output: Output) -> int:
     from moe_core.inference.engine import Engine
 
     terminal = sys.stdin.isatty() and sys.stdout.isatty() and not output.json_only
-    engine = Engine(load_language_model(arguments))
+    engine = Engine(load_language_model(arguments, arguments.step))
     keys = _CtrlC() if terminal else None
     talk = _Talk(engine, Settings(sampling, arguments.system), intervention, keys, arguments.verbose, output)
     talk.introduce()

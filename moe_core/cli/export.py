@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_core.cli.options import Parser, command, existing_run, finish, folder_name
+from moe_core.cli.options import Parser, add_step, command, existing_run, finish, folder_name
 from moe_core.cli.output import Output, check_regular, write_bytes
 from moe_core.errors import UsageError
 from moe_core.words import count_of
@@ -30,6 +30,7 @@ def parser() -> Parser:
         "export --run demo --to out/demo-q8.gguf --format gguf --weights q8_0",
     )
     parser.add_argument("--run", metavar="NAME", required=True, help="run whose newest checkpoint is exported")
+    add_step(parser)
     parser.add_argument(
         "--to", metavar="PATH", required=True, help="folder to write, missing or empty; with --format gguf a file that "
         "is not there yet",
@@ -63,7 +64,7 @@ def export(arguments: argparse.Namespace, output: Output) -> int:
         from moe_core.exchange.gguf_export import check_gguf
 
         check_gguf()
-    loaded = load_run(arguments.run)
+    loaded = load_run(arguments.run, step=arguments.step)
     write = write_gguf if arguments.format == "gguf" else write_checkpoint
     written = write(loaded, target, arguments, output)
     documents = write_unseen(loaded, Path(arguments.unseen)) if arguments.unseen is not None else None

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from moe_core.cli.exits import printable
 from moe_core.cli.models import load_language_model
-from moe_core.cli.options import Parser, add_model, command, existing_run, finish
+from moe_core.cli.options import Parser, add_model, add_step, command, existing_run, finish
 from moe_core.cli.output import Output, progress_on_stderr
 from moe_core.cli.writing import Written, add_intervention, add_sampling, intervention_of, sampling_of
 from moe_core.words import count_of
@@ -27,6 +27,7 @@ def parser() -> Parser:
         "generate --run demo --prompts-file prompts.txt --json out/answers.jsonl",
     )
     add_model(parser, "writes")
+    add_step(parser)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--prompt", metavar="P", help="the text to continue")
     which.add_argument(
@@ -57,9 +58,9 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
         from moe_core.cli.prompts_file import answer_prompts, read_prompts
 
         prompts = read_prompts(arguments.prompts_file, request)
-        answer_prompts(load_language_model(arguments), prompts, output)
+        answer_prompts(load_language_model(arguments, arguments.step), prompts, output)
         return 0
-    model = load_language_model(arguments)
+    model = load_language_model(arguments, arguments.step)
     written = Written(model)
     began = time.perf_counter()
     with progress_on_stderr() as progress:

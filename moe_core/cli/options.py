@@ -13,6 +13,7 @@ from moe_core.inference.device import DEVICES, DTYPES
 from moe_core.program import program
 
 if TYPE_CHECKING:
+    from moe_core.runs.checkpoint import Step
     from moe_core.runs.folder import RunFolder
 
 
@@ -62,6 +63,22 @@ def add_model(parser: Parser, does: str, *, required: bool = True, dtype_help: s
     )  # fmt: skip
     add_device(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help=dtype_help)
+
+
+def add_step(parser: Parser) -> None:
+    """--step"""
+    parser.add_argument(
+        "--step", metavar="N|best", type=_step, help="with --run: the checkpoint of that step, or of those there are "
+        "the one with the lowest loss on validation (default: the newest)",
+    )  # fmt: skip
+
+
+def _step(text: str) -> Step:
+    if text == "best":
+        return "best"
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is neither a step nor best")
+    return int(text)
 
 
 def add_device(parser: Parser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from moe_core.cli.models import load_language_model, said_of
-from moe_core.cli.options import Parser, add_model, command, finish, whole
+from moe_core.cli.options import Parser, add_model, add_step, command, finish, whole
 from moe_core.cli.output import Output, check_regular, progress_on_stderr
 from moe_core.cli.trace_server import add_server, ask_server, refuse_options_of_a_server
 from moe_core.errors import UsageError
@@ -24,6 +24,7 @@ def parser() -> Parser:
         "trace --server http://127.0.0.1:8000 --data texts.jsonl --out out/trace.parquet",
     )
     add_model(parser, "reads the text", required=False)
+    add_step(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", metavar="T", help="the text itself; token ids for a model without tokenizer")
     source.add_argument("--data", metavar="PATH", help="a file or folder of documents, as for training")
@@ -51,7 +52,7 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
     )
     if arguments.server is not None:
         return ask_server(arguments, documents, output)
-    model = load_language_model(arguments)
+    model = load_language_model(arguments, arguments.step)
     from moe_core.inference.tracing import MAX_LOGITS_BYTES, logits_bytes, logits_fit, write_documents_trace
     from moe_core.routing.trace.independence import independence_note
     from moe_core.routing.trace.parquet import count_ids

@@ -149,6 +149,7 @@ def _saying_what_is_kept(out: str) -> Iterator[None]:
 def _refuse_options_of_a_model(arguments: argparse.Namespace) -> None:
     given = {
         "--run": arguments.run is not None,
+        "--step": arguments.step is not None,
         "--trust-remote-code": arguments.trust_remote_code,
         "--device": arguments.device != "auto",
         "--dtype": arguments.dtype != "auto",

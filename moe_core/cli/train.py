@@ -178,7 +178,8 @@ def _summarise(run: RunFolder, result: TrainingResult, evaluation: Evaluation | 
         output.say(f"Run {run.name} stopped after {done}; what it learned is saved.")
         output.say(f"Continue:  {program()} --run {run.name} --resume")
         return
-    output.say(f"Run {run.name} finished: {done}.")
+    early = " It stopped early: its loss on validation no longer fell." if result.step < result.steps else ""
+    output.say(f"Run {run.name} finished: {done}.{early}")
     say_figures(run.name, evaluation, output)
     output.say(f"Next:      {dashboard_command()}")
     if run.config().model.can_write:

@@ -183,6 +183,10 @@ class TrainingConfig(Section):
     the same numbers to the bit."""
     evaluation_interval: int = Field(100, ge=1)
     """Steps between evaluations (loss on both validation splits, routing of the probe set, checkpoint)."""
+    early_stopping_patience: int | None = Field(None, ge=1, exclude_if=lambda value: value is None)
+    """The run ends once so many evaluations in a row have not lowered the loss on validation; None = it never does."""
+    keep_best: bool = Field(False, exclude_if=lambda value: value is False)
+    """Keep the checkpoint whose loss on validation is lowest beside the newest ones (`--step best` opens it)."""
     evaluation_tokens: int = Field(4096, ge=64)
     """Tokens per domain and split scored at each evaluation while training (the final report scores more)."""
     probe_tokens: int = Field(512, ge=32, le=65_536)

@@ -22,15 +22,24 @@ from moe_core.inference.protocol import LanguageModel, Loaded
 from moe_core.model.transformer import MoETransformer
 from moe_core.routing.instruments.huggingface.few_tokens import visit_experts_by_tokens
 from moe_core.routing.instruments.huggingface.loading import load
-from moe_core.runs.checkpoint import load_run
+from moe_core.runs.checkpoint import Step, load_run
 
 
-def open_run(name: str, root: str | Path | None = None, *, device: str = "cpu", dtype: str = "auto") -> LanguageModel:
-    """The newest checkpoint of a run; `device` and `dtype` as in DEVICES and DTYPES.
+def open_run(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    step: Step | None = None,
+) -> LanguageModel:
+    """The newest checkpoint of a run, or that of `step` (a number, or "best"); `device` and `dtype` as in DEVICES and
+    DTYPES.
 
     Raises RunError when it is missing or damaged, UsageError for a device that this machine lacks.
     """
-    return language_model(load_run(name, root, device=resolve_device(device), dtype=resolve_dtype(dtype)))
+    loaded = load_run(name, root, device=resolve_device(device), dtype=resolve_dtype(dtype), step=step)
+    return language_model(loaded)
 
 
 def open_huggingface(

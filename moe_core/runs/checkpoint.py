@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 CHECKPOINTS_KEPT = 2
 MODEL_FILES = ("model.safetensors", "config.json", "tokenizer.json")
+BEST: Literal["best"] = "best"
+Step = int | Literal["best"]
+"""A checkpoint of a run: the step at which it was saved, or of those there are the one with the lowest loss on
+validation."""
 TRAINER_FILES = ("trainer.safetensors", "trainer.json")
 _FOLDER = re.compile(r"step-(\d{6,12})(?:\.(\d{1,6}))?")
 
@@ -63,8 +67,9 @@ def save_checkpoint(
     config: Config,
     trainer_state: Mapping[str, Tensor] | None,
     trainer_meta: Mapping[str, Any] | None,
+    keep_step: int | None = None,
 ) -> Path:
-    """Save one checkpoint and drop all but the newest two steps. The caller holds the run's lock.
+    """Save one checkpoint and drop all but the newest two steps and `keep_step`. The caller holds the run's lock.
 
     A kill at any moment leaves the previous checkpoint, the new one or both. Raises RunError when the disk is full;
     the previous checkpoint is then intact and nothing half-written is left.
@@ -80,7 +85,7 @@ def save_checkpoint(
                 _save_tensors(trainer_state, folder / "trainer.safetensors")
                 (folder / "trainer.json").write_text(json.dumps(trainer_meta or {}), encoding="utf-8")
             _write_manifest(folder, step)
-        for superseded in _superseded(run):
+        for superseded in _superseded(run, keep_step):
             remove_folder(superseded)
     return target
 
@@ -96,21 +101,23 @@ def load_run(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    step: Step | None = None,
 ) -> LoadedRun:
-    """Load the newest checkpoint of a run; weights in `dtype` (None = float32), routers' buffers in float32.
+    """Load the newest checkpoint of a run, or that of `step`; weights in `dtype` (None = float32), routers' buffers
+    in float32.
 
     Every file's hash is verified, and every tensor's shape compared with the configuration, before memory is taken.
     Raises RunError naming the damaged file and what to do.
     """
     run = RunFolder(name, root)
-    folder = find_checkpoint(run)
+    folder = find_checkpoint(run, step)
     try:
         return _load(run, folder, device, dtype or torch.float32)
     except RunError:
         # A trainer saves while we read: it may have dropped this checkpoint in favour of a newer one.
         if folder.exists():
             raise
-    return _load(run, find_checkpoint(run), device, dtype or torch.float32)
+    return _load(run, find_checkpoint(run, step), device, dtype or torch.float32)
 
 
 def load_trainer_state(run: RunFolder, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -125,8 +132,9 @@ def load_trainer_state(run: RunFolder, step: int | None = None) -> tuple[dict[st
     return _read_tensors(folder / "trainer.safetensors"), read_json_object(folder / "trainer.json")
 
 
-def find_checkpoint(run: RunFolder, step: int | None = None) -> Path:
-    """The folder of the newest checkpoint, or of `step`. Raises RunError when there is none."""
+def find_checkpoint(run: RunFolder, step: Step | None = None) -> Path:
+    """The folder of the newest checkpoint, or of `step`. Raises RunError when there is none, UsageError when there are
+    others."""
     versions = _versions(run)
     if not versions:
         if not run.path.is_dir() or run.is_watched():
@@ -137,10 +145,22 @@ def find_checkpoint(run: RunFolder, step: int | None = None) -> Path:
         )
     if step is None:
         return versions[-1][2]
+    wanted = _best_step(run) if step == BEST else step
     for found, _, path in reversed(versions):
-        if found == step:
+        if found == wanted:
             return path
     raise UsageError(f"run {run.name!r} has no checkpoint of step {step}; it has {checkpoint_steps(run)}")
+
+
+def _best_step(run: RunFolder) -> int | None:
+    """Of the steps that have checkpoints, the one whose loss on validation was lowest; None = none was scored."""
+    there = checkpoint_steps(run)
+    scores = {
+        record["step"]: record["nats_per_token"]
+        for record in run.metric_records("evaluation")
+        if record["split"] == "validation" and record["step"] in there and record["nats_per_token"] is not None
+    }
+    return min(scores, key=scores.__getitem__, default=None)
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -313,10 +333,10 @@ def _next_version(run: RunFolder, step: int) -> Path:
     return run.weights_path / (f"step-{step:06d}" + (f".{max(versions) + 1}" if versions else ""))
 
 
-def _superseded(run: RunFolder) -> list[Path]:
-    """Folders that are neither the highest version of their step nor of the newest steps."""
+def _superseded(run: RunFolder, keep_step: int | None) -> list[Path]:
+    """Folders that are neither the highest version of their step nor of the newest steps or `keep_step`."""
     highest = {step: path for step, _, path in _versions(run)}
-    kept = {highest[step] for step in sorted(highest)[-CHECKPOINTS_KEPT:]}
+    kept = {highest[step] for step in highest if step in sorted(highest)[-CHECKPOINTS_KEPT:] or step == keep_step}
     return [path for _, _, path in _versions(run) if path not in kept]
 
 

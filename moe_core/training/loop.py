@@ -130,6 +130,10 @@ def _run_loop(trainer: Trainer, progress: Progress, stopper: Stopper) -> Trainin
         is_due = is_last or state.step % training.evaluation_interval == 0
         if is_due and state.evaluated_step != state.step:
             trainer.evaluate(progress if is_last else None)
+        if not is_last and state.best.is_long_ago(training):
+            is_last = True
+            if state.saved_step != state.step:  # else it was said before, and the run has been resumed
+                log_event(run, state.step, state.best.sentence)
 
         # Save: with every evaluation, and when asked to stop.
         stopping = stopper.requested()

@@ -302,6 +302,7 @@ class Trainer:
         )
         write_sample(self.run, self.model, self.data, self.config, state)
         state.evaluated_step = state.step
+        state.best.add(state.step, state.nats["validation"])
         state.clock.add_evaluation(time.perf_counter() - began)
         self._fit_time_budget()
 
@@ -322,6 +323,7 @@ class Trainer:
             config=self.config,
             trainer_state=tensors,
             trainer_meta=self.state.to_meta(),
+            keep_step=self.state.best.step if self.config.training.keep_best else None,
         )
         self.state.saved_step = self.state.step
         self.state.clock.evaluation_seconds += time.perf_counter() - began

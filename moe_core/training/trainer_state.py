@@ -13,6 +13,7 @@ from moe_core.data.shuffled_order import windows_per_epoch
 from moe_core.errors import RunError
 from moe_core.runs.folder import RunFolder, RunStatus, State
 from moe_core.training.clock import Clock
+from moe_core.training.early_stopping import BestEvaluation
 from moe_core.training.probe import DomainExpert
 
 # These decide which numbers the next step sees, or which tokens measure the run; with another value it would be another
@@ -50,6 +51,7 @@ class TrainerState:
     clock: Clock = field(default_factory=Clock)
     owned_experts: list[DomainExpert] = field(default_factory=list)
     """Experts already announced as a domain's own."""
+    best: BestEvaluation = field(default_factory=BestEvaluation)
     nats: dict[str, float] = field(default_factory=dict)
     """Nats per token of each split at the last evaluation."""
 
@@ -62,7 +64,8 @@ class TrainerState:
         """Undo `to_meta`. Raises RunError for the values of another version."""
         try:
             owned = [(int(layer), int(expert), str(domain)) for layer, expert, domain in meta["owned_experts"]]
-            return cls(**{**meta, "clock": Clock(**meta["clock"]), "owned_experts": owned})
+            best = BestEvaluation(**meta.get("best", {}))
+            return cls(**{**meta, "clock": Clock(**meta["clock"]), "owned_experts": owned, "best": best})
         except (KeyError, TypeError, ValueError):
             raise RunError(
                 "trainer.json was written by another version of Moescope and cannot be continued; start a new run"
