@@ -11,6 +11,7 @@ from moe_core.cli import suite
 from moe_core.cli.evaluate import evaluate, say_figures, score
 from moe_core.cli.options import Parser, add_json
 from moe_core.cli.output import Output, progress_on_stderr
+from moe_core.cli.profile import Profiles, add_profile, given_profile_options
 from moe_core.config.presets import PRESETS
 from moe_core.errors import UsageError
 from moe_core.inference.device import DEVICES
@@ -95,6 +96,7 @@ def parser(commands_text: str) -> Parser:
         "--device", choices=DEVICES, help="with --evaluate: where to compute (default cpu; auto = cuda where present); "
         "to train: --training.device",
     )  # fmt: skip
+    add_profile(parser)
     add_json(parser)
     suite.add_suite(parser)
     return parser
@@ -108,6 +110,7 @@ def _refuse_training_options(parsed: argparse.Namespace) -> None:
         "--seed": parsed.seed is not None and not parsed.suite,
         "--config": parsed.config is not None,
         "--section.key": bool(parsed.overrides),
+        **given_profile_options(parsed),
     }
     for option, is_given in given.items():
         if is_given:
@@ -118,6 +121,7 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
     """Train or resume a run, then score it and write its report. Exit code 128 + signal when one stopped it."""
     from moe_core.runs.folder import RunFolder
 
+    given_profile_options(arguments)  # refuses those that do not go together
     preset = arguments.preset or "default"
     run = RunFolder(preset if arguments.run is None else arguments.run)
     config = _config(run, preset, arguments, output.say)
@@ -126,11 +130,13 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
         from moe_core.training.repeatability import keep_freed_memory
 
         keep_freed_memory()
-        result = train_run(run, config, resume=arguments.resume, progress=progress)
+        profiles = Profiles(arguments, output)
+        result = train_run(run, config, resume=arguments.resume, progress=progress, step=profiles.step)
         evaluation = None
         if result.state == "finished":
             with run.lock():  # whoever looks sees that its figures are not the last ones yet
                 evaluation = score(run.name, progress)
+    profiled = profiles.finish()
     _summarise(run, result, evaluation, output)
     output.figures(
         {
@@ -141,6 +147,7 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
             "asked_steps": run.config().training.steps,  # those of training.epochs are known with the text
             "seconds": result.seconds,
             "evaluation": None if evaluation is None else evaluation.to_json(),
+            **profiled,
         }
     )
     return 128 + result.signal if result.signal is not None else 0

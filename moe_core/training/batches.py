@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moe_core.config import TrainingConfig
 from moe_core.data.token_stream import TokenBatch, TokenStream, training_batch
+from moe_core.training.phases import phase
 
 
 class TensorBatch(NamedTuple):
@@ -48,10 +49,11 @@ class Batches:
         if self._ahead is not None and self._ahead[0] == step:
             return self._ahead[1]
         training = self._training
-        batch = training_batch(
-            self._text, step, batch_size=training.batch_size, seq_len=training.seq_len, seed=training.seed
-        )
-        return tensor_batch(batch, self._device)
+        with phase("data"):
+            batch = training_batch(
+                self._text, step, batch_size=training.batch_size, seq_len=training.seq_len, seed=training.seed
+            )
+            return tensor_batch(batch, self._device)
 
     def prepare(self, step: int) -> None:
         """Have the batch of `step` ready: called while the device works and the host has nothing else to do."""

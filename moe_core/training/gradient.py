@@ -15,6 +15,7 @@ from moe_core.model.routers import RouterOutput
 from moe_core.model.transformer import MoETransformer
 from moe_core.training.batches import TensorBatch
 from moe_core.training.loss_scaling import LossScaling
+from moe_core.training.phases import phase
 from moe_core.training.repeatability import autocast_dtype
 
 
@@ -55,10 +56,12 @@ def accumulate_gradient(
     losses: list[StepLosses] = []
     routed: list[tuple[RouterOutput, ...]] = []
     for part in batch.split(parts):
-        with torch.autocast(part.token_ids.device.type, dtype=autocast_dtype(config), enabled=autocast):
+        autocasting = torch.autocast(part.token_ids.device.type, dtype=autocast_dtype(config), enabled=autocast)
+        with phase("forward"), autocasting:
             part_losses, router_outputs = batch_losses(model, part, config.model.router, load)
         loss = part_losses.total / parts
-        (loss if scaling is None else scaling.scaled(loss)).backward()  # type: ignore[no-untyped-call]
+        with phase("backward"):
+            (loss if scaling is None else scaling.scaled(loss)).backward()  # type: ignore[no-untyped-call]
         losses.append(StepLosses(*(loss.detach() for loss in part_losses)))
         routed.append(tuple(output.detach() for output in router_outputs))
     if parts == 1:

@@ -55,9 +55,11 @@ def train(
     data: PreparedData | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    step: Callable[[Trainer], object] = Trainer.step,
 ) -> TrainingResult:
     """Train `run` until its steps are done or someone asks to stop; then it is saved and can be resumed to the bit.
 
+    `step` takes the steps: a profile takes them and looks on.
     `data`: what prepare_data(config) gives, at hand from a run with the same configuration of data and vocabulary.
     Asked to stop by: SIGINT, SIGTERM, run.request_stop() from anywhere, or `stop()` returning True. Raises UsageError
     for a name that is taken or a step that does not fit into memory, RunBusyError when another process trains it,
@@ -87,7 +89,7 @@ def train(
         try:
             report = progress or silent
             trainer = _prepare_trainer(run, config, device, before, data, stopper.interrupting(report))
-            return _run_loop(trainer, report, stopper)
+            return _run_loop(trainer, report, stopper, step)
         except PreparationStopped:
             status = replace(
                 before or _preparing_status(config, None), state="stopped", message="stopped while preparing"
@@ -118,7 +120,9 @@ def _what_is_saved(run: RunFolder) -> str:
     return "nothing of this run was saved yet: start it again"
 
 
-def _run_loop(trainer: Trainer, progress: Progress, stopper: Stopper) -> TrainingResult:
+def _run_loop(
+    trainer: Trainer, progress: Progress, stopper: Stopper, step: Callable[[Trainer], object]
+) -> TrainingResult:
     """The loop itself, until the steps are done or someone asks to stop."""
     run, state, training = trainer.run, trainer.state, trainer.config.training
     status_at = 0.0
@@ -143,7 +147,7 @@ def _run_loop(trainer: Trainer, progress: Progress, stopper: Stopper) -> Trainin
             break
 
         # Step, and a line in the log now and then.
-        trainer.step()
+        step(trainer)
 
         # Status: every second.
         if time.monotonic() - status_at >= STATUS_SECONDS:

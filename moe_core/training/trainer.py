@@ -33,6 +33,7 @@ from moe_core.training.optimizers import (
     set_learning_rates,
     step_optimizers,
 )
+from moe_core.training.phases import phase
 from moe_core.training.repeatability import resolve_autocast
 from moe_core.training.schedule import learning_rate_multiplier
 from moe_core.training.trainer_state import TrainerState
@@ -216,11 +217,12 @@ class Trainer:
             final_lr_fraction=training.final_lr_fraction,
         )
         set_learning_rates(self.optimizers, multiplier)
-        scale = self._scaling.scale
-        self._scaling.unscale()
-        norm = self._clipping.clip(self.model.parameters(), losses.total)
-        self._update(is_not_finite(losses.total, norm), router_outputs)
-        self._scaling.update()
+        with phase("optimizer"):
+            scale = self._scaling.scale
+            self._scaling.unscale()
+            norm = self._clipping.clip(self.model.parameters(), losses.total)
+            self._update(is_not_finite(losses.total, norm), router_outputs)
+            self._scaling.update()
         state.step += 1
         if self.reads_every > 1:
             self._batches.prepare(state.step)
@@ -255,12 +257,11 @@ class Trainer:
 
     def _update(self, skipped: Tensor, router_outputs: tuple[RouterOutput, ...]) -> None:
         """Move weights, optimizer state and routers, unless `skipped`; the gradients are gone afterwards."""
-        if self.reads_every > 1:
-            step_optimizers(self.optimizers, skipped)
-            self.model.after_step(router_outputs, skipped)
-        elif not skipped:
-            step_optimizers(self.optimizers)
-            self.model.after_step(router_outputs)
+        unread = skipped if self.reads_every > 1 else None  # None = it is known to be False
+        if unread is not None or not skipped:
+            step_optimizers(self.optimizers, unread)
+            with phase("routers"):
+                self.model.after_step(router_outputs, unread)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 

@@ -1,0 +1,139 @@
+"""What a training holds in memory, step by step, and how much of it is what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from moe_core.model.size import TrainingMemory, training_memory
+from moe_core.training.trainer import Trainer
+
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class MemoryNow:
+    """Bytes of a GPU's tensors, or on a processor those that are resident for the whole process."""
+
+    now: int
+    peak: int
+    """The most so far."""
+
+
+@dataclass(frozen=True)
+class MemoryParts:
+    """Bytes of one step, by what they are for. They do not all exist at once."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """What forward passes keep for their backward passes, at the worst moment, without parameters."""
+
+
+class MemoryReport:
+    """Takes the steps of a training, as Trainer.step does, and says what memory they take: give it to loop.train."""
+
+    def __init__(
+        self, interval: int, say: Callable[[int, MemoryNow], None], step: Callable[[Trainer], object] = Trainer.step
+    ) -> None:
+        self._interval, self._say, self._step = interval, say, step
+        self.parts: MemoryParts | None = None
+        """Of the first step."""
+        self.estimate: TrainingMemory | None = None
+        """What was expected of it."""
+        self.last: MemoryNow | None = None
+
+    def __call__(self, trainer: Trainer) -> None:
+        """One step."""
+        if self.parts is None:
+            self.parts = self._measured_step(trainer)
+            state = trainer.state
+            self.estimate = training_memory(trainer.config, autocast=state.autocast, parts=state.parts)
+        else:
+            self._step(trainer)
+        self.last = memory_now(trainer.device)
+        if trainer.state.step % self._interval == 0:
+            self._say(trainer.state.step, self.last)
+
+    def _measured_step(self, trainer: Trainer) -> MemoryParts:
+        parameters = list(trainer.model.parameters())
+        kept = _KeptTensors(_storages(parameters))
+        gradients: list[int] = []
+        hook = trainer.optimizers[0].register_step_pre_hook(
+            lambda *_: gradients.append(sum(one.grad.nbytes for one in parameters if one.grad is not None))
+        )
+        with saved_tensors_hooks(kept.keep, _KeptTensor.tensor):
+            self._step(trainer)
+        hook.remove()
+        states = [tensor for one in trainer.optimizers for state in one.state.values() for tensor in state.values()]
+        return MemoryParts(
+            parameters=sum(one.nbytes for one in parameters),
+            gradients=max(gradients, default=0),
+            optimizer=sum(tensor.nbytes for tensor in states),
+            activations=kept.peak,
+        )
+
+
+class _KeptTensors:
+    """Counts the bytes of storages that a backward pass will need, each once however many tensors look at it."""
+
+    def __init__(self, apart: set[int]) -> None:
+        self._apart = apart
+        self._users: Counter[int] = Counter()
+        self._bytes = 0
+        self.peak = 0
+
+    def keep(self, tensor: Tensor) -> _KeptTensor:
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr()
+        if place not in self._apart:
+            if not self._users[place]:
+                self._bytes += storage.nbytes()
+                self.peak = max(self.peak, self._bytes)
+            self._users[place] += 1
+        return _KeptTensor(tensor.detach(), self)
+
+    def release(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr()
+        if place not in self._apart:
+            self._users[place] -= 1
+            if not self._users[place]:
+                self._bytes -= storage.nbytes()
+
+
+class _KeptTensor:
+    """What autograd keeps in place of a tensor; it is let go of when its backward pass is done."""
+
+    def __init__(self, tensor: Tensor, counted: _KeptTensors) -> None:
+        self._tensor, self._counted = tensor, counted
+
+    def tensor(self) -> Tensor:
+        return self._tensor
+
+    def __del__(self) -> None:
+        self._counted.release(self._tensor)
+
+
+def _storages(tensors: list[torch.nn.Parameter]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+def memory_now(device: torch.device) -> MemoryNow:
+    """Of the device; other accelerators than CUDA are told by the process."""
+    if device.type == "cuda":
+        return MemoryNow(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device))
+    if _STATUS.exists():
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+        return MemoryNow(*(1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM")))
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes where there is no /proc: macOS
+    return MemoryNow(most, most)
