@@ -19,8 +19,8 @@ TOKENIZER = "tokenizer.json"
 TOKEN_COUNTS = "token_counts.bin"
 SCHEMA = "moescope.shards"
 VERSION = 1
-SPLITS = ("train", *HELD_OUT_SPLITS)
 Split = Literal["train", "validation", "unseen"]
+SPLITS: tuple[Split, ...] = ("train", *HELD_OUT_SPLITS)
 REMEDY = "prepare the text again, or restore the folder from a copy"
 
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
