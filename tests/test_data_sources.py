@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_core.data import text_blocks
 from moe_core.data.document import Document
 from moe_core.data.sources import SECTION_CHARACTERS, read_documents, sections
 from moe_core.errors import DataError, MoescopeError, UsageError
@@ -223,13 +224,15 @@ def test_a_folder_that_does_not_sort_by_domain_is_refused(write: Write, tmp_path
 @given(st.text(alphabet=st.sampled_from("ab \n\t"), max_size=200))
 def test_sections_keep_every_paragraph_in_order(text: str) -> None:
     paragraphs = [line.rstrip() for line in text.split("\n") if line.strip()]
-    assert [line.rstrip() for section in sections(text) for line in section.split("\n") if line.strip()] == paragraphs
+    assert [
+        line.rstrip() for section in sections(text.split("\n")) for line in section.split("\n") if line.strip()
+    ] == paragraphs
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 3 * SECTION_CHARACTERS), min_size=1, max_size=30))
 def test_sections_are_joined_up_to_the_limit_and_no_further(lengths: list[int]) -> None:
-    found = sections("\n\n".join("x" * length for length in lengths))
+    found = list(sections("\n\n".join("x" * length for length in lengths).split("\n")))
     assert all(len(section) <= SECTION_CHARACTERS or "\n\n" not in section for section in found)
     firsts = [section.split("\n\n")[0] for section in found]
     assert all(
@@ -295,3 +298,30 @@ def test_two_columns_that_differ_in_case_are_told_apart_by_the_exact_one(write: 
     (document,) = read_documents(write("case.csv", "Text,text\nshouted,said\n"))
     assert document.text == "said"
     assert "has 2 columns 'Text'" in refusal(write("case.csv", "Text,TEXT\nshouted,said\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "\ufeffone\r\n\r\ntwo é€\r\rthree\n \nfour"),
+        ("a.csv", 'Text,Domain\r\n"x\r\ny ""€""",a\r\nlast,b'),
+        ("a.jsonl", '{"text": "é\\n"}\r\n\n{"text": "€", "domain": "d"}\n'),
+        ("b.txt", b"ok\r\nline 2 \xe2\x82\xff"),
+        ("c.txt", "ok\r\n\r\nno\0"),
+    ],
+)
+def test_where_a_block_ends_changes_nothing(
+    name: str, content: str | bytes, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(name, content)
+
+    def outcome() -> object:
+        try:
+            return read_documents(path)
+        except DataError as error:
+            return str(error)
+
+    whole = outcome()
+    for size in range(4, 20):
+        monkeypatch.setattr(text_blocks, "BLOCK_BYTES", size)
+        assert outcome() == whole, size

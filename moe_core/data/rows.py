@@ -1,4 +1,4 @@
-"""Rows of text out of the three table formats, each fault named with its file and its line or row.
+"""Rows of text out of the three table formats, one after the other; a fault is named with its file and line or row.
 
 A row has a text and, where the file says so, a domain, a source and a split. Field names match whatever their case.
 """
@@ -6,17 +6,19 @@ A row has a text and, where the file says so, a domain, a source and a split. Fi
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_core.data.text_blocks import clean_blocks, decoded_blocks, lines_of, unix_lines
 from moe_core.errors import DataError
 
 MAX_CSV_FIELD = 2**31 - 1
 """Python refuses CSV fields over 128 KiB unless told otherwise; documents are often longer."""
+PARQUET_ROWS, PARQUET_BUFFER = 1024, 2**20
+"""Rows that are decoded together, and bytes that are read together: neither depends on how the file is grouped."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,12 @@ class Row:
 
 def read_text(path: Path) -> str:
     """A whole file as clean text. Raises DataError with line and byte offset where it is not UTF-8."""
-    return clean_text(_read_utf8(path), path, None)
+    return "".join(clean_blocks(path))
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
     """A JSON object a line with the field `text`, optionally `domain`, `source`, `split`; blank lines do not count."""
-    for number, line in enumerate(_lines_of(_read_utf8(path)), start=1):
+    for number, line in enumerate(lines_of(decoded_blocks(path)), start=1):
         if not line.strip():
             continue
         place = f"line {number}"
@@ -61,7 +63,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 def read_csv(path: Path) -> Iterator[Row]:
     """Comma-separated with a header line that has a column `Text`, optionally `Domain`, `Source` and `Split`."""
     csv.field_size_limit(MAX_CSV_FIELD)
-    reader = csv.reader(io.StringIO(_unix_newlines(_read_utf8(path)), newline=""), strict=True)
+    reader = csv.reader(unix_lines(path), strict=True)
     try:
         header = next(reader, [])
         columns = _Columns.find([name.strip() for name in header], path, "line 1")
@@ -92,24 +94,28 @@ def read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER) as file:
             columns = _Columns.find(file.schema_arrow.names, path, "its schema")
-            table = file.read(columns=[key for key in columns.keys if key is not None])
+            names = [key for key in columns.keys if key is not None]
+            for batch in file.iter_batches(PARQUET_ROWS, columns=names, use_threads=False):
+                cells = [None if key is None else batch.column(key) for key in columns.keys]
+                for row in range(batch.num_rows):
+                    number += 1
+                    place = f"row {number}"
+                    try:
+                        values = [None if column is None else column[row].as_py() for column in cells]
+                    except UnicodeDecodeError as error:
+                        raise DataError(
+                            f"{str(path)!r} {place} is not valid UTF-8 at byte {error.start} of its cell; write it as "
+                            "UTF-8"
+                        ) from None
+                    yield _checked_row(path, place, number, *values)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{str(path)!r} is not a readable Parquet file ({_first_line(error)}); write it anew, or use .jsonl"
         ) from None
-    cells = [None if key is None else table.column(key) for key in columns.keys]
-    for number in range(1, table.num_rows + 1):
-        place = f"row {number}"
-        try:
-            values = [None if column is None else column[number - 1].as_py() for column in cells]
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{str(path)!r} {place} is not valid UTF-8 at byte {error.start} of its cell; write it as UTF-8"
-            ) from None
-        yield _checked_row(path, place, number, *values)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
@@ -119,19 +125,17 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 }
 
 
-def clean_text(text: str, path: Path, place: str | None) -> str:
-    """Line ends as LF. Raises DataError at a NUL or a lone surrogate, naming `place` or else the line it stands in."""
+def clean_text(text: str, path: Path, place: str) -> str:
+    """Line ends as LF. Raises DataError at a NUL or a lone surrogate, naming `place`."""
     text = _unix_newlines(text)
     at = text.find("\0")
     if at >= 0:
-        where = place or f"line {text.count(chr(10), 0, at) + 1}"
-        raise DataError(f"{str(path)!r} {where} holds a NUL character; expected text: remove it or convert the file")
+        raise DataError(f"{str(path)!r} {place} holds a NUL character; expected text: remove it or convert the file")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        where = place or f"line {text.count(chr(10), 0, error.start) + 1}"
         raise DataError(
-            f"{str(path)!r} {where} holds the lone surrogate U+{ord(text[error.start]):04X}; expected text that UTF-8 "
+            f"{str(path)!r} {place} holds the lone surrogate U+{ord(text[error.start]):04X}; expected text that UTF-8 "
             "can hold: remove it"
         ) from None
     return text
@@ -187,31 +191,6 @@ def _single_line(path: Path, place: str, field: str, value: Any) -> str | None:
             f"{str(path)!r} {place} has a {field} that is {_kind_in_words(value)}; expected a string or nothing"
         )
     return " ".join(clean_text(str(value), path, place).split()) or None
-
-
-def _read_utf8(path: Path) -> str:
-    data = path.read_bytes()
-    if not data:
-        raise DataError(f"{str(path)!r} is empty (0 bytes); expected text")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # The decoder counts from behind the byte-order mark; people count from the start of the file.
-        start = error.start + len(data) - len(error.object)
-        line = data.count(b"\n", 0, start) + 1
-        raise DataError(
-            f"{str(path)!r} is not valid UTF-8: byte 0x{data[start]:02X} at offset {start}, line {line}; "
-            "convert the file to UTF-8 (for example with iconv)"
-        ) from None
-
-
-def _lines_of(text: str) -> Iterator[str]:
-    """text.split("\\n"), one by one: a list of millions of lines would be a second copy of the file."""
-    start = 0
-    while (end := text.find("\n", start)) >= 0:
-        yield text[start:end]
-        start = end + 1
-    yield text[start:]
 
 
 def _unix_newlines(text: str) -> str:

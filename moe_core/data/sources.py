@@ -14,14 +14,16 @@ format shares:
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_gen import SPLITS, generate_corpus
 from moe_core.data import rows
 from moe_core.data.document import Document
+from moe_core.data.text_blocks import clean_blocks, lines_of
 from moe_core.errors import DataError, UsageError
 from moe_core.progress import Progress
 
@@ -62,24 +64,51 @@ class _File:
         return self.path.suffix.lower() not in rows.READERS
 
 
-def read_documents(path: str | Path) -> list[Document]:
-    """All documents under `path`, in file order (folders: sorted by name), with the split that their row names or "".
+class TextFiles:
+    """The documents under some paths, which can be read again and again, one after the other.
 
     Raises UsageError if nothing is there, DataError (one line naming file and row) if it cannot be read.
     """
-    path = Path(path)
-    documents: list[Document] = []
-    plain_sources: set[str] = set()
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        self._shown = ", ".join(repr(str(path)) for path in paths)
+        with _readable(self._shown):
+            self._files = [file for path in paths for file in _files_of(Path(path))]
+        self.plain_sources = {file.name for file in self._files if file.is_plain_text}
+        """Names of the files of plain text, which are their sources."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in order."""
+        return [file.path for file in self._files]
+
+    def __iter__(self) -> Iterator[Document]:
+        """Documents in file order (folders: sorted by name), with the split that their row names or ""."""
+        found = False
+        with _readable(self._shown):
+            for file in self._files:
+                for document in _documents_of_sections(file) if file.is_plain_text else _documents_of_rows(file):
+                    found = True
+                    yield document
+        if not found:
+            raise DataError(f"{self._shown} holds no text; expected {EXPECTED}")
+
+
+def read_documents(path: str | Path) -> list[Document]:
+    """All documents under `path`, see TextFiles; plain text that makes a domain alone has parts of it as sources."""
+    files = TextFiles([path])
+    parts = PlainTextParts(files.plain_sources)
+    documents = [parts.seen(document) for document in files]
+    return list(parts.named(documents))
+
+
+@contextmanager
+def _readable(shown: str) -> Iterator[None]:
     try:
-        for file in _files_of(path):
-            documents += _documents_of_sections(file) if file.is_plain_text else _documents_of_rows(file)
-            if file.is_plain_text:
-                plain_sources.add(file.name)
+        yield
     except OSError as error:
-        raise DataError(f"cannot read {str(error.filename or path)!r}: {error.strerror or error}") from None
-    if not documents:
-        raise DataError(f"{str(path)!r} holds no text; expected {EXPECTED}")
-    return _part_lonely_plain_texts(documents, plain_sources)
+        name = repr(str(error.filename)) if error.filename else shown
+        raise DataError(f"cannot read {name}: {error.strerror or error}") from None
 
 
 def _files_of(path: Path) -> list[_File]:
@@ -147,49 +176,87 @@ def _documents_of_rows(file: _File) -> Iterator[Document]:
 
 
 def _documents_of_sections(file: _File) -> Iterator[Document]:
-    for section in sections(rows.read_text(file.path)):
+    for section in sections(lines_of(clean_blocks(file.path))):
         yield Document(section, file.domain, file.name, split="")
 
 
-def sections(text: str) -> list[str]:
+def sections(lines: Iterable[str]) -> Iterator[str]:
     """Cut at blank lines, then join neighbours up to SECTION_CHARACTERS. Nothing but blank lines is changed."""
-    joined: list[list[str]] = []
+    joined: list[str] = []
     length = 0
-    for paragraph in re.split(r"\n(?:[^\S\n]*\n)+", text):
-        if not paragraph.strip():
-            continue
-        if joined and length + 2 + len(paragraph) <= SECTION_CHARACTERS:
-            joined[-1].append(paragraph)
-            length += 2 + len(paragraph)
-        else:
-            joined.append([paragraph])
-            length = len(paragraph)
-    return ["\n\n".join(paragraphs) for paragraphs in joined]
+    for paragraph in _paragraphs(lines):
+        if joined and length + 2 + len(paragraph) > SECTION_CHARACTERS:
+            yield "\n\n".join(joined)
+            joined, length = [], -2
+        joined.append(paragraph)
+        length += (2 if length else 0) + len(paragraph)
+    if joined:
+        yield "\n\n".join(joined)
 
 
-def _part_lonely_plain_texts(documents: Sequence[Document], plain_sources: set[str]) -> list[Document]:
-    """Make contiguous parts of plain text count as sources where it is a domain of fewer than MIN_SOURCES.
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """What stands between blank lines, without what is blank itself. Lines at the very ends count as text."""
+    remaining = iter(lines)
+    paragraph = [next(remaining)]
+    held: str | None = None  # a line of which it is not known yet whether it is the last one
+    for line in remaining:
+        if held is not None and not held.strip():
+            if any(part.strip() for part in paragraph):
+                yield "\n".join(paragraph)
+            paragraph = []
+        elif held is not None:
+            paragraph.append(held)
+        held = line
+    if held is not None:
+        paragraph.append(held)
+    if any(part.strip() for part in paragraph):
+        yield "\n".join(paragraph)
+
+
+class PlainTextParts:
+    """Contiguous parts of plain text as sources, where it is a domain of fewer than MIN_SOURCES.
 
     Scattered parts would not do: a held-out section between two training sections would be half known already.
+    Show it every document with `seen` first: only then it is known which domains these are.
     """
-    sources_of: dict[str, set[str]] = {}
-    for document in documents:
-        sources_of.setdefault(document.domain, set()).add(document.source)
-    lonely = {
-        domain for domain, sources in sources_of.items() if len(sources) < MIN_SOURCES and sources <= plain_sources
-    }
-    totals: dict[str, int] = {}
-    for document in documents:
-        if document.domain in lonely:
-            totals[document.source] = totals.get(document.source, 0) + 1
-    parted: list[Document] = []
-    seen: dict[str, int] = {}
-    for document in documents:
-        if document.domain in lonely:
-            total = totals[document.source]
-            parts = min(total, PLAIN_TEXT_PARTS)
-            number = seen.get(document.source, 0)
-            seen[document.source] = number + 1
-            document = replace(document, source=f"{document.source} part {number * parts // total + 1} of {parts}")
-        parted.append(document)
-    return parted
+
+    def __init__(self, plain_sources: set[str]) -> None:
+        self._plain = plain_sources
+        self._counts: dict[str, dict[str, int] | None] = {}
+        """Documents of each source of each domain; None for a domain that has enough sources, or others."""
+
+    def seen(self, document: Document) -> Document:
+        """Count a document, and give it back."""
+        counts = self._counts.setdefault(document.domain, {})
+        if counts is not None:
+            counts[document.source] = counts.get(document.source, 0) + 1
+            if len(counts) >= MIN_SOURCES or document.source not in self._plain:
+                self._counts[document.domain] = None
+        return document
+
+    @property
+    def domains(self) -> set[str]:
+        """Those whose sources are parts."""
+        return {domain for domain, counts in self._counts.items() if counts is not None}
+
+    @property
+    def sources(self) -> dict[str, list[str]]:
+        """For each source of theirs, that of each of its documents in order: which part it is in."""
+        totals: Counter[str] = Counter()
+        for counts in self._counts.values():
+            totals.update(counts or {})
+        return {source: _parts_of(source, total) for source, total in totals.items()}
+
+    def named(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """The documents again, in the same order, each with its part as source."""
+        domains = self.domains
+        left = {source: iter(parts) for source, parts in self.sources.items()}
+        for document in documents:
+            if document.domain in domains:
+                document = replace(document, source=next(left[document.source]))
+            yield document
+
+
+def _parts_of(source: str, total: int) -> list[str]:
+    parts = min(total, PLAIN_TEXT_PARTS)
+    return [f"{source} part {number * parts // total + 1} of {parts}" for number in range(total)]

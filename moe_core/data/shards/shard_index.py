@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from moe_core.data.splits import HELD_OUT_SPLITS
+from moe_core.data.splits import HeldOutSplit
 from moe_core.errors import DataError, RunError
 from moe_core.runs.checksum import read_typed, with_checksum
 from moe_core.runs.files import write_atomic
@@ -19,8 +19,7 @@ TOKENIZER = "tokenizer.json"
 TOKEN_COUNTS = "token_counts.bin"
 SCHEMA = "moescope.shards"
 VERSION = 1
-Split = Literal["train", "validation", "unseen"]
-SPLITS: tuple[Split, ...] = ("train", *HELD_OUT_SPLITS)
+Split = Literal["train"] | HeldOutSplit
 REMEDY = "prepare the text again, or restore the folder from a copy"
 
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

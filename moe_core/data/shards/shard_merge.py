@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.data.shards.shard_contents import Contents, shard_contents
-from moe_core.data.shards.shard_index import SPLITS, Split
+from moe_core.data.shards.shard_index import Split
 from moe_core.data.shards.shard_reader import ShardFolder
 from moe_core.data.shards.shard_writer import ShardWriter
-from moe_core.data.splits import HELD_OUT_SPLITS
+from moe_core.data.splits import ALL_SPLITS, HELD_OUT_SPLITS
 from moe_core.errors import DataError, UsageError
 from moe_core.progress import Progress, silent
 
@@ -85,8 +85,8 @@ def merge(
     _check_tokenizers(folders)
     labels = _labels(paths)
     sources = [_Source(folder, label) for folder, label in zip(folders, labels, strict=True)]
-    shares = {split: _shares(sources, split, strategy, weights) for split in SPLITS}
-    chosen = {split: _choose(sources, split, shares[split], seed) for split in SPLITS}
+    shares = {split: _shares(sources, split, strategy, weights) for split in ALL_SPLITS}
+    chosen = {split: _choose(sources, split, shares[split], seed) for split in ALL_SPLITS}
     out.mkdir(parents=True, exist_ok=True)
     writer = ShardWriter(out, folders[0].tokenizer)
     drawn: list[Drawn] = []
@@ -101,7 +101,7 @@ def merge(
     left_out = 0
     total = sum(int(mask.sum()) for masks in chosen.values() for mask in masks)
     done = 0
-    for split in SPLITS:
+    for split in ALL_SPLITS:
         found: list[dict[str, Contents]] = [{} for _ in sources]
         for number, document in _alternating(sources, split, chosen[split], shares[split]):
             if done % 1024 == 0:
@@ -143,8 +143,8 @@ class _Source:
 
     def __init__(self, folder: ShardFolder, label: str) -> None:
         self.folder, self.label = folder, label
-        self._contents: dict[str, dict[str, Contents]] = {split: {} for split in SPLITS}
-        lengths: dict[str, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
+        self._contents: dict[str, dict[str, Contents]] = {split: {} for split in ALL_SPLITS}
+        lengths: dict[str, list[NDArray[np.int64]]] = {split: [] for split in ALL_SPLITS}
         for shard in folder.index.shards:
             lengths[shard.split].append(folder.documents(shard)["tokens"].to_numpy())
             of_split = self._contents[shard.split]
@@ -222,7 +222,7 @@ def _choose(sources: Sequence[_Source], split: Split, shares: Sequence[float], s
         lengths = source.lengths[split]
         mask = np.zeros(len(lengths), dtype=bool)
         if share > 0:
-            order = np.random.default_rng([seed, SPLITS.index(split), number]).permutation(len(lengths))
+            order = np.random.default_rng([seed, ALL_SPLITS.index(split), number]).permutation(len(lengths))
             # A document belongs to the draw if more than half of it lies within the budget.
             middle = np.cumsum(lengths[order]) - lengths[order] / 2
             mask[order[middle < share * whole * (1 + 1e-12)]] = True
@@ -268,7 +268,7 @@ def mix_tests(merged: Merged) -> list[MixTest]:
     against those left behind; what was taken whole cannot deviate.
     """
     tests: list[MixTest] = []
-    for split in SPLITS:
+    for split in ALL_SPLITS:
         rows = [one for one in merged.drawn if one.split == split and one.asked > 0]
         total = sum((one.total for one in rows), Contents())
         if total.documents:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.data.shards.shard_index import SPLITS, TOKEN_COUNTS, TOKENIZER, Shard, ShardIndex, Split
+from moe_core.data.shards.shard_index import TOKEN_COUNTS, TOKENIZER, Shard, ShardIndex, Split
+from moe_core.data.splits import ALL_SPLITS
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.errors import DataError
 from moe_core.files import fsync
@@ -70,7 +71,7 @@ class ShardWriter:
 
     def cut(self) -> None:
         """Close the open shards of all splits; what is added next goes into new ones."""
-        for split in SPLITS:
+        for split in ALL_SPLITS:
             if split in self._open:
                 self.shards.append(self._open.pop(split).close(split))
 
