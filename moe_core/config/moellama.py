@@ -85,6 +85,7 @@ def translate(tree: Mapping[str, Any], base: Mapping[str, Any]) -> Translation:
 RENAMED = {
     "model.load_balancing_loss_coef": "model.router.load_balancing_loss_coef",
     "training.eval_steps": "training.evaluation_interval",
+    "training.num_workers": "training.data_workers",
     "inference.max_new_tokens": "serve.max_tokens",
     "inference.temperature": "serve.temperature",
 }
@@ -94,7 +95,6 @@ RENAMED = {
 UNKNOWN_HERE = {
     "model.dropout": "this model drops nothing but hidden units of experts, --model.expert_hidden_dropout",
     "training.data_dir": "read with training.dataset; nothing is downloaded",
-    "training.num_workers": "batches come from token ids in memory or on disk and need no workers",
     "inference.top_k": "given where text is written: generate --top-k, or the body of a request",
     "inference.top_p": "given where text is written: generate --top-p, or the body of a request",
     "paths.model_path": "runs lie in checkpoints/NAME, or below MOESCOPE_CHECKPOINTS",

@@ -191,6 +191,9 @@ class TrainingConfig(Section):
     """Tokens per domain and split scored at each evaluation while training (the final report scores more)."""
     probe_tokens: int = Field(512, ge=32, le=65_536)
     """Tokens per domain whose routing is kept at every evaluation, from eight documents where there are as many."""
+    data_workers: int = Field(0, ge=0, le=64, exclude_if=lambda value: value == 0)
+    """Threads that read the batches of coming steps, one ahead each; 0 = a step reads its own, which takes under a
+    hundredth of it unless the text lies on slow storage."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of weights, data order and router noise."""
     init_from: str | None = Field(None, min_length=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -38,23 +39,36 @@ def _on_device(values: NDArray[np.int64], device: torch.device) -> Tensor:
 
 
 class Batches:
-    """The batch of every step; which one is a pure function of the step, so that resuming is exact."""
+    """The batch of every step; which one is a pure function of the step, so that resuming is exact, and so are threads
+    that read ahead (training.data_workers)."""
 
     def __init__(self, text: TokenStream, training: TrainingConfig, device: torch.device) -> None:
         self._text, self._training, self._device = text, training, device
         self._ahead: tuple[int, TensorBatch] | None = None
+        self._threads = ThreadPoolExecutor(training.data_workers) if training.data_workers else None
+        self._coming: dict[int, Future[TokenBatch]] = {}
 
     def of(self, step: int) -> TensorBatch:
         """The batch of `step`, counted from 0. Raises DataError for a text smaller than one sequence."""
         if self._ahead is not None and self._ahead[0] == step:
             return self._ahead[1]
-        training = self._training
         with phase("data"):
-            batch = training_batch(
-                self._text, step, batch_size=training.batch_size, seq_len=training.seq_len, seed=training.seed
-            )
-            return tensor_batch(batch, self._device)
+            return tensor_batch(self._read(step) if self._threads is None else self._read_ahead(step), self._device)
 
     def prepare(self, step: int) -> None:
         """Have the batch of `step` ready: called while the device works and the host has nothing else to do."""
         self._ahead = step, self.of(step)
+
+    def _read(self, step: int) -> TokenBatch:
+        training = self._training
+        return training_batch(
+            self._text, step, batch_size=training.batch_size, seq_len=training.seq_len, seed=training.seed
+        )
+
+    def _read_ahead(self, step: int) -> TokenBatch:
+        """What a thread has read, or is reading, of this step; those that follow are begun."""
+        assert self._threads is not None
+        for coming in range(step, step + 1 + self._training.data_workers):
+            if coming not in self._coming:
+                self._coming[coming] = self._threads.submit(self._read, coming)
+        return self._coming.pop(step).result()
