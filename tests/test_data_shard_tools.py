@@ -14,11 +14,12 @@ import pytest
 from moe_core.cli.main import main
 from moe_core.data.shards.merge_plan import merge_plan
 from moe_core.data.shards.shard_contents import Contents, contents_of
-from moe_core.data.shards.shard_index import INDEX, SPLITS, TOKEN_COUNTS, TOKENIZER, ShardIndex, Split
+from moe_core.data.shards.shard_index import INDEX, TOKEN_COUNTS, TOKENIZER, ShardIndex, Split
 from moe_core.data.shards.shard_merge import Drawn, Merged, merge, mix_tests
 from moe_core.data.shards.shard_reader import ShardFolder
 from moe_core.data.shards.shard_verification import verify
 from moe_core.data.shards.shard_writer import ShardWriter
+from moe_core.data.splits import ALL_SPLITS
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.errors import DataError, UsageError
 from moe_core.runs.checksum import with_checksum
@@ -79,9 +80,9 @@ def test_the_mix_is_the_one_asked_for_and_no_document_comes_twice(
     merged = merge(two, out, strategy=strategy, weights=weights, seed=5)  # type: ignore[arg-type]
     assert not verify(out).faults
     originals = {
-        label: {s: set(documents_of(folder, s)) for s in SPLITS} for label, folder in zip("ab", two, strict=True)
+        label: {s: set(documents_of(folder, s)) for s in ALL_SPLITS} for label, folder in zip("ab", two, strict=True)
     }
-    for split in SPLITS:
+    for split in ALL_SPLITS:
         found = documents_of(out, split)
         by_label = {
             label: {(d, s.partition("/")[2], ids) for d, s, ids in found if s.startswith(f"{label}/")} for label in "ab"
