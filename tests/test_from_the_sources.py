@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from moe_core.cli import train
+from moe_core.config import TrainingConfig
 from moe_core.config.serve import CONDOR_VARIABLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,3 +37,26 @@ def test_each_promise_has_a_place_and_a_test_that_exists(row: list[str]) -> None
 def test_every_variable_of_condor_is_in_it() -> None:
     named = set(re.findall(r"CONDOR_[A-Z_]+", PAGE))
     assert named == set(CONDOR_VARIABLES)
+
+
+SETTINGS = re.findall(r"^\| setting there \|.*\n\|---.*\n((?:\| .*\n)+)", PAGE, re.MULTILINE)
+"""Blues-01's document names these for memory and speed, in one process."""
+NAMED_THERE = (
+    "compile_mode", "dtype_policy", "cudnn_benchmark", "gradient_accumulation_steps", "pin_memory",
+    "max_cached_batches", "prefetch_factor", "num_workers", "persistent_workers", "amp_bf16", "fp16",
+    "activation_checkpointing", "--bf16", "--fp16", "--partition-activations", "--fast-mode", "--gradient-clipping",
+    "--profile", "--trace-export", "--memory-profile", "--report-interval", "MemoryManager", "PerformanceTracker",
+)  # fmt: skip
+
+
+def test_every_setting_of_blues_01_is_there_and_leads_to_one_that_exists() -> None:
+    (table,) = SETTINGS
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+    there = " ".join(row[0] for row in rows)
+    assert [name for name in NAMED_THERE if name not in there] == []
+    options = train.parser("").format_help()
+    for _, here, _ in rows:
+        for option in re.findall(r"--([\w.-]+)", here):
+            section, _, key = option.partition(".")
+            known = key in TrainingConfig.model_fields if section == "training" else f"--{option}" in options
+            assert known, option
