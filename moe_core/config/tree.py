@@ -14,6 +14,7 @@ from moe_core.config.section import Section
 from moe_core.config.serve import ServeConfig
 
 ActivationName = Literal["silu", "gelu"]
+NullOutput = Literal["zero", "identity"]
 
 
 class ModelConfig(Section):
@@ -50,6 +51,12 @@ class ModelConfig(Section):
     # What was saved before there was this key stays as it is.
     expert_activation: ActivationName = Field("silu", exclude_if=lambda value: value == "silu")
     """What gates the hidden units of experts and dense blocks: silu (SwiGLU) or gelu (GeGLU), arXiv:2002.05202."""
+    null_experts: int = Field(0, ge=0, le=4_096, exclude_if=lambda value: value == 0)
+    """Further choices of the router behind the num_experts networks that compute nothing, so that a token can skip work
+    (arXiv:2601.15370). They count as experts for balancing: with an even load a token passes K E / (E + N) networks."""
+    null_output: NullOutput = Field("zero", exclude_if=lambda value: value == "zero")
+    """What a null expert puts out: zero, or identity = what the layer's experts read (LongCat-Flash,
+    arXiv:2509.01322), weighted like any expert's output."""
     expert_hidden_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Probability that a hidden unit of an expert is zeroed for one token while training; the others are divided by
     1 - p (Switch's expert dropout, arXiv:2101.03961, sec. 2.4, which uses 0.4 for fine-tuning). 0 = off."""
@@ -76,13 +83,21 @@ class ModelConfig(Section):
     @property
     def experts_per_token(self) -> float:
         """Experts a token is meant to pass in each MoE layer, on average. For top_p this is top_k, the most it can
-        pass: how many it does pass is known after training alone."""
-        return self.router.mean_experts if "mean_experts" in self.router.facts.own_keys else float(self.top_k)
+        pass: how many it does pass is known after training alone. With null experts it is the number under an even
+        load."""
+        if "mean_experts" in self.router.facts.own_keys:
+            return self.router.mean_experts
+        return self.top_k * self.num_experts / self.router_choices
+
+    @property
+    def router_choices(self) -> int:
+        """What a token chooses from in an MoE layer: experts and null experts."""
+        return self.num_experts + self.null_experts
 
     @property
     def varying_experts(self) -> bool:
         """Whether the router's rule, and not a lack of capacity, gives some tokens fewer than top_k experts."""
-        return bool(self.moe_layers) and self.router.facts.varying_experts
+        return bool(self.moe_layers) and (self.router.facts.varying_experts or self.null_experts > 0)
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -98,6 +113,15 @@ class ModelConfig(Section):
                 "lower top_k or raise num_experts"
             )
         own_keys = self.router.facts.own_keys
+        if self.null_experts and not self.router.facts.takes_bias:
+            raise ValueError(
+                f"model.null_experts = {self.null_experts} needs a router that gives every token top_k choices by its "
+                f"logits; expected model.router.kind = softmax, noisy or sigmoid, not {self.router.kind}"
+            )
+        if self.null_output != "zero" and not self.null_experts:
+            raise ValueError(
+                f"model.null_output = {self.null_output} is of null experts and model.null_experts = 0; set both"
+            )
         if "mean_experts" in own_keys and self.router.mean_experts > self.top_k:
             raise ValueError(
                 f"model.router.mean_experts = {self.router.mean_experts:g} is more than model.top_k = {self.top_k}, "

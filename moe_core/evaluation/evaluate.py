@@ -15,6 +15,7 @@ from moe_core.errors import RunError
 from moe_core.evaluation.loss import LossReport, count_text_tokens, evaluate_loss, scored_windows, unigram_nats
 from moe_core.inference.held_out import held_out_text
 from moe_core.inference.tracing import trace_batches
+from moe_core.model import size
 from moe_core.progress import Progress, silent
 from moe_core.routing import capture
 from moe_core.routing.measures.decisions import router_entropy
@@ -61,6 +62,9 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> Eval
                 progress=lambda stage, done, _, before=before: report(stage, before + done, total),  # type: ignore[misc]
             )
     routing, words = _no_routing() if recorder is None else _routing(_trace(loaded, recorder, datasets))
+    # How often tokens skip work is what training made of it; the configuration knows the even load alone.
+    skips = config.model.null_experts and routing
+    experts = sum(layer.experts_per_token or 0.0 for layer in routing) / len(routing) if skips else None
     return Evaluation(
         run=run.name,
         step=loaded.step,
@@ -71,8 +75,8 @@ def evaluate_run(loaded: LoadedRun, *, progress: Progress | None = None) -> Eval
             uniform_nats=math.log(loaded.tokenizer.vocab_size),
             unigram_nats=unigram_nats(run.token_counts(), datasets["unseen"]),
         ),
-        parameters=ParameterCounts(total=model.total_parameters, active=model.active_parameters),
-        flops_per_token=model.flops_per_token(seq_len),
+        parameters=ParameterCounts(total=model.total_parameters, active=size.active_parameters(config.model, experts)),
+        flops_per_token=size.flops_per_token(config.model, seq_len, experts),
         routing=routing,
         verdicts=words,
     )

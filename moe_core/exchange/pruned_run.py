@@ -50,6 +50,11 @@ def refuse_router(config: ModelConfig) -> None:
     """Raise UsageError, with the reason, for a router of which a cut model would choose or weigh otherwise than one
     whose experts are masked and whose tokens choose again."""
     router = config.router
+    if config.null_experts:
+        raise UsageError(
+            f"a run with model.null_experts = {config.null_experts} cannot be pruned: which of its tokens skip work is "
+            "decided beside the experts, whose number the null ones are held against; expected a run without"
+        )
     reason = router.facts.cannot_choose
     if router.kind == "document_pool":
         reason = "has pools of a fixed number of experts, into which others would move up"

@@ -25,6 +25,11 @@ def target_family(config: ModelConfig) -> Family:
     """
     if not config.moe_layers:
         raise UsageError("the model is dense: it has no MoE layer to export; expected a Mixture of Experts")
+    if config.null_experts:
+        raise _no_target(
+            f"model.null_experts = {config.null_experts} in our layout",
+            "expected 0 (LongCat-Flash's are identities among experts of another attention)",
+        )
     _check_router(config.router)
     normalized, shared = _normalizes(config), config.shared_expert_hidden_dim
     if config.router.facts.exported_as == "sigmoid":

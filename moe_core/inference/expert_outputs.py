@@ -138,7 +138,7 @@ def expert_similarity(
 def _similarity_of_layer(model: MoETransformer, layer: int, x_ND: Tensor) -> pd.DataFrame:
     moe, experts = block_of(model, layer).moe, _experts(model, layer)
     assert moe is not None
-    E = model.config.num_experts
+    E = model.config.num_experts  # null experts have no weights, and nothing of their own to compare
     weights_EW = torch.cat([w.flatten(1) for w in (experts.gate_proj, experts.up_proj, experts.down_proj)], dim=1)
     cka_EE = linear_cka([_outputs(experts, x_ND, expert) for expert in range(E)])
     i, j = np.nonzero(~np.eye(E, dtype=bool))

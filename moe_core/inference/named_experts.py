@@ -8,17 +8,22 @@ import hashlib
 import os
 from contextlib import suppress
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
+from moe_core.errors import MoescopeError
 from moe_core.files import private_folder
 from moe_core.inference.kept_files import is_kept_file
 from moe_core.inference.subjects import ForeignModel, RoutingFile, Subject
+from moe_core.routing.trace.trace import StoredTrace
 from moe_core.runs import RunFolder
-from moe_core.runs.expert_names import FILE, NO_NAMES, ExpertNames, read_names, write_name
+from moe_core.runs.expert_names import FILE, NO_NAMES, ExpertNames, NamedExpert, read_names, write_name
 
 BESIDE = ".expert_names.json"
 """What follows the name of a file of routing."""
 _PIECE_BYTES = 1 << 20
+NULL_NAME = "null"
+"""What an expert that computes nothing is called."""
 
 
 def names_path(subject: Subject) -> Path:
@@ -36,13 +41,44 @@ def names_path(subject: Subject) -> Path:
 
 
 def names_of(subject: Subject) -> tuple[ExpertNames, str]:
-    """The names of its experts, and what is wrong with their file: see read_names. Read again once it has changed."""
+    """The names of its experts, and what is wrong with their file: see read_names. Read again once it has changed.
+
+    Null experts that nobody has named are called so.
+    """
     path = names_path(subject)
     try:
         entry = path.stat()
+        given, wrong = _read(path, (entry.st_mtime_ns, entry.st_size, entry.st_ino))
     except OSError:
-        return NO_NAMES, ""
-    return _read(path, (entry.st_mtime_ns, entry.st_size, entry.st_ino))
+        given, wrong = NO_NAMES, ""
+    null = _null_experts(subject)
+    if not null:
+        return given, wrong
+    unnamed = (NamedExpert(*place, NULL_NAME) for place in null if place not in given.by_expert)
+    return ExpertNames((*given.experts, *unnamed)), wrong
+
+
+def _null_experts(subject: Subject) -> tuple[tuple[int, int], ...]:
+    """(layer, expert) of those that compute nothing; none where that cannot be read."""
+    with suppress(MoescopeError, OSError):
+        if isinstance(subject, RunFolder):
+            place = subject.place.find("config.json")
+            return _null_of_run(subject, place.stat().st_mtime_ns)
+        if isinstance(subject, RoutingFile) and subject.holds == "tokens":
+            return _null_of_trace(subject.path, subject.path.stat().st_mtime_ns)
+    return ()
+
+
+@lru_cache(maxsize=32)
+def _null_of_run(run: RunFolder, changed: int) -> tuple[tuple[int, int], ...]:  # noqa: ARG001 - of the key alone
+    model = run.config().model
+    return tuple(product(model.moe_layers, range(model.num_experts, model.router_choices)))
+
+
+@lru_cache(maxsize=32)
+def _null_of_trace(path: Path, changed: int) -> tuple[tuple[int, int], ...]:  # noqa: ARG001 - of the key alone
+    trace = StoredTrace.open(path)
+    return tuple(product(trace.layers, range(trace.num_experts - trace.null_experts, trace.num_experts)))
 
 
 @lru_cache(maxsize=32)

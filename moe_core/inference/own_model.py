@@ -66,7 +66,7 @@ class OwnModel:
 
     @property
     def num_experts(self) -> int:
-        return self.model.config.num_experts
+        return self.model.config.router_choices
 
     @property
     def top_k(self) -> int:

@@ -84,6 +84,7 @@ class ReadGroup:
             layers=first.layers,
             score_function=first.score_function,
             varying_experts=first.varying_experts,
+            null_experts=first.null_experts,
             domains=self.dataset.domains,
             source=self.model.name,
             vocabulary={token_id: self.texts[token_id] for token_id in occurring},

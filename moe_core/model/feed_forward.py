@@ -48,7 +48,10 @@ class MoE(nn.Module):
             config.num_experts,
             config.expert_hidden_dropout,
             config.expert_activation,
+            config.null_output if config.null_experts else None,
         )
+        # The last of the router's choices; traces keep how many.
+        self.router.null_experts = config.null_experts
         shared = config.shared_expert_hidden_dim
         self.shared_expert = GatedLinearUnit(config.dim, shared, config.expert_activation) if shared else None
         self.shared_expert_gate = nn.Linear(config.dim, 1, bias=False) if shared and config.shared_expert_gate else None

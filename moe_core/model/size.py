@@ -80,7 +80,7 @@ def flops_per_token(config: ModelConfig, context_len: int, experts: float | None
     multiply_adds: float = config.num_layers * (_attention_matrices(config) + 2 * context_len * _query_dim(config))
     multiply_adds += dense * 3 * config.dim * config.dense_hidden_dim
     used = config.router.matrices - config.router.facts.training_matrices
-    router = used * config.num_experts * config.dim
+    router = used * config.router_choices * config.dim
     multiply_adds += moe * (router + _shared_expert_weights(config) + experts * _expert_weights(config))
     return round(2 * (multiply_adds + embedding_parameters(config)))
 
@@ -291,7 +291,7 @@ def _expert_weights(config: ModelConfig) -> int:
 
 
 def _router_weights(config: ModelConfig) -> int:
-    return config.router.matrices * config.num_experts * config.dim
+    return config.router.matrices * config.router_choices * config.dim
 
 
 def _shared_expert_weights(config: ModelConfig) -> int:

@@ -12,10 +12,14 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HashRouter
 from transformers.models.ernie4_5_moe.modeling_ernie4_5_moe import Ernie4_5_MoeTopKRouter
+from transformers.models.longcat_flash.configuration_longcat_flash import LongcatFlashConfig
+from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashMoE
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.olmoe.modeling_olmoe import OlmoeTopKRouter
 
+from moe_core.config import ModelConfig
 from moe_core.config.router import RouterConfig
+from moe_core.model.feed_forward import MoE
 from moe_core.model.routers import ROUTERS, Router, RouterContext, RouterShape
 
 D, E, K, T = 16, 8, 3, 200
@@ -96,3 +100,38 @@ def test_hash_is_deepseek_v4_when_its_weights_say_nothing() -> None:
     router.prepare(torch.randint(0, 999, (50,)), 0)
     theirs.tid2eid.copy_(router.state_dict()["table"])
     assert_same(router, theirs(x_TD, ids), x_TD, RouterContext(ids, None))
+
+
+@torch.no_grad()
+def test_identity_experts_are_longcat_flash() -> None:
+    nulls, hidden = 4, 12
+    theirs = LongcatFlashMoE(
+        LongcatFlashConfig(
+            hidden_size=D, expert_ffn_hidden_size=hidden, n_routed_experts=E, zero_expert_num=nulls, moe_topk=K,
+            num_experts_per_tok=K, routed_scaling_factor=1.0,
+        )
+    )  # fmt: skip
+    config = ModelConfig.model_validate(
+        {
+            "dim": D, "num_experts": E, "top_k": K, "expert_hidden_dim": hidden, "null_experts": nulls,
+            "null_output": "identity", "router": {"normalize_scores": False, "balancing": "bias"},
+        }
+    )  # fmt: skip
+    mine = MoE(config).eval()
+    for parameter in theirs.parameters():
+        parameter.normal_(std=0.5)
+    theirs.router.e_score_correction_bias.copy_(0.1 * torch.randn(E + nulls))
+    gate_up = theirs.experts.gate_up_proj[:E]
+    mine.load_state_dict(
+        {
+            "router.weight": theirs.router.classifier.weight,
+            "router.expert_bias": theirs.router.e_score_correction_bias,
+            "experts.gate_proj": gate_up[:, :hidden],
+            "experts.up_proj": gate_up[:, hidden:],
+            "experts.down_proj": theirs.experts.down_proj,
+        }
+    )
+    x_TD = torch.randn(T, D)
+    found_TD, routed = mine(x_TD)
+    assert (routed.router_indices >= E).any()
+    torch.testing.assert_close(found_TD, theirs(x_TD[None])[0], atol=1e-5, rtol=1e-5)

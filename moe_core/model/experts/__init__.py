@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from moe_core.config.tree import ActivationName
+from moe_core.config.tree import ActivationName, NullOutput
 from moe_core.model.activation import ACTIVATIONS, Activation
 from moe_core.model.experts.dropout import with_dropout
 from moe_core.model.experts.grouped import grouped_product
@@ -28,6 +28,7 @@ on a CPU than slices; in half precision it is with any number of rows, as measur
 class Experts(nn.Module):
     """E networks down(activation(gate x) * up x); gate_proj and up_proj [E, F, D], down_proj [E, D, F].
 
+    With `null_output`, indices from E on are null experts, which compute nothing: their output is zero, or their input.
     `is_moe_experts` promises interventions: forward(x_TD, scores_TK, indices_TK), each token on its own, -1 = unused.
     """
 
@@ -40,8 +41,10 @@ class Experts(nn.Module):
         num_experts: int,
         hidden_dropout: float = 0.0,
         activation: ActivationName = "silu",
+        null_output: NullOutput | None = None,
     ) -> None:
         super().__init__()
+        self._null_output = null_output
         self._activation = ACTIVATIONS[activation]
         self.hidden_dropout = hidden_dropout
         self.gate_proj = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
@@ -50,6 +53,17 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor) -> Tensor:
         """sum_k scores[t, k] * expert[indices[t, k]](x[t]) -> [T, D]; slots with index -1 add nothing."""
+        if self._null_output is not None:
+            null_TK = indices_TK >= len(self.gate_proj)
+            out_TD = self._networks(x_TD, scores_TK.masked_fill(null_TK, 0.0), indices_TK.masked_fill(null_TK, -1))
+            if self._null_output == "identity":
+                kept_T1 = scores_TK.masked_fill(~null_TK, 0.0).sum(dim=-1, keepdim=True)
+                out_TD = out_TD + kept_T1.to(out_TD.dtype) * x_TD.to(out_TD.dtype)
+            return out_TD
+        return self._networks(x_TD, scores_TK, indices_TK)
+
+    def _networks(self, x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor) -> Tensor:
+        """The same without null experts."""
         gate: Tensor = self.gate_proj
         up: Tensor = self.up_proj
         down: Tensor = self.down_proj

@@ -27,7 +27,7 @@ ROUTERS: dict[RouterKind, type[Router]] = {
 
 def build_router(config: ModelConfig) -> Router:
     """The router of one MoE layer; its weights are not set yet."""
-    shape = RouterShape(config.dim, config.num_experts, config.top_k, config.capacity_factor, config.vocab_size)
+    shape = RouterShape(config.dim, config.router_choices, config.top_k, config.capacity_factor, config.vocab_size)
     return ROUTERS[config.router.kind](shape, config.router)
 
 

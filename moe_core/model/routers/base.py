@@ -108,6 +108,7 @@ class RouterShape(NamedTuple):
 
     dim: int
     num_experts: int
+    """E, null experts among them."""
     top_k: int
     capacity_factor: float | None = None
     """See ModelConfig.capacity_factor."""
@@ -133,6 +134,7 @@ class Router(nn.Module):
     def __init__(self, shape: RouterShape, config: RouterConfig | None = None) -> None:
         super().__init__()
         self.num_experts = shape.num_experts
+        self.null_experts = 0
         self.top_k = shape.top_k
         self.capacity_factor = shape.capacity_factor
         self.config = config or RouterConfig()

@@ -63,6 +63,7 @@ class Recorder:
             raise TraceError(f"routers use different score functions ({', '.join(sorted(functions))}); expected one")
         self._score_function: Any = functions.pop()
         self._varying_experts = any(router.varying_experts for router in routers.values())
+        self._null_experts = max(router.null_experts for router in routers.values())
 
     @property
     def layers(self) -> list[int]:
@@ -107,6 +108,7 @@ class Recorder:
             num_experts=first[0].num_experts,
             score_function=self._score_function,
             varying_experts=self._varying_experts,
+            null_experts=self._null_experts,
             has_logits=has_logits,
             passes=list(self._read),
             tokens_of_passes=[len(call.indices) for call in first],

@@ -163,6 +163,8 @@ class Router:
     score_function: str = "softmax"
     varying_experts: bool = False
     """See RoutingTrace.varying_experts."""
+    null_experts: int = 0
+    """See RoutingTrace.null_experts."""
     experts: torch.nn.Module | None = None
     """Called with the tokens' states, scores and indices, each token on its own; None if there is no such module."""
     block: torch.nn.Module | None = None

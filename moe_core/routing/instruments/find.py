@@ -57,5 +57,6 @@ def _contract_router(modules: dict[str, torch.nn.Module], name: str) -> Router:
         top_k=getattr(module, "top_k", None),
         score_function=str(getattr(module, "score_function", "softmax")),
         varying_experts=getattr(module, "varying_experts", False) is True,
+        null_experts=null if isinstance(null := getattr(module, "null_experts", 0), int) else 0,
         experts=experts if getattr(experts, "is_moe_experts", False) is True else None,
     )

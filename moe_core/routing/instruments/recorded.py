@@ -29,6 +29,7 @@ class Recorded:
     num_experts: int
     score_function: ScoreFunction
     varying_experts: bool
+    null_experts: int
     has_logits: bool
     passes: list[tuple[int, ...]]
     """Rows and columns of the token ids of each pass, as far as the model itself was called."""
@@ -101,6 +102,7 @@ class Recorded:
             layers=self.layers,
             score_function=self.score_function,
             varying_experts=self.varying_experts,
+            null_experts=self.null_experts,
             source=source,
             vocabulary=None if vocabulary is None else texts_of_ids(vocabulary, ids, guesses),
         )

@@ -108,7 +108,8 @@ def load_balance(trace: AnyRouting) -> pd.DataFrame:
     top_mass = the share of all assignments that the ceil(E/10) busiest experts carry, 0..1; even = ceil(E/10) / E;
     effective_experts = exp(H(f)), 1..E: as many equally loaded experts would have this load entropy;
     gini = sum_i (2i - E - 1) c_(i) / (E sum c), 0 = even .. (E-1)/E = all on one;
-    experts_per_token = assignments / T, 0..K;
+    experts_per_token = assignments / T, 0..K, of experts that compute: without RoutingTrace.null_experts, which
+    count as experts in all other columns;
     dropped_fraction = unused slots / (T K), 0..1 (capacity overflow or skipped), NaN where the rule leaves slots unused
     itself (RoutingTrace.varying_experts) and a dropped one cannot be told from them; dropped_low = its lower bound;
     sources = how many the text is of, or steps where `varies_by` says so; effective_tokens = as many independent tokens
@@ -138,7 +139,7 @@ def load_balance(trace: AnyRouting) -> pd.DataFrame:
             "top_mass": ratio(sorted_LE[:, E - busiest :].sum(axis=1), total_L),
             "effective_experts": np.exp(entropy(counts_LE)),
             "gini": ratio(sorted_LE @ weights_E, E * total_L),
-            "experts_per_token": total_L / trace.num_tokens,
+            "experts_per_token": counts_LE[:, : E - trace.null_experts].sum(axis=1) / trace.num_tokens,
             "dropped_fraction": math.nan if trace.varying_experts else 1.0 - total_L / (trace.num_tokens * trace.top_k),
             "dropped_low": math.nan if trace.varying_experts else _dropped_low(found, trace.top_k),
             "varies_by": found.varies_by,

@@ -54,6 +54,10 @@ def check_shapes(trace: RoutingTrace) -> None:
     if not (L and T and K):
         raise TraceError(f"router_indices is {describe(trace.router_indices)}: nothing was routed; expected [L,T,K]")
     check_sizes(L, K, E)
+    if not 0 <= trace.null_experts < E:
+        raise TraceError(
+            f"null_experts is {trace.null_experts}; expected 0 to {E - 1}: they are some of the {E} experts"
+        )
     sizes = {"L": L, "T": T, "K": K, "E": E}
     for name, _, axes in ARRAYS:
         value = getattr(trace, name)

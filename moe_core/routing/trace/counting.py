@@ -68,6 +68,7 @@ def counts_of(
         num_experts=E,
         top_k=trace.top_k,
         varying_experts=trace.varying_experts,
+        null_experts=trace.null_experts,
         extras=sums,
         source=trace.source,
     )

@@ -59,6 +59,7 @@ class _Metadata(BaseModel):
     groups: list[tuple[int, str | None]] = Field(min_length=1)
     """Place of the group's domain, its source."""
     varying_experts: bool
+    null_experts: int = Field(0, ge=0, exclude_if=lambda value: value == 0)
     source: str
     notes: list[str]
     extras: dict[str, int]
@@ -146,6 +147,7 @@ def _metadata_of(counts: RoutingCounts, domain_G: list[int]) -> dict[bytes, byte
         domains=counts.domains,
         groups=[(place, group.source) for place, group in zip(domain_G, counts.groups, strict=True)],
         varying_experts=counts.varying_experts,
+        null_experts=counts.null_experts,
         source=counts.source,
         notes=list(counts.notes),
         extras={name: values.ndim for name, values in counts.extras.items()},
@@ -187,6 +189,7 @@ def _from_file(file: pq.ParquetFile, verified: bool, build: Callable[..., Built]
         top_k=metadata.top_k,
         unit=metadata.unit,
         varying_experts=metadata.varying_experts,
+        null_experts=metadata.null_experts,
         extras={name: _extra(stored, name, axes, shape[1], shape[3]) for name, axes in metadata.extras.items()},
         source=metadata.source,
         notes=tuple(metadata.notes),

@@ -66,7 +66,7 @@ def renumbered(ids_T: Int16Array, names: Sequence[str], known: Sequence[str]) ->
 
 def check_joinable(first: RoutingTrace, other: RoutingTrace, name: str) -> None:
     """Raise TraceError, calling `other` by `name`, unless both are of one model and keep the same columns."""
-    for fact in ("layers", "num_experts", "top_k", "score_function", "varying_experts", "labelling"):
+    for fact in ("layers", "num_experts", "top_k", "score_function", "varying_experts", "null_experts", "labelling"):
         if getattr(other, fact) != getattr(first, fact):
             raise TraceError(
                 f"{name} has {fact} = {getattr(other, fact)}, the first {getattr(first, fact)}; "

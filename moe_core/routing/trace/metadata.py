@@ -27,6 +27,8 @@ class TraceMetadata(BaseModel):
     score_function: ScoreFunction
     varying_experts: bool = False
     """Older files do not say it."""
+    null_experts: int = Field(0, ge=0, le=MAX_EXPERTS)
+    """Absent where there are none."""
     source: str
     router_logits: bool
     labels: list[str] = Field(default=[], max_length=MAX_DOMAINS)

@@ -48,6 +48,8 @@ class RoutingCounts:
     `varying_experts` is True, as nothing is known of dropped ones."""
     varying_experts: bool = False
     """Whether some tokens have fewer than K experts by the router's rule: an unused slot is then no dropped one."""
+    null_experts: int = 0
+    """See RoutingTrace.null_experts."""
     extras: Mapping[str, Float64Array] = field(default_factory=dict)
     """Further sums over all steps and groups, [L,E] or [L,E,E], by name: "weights" (combine weights), "pairs" (tokens
     that chose both experts, symmetric; its diagonal are the counts), and what a source has besides."""
@@ -213,7 +215,7 @@ class RoutingCounts:
         """Do both say the same of the same steps, layers and groups, in whatever order?"""
         if not isinstance(other, RoutingCounts):
             return NotImplemented
-        same = ("steps", "layers", "num_experts", "top_k", "unit", "varying_experts")
+        same = ("steps", "layers", "num_experts", "top_k", "unit", "varying_experts", "null_experts")
         if any(getattr(self, name) != getattr(other, name) for name in same):
             return False
         if set(self.groups) != set(other.groups) or set(self.extras) != set(other.extras):
@@ -344,7 +346,7 @@ def _check_slots(counts: RoutingCounts) -> None:
 
 def check_addable(first: RoutingCounts, second: RoutingCounts) -> None:
     """Raises TraceError naming the first thing in which they differ."""
-    for name in ("layers", "num_experts", "top_k", "unit", "varying_experts"):
+    for name in ("layers", "num_experts", "top_k", "unit", "varying_experts", "null_experts"):
         one, other = getattr(first, name), getattr(second, name)
         if one != other:
             shown = (some(one), some(other)) if isinstance(one, list) else (one, other)

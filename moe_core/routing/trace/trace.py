@@ -78,6 +78,8 @@ class RoutingTrace:
     """How logits become probabilities over experts."""
     varying_experts: bool = False
     """Whether the router's rule gives some tokens fewer than K experts: an unused slot is then no dropped one."""
+    null_experts: int = 0
+    """How many of the E, the last ones, compute nothing: a slot that one of them has is work that the token skips."""
     source: str = ""
     """Where the trace came from, for people."""
     vocabulary: Mapping[int, str] = field(default_factory=dict)
@@ -214,6 +216,7 @@ class RoutingTrace:
         predicted_ids: npt.ArrayLike | None = None,
         score_function: ScoreFunction = "softmax",
         varying_experts: bool = False,
+        null_experts: int = 0,
         source: str = "",
         vocabulary: Mapping[int, str] | None = None,
         label_ids: npt.ArrayLike | None = None,
@@ -264,6 +267,7 @@ class RoutingTrace:
             predicted_ids=None if predicted_ids is None else integers("predicted_ids", predicted_ids, np.int32),
             score_function=score_function,
             varying_experts=varying_experts,
+            null_experts=null_experts,
             source=source,
             vocabulary=dict(vocabulary or {}),
             label_ids=None if label_ids is None else integers("label_ids", label_ids, np.int16),
@@ -292,6 +296,7 @@ class StoredTrace:
     domains: list[str]
     score_function: ScoreFunction
     varying_experts: bool
+    null_experts: int
     source: str
     vocabulary: Mapping[int, str] = field(repr=False)
     labels: list[str] = field(default_factory=list)
@@ -315,6 +320,7 @@ class StoredTrace:
             "domains",
             "score_function",
             "varying_experts",
+            "null_experts",
             "source",
             "vocabulary",
             "labels",

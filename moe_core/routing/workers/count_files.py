@@ -23,7 +23,7 @@ from moe_core.words import count_of
 EngineName = Literal["processes", "ray"]
 BYTES_OF_A_WORKER = 2**27
 """Of files, counted in about a second."""
-_SAME_MODEL = ("layers", "num_experts", "top_k", "unit", "varying_experts")
+_SAME_MODEL = ("layers", "num_experts", "top_k", "unit", "varying_experts", "null_experts")
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class FileFacts:
     top_k: int
     unit: Unit
     varying_experts: bool
+    null_experts: int
     extras: tuple[str, ...]
     """Names of the extras that it can give."""
 
@@ -117,6 +118,7 @@ def _look(job: Job) -> FileFacts | Fault | None:
             top_k=counts.top_k,
             unit=counts.unit,
             varying_experts=counts.varying_experts,
+            null_experts=counts.null_experts,
             extras=tuple(counts.extras),
         )
     if kind != "trace" and not job.from_folder:
@@ -137,6 +139,7 @@ def _look(job: Job) -> FileFacts | Fault | None:
         top_k=trace.top_k,
         unit="token",
         varying_experts=trace.varying_experts,
+        null_experts=trace.null_experts,
         extras=EXTRAS,
     )
 
