@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= $(shell nproc)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dashboard test test-fast docs check lint bench chromium clean
+.PHONY: help setup dashboard test test-fast test-slow docs check lint bench chromium clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -22,7 +22,10 @@ test: $(VENV)/.dev chromium ## run every test (sets up .venv and Chromium where 
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test-fast: $(VENV)/.dev ## the tests that take moments: neither slow ones nor Chromium nor other libraries' models
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not browser" --ignore tests/parity
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not slower and not browser" --ignore tests/parity
+
+test-slow: $(VENV)/.dev ## the tests that take minutes, which `make test` leaves out: kill loops, large tables
+	$(BIN)/python -m pytest -m slower --timeout 1800
 
 lint: $(VENV)/.dev ## ruff and the type checker
 	$(BIN)/ruff check .

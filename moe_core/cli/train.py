@@ -127,11 +127,14 @@ def train(arguments: argparse.Namespace, output: Output) -> int:
     config = _config(run, preset, arguments, output.say)
     with progress_on_stderr() as progress:
         from moe_core.training.loop import train as train_run
+        from moe_core.training.parallel.mesh import is_first_process
         from moe_core.training.repeatability import keep_freed_memory
 
         keep_freed_memory()
         profiles = Profiles(arguments, output)
         result = train_run(run, config, resume=arguments.resume, progress=progress, step=profiles.step)
+        if not is_first_process():
+            return 128 + result.signal if result.signal is not None else 0
         evaluation = None
         if result.state == "finished":
             with run.lock():  # whoever looks sees that its figures are not the last ones yet

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from moe_core.config.parallel import ParallelConfig
 from moe_core.config.router import RouterConfig
 from moe_core.config.section import Section
 from moe_core.config.serve import ServeConfig
@@ -238,13 +239,15 @@ class TrainingConfig(Section):
 
 
 class Config(Section):
-    """The whole tree; all but `serve` is saved as config.json in every run."""
+    """The whole tree; all but `serve` and `parallel` is saved as config.json in every run."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     serve: ServeConfig = Field(ServeConfig(), exclude=True)
     """No part of a run, so it is in no saved tree."""
+    parallel: ParallelConfig = Field(ParallelConfig(), exclude=True)
+    """Neither is how many processes train it."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.config.router import RouterConfig
+from moe_core.model.all_tokens import ALL_HERE, AllTokens
 from moe_core.model.routers import RouterOutput, tokens_per_expert
 
 
@@ -23,19 +24,26 @@ class RoutingLosses(NamedTuple):
 
 
 class StepLoad:
-    """Tokens that wanted each expert, by layer, summed over the micro-batches of one step (global-batch balancing).
+    """Tokens that wanted each expert, by layer: of a micro-batch, and summed over those of one step (global-batch
+    balancing). Those that other processes see count too.
 
     The loss of a micro-batch sees the load of the step up to and including itself, because each micro-batch has a
     backward pass of its own (arXiv:2501.11873, sec. 3, the buffer for gradient accumulation). A new step starts with a
     new object. A step of one micro-batch is the same with it and without.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: AllTokens = ALL_HERE) -> None:
+        self.tokens = tokens
         self._counts: list[Tensor] = []
+
+    def of(self, router_outputs: Sequence[RouterOutput]) -> list[Tensor]:
+        """[E] of each layer, of this micro-batch alone."""
+        counts = [tokens_per_expert(one.wanted_indices, one.router_logits.shape[-1]) for one in router_outputs]
+        return list(self.tokens.add_up(torch.stack(counts))) if self.tokens.are_elsewhere else counts
 
     def add(self, router_outputs: Sequence[RouterOutput]) -> list[Tensor]:
         """[E] of each layer, this micro-batch included."""
-        counts = [tokens_per_expert(one.wanted_indices, one.router_logits.shape[-1]) for one in router_outputs]
+        counts = self.of(router_outputs)
         self._counts = [old + new for old, new in zip(self._counts, counts, strict=True)] if self._counts else counts
         return self._counts
 
@@ -50,7 +58,12 @@ def routing_losses(
     """
     function = config.facts.score_function
     by = config.balances_by
-    counts = load.add(router_outputs) if load is not None and by == "global_batch" else [None] * len(router_outputs)
+    tokens = ALL_HERE if load is None else load.tokens
+    counts: Sequence[Tensor | None] = [None] * len(router_outputs)
+    if load is not None and by == "global_batch":
+        counts = load.add(router_outputs)
+    elif load is not None and tokens.are_elsewhere:
+        counts = load.of(router_outputs)
     with torch.set_grad_enabled(torch.is_grad_enabled() and by in ("layer", "global_batch")):
         balancing = _mean_of_layers(
             load_balancing_loss(one.router_logits, one.wanted_indices, one.router_logits.shape[-1], function, counts_E)
@@ -61,7 +74,9 @@ def routing_losses(
     if by in ("layer", "global_batch"):
         total = total + config.load_balancing_loss_coef * balancing
     elif by == "cv_squared":
-        total = total + config.load_balancing_loss_coef * _mean_of_layers(variation_loss(one) for one in router_outputs)
+        total = total + config.load_balancing_loss_coef * _mean_of_layers(
+            variation_loss(one, tokens) for one in router_outputs
+        )
     if "entropy_loss_coef" in config.facts.own_keys:
         total = total + config.entropy_loss_coef * _mean_of_layers(
             entropy_loss(one.router_logits) for one in router_outputs
@@ -97,7 +112,7 @@ def router_z_loss(router_logits: Tensor) -> Tensor:
     return router_logits.float().logsumexp(dim=-1).square().mean()
 
 
-def variation_loss(routed: RouterOutput) -> Tensor:
+def variation_loss(routed: RouterOutput, tokens: AllTokens = ALL_HERE) -> Tensor:
     """CV(importance)^2 + CV(load)^2 (Shazeer et al., arXiv:1701.06538, eq. 6, 7 and 11). Float32 scalar; 0 = even.
 
     Importance: an expert's sum of the weights that tokens wanted to give it. Load: the tokens it can expect, through
@@ -108,8 +123,10 @@ def variation_loss(routed: RouterOutput) -> Tensor:
     importance_E = importance_E.index_add(
         0, routed.wanted_indices.clamp(min=0).flatten(), routed.wanted_scores.flatten().float()
     )
-    loss = squared_variation(importance_E)
-    return loss if routed.load_probability is None else loss + squared_variation(routed.load_probability.sum(dim=0))
+    loss = squared_variation(tokens.add_up_with_gradient(importance_E))
+    if routed.load_probability is None:
+        return loss
+    return loss + squared_variation(tokens.add_up_with_gradient(routed.load_probability.sum(dim=0)))
 
 
 def squared_variation(values_E: Tensor) -> Tensor:

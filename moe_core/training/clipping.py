@@ -27,13 +27,21 @@ class Clipping:
         """One for each step, NaN for one that was skipped; the rest is room."""
         self._seen = 0
 
-    def clip(self, parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
+    def clip(self, parameters: Iterable[nn.Parameter], loss: Tensor, norm: Tensor | None = None) -> Tensor:
         """Scale the gradients down to the limit; returns their global norm before. `loss`: of this step; where it or
-        the norm is not finite the step is skipped, and its norm does not enter the history."""
+        the norm is not finite the step is skipped, and its norm does not enter the history. `norm`: where the gradients
+        are parts of those it is of; None = they are whole."""
         parameters = list(parameters)
         if self._percentile is None:
-            return clip_grad_norm_(parameters, self._limit)
-        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+            if norm is None:
+                return clip_grad_norm_(parameters, self._limit)
+            clip_grads_with_norm_(parameters, self._limit, norm)
+            return norm
+        norm = (
+            norm
+            if norm is not None
+            else get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        )
         if self._seen == len(self._norms):
             self._norms = torch.cat([self._norms, torch.full_like(self._norms, torch.nan)])
         self._norms[self._seen] = torch.where(loss.isfinite() & norm.isfinite(), norm.detach(), torch.nan)

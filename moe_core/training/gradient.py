@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +13,14 @@ from moe_core.config.router import RouterConfig
 from moe_core.model.cross_entropy import cross_entropy
 from moe_core.model.losses import StepLoad, routing_losses
 from moe_core.model.routers import RouterOutput
-from moe_core.model.transformer import MoETransformer
+from moe_core.model.transformer import ModelStates, MoETransformer
 from moe_core.training.batches import TensorBatch
 from moe_core.training.loss_scaling import LossScaling
 from moe_core.training.phases import phase
 from moe_core.training.repeatability import autocast_dtype
+
+if TYPE_CHECKING:
+    from moe_core.training.parallel.wrap import SpreadModel
 
 
 class StepLosses(NamedTuple):
@@ -42,9 +46,11 @@ def accumulate_gradient(
     autocast: bool,
     parts: int | None = None,
     scaling: LossScaling | None = None,
+    spread: SpreadModel | None = None,
 ) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
     """Add the gradient of one step to the parameters', in `parts` equal parts of its batch (None =
-    training.gradient_accumulation). With `scaling` it is that much larger.
+    training.gradient_accumulation). With `scaling` it is that much larger. `spread`: the same model where other
+    processes have their rows of each part; the gradient is then that of all rows.
 
     Returns the losses, means over the parts, and what the routers chose for the tokens of all parts, both detached.
     Parts are as good as the whole but for what a router does with a whole batch: the load-balancing loss asks for
@@ -52,31 +58,42 @@ def accumulate_gradient(
     expert's capacity is that of a part.
     """
     parts = parts or config.training.gradient_accumulation
-    load = StepLoad()
+    load = StepLoad() if spread is None else StepLoad(spread.tokens)
     losses: list[StepLosses] = []
     routed: list[tuple[RouterOutput, ...]] = []
-    for part in batch.split(parts):
+    for number, rows in enumerate(batch.split(parts), 1):
+        part = rows if spread is None else spread.own_rows(rows, is_last=number == parts)
         autocasting = torch.autocast(part.token_ids.device.type, dtype=autocast_dtype(config), enabled=autocast)
         with phase("forward"), autocasting:
-            part_losses, router_outputs = batch_losses(model, part, config.model.router, load)
+            states = None if spread is None else spread.states
+            part_losses, router_outputs = batch_losses(model, part, config.model.router, load, states)
         loss = part_losses.total / parts
         with phase("backward"):
             (loss if scaling is None else scaling.scaled(loss)).backward()  # type: ignore[no-untyped-call]
         losses.append(StepLosses(*(loss.detach() for loss in part_losses)))
         routed.append(tuple(output.detach() for output in router_outputs))
+    means = losses[0] if parts == 1 else StepLosses(*(torch.stack(v).mean() for v in zip(*losses, strict=True)))
+    if spread is not None:
+        spread.finish_gradients()
+        means = StepLosses(*spread.mean(torch.stack(list(means))))
     if parts == 1:
-        return losses[0], routed[0]
+        return means, routed[0]
     return (
-        StepLosses(*(torch.stack(values).mean() for values in zip(*losses, strict=True))),
+        means,
         tuple(RouterOutput.concatenate(layer) for layer in zip(*routed, strict=True)),
     )
 
 
 def batch_losses(
-    model: MoETransformer, batch: TensorBatch, router: RouterConfig, load: StepLoad | None = None
+    model: MoETransformer,
+    batch: TensorBatch,
+    router: RouterConfig,
+    load: StepLoad | None = None,
+    states: Callable[[Tensor], ModelStates] | None = None,
 ) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
-    """Forward pass of one training batch: what is minimised, and what the routers chose. `load`: see routing_losses."""
-    states_BSD, router_outputs = model.states(batch.token_ids)
+    """Forward pass of one training batch: what is minimised, and what the routers chose. `load`: see routing_losses.
+    `states`: the pass in place of model.states, None = that."""
+    states_BSD, router_outputs = (states or model.states)(batch.token_ids)
     nats = cross_entropy(states_BSD.flatten(0, 1), model.head, batch.targets.flatten())
     if not router_outputs:  # a dense model has nothing to balance
         nothing = nats.new_zeros(())

@@ -19,8 +19,11 @@ from moe_core.model.size import SMALLEST_VOCABULARY, check_fits_training
 from moe_core.progress import Progress, silent
 from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.runs.folder import RunFolder, RunStatus
+from moe_core.runs.reader import ReadRun
 from moe_core.training.observe import log_baselines, log_event
 from moe_core.training.origin import origin_of, tokenizer_of
+from moe_core.training.parallel.mesh import Mesh, started
+from moe_core.training.ranks import Ranks
 from moe_core.training.repeatability import repeatable, resolve_autocast
 from moe_core.training.stopping import PreparationStopped, Stopper
 from moe_core.training.trainer import Trainer
@@ -66,12 +69,33 @@ def train(
     DataError for the text, RunError for a run that cannot continue, a full disk, or a loss that stays NaN; the reason
     is also in the run's status.
     """
-    stopper = Stopper(run, stop)
     if resume and not run.exists():
         run.config()  # raises "no run ..."
     device = resolve_device(config.training.device, "training.device")
-    # Before a file is written or the text is read, which decides how large the vocabulary will be.
-    _check_memory(with_vocabulary(config, SMALLEST_VOCABULARY), device)
+    with started(config, device) as mesh:
+        ranks = Ranks()
+        run = run if ranks.is_first else ReadRun(run.name, run.root)
+        stopper = Stopper(run, stop, ranks)
+        report = progress or silent
+        return _train(run, config, device, stopper, mesh, resume=resume, data=data, report=report, step=step)
+
+
+def _train(
+    run: RunFolder,
+    config: Config,
+    device: torch.device,
+    stopper: Stopper,
+    mesh: Mesh | None,
+    *,
+    resume: bool,
+    data: PreparedData | None,
+    report: Progress,
+    step: Callable[[Trainer], object],
+) -> TrainingResult:
+    """`train`, in one of the processes that it has."""
+    if mesh is None:
+        # Before a file is written or the text is read, which decides how large the vocabulary will be.
+        _check_memory(with_vocabulary(config, SMALLEST_VOCABULARY), device)
     with (
         _saying_what_is_saved(run),
         run.lock(),
@@ -79,16 +103,16 @@ def train(
         repeatable(config.training.threads, device),
     ):
         # A run that died before its first checkpoint has nothing to continue: it starts anew.
-        resuming = resume and bool(checkpoint_steps(run))
-        before = run.status() or RunStatus("stopped") if resuming else None
-        if resuming:
-            check_same_run(run, config)
-        else:
-            run.create(config)
+        with stopper.ranks.together():
+            resuming = resume and bool(checkpoint_steps(run))
+            before = run.status() or RunStatus("stopped") if resuming else None
+            if resuming:
+                check_same_run(run, config)
+            else:
+                run.create(config)
         run.clear_stop()
         try:
-            report = progress or silent
-            trainer = _prepare_trainer(run, config, device, before, data, stopper.interrupting(report))
+            trainer = _prepare_trainer(run, config, device, before, data, report, stopper, mesh)
             return _run_loop(trainer, report, stopper, step)
         except PreparationStopped:
             status = replace(
@@ -140,7 +164,7 @@ def _run_loop(
                 log_event(run, state.step, state.best.sentence)
 
         # Save: with every evaluation, and when asked to stop.
-        stopping = stopper.requested()
+        stopping = stopper.requested_anywhere()
         if (is_due or stopping) and state.saved_step != state.step:
             trainer.save()
         if is_last or stopping:
@@ -176,15 +200,23 @@ def _prepare_trainer(
     before: RunStatus | None,
     prepared: PreparedData | None,
     progress: Progress,
+    stopper: Stopper,
+    mesh: Mesh | None,
 ) -> Trainer:
     """Text to tokens, then the trainer as new or as it was left. `before`: the status of a run to continue."""
     run.write_status(_preparing_status(config, before))
     origin = None if before else origin_of(run, config, device)
     tokenizer = tokenizer_of(run, config, origin)
-    data = prepared or prepare_data(config, progress=progress, tokenizer=tokenizer)
+    with stopper.stopping_together():
+        data = prepared or prepare_data(config, progress=stopper.interrupting(progress), tokenizer=tokenizer)
+    stopper.ranks.check_equal(data.fingerprint, "the text that they read")
     config = with_steps(with_vocabulary(config, data.tokenizer.vocab_size), len(data.train))
-    _check_memory(config, device)
-    trainer = Trainer.restore(run, config, data, device) if before else Trainer.begin(run, config, data, device, origin)
+    if mesh is None:
+        _check_memory(config, device)
+    if before:
+        trainer = Trainer.restore(run, config, data, device, mesh)
+    else:
+        trainer = Trainer.begin(run, config, data, device, origin, mesh)
     run.write_config(config)
     if not before:
         run.write_held_out(data.validation, data.unseen, data.token_counts, data.domains)

@@ -11,12 +11,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from moe_core.config import TrainingConfig
+from moe_core.training.shared_weights import laid_out_alike, local_part, of_whole_matrices, placed_as
 
 # The post takes 5; at our sizes the update would then cost more than the backward pass, and 3 lose nothing that shows
 # in the loss (docs/LOG.md).
@@ -102,30 +104,45 @@ class Muon(Optimizer):
                 change = _change if self.found_inf is None else partial(_change_unless, self.found_inf)
                 scale = math.sqrt(max(1.0, parameter.shape[-2] / parameter.shape[-1]))
                 decay = 1.0 - group["lr"] * group["weight_decay"]
-                change(parameter, state["momentum"], group["momentum"], decay, -group["lr"] * scale)
+                update = partial(of_whole_matrices, orthogonalise, like=parameter.detach())
+                weight, gradient, momentum = map(local_part, (parameter.detach(), parameter.grad, state["momentum"]))
+                change(weight, gradient, momentum, update, group["momentum"], decay, -group["lr"] * scale)
 
 
-def _change(parameter: Tensor, momentum: Tensor, beta: float, decay: float, rate: float) -> None:
+def _change(
+    parameter: Tensor,
+    gradient: Tensor,
+    momentum: Tensor,
+    orthogonal: Callable[[Tensor], Tensor],
+    beta: float,
+    decay: float,
+    rate: float,
+) -> None:
     """Muon's step of one parameter, in place."""
-    assert parameter.grad is not None
-    momentum.lerp_(parameter.grad, 1.0 - beta)
+    momentum.lerp_(gradient, 1.0 - beta)
     with newton_schulz_products(momentum.device):
-        update = orthogonalise(parameter.grad.lerp(momentum, beta))
+        update = orthogonal(gradient.lerp(momentum, beta))
     if decay != 1.0:
         parameter.mul_(decay)
     parameter.add_(update, alpha=rate)
 
 
 def _change_unless(
-    found_inf: Tensor, parameter: Tensor, momentum: Tensor, beta: float, decay: float, rate: float
+    found_inf: Tensor,
+    parameter: Tensor,
+    gradient: Tensor,
+    momentum: Tensor,
+    orthogonal: Callable[[Tensor], Tensor],
+    beta: float,
+    decay: float,
+    rate: float,
 ) -> None:
     """The same, but nothing where `found_inf` is 1, which the host is not told: one more pass over the gradient."""
-    assert parameter.grad is not None
     keeps = 1.0 - found_inf
-    gradient = parameter.grad.masked_fill_(found_inf.bool(), 0.0)  # NaN times 0 would be NaN
+    gradient = gradient.masked_fill_(found_inf.bool(), 0.0)  # NaN times 0 would be NaN
     momentum.lerp_(gradient, keeps * (1.0 - beta))
     with newton_schulz_products(momentum.device):
-        update = orthogonalise(gradient.lerp(momentum, beta))
+        update = orthogonal(gradient.lerp(momentum, beta))
     if decay != 1.0:
         parameter.mul_(torch.where(found_inf.bool(), 1.0, decay))
     parameter.addcmul_(update, keeps, value=rate)
@@ -146,12 +163,12 @@ def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[Optimizer
         else:
             (matrices if by_adamw else muon).append(parameter)
     embedding_lr = config.embedding_learning_rate or config.learning_rate
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": embedding, "weight_decay": config.weight_decay, "lr": embedding_lr},
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    used = [group for group in groups if group["params"]]
+    used = [{**group, "params": alike} for group in groups for alike in laid_out_alike(group["params"])]
     optimizers: list[Optimizer] = [AdamW(used, lr=config.learning_rate, betas=ADAMW_BETAS, fused=True)]
     if muon:
         optimizers.append(Muon(muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
@@ -205,4 +222,5 @@ def restore_optimizers(model: nn.Module, optimizers: Sequence[Optimizer], tensor
         name, _, key = rest.rpartition(".")
         if prefix == "optimizer":
             parameter = parameters[name]
-            owner[parameter].state[parameter][key] = tensor.to(parameter.device, copy=True)
+            moved = tensor.to(parameter.device, copy=True)
+            owner[parameter].state[parameter][key] = placed_as(moved, parameter)

@@ -1,4 +1,5 @@
-"""What the processes of torch.distributed do together while a training is watched; a single one is a group too."""
+"""What the processes of torch.distributed do together in a training, ours or a watched one; a single one is a group
+too."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from moe_core.errors import MoescopeError, UsageError
+from moe_core.errors import MoescopeError, RunError, UsageError
 from moe_core.routing.trace.types import Float64Array
 
 
@@ -36,7 +37,17 @@ class Ranks:
 
     def of_first(self, value: float) -> float:
         """The value that the first process gave."""
-        return float(self.add_up(np.array([value if self.is_first else 0.0]))[0])
+        return float(self.add_up(np.array([float(value) if self.is_first else 0.0]))[0])
+
+    def any_of(self, value: bool) -> bool:
+        """Whether it is true in any process; each of them learns it."""
+        return bool(self.add_up(np.array([float(value)]))[0]) if self.are_several else value
+
+    def check_equal(self, digest: str, what: str) -> None:
+        """Raise RunError in each process unless all have the same `digest`, in hexadecimal, of `what`."""
+        mine = float(int(digest[:12], 16))  # whole numbers below 2**53 are exact
+        if self.any_of(mine != self.of_first(mine)):
+            raise RunError(f"the processes of this training differ in {what}; give all of them the same")
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -50,4 +61,4 @@ class Ranks:
         if error is not None:
             raise error
         if failed:
-            raise UsageError("another process of this training could not begin to watch; its message says why")
+            raise UsageError("another process of this training could not begin; its message says why")

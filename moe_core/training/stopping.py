@@ -11,6 +11,7 @@ from typing import Any
 
 from moe_core.progress import Progress
 from moe_core.runs.folder import RunFolder
+from moe_core.training.ranks import Ranks
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
@@ -22,15 +23,31 @@ class PreparationStopped(Exception):  # noqa: N818 - a request, not an error
 class Stopper:
     """Collects requests to stop; the loop asks `requested()` between two steps."""
 
-    def __init__(self, run: RunFolder, stop: Callable[[], bool] | None = None) -> None:
+    def __init__(self, run: RunFolder, stop: Callable[[], bool] | None = None, ranks: Ranks | None = None) -> None:
         self._run = run
         self._stop = stop
+        self.ranks = ranks or Ranks()
         self.signal: int | None = None
         """The signal that asked, if one did."""
 
     def requested(self) -> bool:
         """True once anyone asked."""
         return self.signal is not None or self._run.stop_requested() or (self._stop is not None and self._stop())
+
+    def requested_anywhere(self) -> bool:
+        """The same of any process of the training, which all ask at once."""
+        return self.ranks.any_of(self.requested())
+
+    @contextmanager
+    def stopping_together(self) -> Iterator[None]:
+        """Where PreparationStopped is raised inside in one process of the training, it is in all."""
+        try:
+            yield
+        except PreparationStopped:
+            self.ranks.any_of(True)
+            raise
+        if self.ranks.any_of(False):
+            raise PreparationStopped
 
     @contextmanager
     def catching_signals(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,9 +34,15 @@ from moe_core.training.optimizers import (
     step_optimizers,
 )
 from moe_core.training.phases import phase
+from moe_core.training.random_numbers import random_state, restore_random_state
+from moe_core.training.ranks import Ranks
 from moe_core.training.repeatability import resolve_autocast
 from moe_core.training.schedule import learning_rate_multiplier
 from moe_core.training.trainer_state import TrainerState
+
+if TYPE_CHECKING:
+    from moe_core.training.parallel.mesh import Mesh
+    from moe_core.training.parallel.wrap import SpreadModel
 
 # This many steps in a row without a finite loss and gradient: the run does not come back by itself.
 MAX_BAD_STEPS = 3
@@ -128,6 +134,7 @@ class Trainer:
         model: MoETransformer,
         optimizers: list[Optimizer],
         state: TrainerState,
+        spread: SpreadModel | None = None,
     ) -> None:
         self.run = run
         self.config = config
@@ -136,6 +143,9 @@ class Trainer:
         self.model.recomputes_blocks = config.training.activation_checkpointing
         self.optimizers = optimizers
         self.state = state
+        self.ranks = Ranks()
+        self._spread = spread
+        """The model among other processes; None = this one holds all of it and sees all rows."""
         self.state.parts = state.parts or config.training.gradient_accumulation
         self.device = next(model.parameters()).device
         self.reads_every = READ_EVERY if self.device.type == "cuda" else 1
@@ -144,7 +154,7 @@ class Trainer:
         self._log_interval = max(1, config.training.steps // LOGGED_STEPS)
         self._compiler = BlockCompiler(
             model,
-            allowed=can_compile(config, self.device, autocast=state.autocast),
+            allowed=spread is None and can_compile(config, self.device, autocast=state.autocast),
             log=lambda message: log_event(run, state.step, message),
         )
         self._batches = Batches(data.train, config.training, self.device)
@@ -155,14 +165,21 @@ class Trainer:
 
     @classmethod
     def begin(
-        cls, run: RunFolder, config: Config, data: PreparedData, device: torch.device, origin: LoadedRun | None = None
+        cls,
+        run: RunFolder,
+        config: Config,
+        data: PreparedData,
+        device: torch.device,
+        origin: LoadedRun | None = None,
+        mesh: Mesh | None = None,
     ) -> Trainer:
-        """A trainer at step 0, its weights seeded, or those of `origin`."""
+        """A trainer at step 0, its weights seeded, or those of `origin`; one of those of a `mesh`."""
         torch.manual_seed(config.training.seed)
         model = MoETransformer(config.model).to(device)
         model.prepare_routers(torch.from_numpy(data.token_counts), data.tokenizer.end_of_text)
         if origin is not None:
             model.load_state_dict(origin.model.state_dict())
+        spread = _spread_over(mesh, model, config)
         autocast = resolve_autocast(config, device)
         state = TrainerState(
             steps=config.training.steps,
@@ -172,10 +189,12 @@ class Trainer:
             parts=first_parts(config, device, autocast=autocast),
             started_at=time.time(),
         )
-        return cls(run, config, data, model, build_optimizers(model, config.training), state)
+        return cls(run, config, data, model, build_optimizers(model, config.training), state, spread)
 
     @classmethod
-    def restore(cls, run: RunFolder, config: Config, data: PreparedData, device: torch.device) -> Trainer:
+    def restore(
+        cls, run: RunFolder, config: Config, data: PreparedData, device: torch.device, mesh: Mesh | None = None
+    ) -> Trainer:
         """The trainer of the newest checkpoint; random number generators are set and metrics rewound to it.
 
         Raises RunError when the checkpoint is damaged or the data is not what the run was started with.
@@ -189,17 +208,16 @@ class Trainer:
                 "put the old data back, or start a new --run NAME"
             )
         model = loaded.model.requires_grad_(True)
+        spread = _spread_over(mesh, model, config)
         optimizers = build_optimizers(model, config.training)
         restore_optimizers(model, optimizers, tensors)
-        torch.set_rng_state(tensors["rng.cpu"])
-        if device.type == "cuda" and "rng.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+        restore_random_state(tensors, device, 0 if mesh is None else mesh.row)
         if config.training.steps != state.asked_steps or _has_more_time(config.training, run.config().training):
             state.steps = max(state.step, config.training.steps)
             state.asked_steps = config.training.steps
         state.saved_step = state.step
         run.rewind_metrics(state.step)
-        trainer = cls(run, config, data, model, optimizers, state)
+        trainer = cls(run, config, data, model, optimizers, state, spread)
         trainer._clipping.restore(tensors)
         trainer._scaling.restore(tensors)
         return trainer
@@ -220,7 +238,7 @@ class Trainer:
         with phase("optimizer"):
             scale = self._scaling.scale
             self._scaling.unscale()
-            norm = self._clipping.clip(self.model.parameters(), losses.total)
+            norm = self._clip(losses.total)
             self._update(is_not_finite(losses.total, norm), router_outputs)
             self._scaling.update()
         state.step += 1
@@ -240,11 +258,17 @@ class Trainer:
         batch = self._batches.of(self.state.step)
         return in_parts_that_fit(
             lambda parts: accumulate_gradient(
-                self.model, batch, self.config, autocast=self.state.autocast, parts=parts, scaling=self._scaling
+                self.model,
+                batch,
+                self.config,
+                autocast=self.state.autocast,
+                parts=parts,
+                scaling=self._scaling,
+                spread=self._spread,
             ),
             self.model,
             parts=self.state.parts,
-            batch_size=self.config.training.batch_size,
+            batch_size=self.config.training.batch_size // self.config.parallel.batch_ranks,
             smaller=self._go_on_with,
         )
 
@@ -291,17 +315,21 @@ class Trainer:
         self.read_steps()
         began = time.perf_counter()
         state, seq_len = self.state, self.config.training.seq_len
-        evaluate_splits(self.run, self.model, self.held_out, state, seq_len=seq_len, progress=progress)
-        observe_routing(
-            self.run,
-            self.model,
-            self._probe,
-            state,
-            seq_len=seq_len,
-            vocabulary=self._vocabulary,
-            fine_tuning=bool(self.config.training.init_from),
-        )
-        write_sample(self.run, self.model, self.data, self.config, state)
+        model = self._whole_model()
+        if model is not None:
+            evaluate_splits(self.run, model, self.held_out, state, seq_len=seq_len, progress=progress)
+            observe_routing(
+                self.run,
+                model,
+                self._probe,
+                state,
+                seq_len=seq_len,
+                vocabulary=self._vocabulary,
+                fine_tuning=bool(self.config.training.init_from),
+            )
+            write_sample(self.run, model, self.data, self.config, state)
+        if self._spread is not None:
+            state.nats = {split: self.ranks.of_first(state.nats.get(split, 0.0)) for split in self.held_out}
         state.evaluated_step = state.step
         state.best.add(state.step, state.nats["validation"])
         state.clock.add_evaluation(time.perf_counter() - began)
@@ -313,21 +341,33 @@ class Trainer:
         began = time.perf_counter()
         optimizer_state = optimizer_tensors(self.model, self.optimizers)
         aids = {**self._clipping.tensors(), **self._scaling.tensors()}
-        tensors: dict[str, Tensor] = {**optimizer_state, **aids, "rng.cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
-        save_checkpoint(
-            self.run,
-            step=self.state.step,
-            model=self.model,
-            tokenizer=self.data.tokenizer,
-            config=self.config,
-            trainer_state=tensors,
-            trainer_meta=self.state.to_meta(),
-            keep_step=self.state.best.step if self.config.training.keep_best else None,
-        )
+        tensors: dict[str, Tensor] | None = {**optimizer_state, **aids, **random_state(self.device)}
+        model = self._whole_model()
+        if self._spread is not None:
+            tensors = self._spread.gathered({**optimizer_state, **aids, **self._spread.random_states(self.device)})
+        if model is not None:
+            save_checkpoint(
+                self.run,
+                step=self.state.step,
+                model=model,
+                tokenizer=self.data.tokenizer,
+                config=self.config,
+                trainer_state=tensors,
+                trainer_meta=self.state.to_meta(),
+                keep_step=self.state.best.step if self.config.training.keep_best else None,
+            )
         self.state.saved_step = self.state.step
         self.state.clock.evaluation_seconds += time.perf_counter() - began
+
+    def _clip(self, loss: Tensor) -> Tensor:
+        """Clip the gradients; returns their global norm before."""
+        if self._spread is None:
+            return self._clipping.clip(self.model.parameters(), loss)
+        return self._clipping.clip(self._spread.local_parameters(), loss, self._spread.gradient_norm())
+
+    def _whole_model(self) -> MoETransformer | None:
+        """The model with all its weights; None in the processes that do not write."""
+        return self.model if self._spread is None else self._spread.whole()
 
     def _count_bad_step(self, step: int, figures: StepFigures) -> None:
         """Say that the step was skipped; give up after MAX_BAD_STEPS in a row."""
@@ -349,6 +389,8 @@ class Trainer:
         """Lower the steps, and the schedule with them, where they would exceed training.time_budget_seconds."""
         state, training = self.state, self.config.training
         steps = state.clock.fit(state.step, state.steps, training, tolerance=tolerance)
+        if training.time_budget_seconds is not None:
+            steps = int(self.ranks.of_first(steps))
         if steps < state.steps:
             message = (
                 f"steps lowered from {state.steps} to {steps} to fit the time budget of "
@@ -356,6 +398,14 @@ class Trainer:
             )
             log_event(self.run, state.step, message)
             state.steps = steps
+
+
+def _spread_over(mesh: Mesh | None, model: MoETransformer, config: Config) -> SpreadModel | None:
+    if mesh is None:
+        return None
+    from moe_core.training.parallel.wrap import SpreadModel
+
+    return SpreadModel(model, mesh, config.training.seed)
 
 
 def _has_more_time(now: TrainingConfig, before: TrainingConfig) -> bool:

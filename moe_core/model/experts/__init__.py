@@ -64,13 +64,16 @@ class Experts(nn.Module):
 
     def _networks(self, x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor) -> Tensor:
         """The same without null experts."""
-        gate: Tensor = self.gate_proj
-        up: Tensor = self.up_proj
-        down: Tensor = self.down_proj
+        return self.visit(x_TD, scores_TK, indices_TK, self.gate_proj, self.up_proj, self.down_proj)
+
+    def visit(
+        self, x_TD: Tensor, scores_TK: Tensor, indices_TK: Tensor, gate: Tensor, up: Tensor, down: Tensor
+    ) -> Tensor:
+        """The same with the weights of these experts."""
         device = x_TD.device.type
         if torch.is_autocast_enabled(device):
             x_TD = x_TD.to(torch.get_autocast_dtype(device))
-        visit = way(x_TD, indices_TK, self.gate_proj)
+        visit = way(x_TD, indices_TK, gate)
         if self.training and self.hidden_dropout > 0:
             visit = partial(with_dropout, probability=self.hidden_dropout)
         if visit is not grouped_product:  # which casts weights as it needs them

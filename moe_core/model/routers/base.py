@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from moe_core.config.router import RouterConfig, RouterFacts
 from moe_core.errors import UsageError
+from moe_core.model.all_tokens import ALL_HERE, AllTokens
 from moe_core.model.kv_cache import KVCache
 
 NO_NOTES: Mapping[str, Tensor] = {}
@@ -130,6 +131,8 @@ class Router(nn.Module):
     facts: RouterFacts
     """The facts of its kind."""
     weight: nn.Parameter | None
+    all_tokens: AllTokens = ALL_HERE
+    """Who knows of the tokens that other processes of the training see; after_step asks."""
 
     def __init__(self, shape: RouterShape, config: RouterConfig | None = None) -> None:
         super().__init__()

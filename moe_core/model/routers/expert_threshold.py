@@ -41,9 +41,10 @@ class ExpertThresholdRouter(Router):
     @torch.no_grad()
     def after_step(self, routed: RouterOutput) -> None:
         """Move the thresholds to this step's quantiles."""
-        T = len(routed.router_logits)
+        logits_TE = self.all_tokens.concatenate(routed.router_logits)
+        T = len(logits_TE)
         above = min(T - 1, round(T * self.config.mean_experts / self.num_experts))
-        quantile_E = routed.router_logits.kthvalue(T - above, dim=0).values
+        quantile_E = logits_TE.kthvalue(T - above, dim=0).values
         self.updates += 1
         share = torch.maximum(1.0 / self.updates, torch.full_like(self.updates, 1.0 - self.config.threshold_decay))
         self.threshold.lerp_(quantile_E.to(self.threshold.dtype), share)

@@ -56,7 +56,7 @@ class TopKRouter(Router):
     def after_step(self, routed: RouterOutput) -> None:
         """Move the bias against the load that was wanted."""
         if self.expert_bias is not None and self.config.balances_by == "bias":
-            counts_E = tokens_per_expert(routed.wanted_indices, self.num_experts).float()
+            counts_E = self.all_tokens.add_up(tokens_per_expert(routed.wanted_indices, self.num_experts)).float()
             self.expert_bias += self.config.bias_update_speed * torch.sign(counts_E.mean() - counts_E)
 
     def _select_by_bias(self, logits_TE: Tensor, order_TE: Tensor, top_k: int, forced: Sequence[int]) -> Tensor:

@@ -1,0 +1,40 @@
+"""How several processes share one training."""
+
+from __future__ import annotations
+
+from math import prod
+
+from pydantic import Field
+
+from moe_core.config.section import Section
+
+
+class ParallelConfig(Section):
+    """Ranks along each dimension of the mesh; their product is the number of processes that torchrun starts.
+
+    No part of a run: a run goes on with any other layout that is given when it is resumed.
+    """
+
+    data: int = Field(1, ge=1, le=100_000)
+    """Ranks that each hold the whole model and take their rows of every batch."""
+    shard: int = Field(1, ge=1, le=100_000)
+    """Ranks that each keep a part of every weight, gradient and optimizer state (FSDP), and take their rows."""
+    expert: int = Field(1, ge=1, le=4_096)
+    """Ranks that each hold a part of the experts, and take their rows; must divide model.num_experts."""
+    tensor: int = Field(1, ge=1, le=1_024)
+    """Ranks that each hold a part of the attention heads, and see the same rows; must divide model.num_kv_heads."""
+
+    @property
+    def processes(self) -> int:
+        """Of all dimensions together."""
+        return prod((self.data, self.shard, self.expert, self.tensor))
+
+    @property
+    def batch_ranks(self) -> int:
+        """Ranks that see different rows of a batch."""
+        return self.data * self.shard * self.expert
+
+    def __str__(self) -> str:
+        """The dimensions that are more than 1, as in "data 2 x expert 2"."""
+        sizes = {name: getattr(self, name) for name in type(self).model_fields}
+        return " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one process"

@@ -1,0 +1,1 @@
+"""One training in several processes: torchrun starts them, one mesh says who does what."""
