@@ -17,6 +17,7 @@ _aten = torch.ops.aten
 class Activation(NamedTuple):
     """One function, in the forms that experts need it in. Each result has the shape of x."""
 
+    name: ActivationName
     value: Callable[[Tensor], Tensor]
     value_: Callable[[Tensor], Tensor]
     """In the memory of x."""
@@ -27,9 +28,18 @@ class Activation(NamedTuple):
     gradient_out: Callable[..., Tensor]
     """(gradient of the value, x, grad_input=)"""
 
+    def __reduce__(self) -> tuple[Callable[[ActivationName], Activation], tuple[ActivationName]]:
+        """A model that is saved whole holds its name: torch's functions cannot be pickled."""
+        return _activation_of, (self.name,)
+
+
+def _activation_of(name: ActivationName) -> Activation:
+    return ACTIVATIONS[name]
+
 
 ACTIVATIONS: dict[ActivationName, Activation] = {
     "silu": Activation(
+        "silu",
         nn.functional.silu,
         partial(nn.functional.silu, inplace=True),
         _aten.silu.out,
@@ -38,7 +48,7 @@ ACTIVATIONS: dict[ActivationName, Activation] = {
     ),
     # x times the normal distribution's share below x (arXiv:1606.08415), not its approximation by tanh.
     "gelu": Activation(
-        nn.functional.gelu, _aten.gelu_, _aten.gelu.out, _aten.gelu_backward, _aten.gelu_backward.grad_input
+        "gelu", nn.functional.gelu, _aten.gelu_, _aten.gelu.out, _aten.gelu_backward, _aten.gelu_backward.grad_input
     ),
 }
 SILU = ACTIVATIONS["silu"]
