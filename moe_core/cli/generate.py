@@ -6,13 +6,19 @@ import argparse
 import sys
 import time
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from moe_core.cli.exits import printable
 from moe_core.cli.models import load_language_model
-from moe_core.cli.options import Parser, add_model, add_step, command, existing_run, finish
-from moe_core.cli.output import Output, progress_on_stderr
+from moe_core.cli.options import Parser, add_model, add_step, command, existing_run, finish, whole
+from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.cli.writing import Written, add_intervention, add_sampling, intervention_of, sampling_of
-from moe_core.words import count_of
+from moe_core.errors import UsageError
+from moe_core.words import count_of, percent
+
+if TYPE_CHECKING:
+    from moe_core.inference.engine import Request
+    from moe_core.inference.protocol import LanguageModel
 
 
 def parser() -> Parser:
@@ -25,6 +31,7 @@ def parser() -> Parser:
         'generate --run demo --prompt "The tenant shall" --ablate 2:5 --ablate 3:1 --mode reroute',
         'generate --run demo --prompt "The tenant shall" --force 2:5',
         "generate --run demo --prompts-file prompts.txt --json out/answers.jsonl",
+        "generate --run demo --prompt 'def ' --grammar python --max-new-tokens 600",
     )
     add_model(parser, "writes")
     add_step(parser)
@@ -41,6 +48,14 @@ def parser() -> Parser:
         "--stop", metavar="TEXT", action="append", default=[], help="end before this text, which is never shown; "
         "repeatable",
     )  # fmt: skip
+    parser.add_argument(
+        "--grammar", metavar="G", help="what the text must look like (needs requirements-code.txt): python, that of "
+        "the code in the synthetic text, prompt included; or a file of rules in Lark's notation, for what is written",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare-free", metavar="N", type=whole(1, 10_000), help="with --grammar: write N texts under it and N "
+        "freely, and say how many are complete, how many of these parse, and how fast",
+    )  # fmt: skip
     add_intervention(parser)
     return finish(parser, generate)
 
@@ -51,9 +66,15 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
         existing_run(arguments.run)
     intervention = intervention_of(arguments)
     from moe_core.inference.engine import Engine, Request
+    from moe_core.inference.grammar import grammar_of
 
     sampling = sampling_of(arguments)
-    request = Request(arguments.prompt or "", sampling, tuple(arguments.stop), intervention)
+    grammar = None if arguments.grammar is None else grammar_of(arguments.grammar)
+    request = Request(arguments.prompt or "", sampling, tuple(arguments.stop), intervention, grammar=grammar)
+    if arguments.compare_free is not None:
+        if grammar is None or arguments.prompt is None:
+            raise UsageError("--compare-free compares a --grammar with free writing from one --prompt; expected both")
+        return _compare(load_language_model(arguments), request, arguments.compare_free, output)
     if arguments.prompts_file is not None:
         from moe_core.cli.prompts_file import answer_prompts, read_prompts
 
@@ -85,6 +106,35 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
             "tokens_per_second": speed,
             "prompt_tokens": written.prompt_tokens,
             "tokens": written.tokens,
+        }
+    )
+    return 0
+
+
+def _compare(model: LanguageModel, request: Request, texts: int, output: Output) -> int:
+    """Texts under the grammar beside free ones."""
+    from moe_core.evaluation.grammar_trial import trial
+    from moe_core.inference.engine import Engine
+
+    with progress_on_stderr() as progress:
+        trials = trial(Engine(model), request, texts, progress)
+    rows = [
+        [
+            one.way,
+            f"{one.complete} of {one.texts}",
+            "not checked" if one.parsed is None else f"{one.parsed} of {one.complete}",
+            "" if not one.parsed else percent(one.parsed / one.complete),
+            f"{one.tokens:,}",
+            f"{one.tokens_per_second:.0f}",
+        ]
+        for one in trials
+    ]
+    output.say(table(["written", "complete", "of these parse", "", "tokens", "tokens/s"], rows))
+    output.figures(
+        {
+            "prompt": request.prompt,
+            "sampling": asdict(request.sampling),
+            "trials": [asdict(one) | {"tokens_per_second": one.tokens_per_second} for one in trials],
         }
     )
     return 0

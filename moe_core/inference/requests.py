@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.errors import UsageError
+from moe_core.inference.grammar import Grammar
 from moe_core.inference.protocol import LanguageModel
 from moe_core.inference.sampling import SamplingConfig
 from moe_core.routing import Intervention
@@ -37,6 +38,8 @@ class Request:
     """Requests of one conversation share a name: what the last one has read and written is kept, as far as there is
     room, and is not read again where the next one's prompt begins with it. Empty: nothing is kept."""
 
+    grammar: Grammar | None = None
+    """What the text must look like; it can end only where it is complete."""
     likeliest: int = 0
     """How many of the likeliest tokens are told at each place of what is written; 0 = none."""
     score_prompt: bool = False

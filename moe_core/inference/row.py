@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moe_core.inference.grammar import Constraint
 from moe_core.inference.kept_prefixes import Prefix
 from moe_core.inference.mailbox import Mailbox
 from moe_core.inference.protocol import Draw, LanguageModel, ReadTokens
@@ -61,6 +62,8 @@ class Row:
         self._random = torch.Generator().manual_seed(request.sampling.seed)
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = StopStrings(request.stop)
+        grammar = request.grammar
+        self._constraint = None if grammar is None else Constraint(model, grammar, token_ids)
         self._logits: torch.Tensor | None = None
         self._drawn_ahead: tuple[int, float] | None = None
         """See ReadTokens.drawn."""
@@ -85,6 +88,8 @@ class Row:
     @property
     def next_draw(self) -> Draw:
         """How the token behind the next one is drawn, for a device that does it."""
+        if self._constraint is not None:  # no device knows the grammar: what it draws is not used
+            return Draw(self.request.sampling, lambda: 0.0)
         return Draw(self.request.sampling, self._uniform)
 
     def continue_from(self, prefix: Prefix, length: int, cache: Any) -> None:
@@ -169,13 +174,17 @@ class Row:
         return Prefix(tuple(self.recent), *self._joined_routing(), self.cache, nbytes)
 
     def _draw(self, logits_V: torch.Tensor) -> _Drawn:
-        if self._drawn_ahead is not None:
+        if self._drawn_ahead is not None and self._constraint is None:
             token_id, loss = self._drawn_ahead
             check_finite(loss)
             if not self.request.likeliest:
                 return _Drawn(token_id, loss, ())
         logits_V = logits_V.cpu().double()
-        if self._drawn_ahead is None:
+        if self._constraint is not None:
+            check_finite(float(logits_V.max()))
+            token_id = sample(self._constraint.masked(logits_V), self.request.sampling, self._random)
+            self._constraint.add(token_id)
+        elif self._drawn_ahead is None:
             token_id = sample(logits_V, self.request.sampling, self._random)
         return _Drawn(token_id, *self._expected(logits_V, token_id))
 
