@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from moe_core.cli.cache_options import add_cache, cache_bytes, cache_of, with_cache
 from moe_core.cli.exits import printable
 from moe_core.cli.models import load_language_model
 from moe_core.cli.options import Parser, add_model, add_step, command, existing_run, finish, whole
@@ -32,6 +33,7 @@ def parser() -> Parser:
         'generate --run demo --prompt "The tenant shall" --force 2:5',
         "generate --run demo --prompts-file prompts.txt --json out/answers.jsonl",
         "generate --run demo --prompt 'def ' --grammar python --max-new-tokens 600",
+        'generate --run demo --prompt "The tenant shall" --cache int4',
     )
     add_model(parser, "writes")
     add_step(parser)
@@ -57,6 +59,7 @@ def parser() -> Parser:
         "freely, and say how many are complete, how many of these parse, and how fast",
     )  # fmt: skip
     add_intervention(parser)
+    add_cache(parser, "")
     return finish(parser, generate)
 
 
@@ -64,9 +67,10 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
     """Continue a prompt: text on stdout as it comes, speed on stderr. Or many prompts, see prompts_file.py."""
     if arguments.run is not None:
         existing_run(arguments.run)
-    intervention = intervention_of(arguments)
+    intervention, cache = intervention_of(arguments), cache_of(arguments)
     from moe_core.inference.engine import Engine, Request
     from moe_core.inference.grammar import grammar_of
+    from moe_core.inference.own_model import OwnModel
 
     sampling = sampling_of(arguments)
     grammar = None if arguments.grammar is None else grammar_of(arguments.grammar)
@@ -74,14 +78,14 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.compare_free is not None:
         if grammar is None or arguments.prompt is None:
             raise UsageError("--compare-free compares a --grammar with free writing from one --prompt; expected both")
-        return _compare(load_language_model(arguments), request, arguments.compare_free, output)
+        return _compare(with_cache(load_language_model(arguments), cache), request, arguments.compare_free, output)
     if arguments.prompts_file is not None:
         from moe_core.cli.prompts_file import answer_prompts, read_prompts
 
         prompts = read_prompts(arguments.prompts_file, request)
-        answer_prompts(load_language_model(arguments, arguments.step), prompts, output)
+        answer_prompts(with_cache(load_language_model(arguments, arguments.step), cache), prompts, output)
         return 0
-    model = load_language_model(arguments, arguments.step)
+    model = with_cache(load_language_model(arguments, arguments.step), cache)
     written = Written(model)
     began = time.perf_counter()
     with progress_on_stderr() as progress:
@@ -97,6 +101,9 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
     number = len(written.tokens)
     speed = number / seconds
     notes = [f"{count_of(number, 'token')} in {seconds:.1f} s, {speed:.0f} tokens/s", intervention.describe()]
+    kept, whole = cache_bytes(model) if isinstance(model, OwnModel) else (None, None)
+    if cache.changes and kept is not None and whole is not None:
+        notes.append(f"{cache.name}: {kept:,} bytes a window, {percent(kept / whole)} of the whole one's")
     print("; ".join(filter(None, notes)), file=sys.stderr)
     output.figures(
         {
@@ -106,6 +113,7 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
             "tokens_per_second": speed,
             "prompt_tokens": written.prompt_tokens,
             "tokens": written.tokens,
+            "cache": {"name": cache.name, "bytes": kept, "whole_bytes": whole},
         }
     )
     return 0

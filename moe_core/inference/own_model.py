@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,12 @@ import numpy.typing as npt
 import torch
 
 from moe_core.data.tokenizer import Tokenizer
+from moe_core.inference.cache_choice import CacheChoice
 from moe_core.inference.fixed_pass import FixedPasses, FixedTexts, suits
 from moe_core.inference.protocol import Draw, JoinedTexts, Reader, ReadTokens
 from moe_core.model.joined_cache import JoinedCache
 from moe_core.model.kv_cache import KVCache
+from moe_core.model.token_cache import TokenCache
 from moe_core.model.transformer import ModelOutput, MoETransformer
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ class OwnModel:
     tokenizer: Tokenizer
     name: str
     context_window: int
+    cache: CacheChoice = field(default_factory=CacheChoice)
+    """How keys and values of what is read piece by piece are kept."""
 
     @classmethod
     def of(cls, loaded: Any) -> OwnModel:
@@ -92,8 +96,15 @@ class OwnModel:
 
     @property
     def reads_apart(self) -> str:
-        """Nothing: see LanguageModel."""
-        return ""
+        """Empty while the cache is kept whole: see LanguageModel."""
+        return f"{self.name} keeps keys and values in an {self.cache.name}" if self.cache.changes else ""
+
+    def empty_cache(self, batch_size: int = 1) -> TokenCache:
+        """Room for that many texts of a whole window."""
+        weight = self.model.embedding.weight
+        return self.cache.made_for(
+            self.model.config, batch_size, self.context_window, dtype=weight.dtype, device=weight.device
+        )
 
     @cached_property
     def fixed_passes(self) -> FixedPasses:
@@ -113,12 +124,10 @@ class _OwnReader:
         self._language = language
         self.joins_from = 1 if suits(language.model) else 2
 
-    def read(self, token_ids: Sequence[int], cache: KVCache | None, *, all_logits: bool = False) -> ReadTokens:
+    def read(self, token_ids: Sequence[int], cache: TokenCache | None, *, all_logits: bool = False) -> ReadTokens:
         """See Reader."""
         model = self._language.model
-        if cache is None:
-            weight = model.embedding.weight
-            cache = KVCache(model.config, 1, self._language.context_window, weight.dtype, weight.device)
+        cache = self._language.empty_cache() if cache is None else cache
         output = model(torch.tensor([token_ids], device=self._language.device), cache=cache)
         experts, scores = _routed(output, len(token_ids), self._language.top_k)
         return ReadTokens(output.logits[0, -1], experts, scores, cache, output.logits[0] if all_logits else None)
@@ -134,7 +143,7 @@ class _OwnReader:
         cache.length = length
         return cache
 
-    def nbytes(self, cache: KVCache) -> int:
+    def nbytes(self, cache: TokenCache) -> int:
         """See Reader."""
         return cache.nbytes
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.config import ModelConfig
-from moe_core.model.kv_cache import KVCache
 from moe_core.model.norm import RMSNorm
 from moe_core.model.rope import apply_rope
+from moe_core.model.token_cache import TokenCache
 
 
 class Attention(nn.Module):
@@ -27,7 +27,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BSD: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, cos: Tensor, sin: Tensor, cache: TokenCache | None) -> Tensor:
         """[B, S, D] -> [B, S, D]; `cos`, `sin` belong to the positions of these S tokens, [S, 1, head_dim / 2], or
         [B, S, 1, head_dim / 2] where the sequences stand at different ones."""
         B, S, _ = x_BSD.shape
@@ -39,6 +39,7 @@ class Attention(nn.Module):
         values = values.transpose(1, 2)
         mask = None
         if cache is not None:
+            cache.watch(self.layer, queries)
             keys, values = cache.write(self.layer, keys, values)
             mask = cache.mask
         mixed = nn.functional.scaled_dot_product_attention(

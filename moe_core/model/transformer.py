@@ -14,11 +14,11 @@ from moe_core.errors import UsageError
 from moe_core.model import one_row, size
 from moe_core.model.attention import Attention
 from moe_core.model.feed_forward import GatedLinearUnit, MoE
-from moe_core.model.kv_cache import KVCache
 from moe_core.model.norm import RMSNorm
 from moe_core.model.recomputing import recomputed
 from moe_core.model.rope import rope_angles
 from moe_core.model.routers import Router, RouterContext, RouterOutput
+from moe_core.model.token_cache import TokenCache
 
 INIT_STD = 0.02
 
@@ -85,12 +85,12 @@ class MoETransformer(nn.Module):
         """Activation checkpointing, while it trains; see recomputing.py. Set by who trains."""
         self.draw_weights()
 
-    def forward(self, token_ids: Tensor, *, cache: KVCache | None = None) -> ModelOutput:
+    def forward(self, token_ids: Tensor, *, cache: TokenCache | None = None) -> ModelOutput:
         """token_ids int64 [B, S] -> ModelOutput; the arguments are those of `states`."""
         found = self.states(token_ids, cache=cache)
         return ModelOutput(self._output_logits(found.states), found.router_outputs)
 
-    def states(self, token_ids: Tensor, *, cache: KVCache | None = None) -> ModelStates:
+    def states(self, token_ids: Tensor, *, cache: TokenCache | None = None) -> ModelStates:
         """token_ids int64 [B, S] -> ModelStates, for who makes the logits some at a time.
 
         With a cache, the tokens continue the cached ones: S may be 1 or more, and the cache advances by S.

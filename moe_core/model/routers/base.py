@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe_core.config.router import RouterConfig, RouterFacts
 from moe_core.errors import UsageError
 from moe_core.model.all_tokens import ALL_HERE, AllTokens
-from moe_core.model.kv_cache import KVCache
+from moe_core.model.token_cache import TokenCache
 
 NO_NOTES: Mapping[str, Tensor] = {}
 
@@ -100,7 +100,7 @@ class RouterContext(NamedTuple):
 
     token_ids: Tensor
     """int64 [B, S], in the order of the states, sequence after sequence."""
-    cache: KVCache | None
+    cache: TokenCache | None
     """The cache of the tokens before these; None = each sequence starts here."""
 
 

@@ -1,0 +1,56 @@
+"""--cache and what belongs to it: how keys and values of the text are kept."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from moe_core.cli.options import Parser, whole
+from moe_core.errors import UsageError
+from moe_core.inference.cache_choice import BITS, RECENT, CacheChoice
+
+if TYPE_CHECKING:
+    from moe_core.inference.own_model import OwnModel
+    from moe_core.inference.protocol import LanguageModel
+
+
+def add_cache(parser: Parser, does: str) -> None:
+    """--cache and --cache-recent. `does`: what follows the colon of its help."""
+    parser.add_argument(
+        "--cache", choices=list(BITS), help="with --run: keys and values of the text in 8, 4 or 2 bits, keys per "
+        f"channel and values per token, the newest tokens as they are (KIVI, arXiv:2402.02750){does}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache-recent", metavar="N", type=whole(1, 1_000_000), help="newest tokens that --cache keeps as they are, "
+        f"at least (default {RECENT})",
+    )  # fmt: skip
+
+
+def cache_of(arguments: argparse.Namespace) -> CacheChoice:
+    """Raises UsageError for what does not go together."""
+    if arguments.cache_recent is not None and arguments.cache is None:
+        raise UsageError(f"--cache-recent {arguments.cache_recent} goes with --cache {' or '.join(BITS)}")
+    choice = CacheChoice(arguments.cache, arguments.cache_recent or RECENT)
+    if choice.changes and arguments.run is None:
+        raise UsageError(
+            f"--cache {arguments.cache} goes with --run; a model of the transformers library keeps its keys and "
+            "values itself"
+        )
+    return choice
+
+
+def with_cache(model: LanguageModel, choice: CacheChoice) -> LanguageModel:
+    """The same model, which keeps what it reads that way."""
+    from moe_core.inference.own_model import OwnModel
+
+    if not choice.changes:
+        return model
+    assert isinstance(model, OwnModel), "cache_of asks for a run"
+    return replace(model, cache=choice)
+
+
+def cache_bytes(model: OwnModel) -> tuple[int, int]:
+    """What keys and values of a text of a whole window take: as the model keeps them, and whole."""
+    kept, whole = (replace(model, cache=choice).empty_cache() for choice in (model.cache, CacheChoice()))
+    return kept.key_value_bytes, whole.key_value_bytes
