@@ -294,6 +294,19 @@ def _ablation(root: str, name: str, mode: str, changed: tuple[Stamp, ...]) -> pd
     return read_ablation_map(RunFolder(name, root), mode)
 
 
+def head_effects(run: RunFolder) -> pd.DataFrame | None:
+    """What masking each attention head changes (evaluation.heads), as far as it was measured; else None."""
+    files = run.place.matching("analysis", "ablation_heads_*")
+    return _head_effects(str(run.root), run.name, tuple(stamp(path) for path in files)) if files else None
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _head_effects(root: str, name: str, changed: tuple[Stamp, ...]) -> pd.DataFrame | None:
+    from moe_core.runs.analysis import read_head_effects
+
+    return read_head_effects(RunFolder(name, root))
+
+
 def analysis(run: RunFolder, table: Table) -> pd.DataFrame | None:
     """What `python main.py ablate` found out beside the map: see runs.analysis.read_table. None before."""
     return _analysis(str(run.root), run.name, table, stamp(run.place.find(f"analysis/{table}.parquet")))

@@ -11,6 +11,7 @@ import streamlit as st
 from app import effect_loaders, loaders, state
 from app.components.effect_map import known_effects, show_effect_map
 from app.components.figure import show_figure
+from app.components.heads_view import show_heads
 from app.components.keep_list_view import show_keep_list
 from app.components.loss_view import show_loss
 from app.components.own_text import own_text
@@ -24,6 +25,7 @@ from moe_core.inference.passages import opening_words
 from moe_core.inference.sampling import SamplingConfig
 from moe_core.routing import Intervention
 from moe_core.routing.instruments.change import ABOUT, MODES, Change
+from moe_core.runs import RunFolder
 
 # Keys of this page, the first three in the URL: what is done, to which experts besides, which two texts are shown; then
 # the form of those.
@@ -134,6 +136,8 @@ with errors_as_boxes("The effect could not be measured"):
     show_figure(figure, key="domain_effects", terms=["loss", "nats", "interval", "domain"])
     measured_by = WINDOW_RULE if effects is None else effects.attrs.get("windows", WINDOW_RULE)
     st.caption(window_words(loaded.context_window, measured_by))
+if isinstance(subject, RunFolder):
+    show_heads(subject)
 show_pruning(subject, loaded)
 show_keep_list(subject, loaded)
 show_texts()

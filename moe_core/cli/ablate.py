@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moe_core.ablation_modes import CRITERIA, MODES
+from moe_core.cli.ablate_heads import ablate_heads
 from moe_core.cli.ablate_models import ablate_model
-from moe_core.cli.ablate_tables import effects_table, interval
+from moe_core.cli.ablate_tables import effects_table, interval, text_of
 from moe_core.cli.options import Parser, add_model, command, existing_run, finish, whole
 from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.cli.pruning_curve import pruning_curve
@@ -18,7 +19,6 @@ from moe_core.words import duration, signed
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moe_core.data.tokens import TokenDataset
     from moe_core.runs.checkpoint import LoadedRun
 
 
@@ -31,6 +31,7 @@ def parser() -> Parser:
         "continue after an interruption.",
         "ablate --run demo",
         "ablate --run demo --layer 2 --expert 5 --mode reroute",
+        "ablate --run demo --heads",
         "ablate --run demo --curve",
         "ablate --run demo --curve --by reap --by random --orders 3 --json curves.json",
         "ablate --model path/to/mixtral --layer 3 --mode reroute --data documents/",
@@ -42,6 +43,10 @@ def parser() -> Parser:
     parser.add_argument(
         "--mode", choices=MODES, default="zero", help="what the expert leaves behind: nothing (zero, the "
         "default), the same total weight on the token's other experts (renormalise), or another choice (reroute)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--heads", action="store_true", help="mask attention heads one by one instead of experts, in every layer or in "
+        "--layer: what the run loses without each (1905.10650), on the same text and as surely",
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="PATH", help="read this text, a file or folder of documents as for training, instead of the "
@@ -66,6 +71,8 @@ def ablate(arguments: argparse.Namespace, output: Output) -> int:
     """Switch experts off one by one: the whole map with its correlations, one layer, or one expert."""
     if arguments.expert is not None and arguments.layer is None:
         raise UsageError(f"--expert {arguments.expert} needs --layer: every layer has an expert of that number")
+    if arguments.heads:
+        return ablate_heads(arguments, output)
     if arguments.curve:
         return pruning_curve(arguments, output)
     if arguments.by or arguments.orders:
@@ -121,7 +128,7 @@ def _whole_map(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[str, pd
     from moe_core.evaluation.analysis import analyse_run
 
     with progress_on_stderr() as progress:
-        found = analyse_run(loaded, **_text(loaded, arguments), mode=arguments.mode, progress=progress)
+        found = analyse_run(loaded, **text_of(loaded, arguments), mode=arguments.mode, progress=progress)
     return {"effects": found.effects, "importance": found.importance, "correlations": found.correlations}
 
 
@@ -131,7 +138,7 @@ def _tables_of_part(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[st
     with progress_on_stderr() as progress:
         effects = ablation_map(
             loaded,
-            **_text(loaded, arguments),
+            **text_of(loaded, arguments),
             mode=arguments.mode,
             layers=[arguments.layer],
             experts=None if arguments.expert is None else [arguments.expert],
@@ -139,19 +146,6 @@ def _tables_of_part(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[st
             progress=progress,
         )
     return {"effects": effects}
-
-
-def _text(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that say which text to read; none for the held-out text."""
-    if arguments.data is None:
-        return {}
-    from moe_core.data.sources import read_documents
-    from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN
-    from moe_core.inference.scoring import as_dataset
-
-    documents = as_dataset(loaded, read_documents(arguments.data))
-    dataset: TokenDataset = documents.select(ABLATED_TOKENS_PER_DOMAIN, seed=0)
-    return {"documents": dataset, "text": arguments.data}
 
 
 def _correlations_table(correlations: pd.DataFrame) -> str:

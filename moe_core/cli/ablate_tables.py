@@ -9,29 +9,48 @@ from moe_core.cli.output import table
 from moe_core.words import signed
 
 if TYPE_CHECKING:
+    import argparse
+
     import pandas as pd
+
+    from moe_core.data.tokens import TokenDataset
+    from moe_core.runs.checkpoint import LoadedRun
 
 ROWS_SHOWN = 40
 """Experts that the printed table holds; --json and the run's folder hold all."""
 
 
-def effects_table(effects: pd.DataFrame) -> str:
-    """A row an expert, the largest changes where there are too many; a column a domain."""
+def effects_table(effects: pd.DataFrame, part: str = "expert") -> str:
+    """A row an expert (or, as `part`, a head), the largest changes where there are too many; a column a domain."""
     total = effects[effects["domain"] == "all"]
     if len(total) > ROWS_SHOWN:
         total = total.loc[total["delta_nats"].abs().nlargest(ROWS_SHOWN).index]
     domains = [name for name in dict.fromkeys(effects["domain"]) if name != "all"]
-    cells = {(row["layer"], row["expert"], row["domain"]): row for row in effects.to_dict("records")}
+    cells = {(row["layer"], row[part], row["domain"]): row for row in effects.to_dict("records")}
     rows = []
     for one in total.to_dict("records"):
-        layer, expert = one["layer"], one["expert"]
+        layer, expert = one["layer"], one[part]
         own = (cells.get((layer, expert, name)) for name in domains)
+        affected = f"{one.get('affected', one['tokens']):,}"  # a head has all tokens
         rows.append(
-            [str(layer), str(expert), f"{one['affected']:,}", signed(one["delta_nats"], 4), interval(one, 4)]
+            [str(layer), str(expert), affected, signed(one["delta_nats"], 4), interval(one, 4)]
             + ["-" if cell is None else signed(cell["delta_nats"], 4) + "~" * bool(cell["uncertain"]) for cell in own]
         )
-    return table(["layer", "expert", "affected", "all", "interval", *domains], rows)
+    return table(["layer", part, "affected", "all", "interval", *domains], rows)
 
 
 def interval(row: Mapping[Hashable, Any], digits: int) -> str:
     return f"{signed(row['low'], digits)} to {signed(row['high'], digits)}"
+
+
+def text_of(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that say which text to read; none for the held-out text."""
+    if arguments.data is None:
+        return {}
+    from moe_core.data.sources import read_documents
+    from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN
+    from moe_core.inference.scoring import as_dataset
+
+    documents = as_dataset(loaded, read_documents(arguments.data))
+    dataset: TokenDataset = documents.select(ABLATED_TOKENS_PER_DOMAIN, seed=0)
+    return {"documents": dataset, "text": arguments.data}

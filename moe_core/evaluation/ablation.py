@@ -11,7 +11,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +20,8 @@ import torch
 from moe_core.ablation_modes import Mode
 from moe_core.data.document import Document
 from moe_core.data.tokens import TokenDataset
-from moe_core.data.windows import WINDOW_RULE, WindowBatch, window_batches
-from moe_core.errors import RunError, UsageError
+from moe_core.data.windows import WINDOW_RULE, window_batches
+from moe_core.errors import UsageError
 from moe_core.evaluation.ablation_passes import effects_by_passes
 from moe_core.evaluation.effects import (
     SourceBootstrap,
@@ -30,12 +29,13 @@ from moe_core.evaluation.effects import (
     domain_effects,
     token_effects,
 )
+from moe_core.evaluation.window_reading import WindowReading, changes, read_all_windows
 from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN, held_out_text
 from moe_core.inference.open import language_model
 from moe_core.inference.own_model import OwnModel
 from moe_core.inference.partial_forward import MoEStep, block_of, moe_step, through
 from moe_core.inference.protocol import LanguageModel, Loaded
-from moe_core.inference.scoring import as_dataset, token_nats
+from moe_core.inference.scoring import as_dataset
 from moe_core.progress import Progress, silent
 from moe_core.routing import Intervention, intervene
 from moe_core.runs.analysis import (
@@ -62,8 +62,6 @@ __all__ = [
 ]
 
 STAGE = "switching experts off"
-_MAX_LOGITS = 2**22
-"""Numbers of one matrix of logits: few enough to stay in a processor's cache."""
 
 
 def ablation_map(
@@ -177,29 +175,6 @@ def _wanted_experts(
     return [(layer, expert) for layer in chosen_layers for expert in chosen]
 
 
-@dataclass(eq=False)
-class _Reading:
-    """A batch of windows on its way up; N scored tokens, in the order of batch.scored."""
-
-    batch: WindowBatch
-    state: Tensor
-    """[B, S, D] the residual stream before the layer reached."""
-    scored: Tensor
-    """bool [B, S]: the next token is scored."""
-    keep: Tensor
-    """bool [B, S]: the token counts here."""
-    targets: Tensor
-    """[N] token ids."""
-    hidden: Tensor
-    """[N, D] what the head reads, nothing ablated."""
-    losses: Tensor
-    """[N] nats."""
-    log_sums: Tensor
-    """[N] logsumexp of the logits."""
-    expected: Tensor
-    """[N, D] the mean of the embedding rows under the prediction."""
-
-
 def _effects(
     model: LanguageModel, dataset: TokenDataset, todo: Sequence[tuple[int, int]], mode: Mode
 ) -> Iterator[tuple[tuple[int, int], list[dict[str, Any]]]]:
@@ -217,9 +192,7 @@ def _effects_by_layers(
     model = own.model
     bootstrap = SourceBootstrap(dataset.source_ids, dataset.domain_ids, dataset.domains, dataset.positions > 0)
     with torch.inference_mode():
-        readings = [_read(model, dataset, batch) for batch in window_batches(dataset, own.context_window)]
-    if not all(bool(torch.isfinite(reading.losses).all()) for reading in readings):
-        raise RunError(f"the loss of {own.name} is not finite: its weights are damaged; train it again")
+        readings = read_all_windows(own, dataset)
     reached = 0
     for layer in sorted({layer for layer, _ in todo}):
         with torch.inference_mode():
@@ -238,7 +211,7 @@ def _one_expert(
     model: MoETransformer,
     dataset: TokenDataset,
     bootstrap: SourceBootstrap,
-    readings: Sequence[_Reading],
+    readings: Sequence[WindowReading],
     steps: Sequence[MoEStep],
     expert: tuple[int, int],
     mode: Mode,
@@ -261,7 +234,7 @@ def _one_expert(
 
 
 def _changes_of_expert(
-    model: MoETransformer, reading: _Reading, step: MoEStep, chosen_BS: Tensor, expert: tuple[int, int], mode: Mode
+    model: MoETransformer, reading: WindowReading, step: MoEStep, chosen_BS: Tensor, expert: tuple[int, int], mode: Mode
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Which of a batch's N scored tokens may have changed, their change of loss, and KL(original || changed)."""
     layer = expert[0]
@@ -277,39 +250,4 @@ def _changes_of_expert(
     reach_BS = chosen_BS.cumsum(dim=1) > 0 if layer + 1 < len(model.layers) else chosen_BS
     changed_BS = reach_BS & reading.scored
     which_N = changed_BS[reading.scored]
-    hidden_CD = model.norm(x_RSD[changed_BS[rows_B]])
-    losses, log_sums, _ = _losses_of_hidden(model, hidden_CD, reading.targets[which_N])
-    # sum p (log p - log q) with log q = z - logsumexp z and z linear in hidden: p enters as its mean embedding only.
-    moved = torch.linalg.vecdot(reading.expected[which_N], reading.hidden[which_N] - hidden_CD)
-    kl = (moved + log_sums - reading.log_sums[which_N]).clamp(min=0.0)
-    return which_N, losses - reading.losses[which_N], kl
-
-
-def _read(model: MoETransformer, dataset: TokenDataset, batch: WindowBatch) -> _Reading:
-    """A batch at the bottom of the model, and what its top says with nothing ablated."""
-    device = next(model.parameters()).device
-    ids_BS = torch.from_numpy(dataset.token_ids[batch.index].astype(np.int64)).to(device)
-    scored = torch.from_numpy(batch.scored).to(device)
-    targets = torch.from_numpy(dataset.token_ids[batch.targets].astype(np.int64)).to(device)
-    state: Tensor = model.embedding(ids_BS)
-    hidden: Tensor = model.norm(through(model, state, 0, len(model.layers))[scored])
-    losses, log_sums, expected = _losses_of_hidden(model, hidden, targets, with_expected=True)
-    keep = torch.from_numpy(batch.keep).to(device)
-    return _Reading(batch, state, scored, keep, targets, hidden, losses, log_sums, expected)
-
-
-def _losses_of_hidden(
-    model: MoETransformer, hidden_ND: Tensor, targets_N: Tensor, *, with_expected: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses [N], logsumexp of the logits [N], and, if asked for, the mean embedding [N, D] under the prediction."""
-    losses, log_sums = hidden_ND.new_zeros(len(hidden_ND)), hidden_ND.new_zeros(len(hidden_ND))
-    expected = torch.zeros_like(hidden_ND) if with_expected else hidden_ND.new_zeros(0)
-    rows = max(1, _MAX_LOGITS // len(model.embedding.weight))
-    for start in range(0, len(hidden_ND), rows):
-        part = slice(start, start + rows)
-        logits_NV = torch.nn.functional.linear(hidden_ND[part], model.embedding.weight)
-        losses[part] = token_nats(logits_NV, targets_N[part])
-        log_sums[part] = losses[part] + logits_NV.gather(1, targets_N[part, None])[:, 0]
-        if with_expected:
-            expected[part] = logits_NV.softmax(dim=-1) @ model.embedding.weight
-    return losses, log_sums, expected
+    return which_N, *changes(model, reading, which_N, x_RSD[changed_BS[rows_B]])

@@ -16,7 +16,7 @@ from moe_core.figures.labels import rows
 from moe_core.figures.layout import COLUMN_AXIS, MAX_COLUMNS, ROW_AXIS, layered
 from moe_core.figures.maps import CELL, nats_limit, nats_map, share_map
 from moe_core.figures.palette import BAR, HEAT, LAYER_SHADES, NEUTRAL
-from moe_core.routing.measures.causes import ablation_verdict, importance_verdict
+from moe_core.routing.measures.causes import ablation_verdict, heads_beside_experts, importance_verdict
 from moe_core.words import number, p_value, percent, signed
 
 MAX_POINTS = 2000
@@ -69,6 +69,32 @@ def ablation_map_figure(effects: pd.DataFrame, view: MapView = ALL, places: pd.D
         "Without each expert: all text" + (f" ({mode})" if mode else ""),
         f"What does the model lose on all text when an expert is switched off?{_windows(effects)}",
         ablation_verdict(effects), chart, frame,
+    )  # fmt: skip
+
+
+def heads_map_figure(heads: pd.DataFrame, experts: pd.DataFrame | None = None) -> Figure:
+    """What does the model lose without each attention head? Frame of evaluation's head_effects, all text.
+
+    `experts`: the frame of ablation_map, whose scale the map shares, so that colours mean the same in both.
+    """
+    frame = heads[heads["domain"] == "all"].reset_index(drop=True)
+    effects = heads["delta_nats"] if experts is None else pd.concat([heads["delta_nats"], experts["delta_nats"]])
+    data = frame.assign(
+        nats=frame["delta_nats"],
+        sentence=[_effect(row.layer, row.head, "", row, "head") for row in rows(frame)],
+    )
+    chart = nats_map(
+        data[["layer", "head", "nats", "uncertain", "sentence"]],
+        x=alt.X("head:O", title="attention head", axis=COLUMN_AXIS),
+        y=alt.Y("layer:O", title="layer", axis=ROW_AXIS),
+        limit=nats_limit(effects),
+        title=_NATS,
+    )
+    verdict = " ".join(filter(None, (ablation_verdict(heads, "head"), heads_beside_experts(heads, experts))))
+    return Figure(
+        "heads_map", "Without each attention head: all text",
+        f"What does the model lose on all text when an attention head is masked?{_windows(heads)}",
+        verdict, chart, frame,
     )  # fmt: skip
 
 
@@ -205,12 +231,12 @@ def similarity_figure(similarity: pd.DataFrame, layer: int) -> Figure:
     )  # fmt: skip
 
 
-def _effect(layer: int, expert: int, whose: str, row: object) -> str:
+def _effect(layer: int, expert: int, whose: str, row: object, part: str = "expert") -> str:
     delta, low, high = (float(getattr(row, name)) for name in ("delta_nats", "low", "high"))
     if delta != delta:
-        return f"Without expert {expert} of layer {layer}: no{whose} text was measured."
-    text = f"Without expert {expert} of layer {layer} the loss on{whose or ' all'} text changes by {signed(delta)} nats"
-    text += " per token"
+        return f"Without {part} {expert} of layer {layer}: no{whose} text was measured."
+    text = f"Without {part} {expert} of layer {layer} the loss on{whose or ' all'} text changes by {signed(delta)} "
+    text += "nats per token"
     if low == low:
         text += f", 95 % interval {signed(low)} to {signed(high)}"
     return text + (": uncertain." if getattr(row, "uncertain", False) else ".")

@@ -15,6 +15,7 @@ from moe_core.figures.causes import (
     ablation_domains_figure,
     ablation_map_figure,
     correlations_figure,
+    heads_map_figure,
     importance_figure,
     similarity_figure,
 )
@@ -270,6 +271,8 @@ def _causes(found: RunFindings) -> Section:
         layers = sorted({int(layer) for layer in effects["layer"]})
         if mode == "zero":
             figures += [ablation_domains_figure(effects, layer) for layer in spaced(layers)]
+    if found.heads is not None:
+        figures.append(heads_map_figure(found.heads, found.effects.get("zero")))
     importance, correlations = found.importance, found.correlations
     if importance is not None and correlations is not None:
         figures.append(correlations_figure(correlations))

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 HELD_OUT_TEXT = "held-out text"
 """Name of the text that is read where nobody brought another: what pages and figures show."""
 EFFECT_COLUMNS = ("layer", "expert", "domain", "tokens", "affected", "delta_nats", "low", "high", "kl")
+HEADS = "heads"
+"""In place of a mode: attention heads were masked. Their rows are kept as experts' are, the head in place of one."""
 Table = Literal["saliency", "similarity", "importance", "correlations"]
 TABLES_OF_A_MODE: tuple[Table, ...] = ("importance", "correlations")
 _METADATA_KEY = b"moescope.analysis"
@@ -149,6 +151,18 @@ def effects_frame(rows: Sequence[Mapping[str, Any]], of: AnalysisOf | None = Non
     frame["uncertain"] = ~((frame["low"] > 0) | (frame["high"] < 0))
     frame.attrs.update(asdict(of) if of is not None else {})
     return frame
+
+
+def heads_frame(rows: Sequence[Mapping[str, Any]], of: AnalysisOf | None = None) -> pd.DataFrame:
+    """effects_frame of rows of heads, with `head` in place of `expert` and without `affected`."""
+    frame = effects_frame(rows, of)
+    return frame.rename(columns={"expert": "head"}).drop(columns="affected")
+
+
+def read_head_effects(run: RunFolder, text: str = HELD_OUT_TEXT) -> pd.DataFrame | None:
+    """What is known of masking attention heads, of the newest step; None if nothing was computed."""
+    frame = read_ablation_map(run, HEADS, text)
+    return None if frame is None else frame.rename(columns={"expert": "head"}).drop(columns="affected")
 
 
 def write_table(run: RunFolder, name: Table, frame: pd.DataFrame, of: AnalysisOf) -> None:

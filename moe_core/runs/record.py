@@ -11,7 +11,7 @@ from moe_core.ablation_modes import MODES
 from moe_core.config import Config
 from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.trace import RoutingTrace
-from moe_core.runs.analysis import read_ablation_map, read_table
+from moe_core.runs.analysis import read_ablation_map, read_head_effects, read_table
 from moe_core.runs.curves import RunCurves, run_curves
 from moe_core.runs.evaluation import Evaluation
 from moe_core.runs.folder import RunFolder, RunStatus
@@ -29,6 +29,8 @@ class RunFindings:
     importance: pd.DataFrame | None = None
     correlations: pd.DataFrame | None = None
     similarity: pd.DataFrame | None = None
+    heads: pd.DataFrame | None = None
+    """The frame of head_effects."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,4 +107,5 @@ def read_findings(run: RunFolder) -> RunFindings:
         importance=read_table(run, "importance"),
         correlations=read_table(run, "correlations"),
         similarity=read_table(run, "similarity"),
+        heads=read_head_effects(run),
     )

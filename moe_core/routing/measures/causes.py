@@ -19,26 +19,29 @@ STRONG_CORRELATION = 0.5
 _NAMES = {"reap": "REAP score", "ean": "Expert activation norm"}
 
 
-def ablation_verdict(effects: pd.DataFrame) -> str:
-    """What does the model lose without an expert? From evaluation's ablation_map, all experts or one."""
+def ablation_verdict(effects: pd.DataFrame, part: str = "expert") -> str:
+    """What does the model lose without an expert? From evaluation's ablation_map, all experts or one.
+
+    `part` "head": without an attention head, from evaluation's head_effects.
+    """
     total = effects[effects["domain"] == "all"]
     if total.empty:
-        return "No expert has been switched off yet."
+        return f"No {part} has been switched off yet."
     certain = total[~total["uncertain"].astype(bool)]
     if len(total) > 1 and certain.empty:
-        experts = count_of(len(total), "expert")
+        experts = count_of(len(total), part)
         if total["low"].isna().all():
             return f"Whether the loss changes without any one of {experts} cannot be tested on text of one source."
         return f"Not distinguishable from chance: whether the loss changes without any one of {experts} cannot be told."
     best = total.iloc[0] if certain.empty else certain.iloc[int(certain["delta_nats"].abs().argmax())]
-    layer, expert = int(best["layer"]), int(best["expert"])
-    own = effects[(effects["layer"] == layer) & (effects["expert"] == expert)]
-    text = effects_verdict(own, f"without expert {expert} of layer {layer}")
+    layer, number_ = int(best["layer"]), int(best[part])
+    own = effects[(effects["layer"] == layer) & (effects[part] == number_)]
+    text = effects_verdict(own, f"without {part} {number_} of layer {layer}")
     if len(total) == 1:
         return text
     matter = int((certain["delta_nats"] >= SMALL_NATS).sum())
     return (
-        f"{matter} of {count_of(len(total), 'expert')} surely cost something when switched off, {number(SMALL_NATS)} "
+        f"{matter} of {count_of(len(total), part)} surely cost something when switched off, {number(SMALL_NATS)} "
         f"nats or more by estimate. {text}"
     )
 
@@ -108,6 +111,23 @@ def importance_verdict(correlations: pd.DataFrame) -> str:
     )
 
 
+def heads_beside_experts(heads: pd.DataFrame, experts: pd.DataFrame | None) -> str:
+    """How much all depends on single heads and on single experts: the medians and the largest, where both are known.
+
+    Frames of head_effects and ablation_map; empty where the experts were not measured.
+    """
+    if experts is None or experts.empty:
+        return ""
+    sizes = [one[one["domain"] == "all"]["delta_nats"] for one in (heads, experts)]
+    (head, expert), (most, most_expert) = [
+        [signed(float(value)) for value in (sizes[0].quantile(share), sizes[1].quantile(share))] for share in (0.5, 1.0)
+    ]
+    return (
+        f"Half of {count_of(len(sizes[0]), 'head')} change the loss by {head} or less, the most needed by {most}; of "
+        f"{count_of(len(sizes[1]), 'expert')} it is {expert} and {most_expert}."
+    )
+
+
 ABLATION_TERMS = (
     Term("ablation", "Switching an expert off to see what the model loses; everything else stays as it is."),
     Term("zero", "Switched off: the expert's output is left out, the token's other experts keep their weights."),
@@ -126,6 +146,13 @@ ABLATION_TERMS = (
         "nats per token without it - with it",
         "0",
         "2606.10703",
+    ),
+    Term(
+        "head importance",
+        "By how much the loss rises when an attention head is masked, so that it puts nothing into the layer's output.",
+        "nats per token without the head - with it",
+        "0",
+        "1905.10650",
     ),
     Term(
         "KL",
