@@ -154,8 +154,11 @@ def test_auto_begins_with_the_fewest_parts_that_fit(
     assert "micro_batch" not in fixed.model_dump_json()
 
 
-def test_what_is_free_is_less_than_what_there_is() -> None:
+def test_what_is_free_is_less_than_what_there_is_in_a_container_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < micro_batch.memory_free(CPU) < size.memory_present()
+    small = micro_batch.memory_now(CPU).now + 2**27
+    monkeypatch.setattr(micro_batch, "memory_present", lambda: small)
+    assert 0 < micro_batch.memory_free(CPU) < 2**28
 
 
 LIMITED = """

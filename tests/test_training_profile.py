@@ -15,7 +15,8 @@ from moe_core.cli.main import main
 from moe_core.model import size
 from moe_core.runs import RunFolder
 from moe_core.training.loop import train
-from moe_core.training.memory_report import MemoryNow, MemoryReport
+from moe_core.training.memory_now import MemoryNow
+from moe_core.training.memory_report import MemoryReport
 from moe_core.training.profiling import WARM_UP, StepProfile
 
 PHASES = ("step", "data", "forward", "routers", "backward", "optimizer")

@@ -13,7 +13,8 @@ from moe_core.cli.output import Output, check_regular, table
 from moe_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from moe_core.training.memory_report import MemoryNow, MemoryReport
+    from moe_core.training.memory_now import MemoryNow
+    from moe_core.training.memory_report import MemoryReport
     from moe_core.training.profiling import StepProfile
     from moe_core.training.trainer import Trainer
 

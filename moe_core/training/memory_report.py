@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from moe_core.model.size import TrainingMemory, training_memory
+from moe_core.training.memory_now import MemoryNow, memory_now
 from moe_core.training.trainer import Trainer
-
-_STATUS = Path("/proc/self/status")
-
-
-@dataclass(frozen=True)
-class MemoryNow:
-    """Bytes of a GPU's tensors, or on a processor those that are resident for the whole process."""
-
-    now: int
-    peak: int
-    """The most so far."""
 
 
 @dataclass(frozen=True)
@@ -124,16 +113,3 @@ class _KeptTensor:
 
 def _storages(tensors: list[torch.nn.Parameter]) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in tensors}
-
-
-def memory_now(device: torch.device) -> MemoryNow:
-    """Of the device; other accelerators than CUDA are told by the process."""
-    if device.type == "cuda":
-        return MemoryNow(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device))
-    if _STATUS.exists():
-        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
-        return MemoryNow(*(1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM")))
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes where there is no /proc: macOS
-    return MemoryNow(most, most)

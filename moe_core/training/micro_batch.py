@@ -13,6 +13,7 @@ from torch import nn
 from moe_core.config import Config
 from moe_core.errors import RunError
 from moe_core.model.size import memory_present, training_memory
+from moe_core.training.memory_now import memory_now
 
 Result = TypeVar("Result")
 _MEMORY = Path("/proc/meminfo")
@@ -97,14 +98,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_free(device: torch.device) -> int:
-    """Bytes that a training may still take: the GPU's, or the machine's as far as it says so."""
+    """Bytes that a training may still take: the GPU's, or the machine's or container's as far as it says so."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    available = memory_present()
-    if _MEMORY.exists():
-        lines = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
-        available = min(available, 1024 * int(lines["MemAvailable"].split()[0]))
-    return available
+    present = memory_present()
+    if not _MEMORY.exists():
+        return present
+    lines = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
+    # A container has no such line of its own, but this process is most of what is in it.
+    return min(1024 * int(lines["MemAvailable"].split()[0]), present - memory_now(device).now)
 
 
 def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
