@@ -25,7 +25,7 @@ test-fast: $(VENV)/.dev ## the tests that take moments: neither slow ones nor Ch
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not slower and not browser" --ignore tests/parity
 
 test-slow: $(VENV)/.dev ## the tests that take minutes, which `make test` leaves out: kill loops, large tables
-	$(BIN)/python -m pytest -m slower --timeout 1800
+	$(BIN)/python -m pytest -m slower --timeout 3600
 
 lint: $(VENV)/.dev ## ruff and the type checker
 	$(BIN)/ruff check .

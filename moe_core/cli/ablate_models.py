@@ -22,12 +22,12 @@ GENERATED = "generated text"
 
 def documents_for(model: LanguageModel, data: str | None) -> tuple[list[Document], str]:
     """What --data names, or beginnings of our own text for a model that has a tokenizer; and how to call it."""
-    from moe_core.data.sources import read_documents
+    from moe_core.data.shards.documents_at import documents_at
     from moe_core.inference.foreign_tokenizer import IdTokenizer
     from moe_core.inference.held_out import beginnings, text_of_ours
 
     if data is not None:
-        return list(read_documents(data)), data
+        return documents_at(data), data
     if isinstance(model.tokenizer, IdTokenizer):
         raise UsageError(f"{model.name} came without a tokenizer, so no text can be sent through it; add one beside it")
     return beginnings(text_of_ours()), GENERATED

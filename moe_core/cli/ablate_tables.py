@@ -47,10 +47,11 @@ def text_of(loaded: LoadedRun, arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments that say which text to read; none for the held-out text."""
     if arguments.data is None:
         return {}
-    from moe_core.data.sources import read_documents
+    from moe_core.data.shards.documents_at import check_tokenizer, documents_at
     from moe_core.inference.held_out import ABLATED_TOKENS_PER_DOMAIN
     from moe_core.inference.scoring import as_dataset
 
-    documents = as_dataset(loaded, read_documents(arguments.data))
+    check_tokenizer(arguments.data, loaded.tokenizer)
+    documents = as_dataset(loaded, documents_at(arguments.data))
     dataset: TokenDataset = documents.select(ABLATED_TOKENS_PER_DOMAIN, seed=0)
     return {"documents": dataset, "text": arguments.data}

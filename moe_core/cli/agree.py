@@ -271,7 +271,7 @@ def _read_twice(arguments: argparse.Namespace, progress: Progress) -> Two:
 
 def _text(arguments: argparse.Namespace, subject: Live, model: LanguageModel) -> TokenDataset:
     from moe_core.data.document import Document
-    from moe_core.data.sources import read_documents
+    from moe_core.data.shards.documents_at import check_tokenizer, documents_at
     from moe_core.inference.held_out import beginnings, held_out_text, text_of_ours
     from moe_core.inference.scoring import as_dataset
     from moe_core.runs.folder import RunFolder
@@ -281,7 +281,9 @@ def _text(arguments: argparse.Namespace, subject: Live, model: LanguageModel) ->
     if arguments.data is None and isinstance(subject, RunFolder):
         limit = arguments.tokens_per_domain
         return as_dataset(model, held_out_text(subject, model.tokenizer, limit, only_beginnings=True))
-    documents = read_documents(arguments.data) if arguments.data is not None else beginnings(text_of_ours())
+    if arguments.data is not None and isinstance(subject, RunFolder):
+        check_tokenizer(arguments.data, model.tokenizer)
+    documents = documents_at(arguments.data) if arguments.data is not None else beginnings(text_of_ours())
     return as_dataset(model, as_dataset(model, list(documents)).select(arguments.tokens_per_domain, seed=0))
 
 

@@ -45,14 +45,16 @@ def trace(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.server is None:
         refuse_options_of_a_server(arguments)
     from moe_core.data.document import Document
-    from moe_core.data.sources import read_documents
+    from moe_core.data.shards.documents_at import check_tokenizer, documents_at
 
     documents = (
-        [Document(arguments.text, "text", "text", "")] if arguments.text is not None else read_documents(arguments.data)
+        [Document(arguments.text, "text", "text", "")] if arguments.text is not None else documents_at(arguments.data)
     )
     if arguments.server is not None:
         return ask_server(arguments, documents, output)
     model = load_language_model(arguments, arguments.step)
+    if arguments.data is not None and arguments.run is not None:
+        check_tokenizer(arguments.data, model.tokenizer)
     from moe_core.inference.tracing import MAX_LOGITS_BYTES, logits_bytes, logits_fit, write_documents_trace
     from moe_core.routing.trace.independence import independence_note
     from moe_core.routing.trace.parquet import count_ids

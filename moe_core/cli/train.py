@@ -76,7 +76,9 @@ def parser(commands_text: str) -> Parser:
         "last)",
     )  # fmt: skip
     parser.add_argument(
-        "--data", metavar="PATH", help="your own text: .jsonl, .parquet, .csv, .txt, or a folder of one folder a domain"
+        "--data",
+        metavar="PATH",
+        help="your own text: .jsonl, .parquet, .csv, .txt, a folder of one folder a domain, or one of data prepare",
     )
     parser.add_argument(
         "--seed", metavar="N", help="seed of the data, its split, the weights and the order of training"

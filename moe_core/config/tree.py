@@ -147,7 +147,8 @@ class DataConfig(Section):
     """Where the text comes from: the four synthetic domains, or the user's own."""
 
     path: str | None = Field(None, min_length=1)
-    """None = synthetic. Else a .jsonl, .parquet, .csv or .txt file, or a folder whose subfolders are domains."""
+    """None = synthetic. Else a .jsonl, .parquet, .csv or .txt file, a folder whose subfolders are domains, or a folder
+    of shards that `moescope data prepare` wrote."""
     documents: int = Field(1000, ge=10, le=1_000_000)
     """Synthetic documents per domain in the training split."""
     overlap: float = Field(0.25, ge=0.0, le=1.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +37,16 @@ class DocumentFacts:
         self._texts.append(_digits(content))
         self._bytes.append(len(content))
 
-    def rename(self, domains: Collection[str], source: str, names: Sequence[str]) -> None:
+    def rename(self, domains: Collection[str], source: str, names: Iterable[str]) -> None:
         """Give the documents of `source` in `domains`, in order, the sources `names`."""
         ids = [self._ids[domain] for domain in domains]
         sources = self.sources
         places = np.flatnonzero((sources == seeded_rank(self._seed, source)) & np.isin(self.domain_ids, ids))
-        ranks = {name: seeded_rank(self._seed, name) for name in set(names)}
-        sources[places] = [ranks[name] for name in names]
+        rank_of: dict[str, int] = {}
+        for place, name in zip(places, names, strict=True):
+            if name not in rank_of:
+                rank_of[name] = seeded_rank(self._seed, name)
+            sources[place] = rank_of[name]
 
     def __len__(self) -> int:
         """Documents."""

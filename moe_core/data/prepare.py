@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from data_gen import DOMAINS, SPLITS
 from moe_core.config import Config
 from moe_core.data.document import Document
+from moe_core.data.shards.shard_index import is_prepared
+from moe_core.data.shards.shard_reader import ShardFolder, held_out_documents
 from moe_core.data.sources import generated_documents, read_documents
 from moe_core.data.splits import TUNING, keep_for_tuning, split_documents
 from moe_core.data.token_stream import TokensInMemory, TokenStream
-from moe_core.data.tokenizer import Tokenizer
+from moe_core.data.tokenizer import TextTokenizer, Tokenizer
 from moe_core.data.tokens import count_tokens, encode_documents
-from moe_core.errors import DataError
+from moe_core.errors import DataError, UsageError
 from moe_core.progress import Progress, silent
 
 REPORTED_TOGETHER = 1024
@@ -47,11 +49,15 @@ def prepare_data(
 ) -> PreparedData:
     """Read or generate the text, split it, train the tokenizer on the training split only, and tokenise that split.
 
+    A folder that `moescope data` prepared is opened as it is: what is held out was decided there, and of large
+    held-out splits documents are drawn (see shard_reader.HELD_OUT_BYTES).
     A `tokenizer` that is given, as fine-tuning does, is used instead. With `tuning` a third split is held out, from
     documents written in addition or (the user's text) from training ones; validation and unseen stay the same.
     Raises UsageError or DataError (one line) when the text is missing, unreadable, or smaller than one batch.
     """
     report = progress or silent
+    if config.data.path is not None and is_prepared(config.data.path):
+        return _from_shards(config, config.data.path, tokenizer, tuning)
     documents = _read_or_generate(config, report, tuning)
     by_split = {split: [d for d in documents if d.split == split] for split in (*SPLITS, TUNING)}
     train = by_split["train"]
@@ -72,6 +78,28 @@ def prepare_data(
         token_counts=count_tokens(token_ids, tokenizer.vocab_size),
         fingerprint=_fingerprint_of(token_ids, [*by_split["validation"], *by_split["unseen"], *by_split[TUNING]]),
         tuning=tuple(by_split[TUNING]),
+    )
+
+
+def _from_shards(config: Config, path: str, tokenizer: TextTokenizer | None, tuning: bool) -> PreparedData:
+    if tuning:
+        raise UsageError(
+            f"{path!r} is split already, and a comparison holds out a third split to choose learning rates on; give "
+            "the text that the folder was prepared from"
+        )
+    folder = ShardFolder(path)
+    if tokenizer is not None:
+        folder.check_tokenizer(tokenizer)
+    stream = folder.stream()
+    check_size(config, stream)
+    return PreparedData(
+        tokenizer=folder.tokenizer,
+        train=stream,
+        validation=held_out_documents(folder, "validation"),
+        unseen=held_out_documents(folder, "unseen"),
+        domains=tuple(folder.index.domains),
+        token_counts=folder.token_counts,
+        fingerprint=folder.fingerprint,
     )
 
 

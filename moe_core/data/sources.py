@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,9 +97,9 @@ class TextFiles:
 def read_documents(path: str | Path) -> list[Document]:
     """All documents under `path`, see TextFiles; plain text that makes a domain alone has parts of it as sources."""
     files = TextFiles([path])
-    parts = PlainTextParts(files.plain_sources)
-    documents = [parts.seen(document) for document in files]
-    return list(parts.named(documents))
+    counter = PartCounter(files.plain_sources)
+    documents = [counter.seen(document) for document in files]
+    return list(counter.parts().named(documents))
 
 
 @contextmanager
@@ -128,6 +128,8 @@ def _files_of(path: Path) -> list[_File]:
 def _files_of_folder(folder: Path) -> list[_File]:
     """Files of all subfolders at any depth, sorted. Hidden entries, __pycache__ and empty files are passed over."""
     visible = sorted(entry for entry in folder.iterdir() if not _is_passed_over(entry.name))
+    if any(entry.name == "unfinished.json" for entry in visible):
+        raise DataError(f"{str(folder)!r} was not prepared to its end; go on with `moescope data prepare ... --resume`")
     subfolders = [entry for entry in visible if entry.is_dir()]
     if not subfolders:
         raise DataError(f"folder {str(folder)!r} has no subfolders; expected one per domain with its files inside")
@@ -213,12 +215,35 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
         yield "\n".join(paragraph)
 
 
+@dataclass(frozen=True)
 class PlainTextParts:
     """Contiguous parts of plain text as sources, where it is a domain of fewer than MIN_SOURCES.
 
     Scattered parts would not do: a held-out section between two training sections would be half known already.
-    Show it every document with `seen` first: only then it is known which domains these are.
     """
+
+    domains: Collection[str]
+    """Those whose sources are parts."""
+    totals: dict[str, int]
+    """Documents of each of their sources."""
+
+    def named(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """All documents, in their order, each of these domains with its part as source."""
+        left = {source: self.parts_of(source) for source in self.totals}
+        for document in documents:
+            if document.domain in self.domains:
+                document = replace(document, source=next(left[document.source]))
+            yield document
+
+    def parts_of(self, source: str) -> Iterator[str]:
+        """For each document of a source, in order, the part that it is in."""
+        total = self.totals[source]
+        parts = min(total, PLAIN_TEXT_PARTS)
+        return (f"{source} part {number * parts // total + 1} of {parts}" for number in range(total))
+
+
+class PartCounter:
+    """Finds PlainTextParts: only when every document was seen, it is known which domains these are."""
 
     def __init__(self, plain_sources: set[str]) -> None:
         self._plain = plain_sources
@@ -234,29 +259,10 @@ class PlainTextParts:
                 self._counts[document.domain] = None
         return document
 
-    @property
-    def domains(self) -> set[str]:
-        """Those whose sources are parts."""
-        return {domain for domain, counts in self._counts.items() if counts is not None}
-
-    @property
-    def sources(self) -> dict[str, list[str]]:
-        """For each source of theirs, that of each of its documents in order: which part it is in."""
+    def parts(self) -> PlainTextParts:
+        """What follows from all documents that were seen."""
         totals: Counter[str] = Counter()
         for counts in self._counts.values():
             totals.update(counts or {})
-        return {source: _parts_of(source, total) for source, total in totals.items()}
-
-    def named(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """The documents again, in the same order, each with its part as source."""
-        domains = self.domains
-        left = {source: iter(parts) for source, parts in self.sources.items()}
-        for document in documents:
-            if document.domain in domains:
-                document = replace(document, source=next(left[document.source]))
-            yield document
-
-
-def _parts_of(source: str, total: int) -> list[str]:
-    parts = min(total, PLAIN_TEXT_PARTS)
-    return [f"{source} part {number * parts // total + 1} of {parts}" for number in range(total)]
+        domains = sorted(domain for domain, counts in self._counts.items() if counts is not None)
+        return PlainTextParts(domains, dict(totals))

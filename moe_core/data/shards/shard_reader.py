@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from moe_core.data.document import Document
 from moe_core.data.shards.shard_index import INDEX, REMEDY, TOKEN_COUNTS, TOKENIZER, Shard, ShardIndex
 from moe_core.data.shards.shard_writer import DOCUMENT_COLUMNS
-from moe_core.data.tokenizer import Tokenizer
-from moe_core.errors import DataError, RunError
+from moe_core.data.tokenizer import TextTokenizer, Tokenizer
+from moe_core.errors import DataError, RunError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,6 +48,14 @@ class ShardFolder:
             return Tokenizer.load(self.path / TOKENIZER)
         except RunError as error:
             raise DataError(str(error)) from None
+
+    def check_tokenizer(self, tokenizer: TextTokenizer) -> None:
+        """Raise UsageError unless the text was tokenised by this one."""
+        if not isinstance(tokenizer, Tokenizer) or tokenizer.to_json() != self.tokenizer.to_json():
+            raise UsageError(
+                f"the text in {str(self.path)!r} was made with another tokenizer ({self.index.vocab_size:,} ids) than "
+                f"the model's ({tokenizer.vocab_size:,} ids); prepare it with --tokenizer RUN, or give the text itself"
+            )
 
     @property
     def token_counts(self) -> NDArray[np.int64]:

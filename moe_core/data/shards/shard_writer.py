@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -44,7 +45,9 @@ class ShardWriter:
         tokenizer: Tokenizer,
         shards: Sequence[Shard] = (),
         token_counts: NDArray[np.int64] | None = None,
+        shard_tokens: int = SHARD_TOKENS,
     ) -> None:
+        self._shard_tokens = shard_tokens
         self._folder, self._tokenizer = folder, tokenizer
         self._dtype = np.dtype("<u2" if tokenizer.vocab_size < 2**16 else "<u4")
         self.shards = list(shards)
@@ -52,6 +55,16 @@ class ShardWriter:
         self.token_counts = np.zeros(tokenizer.vocab_size, dtype=np.int64) if token_counts is None else token_counts
         """int64 [V]: occurrences in the training split, those of open shards included."""
         self._open: dict[Split, _OpenShard] = {}
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of what is still open: it stays on the disk as a file that no index tells of."""
+        for shard in self._open.values():
+            shard.file.close()
 
     def add(self, split: Split, domain: str, source: str, token_ids: NDArray[np.integer], text_bytes: int) -> None:
         """A document of `split`; `token_ids` [n] begin with its end-of-text where the tokenizer has one."""
@@ -66,7 +79,7 @@ class ShardWriter:
     def is_full(self) -> bool:
         """Whether an open shard has enough, so that it is time to `cut`."""
         return any(
-            shard.tokens >= SHARD_TOKENS or len(shard.starts) >= SHARD_DOCUMENTS for shard in self._open.values()
+            shard.tokens >= self._shard_tokens or len(shard.starts) >= SHARD_DOCUMENTS for shard in self._open.values()
         )
 
     def cut(self) -> None:
