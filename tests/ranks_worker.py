@@ -2,12 +2,16 @@
 
     python ranks_worker.py CASES.json
 
-A case is {"run", "root", "config", "resume"}; what goes wrong is written beside it as <run>.error by the first process.
+A case is {"run", "root", "config", "resume", "stop_at", "copy_of"}: `resume` = keys to resume it with, null = a new
+run; it stops before step `stop_at`; it begins as a copy of another run's folder. What goes wrong is written beside it
+as <run>.error by the first process.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,14 +28,19 @@ def main() -> None:
     distributed.init_process_group("gloo")
     for case in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         run = RunFolder(case["run"], case["root"])
+        if case["copy_of"] and distributed.get_rank() == 0:
+            shutil.copytree(run.root / case["copy_of"], run.path)
+        distributed.barrier()
+        asked = itertools.count()
         try:
+            resuming = case["resume"] is not None and run.exists()
             config = validate_config(case["config"])
-            if case["resume"]:
+            if resuming:
                 config = load_config(run.config(), environment={}, overrides=case["resume"])
-            train(run, config, resume=bool(case["resume"]))
+            train(run, config, resume=resuming, stop=lambda: next(asked) == case["stop_at"])  # noqa: B023
         except MoescopeError as error:
             if distributed.get_rank() == 0:
-                (Path(case["root"]) / f"{case['run']}.error").write_text(str(error), encoding="utf-8")
+                (run.root / f"{run.name}.error").write_text(str(error), encoding="utf-8")
     distributed.destroy_process_group()
 
 
