@@ -200,3 +200,36 @@ def _saliency_place(root: str, name: str, folder: str, changed: Stamp) -> Salien
 def saliency_place(subject: Live) -> SaliencyPlace:
     """The place of a model's present weights."""
     return _saliency_place(*weights_key(subject))
+
+
+@dataclass(frozen=True)
+class StatesOfHalves:
+    """Embeddings of halves of a run's held-out documents, on a plane, and what they tell."""
+
+    frame: pd.DataFrame
+    """evaluation.half_states.plane"""
+    domains: tuple[str, ...]
+    verdict: str
+    alignment: float
+    uniformity: float
+
+
+def states_place(run: RunFolder) -> Once[StatesOfHalves]:
+    """Where what a run's present weights make of its held-out documents is kept."""
+    return _states_place(*weights_key(run))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _states_place(root: str, name: str, folder: str, changed: Stamp) -> Once[StatesOfHalves]:
+    return Once()
+
+
+def read_states(run: RunFolder, progress: Progress) -> StatesOfHalves:
+    """Read both halves of each held-out document. Raises MoescopeError."""
+    from moe_core.evaluation.half_states import embed_halves, held_out_documents, plane, retrieval, retrieval_verdict
+
+    loaded = loaded_run(run)
+    states = embed_halves(loaded, held_out_documents(loaded), longest=64, progress=progress)
+    found = retrieval(states)
+    frame = plane(states, loaded.config.model.moe_layers)
+    return StatesOfHalves(frame, states.domains, retrieval_verdict(found), found.alignment, found.uniformity)

@@ -32,7 +32,7 @@ from moe_core.training.batches import TensorBatch
 from moe_core.training.compiling import can_compile, compile_blocks
 from moe_core.training.gradient import accumulate_gradient
 from moe_core.training.optimizers import build_optimizers, step_optimizers
-from moe_core.training.trainer import is_not_finite
+from moe_core.training.step_report import is_not_finite
 
 OURS, THEIRS = "ours", "Mixtral grouped_mm"
 PRODUCT = 8192

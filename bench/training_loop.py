@@ -26,7 +26,8 @@ from moe_core.training.batches import Batches
 from moe_core.training.gradient import accumulate_gradient
 from moe_core.training.loop import train
 from moe_core.training.optimizers import set_learning_rates, step_optimizers
-from moe_core.training.trainer import Trainer, is_not_finite
+from moe_core.training.step_report import is_not_finite
+from moe_core.training.trainer import Trainer
 from moe_core.training.trainer_state import with_vocabulary
 
 SMOKE = {

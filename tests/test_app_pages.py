@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from app_support import Open, shown
+from app_support import Open, shown, wait_until
 
 from app.components.page import prose
 from moe_core.inference import tracing
@@ -275,3 +275,13 @@ def test_a_run_that_cannot_be_resumed_says_why(own_root: Path, dashboard: Open) 
     assert not at.exception
     assert "The run was not resumed" in at.error[0].value
     assert "model.safetensors" in at.error[0].value.replace("\\", "")
+
+
+def test_domains_shows_states_of_halves_when_asked(trained_root: Path, dashboard: Open) -> None:
+    at = dashboard(trained_root, "domains", layer="1")
+    assert "Do states of one text lie together?" in shown(at)
+    at.button(key="states_start").click().run()
+    wait_until(lambda: "of halves find the other half" in shown(at.run()))
+    at.segmented_control(key="states_colour").set_value("Expert").run()
+    assert not at.exception
+    assert "was read alone" in shown(at)

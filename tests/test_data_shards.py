@@ -10,7 +10,7 @@ import pytest
 
 from moe_core.data.document import Document
 from moe_core.data.shards.shard_index import INDEX, ShardIndex, Split, is_prepared
-from moe_core.data.shards.shard_reader import ShardFolder, held_out_documents
+from moe_core.data.shards.shard_reader import ShardFolder, document_places, held_out_documents
 from moe_core.data.shards.shard_writer import ShardWriter
 from moe_core.data.token_stream import TokensInMemory, training_batch
 from moe_core.data.tokenizer import Tokenizer
@@ -54,6 +54,12 @@ def test_what_is_written_comes_back_from_any_number_of_shards(tokenizer: Tokeniz
             mine, theirs = (training_batch(one, step, batch_size=3, seq_len=32, seed=1) for one in (stream, memory))
             np.testing.assert_array_equal(mine.token_ids, theirs.token_ids)
             np.testing.assert_array_equal(mine.targets, theirs.targets)
+        places = document_places(folder)
+        begins = np.cumsum(places.tokens) - places.tokens
+        assert places.starts.tolist() == begins.tolist() == np.flatnonzero(np.array(whole) == 0).tolist()
+        trained = [i for i in range(len(TEXTS)) if SPLIT_OF[i] == "train"]
+        sources = [("ab"[i % 2], f"s{i // 3}") for i in trained]
+        assert len(set(zip(places.source_ids.tolist(), sources, strict=True))) == len(set(sources))
         for split in ("validation", "unseen"):
             expected = [
                 Document(text, "ab"[i % 2], f"s{i // 3}", split)

@@ -20,7 +20,8 @@ from moe_core.errors import RunError
 from moe_core.runs import RunFolder
 from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.training.loop import train
-from moe_core.training.trainer import StepReport, Trainer
+from moe_core.training.step_report import StepReport
+from moe_core.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

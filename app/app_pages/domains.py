@@ -14,6 +14,7 @@ from app.components.map_view import map_places, pick_map_view
 from app.components.page import answer, errors_as_boxes, header, prose
 from app.components.progress import progress_bar
 from app.components.routing_text import amount, first_routing, independence_warning
+from app.components.states_view import show_states
 from moe_core.figures.domains import domain_map_figure, preferred_domains_figure
 from moe_core.figures.measures import chance_figure
 from moe_core.routing.measures.against_chance import FEW_DOCUMENTS
@@ -104,3 +105,5 @@ else:
                 "p_adjusted": number("p", format="%.3f", width=55, help="Adjusted over the layers."),
             },
         )
+if isinstance(subject, RunFolder) and not subject.is_watched():
+    show_states(subject, layer)

@@ -30,6 +30,7 @@ from moe_core.cli import (
     runs,
     serve,
     slim,
+    states,
     trace,
     train,
 )
@@ -62,6 +63,7 @@ COMMANDS = (
     Command("ablate", "switch experts off one by one and measure what is lost", ablate.parser),
     Command("prune", "write a run with fewer experts in each layer, and say what that costs", prune.parser),
     Command("agree", "how far two routings of the same tokens agree: precisions, engines, quantisations", agree.parser),
+    Command("states", "whether states of one text lie together", states.parser),
     Command("runs", "list the runs with their state and key figures", runs.parser),
     Command("slim", "make a run small enough to ship", slim.parser),
     Command("export", "write a run as a checkpoint that Hugging Face transformers loads", export.parser),

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from moe_core.config.contrastive_views import ContrastiveConfig
 from moe_core.config.parallel import ParallelConfig
 from moe_core.config.router import RouterConfig
 from moe_core.config.section import Section
@@ -220,6 +221,7 @@ class TrainingConfig(Section):
     data_workers: int = Field(0, ge=0, le=64, exclude_if=lambda value: value == 0)
     """Threads that read the batches of coming steps, one ahead each; 0 = a step reads its own, which takes under a
     hundredth of it unless the text lies on slow storage."""
+    contrastive: ContrastiveConfig = Field(ContrastiveConfig(), exclude_if=lambda value: value == ContrastiveConfig())
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of weights, data order and router noise."""
     init_from: str | None = Field(None, min_length=1)
@@ -256,5 +258,11 @@ class Config(Section):
             raise ValueError(
                 f"training.seq_len = {self.training.seq_len} is more than model.max_seq_len = "
                 f"{self.model.max_seq_len}; lower seq_len or raise max_seq_len"
+            )
+        contrastive = self.training.contrastive
+        if contrastive.coef and contrastive.tokens >= self.model.max_seq_len:
+            raise ValueError(
+                f"training.contrastive.tokens = {contrastive.tokens} is not less than model.max_seq_len = "
+                f"{self.model.max_seq_len}; lower it"
             )
         return self

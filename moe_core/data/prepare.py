@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,12 @@ from data_gen import DOMAINS, SPLITS
 from moe_core.config import Config
 from moe_core.data.document import Document
 from moe_core.data.shards.shard_index import is_prepared
-from moe_core.data.shards.shard_reader import ShardFolder, held_out_documents
+from moe_core.data.shards.shard_reader import ShardFolder, document_places, held_out_documents
 from moe_core.data.sources import generated_documents, read_documents
 from moe_core.data.splits import TUNING, keep_for_tuning, split_documents
-from moe_core.data.token_stream import TokensInMemory, TokenStream
+from moe_core.data.token_stream import DocumentPlaces, TokensInMemory, TokenStream
 from moe_core.data.tokenizer import TextTokenizer, Tokenizer
-from moe_core.data.tokens import count_tokens, encode_documents
+from moe_core.data.tokens import count_tokens, encode_documents, number_sources
 from moe_core.errors import DataError, UsageError
 from moe_core.progress import Progress, silent
 
@@ -40,6 +41,8 @@ class PreparedData:
     """[V]: occurrences in the training split, end-of-text prefixes included."""
     fingerprint: str
     """SHA-256 of the training tokens and the held-out texts; a resumed run must meet the same."""
+    places: Callable[[], DocumentPlaces] = DocumentPlaces.none
+    """Where the training documents lie in `train`, found when it is asked for: few trainings do."""
     tuning: tuple[Document, ...] = ()
     """Neither trained on nor scored: learning rates may be chosen on them. None unless they were asked for."""
 
@@ -65,7 +68,7 @@ def prepare_data(
     if tokenizer is None:
         tokenizer = Tokenizer.train(_reported_texts(train, report), config.model.vocab_size)
     report("tokenising", 0, len(train))
-    token_ids, _ = encode_documents(train, tokenizer, report)
+    token_ids, lengths = encode_documents(train, tokenizer, report)
     report("tokenising", len(train), len(train))
     stream = TokensInMemory(token_ids)
     check_size(config, stream)
@@ -77,6 +80,7 @@ def prepare_data(
         domains=tuple(domains),
         token_counts=count_tokens(token_ids, tokenizer.vocab_size),
         fingerprint=_fingerprint_of(token_ids, [*by_split["validation"], *by_split["unseen"], *by_split[TUNING]]),
+        places=partial(DocumentPlaces, np.cumsum(lengths) - lengths, lengths, number_sources(train)),
         tuning=tuple(by_split[TUNING]),
     )
 
@@ -100,6 +104,7 @@ def _from_shards(config: Config, path: str, tokenizer: TextTokenizer | None, tun
         domains=tuple(folder.index.domains),
         token_counts=folder.token_counts,
         fingerprint=folder.fingerprint,
+        places=partial(document_places, folder),
     )
 
 

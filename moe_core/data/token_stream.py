@@ -40,6 +40,23 @@ class TokensInMemory:
 
 
 @dataclass(frozen=True)
+class DocumentPlaces:
+    """Where the documents of the training split lie in its stream."""
+
+    starts: NDArray[np.int64]
+    """[n] place of the end-of-text before the first token."""
+    tokens: NDArray[np.int64]
+    """[n] that and the tokens of the text."""
+    source_ids: NDArray[np.int32]
+    """[n] number of the source, no number twice."""
+
+    @classmethod
+    def none(cls) -> DocumentPlaces:
+        """Of a text without documents."""
+        return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32))
+
+
+@dataclass(frozen=True)
 class TokenBatch:
     """B sequences of S tokens and what follows each of them."""
 

@@ -61,7 +61,7 @@ class TokenDataset:
         index_of = {domain: i for i, domain in enumerate(domains)}
         token_ids, lengths = encode_documents(documents, tokenizer, progress or silent)
         domain_of = np.array([index_of[document.domain] for document in documents], dtype=np.int16)
-        source_of = _number_sources(documents)
+        source_of = number_sources(documents)
         starts = (np.cumsum(lengths) - lengths).astype(np.int32)
         domain_ids = np.repeat(domain_of, lengths)
         bytes_of = np.zeros(tokenizer.vocab_size, dtype=np.int32)
@@ -132,7 +132,7 @@ def _earlier_occurrences(values: NDArray[np.int32]) -> NDArray[np.int64]:
     return result
 
 
-def _number_sources(documents: Sequence[Document]) -> NDArray[np.int32]:
+def number_sources(documents: Sequence[Document]) -> NDArray[np.int32]:
     """[len(documents)]: one number for each source of each domain, in the order in which they occur."""
     numbers: dict[tuple[str, str] | int, int] = {}
     keys = ((one.domain, one.source) if one.source else place for place, one in enumerate(documents))

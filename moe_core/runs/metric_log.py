@@ -49,6 +49,7 @@ class TrainLine(_Line):
     tokens: Count | None = None
     elapsed_seconds: Seconds | None = None
     dropped_fraction: Figure = None
+    contrastive_loss: Figure = None
 
 
 class EvaluationLine(_Line):
@@ -120,8 +121,8 @@ MetricLine = TrainLine | EvaluationLine | BaselineLine | LoadLine | EventLine | 
 
 _FIGURES = (
     "loss", "load_balancing_loss", "router_z_loss", "gradient_norm", "learning_rate", "tokens_per_second", "tokens",
-    "elapsed_seconds", "dropped_fraction", "nats_per_token", "bits_per_byte", "uniform_nats", "load_imbalance",
-    "dead_experts", "router_entropy", "domain_nmi",
+    "elapsed_seconds", "dropped_fraction", "contrastive_loss", "nats_per_token", "bits_per_byte",
+    "uniform_nats", "load_imbalance", "dead_experts", "router_entropy", "domain_nmi",
 )  # fmt: skip
 
 

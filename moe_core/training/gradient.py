@@ -36,6 +36,8 @@ class StepLosses(NamedTuple):
     """Mean over MoE layers."""
     dropped_fraction: Tensor
     """Slots without an expert: it was full, or the router wanted fewer."""
+    contrastive: Tensor
+    """Nats of the step's views (contrast.py), 0 without; its weighted gradient is in the parameters', too."""
 
 
 def accumulate_gradient(
@@ -97,8 +99,10 @@ def batch_losses(
     nats = cross_entropy(states_BSD.flatten(0, 1), model.head, batch.targets.flatten())
     if not router_outputs:  # a dense model has nothing to balance
         nothing = nats.new_zeros(())
-        return StepLosses(nats, nats, nothing, nothing, nothing), ()
+        return StepLosses(nats, nats, nothing, nothing, nothing, nothing), ()
     routing = routing_losses(router_outputs, router, load)
     dropped = torch.stack([(routed.router_indices < 0).float().mean() for routed in router_outputs]).mean()
-    losses = StepLosses(nats + routing.total, nats, routing.load_balancing, routing.router_z, dropped)
+    losses = StepLosses(
+        nats + routing.total, nats, routing.load_balancing, routing.router_z, dropped, nats.new_zeros(())
+    )
     return losses, router_outputs

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,10 +17,11 @@ from moe_core.model.routers import RouterOutput
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress
 from moe_core.runs.checkpoint import LoadedRun, load_run, load_trainer_state, save_checkpoint
-from moe_core.runs.folder import RunFolder, RunStatus
+from moe_core.runs.folder import RunFolder
 from moe_core.training.batches import Batches
 from moe_core.training.clipping import Clipping
 from moe_core.training.compiling import BlockCompiler, can_compile, uncompiled
+from moe_core.training.contrast import ContrastiveTerm
 from moe_core.training.gradient import StepLosses, accumulate_gradient
 from moe_core.training.loss_scaling import LEAST_SCALE, LossScaling
 from moe_core.training.micro_batch import first_parts, in_parts_that_fit
@@ -38,6 +38,7 @@ from moe_core.training.random_numbers import random_state, restore_random_state
 from moe_core.training.ranks import Ranks
 from moe_core.training.repeatability import resolve_autocast
 from moe_core.training.schedule import learning_rate_multiplier
+from moe_core.training.step_report import StepFigures, StepReport, is_not_finite
 from moe_core.training.trainer_state import TrainerState
 
 if TYPE_CHECKING:
@@ -50,70 +51,6 @@ MAX_BAD_STEPS = 3
 LOGGED_STEPS = 1000
 # Steps that an accelerator may be ahead of what the host has read of them: reading waits until the device is done.
 READ_EVERY = 50
-
-
-class StepFigures(NamedTuple):
-    """What the host has read of one step: its losses, see StepLosses, the global norm of its gradient, before
-    clipping, and what its loss was multiplied by (1 but in float16)."""
-
-    total: float
-    language_model: float
-    load_balancing: float
-    router_z: float
-    dropped_fraction: float
-    gradient_norm: float
-    loss_scale: float
-
-    @property
-    def are_finite(self) -> bool:
-        """False = the step was skipped."""
-        return math.isfinite(self.total) and math.isfinite(self.gradient_norm)
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one training step tells. Tensors are where the model is; reading one waits for the step to end."""
-
-    losses: StepLosses
-    """Before the update."""
-    gradient_norm: Tensor
-    """Global, before clipping."""
-    loss_scale: Tensor
-    """See loss_scaling.py."""
-    learning_rate: float
-    """AdamW's, as the schedule set it."""
-    status: RunStatus
-    """Of the run, right after the step."""
-
-    @property
-    def skipped(self) -> Tensor:
-        """bool scalar: loss or gradient were not finite, so the weights stayed as they were."""
-        return is_not_finite(self.losses.total, self.gradient_norm)
-
-    def figures(self) -> Tensor:
-        """[7], a StepFigures that is not read yet."""
-        return torch.stack([*self.losses, self.gradient_norm, self.loss_scale])
-
-    def record(self, figures: StepFigures) -> dict[str, Any]:
-        """The "train" line for metrics.jsonl."""
-        return {
-            "kind": "train",
-            "step": self.status.step,
-            "loss": figures.language_model,
-            "load_balancing_loss": figures.load_balancing,
-            "router_z_loss": figures.router_z,
-            "gradient_norm": figures.gradient_norm,
-            "learning_rate": self.learning_rate,
-            "tokens_per_second": self.status.tokens_per_second,
-            "tokens": self.status.tokens,
-            "elapsed_seconds": self.status.elapsed_seconds,
-            "dropped_fraction": figures.dropped_fraction,
-        }
-
-
-def is_not_finite(loss: Tensor, gradient_norm: Tensor) -> Tensor:
-    """bool scalar, where its arguments are. A gradient that is not finite has a norm that is not."""
-    return ~(loss.isfinite() & gradient_norm.isfinite())
 
 
 class Trainer:
@@ -158,6 +95,7 @@ class Trainer:
             log=lambda message: log_event(run, state.step, message),
         )
         self._batches = Batches(data.train, config.training, self.device)
+        self._contrast = ContrastiveTerm(config, data, self.device) if config.training.contrastive.coef else None
         self._clipping = Clipping(config.training, self.device)
         self._scaling = LossScaling(self.device, optimizers, enabled=config.training.autocast == "float16")
         self.held_out, self._probe = held_out_sets(data, config.training)
@@ -256,7 +194,7 @@ class Trainer:
     def _gradient(self) -> tuple[StepLosses, tuple[RouterOutput, ...]]:
         # The data position is the step, so a resumed run sees what it would have seen.
         batch = self._batches.of(self.state.step)
-        return in_parts_that_fit(
+        losses, router_outputs = in_parts_that_fit(
             lambda parts: accumulate_gradient(
                 self.model,
                 batch,
@@ -271,6 +209,12 @@ class Trainer:
             batch_size=self.config.training.batch_size // self.config.parallel.batch_ranks,
             smaller=self._go_on_with,
         )
+        if self._contrast is not None:
+            contrastive = self._contrast.add_gradient(
+                self.model, self.state.step, autocast=self.state.autocast, scaling=self._scaling
+            )
+            losses = losses._replace(contrastive=contrastive)
+        return losses, router_outputs
 
     def _go_on_with(self, parts: int) -> None:
         """Memory ended in this step, which is done again in so many parts, and so are those to come."""
@@ -307,7 +251,7 @@ class Trainer:
                 continue
             self.state.bad_steps = 0
             if report.status.step % self._log_interval == 0:
-                self.run.append_metrics(report.record(figures))
+                self.run.append_metrics(report.record(figures, contrastive=self._contrast is not None))
 
     @uncompiled()
     def evaluate(self, progress: Progress | None = None) -> None:

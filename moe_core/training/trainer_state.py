@@ -20,7 +20,7 @@ from moe_core.training.probe import DomainExpert
 # run, or its curves would break at the step where it was resumed.
 FIXED_TRAINING_KEYS = (
     "optimizer", "batch_size", "gradient_accumulation", "seq_len", "seed", "autocast", "evaluation_tokens",
-    "probe_tokens", "init_from",
+    "probe_tokens", "init_from", "contrastive",
 )  # fmt: skip
 
 

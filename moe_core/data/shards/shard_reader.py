@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from moe_core.data.document import Document
 from moe_core.data.shards.shard_index import INDEX, REMEDY, TOKEN_COUNTS, TOKENIZER, Shard, ShardIndex
 from moe_core.data.shards.shard_writer import DOCUMENT_COLUMNS
+from moe_core.data.token_stream import DocumentPlaces
 from moe_core.data.tokenizer import TextTokenizer, Tokenizer
 from moe_core.errors import DataError, RunError, UsageError
 
@@ -137,6 +138,25 @@ class MappedTokens:
                 filled += len(piece)
                 number += 1
         return result
+
+
+def document_places(folder: ShardFolder, split: str = "train") -> DocumentPlaces:
+    """Where the documents of a split lie in its stream. Reads the tables of documents, not the tokens."""
+    starts: list[NDArray[np.int64]] = []
+    tokens: list[NDArray[np.int64]] = []
+    numbers: dict[tuple[str, str], int] = {}
+    sources: list[int] = []
+    before = 0
+    for shard in folder.index.of_split(split):
+        table = folder.documents(shard)
+        starts.append(before + table.column("start").to_numpy())
+        tokens.append(table.column("tokens").to_numpy())
+        names = zip(table.column("domain").to_pylist(), table.column("source").to_pylist(), strict=True)
+        sources += [numbers.setdefault(name, len(numbers)) for name in names]
+        before += shard.tokens
+    if not starts:
+        return DocumentPlaces.none()
+    return DocumentPlaces(np.concatenate(starts), np.concatenate(tokens), np.array(sources, dtype=np.int32))
 
 
 def held_out_documents(folder: ShardFolder, split: str, *, bytes_per_domain: int = HELD_OUT_BYTES) -> list[Document]:
