@@ -148,11 +148,22 @@ def test_what_is_there_is_left_alone(text: Path, tmp_path: Path) -> None:
     assert "not empty" in refusal(prepare("full"))
     with pytest.raises(KeyboardInterrupt):
         prepare_shards([text], tmp_path / "out", vocab_size=VOCABULARY, progress=_interrupt)
+    journal = (tmp_path / "out" / JOURNAL).read_bytes()
     assert "add --resume" in refusal(prepare())
     assert "other seed;" in refusal(prepare(resume=1, seed=1))
     assert "other tokenizer;" in refusal(prepare(resume=1, vocab_size=301))
     prepare(resume=1)()
     assert "prepared already" in refusal(prepare())
+    # Killed between the index and the last clearing up, and before anything was written.
+    (tmp_path / "out" / JOURNAL).write_bytes(journal)
+    before = contents(tmp_path / "out")
+    prepare(resume=1)()
+    assert contents(tmp_path / "out") == {name: one for name, one in before.items() if name != JOURNAL}
+    for out, how in (("barely", {"resume": 1}), ("again", {})):
+        (tmp_path / out).mkdir()
+        (tmp_path / out / LOCK).touch()
+        prepare(out, **how)()
+        assert contents(tmp_path / out) == contents(tmp_path / "out")
     assert "prepared already" in refusal(prepare(resume=1))
     assert "third split" in refusal(lambda: prepare_data(config_of(tmp_path / "out"), tuning=True))
 

@@ -37,6 +37,7 @@ from moe_core.runs.files import write_atomic
 SAMPLED_BYTES = 2**26
 """UTF-8 bytes of training text that a tokenizer is trained on; of more, so much is drawn. Memory grows with it."""
 _REPORTED_TOGETHER = 1024
+_TRAINED = "trained,"
 _LEARNED_FROM = 8
 """Added to the code of a training document that the tokenizer is trained on."""
 
@@ -68,29 +69,37 @@ def prepare_shards(
         "files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files.paths],
         "seed": seed,
         "shard_tokens": shard_tokens,
-        "tokenizer": given or f"trained, {vocab_size} ids",
+        "tokenizer": given or f"{_TRAINED} {vocab_size} ids",
     }
     with unfinished(out, settings, resume=resume) as journal, _one_core_each():
-        if journal.codes_sha256 is None:
-            _decide_splits(out, journal, files, seed, report)
-        parts = PlainTextParts(journal.part_domains, journal.part_totals)
-        codes = journal.codes(out)
-        if journal.tokenizer_sha256 is None:
-            tokenizer = tokenizer or _train(parts.named(_counted(files, journal)), codes, vocab_size, journal, report)
-            content = tokenizer.to_json()
-            write_atomic(out / TOKENIZER, content.encode())
-            journal.tokenizer_sha256 = _sha256(content)
-            journal.write(out)
-        else:
-            journal.tokenizer_json(out)  # raises unless it is the same
-            tokenizer = Tokenizer.load(out / TOKENIZER)
         if not is_prepared(out):  # else it was killed just before the end
-            _tokenise(out, journal, parts.named(_counted(files, journal)), codes, tokenizer, workers, report)
+            _prepare(out, journal, files, vocab_size, tokenizer, workers, report)
     return ShardFolder(out).index
 
 
-def _decide_splits(out: Path, journal: Journal, files: TextFiles, seed: int, report: Progress) -> None:
-    facts, counter = DocumentFacts(seed), PartCounter(files.plain_sources)
+def _prepare(
+    out: Path, journal: Journal, files: TextFiles, vocab_size: int, tokenizer: Tokenizer | None, workers: int,
+    report: Progress,
+) -> None:  # fmt: skip
+    if journal.codes_sha256 is None:
+        _decide_splits(out, journal, files, report)
+    parts = PlainTextParts(journal.part_domains, journal.part_totals)
+    codes = journal.codes(out)
+    if journal.tokenizer_sha256 is None:
+        if tokenizer is None:
+            tokenizer = _train(parts.named(_counted(files, journal)), codes, vocab_size, journal, report)
+        content = tokenizer.to_json()
+        write_atomic(out / TOKENIZER, content.encode())
+        journal.tokenizer_sha256 = _sha256(content)
+        journal.write(out)
+    else:
+        journal.tokenizer_json(out)  # raises unless it is the same
+        tokenizer = Tokenizer.load(out / TOKENIZER)
+    _tokenise(out, journal, parts.named(_counted(files, journal)), codes, tokenizer, workers, report)
+
+
+def _decide_splits(out: Path, journal: Journal, files: TextFiles, report: Progress) -> None:
+    facts, counter = DocumentFacts(int(str(journal.settings["seed"]))), PartCounter(files.plain_sources)
     total = sum(path.stat().st_size for path in files.paths)
     read = 0
     for number, document in enumerate(files):
@@ -110,7 +119,8 @@ def _decide_splits(out: Path, journal: Journal, files: TextFiles, seed: int, rep
     order = training[np.argsort(facts.texts[training], kind="stable")]
     sizes = np.cumsum(facts.bytes[order])
     sampled = order[: max(1, int(np.searchsorted(sizes, SAMPLED_BYTES, side="right")))]
-    journal.tokenizer_bytes = int(facts.bytes[sampled].sum())
+    if str(journal.settings["tokenizer"]).startswith(_TRAINED):
+        journal.tokenizer_bytes = int(facts.bytes[sampled].sum())
     codes[sampled] += _LEARNED_FROM
     journal.write_codes(out, codes)
 

@@ -79,11 +79,12 @@ def unfinished(
     files that it does not tell of. Raises UsageError where there is something else, or nothing to go on with."""
     if is_prepared(folder) and not (resume and (folder / JOURNAL).exists()):
         raise UsageError(f"{str(folder)!r} is prepared already (it has {INDEX}); choose another --out")
-    if resume and not (folder / JOURNAL).exists():
+    begun = (folder / JOURNAL).exists()
+    if resume and not begun and not _is_barely_begun(folder):
         raise UsageError(f"{str(folder)!r} holds nothing unfinished to go on with; leave out --resume")
-    if not resume and (folder / JOURNAL).exists():
+    if not resume and begun:
         raise UsageError(f"{str(folder)!r} holds an unfinished preparation; add --resume, or choose another --out")
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not resume and folder.exists() and not _is_barely_begun(folder) and (folder.is_file() or any(folder.iterdir())):
         raise UsageError(f"{str(folder)!r} is there already and not empty; choose another --out")
     with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,19 +94,26 @@ def unfinished(
             lock(file, wait=False)
         except OSError:
             raise UsageError(f"{str(folder)!r} is being prepared by another process; wait for it, or stop it") from None
-        journal = _read(folder) if resume else Journal(settings)
+        journal = _read(folder) if begun else Journal(settings)
         if journal.settings != settings:
             changed = sorted(key for key in settings if journal.settings.get(key) != settings[key])
             raise UsageError(
                 f"{str(folder)!r} was begun with other {', '.join(changed)}; --resume needs the same inputs and options"
             )
-        if resume:
+        if begun:
             _remove_unknown(folder, journal)
         else:
             journal.write(folder)
         yield journal
     for name in (CODES, LOCK, JOURNAL):
         (folder / name).unlink(missing_ok=True)
+
+
+def _is_barely_begun(folder: Path) -> bool:
+    """Whether a process was killed here before it could write its journal."""
+    return (folder / LOCK).exists() and all(
+        path.name == LOCK or path.name.startswith(TEMPORARY_PREFIX) for path in folder.iterdir()
+    )
 
 
 def _read(folder: Path) -> Journal:
