@@ -21,6 +21,7 @@ from moe_core.errors import RunError
 from moe_core.figures.run_curves import Along
 from moe_core.routing.measures.health import IMBALANCE_LIMIT
 from moe_core.runs import RunFolder, RunStatus, RunSummary
+from moe_core.runs.compute import read_compute
 from moe_core.runs.listing import LAUNCH_PATIENCE_SECONDS
 from moe_core.words import duration, number, sentence
 
@@ -73,6 +74,8 @@ def _numbers(name: str, state_before: str) -> None:
             return
         _controls(run, summary, status)
         _figures(status, loaders.metrics(run, "load"), summary)
+        if (compute := read_compute(run)) is not None:
+            st.caption(plain(compute.sentence))
 
 
 def describe(summary: RunSummary, status: RunStatus) -> str:

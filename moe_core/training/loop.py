@@ -18,8 +18,10 @@ from moe_core.inference.device import resolve_device
 from moe_core.model.size import SMALLEST_VOCABULARY, check_fits_training
 from moe_core.progress import Progress, silent
 from moe_core.runs.checkpoint import checkpoint_steps
+from moe_core.runs.compute import write_compute
 from moe_core.runs.folder import RunFolder, RunStatus
 from moe_core.runs.reader import ReadRun
+from moe_core.training.compute import seen_compute
 from moe_core.training.observe import log_baselines, log_event
 from moe_core.training.origin import origin_of, tokenizer_of
 from moe_core.training.parallel.mesh import Mesh, started
@@ -151,6 +153,8 @@ def _run_loop(
     run, state, training = trainer.run, trainer.state, trainer.config.training
     status_at = 0.0
     run.write_status(state.status("running", trainer.config))
+    if trainer.ranks.is_first:
+        _write_compute(trainer)
 
     while True:
         # Evaluate: loss on both held-out splits, routing of the probe set, a sample.
@@ -191,6 +195,15 @@ def _run_loop(
         seconds=state.clock.elapsed,
         signal=stopper.signal if ended == "stopped" else None,
     )
+
+
+def _write_compute(trainer: Trainer) -> None:
+    """How its steps compute, beside its status."""
+    config, state = trainer.config, trainer.state
+    rows = max(1, config.training.batch_size // max(1, state.parts))
+    weights = next(trainer.model.parameters()).dtype
+    found = seen_compute(config, trainer.device, autocast=state.autocast, rows=rows, weights=weights)
+    write_compute(trainer.run, found)
 
 
 def _prepare_trainer(
