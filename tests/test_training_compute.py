@@ -15,7 +15,7 @@ from moe_core.errors import RunError
 from moe_core.model import MoETransformer
 from moe_core.runs.compute import Compute, read_compute
 from moe_core.runs.folder import RunFolder
-from moe_core.training.compute import backend_name, seen_compute
+from moe_core.training.seen_compute import backend_name, seen_compute
 
 CPU = torch.device("cpu")
 

@@ -21,12 +21,12 @@ from moe_core.runs.checkpoint import checkpoint_steps
 from moe_core.runs.compute import write_compute
 from moe_core.runs.folder import RunFolder, RunStatus
 from moe_core.runs.reader import ReadRun
-from moe_core.training.compute import seen_compute
 from moe_core.training.observe import log_baselines, log_event
 from moe_core.training.origin import origin_of, tokenizer_of
 from moe_core.training.parallel.mesh import Mesh, started
 from moe_core.training.ranks import Ranks
 from moe_core.training.repeatability import repeatable, resolve_autocast
+from moe_core.training.seen_compute import seen_compute
 from moe_core.training.stopping import PreparationStopped, Stopper
 from moe_core.training.trainer import Trainer
 from moe_core.training.trainer_state import check_same_run, with_steps, with_vocabulary
