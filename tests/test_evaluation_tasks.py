@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from moe_core.data.document import Document
+from moe_core.data.python_syntax import correct_so_far, parses, whole_lines
 from moe_core.data.tokens import TokenDataset
 from moe_core.errors import DataError, UsageError
 from moe_core.evaluation.loss import evaluate_loss, unigram_nats
@@ -33,7 +34,7 @@ from moe_core.evaluation.tasks.predicting import perplexity, token_accuracy
 from moe_core.evaluation.tasks.questions import read_questions
 from moe_core.evaluation.tasks.scored_tokens import score_tokens
 from moe_core.evaluation.tasks.scores import verdict, wilson
-from moe_core.evaluation.tasks.written import correct_so_far, distinct, go_on, parses, repetition, whole_lines
+from moe_core.evaluation.tasks.written import distinct, go_on, repetition
 from moe_core.inference.sampling import SamplingConfig
 from moe_core.runs.checkpoint import LoadedRun, load_run
 

@@ -14,6 +14,7 @@ from app.components.page import answer, errors_as_boxes, header, show_notes
 from app.components.routing_text import first_routing
 from app.components.snapshots import snapshot_payload, watch_snapshots
 from app.components.token_view import token_view
+from app.components.training_curves import valid_code_figure
 from app.components.watched_run import counted_film, counted_load_figure
 from moe_core.figures.changes import saturation_figure
 from moe_core.figures.domains import domain_map_figure
@@ -118,6 +119,8 @@ if run.is_watched():
         title="What it took of the text it is trained on",
         terms=["expert load"],
     )
+if (written := valid_code_figure(run)) is not None:
+    show_figure(written, key=written.name, title="How much of the code it writes is valid?")
 events = loaders.metrics(run, "event")
 show_notes(run.name)
 if len(events):

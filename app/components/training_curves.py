@@ -16,7 +16,7 @@ from moe_core.figures.figure import Figure
 from moe_core.figures.palette import RUN_COLOURS
 from moe_core.figures.run_curves import ALONG, DRAWN, ZOOM, Along, loss_of_runs_figure, quantity_figure
 from moe_core.runs import RunFolder, RunSummary
-from moe_core.runs.curves import LOSS, RunCurves, run_curves
+from moe_core.runs.curves import LOSS, VALID_CODE, RunCurves, run_curves
 from moe_core.words import listed, sentence
 
 KEPT_FIGURES = "training_quantities"
@@ -124,6 +124,11 @@ def _curves(run: RunFolder) -> RunCurves:
     watched = run.is_watched()
     seed = None if watched else loaders.config(run).training.seed
     return run_curves(run.name, loaders.metric_log(run), is_watched=watched, seed=seed)
+
+
+def valid_code_figure(run: RunFolder) -> Figure | None:
+    """How much of the code that a run writes at its evaluations is valid; None where it was not asked to."""
+    return quantity_figure([_curves(run)], VALID_CODE, "step")
 
 
 def readable_curves(names: Sequence[str]) -> list[RunCurves]:

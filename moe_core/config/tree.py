@@ -222,6 +222,9 @@ class TrainingConfig(Section):
     """Threads that read the batches of coming steps, one ahead each; 0 = a step reads its own, which takes under a
     hundredth of it unless the text lies on slow storage."""
     contrastive: ContrastiveConfig = Field(ContrastiveConfig(), exclude_if=lambda value: value == ContrastiveConfig())
+    syntax_samples: int = Field(0, ge=0, le=256, exclude_if=lambda value: value == 0)
+    """Beginnings of held-out code that the model goes on from at each evaluation, to see how much of what it writes is
+    valid; 0 = none. Of text in a domain named code or python; without such a domain nothing is written."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of weights, data order and router noise."""
     init_from: str | None = Field(None, min_length=1)

@@ -1,12 +1,11 @@
-"""What a grammar brings and costs: texts written with it and freely from the same prompt, one after the other."""
+"""What a grammar brings and costs: texts written with it and freely from the same prompt, in turns."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from moe_core.evaluation.tasks.written import parses
+from moe_core.data.python_syntax import parses
 from moe_core.inference.engine import Engine, Request
 from moe_core.inference.grammar import PYTHON
 from moe_core.progress import Progress, silent
@@ -17,13 +16,13 @@ class Trial:
     """Some texts of one way of writing."""
 
     way: str
-    texts: int
-    complete: int
+    texts: int = 0
+    complete: int = 0
     """Those that the model ended."""
-    parsed: int | None
+    parsed: int | None = None
     """Complete ones that ast.parse takes, prompt included; None for a grammar of another language."""
-    tokens: int
-    seconds: float
+    tokens: int = 0
+    seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -32,34 +31,34 @@ class Trial:
 
 
 def trial(engine: Engine, request: Request, texts: int, progress: Progress = silent) -> tuple[Trial, Trial]:
-    """(with the grammar of the request, without it): `texts` each, with the seeds from the request's on."""
+    """(with the grammar of the request, without it): `texts` each, with the seeds from the request's on.
+
+    They take turns, so that what else the machine does slows both.
+    """
     assert request.grammar is not None
-    check = parses if request.grammar.name == PYTHON else None
-    asked = ((request.grammar.name, request), ("free", replace(request, grammar=None)))
-    held, free = (
-        _written(engine, way, one, texts, check, lambda n, way=way: progress(f"writing, {way}", n, texts))  # type: ignore[misc]
-        for way, one in asked
-    )
+    checks = request.grammar.name == PYTHON
+    held, free = Trial(request.grammar.name, parsed=0 if checks else None), Trial("free", parsed=0 if checks else None)
+    engine.start(request).result()  # what is made at the first call alone is not timed
+    for number in range(texts):
+        progress("writing", number, texts)
+        sampling = replace(request.sampling, seed=request.sampling.seed + number)
+        held = _one_more(held, engine, replace(request, sampling=sampling))
+        free = _one_more(free, engine, replace(request, sampling=sampling, grammar=None))
     return held, free
 
 
-def _written(
-    engine: Engine,
-    way: str,
-    request: Request,
-    texts: int,
-    check: Callable[[str], bool] | None,
-    tell: Callable[[int], None],
-) -> Trial:
-    complete = parsed = tokens = 0
-    engine.start(request).result()  # what is made at the first call alone is not timed
+def _one_more(so_far: Trial, engine: Engine, request: Request) -> Trial:
     began = time.perf_counter()
-    for number in range(texts):
-        tell(number)
-        sampling = replace(request.sampling, seed=request.sampling.seed + number)
-        found = engine.start(replace(request, sampling=sampling)).result()
-        tokens += len(found.tokens)
-        if found.reason == "end of text":
-            complete += 1
-            parsed += check is not None and isinstance(request.prompt, str) and check(request.prompt + found.text)
-    return Trial(way, texts, complete, None if check is None else parsed, tokens, time.perf_counter() - began)
+    found = engine.start(request).result()
+    seconds = time.perf_counter() - began
+    complete, parsed = found.reason == "end of text", so_far.parsed
+    if parsed is not None and isinstance(request.prompt, str):
+        parsed += complete and parses(request.prompt + found.text)
+    return replace(
+        so_far,
+        texts=so_far.texts + 1,
+        complete=so_far.complete + complete,
+        parsed=parsed,
+        tokens=so_far.tokens + len(found.tokens),
+        seconds=so_far.seconds + seconds,
+    )

@@ -18,7 +18,7 @@ from moe_core.figures.figure import Figure
 from moe_core.figures.labels import rows, spread
 from moe_core.figures.layout import AUTOSIZE, AXIS_ROOM, WIDTH, room_for
 from moe_core.figures.palette import NEUTRAL, SPLIT_COLOURS, run_colours
-from moe_core.runs.curves import LEARNING_RATE, LOAD_IMBALANCE, LOSS, SPEED, TRAIN, RunCurves
+from moe_core.runs.curves import LEARNING_RATE, LOAD_IMBALANCE, LOSS, SPEED, TRAIN, VALID_CODE, RunCurves
 from moe_core.runs.evaluation import Evaluation
 from moe_core.words import duration, number, short_count
 
@@ -83,6 +83,7 @@ DRAWN: dict[str, Quantity] = {
     ),
     "dead_experts": Quantity("Dead experts", "experts, worst layer", "dead expert"),
     "dropped_fraction": Quantity("Dropped choices", "share of choices", "capacity factor"),
+    VALID_CODE: Quantity("Valid code", "share of samples that are correct so far"),
 }  # fmt: skip
 
 
@@ -261,7 +262,8 @@ def _value_axis(quantity: str) -> alt.Axis:
     if quantity == LEARNING_RATE:
         return alt.Axis(format="~g", tickCount=4)
     return alt.Axis(
-        format=".0%" if quantity == "dropped_fraction" else "~s" if quantity == SPEED else "~g", tickCount=5
+        format=".0%" if quantity in ("dropped_fraction", VALID_CODE) else "~s" if quantity == SPEED else "~g",
+        tickCount=5,
     )
 
 

@@ -26,14 +26,15 @@ class TokenizerTexts:
         except Exception as error:  # tokenizers raises the bare Exception for every fault of the file
             reason = str(error).split("\n")[0]
             raise TraceError(f"the tokenizer {str(self._path)!r} is damaged ({reason}); fetch it again") from None
-        self._tokenizer = ForeignTokenizer(backend)
+        self.tokenizer = ForeignTokenizer(backend)
+        """Any tokenizer.json as one of ours is used."""
 
     def __call__(self, ids: Sequence[int]) -> Mapping[int, str]:
         """The text of each id. Raises TraceError for ids of another tokenizer."""
-        size = self._tokenizer.vocab_size
+        size = self.tokenizer.vocab_size
         if ids and max(ids) >= size:
             raise TraceError(
                 f"token id {max(ids)} is not among the {size:,} of the tokenizer {str(self._path)!r}; "
                 "expected that of the model whose routing was recorded"
             )
-        return {token_id: self._tokenizer.token_text(token_id) for token_id in ids}
+        return {token_id: self.tokenizer.token_text(token_id) for token_id in ids}

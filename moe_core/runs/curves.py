@@ -22,9 +22,10 @@ LOSS = "loss"
 LEARNING_RATE = "learning_rate"
 LOAD_IMBALANCE = "load_imbalance"
 SPEED = "tokens_per_second"
+VALID_CODE = "correct_so_far"
 QUANTITIES = (
     LOSS, LEARNING_RATE, "gradient_norm", "load_balancing_loss", "router_z_loss", SPEED, LOAD_IMBALANCE, "dead_experts",
-    "dropped_fraction",
+    "dropped_fraction", VALID_CODE,
 )  # fmt: skip
 """What may be drawn, in the order of the page. Load and dead experts are of the MoE layer where they are worst."""
 RECORDED = QUANTITIES[:6]
@@ -90,6 +91,10 @@ def run_curves(name: str, log: MetricLog, *, is_watched: bool = False, seed: int
             pd.DataFrame({"quantity": one, "split": "", "step": worst["step"], "value": worst[one]})
             for one in _OF_LAYERS
         ]
+    texts = _once_a_step(log.frame("syntax"), ["step"])
+    if len(texts):
+        code = {"quantity": VALID_CODE, "split": "", "step": texts["step"], "value": texts[VALID_CODE]}
+        parts.append(pd.DataFrame(code))
     nothing = pd.DataFrame(columns=["quantity", "split", "step", "value"])
     points = pd.concat(parts, ignore_index=True) if parts else nothing
     points = points.assign(value=pd.to_numeric(points["value"])).dropna(subset=["value"])

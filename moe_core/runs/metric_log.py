@@ -28,7 +28,7 @@ Figure = Annotated[float, Field(ge=-1e39, le=1e39)] | None
 FiguresOf = Mapping[str, Figure]
 Word = Annotated[str, Field(max_length=1000)]
 Text = Annotated[str, Field(max_length=1_000_000)]
-Kind = Literal["train", "evaluation", "baseline", "load", "event", "sample"]
+Kind = Literal["train", "evaluation", "baseline", "load", "event", "sample", "syntax"]
 
 
 class _Line(BaseModel):
@@ -116,7 +116,19 @@ class SampleLine(_Line):
     text: Text
 
 
-MetricLine = TrainLine | EvaluationLine | BaselineLine | LoadLine | EventLine | SampleLine
+class SyntaxLine(_Line):
+    """How much of the code that the model wrote from held-out beginnings is valid."""
+
+    kind: Literal["syntax"]
+    step: Step
+    samples: Count
+    parses: Figure = None
+    """Share that Python parses as it stands, an unfinished last line dropped, 0..1."""
+    correct_so_far: Figure = None
+    """Share that could still become valid code."""
+
+
+MetricLine = TrainLine | EvaluationLine | BaselineLine | LoadLine | EventLine | SampleLine | SyntaxLine
 
 
 _FIGURES = (

@@ -6,20 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_core.config import Config, TrainingConfig
+from moe_core.config import TrainingConfig
 from moe_core.data.prepare import PreparedData
 from moe_core.data.tokens import TokenDataset
 from moe_core.evaluation.loss import evaluate_loss, unigram_nats
-from moe_core.inference.engine import Engine, Request
-from moe_core.inference.sampling import SamplingConfig
 from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress
-from moe_core.runs.checkpoint import LoadedRun
 from moe_core.runs.folder import RunFolder
 from moe_core.training.probe import compact, domain_experts, load_records, ownership_events, probe_routing
 from moe_core.training.trainer_state import TrainerState
-
-SAMPLE_TOKENS = 40
 
 
 def held_out_sets(data: PreparedData, training: TrainingConfig) -> tuple[dict[str, TokenDataset], TokenDataset]:
@@ -113,19 +108,3 @@ def observe_routing(
     if state.step:
         for event in ownership_events(found):
             log_event(run, state.step, event)
-
-
-def write_sample(
-    run: RunFolder, model: MoETransformer, data: PreparedData, config: Config, state: TrainerState
-) -> None:
-    """Let the model write a text from nothing, if it can; each evaluation draws anew."""
-    if not model.config.can_write:
-        return
-    was_training = model.training
-    loaded = LoadedRun(run, config, model.eval(), data.tokenizer, state.step)
-    sampling = SamplingConfig(max_new_tokens=SAMPLE_TOKENS, seed=config.training.seed + state.step)
-    try:
-        text = Engine(loaded).start(Request("", sampling)).result().text
-    finally:
-        model.train(was_training)
-    run.append_metrics({"kind": "sample", "step": state.step, "text": text})

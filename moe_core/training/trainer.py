@@ -25,7 +25,7 @@ from moe_core.training.contrast import ContrastiveTerm
 from moe_core.training.gradient import StepLosses, accumulate_gradient
 from moe_core.training.loss_scaling import LEAST_SCALE, LossScaling
 from moe_core.training.micro_batch import first_parts, in_parts_that_fit
-from moe_core.training.observe import evaluate_splits, held_out_sets, log_event, observe_routing, write_sample
+from moe_core.training.observe import evaluate_splits, held_out_sets, log_event, observe_routing
 from moe_core.training.optimizers import (
     build_optimizers,
     optimizer_tensors,
@@ -40,6 +40,7 @@ from moe_core.training.repeatability import resolve_autocast
 from moe_core.training.schedule import learning_rate_multiplier
 from moe_core.training.step_report import StepFigures, StepReport, is_not_finite
 from moe_core.training.trainer_state import TrainerState
+from moe_core.training.written_texts import write_texts
 
 if TYPE_CHECKING:
     from moe_core.training.parallel.mesh import Mesh
@@ -271,7 +272,7 @@ class Trainer:
                 vocabulary=self._vocabulary,
                 fine_tuning=bool(self.config.training.init_from),
             )
-            write_sample(self.run, model, self.data, self.config, state)
+            write_texts(self.run, model, self.data, self.config, state)
         if self._spread is not None:
             state.nats = {split: self.ranks.of_first(state.nats.get(split, 0.0)) for split in self.held_out}
         state.evaluated_step = state.step
