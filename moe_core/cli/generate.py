@@ -78,7 +78,9 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.compare_free is not None:
         if grammar is None or arguments.prompt is None:
             raise UsageError("--compare-free compares a --grammar with free writing from one --prompt; expected both")
-        return _compare(with_cache(load_language_model(arguments, arguments.step), cache), request, arguments.compare_free, output)
+        return _compare(
+            with_cache(load_language_model(arguments, arguments.step), cache), request, arguments.compare_free, output
+        )
     if arguments.prompts_file is not None:
         from moe_core.cli.prompts_file import answer_prompts, read_prompts
 
