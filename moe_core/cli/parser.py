@@ -29,6 +29,7 @@ from moe_core.cli import (
     prune,
     report,
     runs,
+    scale,
     serve,
     slim,
     states,
@@ -71,6 +72,7 @@ COMMANDS = (
     Command("export", "write a run as a checkpoint that Hugging Face transformers loads", export.parser),
     Command("import", "make a run of a checkpoint of Hugging Face transformers", import_.parser),
     Command("presets", "list the named configurations with their size, cost and memory", presets.parser),
+    Command("scale", "what each process of a large training would keep and send, on paper", scale.parser),
     Command("bench", "time Moescope against its peers and the machine's limit", bench.parser),
     Command(
         "compare-dense",

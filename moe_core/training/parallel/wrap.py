@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,6 +20,7 @@ from moe_core.model.attention import Attention
 from moe_core.model.outline import outline
 from moe_core.model.transformer import Block, ModelStates, MoETransformer
 from moe_core.training.batches import TensorBatch
+from moe_core.training.parallel.footprint import cut_along_width
 from moe_core.training.parallel.mesh import Mesh
 from moe_core.training.parallel.reduce import TokensOfRanks, average, mean_of_ranks, total_norm
 from moe_core.training.parallel.spread_experts import SpreadExperts
@@ -120,6 +121,10 @@ def spread(model: MoETransformer, mesh: Mesh) -> None:
     sizes = mesh.config
     replicated, expert_mesh = mesh.weights["replicate", "shard"], mesh.experts["data", "shard"]
     dense = replicated if mesh.weights.size(0) > 1 else mesh.weights["shard"]
+
+    def placed(weight: nn.Parameter) -> Shard:
+        return Shard(1 if cut_along_width(list(local_part(weight).shape), sizes.shard) else 0)
+
     for block in model.layers:
         assert isinstance(block, Block)
         if sizes.tensor > 1:
@@ -128,9 +133,10 @@ def spread(model: MoETransformer, mesh: Mesh) -> None:
         if sizes.expert > 1 and block.moe is not None:
             block.moe.experts = SpreadExperts(block.moe.experts, mesh.experts["expert"])
             if sizes.shard > 1:
-                fully_shard(block.moe.experts, mesh=expert_mesh if sizes.data > 1 else mesh.experts["shard"])
+                own = expert_mesh if sizes.data > 1 else mesh.experts["shard"]
+                fully_shard(block.moe.experts, mesh=own, shard_placement_fn=placed)
         if sizes.shard > 1:
-            fully_shard(block, mesh=dense)
+            fully_shard(block, mesh=dense, shard_placement_fn=placed)
     if sizes.shard > 1:
         # The head is the embedding, which the loss reads behind the pass.
         fully_shard(model, mesh=dense, reshard_after_forward=False)
