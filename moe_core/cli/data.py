@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe_core.cli import data_dedup, data_info, data_merge, data_prepare, data_synthetic, data_verify
+from moe_core.cli import data_dedup, data_git, data_info, data_merge, data_prepare, data_synthetic, data_verify
 from moe_core.cli.options import Parser
 
 SUBCOMMANDS = {
     "synthetic": ("write the synthetic documents and measure their quality", data_synthetic.parser),
     "prepare": ("write text of any size as a folder of shards", data_prepare.parser),
+    "git": ("write a git repository as shards, and after its next commits only what changed", data_git.parser),
     "dedup": ("remove documents that are copies of others, exactly or nearly", data_dedup.parser),
     "merge": ("write several folders of shards as one, in the mix that is asked for", data_merge.parser),
     "verify": ("read a folder of shards and name what is not as it was written", data_verify.parser),

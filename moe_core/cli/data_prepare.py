@@ -67,7 +67,7 @@ def prepare(arguments: argparse.Namespace, output: Output) -> int:
             [user_path(path) for path in arguments.inputs],
             out,
             vocab_size=arguments.vocab_size or load_config("default", environment={}).model.vocab_size,
-            tokenizer=None if arguments.tokenizer is None else _tokenizer(arguments.tokenizer),
+            tokenizer=None if arguments.tokenizer is None else chosen_tokenizer(arguments.tokenizer),
             seed=arguments.seed,
             workers=arguments.workers,
             shard_tokens=arguments.shard_tokens,
@@ -93,7 +93,7 @@ def prepare(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _tokenizer(which: str) -> Tokenizer:
+def chosen_tokenizer(which: str) -> Tokenizer:
     """Of a file, of a run, or an encoding of tiktoken."""
     from moe_core.data.tiktoken_encodings import tiktoken_tokenizer
     from moe_core.data.tokenizer import Tokenizer

@@ -71,7 +71,7 @@ def prepare_shards(
         "shard_tokens": shard_tokens,
         "tokenizer": given or f"{_TRAINED} {vocab_size} ids",
     }
-    with unfinished(out, settings, resume=resume) as journal, _one_core_each():
+    with unfinished(out, settings, resume=resume) as journal, one_core_each():
         if not is_prepared(out):  # else it was killed just before the end
             _prepare(out, journal, files, vocab_size, tokenizer, workers, report)
     return ShardFolder(out).index
@@ -152,7 +152,9 @@ def _train(
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
+    """What is tokenised together."""
+
     documents: list[Document]
     """Those that have a split, each with its own."""
     end: int
@@ -167,7 +169,7 @@ def _tokenise(
     counts = np.array(journal.token_counts, dtype=np.int64) if journal.shards else None
     done = journal.done_bytes
     with ShardWriter(out, tokenizer, journal.shards, counts, int(str(journal.settings["shard_tokens"]))) as writer:
-        for batch, ids, lengths in _encoded(_batches(documents, codes, journal.done), tokenizer, workers):
+        for batch, ids, lengths in encoded(_batches(documents, codes, journal.done), tokenizer, workers):
             ends = np.cumsum(lengths)
             for document, end, length in zip(batch.documents, ends, lengths, strict=True):
                 split = cast(Split, document.split)
@@ -193,7 +195,7 @@ def _tokenise(
         )
 
 
-def _batches(documents: Iterable[Document], codes: NDArray[np.uint8], done: int) -> Iterator[_Batch]:
+def _batches(documents: Iterable[Document], codes: NDArray[np.uint8], done: int) -> Iterator[Batch]:
     """What is tokenised together, from the document after the first `done` on. Where one ends depends on nothing that
     stands before it."""
     collected: list[Document] = []
@@ -207,20 +209,20 @@ def _batches(documents: Iterable[Document], codes: NDArray[np.uint8], done: int)
             split = ALL_SPLITS[int(code) & ~_LEARNED_FROM]
             collected.append(Document(document.text, document.domain, document.source, split))
         if characters >= ENCODED_TOGETHER or len(collected) >= MOST_TOGETHER:
-            yield _Batch(collected, end, size)
+            yield Batch(collected, end, size)
             collected, characters, size = [], 0, 0
     if collected:
-        yield _Batch(collected, end, size)
+        yield Batch(collected, end, size)
 
 
-def _encoded(
-    batches: Iterator[_Batch], tokenizer: Tokenizer, workers: int
-) -> Iterator[tuple[_Batch, NDArray[np.int32], NDArray[np.int64]]]:
+def encoded(
+    batches: Iterator[Batch], tokenizer: Tokenizer, workers: int
+) -> Iterator[tuple[Batch, NDArray[np.int32], NDArray[np.int64]]]:
     """Each batch with its ids and the number of ids of each document, in order.
 
     Threads do it: the tokenizer computes without Python's lock, and they end with the process however it ends.
     """
-    waiting: deque[tuple[_Batch, Future[tuple[NDArray[np.int32], NDArray[np.int64]]]]] = deque()
+    waiting: deque[tuple[Batch, Future[tuple[NDArray[np.int32], NDArray[np.int64]]]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for batch in batches:
@@ -245,7 +247,7 @@ def _sha256(text: str) -> str:
 
 
 @contextmanager
-def _one_core_each() -> Iterator[None]:
+def one_core_each() -> Iterator[None]:
     """The tokenizer encodes a batch in the thread that asks, so that `workers` says how many cores are at work."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
