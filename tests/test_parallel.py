@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from moe_core.config import Config, validate_config
 from moe_core.errors import UsageError
 from moe_core.runs.checkpoint import find_checkpoint, load_run
 from moe_core.runs.folder import RunFolder
+from moe_core.runs.sharded import newest_sharded
 from moe_core.training.loop import train
 from moe_core.training.parallel.mesh import check_layout
 
@@ -95,13 +97,21 @@ def train_in(count: int, cases: list[Case], root: Path) -> None:
     assert not [error.read_text() for error in root.glob("*.error")]
 
 
-def kill_one(launcher: subprocess.Popen[str], rank: int, run: RunFolder, step: int) -> None:
-    """End a process of the training as a fault would, once the run has come to `step`; torchrun ends the others."""
-    for _ in range(4000):
-        if run.metrics_path.exists() and any(r["step"] >= step for r in run.metric_records("train")):
-            break
+def wait_for(launcher: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    while not condition():  # pytest's timeout ends what never comes
         assert launcher.poll() is None, "it ended before"
         time.sleep(0.01)
+
+
+def is_running(run: RunFolder, processes: list[int]) -> bool:
+    """Whether one of these trains it."""
+    status = run.status()
+    return status is not None and status.state == "running" and status.pid in processes
+
+
+def kill_one(launcher: subprocess.Popen[str], rank: int, run: RunFolder, step: int) -> None:
+    """End a process of the training as a fault would, once the run has come to `step`; torchrun ends the others."""
+    wait_for(launcher, lambda: any(r["step"] >= step for r in run.metric_records("train")))
     os.kill(children_of(launcher.pid)[rank], signal.SIGKILL)
     assert launcher.wait(120) != 0
 
@@ -168,7 +178,7 @@ def changes_of(router: str) -> dict[str, Any]:
 TABLE = [("softmax", layout) for layout in LAYOUTS_OF_TWO]
 TABLE += [(router, LAYOUTS_OF_TWO[0]) for router in ("global_batch", "bias", "expert_threshold")]
 NOISE: dict[str, Any] = {"model__router": {"noise_std": 0.5}}
-KILLED: dict[str, Any] = {**NOISE, "training__steps": 100, "training__evaluation_interval": 10}
+KILLED: dict[str, Any] = {**NOISE, "training__steps": 100, "training__evaluation_interval": 50}
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +197,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         Case("half", configuration(corpus, data), stop_at=10),
         Case("half-moved", configuration(corpus, shard), resumed(shard), copy_of="half"),
         Case("whole", configuration(corpus, data, **KILLED)),
-        Case("killed", configuration(corpus, data, **KILLED)),
+        Case("killed", configuration(corpus, {**data, "save_interval": 3}, **KILLED)),
     ]
     with processes_of(2, cases, root) as launcher:
         kill_one(launcher, 1, RunFolder("killed", root), step=25)
@@ -220,8 +230,21 @@ def test_a_run_goes_on_in_another_layout_and_to_the_bit_in_its_own(corpus: Path,
 
 
 def test_a_run_whose_process_was_killed_ends_as_if_nothing_had_happened(corpus: Path, trained: Path) -> None:
-    killed = RunFolder("killed", trained)
-    assert 20 <= load_run("killed", trained).step < 100
+    """With checkpoints in parts: the ordinary one is of step 0. They are taken up by one process, too."""
+    killed, moved = RunFolder("killed", trained), RunFolder("killed-moved", trained)
+    assert load_run("killed", trained).step == 0
+    assert newest_sharded(killed, after=12) is not None
+    shutil.copytree(killed.path, moved.path)
+    seen: list[int] = []
+    train(
+        moved,
+        validate_config(configuration(corpus, {}, **KILLED)),
+        resume=True,
+        progress=lambda stage, done, _: seen.append(done) if stage == "training" else None,
+    )
+    assert seen[0] > 12, "it went on from the parts"
+    assert load_run("killed-moved", trained).step == 100
+    assert newest_sharded(moved, after=0) is None
     layout = LAYOUTS_OF_TWO[0]
     train_in(2, [Case("killed", configuration(corpus, layout, **KILLED), resumed(layout))], trained)
     assert weights_of(killed) == weights_of(RunFolder("whole", trained))
@@ -231,17 +254,20 @@ def test_a_run_whose_process_was_killed_ends_as_if_nothing_had_happened(corpus: 
 def test_twenty_kills_at_random_moments_change_nothing(corpus: Path, tmp_path: Path) -> None:
     generator = random.Random(0)
     layout = LAYOUTS_OF_TWO[1]
-    config = configuration(corpus, layout, **{**KILLED, "training__steps": 400})
+    config = configuration(corpus, {**layout, "save_interval": 7}, **{**KILLED, "training__steps": 400})
     train_in(2, [Case("whole", config)], tmp_path)
     steps: list[int] = []
-    for _ in range(20):
+    for number in range(20):
         with processes_of(2, [Case("killed", config, resumed(layout))], tmp_path) as launcher:
-            time.sleep(generator.uniform(4.0, 9.0))
+            if number % 5:  # every fifth kill comes while they start
+                wait_for(launcher, lambda: is_running(RunFolder("killed", tmp_path), children_of(launcher.pid)))
+            time.sleep(generator.uniform(0.0, 3.0))
             if len(ranks := children_of(launcher.pid)) == 2:
                 os.kill(generator.choice(ranks), signal.SIGKILL)
                 assert launcher.wait(120) != 0
         steps.append(max((r["step"] for r in RunFolder("killed", tmp_path).metric_records("train")), default=0))
     print(steps)
+    (tmp_path / "killed.error").unlink(missing_ok=True)
     train_in(2, [Case("killed", config, resumed(layout))], tmp_path)
     assert weights_of(RunFolder("killed", tmp_path)) == weights_of(RunFolder("whole", tmp_path))
 

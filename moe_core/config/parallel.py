@@ -24,6 +24,10 @@ class ParallelConfig(Section):
     tensor: int = Field(1, ge=1, le=1_024)
     """Ranks that each hold a part of the attention heads, and see the same rows; must divide model.num_kv_heads."""
 
+    save_interval: int | None = Field(None, ge=1)
+    """None = checkpoints with every evaluation alone. Else, between those, every process writes its part of one after
+    this many steps, while the training goes on."""
+
     @property
     def processes(self) -> int:
         """Of all dimensions together."""
@@ -36,5 +40,5 @@ class ParallelConfig(Section):
 
     def __str__(self) -> str:
         """The dimensions that are more than 1, as in "data 2 x expert 2"."""
-        sizes = {name: getattr(self, name) for name in type(self).model_fields}
+        sizes = {name: getattr(self, name) for name in ("data", "shard", "expert", "tensor")}
         return " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one process"

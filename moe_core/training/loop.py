@@ -176,6 +176,7 @@ def _run_loop(
 
         # Step, and a line in the log now and then.
         step(trainer)
+        trainer.save_parts()
 
         # Status: every second.
         if time.monotonic() - status_at >= STATUS_SECONDS:

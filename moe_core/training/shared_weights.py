@@ -51,7 +51,7 @@ def of_whole_matrices(function: Callable[[Tensor], Tensor], part: Tensor, like: 
 
 def placed_as(tensor: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor of a parameter's shape, laid out as the parameter is; no process is asked."""
-    if not is_shared(parameter) or tensor.shape != parameter.shape:
+    if is_shared(tensor) or not is_shared(parameter) or tensor.shape != parameter.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 

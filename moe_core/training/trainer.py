@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from moe_core.config import Config, TrainingConfig
+from moe_core.config import Config
 from moe_core.data.prepare import PreparedData
 from moe_core.errors import RunError
 from moe_core.model.routers import RouterOutput
@@ -18,6 +18,7 @@ from moe_core.model.transformer import MoETransformer
 from moe_core.progress import Progress
 from moe_core.runs.checkpoint import LoadedRun, load_run, load_trainer_state, save_checkpoint
 from moe_core.runs.folder import RunFolder
+from moe_core.runs.sharded import newest_sharded, remove_sharded
 from moe_core.training.batches import Batches
 from moe_core.training.clipping import Clipping
 from moe_core.training.compiling import BlockCompiler, can_compile, uncompiled
@@ -33,17 +34,17 @@ from moe_core.training.optimizers import (
     set_learning_rates,
     step_optimizers,
 )
+from moe_core.training.parallel.mesh import Mesh, spread_over
 from moe_core.training.phases import phase
 from moe_core.training.random_numbers import random_state, restore_random_state
 from moe_core.training.ranks import Ranks
 from moe_core.training.repeatability import resolve_autocast
 from moe_core.training.schedule import learning_rate_multiplier
 from moe_core.training.step_report import StepFigures, StepReport, is_not_finite
-from moe_core.training.trainer_state import TrainerState
+from moe_core.training.trainer_state import TrainerState, has_more_time
 from moe_core.training.written_texts import write_texts
 
 if TYPE_CHECKING:
-    from moe_core.training.parallel.mesh import Mesh
     from moe_core.training.parallel.wrap import SpreadModel
 
 # This many steps in a row without a finite loss and gradient: the run does not come back by itself.
@@ -84,6 +85,7 @@ class Trainer:
         self.ranks = Ranks()
         self._spread = spread
         """The model among other processes; None = this one holds all of it and sees all rows."""
+        self._saves = None if spread is None else spread.saves(run, config.parallel.save_interval)
         self.state.parts = state.parts or config.training.gradient_accumulation
         self.device = next(model.parameters()).device
         self.reads_every = READ_EVERY if self.device.type == "cuda" else 1
@@ -118,7 +120,7 @@ class Trainer:
         model.prepare_routers(torch.from_numpy(data.token_counts), data.tokenizer.end_of_text)
         if origin is not None:
             model.load_state_dict(origin.model.state_dict())
-        spread = _spread_over(mesh, model, config)
+        spread = spread_over(mesh, model, config)
         autocast = resolve_autocast(config, device)
         state = TrainerState(
             steps=config.training.steps,
@@ -147,14 +149,19 @@ class Trainer:
                 "put the old data back, or start a new --run NAME"
             )
         model = loaded.model.requires_grad_(True)
-        spread = _spread_over(mesh, model, config)
+        spread = spread_over(mesh, model, config)
         optimizers = build_optimizers(model, config.training)
         restore_optimizers(model, optimizers, tensors)
+        if (folder := newest_sharded(run, loaded.step)) is not None:
+            from moe_core.training.parallel.sharded_checkpoint import load_sharded
+
+            tensors, meta = load_sharded(folder, model, optimizers)
+            state = TrainerState.from_meta(meta)
         restore_random_state(tensors, device, 0 if mesh is None else mesh.row)
-        if config.training.steps != state.asked_steps or _has_more_time(config.training, run.config().training):
+        if config.training.steps != state.asked_steps or has_more_time(config.training, run.config().training):
             state.steps = max(state.step, config.training.steps)
             state.asked_steps = config.training.steps
-        state.saved_step = state.step
+        state.saved_step = loaded.step
         run.rewind_metrics(state.step)
         trainer = cls(run, config, data, model, optimizers, state, spread)
         trainer._clipping.restore(tensors)
@@ -284,12 +291,8 @@ class Trainer:
         """Write a checkpoint of this moment; its seconds count as the evaluation's."""
         self.read_steps()
         began = time.perf_counter()
-        optimizer_state = optimizer_tensors(self.model, self.optimizers)
-        aids = {**self._clipping.tensors(), **self._scaling.tensors()}
-        tensors: dict[str, Tensor] | None = {**optimizer_state, **aids, **random_state(self.device)}
         model = self._whole_model()
-        if self._spread is not None:
-            tensors = self._spread.gathered({**optimizer_state, **aids, **self._spread.random_states(self.device)})
+        tensors = self._tensors() if self._spread is None else self._spread.gathered(self._tensors())
         if model is not None:
             save_checkpoint(
                 self.run,
@@ -301,8 +304,25 @@ class Trainer:
                 trainer_meta=self.state.to_meta(),
                 keep_step=self.state.best.step if self.config.training.keep_best else None,
             )
+        if self._saves is not None:
+            self._saves.finish()
+        if model is not None:
+            remove_sharded(self.run)
         self.state.saved_step = self.state.step
         self.state.clock.evaluation_seconds += time.perf_counter() - began
+
+    def save_parts(self) -> None:
+        """Every process begins to write its part of a checkpoint, where parallel.save_interval asks for one now."""
+        if self._saves is not None and self._saves.is_due(self.state.step):
+            self.read_steps()
+            weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+            self._saves.begin(self.state.step, {**weights, **self._tensors()}, self.state.to_meta())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside the weights, as this process has it."""
+        random = random_state(self.device) if self._spread is None else self._spread.random_states(self.device)
+        optimizer_state = optimizer_tensors(self.model, self.optimizers)
+        return {**optimizer_state, **self._clipping.tensors(), **self._scaling.tensors(), **random}
 
     def _clip(self, loss: Tensor) -> Tensor:
         """Clip the gradients; returns their global norm before."""
@@ -343,17 +363,3 @@ class Trainer:
             )
             log_event(self.run, state.step, message)
             state.steps = steps
-
-
-def _spread_over(mesh: Mesh | None, model: MoETransformer, config: Config) -> SpreadModel | None:
-    if mesh is None:
-        return None
-    from moe_core.training.parallel.wrap import SpreadModel
-
-    return SpreadModel(model, mesh, config.training.seed)
-
-
-def _has_more_time(now: TrainingConfig, before: TrainingConfig) -> bool:
-    """Whether the time budget grew, so that steps it has cost may be trained after all."""
-    budget, was = now.time_budget_seconds, before.time_budget_seconds
-    return was is not None and (budget is None or budget > was)

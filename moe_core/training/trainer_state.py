@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from moe_core.config import Config
+from moe_core.config import Config, TrainingConfig
 from moe_core.data.shuffled_order import windows_per_epoch
 from moe_core.errors import RunError
 from moe_core.runs.folder import RunFolder, RunStatus, State
@@ -131,3 +131,9 @@ def check_same_run(run: RunFolder, config: Config) -> None:
 
 def _as_plain_value(value: Any) -> Any:
     return value.model_dump() if hasattr(value, "model_dump") else value
+
+
+def has_more_time(now: TrainingConfig, before: TrainingConfig) -> bool:
+    """Whether the time budget grew, so that steps it has cost may be trained after all."""
+    budget, was = now.time_budget_seconds, before.time_budget_seconds
+    return was is not None and (budget is None or budget > was)

@@ -7,7 +7,7 @@ is left of a weight (shard, FSDP2). What every process holds whole stays a tenso
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -25,6 +25,10 @@ from moe_core.training.parallel.mesh import Mesh
 from moe_core.training.parallel.reduce import TokensOfRanks, average, mean_of_ranks, total_norm
 from moe_core.training.parallel.spread_experts import SpreadExperts
 from moe_core.training.random_numbers import random_state
+
+if TYPE_CHECKING:
+    from moe_core.runs.folder import RunFolder
+    from moe_core.training.parallel.sharded_checkpoint import ShardedSaves
 from moe_core.training.shared_weights import local_part
 
 
@@ -74,6 +78,14 @@ class SpreadModel:
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """See `gathered`."""
         return gathered(tensors)
+
+    def saves(self, run: RunFolder, interval: int | None) -> ShardedSaves | None:
+        """Checkpoints in parts, every `interval` steps; None = none."""
+        if interval is None:
+            return None
+        from moe_core.training.parallel.sharded_checkpoint import ShardedSaves
+
+        return ShardedSaves(run, interval)
 
     def random_states(self, device: torch.device) -> dict[str, Tensor]:
         """Of all processes that see other rows."""
