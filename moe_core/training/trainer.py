@@ -34,7 +34,8 @@ from moe_core.training.optimizers import (
     set_learning_rates,
     step_optimizers,
 )
-from moe_core.training.parallel.mesh import Mesh, spread_over
+from moe_core.training.parallel.mesh import Mesh
+from moe_core.training.parallel.spread_over import spread_over
 from moe_core.training.phases import phase
 from moe_core.training.random_numbers import random_state, restore_random_state
 from moe_core.training.ranks import Ranks

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import distributed
@@ -22,10 +22,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from moe_core.config import Config
 from moe_core.config.parallel import ParallelConfig
 from moe_core.errors import RunError, UsageError
-
-if TYPE_CHECKING:
-    from moe_core.model.transformer import MoETransformer
-    from moe_core.training.parallel.wrap import SpreadModel
 
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the others: they wait while the first one evaluates and saves. A process that ends is
@@ -139,15 +135,6 @@ def mesh_of(config: ParallelConfig, device: torch.device) -> Mesh:
         batch[mine],
         routing[mine],
     )
-
-
-def spread_over(mesh: Mesh | None, model: MoETransformer, config: Config) -> SpreadModel | None:
-    """The model laid out over the processes of a mesh; None without one."""
-    if mesh is None:
-        return None
-    from moe_core.training.parallel.wrap import SpreadModel  # half a second of imports
-
-    return SpreadModel(model, mesh, config.training.seed)
 
 
 def _join(device: torch.device) -> None:
