@@ -172,7 +172,17 @@ CONFIG_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"hidden_act": "relu"}, "hidden_act is 'relu'; our model has 'silu', 'swish', 'gelu' only"),
     ({"attention_bias": True}, "attention_bias is True"),
     ({"use_sliding_window": True}, "use_sliding_window is True"),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type is 'yarn'"),
+    (
+        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
+        "rope_type is 'longrope'; our model has .*yarn",
+    ),
+    ({"rope_parameters": {"rope_type": "linear"}}, "rope_type is 'linear'; it needs factor"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": "4"}}, "factor = '4'; expected a number"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 0.5}}, "rope_type dynamic with factor is"),
+    (
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}},
+        "rope_type yarn with truncate is False",
+    ),
     ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
     ({"rope_parameters": "yarn"}, "expected an object"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),

@@ -57,7 +57,7 @@ def test_norm_of_zeros_and_of_huge_values_is_finite() -> None:
 
 def test_rope_rotates_half_split_pairs_by_hand() -> None:
     # head_dim 4, theta 100: frequencies 1 and 1/10; the pairs are (0, 2) and (1, 3). Position 2.
-    cos, sin = rope_angles(2, 1, 4, 100.0, CPU)
+    cos, sin = rope_angles(ModelConfig(head_dim=4, rope_theta=100.0), 2, 1, CPU)
     rotated = apply_rope(torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 1, 4), cos, sin).flatten()
     expected = [math.cos(2), math.cos(0.2), math.sin(2), math.sin(0.2)]
     assert rotated.tolist() == pytest.approx(expected, rel=1e-5)
@@ -66,11 +66,12 @@ def test_rope_rotates_half_split_pairs_by_hand() -> None:
 def test_rope_keeps_lengths_and_sees_only_distances() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+    config = ModelConfig(head_dim=8)
 
     def product(query_at: int, key_at: int) -> float:
-        rotated = apply_rope(query, *rope_angles(query_at, 1, 8, 1e4, CPU))
+        rotated = apply_rope(query, *rope_angles(config, query_at, 1, CPU))
         assert rotated.norm().item() == pytest.approx(query.norm().item(), rel=1e-5)
-        return float((rotated * apply_rope(key, *rope_angles(key_at, 1, 8, 1e4, CPU))).sum())
+        return float((rotated * apply_rope(key, *rope_angles(config, key_at, 1, CPU))).sum())
 
     assert product(9, 4) == pytest.approx(product(25, 20), rel=1e-4)
     assert product(9, 4) != pytest.approx(product(9, 5), rel=1e-4)
@@ -78,7 +79,7 @@ def test_rope_keeps_lengths_and_sees_only_distances() -> None:
 
 def test_rope_gradient() -> None:
     torch.manual_seed(0)
-    cos, sin = (angle.double() for angle in rope_angles(3, 2, 4, 1e4, CPU))
+    cos, sin = (angle.double() for angle in rope_angles(ModelConfig(head_dim=4), 3, 2, CPU))
     x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(apply_rope, (x, cos, sin))
 
@@ -89,7 +90,7 @@ def test_attention_equals_explicit_softmax_over_shared_heads(qk_norm: bool) -> N
     config = ModelConfig(dim=8, num_heads=4, num_kv_heads=2, head_dim=6, qk_norm=qk_norm)
     attention = Attention(config, 0)
     x_BSD = torch.randn(2, 5, 8)
-    cos, sin = rope_angles(0, 5, 6, config.rope_theta, CPU)
+    cos, sin = rope_angles(config, 0, 5, CPU)
     queries = apply_rope(attention.q_norm(attention.q_proj(x_BSD).view(2, 5, 4, 6)), cos, sin)
     keys = apply_rope(attention.k_norm(attention.k_proj(x_BSD).view(2, 5, 2, 6)), cos, sin)
     values = attention.v_proj(x_BSD).view(2, 5, 2, 6)

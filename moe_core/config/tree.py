@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from moe_core.config.contrastive_views import ContrastiveConfig
 from moe_core.config.parallel import ParallelConfig
+from moe_core.config.rope_schemes import RopeConfig
 from moe_core.config.router import RouterConfig
 from moe_core.config.section import Section
 from moe_core.config.serve import ServeConfig
@@ -40,6 +41,8 @@ class ModelConfig(Section):
     """Longest context in tokens; RoPE tables are built for it."""
     rope_theta: float = Field(10_000.0, ge=1e-6, le=1e12)
     """RoPE base; the angle of the last pair is about position / base, which float32 must hold."""
+    # Like `compile` below: what was saved before there was this key stays as it is.
+    rope: RopeConfig = Field(RopeConfig(), exclude_if=lambda value: value == RopeConfig())
     norm_eps: float = Field(1e-5, ge=1e-30, lt=1.0)
     """Epsilon of RMSNorm."""
     qk_norm: bool = True
@@ -141,6 +144,16 @@ class ModelConfig(Section):
             )
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim = {self.head_dim} is odd; RoPE rotates pairs, choose an even number")
+        if self.rope.scheme in ("ntk", "dynamic") and self.head_dim < 4:
+            raise ValueError(
+                f"model.head_dim = {self.head_dim} is a single pair, which model.rope.scheme = "
+                f"{self.rope.scheme} cannot stretch; choose 4 or more"
+            )
+        if self.rope.scheme == "yarn" and self.rope_theta <= 1:
+            raise ValueError(
+                f"model.rope_theta = {self.rope_theta:g} makes no pair slower than the first; model.rope.scheme = yarn "
+                "needs more than 1"
+            )
         return self
 
 

@@ -9,8 +9,10 @@ from pydantic import ValidationError
 
 from moe_core.config import ModelConfig
 from moe_core.errors import UsageError, first_fault
-from moe_core.exchange.family_configs import FamilyConfig, GraniteMoeSharedConfig, read_family_config, refuse_key
+from moe_core.exchange.family_configs import FamilyConfig, GraniteMoeSharedConfig, read_family_config
 from moe_core.exchange.layouts import UNTIED, Family
+from moe_core.exchange.refusing import refuse_key
+from moe_core.exchange.rope_parameters import positions, rope_parameters
 
 CLASSES: dict[Family, str] = {
     "mixtral": "MixtralForCausalLM",
@@ -26,7 +28,7 @@ def to_huggingface(config: ModelConfig, family: Family, *, context: int, end_of_
 
     `context`: tokens the model has learned to see at once. `end_of_text`: id of the token that begins and ends texts.
     """
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    rope = rope_parameters(config)
     by_switch_loss = config.router.balances_by in ("layer", "global_batch")
     tree: dict[str, Any] = {
         "architectures": [CLASSES[family]],
@@ -39,9 +41,9 @@ def to_huggingface(config: ModelConfig, family: Family, *, context: int, end_of_
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": config.expert_activation,
-        "max_position_embeddings": context,
+        "max_position_embeddings": positions(config, context),
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
+        "rope_theta": rope["rope_theta"],
         "rope_parameters": rope,
         "attention_bias": False,
         "tie_word_embeddings": family not in UNTIED,
@@ -130,8 +132,9 @@ def model_config_of(theirs: FamilyConfig, family: Family) -> ModelConfig:
         if theirs.num_key_value_heads is None
         else theirs.num_key_value_heads,
         "head_dim": theirs.head_width,
-        "max_seq_len": theirs.max_position_embeddings,
+        "max_seq_len": _longest(theirs),
         "rope_theta": theirs.rope_theta,
+        "rope": theirs.rope,
         "norm_eps": theirs.rms_norm_eps,
         "qk_norm": theirs.norms_queries,
         "num_experts": theirs.experts,
@@ -155,6 +158,13 @@ def model_config_of(theirs: FamilyConfig, family: Family) -> ModelConfig:
         )
     first_dense, every = _dense_pattern(theirs.moe_layers, theirs.num_hidden_layers)
     return _validated(model | {"first_dense_layers": first_dense, "moe_every": every})
+
+
+def _longest(theirs: FamilyConfig) -> int:
+    """For the dynamic scheme, max_position_embeddings is where stretching begins, not where texts end."""
+    if theirs.rope.scheme == "dynamic":
+        return int(theirs.max_position_embeddings * theirs.rope.factor)
+    return theirs.max_position_embeddings
 
 
 def _validated(model: dict[str, object]) -> ModelConfig:

@@ -13,8 +13,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from moe_core.config.rope_schemes import RopeConfig
 from moe_core.errors import RunError, UsageError, first_fault, shortened
 from moe_core.exchange.layouts import FAMILIES, Family
+from moe_core.exchange.refusing import refuse_key
+from moe_core.exchange.rope_parameters import read_rope_parameters
 from moe_core.program import program
 
 Positive = Annotated[int, Field(ge=1)]
@@ -75,7 +78,9 @@ class FamilyConfig(BaseModel):
     layer_types: list[str] | None = None
     hidden_act: str = "silu"
     rope_theta: RopeBase
-    """Found in rope_scaling, rope_parameters or beside them, see `_rope`."""
+    """Found in rope_scaling, rope_parameters or beside them, see `_rope_values`."""
+    rope: RopeConfig = RopeConfig()
+    """Found there, too."""
 
     @property
     def head_width(self) -> int:
@@ -319,16 +324,15 @@ def read_family_config(tree: Mapping[str, Any]) -> tuple[FamilyConfig, Family]:
         if key in named and not any(_equals_strictly(named[key], value) for value in allowed):
             raise refuse_key(key, named[key], f"our model has {', '.join(map(repr, allowed))} only")
     try:
-        config = kind.model_validate({**named, "rope_theta": _rope_base(named, kind)})
+        rope = _rope_values(named)
+        base = _rope_base(rope, named, kind)
+        config = kind.model_validate({**named, "rope_theta": base, "rope": RopeConfig()})
+        longest = config.max_position_embeddings
+        config = config.model_copy(update={"rope": read_rope_parameters(rope, named, longest)})
     except ValidationError as error:
         raise _malformed_value(error) from None
     _check_layer_types(config)
     return config, family
-
-
-def refuse_key(key: str, value: object, reason: str) -> UsageError:
-    """The error for a key whose value our model does not have."""
-    return UsageError(f"the checkpoint cannot be imported: its {key} is {shortened(value)}; {reason}")
 
 
 def _family_named(tree: Mapping[str, Any]) -> Family:
@@ -352,8 +356,8 @@ def _without_aliases(tree: Mapping[str, Any], kind: type[FamilyConfig]) -> dict[
     return named
 
 
-def _rope_base(tree: Mapping[str, Any], kind: type[FamilyConfig]) -> object:
-    """rope_theta. As in transformers, rope_scaling goes before rope_parameters, and both before keys beside them."""
+def _rope_values(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As in transformers, rope_scaling goes before rope_parameters, and both before keys beside them."""
     for name in ("rope_parameters", "rope_scaling"):
         if tree.get(name) is not None and not isinstance(tree[name], Mapping):
             raise RunError(f"the checkpoint's config.json has {name} = {shortened(tree[name])}; expected an object")
@@ -361,9 +365,11 @@ def _rope_base(tree: Mapping[str, Any], kind: type[FamilyConfig]) -> object:
     for name, value in rope.items():
         if isinstance(value, Mapping):
             raise refuse_key("rope_parameters", rope, f"our layers share one, without parts such as {name[:40]!r}")
-    rotation = rope.get("rope_type", rope.get("type", "default"))
-    if rotation != "default":
-        raise refuse_key("rope_type", rotation, "our model has the default one only")
+    return rope
+
+
+def _rope_base(rope: Mapping[str, Any], tree: Mapping[str, Any], kind: type[FamilyConfig]) -> object:
+    """rope_theta. Raises UsageError where only a part of each head is rotated."""
     beside = tree.get("partial_rotary_factor", kind.default_rotary_share)
     share = rope.get("partial_rotary_factor", 1.0 if beside is None else beside)
     if not _equals_strictly(share, 1.0):

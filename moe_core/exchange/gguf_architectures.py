@@ -90,6 +90,12 @@ def architecture_of(config: ModelConfig, family: Family) -> Architecture:
             f"blocks gated by {config.expert_activation}",
             f"model.expert_activation is {config.expert_activation}, expected silu",
         )
+    if config.rope.scheme not in ("none", "ntk"):
+        raise _lacking(
+            found,
+            f"angles stretched by {config.rope.scheme} as this export writes them",
+            "expected model.rope.scheme = none or ntk, or --format huggingface",
+        )
     normalizes = config.router.normalize_scores and config.top_k > 1
     if found.normalizes is not None and normalizes != found.normalizes:
         raise _lacking(

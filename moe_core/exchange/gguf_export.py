@@ -18,6 +18,7 @@ from moe_core.exchange.gguf_architectures import Architecture, architecture_of, 
 from moe_core.exchange.layouts import Family
 from moe_core.exchange.targets import fit_to_family, target_family
 from moe_core.files import TEMPORARY_PREFIX, fsync
+from moe_core.model.rope import rope_base
 from moe_core.runs.files import translate_os_errors
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _add_model(writer: GGUFWriter, config: ModelConfig, architecture: Architectu
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_freq_base(rope_base(config, 1))
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_expert_count(config.num_experts)
     writer.add_expert_used_count(config.top_k)

@@ -15,8 +15,9 @@ from moe_core.data.prepare import PreparedData, prepare_data
 from moe_core.data.tokenizer import Tokenizer
 from moe_core.errors import RunError, UsageError
 from moe_core.exchange.configs import model_config_of
-from moe_core.exchange.family_configs import FamilyConfig, read_family_config, refuse_key
+from moe_core.exchange.family_configs import FamilyConfig, read_family_config
 from moe_core.exchange.layouts import HEAD, Family, from_checkpoint
+from moe_core.exchange.refusing import refuse_key
 from moe_core.exchange.weight_files import (
     LARGEST_TOKENIZER,
     TensorHeader,

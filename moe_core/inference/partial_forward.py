@@ -61,4 +61,4 @@ def _context(token_ids: Tensor | None) -> RouterContext | None:
 
 
 def _angles(model: MoETransformer, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
-    return rope_angles(0, x_BSD.shape[1], model.config.head_dim, model.config.rope_theta, x_BSD.device)
+    return rope_angles(model.config, 0, x_BSD.shape[1], x_BSD.device)

@@ -14,6 +14,11 @@ class TokenCache:
     """`length` tokens of `batch_size` sequences, up to `max_len`, all of the same length.
 
     A router that has to remember earlier tokens keeps its notes here, too.
+
+    model.rope.scheme = dynamic: the angles are those of a text that fills the room, `max_len` tokens, from the first
+    token on. So a key is rotated once and never again, and what is read equals an uncached pass of `max_len` tokens.
+    (Keys kept unrotated, and rotated anew at each length, would do so in the first layer alone: the keys above it come
+    from states that were made at shorter lengths.)
     """
 
     mask: Tensor | None = None
@@ -30,7 +35,7 @@ class TokenCache:
         """Tokens per sequence that fit."""
         self.device = torch.device(device)
         self.length = 0
-        self._angles = rope_angles(0, max_len, config.head_dim, config.rope_theta, self.device)
+        self._angles = rope_angles(config, 0, max_len, self.device)
         self._notes: dict[nn.Module, Tensor] = {}
 
     def check_room(self, batch_size: int, new_tokens: int) -> None:

@@ -111,7 +111,7 @@ class MoETransformer(nn.Module):
         if cache is not None:
             cos, sin = cache.angles(S)
         else:
-            cos, sin = rope_angles(0, S, self.config.head_dim, self.config.rope_theta, x_BSD.device)
+            cos, sin = rope_angles(self.config, 0, S, x_BSD.device)
         context = RouterContext(token_ids, cache)
         router_outputs: list[RouterOutput] = []
         recomputes = self.recomputes_blocks and self.training and torch.is_grad_enabled()

@@ -63,7 +63,7 @@ def seen_compute(config: Config, device: torch.device, *, autocast: bool, rows: 
     block = outline(model).layers[layer]
     assert isinstance(block, Block)
     S = config.training.seq_len
-    cos, sin = rope_angles(0, S, model.head_dim, model.rope_theta, device)
+    cos, sin = rope_angles(model, 0, S, device)
     x_BSD = torch.zeros(rows, S, model.dim, device=device, requires_grad=True)
     attention = _empty(block.attention, device)
     seen = _operations(lambda: attention(x_BSD, cos, sin, None), config, device, autocast)
