@@ -25,10 +25,16 @@ def parser() -> Parser:
         "data prepare books/ more.parquet --out out/texts --vocab-size 16384 --workers 4",
         "data prepare texts.jsonl --out out/texts --tokenizer mine",
         "data prepare texts.jsonl --out out/texts --resume",
+        "data prepare --dataset tiny-shakespeare --out out/shakespeare",
     )
     parser.add_argument(
-        "inputs", metavar="INPUT", nargs="+", help=".jsonl, .parquet, .csv or .txt files, or folders of one folder a "
+        "inputs", metavar="INPUT", nargs="*", help=".jsonl, .parquet, .csv or .txt files, or folders of one folder a "
         "domain",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="instead of files, a data set of the datasets library: a name in its cache "
+        "or on the Hub, NAME:CONFIGURATION, or a folder of save_to_disk; its text is first written to DIR.jsonl, from "
+        "which --resume goes on (needs requirements-data.txt)",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write; it must be empty or missing")
     parser.add_argument(
@@ -55,16 +61,27 @@ def parser() -> Parser:
 def prepare(arguments: argparse.Namespace, output: Output) -> int:
     """Write the folder, and say what is in it."""
     from moe_core.config import load_config
+    from moe_core.data.hub_datasets import write_dataset
     from moe_core.data.shards.preparation import prepare_shards
     from moe_core.errors import UsageError
     from moe_core.files import user_path
 
     if arguments.tokenizer is not None and arguments.vocab_size is not None:
         raise UsageError("--tokenizer is used as it is and takes no --vocab-size; leave one out")
+    if bool(arguments.inputs) == bool(arguments.dataset):
+        raise UsageError("data prepare takes files or folders, or else --dataset NAME; expected one of the two")
     out = user_path(arguments.out)
+    inputs = [user_path(path) for path in arguments.inputs]
     with progress_on_stderr() as progress:
+        if arguments.dataset:
+            # Text is read three times, and again by --resume: a stream from a network is written down first.
+            inputs = [out.with_name(f"{out.name}.jsonl")]
+            if inputs[0].exists() and not arguments.resume:
+                raise UsageError(f"{str(inputs[0])!r} is there already; --resume goes on from it, or remove it")
+            if not inputs[0].exists():
+                write_dataset(arguments.dataset, inputs[0], progress)
         index = prepare_shards(
-            [user_path(path) for path in arguments.inputs],
+            inputs,
             out,
             vocab_size=arguments.vocab_size or load_config("default", environment={}).model.vocab_size,
             tokenizer=None if arguments.tokenizer is None else chosen_tokenizer(arguments.tokenizer),

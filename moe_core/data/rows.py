@@ -56,8 +56,8 @@ def read_jsonl(path: Path) -> Iterator[Row]:
             raise DataError(
                 f'{str(path)!r} {place} is {_kind_in_words(value)}; expected an object such as {{"text": "..."}}'
             )
-        columns = _Columns.find(list(value), path, place)
-        yield _checked_row(path, place, number, *(None if key is None else value[key] for key in columns.keys))
+        columns = Columns.find(list(value), path, place)
+        yield checked_row(path, place, number, *(None if key is None else value[key] for key in columns.keys))
 
 
 def read_csv(path: Path) -> Iterator[Row]:
@@ -66,7 +66,7 @@ def read_csv(path: Path) -> Iterator[Row]:
     reader = csv.reader(unix_lines(path), strict=True)
     try:
         header = next(reader, [])
-        columns = _Columns.find([name.strip() for name in header], path, "line 1")
+        columns = Columns.find([name.strip() for name in header], path, "line 1")
         positions = [None if key is None else [name.strip() for name in header].index(key) for key in columns.keys]
         number = 0
         for fields in reader:
@@ -79,7 +79,7 @@ def read_csv(path: Path) -> Iterator[Row]:
                     f"{str(path)!r} {place} has {len(fields)} fields; expected {len(header)} as in the header; "
                     "put texts that hold commas or line ends in double quotes"
                 )
-            yield _checked_row(
+            yield checked_row(
                 path, place, number, *(None if position is None else fields[position] for position in positions)
             )
     except csv.Error as error:
@@ -97,7 +97,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER) as file:
-            columns = _Columns.find(file.schema_arrow.names, path, "its schema")
+            columns = Columns.find(file.schema_arrow.names, path, "its schema")
             names = [key for key in columns.keys if key is not None]
             for batch in file.iter_batches(PARQUET_ROWS, columns=names, use_threads=False):
                 cells = [None if key is None else batch.column(key) for key in columns.keys]
@@ -111,7 +111,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
                             f"{str(path)!r} {place} is not valid UTF-8 at byte {error.start} of its cell; write it as "
                             "UTF-8"
                         ) from None
-                    yield _checked_row(path, place, number, *values)
+                    yield checked_row(path, place, number, *values)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{str(path)!r} is not a readable Parquet file ({_first_line(error)}); write it anew, or use .jsonl"
@@ -142,13 +142,14 @@ def clean_text(text: str, path: Path, place: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Columns:
+class Columns:
     """What the fields text, domain, source and split are called in this file (None = it has no such field)."""
 
     keys: tuple[str, str | None, str | None, str | None]
 
     @classmethod
-    def find(cls, names: Sequence[str], path: Path, place: str) -> _Columns:
+    def find(cls, names: Sequence[str], path: Path, place: str) -> Columns:
+        """Whatever their case. Raises DataError where there is no text, or one name twice."""
         wanted = ("text", "domain", "source", "split")
         text, domain, source, split = (_name_like(name, names, path, place) for name in wanted)
         if text is None:
@@ -170,7 +171,8 @@ def _name_like(wanted: str, names: Sequence[str], path: Path, place: str) -> str
     return found[0] if found else None
 
 
-def _checked_row(path: Path, place: str, number: int, text: Any, domain: Any, source: Any, split: Any) -> Row:
+def checked_row(path: Path, place: str, number: int, text: Any, domain: Any, source: Any, split: Any) -> Row:
+    """The row, with clean text. Raises DataError naming `path` and `place`."""
     if not isinstance(text, str):
         raise DataError(f"{str(path)!r} {place} has a text that is {_kind_in_words(text)}; expected a string")
     return Row(
