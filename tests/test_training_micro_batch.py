@@ -15,12 +15,13 @@ from torch import Tensor
 from training_support import begin_trainer, make_config, saved_and_restored, tensor_hashes, write_corpus
 
 from moe_core.config import Config
-from moe_core.errors import RunError
+from moe_core.errors import RunError, UsageError
 from moe_core.model import size
 from moe_core.runs import RunFolder
 from moe_core.training import loop, micro_batch
 from moe_core.training.loop import train
 from moe_core.training.micro_batch import in_parts_that_fit, next_parts
+from moe_core.training.parallel.mesh import check_layout
 from moe_core.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -122,14 +123,17 @@ def test_other_errors_are_not_taken_for_it(corpus: Path, tmp_path: Path) -> None
     assert trainer.state.parts == 1
 
 
-def test_all_processes_go_on_with_the_same_parts() -> None:
-    """One whose memory sufficed does the step again too, where another's did not."""
-    others, told = iter([True, False]), []
-    model = torch.nn.Linear(2, 2)
-    found = in_parts_that_fit(
-        lambda parts: parts, model, parts=1, batch_size=6, smaller=told.append, agree=lambda own: own or next(others)
-    )
-    assert (found, told) == (2, [2])
+def test_one_of_several_processes_does_not_begin_anew_where_others_wait_for_it() -> None:
+    def fail(_: int) -> None:
+        raise cuda_error()
+
+    told: list[int] = []
+    with pytest.raises(RunError, match=r"memory ended in one of several processes.*--parallel\.shard"):
+        in_parts_that_fit(fail, torch.nn.Linear(2, 2), parts=1, batch_size=6, smaller=told.append, alone=False)
+    assert told == []
+    several = Config.model_validate({"training": {"micro_batch": "auto"}, "parallel": {"data": 2}})
+    with pytest.raises(UsageError, match="micro_batch = auto looks at the memory of one process only"):
+        check_layout(several, 2)
 
 
 def test_parts_split_the_batch_evenly() -> None:

@@ -70,6 +70,7 @@ class Profiles:
         if arguments.trace_export is not None:
             check_regular(arguments.trace_export, "--trace-export")
         from moe_core.training.memory_report import MemoryReport
+        from moe_core.training.parallel.mesh import is_first_process
         from moe_core.training.profiling import StepProfile
         from moe_core.training.trainer import Trainer
 
@@ -79,6 +80,8 @@ class Profiles:
         """For loop.train."""
         self._memory: MemoryReport | None = None
         self._profile: StepProfile | None = None
+        if not is_first_process():
+            return  # one of the processes that share a training is looked at, the one that prints
         if arguments.memory_profile:
             self.step = self._memory = MemoryReport(arguments.report_interval or INTERVAL, self._say_memory)
         if arguments.profile:
@@ -114,21 +117,18 @@ class Profiles:
         return asdict(found)
 
     def _finish_memory(self, memory: MemoryReport) -> dict[str, Any] | None:
-        if memory.parts is None or memory.estimate is None or memory.last is None:
+        if memory.parts is None or memory.last is None:
             return None
         found, estimate = memory.parts, memory.estimate
-        pairs = {
-            "parameters": (found.parameters, estimate.weights),
-            "gradients": (found.gradients, estimate.gradients),
-            "optimizer": (found.optimizer, estimate.optimizer),
-            "activations": (found.activations, estimate.activations),
-        }
-        rows = [(name, _mib(size), _mib(expected)) for name, (size, expected) in pairs.items()]
+        expected = ["-"] * 4
+        if estimate is not None:
+            sizes = estimate.weights, estimate.gradients, estimate.optimizer, estimate.activations
+            expected = [_mib(size) for size in sizes]
+        rows = [(name, _mib(size), mib) for (name, size), mib in zip(asdict(found).items(), expected, strict=True)]
         self._output.say("\n" + table(("memory of a step", "MiB", "estimate"), rows))
-        self._output.say(
-            "The estimate of activations counts what comes and goes beside those that are kept. At most "
-            f"{_mib(memory.last.peak)} MiB were taken in all.\n"
-        )
+        if estimate is not None:
+            self._output.say("The estimate of activations counts what comes and goes beside those that are kept.")
+        self._output.say(f"At most {_mib(memory.last.peak)} MiB were taken in all.\n")
         return {**asdict(found), "peak": memory.last.peak}
 
     def _say_memory(self, step: int, found: MemoryNow) -> None:

@@ -52,27 +52,29 @@ def in_parts_that_fit(
     parts: int,
     batch_size: int,
     smaller: Callable[[int], None],
-    agree: Callable[[bool], bool] = bool,
+    alone: bool = True,
 ) -> Result:
     """`compute(parts)`, the gradient of a step; where memory ends, again from the start in smaller parts.
 
     Gradients and random numbers are put back before, so that the step is the one of a run that had so many parts all
-    along. `smaller` is told the new number of parts. `agree`: whether memory ended in any process of the training; it
-    is asked after every attempt, for all must go on with the same number. Raises RunError where one sequence does not
-    fit.
+    along. `smaller` is told the new number of parts. `alone`: False for one of several processes, which wait for each
+    other within a step: one that begins anew would never meet them again. Raises RunError there, and where one sequence
+    does not fit.
     """
     device = next(model.parameters()).device
     while True:
         numbers = _random_state(device)
         try:
-            result = compute(parts)
-            failed = False
+            return compute(parts)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            failed = True
-        if not agree(failed):
-            return result
+            if not alone:
+                raise RunError(
+                    "memory ended in one of several processes, so all of them end; what was saved is intact: resume "
+                    "with more processes that share weights (--parallel.shard, --parallel.expert), or with "
+                    "--training.activation_checkpointing true"
+                ) from None
         # Here the traceback, which held all that the step had made, is gone.
         model.zero_grad(set_to_none=True)
         gc.collect()

@@ -217,6 +217,7 @@ class Trainer:
             parts=self.state.parts,
             batch_size=self.config.training.batch_size // self.config.parallel.batch_ranks,
             smaller=self._go_on_with,
+            alone=self._spread is None,
         )
         if self._contrast is not None:
             contrastive = self._contrast.add_gradient(

@@ -90,6 +90,11 @@ def check_layout(config: Config, processes: int) -> None:
             f"parallel.tensor = {parallel.tensor} does not divide model.num_kv_heads = {model.num_kv_heads}, the heads "
             "that are divided; choose a divisor, or --parallel.shard"
         )
+    if processes > 1 and training.micro_batch == "auto":
+        raise UsageError(
+            "training.micro_batch = auto looks at the memory of one process only; with --parallel give "
+            "training.gradient_accumulation"
+        )
     if processes > 1 and training.autocast == "float16":
         raise UsageError(
             "training.autocast = float16 scales the loss in one process only; with --parallel use bfloat16 or none"
