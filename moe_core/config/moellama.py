@@ -141,7 +141,7 @@ def _gpus(value: Any, found: Translation) -> None:
         )
     if numbers not in ([], [0]):
         visible = ",".join(map(str, numbers))
-        start = f"torchrun --nproc-per-node {len(numbers)} main.py ... --parallel.data {len(numbers)}"
+        start = f"torchrun --nproc-per-node {len(numbers)} -- main.py ... --parallel.data {len(numbers)}"
         several = f"CUDA_VISIBLE_DEVICES={visible} {start}" if len(numbers) > 1 else f"CUDA_VISIBLE_DEVICES={visible}"
         found.notes.append(f"device.gpu_ids = {_short(value)}: which GPUs are seen is said at the start: {several}")
 
@@ -149,8 +149,8 @@ def _gpus(value: Any, found: Translation) -> None:
 def _data_parallel(value: Any, found: Translation) -> None:
     if _boolean("device.use_data_parallel", value):
         found.notes.append(
-            "device.use_data_parallel = true: several processes are started by torchrun --nproc-per-node N main.py ... "
-            "--parallel.data N"
+            "device.use_data_parallel = true: several processes are started by torchrun --nproc-per-node N -- main.py "
+            "... --parallel.data N"
         )
 
 

@@ -66,7 +66,7 @@ def check_layout(config: Config, processes: int) -> None:
         if processes == 1:
             raise UsageError(
                 f"parallel: {parallel} needs {asked} processes and this is one; start them with torchrun "
-                f"--nproc-per-node {asked} main.py and the same options"
+                f"--nproc-per-node {asked} -- main.py and the same options"
             )
         raise UsageError(
             f"parallel: {parallel} is {asked} of {processes} processes that were started; make the product of "
