@@ -1,0 +1,50 @@
+"""Reading beyond the trained length: the schemes side by side, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_support import Run
+from training_support import write_corpus
+
+from moe_core.data.sources import read_documents
+from moe_core.errors import UsageError
+from moe_core.evaluation.long_context import long_texts, read_long
+from moe_core.inference.scoring import as_dataset
+from moe_core.runs.checkpoint import load_run
+
+
+def test_within_the_trained_length_whole_and_windows_are_the_same_reading(trained_root: Path, tmp_path: Path) -> None:
+    loaded = load_run("tiny", trained_root)
+    trained = loaded.config.training.seq_len
+    dataset = as_dataset(loaded, read_documents(str(write_corpus(tmp_path / "corpus.jsonl"))))
+    texts = long_texts(dataset, 4 * trained)[:4]
+    found = read_long(loaded, texts, 4)
+    spans = {read.scheme: read.spans for read in found.schemes}
+    assert [(span.start, span.end) for span in spans["none"]] == [
+        (0, trained), (trained, 2 * trained), (2 * trained, 4 * trained),
+    ]  # fmt: skip
+    assert spans["none"][0].flips.value == 0
+    assert spans["none"][0].above_windows.value == pytest.approx(0, abs=1e-5)
+    assert spans["none"][2].flips.value > 0
+    assert spans["linear"][0].above_windows.value != pytest.approx(0, abs=1e-4)
+    nats = spans["none"][1].nats
+    assert nats.low < nats.value < nats.high
+    assert np.isfinite(nats.value)
+    with pytest.raises(UsageError, match="expected 3 or more"):
+        long_texts(dataset, 10**6)
+
+
+def test_the_command_prints_a_table_and_writes_json(cli: Run, trained_root: Path, tmp_path: Path) -> None:
+    text = write_corpus(tmp_path / "corpus.jsonl")
+    figures = tmp_path / "context.json"
+    arguments = ["context", "--run", "tiny", "--texts", "3", "--data", str(text), "--json", str(figures)]
+    code, out, err = cli(trained_root, *arguments)
+    assert (code, err) == (0, ""), err
+    assert "yarn" in out
+    tree = json.loads(figures.read_text())
+    assert [read["scheme"] for read in tree["schemes"]] == ["none", "linear", "ntk", "dynamic", "yarn", "llama3"]
+    assert tree["verdict"] in out
