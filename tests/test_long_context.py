@@ -12,7 +12,7 @@ from training_support import write_corpus
 
 from moe_core.data.sources import read_documents
 from moe_core.errors import UsageError
-from moe_core.evaluation.long_context import long_texts, read_long
+from moe_core.evaluation.long_context import _position_test, long_texts, read_long
 from moe_core.inference.scoring import as_dataset
 from moe_core.runs.checkpoint import load_run
 
@@ -31,6 +31,7 @@ def test_within_the_trained_length_whole_and_windows_are_the_same_reading(traine
     assert spans["none"][0].above_windows.value == pytest.approx(0, abs=1e-5)
     assert spans["none"][2].flips.value > 0
     assert spans["linear"][0].above_windows.value != pytest.approx(0, abs=1e-4)
+    assert all(0 <= read.position_nmi <= 1 and 0.01 <= read.position_p <= 1 for read in found.schemes)
     nats = spans["none"][1].nats
     assert nats.low < nats.value < nats.high
     assert np.isfinite(nats.value)
@@ -48,3 +49,13 @@ def test_the_command_prints_a_table_and_writes_json(cli: Run, trained_root: Path
     tree = json.loads(figures.read_text())
     assert [read["scheme"] for read in tree["schemes"]] == ["none", "linear", "ntk", "dynamic", "yarn", "llama3"]
     assert tree["verdict"] in out
+
+
+def test_experts_that_follow_position_are_found_and_others_are_not() -> None:
+    rng = np.random.default_rng(1)
+    by_place = np.broadcast_to((np.arange(64) // 8)[None, :, None], (5, 64, 1))
+    nmi, chance, p = _position_test(by_place.astype(np.int64), 8)
+    assert nmi == pytest.approx(1)
+    assert chance < 0.9
+    assert p == 0.01
+    assert _position_test(rng.integers(0, 8, (5, 64, 2)), 8)[2] > 0.05

@@ -61,6 +61,11 @@ def context(arguments: argparse.Namespace, output: Output) -> int:
     ]
     heads = ["scheme", "positions", "nats", "against windows", "95 % interval", "flips", "busiest"]
     output.say(table(heads, rows))
+    for read in found.schemes:
+        output.say(
+            f"{read.scheme}: NMI of expert with position {read.position_nmi:.4f}, by chance below "
+            f"{read.position_nmi_chance:.4f} in 95 of 100 (p = {read.position_p:.2f})"
+        )
     verdict = long_context_verdict(found)
     output.say(f"Trained length: {found.trained} tokens; {found.texts} texts of {length}. {verdict}")
     output.figures(
