@@ -5,9 +5,9 @@ The tree is frozen and is saved beside everything that a run writes. merging.py 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from moe_core.config.contrastive_views import ContrastiveConfig
 from moe_core.config.parallel import ParallelConfig
@@ -62,6 +62,9 @@ class ModelConfig(Section):
     null_output: NullOutput = Field("zero", exclude_if=lambda value: value == "zero")
     """What a null expert puts out: zero, or identity = what the layer's experts read (LongCat-Flash,
     arXiv:2509.01322), weighted like any expert's output."""
+    removed_experts: int = Field(0, ge=0, le=4_096, exclude_if=lambda value: value == 0)
+    """Experts of each layer that training takes away for good, at training.pruning_steps: no token can choose them any
+    more. They stay in memory and in checkpoints until `prune` writes a run without them."""
     expert_hidden_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Probability that a hidden unit of an expert is zeroed for one token while training; the others are divided by
     1 - p (Switch's expert dropout, arXiv:2101.03961, sec. 2.4, which uses 0.4 for fine-tuning). 0 = off."""
@@ -127,6 +130,8 @@ class ModelConfig(Section):
             raise ValueError(
                 f"model.null_output = {self.null_output} is of null experts and model.null_experts = 0; set both"
             )
+        if self.removed_experts:
+            self._check_removal()
         if "mean_experts" in own_keys and self.router.mean_experts > self.top_k:
             raise ValueError(
                 f"model.router.mean_experts = {self.router.mean_experts:g} is more than model.top_k = {self.top_k}, "
@@ -155,6 +160,24 @@ class ModelConfig(Section):
                 "needs more than 1"
             )
         return self
+
+    def _check_removal(self) -> None:
+        most = self.num_experts - self.top_k
+        if self.removed_experts > most:
+            raise ValueError(
+                f"model.removed_experts = {self.removed_experts} leaves too few: a token is sent to {self.top_k} of "
+                f"{self.num_experts}; expected 0 to {most}"
+            )
+        if self.router.kind not in ("softmax", "sigmoid"):
+            raise ValueError(
+                f"model.removed_experts = {self.removed_experts} needs a router that chooses by logits alone; expected "
+                f"model.router.kind = softmax or sigmoid, not {self.router.kind}"
+            )
+        if self.null_experts or self.router.expert_dropout:
+            raise ValueError(
+                f"model.removed_experts = {self.removed_experts} goes with neither null experts nor expert dropout; "
+                "expected model.null_experts = 0 and model.router.expert_dropout = 0"
+            )
 
 
 class DataConfig(Section):
@@ -221,6 +244,10 @@ class TrainingConfig(Section):
     activation_checkpointing: bool = Field(False, exclude_if=lambda value: value is False)
     """Keep only what enters each block, and compute the block once more in the backward pass: less memory, more time,
     the same numbers to the bit."""
+    pruning_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((), exclude_if=lambda value: not value)
+    """Steps, ascending, such as 100,200, behind which experts are taken away, at each as many as at any other until
+    model.removed_experts of each layer are gone: those of the smallest REAP (arXiv:2510.13999) on the validation text
+    that is scored while training."""
     evaluation_interval: int = Field(100, ge=1)
     """Steps between evaluations (loss on both validation splits, routing of the probe set, checkpoint)."""
     early_stopping_patience: int | None = Field(None, ge=1, exclude_if=lambda value: value is None)
@@ -246,6 +273,12 @@ class TrainingConfig(Section):
     """auto = cuda if present, else cpu."""
     threads: int = Field(0, ge=0, le=1_024)
     """CPU threads (0 = torch's own choice: OMP_NUM_THREADS, else the physical cores)."""
+
+    @field_validator("pruning_steps", mode="before")
+    @classmethod
+    def _steps_in_words(cls, value: object) -> object:
+        """A command line and an environment give "100,200"."""
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> TrainingConfig:
@@ -275,6 +308,7 @@ class Config(Section):
                 f"training.seq_len = {self.training.seq_len} is more than model.max_seq_len = "
                 f"{self.model.max_seq_len}; lower seq_len or raise max_seq_len"
             )
+        self._check_pruning()
         contrastive = self.training.contrastive
         if contrastive.coef and contrastive.tokens >= self.model.max_seq_len:
             raise ValueError(
@@ -282,3 +316,18 @@ class Config(Section):
                 f"{self.model.max_seq_len}; lower it"
             )
         return self
+
+    def _check_pruning(self) -> None:
+        steps, removed = self.training.pruning_steps, self.model.removed_experts
+        if bool(steps) != bool(removed) or len(steps) > max(removed, 0):
+            raise ValueError(
+                f"training.pruning_steps = {list(steps)} and model.removed_experts = {removed} do not fit: expected "
+                "both or neither, and at least one expert for each step"
+            )
+        if list(steps) != sorted(set(steps)):
+            raise ValueError(f"training.pruning_steps = {list(steps)}: expected ascending steps, each once")
+        if steps and self.parallel.processes > 1:
+            raise ValueError(
+                f"training.pruning_steps = {list(steps)} needs one process, not {self.parallel.processes}: what an "
+                "expert adds is weighed by the whole model"
+            )

@@ -103,7 +103,8 @@ def prune_model(loaded: LoadedRun, kept: Kept) -> CutModel:
     refuse_router(loaded.config.model)
     count = check_kept(kept, loaded.config.model)
     tree = loaded.config.model_dump()
-    tree["model"]["num_experts"] = count
+    tree["model"] |= {"num_experts": count, "removed_experts": 0}
+    tree["training"]["pruning_steps"] = ()
     config = validate_config(tree)
     model = outline(config.model)
     model.load_state_dict(_cut(loaded.model.state_dict(), kept), assign=True)
@@ -156,7 +157,8 @@ def _cut(state: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
         match = _PER_EXPERT.match(name)
         return tensor[list(kept[int(match[1])])].clone() if match else tensor
 
-    return {name: rows(name, tensor) for name, tensor in state.items()}
+    # What training took away is cut, or else the comparison shows it.
+    return {name: rows(name, tensor) for name, tensor in state.items() if not name.endswith(".router.removed")}
 
 
 def _compare(loaded: LoadedRun, model: MoETransformer, kept: Kept) -> tuple[float, int]:

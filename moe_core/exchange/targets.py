@@ -30,6 +30,11 @@ def target_family(config: ModelConfig) -> Family:
             f"model.null_experts = {config.null_experts} in our layout",
             "expected 0 (LongCat-Flash's are identities among experts of another attention)",
         )
+    if config.removed_experts:
+        raise _no_target(
+            f"model.removed_experts = {config.removed_experts}, a router that may not choose some of its experts",
+            f"write a run without them: prune --keep {config.num_experts - config.removed_experts}",
+        )
     _check_router(config.router)
     normalized, shared = _normalizes(config), config.shared_expert_hidden_dim
     if config.router.facts.exported_as == "sigmoid":

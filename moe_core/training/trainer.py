@@ -37,6 +37,7 @@ from moe_core.training.optimizers import (
 from moe_core.training.parallel.mesh import Mesh
 from moe_core.training.parallel.spread_over import spread_over
 from moe_core.training.phases import phase
+from moe_core.training.pruning_schedule import remove_experts
 from moe_core.training.random_numbers import random_state, restore_random_state
 from moe_core.training.ranks import Ranks
 from moe_core.training.repeatability import resolve_autocast
@@ -172,6 +173,9 @@ class Trainer:
     def step(self) -> StepReport:
         """One update of the weights, skipped where loss or gradient are not finite; read_steps, where it is due."""
         state, training = self.state, self.config.training
+        text = self.held_out["validation"]
+        if said := remove_experts(self.model, self.data.tokenizer, text, self.config, state.step):
+            log_event(self.run, state.step + 1, said)  # a resume behind `step` takes them away, and says so, again
         compiling = self._compiler.is_due(state.clock, state.steps - state.step, self.read_steps)
         began = time.perf_counter()
         losses, router_outputs = self._compiler.first_step(self._gradient) if compiling else self._gradient()

@@ -27,7 +27,14 @@ ROUTERS: dict[RouterKind, type[Router]] = {
 
 def build_router(config: ModelConfig) -> Router:
     """The router of one MoE layer; its weights are not set yet."""
-    shape = RouterShape(config.dim, config.router_choices, config.top_k, config.capacity_factor, config.vocab_size)
+    shape = RouterShape(
+        config.dim,
+        config.router_choices,
+        config.top_k,
+        config.capacity_factor,
+        config.vocab_size,
+        loses_experts=config.removed_experts > 0,
+    )
     return ROUTERS[config.router.kind](shape, config.router)
 
 

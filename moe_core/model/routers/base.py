@@ -115,6 +115,8 @@ class RouterShape(NamedTuple):
     """See ModelConfig.capacity_factor."""
     vocab_size: int = 0
     """V; only a router that knows token ids asks."""
+    loses_experts: bool = False
+    """Whether training takes experts away, see ModelConfig.removed_experts."""
 
 
 class Router(nn.Module):
@@ -131,6 +133,8 @@ class Router(nn.Module):
     facts: RouterFacts
     """The facts of its kind."""
     weight: nn.Parameter | None
+    removed: Tensor | None
+    """bool [E], experts that training took away; None where it takes none."""
     all_tokens: AllTokens = ALL_HERE
     """Who knows of the tokens that other processes of the training see; after_step asks."""
 
@@ -151,6 +155,8 @@ class Router(nn.Module):
         self.expert_dropout = self.config.expert_dropout
         self.reads_context = self.facts.reads_context
         self.weight = nn.Parameter(torch.empty(shape.num_experts, shape.dim))
+        gone_E = torch.zeros(shape.num_experts, dtype=torch.bool) if shape.loses_experts else None
+        self.register_buffer("removed", gone_E)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """As torch.nn.Module, for .to(), .half() and the like: buffers move with it, but stay float32."""
@@ -196,7 +202,7 @@ class Router(nn.Module):
         logits_TE = nn.functional.linear(x_TD.to(weight.dtype), weight).float()
         if self.noise_std > 0 and self.training:
             logits_TE = logits_TE + self.noise_std * torch.randn_like(logits_TE)
-        return logits_TE
+        return logits_TE if self.removed is None else logits_TE.masked_fill(self.removed, -math.inf)
 
     def choose(self, logits_TE: Tensor, top_k: int, forced: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """The rule for given logits [T, E] and 1 <= top_k <= E: scores [T, top_k] and indices [T, top_k].

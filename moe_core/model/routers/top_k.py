@@ -57,7 +57,8 @@ class TopKRouter(Router):
         """Move the bias against the load that was wanted."""
         if self.expert_bias is not None and self.config.balances_by == "bias":
             counts_E = self.all_tokens.add_up(tokens_per_expert(routed.wanted_indices, self.num_experts)).float()
-            self.expert_bias += self.config.bias_update_speed * torch.sign(counts_E.mean() - counts_E)
+            mean = counts_E.mean() if self.removed is None else counts_E.sum() / (~self.removed).sum()
+            self.expert_bias += self.config.bias_update_speed * torch.sign(mean - counts_E)
 
     def _select_by_bias(self, logits_TE: Tensor, order_TE: Tensor, top_k: int, forced: Sequence[int]) -> Tensor:
         """[T, top_k] the largest p + b; `order_TE`, by logit, decides where p saturates to equals."""
