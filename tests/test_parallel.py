@@ -191,6 +191,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, shard = LAYOUTS_OF_TWO[:2]
     cases = [Case(name_of(*row), configuration(corpus, row[1], **changes_of(row[0]))) for row in TABLE]
     cases += [
+        Case("offloaded", configuration(corpus, {**shard, "offload": True})),
         Case("noisy", configuration(corpus, data, **NOISE)),
         Case("noisy-half", configuration(corpus, data, **NOISE), stop_at=10),
         Case("noisy-resumed", configuration(corpus, data, **NOISE), resumed(data), copy_of="noisy-half"),
@@ -211,6 +212,7 @@ def test_two_processes_have_the_losses_of_one(trained: Path) -> None:
     for row in TABLE:
         run, one = RunFolder(name_of(*row), trained), RunFolder(f"one-{row[0]}", trained)
         assert largest_difference(run, one) < 1e-5, run.name
+    assert largest_difference(RunFolder("offloaded", trained), RunFolder("softmax-shard2", trained)) == 0
     run = RunFolder("softmax-shard2", trained)
     status = run.status()
     assert status is not None
@@ -326,6 +328,8 @@ def test_experts_that_cannot_be_divided_and_float16_are_refused(corpus: Path) ->
         check_layout(parallel(make_config(corpus, model__num_experts=6), expert=4), 4)
     with pytest.raises(UsageError, match="has no experts"):
         check_layout(parallel(make_config(corpus, model__first_dense_layers=2), expert=2), 2)
+    with pytest.raises(UsageError, match=r"parallel.offload = true is FSDP's and needs --parallel.shard"):
+        check_layout(parallel(make_config(corpus), data=2, offload=True), 2)
     with pytest.raises(UsageError, match="float16 scales the loss in one process"):
         check_layout(parallel(make_config(corpus, training__autocast="float16"), data=2), 2)
 

@@ -24,6 +24,9 @@ class ParallelConfig(Section):
     tensor: int = Field(1, ge=1, le=1_024)
     """Ranks that each hold a part of the attention heads, and see the same rows; must divide model.num_kv_heads."""
 
+    offload: bool = False
+    """With `shard`: weights, gradients and optimizer state rest in the host's memory while no block computes with them
+    (FSDP's CPU offload), and the optimizer's step is taken there."""
     save_interval: int | None = Field(None, ge=1)
     """None = checkpoints with every evaluation alone. Else, between those, every process writes its part of one after
     this many steps, while the training goes on."""

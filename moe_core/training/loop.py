@@ -78,7 +78,7 @@ def train(
         ranks = Ranks()
         run = run if ranks.is_first else ReadRun(run.name, run.root)
         stopper = Stopper(run, stop, ranks)
-        report = progress or silent
+        report = progress if progress is not None and ranks.is_first else silent
         return _train(run, config, device, stopper, mesh, resume=resume, data=data, report=report, step=step)
 
 

@@ -95,6 +95,11 @@ def check_layout(config: Config, processes: int) -> None:
             "training.micro_batch = auto looks at the memory of one process only; with --parallel give "
             "training.gradient_accumulation"
         )
+    if parallel.offload and parallel.shard == 1:
+        raise UsageError(
+            "parallel.offload = true is FSDP's and needs --parallel.shard of at least 2; without it every process "
+            "holds the whole model"
+        )
     if processes > 1 and training.autocast == "float16":
         raise UsageError(
             "training.autocast = float16 scales the loss in one process only; with --parallel use bfloat16 or none"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -137,6 +137,7 @@ def spread(model: MoETransformer, mesh: Mesh) -> None:
     def placed(weight: nn.Parameter) -> Shard:
         return Shard(1 if cut_along_width(list(local_part(weight).shape), sizes.shard) else 0)
 
+    rest = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if sizes.offload else OffloadPolicy()
     for block in model.layers:
         assert isinstance(block, Block)
         if sizes.tensor > 1:
@@ -146,12 +147,12 @@ def spread(model: MoETransformer, mesh: Mesh) -> None:
             block.moe.experts = SpreadExperts(block.moe.experts, mesh.experts["expert"])
             if sizes.shard > 1:
                 own = expert_mesh if sizes.data > 1 else mesh.experts["shard"]
-                fully_shard(block.moe.experts, mesh=own, shard_placement_fn=placed)
+                fully_shard(block.moe.experts, mesh=own, shard_placement_fn=placed, offload_policy=rest)
         if sizes.shard > 1:
-            fully_shard(block, mesh=dense, shard_placement_fn=placed)
+            fully_shard(block, mesh=dense, shard_placement_fn=placed, offload_policy=rest)
     if sizes.shard > 1:
         # The head is the embedding, which the loss reads behind the pass.
-        fully_shard(model, mesh=dense, reshard_after_forward=False)
+        fully_shard(model, mesh=dense, reshard_after_forward=False, offload_policy=rest)
         register_fsdp_forward_method(model, "states")
 
 
