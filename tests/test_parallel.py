@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from training_support import make_config, write_corpus
 
@@ -177,6 +178,11 @@ def changes_of(router: str) -> dict[str, Any]:
 
 TABLE = [("softmax", layout) for layout in LAYOUTS_OF_TWO]
 TABLE += [(router, LAYOUTS_OF_TWO[0]) for router in ("global_batch", "bias", "expert_threshold")]
+# What looks at a whole batch looks at the rank's part of it: the same as in one process that passes as many parts.
+BY_RANK: dict[str, dict[str, Any]] = {
+    "capacity": {"model__capacity_factor": 1.0, "model__router": {"load_balancing_loss_coef": 0.0}},
+    "expert_choice": {"model__router": {"kind": "expert_choice"}},
+}
 NOISE: dict[str, Any] = {"model__router": {"noise_std": 0.5}}
 KILLED: dict[str, Any] = {**NOISE, "training__steps": 100, "training__evaluation_interval": 50}
 
@@ -188,9 +194,12 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     for router in dict(TABLE):
         one_process(corpus, root, router, **changes_of(router))
+    for name, changes in BY_RANK.items():
+        one_process(corpus, root, name, **changes, training__gradient_accumulation=2)
     data, shard = LAYOUTS_OF_TWO[:2]
     cases = [Case(name_of(*row), configuration(corpus, row[1], **changes_of(row[0]))) for row in TABLE]
     cases += [
+        *(Case(name, configuration(corpus, data, **changes)) for name, changes in BY_RANK.items()),
         Case("offloaded", configuration(corpus, {**shard, "offload": True})),
         Case("noisy", configuration(corpus, data, **NOISE)),
         Case("noisy-half", configuration(corpus, data, **NOISE), stop_at=10),
@@ -219,6 +228,17 @@ def test_two_processes_have_the_losses_of_one(trained: Path) -> None:
     assert (status.state, status.step, status.tokens) == ("finished", 20, 20 * 8 * 16)
     assert "parallel" not in json.loads((run.path / "config.json").read_text())
     assert load_run(run.name, trained).step == 20, "an ordinary checkpoint, for every reader"
+
+
+@pytest.mark.parametrize("name", BY_RANK)
+def test_what_looks_at_a_whole_batch_looks_at_the_ranks_part(name: str, trained: Path) -> None:
+    both = [
+        [record["loss"] for record in RunFolder(run, trained).metric_records("train")] for run in (name, f"one-{name}")
+    ]
+    assert len(both[0]) == 20
+    assert np.abs(np.subtract(*both)).max() < 1e-5
+    dropped = [record["dropped_fraction"] for record in RunFolder(name, trained).metric_records("train")]
+    assert max(dropped) > 0, "the limit is felt"
 
 
 def test_a_run_goes_on_in_another_layout_and_to_the_bit_in_its_own(corpus: Path, trained: Path) -> None:
@@ -328,6 +348,8 @@ def test_experts_that_cannot_be_divided_and_float16_are_refused(corpus: Path) ->
         check_layout(parallel(make_config(corpus, model__num_experts=6), expert=4), 4)
     with pytest.raises(UsageError, match="has no experts"):
         check_layout(parallel(make_config(corpus, model__first_dense_layers=2), expert=2), 2)
+    with pytest.raises(UsageError, match=r"parallel.pipeline = 2: layers are not divided .* use --parallel.shard"):
+        parallel(make_config(corpus), pipeline=2)
     with pytest.raises(UsageError, match=r"parallel.offload = true is FSDP's and needs --parallel.shard"):
         check_layout(parallel(make_config(corpus), data=2, offload=True), 2)
     with pytest.raises(UsageError, match="float16 scales the loss in one process"):

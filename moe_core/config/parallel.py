@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moe_core.config.section import Section
 
@@ -30,6 +32,17 @@ class ParallelConfig(Section):
     save_interval: int | None = Field(None, ge=1)
     """None = checkpoints with every evaluation alone. Else, between those, every process writes its part of one after
     this many steps, while the training goes on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_pipeline(cls, values: Any) -> Any:
+        """What torch offers composes with neither auxiliary losses nor a head that is the embedding."""
+        if isinstance(values, Mapping) and str(values.get("pipeline", 1)) != "1":
+            raise ValueError(
+                f"parallel.pipeline = {values['pipeline']}: layers are not divided over processes, as router outputs "
+                "and auxiliary losses do not travel between stages; use --parallel.shard, which saves the same memory"
+            )
+        return values
 
     @property
     def processes(self) -> int:
