@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from moe_core.cli.cache_options import add_cache, cache_of
 from moe_core.cli.figure_files import add_format, chosen_formats, figure_records, write_figures
 from moe_core.cli.options import Parser, add_model, command, existing_run, finish, folder_name, output_folder, whole
 from moe_core.cli.output import Output, progress_on_stderr
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from moe_core.routing.measures.flip_margins import FlipMargins
     from moe_core.runs.folder import RunFolder
 
-TOKENS_PER_DOMAIN = 4096
+TOKENS_PER_DOMAIN, READ_SINGLY = 4096, 1024
 
 
 def parser() -> Parser:
@@ -41,12 +42,13 @@ def parser() -> Parser:
         "close, and whether they carry on from layer to layer.\n"
         "A and B are files that `open` opens, or runs: NAME reads the held-out text with the newest checkpoint,\n"
         "NAME@STEP is the snapshot of a step. With --run or --model instead of both, one model reads the same text\n"
-        "twice: as it is, and in another precision (--dtype) or with its weights rounded (--quantise); with it\n"
-        "instead of B, the model reads the tokens of A.",
+        "twice: as it is, and in another precision (--dtype), with its weights rounded (--quantise), or with keys and\n"
+        "values of fewer bits (--cache); with it instead of B, the model reads the tokens of A.",
         "agree float32.parquet bfloat16.parquet",
         "agree demo@100 demo@350",
         "agree --run demo --dtype bfloat16",
         "agree --run demo --quantise 4 --group-size 32 --json agree.json",
+        "agree --run demo --cache int4",
         "agree --model path/to/mixtral --quantise 8 --quantise-what experts --data texts.jsonl",
         "agree recorded.jsonl --run demo",
     )
@@ -70,6 +72,7 @@ def parser() -> Parser:
         "--quantise-what", choices=WHAT, help="all (default): experts, attention, shared and dense blocks, head; "
         "experts: the routed experts alone. Routers and norms are left as they are",
     )  # fmt: skip
+    add_cache(parser, ", for the second reading; both are then read token by token")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", metavar="T", help="read this text")
     source.add_argument(
@@ -77,8 +80,8 @@ def parser() -> Parser:
         "was not trained on; for --model generated text in four domains)",
     )  # fmt: skip
     parser.add_argument(
-        "--tokens-per-domain", metavar="N", type=whole(2, 10_000_000), default=TOKENS_PER_DOMAIN,
-        help=f"of the text that is read, at most (default {TOKENS_PER_DOMAIN})",
+        "--tokens-per-domain", metavar="N", type=whole(2, 10_000_000),
+        help=f"of the text that is read, at most (default {TOKENS_PER_DOMAIN}; with --cache {READ_SINGLY})",
     )  # fmt: skip
     parser.add_argument(
         "--match-experts", action="store_true", help="give each expert of B the number of the one in A that serves "
@@ -131,13 +134,17 @@ def _check(arguments: argparse.Namespace) -> None:
     if given + (has_model and given < 2) != (1 if not given and has_model else 2) or (given == 2 and has_model):
         raise UsageError(
             f"{count_of(given, 'routing')}{' and a model' if has_model else ''}; expected A and B, A with --run or "
-            "--model, or --run or --model alone with --dtype or --quantise"
+            "--model, or --run or --model alone with --dtype, --quantise or --cache"
         )
-    changed = arguments.dtype != "auto" or arguments.quantise is not None
+    has_cache = arguments.cache is not None
+    changed = arguments.dtype != "auto" or arguments.quantise is not None or has_cache
     if has_model and not given and not changed:
-        raise UsageError("one model reads the text twice; say how the second time: --dtype bfloat16, or --quantise 4")
+        raise UsageError(
+            "one model reads the text twice; say how the second time: --dtype bfloat16, --quantise 4 or --cache int4"
+        )
     if not has_model and changed:
-        raise UsageError("--dtype and --quantise say how a model reads; give --run or --model")
+        raise UsageError("--dtype, --quantise and --cache say how a model reads; give --run or --model")
+    cache_of(arguments)
     if given and (arguments.data is not None or arguments.text is not None):
         raise UsageError("the text is that of the routings; --data and --text go with --run or --model alone")
     if arguments.quantise is None and (arguments.group_size is not None or arguments.quantise_what is not None):
@@ -146,6 +153,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--trust-remote-code goes with --model; a run of our own has no code of its own")
     if arguments.format is not None and arguments.out is None:
         raise UsageError("--format goes with --out DIR, where the figures are written")
+    if arguments.tokens_per_domain is None:
+        arguments.tokens_per_domain = READ_SINGLY if has_cache else TOKENS_PER_DOMAIN
     if arguments.text == "":
         raise UsageError("there is no text to read; expected at least one character")
     if arguments.quantise is not None:
@@ -248,10 +257,12 @@ def _variant(arguments: argparse.Namespace) -> Any:
     from moe_core.inference.rounding import Rounding
     from moe_core.inference.two_readings import Variant
 
+    choice = cache_of(arguments)
+    cache = choice if choice.changes else None
     if arguments.quantise is None:
-        return Variant(arguments.dtype)
+        return Variant(arguments.dtype, cache=cache)
     rounding = Rounding(arguments.quantise, arguments.group_size or GROUP_SIZE, arguments.quantise_what or "all")
-    return Variant(arguments.dtype, rounding)
+    return Variant(arguments.dtype, rounding, cache)
 
 
 def _read_twice(arguments: argparse.Namespace, progress: Progress) -> Two:
@@ -382,10 +393,14 @@ def _say_cost(readings: tuple[Reading, Reading], verdicts: dict[str, str], outpu
     rounding = readings[1].variant.rounding
     if rounded is not None and rounding is not None:
         output.say(rounded.describe(rounding))
+    whole, kept = (one.decoding for one in readings)
+    if whole is not None and kept is not None and readings[1].variant.cache is not None:
+        output.say(kept.describe(readings[1].variant.cache, whole))
     return {
-        "first": {"dtype": readings[0].dtype},
+        "first": {"dtype": readings[0].dtype, "cache": None if whole is None else asdict(whole)},
         "second": {
             "dtype": readings[1].dtype,
+            "cache": None if kept is None else asdict(kept) | {"name": readings[1].variant.changes[-1]},
             "rounding": None if rounded is None or rounding is None else asdict(rounding) | asdict(rounded),
         },
         "loss": {

@@ -56,6 +56,7 @@ class ReadGroup:
         for windows, recorded, copies in self.batches:
             places, kept = windows.index[windows.keep] - self.start, windows.keep.ravel()
             indices_LTK, scores_LTK = recorded.choices(windows.index.size)
+            order = recorded.order(windows.index)
             found: dict[str, NDArray[Any] | None] = {
                 "router_indices": indices_LTK,
                 "router_scores": scores_LTK,
@@ -65,7 +66,9 @@ class ReadGroup:
             for name, values in found.items():
                 if values is not None:
                     shape = (len(values), self.end - self.start, values.shape[2])
-                    columns.setdefault(name, np.empty(shape, values.dtype))[:, places] = values[:, kept]
+                    columns.setdefault(name, np.empty(shape, values.dtype))[:, places] = values[
+                        :, (kept if name == "predicted_ids" else order[kept])
+                    ]
         predicted_ids = columns["predicted_ids"].ravel()
         first, part = self.batches[0].recorded, slice(self.start, self.end)
         token_ids = self.dataset.token_ids[part]
@@ -160,6 +163,12 @@ def _groups(
     yield from window_groups(
         dataset, size, places=places_of(model) if tokens_per_batch is None else tokens_per_batch, tokens=tokens
     )
+
+
+def places_read(model: LanguageModel, dataset: TokenDataset) -> int:
+    """Tokens that go through the model to read `dataset` once, those that are context or padding included."""
+    groups = _groups(model, dataset, None, keep_logits=False)
+    return sum(windows.index.size for group in groups for windows in group.batches)
 
 
 def places_of(model: LanguageModel) -> int:

@@ -1,4 +1,5 @@
-"""The same text through one model as it is and changed: another precision of its numbers, or weights of fewer bits."""
+"""The same text through one model as it is and changed: another precision of its numbers, weights or a cache of fewer
+bits."""
 
 from __future__ import annotations
 
@@ -6,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from moe_core.data.tokens import TokenDataset
-from moe_core.inference.open import open_huggingface, open_run
+from moe_core.inference.cache_choice import CacheChoice
+from moe_core.inference.open import open_huggingface, open_run, own_model
 from moe_core.inference.protocol import LanguageModel, check_token_ids
+from moe_core.inference.reading import places_read
 from moe_core.inference.reread import Reread
 from moe_core.inference.rounding import Rounded, Rounding, round_in_place
 from moe_core.inference.subjects import Live
+from moe_core.inference.token_by_token import Decoding, TokenByToken
 from moe_core.inference.tracing import TracedText, trace_dataset
 from moe_core.progress import Progress, silent
 from moe_core.runs import RunFolder
@@ -23,12 +27,19 @@ class Variant:
     dtype: str = "auto"
     """One of device.DTYPES."""
     rounding: Rounding | None = None
+    cache: CacheChoice | None = None
+    """How keys and values are kept: then the text is read token by token. None: windows are read whole, without."""
 
     @property
     def name(self) -> str:
-        """Such as "bfloat16", "4 bits", "bfloat16, 4 bits"; "as saved" where nothing is changed."""
-        parts = [*([] if self.dtype == "auto" else [self.dtype]), *([self.rounding.name] if self.rounding else [])]
-        return ", ".join(parts) or "as saved"
+        """Such as "bfloat16", "4 bits", "bfloat16, 4 bits", "int4 cache"; "as saved" where nothing is changed."""
+        parts = [self.dtype] if self.dtype != "auto" else []
+        return ", ".join([*parts, *self.changes]) or "as saved"
+
+    @property
+    def changes(self) -> list[str]:
+        """What is done beside the precision, in words."""
+        return [one.name for one in (self.rounding, self.cache) if one is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +52,13 @@ class Reading:
     text: TracedText
     rounded: Rounded | None
     """None where no weight was rounded."""
+    decoding: Decoding | None = None
+    """None where windows were read whole."""
 
     @property
     def name(self) -> str:
-        """The precision, and the bits where they are fewer."""
-        return self.dtype if self.variant.rounding is None else f"{self.dtype}, {self.variant.rounding.name}"
+        """The precision, the bits where they are fewer, and how the cache was kept where one was."""
+        return ", ".join([self.dtype, *self.variant.changes])
 
 
 def read_twice(
@@ -61,11 +74,14 @@ def read_twice(
 
     The model is opened for it and closed behind it: what others have open of it stays as it is. One is in memory at a
     time; where only the weights differ it is read once from disk, and they are rounded in place after the first
-    reading. `device` is that of a run; a model of the transformers library has its own. `progress` has a stage for each
-    step. Raises MoescopeError.
+    reading. Where the second keeps its cache otherwise, the first keeps it whole, and both are read token by token.
+    `device` is that of a run; a model of the transformers library has its own. `progress` has a stage for each step.
+    Raises MoescopeError.
     """
     model = _opened(subject, first.dtype, device)
     dataset = text(model)
+    if second.cache is not None and first.cache is None:
+        first = replace(first, cache=CacheChoice())
     one = _read(model, dataset, first, "reading once", progress)
     if first.rounding is not None or first.dtype != second.dtype:
         del model  # the next one needs its memory
@@ -76,12 +92,24 @@ def read_twice(
 def _read(model: LanguageModel, dataset: TokenDataset, variant: Variant, stage: str, progress: Progress) -> Reading:
     found = None if variant.rounding is None else round_in_place(model.model, variant.rounding, progress)
 
+    decoding, reader = None, model
+    if variant.cache is not None:
+        places = places_read(model, dataset)
+
+        def read(done: int) -> None:
+            progress(stage, done, places)
+
+        reader = TokenByToken.of_model(own_model(model, "a cache of another kind"), variant.cache, read)
+        decoding = reader.decoding
+
     def reached(named: str, done: int, total: int) -> None:
         del named
-        progress(stage, done, total)
+        if decoding is None:
+            progress(stage, done, total)
 
-    traced = trace_dataset(model, dataset, reached)
-    return Reading(variant, str(next(model.model.parameters()).dtype).removeprefix("torch."), traced, found)
+    traced = trace_dataset(reader, dataset, reached)
+    dtype = str(next(model.model.parameters()).dtype).removeprefix("torch.")
+    return Reading(variant, dtype, traced, found, decoding)
 
 
 def _opened(subject: Live, dtype: str, device: str) -> LanguageModel:

@@ -131,6 +131,11 @@ class QuantisedCache(TokenCache):
         return seen[0], seen[1]
 
     @property
+    def is_exact(self) -> bool:
+        """See TokenCache."""
+        return not self.quantised(self.length)
+
+    @property
     def key_value_bytes(self) -> int:
         """See TokenCache: codes, scales, zero points and the recent tokens."""
         return sum(held.nbytes for held in (*self._tail, *self._keys, *self._values))

@@ -77,6 +77,11 @@ class TokenCache:
         self.length += new_tokens
 
     @property
+    def is_exact(self) -> bool:
+        """Whether the next token looks at all that was written, as it was."""
+        return True
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory that its tensors take, room that is still empty included."""
         return self.key_value_bytes + sum(notes.nbytes for notes in self._notes.values())

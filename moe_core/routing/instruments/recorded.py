@@ -67,7 +67,7 @@ class Recorded:
     ) -> RoutingTrace:
         """See Recorder.trace."""
         ids = np.atleast_1d(to_numpy(token_ids))
-        order = self._order(ids)
+        order = self.order(ids)
         documents = (
             np.repeat(np.arange(len(ids)) if ids.ndim > 1 else 0, ids[0].size if ids.ndim > 1 else ids.size)
             if document_ids is None
@@ -107,8 +107,8 @@ class Recorded:
             vocabulary=None if vocabulary is None else texts_of_ids(vocabulary, ids, guesses),
         )
 
-    def _order(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """[T] where each token of the flattened ids stands among the recorded ones."""
+    def order(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """[T] where each token of the flattened ids, or of any array of their shape, stands among the recorded ones."""
         straight = np.arange(self.num_tokens)
         pieces = self.passes if [math.prod(shape) for shape in self.passes] == self.tokens_of_passes else []
         rows = len(ids)
