@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_core.cli import train
+from moe_core.cli import data, train
 from moe_core.config import TrainingConfig
+from moe_core.config.parallel import ParallelConfig
 from moe_core.config.serve import CONDOR_VARIABLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +48,20 @@ NAMED_THERE = (
     "activation_checkpointing", "--bf16", "--fp16", "--partition-activations", "--fast-mode", "--gradient-clipping",
     "--profile", "--trace-export", "--memory-profile", "--report-interval", "MemoryManager", "PerformanceTracker",
 )  # fmt: skip
+
+
+SPREAD = re.findall(r"^\| command there \|.*\n\|---.*\n((?:\| .*\n)+)", PAGE, re.MULTILINE)
+
+
+def test_every_command_of_blues_01_for_data_and_processes_leads_to_one_that_exists() -> None:
+    (table,) = SPREAD
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+    there, here = (" ".join(row[column] for row in rows) for column in (0, 1))
+    for name in ("data.py", "merge_data.py", "--weights", "--verify", "--zero-stage", "--offload-optimizer",
+                 "--tensor-parallel-size", "--pipeline-parallel-size"):  # fmt: skip
+        assert name in there, name
+    assert set(re.findall(r"--parallel\.(\w+)", here)) <= set(ParallelConfig.model_fields)
+    assert set(re.findall(r"data ([a-z]+) ", here)) <= set(data.SUBCOMMANDS)
 
 
 def test_every_setting_of_blues_01_is_there_and_leads_to_one_that_exists() -> None:
