@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import special
 from torch import Tensor, nn
@@ -100,6 +100,7 @@ def test_finite_logits_of_any_size_keep_their_probabilities(logits: Any, rule: R
         min_size=1, max_size=4,
     ),
 )  # fmt: skip
+@example("softmax", [[0.0, -INF, 65_510.0]])  # beyond float16, and rounded to its last number
 def test_any_logits_are_kept_so_that_probabilities_stay_in_arrays_capture_and_files(
     rule: Rule, logits: list[list[float]]
 ) -> None:

@@ -42,7 +42,12 @@ def half_precision_logits(name: str, values: npt.ArrayLike, score_function: str)
     logits = _real_numbers(name, values)
     with np.errstate(over="ignore"):
         half: npt.NDArray[np.float16] = logits.astype(np.float16, copy=False)
-    beyond = np.isinf(half) & np.isfinite(logits) if half is not logits else np.zeros(half.shape, bool)
+    # Not by what became infinite: the first numbers behind the end are rounded to it.
+    beyond = (
+        np.isfinite(logits) & ((logits > HALF_MAX) | (logits < -HALF_MAX))
+        if half is not logits
+        else np.zeros(half.shape, bool)
+    )
     if beyond.any():
         rows = beyond.any(axis=-1)
         wide = logits[rows].astype(np.float64)
