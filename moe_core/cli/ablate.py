@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from moe_core.ablation_modes import CRITERIA, MODES
 from moe_core.cli.ablate_heads import ablate_heads
 from moe_core.cli.ablate_models import ablate_model
-from moe_core.cli.ablate_tables import effects_table, interval, text_of
+from moe_core.cli.ablate_tables import effects_table, interval, say_what_was_read, text_of
 from moe_core.cli.options import Parser, add_model, command, existing_run, finish, whole
 from moe_core.cli.output import Output, progress_on_stderr, table
 from moe_core.cli.pruning_curve import pruning_curve
 from moe_core.errors import UsageError
-from moe_core.words import duration, signed
+from moe_core.words import signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,9 +80,7 @@ def ablate(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.model is not None:
         return ablate_model(arguments, output)
     run = existing_run(arguments.run)
-    from moe_core.data.windows import window_words
     from moe_core.inference.device import resolve_device
-    from moe_core.inference.open import context_window
     from moe_core.routing.measures.causes import ablation_verdict, importance_verdict
     from moe_core.runs.checkpoint import load_run
 
@@ -104,19 +102,10 @@ def ablate(arguments: argparse.Namespace, output: Output) -> int:
     output.say()
     for sentence in said.values():
         output.say(sentence)
-    seconds = time.perf_counter() - began
-    output.say(window_words(context_window(loaded), effects.attrs["windows"]))
-    read = f"{effects.attrs['tokens']:,} tokens of {effects.attrs['text']}"
-    output.say(f"{read} through step {loaded.step:,} in {duration(seconds)}; kept in {run.path / 'analysis'}")
     output.figures(
         {
-            "run": run.name,
-            "step": loaded.step,
+            **say_what_was_read(effects, loaded, time.perf_counter() - began, output),
             "mode": arguments.mode,
-            "text": effects.attrs["text"],
-            "tokens": effects.attrs["tokens"],
-            "windows": effects.attrs["windows"],
-            "seconds": seconds,
             **{name: frame.to_dict("records") for name, frame in result.items()},
             "verdicts": said,
         }

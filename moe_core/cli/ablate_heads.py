@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import time
 
-from moe_core.cli.ablate_tables import effects_table, text_of
+from moe_core.cli.ablate_tables import effects_table, say_what_was_read, text_of
 from moe_core.cli.options import existing_run
 from moe_core.cli.output import Output, progress_on_stderr
 from moe_core.errors import UsageError
-from moe_core.words import duration
 
 
 def ablate_heads(arguments: argparse.Namespace, output: Output) -> int:
@@ -20,10 +19,8 @@ def ablate_heads(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.mode != "zero":
         raise UsageError(f"--mode {arguments.mode} is of experts: a masked head adds nothing; leave --mode out")
     run = existing_run(arguments.run)
-    from moe_core.data.windows import window_words
     from moe_core.evaluation.heads import head_effects
     from moe_core.inference.device import resolve_device
-    from moe_core.inference.open import context_window
     from moe_core.routing.measures.causes import ablation_verdict, heads_beside_experts
     from moe_core.runs.analysis import read_ablation_map
     from moe_core.runs.checkpoint import load_run
@@ -42,18 +39,9 @@ def ablate_heads(arguments: argparse.Namespace, output: Output) -> int:
     )
     for sentence in filter(None, said):
         output.say(sentence)
-    seconds = time.perf_counter() - began
-    output.say(window_words(context_window(loaded), effects.attrs["windows"]))
-    read = f"{effects.attrs['tokens']:,} tokens of {effects.attrs['text']}"
-    output.say(f"{read} through step {loaded.step:,} in {duration(seconds)}; kept in {run.path / 'analysis'}")
     output.figures(
         {
-            "run": run.name,
-            "step": loaded.step,
-            "text": effects.attrs["text"],
-            "tokens": effects.attrs["tokens"],
-            "windows": effects.attrs["windows"],
-            "seconds": seconds,
+            **say_what_was_read(effects, loaded, time.perf_counter() - began, output),
             "effects": effects.to_dict("records"),
             "verdict": " ".join(filter(None, said)),
         }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from moe_core.cli.output import table
-from moe_core.words import signed
+from moe_core.cli.output import Output, table
+from moe_core.words import duration, signed
 
 if TYPE_CHECKING:
     import argparse
@@ -18,6 +18,21 @@ if TYPE_CHECKING:
 
 ROWS_SHOWN = 40
 """Experts that the printed table holds; --json and the run's folder hold all."""
+
+
+def say_what_was_read(effects: pd.DataFrame, loaded: LoadedRun, seconds: float, output: Output) -> dict[str, object]:
+    """Print which text was read, how, by which step and in what time; returns the same as figures."""
+    from moe_core.data.windows import window_words
+    from moe_core.inference.open import context_window
+
+    about = effects.attrs
+    output.say(window_words(context_window(loaded), about["windows"]))
+    output.say(
+        f"{about['tokens']:,} tokens of {about['text']} through step {loaded.step:,} in {duration(seconds)}; kept in "
+        f"{loaded.run.path / 'analysis'}"
+    )
+    read = {key: about[key] for key in ("text", "tokens", "windows")}
+    return {"run": loaded.run.name, "step": loaded.step, **read, "seconds": seconds}
 
 
 def effects_table(effects: pd.DataFrame, part: str = "expert") -> str:

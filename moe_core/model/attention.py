@@ -39,7 +39,6 @@ class Attention(nn.Module):
         values = values.transpose(1, 2)
         mask = None
         if cache is not None:
-            cache.watch(self.layer, queries)
             keys, values = cache.write(self.layer, keys, values)
             mask = cache.mask
         mixed = nn.functional.scaled_dot_product_attention(

@@ -50,9 +50,6 @@ class TokenCache:
                 "make a larger cache or ask for fewer tokens"
             )
 
-    def watch(self, layer: int, queries_BHSd: Tensor) -> None:
-        """What is about to look at the keys of a layer, told before `write`; of use only to who forgets by it."""
-
     def write(self, layer: int, keys_BHSd: Tensor, values_BHSd: Tensor) -> tuple[Tensor, Tensor]:
         """Take one layer's new keys and values, after RoPE; return all that they look at, [B, Hkv, ... + S, d], the new
         ones last."""

@@ -95,6 +95,11 @@ class ShardIndex:
             index, _ = read_typed(
                 path.read_bytes(), path, _reader(), "is not an index of shards of this version", REMEDY
             )
+        except FileNotFoundError:
+            raise DataError(
+                f"no shards in {str(folder)!r}: it has no {INDEX}; expected a folder that `data prepare` or `data "
+                "merge` has finished"
+            ) from None
         except OSError as error:
             raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}; {REMEDY}") from None
         except RunError as error:
