@@ -162,9 +162,9 @@ def test_the_command_labels_by_syntax_and_by_a_file_of_the_users(
 
 
 def test_domains_tells_tokens_apart_by_node_type_and_by_labels_of_a_trace(
-    trained_root: Path, tmp_path: Path, dashboard: Open
+    own_root: Path, tmp_path: Path, dashboard: Open
 ) -> None:
-    at = dashboard(trained_root, "domains", layer="1")
+    at = dashboard(own_root, "domains", layer="1")
     at.segmented_control(key="tokens_by").set_value("node type").run()
     assert not at.exception
     assert "a token's node type" in shown(at) or "Not distinguishable from chance" in shown(at)
@@ -172,7 +172,7 @@ def test_domains_tells_tokens_apart_by_node_type_and_by_labels_of_a_trace(
     path = tmp_path / "labelled.parquet"
     trace = random_trace(2, planted="label_cells")
     with_labels(trace, np.array([f"<b>{i % 4}*" for i in trace.token_ids], dtype=object), "tag").save(path)
-    at = dashboard(trained_root, "domains", ("--trace", str(path)), run="trace labelled.parquet", tokens_by="tag")
+    at = dashboard(own_root, "domains", ("--trace", str(path)), run="trace labelled.parquet", tokens_by="tag")
     assert "Experts know a token's tag" in shown(at)
     assert next(iter(at.dataframe[0].value.columns)) == "tag"
     # The trace has no code, so that node types are not offered.

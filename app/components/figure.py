@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import streamlit as st
+from altair.utils import schemapi
 
 from app import state
 from app.components.page import plain
@@ -21,6 +22,10 @@ from moe_core.routing.measures.glossary import GLOSSARY
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+# A chart is checked against Vega-Lite's schema when it is shown; Altair checks each of its parts as it is made besides,
+# for people who write charts by hand.
+schemapi.disable_debug_mode()
 
 _FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "CSV": "text/csv", "HTML": "text/html"}
 _ABOUT = {"CSV": "Save the numbers behind this picture", "HTML": "Save this picture as a page that needs no network"}

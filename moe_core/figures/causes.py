@@ -171,16 +171,16 @@ def correlations_figure(correlations: pd.DataFrame) -> Figure:
         ],
     )
     base = alt.Chart(data).encode(
-        y=alt.Y("name:N", title=None, sort=list(data["name"]), axis=_TWO_LINES), tooltip="sentence:N"
+        y=alt.Y("name:N", title=None, sort=list(data["name"]), axis=_TWO_LINES), tooltip=alt.Tooltip("sentence:N")
     )
     x = alt.X("rho:Q", title="rank correlation with the loss without the expert (0 by chance)",
               scale=alt.Scale(domain=[-1, 1.15], nice=False), axis=alt.Axis(values=[-1, -0.5, 0, 0.5, 1]))  # fmt: skip
-    zero = alt.Chart(pd.DataFrame({"rho": [0.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(x="rho:Q")
+    zero = alt.Chart(pd.DataFrame({"rho": [0.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(x=alt.X("rho:Q"))
     layers = [
         zero,
-        base.mark_rule(strokeWidth=2, color=NEUTRAL).encode(x="low:Q", x2="high:Q"),
+        base.mark_rule(strokeWidth=2, color=NEUTRAL).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q")),
         base.mark_point(size=90, filled=True, color=BAR, opacity=1).encode(x=x),
-        base.mark_text(align="left", dx=8, fontSize=11).encode(x="end:Q", text="label:N"),
+        base.mark_text(align="left", dx=8, fontSize=11).encode(x=alt.X("end:Q"), text=alt.Text("label:N")),
     ]
     return Figure(
         "importance", "What predicts which experts matter", "Does anything we can observe tell what matters?",
@@ -261,13 +261,15 @@ def _dots(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:
     )
     layers = [_zero_rule()]
     if len(data) <= _INTERVAL_POINTS:
-        layers.append(base.mark_rule(color=NEUTRAL, opacity=0.6).encode(y="low:Q", y2="high:Q"))
+        layers.append(base.mark_rule(color=NEUTRAL, opacity=0.6).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q")))
     shades = alt.Color("layer:Q", scale=alt.Scale(range=list(LAYER_SHADES)), title="MoE layer",
                        legend=alt.Legend(format="d", tickMinStep=1, gradientStrokeColor=NEUTRAL))  # fmt: skip
-    dots = base.mark_circle(size=60, opacity=0.9).encode(tooltip="sentence:N", color=shades)
+    dots = base.mark_circle(size=60, opacity=0.9).encode(tooltip=alt.Tooltip("sentence:N"), color=shades)
     layers.append(dots.add_params(alt.selection_point(name=CELL, fields=["layer", "expert"])))
     layers.append(
-        base.transform_filter("datum.named").mark_text(align="left", dx=7, dy=-6, fontSize=11).encode(text="name:N")
+        base.transform_filter("datum.named")
+        .mark_text(align="left", dx=7, dy=-6, fontSize=11)
+        .encode(text=alt.Text("name:N"))
     )
     return layered(layers, data, 360)
 
@@ -294,16 +296,18 @@ def _grid(frame: pd.DataFrame, measure: str, title: str) -> alt.LayerChart:
         for row in rows(data)
     ]
     cells = alt.Chart(data).mark_rect().encode(
-        x=alt.X("x:Q", title=title, scale=alt.Scale(zero=False)), x2="x2:Q",
-        y=alt.Y("y:Q", title=_NATS, scale=alt.Scale(zero=False)), y2="y2:Q",
+        x=alt.X("x:Q", title=title, scale=alt.Scale(zero=False)), x2=alt.X2("x2:Q"),
+        y=alt.Y("y:Q", title=_NATS, scale=alt.Scale(zero=False)), y2=alt.Y2("y2:Q"),
         color=alt.Color("experts:Q", title="experts", scale=alt.Scale(type="log", range=["#f0c48f", "#8a3d02"])),
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )  # fmt: skip
     return layered([cells, _zero_rule()], data, 360)
 
 
 def _zero_rule() -> alt.Chart:
     rule: alt.Chart = (
-        alt.Chart(pd.DataFrame({"delta_nats": [0.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(y="delta_nats:Q")
+        alt.Chart(pd.DataFrame({"delta_nats": [0.0]}))
+        .mark_rule(strokeDash=[5, 4], color=HEAT)
+        .encode(y=alt.Y("delta_nats:Q"))
     )
     return rule

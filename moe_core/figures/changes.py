@@ -40,14 +40,14 @@ def saturation_figure(saturation: pd.DataFrame) -> Figure:
     y = alt.Y("top_k:Q", title="experts shared with the last step", axis=alt.Axis(format=".0%"),
               scale=alt.Scale(domain=[0, 1.02], nice=False))  # fmt: skip
     colour = alt.Color("layer:Q", scale=alt.Scale(range=list(LAYER_SHADES)), legend=None)
-    base = alt.Chart(data).encode(x=x, y=y, detail="layer:N", tooltip="sentence:N")
+    base = alt.Chart(data).encode(x=x, y=y, detail=alt.Detail("layer:N"), tooltip=alt.Tooltip("sentence:N"))
     grey = base.transform_filter("!datum.highlighted").mark_line(strokeWidth=1, opacity=0.35, color=NEUTRAL)
     lines = base.transform_filter("datum.highlighted").mark_line(
         strokeWidth=2, point=alt.OverlayMarkDef(size=24, filled=True)
     )
     chance = data.groupby("step")["chance_top_k"].mean().reset_index()
     rule = alt.Chart(chance).mark_line(strokeDash=[5, 4], color=HEAT, strokeWidth=1.5).encode(
-        x="step:Q", y="chance_top_k:Q"
+        x=alt.X("step:Q"), y=alt.Y("chance_top_k:Q")
     )  # fmt: skip
     layers_of_chart = [grey, lines.encode(color=colour), rule, _layer_names(data, shown, chance)]
     return Figure(
@@ -63,7 +63,9 @@ def diff_figure(diff: pd.DataFrame) -> Figure:
         label=[percent(value) for value in diff["flip_rate"]],
         end=diff[["flip_rate", "high"]].max(axis=1),
     )
-    base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
+    base = alt.Chart(data).encode(
+        y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip=alt.Tooltip("sentence:N")
+    )
     end = _scale_to(data["end"])
     x = alt.X("flip_rate:Q", title="part of tokens that choose other experts; tick: another first expert",
               # Of two precisions few tokens differ: whole percents would repeat.
@@ -71,13 +73,15 @@ def diff_figure(diff: pd.DataFrame) -> Figure:
               scale=alt.Scale(domain=[0, end], nice=False))  # fmt: skip
     layers = [
         bar_mark(base).encode(x=x),
-        interval_mark(base).encode(x="low:Q", x2="high:Q"),
+        interval_mark(base).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q")),
         base.mark_tick(thickness=3, opacity=1, size=26 if len(data) <= MAX_NUMBERED_BARS else 9, color=HEAT).encode(
-            x="first_flip_rate:Q"
+            x=alt.X("first_flip_rate:Q")
         ),
     ]
     if len(data) <= MAX_NUMBERED_BARS:
-        layers.append(base.mark_text(align="left", dx=5, fontSize=11).encode(x="end:Q", text="label:N"))
+        layers.append(
+            base.mark_text(align="left", dx=5, fontSize=11).encode(x=alt.X("end:Q"), text=alt.Text("label:N"))
+        )
     return Figure(
         "routing_diff", "Changed choices by layer", "How many tokens choose other experts?",
         diff_verdict(diff), layered(layers, data, bars_height(len(data))), diff,
@@ -107,16 +111,16 @@ def movers_figure(movers: pd.DataFrame) -> Figure:
     base = alt.Chart(data).encode(
         y=alt.Y("name:N", title=None, sort=list(data["name"]), axis=alt.Axis(labelLimit=260)),
         opacity=alt.condition("datum.uncertain", alt.value(0.4), alt.value(1.0)),
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )
     x = alt.X("share_a:Q", title="part of the tokens that choose the expert: ○ in A, ● in B",
               axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, _scale_to(data["end"])], nice=False))  # fmt: skip
     colour = alt.Color("colour:N", scale=None)
     layers = [
-        base.mark_rule(strokeWidth=2).encode(x=x, x2="share_b:Q", color=colour),
-        base.mark_point(size=70, strokeWidth=2).encode(x="share_a:Q", color=colour),
-        base.mark_point(size=70, filled=True).encode(x="share_b:Q", color=colour),
-        base.mark_text(align="left", dx=10, fontSize=11).encode(x="end:Q", text="label:N"),
+        base.mark_rule(strokeWidth=2).encode(x=x, x2=alt.X2("share_b:Q"), color=colour),
+        base.mark_point(size=70, strokeWidth=2).encode(x=alt.X("share_a:Q"), color=colour),
+        base.mark_point(size=70, filled=True).encode(x=alt.X("share_b:Q"), color=colour),
+        base.mark_text(align="left", dx=10, fontSize=11).encode(x=alt.X("end:Q"), text=alt.Text("label:N")),
     ]
     return Figure(
         "movers", "Experts that moved", "Which experts take more or fewer tokens than before?",
@@ -151,7 +155,7 @@ def _layer_names(data: pd.DataFrame, shown: list[int], chance: pd.DataFrame) -> 
         }
     )
     mark = alt.Chart(names).mark_text(align="left", dx=7, fontSize=11)
-    labels: alt.Chart = mark.encode(x="step:Q", y="top_k:Q", text="name:N")
+    labels: alt.Chart = mark.encode(x=alt.X("step:Q"), y=alt.Y("top_k:Q"), text=alt.Text("name:N"))
     return labels
 
 

@@ -192,14 +192,14 @@ def context_figure(context: pd.DataFrame) -> Figure:
     base = alt.Chart(data).encode(
         y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS),
         color=alt.Color("what:N", title=None, scale=scale, legend=alt.Legend(orient="top", symbolOpacity=1)),
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )
     most = float(data[["share", "chance"]].max().max()) if len(data) else 0.0
     x = alt.X("share:Q", title="part of the choice of expert explained; ○ by chance", axis=percent_axis(most))
     layers = [
-        base.mark_rule(strokeWidth=2, opacity=0.6).encode(x=x, x2="chance:Q"),
-        base.mark_point(size=60, strokeWidth=1.5).encode(x="chance:Q"),
-        base.mark_point(size=80, filled=True, opacity=1).encode(x="share:Q"),
+        base.mark_rule(strokeWidth=2, opacity=0.6).encode(x=x, x2=alt.X2("chance:Q")),
+        base.mark_point(size=60, strokeWidth=1.5).encode(x=alt.X("chance:Q")),
+        base.mark_point(size=80, filled=True, opacity=1).encode(x=alt.X("share:Q")),
     ]
     return Figure(
         "context_independence", "The token or its context", "What explains the choice of expert?",

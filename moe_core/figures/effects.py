@@ -34,7 +34,8 @@ def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:
     room = max(high - low, 0.001) * 0.12
     scale = alt.Scale(domain=[low - (room if low < 0 else 0.0), high + room], nice=False)
     base = alt.Chart(data).encode(
-        y=alt.Y("name:N", title="text", sort=list(data["name"]), axis=alt.Axis(labelLimit=160)), tooltip="sentence:N"
+        y=alt.Y("name:N", title="text", sort=list(data["name"]), axis=alt.Axis(labelLimit=160)),
+        tooltip=alt.Tooltip("sentence:N"),
     )
     x = alt.X("delta_nats:Q", title="change of loss (nats per token)", scale=scale, axis=alt.Axis(tickCount=7))
     bars = base.mark_bar(height=alt.RelativeBandSize(0.55)).encode(
@@ -44,11 +45,11 @@ def domain_effects_figure(effects: pd.DataFrame, what: str) -> Figure:
     )
     layers = [
         bars,
-        base.mark_rule(strokeWidth=1.5, color=NEUTRAL).encode(x="low:Q", x2="high:Q"),
-        base.mark_text(align="left", dx=6, fontSize=11).encode(x="end:Q", text="label:N"),
+        base.mark_rule(strokeWidth=1.5, color=NEUTRAL).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q")),
+        base.mark_text(align="left", dx=6, fontSize=11).encode(x=alt.X("end:Q"), text=alt.Text("label:N")),
         alt.Chart(pd.DataFrame({"delta_nats": [0.0]}))
         .mark_rule(strokeDash=[5, 4], color=HEAT)
-        .encode(x="delta_nats:Q"),
+        .encode(x=alt.X("delta_nats:Q")),
     ]
     return Figure(
         "domain_effects", "Change of loss by kind of text", "On which text does the loss change, and how surely?",
@@ -62,7 +63,7 @@ def with_outline(figure: Figure, layer: int, expert: int) -> Figure:
     own = data[(data["layer"] == layer) & (data["expert"] == expert)]
     if own.empty:
         return figure
-    cell = alt.Chart(own[["layer", "column"]]).encode(x="column:O", y="layer:O")
+    cell = alt.Chart(own[["layer", "column"]]).encode(x=alt.X("column:O"), y=alt.Y("layer:O"))
     frame = cell.mark_rect(fill=None, stroke=expert_colour(0), strokeWidth=3, tooltip=None)
     chart = figure.chart.copy(deep=False)
     chart.layer = [*figure.chart.layer, frame]

@@ -33,11 +33,11 @@ def expert_domains_figure(cells: pd.DataFrame, layer: int, expert: int) -> Figur
     )
     most = float(data["end"].max())
     base = alt.Chart(data).encode(
-        y=alt.Y("domain:N", title=None, sort=domains, axis=alt.Axis(labelLimit=160)), tooltip="sentence:N"
+        y=alt.Y("domain:N", title=None, sort=domains, axis=alt.Axis(labelLimit=160)), tooltip=alt.Tooltip("sentence:N")
     )
     x = alt.X("lift:Q", title="times its even share (1 = as by chance)",
               scale=alt.Scale(domain=[0, max(1.5, most * 1.15) if most == most else 1.5], nice=False))  # fmt: skip
-    even = alt.Chart(pd.DataFrame({"lift": [1.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(x="lift:Q")
+    even = alt.Chart(pd.DataFrame({"lift": [1.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(x=alt.X("lift:Q"))
     layers = [
         base.mark_bar(height=alt.RelativeBandSize(0.62)).encode(
             x=x,
@@ -45,10 +45,10 @@ def expert_domains_figure(cells: pd.DataFrame, layer: int, expert: int) -> Figur
             opacity=alt.condition("datum.uncertain", alt.value(0.25), alt.value(0.6)),
         ),
         base.mark_rule(strokeWidth=3, strokeCap="round").encode(
-            x="lift_low:Q", x2="lift_high:Q", color=alt.Color("colour:N", scale=None)
+            x=alt.X("lift_low:Q"), x2=alt.X2("lift_high:Q"), color=alt.Color("colour:N", scale=None)
         ),
         even,
-        base.mark_text(align="left", dx=5, fontSize=11).encode(x="end:Q", text="label:N"),
+        base.mark_text(align="left", dx=5, fontSize=11).encode(x=alt.X("end:Q"), text=alt.Text("label:N")),
     ]
     return Figure(
         f"expert_domains_layer_{layer}_expert_{expert}", f"Text of expert {expert} in layer {layer}",
@@ -80,16 +80,16 @@ def layer_load_figure(load: pd.DataFrame, layer: int, expert: int) -> Figure:
     base = alt.Chart(data).encode(
         x=alt.X("expert:O", sort=list(own["expert"]), title=f"experts of layer {layer}, the busiest first", axis=names),
         y=alt.Y("lift:Q", title="times its even share", scale=scale),
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )
-    even = alt.Chart(pd.DataFrame({"lift": [1.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(y="lift:Q")
+    even = alt.Chart(pd.DataFrame({"lift": [1.0]})).mark_rule(strokeDash=[5, 4], color=HEAT).encode(y=alt.Y("lift:Q"))
     colour = alt.condition("datum.chosen", alt.value(expert_colour(expert)), alt.value(NEUTRAL))
     opacity = alt.condition("datum.chosen", alt.value(1.0), alt.value(0.45))
     bars = base.mark_bar().encode(color=colour, opacity=opacity)
     bars = bars.add_params(alt.selection_point(name=CELL, fields=["layer", "expert"]))
     # Of many experts a bar is a line of a point: the number above says which it is.
     number_above = base.transform_filter("datum.chosen").mark_text(dy=-7, fontSize=11, fontWeight="bold")
-    name = number_above.encode(text="expert:O", color=colour)
+    name = number_above.encode(text=alt.Text("expert:O"), color=colour)
     verdict = (
         f"Expert {expert} is number {place} of {experts} in layer {layer} by load: {percent(share)} of the choices, "
         f"{number(share * experts)} times its even share."

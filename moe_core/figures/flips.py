@@ -53,7 +53,9 @@ def agreement_figure(found: Agreement) -> Figure:
         begin=frame[["identical", "low"]].min(axis=1),
         end=frame[["identical", "high"]].max(axis=1),
     )
-    base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
+    base = alt.Chart(data).encode(
+        y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip=alt.Tooltip("sentence:N")
+    )
     least = frame[["identical", "low", "first", "first_low"]].min().min()
     width = max(1 - float(least), _LEAST_SCALE) if least == least else 1.0
     # Points, not bars, as the scale need not begin at 0; on either side there is room for the numbers.
@@ -67,15 +69,17 @@ def agreement_figure(found: Agreement) -> Figure:
         return alt.X(f"{name}:Q", title=title, axis=axis, scale=scale)
 
     layers = [
-        base.mark_rule(strokeWidth=3, color=BAR, strokeCap="round", opacity=0.6).encode(x=x_of("low"), x2="high:Q"),
+        base.mark_rule(strokeWidth=3, color=BAR, strokeCap="round", opacity=0.6).encode(
+            x=x_of("low"), x2=alt.X2("high:Q")
+        ),
         base.mark_point(filled=True, size=80, color=BAR, opacity=1).encode(x=x_of("identical")),
         base.mark_point(filled=False, size=60, color=HEAT, strokeWidth=2, opacity=1).encode(x=x_of("first")),
     ]
     if len(data) <= MAX_NUMBERED_BARS:
         left, right = (base.transform_filter(alt.datum.before == where) for where in (True, False))
         layers += [
-            left.mark_text(align="right", dx=-9, fontSize=11).encode(x=x_of("begin"), text="label:N"),
-            right.mark_text(align="left", dx=9, fontSize=11).encode(x=x_of("end"), text="label:N"),
+            left.mark_text(align="right", dx=-9, fontSize=11).encode(x=x_of("begin"), text=alt.Text("label:N")),
+            right.mark_text(align="left", dx=9, fontSize=11).encode(x=x_of("end"), text=alt.Text("label:N")),
         ]
     return Figure(
         "agreement", "Agreement by layer", "Which share of the choices is identical?",
@@ -112,7 +116,9 @@ def margins_figure(found: FlipMargins) -> Figure:
     has_margins = found.experts.basis == "boundary" or least != least
     begin = LEAST_MARGIN if has_margins else max(LEAST_MARGIN, 10.0 ** math.floor(math.log10(least)))
     scale = alt.Scale(type="log", domain=[begin, most * 1.3 if most == most else 1.0], nice=False)
-    base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
+    base = alt.Chart(data).encode(
+        y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip=alt.Tooltip("sentence:N")
+    )
     title = f"{_AXES[found.experts.basis]}: ● at flips  ○ elsewhere; line: middle half"
     x = alt.X(
         "at_flips_lower:Q",
@@ -123,13 +129,15 @@ def margins_figure(found: FlipMargins) -> Figure:
     # One above the other, so that neither hides what lies behind it.
     layers = [
         base.mark_rule(color=HEAT, yOffset=-4, strokeWidth=3, strokeCap="round", opacity=0.5).encode(
-            x=x, x2="at_flips_upper:Q"
+            x=x, x2=alt.X2("at_flips_upper:Q")
         ),
         base.mark_rule(color=BAR, yOffset=4, strokeWidth=3, strokeCap="round", opacity=0.5).encode(
-            x="elsewhere_lower:Q", x2="elsewhere_upper:Q"
+            x=alt.X("elsewhere_lower:Q"), x2=alt.X2("elsewhere_upper:Q")
         ),
-        base.mark_point(filled=True, size=80, color=HEAT, opacity=1, yOffset=-4).encode(x="at_flips:Q"),
-        base.mark_point(filled=False, size=70, color=BAR, strokeWidth=2, opacity=1, yOffset=4).encode(x="elsewhere:Q"),
+        base.mark_point(filled=True, size=80, color=HEAT, opacity=1, yOffset=-4).encode(x=alt.X("at_flips:Q")),
+        base.mark_point(filled=False, size=70, color=BAR, strokeWidth=2, opacity=1, yOffset=4).encode(
+            x=alt.X("elsewhere:Q")
+        ),
     ]
     return Figure(
         "flip_margins", "How close the flipped choices were", "Had the choices that differ been close?",

@@ -39,7 +39,7 @@ def expert_flow_figure(frame: pd.DataFrame, layer: int, expert: int, direction: 
     )  # fmt: skip
     base = alt.Chart(data).encode(
         y=alt.Y("expert:O", title=f"expert of layer {other}", sort=[int(one) for one in drawn["expert"]]),
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )
     bars = base.mark_bar(height=alt.RelativeBandSize(0.7)).encode(
         x=x,
@@ -47,7 +47,7 @@ def expert_flow_figure(frame: pd.DataFrame, layer: int, expert: int, direction: 
         opacity=alt.condition("datum.uncertain", alt.value(0.25), alt.value(0.75)),
     )
     bars = bars.add_params(alt.selection_point(name=CELL, fields=["layer", "expert"]))
-    line = base.mark_tick(thickness=2, color=HEAT, size=22).encode(x="expected:Q")
+    line = base.mark_tick(thickness=2, color=HEAT, size=22).encode(x=alt.X("expected:Q"))
     return Figure(
         f"expert_flow_{direction}_layer_{layer}_expert_{expert}",
         f"Where the tokens of expert {expert} of layer {layer} {way}",

@@ -90,12 +90,16 @@ def expert_load_over_time(loads: pd.DataFrame, layer: int, expert: int | None = 
     y = alt.Y(
         "share:Q", title=f"share of choices (even: {percent(even)})", axis=percent_axis(float(frame["share"].max()))
     )
-    base = alt.Chart(data).encode(x=x, y=y, detail="expert:N", tooltip="sentence:N")
+    base = alt.Chart(data).encode(x=x, y=y, detail=alt.Detail("expert:N"), tooltip=alt.Tooltip("sentence:N"))
     grey = base.transform_filter("!datum.highlighted").mark_line(strokeWidth=1, opacity=0.35, color=NEUTRAL)
     lines = base.transform_filter("datum.highlighted").mark_line(
         strokeWidth=2, point=alt.OverlayMarkDef(size=18, filled=True)
     ).encode(color=colours)  # fmt: skip
-    rule = alt.Chart(pd.DataFrame({"share": [even]})).mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y="share:Q")
+    rule = (
+        alt.Chart(pd.DataFrame({"share": [even]}))
+        .mark_rule(strokeDash=[5, 4], color=NEUTRAL)
+        .encode(y=alt.Y("share:Q"))
+    )
     named = labels.encode(color=colours)
     return layered([grey, lines, rule, named], data, 320)
 
@@ -122,12 +126,12 @@ def router_entropy_by_layer(entropy: pd.DataFrame) -> alt.LayerChart:
             scale=alt.Scale(domain=[0, 1.08], nice=False),  # room for the number of a bar that reaches 1
             axis=alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1]),
         ),
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )
     bars = base.mark_bar(height=alt.RelativeBandSize(0.62), color=BAR)
-    labels = base.mark_text(align="left", dx=5, fontSize=11).encode(text="label:N")
+    labels = base.mark_text(align="left", dx=5, fontSize=11).encode(text=alt.Text("label:N"))
     uniform = alt.Chart(pd.DataFrame({"router_entropy": [1.0]}))
-    rule = uniform.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(x="router_entropy:Q")
+    rule = uniform.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(x=alt.X("router_entropy:Q"))
     return layered([bars, rule, labels], data, bars_height(len(data)))
 
 
@@ -196,5 +200,5 @@ def _line_end_labels(last: pd.Series[float], step: int, shares: pd.Series[float]
     ends = pd.DataFrame({"step": step, "share": heights, "expert": last.index.astype(int)})
     ends["name"] = [f"expert {expert}" for expert in ends["expert"]]
     mark = alt.Chart(ends).mark_text(align="left", dx=7, fontSize=11, fontWeight="bold", tooltip=None)
-    labels: alt.Chart = mark.encode(x="step:Q", y="share:Q", text="name:N")
+    labels: alt.Chart = mark.encode(x=alt.X("step:Q"), y=alt.Y("share:Q"), text=alt.Text("name:N"))
     return labels

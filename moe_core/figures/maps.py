@@ -153,7 +153,7 @@ def _heat_map(
     cells = base.mark_rect(stroke=NEUTRAL, strokeOpacity=0.25, strokeWidth=lines).encode(
         color=colour,
         opacity=alt.condition("datum.uncertain", alt.value(0.3), alt.value(1.0)) if opacity is None else opacity,
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )
     fields = [field for field in _CELL_FIELDS if field in data]
     if fields:
@@ -167,7 +167,7 @@ def _heat_map(
         faded = text.transform_filter("!datum.on_dark").encode(
             opacity=alt.condition("datum.uncertain", alt.value(0.55), alt.value(1.0))
         )
-        layers += [faded, text.transform_filter("datum.on_dark").encode(color=alt.value("#ffffff"))]
+        layers += [faded, text.transform_filter("datum.on_dark").encode(color=alt.ColorValue("#ffffff"))]
     return layered(layers, data, height + LEGEND_ROOM)
 
 

@@ -55,17 +55,19 @@ def chance_bars(
     most = float(np.nanmax([0.0, *data["end"]]))
     room = 1.1 if data["estimate"].notna().all() else 1.25  # for "0.11 as counted"
     scale = alt.Scale(domain=[0, max(most * room, 0.01)], nice=False)
-    base = alt.Chart(data).encode(y=alt.Y("layer:O", title=row_title, axis=ROW_AXIS), tooltip="sentence:N")
+    base = alt.Chart(data).encode(y=alt.Y("layer:O", title=row_title, axis=ROW_AXIS), tooltip=alt.Tooltip("sentence:N"))
     axis = f"{title}; open mark: as counted, tick: its 99th percentile by chance"
     x = alt.X("estimate:Q", title=axis, scale=scale, axis=alt.Axis(tickCount=6))
     layers = [bar_mark(base, faint=intervals).encode(x=x)]
     if intervals:
-        layers.append(interval_mark(base).encode(x="low:Q", x2="high:Q"))
+        layers.append(interval_mark(base).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q")))
     size = 26 if len(data) <= MAX_NUMBERED_BARS else 9
     layers.append(base.mark_point(size=3 * size, color=BAR, filled=False, opacity=1).encode(x=f"{measure}:Q"))
-    layers.append(base.mark_tick(thickness=3, opacity=1, size=size, color=HEAT).encode(x="null_p99:Q"))
+    layers.append(base.mark_tick(thickness=3, opacity=1, size=size, color=HEAT).encode(x=alt.X("null_p99:Q")))
     if len(data) <= MAX_NUMBERED_BARS:
-        layers.append(base.mark_text(align="left", dx=8, fontSize=11).encode(x="end:Q", text="label:N"))
+        layers.append(
+            base.mark_text(align="left", dx=8, fontSize=11).encode(x=alt.X("end:Q"), text=alt.Text("label:N"))
+        )
     return layered(layers, data, bars_height(len(data)))
 
 

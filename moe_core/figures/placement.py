@@ -29,7 +29,7 @@ def coverage_figure(frame: pd.DataFrame, layer: int | None = None) -> Figure:
     y = alt.Y("value:Q", title=how, axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, 1]))
     layers = _lines_of_layers(data, layer, x, y)
     line = alt.Chart(even).mark_line(strokeDash=[5, 4], color=HEAT, strokeWidth=2)
-    layers.append(line.encode(x="experts:Q", y="value:Q", tooltip="sentence:N"))
+    layers.append(line.encode(x=alt.X("experts:Q"), y=alt.Y("value:Q"), tooltip=alt.Tooltip("sentence:N")))
     return Figure(
         "expert_coverage", "Work of the busiest experts", "How many experts do most of the work?",
         busiest_verdict(frame), _chart(layers, data), frame,
@@ -61,11 +61,11 @@ def cache_figure(frame: pd.DataFrame, experts: int | None = None) -> Figure:
         strokeDash=alt.StrokeDash(
             "kept:N", scale=alt.Scale(domain=shown, range=[dashes[name] for name in shown]), legend=legend
         ),
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )
     layers = [base.mark_line(strokeWidth=2)]
     if experts is not None:
-        mark = alt.Chart(pd.DataFrame({"experts": [experts]})).mark_rule(color=NEUTRAL).encode(x="experts:Q")
+        mark = alt.Chart(pd.DataFrame({"experts": [experts]})).mark_rule(color=NEUTRAL).encode(x=alt.X("experts:Q"))
         layers.append(mark)
     return Figure(
         "expert_cache", "Experts at hand in a cache", "How often is an expert at hand when only some are kept?",
@@ -92,11 +92,13 @@ def gpu_load_figure(frame: pd.DataFrame) -> Figure:
     most = float(np.nanmax([1.05, *data["first"], *data["second"]]))
     axis = alt.Axis(tickCount=6, format=".2~f")
     x = alt.X("second:Q", title=title, scale=alt.Scale(domain=[1, most * 1.02], nice=False), axis=axis)
-    base = alt.Chart(data).encode(y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip="sentence:N")
+    base = alt.Chart(data).encode(
+        y=alt.Y("layer:O", title="MoE layer", axis=ROW_AXIS), tooltip=alt.Tooltip("sentence:N")
+    )
     layers = [
-        base.mark_rule(strokeWidth=2, color=NEUTRAL, opacity=0.6).encode(x=x, x2="first:Q"),
-        base.mark_point(size=60, filled=False, color=HEAT, opacity=1).encode(x="first:Q"),
-        base.mark_point(size=60, filled=True, color=BAR, opacity=1).encode(x="second:Q"),
+        base.mark_rule(strokeWidth=2, color=NEUTRAL, opacity=0.6).encode(x=x, x2=alt.X2("first:Q")),
+        base.mark_point(size=60, filled=False, color=HEAT, opacity=1).encode(x=alt.X("first:Q")),
+        base.mark_point(size=60, filled=True, color=BAR, opacity=1).encode(x=alt.X("second:Q")),
     ]
     return Figure(
         "gpu_load", "Load of the busiest GPU", "Where should the experts be placed, and what does it bring?",
@@ -115,10 +117,12 @@ def _lines_of_layers(data: pd.DataFrame, layer: int | None, x: alt.X, y: alt.Y) 
     ]
     if data["low"].notna().any():
         band = chosen.mark_area(color=LAYER_SHADES[0], opacity=0.25)
-        layers.append(band.encode(x=x, y=alt.Y("low:Q", title=y["title"]), y2="high:Q"))
+        layers.append(band.encode(x=x, y=alt.Y("low:Q", title=y["title"]), y2=alt.Y2("high:Q")))
     layers.append(chosen.mark_line(strokeWidth=2.5, color=LAYER_SHADES[0]).encode(x=x, y=y))
     layers.append(
-        chosen.mark_point(filled=True, size=22, color=LAYER_SHADES[0], opacity=1).encode(x=x, y=y, tooltip="sentence:N")
+        chosen.mark_point(filled=True, size=22, color=LAYER_SHADES[0], opacity=1).encode(
+            x=x, y=y, tooltip=alt.Tooltip("sentence:N")
+        )
     )
     return layers
 

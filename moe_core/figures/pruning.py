@@ -51,13 +51,15 @@ def pruning_figure(curves: PruningCurves, domain: str = "all") -> Figure:
     dash = alt.StrokeDash("by:N", scale=alt.Scale(domain=list(names), range=[_DASHES[by] for by in names]), legend=None)
     base = alt.Chart(data)
     layers = [
-        base.mark_rule(strokeWidth=1.2, opacity=0.7).encode(x=x, y="low:Q", y2="high:Q", color=colour),
+        base.mark_rule(strokeWidth=1.2, opacity=0.7).encode(x=x, y=alt.Y("low:Q"), y2=alt.Y2("high:Q"), color=colour),
         base.mark_line(strokeWidth=2.2).encode(x=x, y=y, color=colour, strokeDash=dash),
-        base.mark_point(filled=True, size=46, opacity=1).encode(x=x, y=y, color=colour, tooltip="sentence:N"),
+        base.mark_point(filled=True, size=46, opacity=1).encode(
+            x=x, y=y, color=colour, tooltip=alt.Tooltip("sentence:N")
+        ),
     ]
     if "random" in names:
         band = base.transform_filter("datum.by == 'random'").mark_area(color=NEUTRAL, opacity=0.18)
-        layers.insert(0, band.encode(x=x, y=alt.Y("lowest:Q", scale=ys, title=_Y), y2="highest:Q"))
+        layers.insert(0, band.encode(x=x, y=alt.Y("lowest:Q", scale=ys, title=_Y), y2=alt.Y2("highest:Q")))
     ends = data[data["removed"] == most]
     gap = max(float(data["delta_nats"].max() - data["delta_nats"].min()), 1e-6) / 16
     labels = pd.DataFrame(
@@ -69,7 +71,7 @@ def pruning_figure(curves: PruningCurves, domain: str = "all") -> Figure:
         }
     )
     text = alt.Chart(labels).mark_text(align="left", dx=8, fontWeight="bold", fontSize=11)
-    layers.append(text.encode(x=x, y=y, text="name:N", color=colour))
+    layers.append(text.encode(x=x, y=y, text=alt.Text("name:N"), color=colour))
     layers += _lines()
     chart = alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=WIDTH, height=HEIGHT)
     return Figure(
@@ -97,14 +99,17 @@ def top_k_figure(curves: PruningCurves, domain: str = "all") -> Figure:
     y = alt.Y("delta_nats:Q", title=_Y, scale=alt.Scale(nice=True, zero=True))
     base = alt.Chart(data)
     layers = [
-        base.mark_rule(strokeWidth=1.5, color=NEUTRAL).encode(x=x, y="low:Q", y2="high:Q"),
+        base.mark_rule(strokeWidth=1.5, color=NEUTRAL).encode(x=x, y=alt.Y("low:Q"), y2=alt.Y2("high:Q")),
         base.mark_line(strokeWidth=1.5, color=BAR).encode(x=x, y=y),
         base.mark_point(filled=True, size=70, opacity=1).encode(
-            x=x, y=y, color=alt.condition("datum.is_own", alt.value(HEAT), alt.value(BAR)), tooltip="sentence:N"
+            x=x,
+            y=y,
+            color=alt.condition("datum.is_own", alt.value(HEAT), alt.value(BAR)),
+            tooltip=alt.Tooltip("sentence:N"),
         ),
         alt.Chart(pd.DataFrame({"delta_nats": [0.0]}))
         .mark_rule(strokeDash=[5, 4], color=NEUTRAL)
-        .encode(y="delta_nats:Q"),
+        .encode(y=alt.Y("delta_nats:Q")),
     ]
     chart = alt.LayerChart(layer=layers, data=data, autosize=AUTOSIZE, width=WIDTH, height=HEIGHT - 60)
     return Figure(
@@ -125,7 +130,11 @@ def _in_title(domain: str) -> str:
 def _lines() -> list[alt.Chart]:
     """No change, and the change that someone who prunes puts up with."""
     marks = pd.DataFrame({"delta_nats": [0.0, TOLERANCE_NATS], "what": ["as it is", f"+{number(TOLERANCE_NATS)} nats"]})
-    return [alt.Chart(marks).mark_rule(strokeDash=[5, 4], color=HEAT).encode(y="delta_nats:Q", tooltip="what:N")]
+    return [
+        alt.Chart(marks)
+        .mark_rule(strokeDash=[5, 4], color=HEAT)
+        .encode(y=alt.Y("delta_nats:Q"), tooltip=alt.Tooltip("what:N"))
+    ]
 
 
 def _point_words(row: object, curves: PruningCurves) -> str:

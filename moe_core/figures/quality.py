@@ -65,7 +65,7 @@ def differences_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure:
         y=alt.Y("text:N", title="text", sort=None, axis=alt.Axis(labelLimit=160)),
         yOffset=alt.YOffset("arm:N", sort=labels[1:]),
         color=colour,
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )
     title = _above(result.arms[0])
     layers = [_zero_rule(), *_points_with_intervals(base, title, _common_scale(result))]
@@ -103,8 +103,8 @@ def trend_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure | None
     base = alt.Chart(frame)
     layers = [
         base.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y=alt.datum(0.0)),
-        base.mark_circle(size=30, opacity=0.55).encode(x=x, y=y, color=colour, tooltip="sentence:N"),
-        base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, detail="seed:N"),
+        base.mark_circle(size=30, opacity=0.55).encode(x=x, y=y, color=colour, tooltip=alt.Tooltip("sentence:N")),
+        base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, detail=alt.Detail("seed:N")),
     ]
     return Figure(
         f"trend{_SUFFIXES[split]}", f"More tokens: {split_name(result, split)}", "Where does it go with more tokens?",
@@ -186,7 +186,7 @@ def learning_figure(result: ComparisonResult, against: Against, split: HeldOutSp
         sentence=[f"{row.arm}: {row.nats:.3f} nats per token after step {row.step:,.0f}." for row in rows(shown)]
     )
     lines = alt.Chart(data).mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=26, filled=True))
-    chart = layered([lines.encode(x=x, y=y, color=colour, tooltip="sentence:N")], data, 400)
+    chart = layered([lines.encode(x=x, y=y, color=colour, tooltip=alt.Tooltip("sentence:N"))], data, 400)
     about = {
         "tokens": losses_verdict(result, split),
         "flops": "Equal active FLOPs cost the same here; a dense model of the mixture's size pays more for a token.",
@@ -251,14 +251,14 @@ def routers_figure(result: ComparisonResult, split: HeldOutSplit) -> Figure:
     scale = alt.Scale(domain=[low - 0.05 * span, high + 1.3 * span], nice=False)
     base = alt.Chart(data).encode(
         y=alt.Y("router:N", title=None, sort=list(data["router"]), axis=alt.Axis(labelLimit=220)),
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
         opacity=alt.condition("datum.sees_future", alt.value(0.4), alt.value(1.0)),
     )
     title = f"nats per token above {first.label}"
     layers = [
         _zero_rule(),
         *_points_with_intervals(base, title, scale, BAR),
-        base.mark_text(align="left", dx=9, fontSize=11).encode(x="end:Q", text="label:N"),
+        base.mark_text(align="left", dx=9, fontSize=11).encode(x=alt.X("end:Q"), text=alt.Text("label:N")),
     ]
     return Figure(
         f"routers{_SUFFIXES[split]}", f"Routers against each other: {split_name(result, split)}",
@@ -321,7 +321,7 @@ def _arm_sentence(arm: ArmResult, text: str, score: Score) -> str:
 
 def _zero_rule() -> alt.Chart:
     nothing = alt.Chart(pd.DataFrame({"difference": [0.0]})).mark_rule(strokeDash=[5, 4], color=NEUTRAL)
-    rule: alt.Chart = nothing.encode(x="difference:Q")
+    rule: alt.Chart = nothing.encode(x=alt.X("difference:Q"))
     return rule
 
 
@@ -333,6 +333,8 @@ def _points_with_intervals(
     scale = scale or alt.Scale(zero=True)
     x = alt.X("difference:Q", title=title, scale=scale, axis=alt.Axis(tickCount=7, format="+.3~f"))
     return [
-        base.mark_rule(strokeWidth=2, clip=True, **own).encode(x=alt.X("low:Q", title=title, scale=scale), x2="high:Q"),
+        base.mark_rule(strokeWidth=2, clip=True, **own).encode(
+            x=alt.X("low:Q", title=title, scale=scale), x2=alt.X2("high:Q")
+        ),
         base.mark_point(filled=True, size=70, opacity=1, clip=True, **own).encode(x=x),
     ]

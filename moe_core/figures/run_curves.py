@@ -225,11 +225,11 @@ def _chart(
     )
     dots = base.mark_point(filled=True, size=26).encode(
         opacity=alt.Opacity("split:N", legend=None, scale=by_split([look.dots for look in looks.values()])),
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )
-    band = base.mark_area(opacity=0.18, line=False).encode(y="low:Q", y2="high:Q")
+    band = base.mark_area(opacity=0.18, line=False).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))
     names = alt.Chart(labels).mark_text(align="left", dx=7, fontSize=11, fontWeight="bold", clip=False)
-    named = names.encode(x="x:Q", y="value:Q", text="name:N", color=colour)
+    named = names.encode(x=alt.X("x:Q"), y=alt.Y("value:Q"), text=alt.Text("name:N"), color=colour)
     zoom = alt.selection_interval(
         name=ZOOM, bind="scales", encodings=["x"], zoom="wheel![event.shiftKey]", clear="dblclick"
     )
@@ -304,6 +304,6 @@ def _drawn_rules(rules: pd.DataFrame, gap: float) -> list[alt.Chart]:
     if rules.empty:
         return []
     base = alt.Chart(rules.assign(place=spread(list(rules["value"]), gap)))
-    rule = base.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y="value:Q")
+    rule = base.mark_rule(strokeDash=[5, 4], color=NEUTRAL).encode(y=alt.Y("value:Q"))
     text = base.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, fontSize=11, color=NEUTRAL, clip=False)
-    return [rule, text.encode(x=alt.value("width"), y="place:Q", text="name:N")]
+    return [rule, text.encode(x=alt.value("width"), y=alt.Y("place:Q"), text=alt.Text("name:N"))]

@@ -45,11 +45,13 @@ def serving_figure(result: ServingResult) -> Figure:
             scale=alt.Scale(domain=kinds, range=[colours[kind] for kind in kinds]),
             legend=alt.Legend(orient="top", labelLimit=300, columns=1, symbolOpacity=1),
         ),
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )
     title = "tokens a second of all clients together"
     layers = [
-        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title, scale=alt.Scale(zero=True)), x2="high:Q"),
+        base.mark_rule(strokeWidth=2).encode(
+            x=alt.X("low:Q", title=title, scale=alt.Scale(zero=True)), x2=alt.X2("high:Q")
+        ),
         base.mark_circle(size=70, opacity=1).encode(x=alt.X("tokens_per_second:Q", title=title)),
     ]
     height = bars_height(2 * frame["load"].nunique()) + AXIS_ROOM

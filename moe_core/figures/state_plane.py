@@ -52,7 +52,7 @@ def states_figure(frame: pd.DataFrame, domains: Sequence[str], verdict: str, lay
                 legend=alt.Legend(title=None, orient="top", columns=4),
             ),
             shape=alt.Shape("half:N", scale=alt.Scale(domain=[1, 2], range=["circle", "triangle-up"]), legend=None),
-            tooltip="sentence:N",
+            tooltip=alt.Tooltip("sentence:N"),
         )
         .properties(width="container", height=HEIGHT)
     )

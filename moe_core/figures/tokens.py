@@ -89,7 +89,7 @@ def token_layer_map(choices: pd.DataFrame) -> alt.LayerChart:
             axis=alt.Axis(labelAngle=-90, labelLimit=_LABEL_ROOM, labelFontSize=10, labelOverlap="greedy"),
         ),
         y=alt.Y("layer:O", title="MoE layer"),
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )
     cells = base.mark_rect(stroke=NEUTRAL, strokeOpacity=0.2).encode(
         color=alt.Color("colour:N", scale=None),
@@ -133,15 +133,15 @@ def token_path(choices: pd.DataFrame) -> alt.LayerChart:
         color=alt.Color("colour:N", scale=None),
         size=alt.Size("weight:Q", title="weight", scale=alt.Scale(domain=[0, 1], range=[40, 700]),
                       legend=alt.Legend(values=[0.2, 0.5, 1.0], symbolFillColor=NEUTRAL, symbolStrokeWidth=0)),
-        tooltip="sentence:N",
+        tooltip=alt.Tooltip("sentence:N"),
     )  # fmt: skip
     numbers = base.mark_text(fontSize=11, fontWeight="bold").encode(
-        text="expert:N", color=alt.Color("ink:N", scale=None)
+        text=alt.Text("expert:N"), color=alt.Color("ink:N", scale=None)
     )
     heavy = numbers.transform_filter("datum.weight >= 0.2")
     experts = max(data["expert"].nunique(), 1)
     return alt.LayerChart(
-        layer=[path.encode(order="layer:Q"), dots, heavy],
+        layer=[path.encode(order=alt.Order("layer:Q")), dots, heavy],
         data=data,
         autosize=AUTOSIZE,
         width=max(90 * data["layer"].nunique(), WIDTH),

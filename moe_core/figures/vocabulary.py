@@ -51,7 +51,8 @@ def vocabulary_figure(vocabulary: pd.DataFrame, test: pd.DataFrame, layer: int) 
         ],
     )
     base = alt.Chart(data).encode(
-        y=alt.Y("name:N", title=what, sort=list(data["name"]), axis=alt.Axis(labelLimit=200)), tooltip="sentence:N"
+        y=alt.Y("name:N", title=what, sort=list(data["name"]), axis=alt.Axis(labelLimit=200)),
+        tooltip=alt.Tooltip("sentence:N"),
     )
     x = alt.X(
         "share:Q",
@@ -60,8 +61,8 @@ def vocabulary_figure(vocabulary: pd.DataFrame, test: pd.DataFrame, layer: int) 
         scale=alt.Scale(domain=[0, 1.25], nice=False),  # room for the label of a bar that reaches 1
     )
     bars = base.mark_bar(height=alt.RelativeBandSize(0.62)).encode(x=x, color=alt.Color("colour:N", scale=None))
-    ticks = base.mark_tick(thickness=3, size=25, opacity=1, color=HEAT).encode(x="chance:Q")
-    labels = base.mark_text(align="left", dx=5, fontSize=11).encode(x="share:Q", text="label:N")
+    ticks = base.mark_tick(thickness=3, size=25, opacity=1, color=HEAT).encode(x=alt.X("chance:Q"))
+    labels = base.mark_text(align="left", dx=5, fontSize=11).encode(x=alt.X("share:Q"), text=alt.Text("label:N"))
     chart = layered([bars, ticks, labels], data.drop(columns=["text"]), bars_height(len(data)))
     return Figure(
         f"vocabulary_layer_{layer}", f"Tokens of one expert in layer {layer}",
