@@ -173,3 +173,36 @@ def test_the_logged_loss_of_a_model_with_a_capacity_is_that_without() -> None:
         loads.append(tokens_per_expert(routed.wanted_indices, 6))
         assert (int((routed.router_indices >= 0).sum()) < 100) == (capacity is not None)
     assert torch.equal(*loads)
+
+
+@pytest.mark.parametrize("balancing", ["layer", "global_batch", "cv_squared", "bias"])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_experts_that_are_gone_balance_as_if_they_had_never_been(kind: str, balancing: Balancing) -> None:
+    config = RouterConfig.model_validate(
+        {"kind": kind, "balancing": balancing, "load_balancing_loss_coef": 1.0, "router_z_loss_coef": 0.0}
+    )
+    kept = torch.tensor([0, 2, 5, 7])
+    torch.manual_seed(3)
+    x_TD, weight_ED = torch.randn(50, 4), torch.randn(8, 4)
+    pruned = ROUTERS[kind](RouterShape(4, 8, 2, loses_experts=True), config).train()
+    small = ROUTERS[kind](RouterShape(4, 4, 2), config).train()
+    assert pruned.weight is not None
+    assert small.weight is not None
+    assert pruned.removed is not None
+    with torch.no_grad():
+        pruned.weight.copy_(weight_ED)
+        small.weight.copy_(weight_ED[kept])
+        pruned.removed.fill_(True)[kept] = False
+    told = []
+    for router in (pruned, small):
+        # Two micro-batches of one step, so that a load over both is different from one over each.
+        load, losses = StepLoad(), []
+        for part_TD in (x_TD[:20], x_TD[20:]):
+            losses.append(routing_losses([router(part_TD)], config, load))
+        total = torch.stack([one.total for one in losses]).sum()
+        gradient = torch.autograd.grad(total, router.weight)[0] if total.requires_grad else torch.zeros(8, 4)
+        told.append((torch.stack([one.load_balancing for one in losses]), total, gradient))
+    (balance, total, gradient_ED), (expected, expected_total, expected_gradient_ED) = told
+    torch.testing.assert_close(balance, expected)
+    torch.testing.assert_close(total, expected_total)
+    torch.testing.assert_close(gradient_ED[kept], expected_gradient_ED[: len(kept)])

@@ -66,7 +66,9 @@ def routing_losses(
         counts = load.of(router_outputs)
     with torch.set_grad_enabled(torch.is_grad_enabled() and by in ("layer", "global_batch")):
         balancing = _mean_of_layers(
-            load_balancing_loss(one.router_logits, one.wanted_indices, one.router_logits.shape[-1], function, counts_E)
+            load_balancing_loss(
+                one.router_logits, one.wanted_indices, one.router_logits.shape[-1], function, counts_E, _present(one)
+            )
             for one, counts_E in zip(router_outputs, counts, strict=True)
         )
     z = _mean_of_layers(router_z_loss(one.router_logits) for one in router_outputs)
@@ -90,6 +92,7 @@ def load_balancing_loss(
     num_experts: int,
     score_function: str = "softmax",
     counts_E: Tensor | None = None,
+    present_E: Tensor | None = None,
 ) -> Tensor:
     """E * sum_e f_e * P_e (Switch, arXiv:2101.03961, eq. 4-6): 1 at perfectly even routing, at most E / K.
 
@@ -99,12 +102,14 @@ def load_balancing_loss(
     expert of more text than this; P_e the mean of its probability over the T tokens of `router_logits` [T, E]: the
     softmax, or the sigmoid divided by the token's sum of sigmoids (DeepSeek-V3, arXiv:2412.19437, eq. 18-20). The
     indices are those before capacity (eq. 5 counts the likeliest experts). The gradient flows through P alone. Float32
-    scalar; 0 when no slot is used.
+    scalar; 0 when no slot is used. `present_E`, bool: the experts that training has left; E is then how many they are,
+    as if the others had never been. None = all.
     """
     counts_E = tokens_per_expert(router_indices, num_experts) if counts_E is None else counts_E
     share_E = counts_E.float() / counts_E.sum().clamp(min=1)
     probability_E = _probabilities(router_logits.float(), score_function).mean(dim=0)
-    return num_experts * torch.dot(share_E, probability_E)
+    there = num_experts if present_E is None else present_E.sum()
+    return there * torch.dot(share_E, probability_E)
 
 
 def router_z_loss(router_logits: Tensor) -> Tensor:
@@ -123,14 +128,17 @@ def variation_loss(routed: RouterOutput, tokens: AllTokens = ALL_HERE) -> Tensor
     importance_E = importance_E.index_add(
         0, routed.wanted_indices.clamp(min=0).flatten(), routed.wanted_scores.flatten().float()
     )
-    loss = squared_variation(tokens.add_up_with_gradient(importance_E))
+    loss = squared_variation(tokens.add_up_with_gradient(importance_E), _present(routed))
     if routed.load_probability is None:
         return loss
-    return loss + squared_variation(tokens.add_up_with_gradient(routed.load_probability.sum(dim=0)))
+    return loss + squared_variation(tokens.add_up_with_gradient(routed.load_probability.sum(dim=0)), _present(routed))
 
 
-def squared_variation(values_E: Tensor) -> Tensor:
-    """Variance / mean^2 of non-negative values, the variance with divisor E; 0 for zeros."""
+def squared_variation(values_E: Tensor, present_E: Tensor | None = None) -> Tensor:
+    """Variance / mean^2 of non-negative values, the variance with divisor E; 0 for zeros. `present_E`, bool: of these
+    values alone."""
+    if present_E is not None:
+        values_E = values_E[present_E]
     return values_E.var(correction=0) / (values_E.mean().square() + 1e-10)
 
 
@@ -139,6 +147,10 @@ def entropy_loss(router_logits: Tensor) -> Tensor:
     log_p_TE = router_logits.float().log_softmax(dim=-1)
     # p ln p goes to 0 with p; a logit of -inf would make it 0 times infinity.
     return -(log_p_TE.exp() * log_p_TE.clamp(min=torch.finfo(log_p_TE.dtype).min)).sum(dim=-1).mean()
+
+
+def _present(routed: RouterOutput) -> Tensor | None:
+    return None if routed.present is None else routed.present[0]
 
 
 def _mean_of_layers(values: Iterable[Tensor]) -> Tensor:

@@ -43,6 +43,11 @@ class RouterOutput(NamedTuple):
         return self.notes.get("eligible")
 
     @property
+    def present(self) -> Tensor | None:
+        """bool [T, E], the same for all tokens: experts that training has not taken away; None = all."""
+        return self.notes.get("present")
+
+    @property
     def load_probability(self) -> Tensor | None:
         """float32 [T, E], probability that the token visits the expert if its noise is drawn again; None = no noise."""
         return self.notes.get("load_probability")
@@ -63,6 +68,7 @@ class RouterOutput(NamedTuple):
         self,
         *,
         eligible: Tensor | None = None,
+        present: Tensor | None = None,
         load_probability: Tensor | None = None,
         wanted_indices: Tensor | None = None,
         wanted_scores: Tensor | None = None,
@@ -70,6 +76,7 @@ class RouterOutput(NamedTuple):
         """The same decision with these notes beside those it has."""
         given = {
             "eligible": eligible,
+            "present": present,
             "load_probability": load_probability,
             "wanted_indices": wanted_indices,
             "wanted_scores": wanted_scores,
@@ -175,6 +182,8 @@ class Router(nn.Module):
         # Autocast would round the logits to bfloat16, where a tie between experts is common.
         with torch.autocast(x_TD.device.type, enabled=False):
             routed = self.route(x_TD, context)
+        if self.removed is not None:
+            routed = routed.noting(present=(~self.removed).expand_as(routed.router_logits))
         return self._drop_slots(routed) if self.training else routed
 
     def route(self, x_TD: Tensor, context: RouterContext | None) -> RouterOutput:
