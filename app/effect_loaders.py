@@ -166,8 +166,9 @@ def _read_twice_place(root: str, name: str, folder: str, changed: Stamp, variant
 
 
 def read_both(subject: Live, variant: Variant, progress: Progress) -> ReadTwice:
-    """Read what a run was not trained on, else our own text, twice. The model is opened for it: what pages have open
-    stays as it is. Raises MoescopeError."""
+    """Read what a run was not trained on, else our own text, twice; less of it where it is read token by token. The
+    model is opened for it: what pages have open stays as it is. Raises MoescopeError."""
+    from moe_core.inference.cache_choice import READ_SINGLY
     from moe_core.inference.two_readings import Variant, read_twice
 
     def text(model: LanguageModel) -> TokenDataset:
@@ -175,7 +176,8 @@ def read_both(subject: Live, variant: Variant, progress: Progress) -> ReadTwice:
         from moe_core.inference.scoring import as_dataset
 
         if isinstance(subject, RunFolder):
-            return held_out_text(subject, model.tokenizer, TRACED_TOKENS_PER_DOMAIN, only_beginnings=True)
+            limit = TRACED_TOKENS_PER_DOMAIN if variant.cache is None else READ_SINGLY
+            return held_out_text(subject, model.tokenizer, limit, only_beginnings=True)
         return as_dataset(model, as_dataset(model, beginnings_of(subject)).select(EXAMPLE_TOKENS_PER_DOMAIN, seed=0))
 
     readings = read_twice(subject, text, Variant(), variant, progress=progress)

@@ -28,6 +28,7 @@ from moe_core.routing.measured import Measured
 from moe_core.routing.measures.comparison import diff_verdict
 from moe_core.routing.token_arrays import TokenArrays, aligned
 from moe_core.runs import RunFolder
+from moe_core.runs.places import SHIPPED
 from moe_core.training.loop import train
 
 
@@ -180,6 +181,9 @@ def test_a_run_is_held_against_itself_at_fewer_bits(open_page: Open, root: Path)
         "4 bits",
         "3 bits",
         "2 bits",
+        "int8 cache",
+        "int4 cache",
+        "int2 cache",
     ]
     button = at.button(key="precisions_start")
     assert button.label == "Read it in 2 bits"
@@ -203,8 +207,25 @@ def test_a_run_is_held_against_itself_at_fewer_bits(open_page: Open, root: Path)
 def test_without_the_library_fewer_bits_are_not_offered(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.components.read_twice.missing_library", lambda: True)
     at = open_page(compare_kind="Two precisions", precision="4 bits")
-    assert at.segmented_control(key="precision").options == ["bfloat16", "float16"]
+    assert at.segmented_control(key="precision").options[:3] == ["bfloat16", "float16", "int8 cache"]
     assert "low-precision" in shown(at)
+
+
+def test_a_run_is_held_against_itself_with_a_smaller_cache(dashboard: Open) -> None:
+    at = dashboard(SHIPPED, "compare", run="demo", compare_kind="Two precisions", precision="int2 cache")
+    assert "token by token as it would be written" in shown(at)
+    at.button(key="precisions_start").click().run()
+    ended(at)
+    assert "B is demo in float32, int2 cache. Different" in answer_of(at)
+    text = shown(at)
+    assert "What does it cost?" in text
+    assert "The first 64 tokens of a window look at nothing that was changed." in text
+    metrics = {metric.label: metric.value for metric in at.metric}
+    assert metrics["Keys and values of a window"] == "147,456 bytes"
+    assert float(metrics["Tokens/s"].replace(",", "")) > 0
+    assert list(at.dataframe[0].value["group"]) == ["all", "experts flipped in some layer", "experts the same in all"]
+    at.segmented_control(key="precision").select("int4 cache").run()
+    assert at.button(key="precisions_start").label == "Read it in int4 cache"
 
 
 def test_tokens_are_aligned_where_they_are_the_same() -> None:

@@ -13,16 +13,21 @@ from app.components.page import prose
 from app.effect_loaders import ReadTwice
 from moe_core.evaluation.twice_read import LossChange, loss_change, loss_verdict
 from moe_core.figures.sides import Comparison, Side, compare
+from moe_core.inference.cache_choice import CacheChoice
 from moe_core.inference.measuring_job import start_measuring
 from moe_core.inference.rounding import Rounding, missing_library
 from moe_core.inference.subjects import Live
+from moe_core.inference.token_by_token import Decoding
 from moe_core.inference.two_readings import Variant
 from moe_core.once import Once
 from moe_core.progress import Progress
+from moe_core.runs import RunFolder
+from moe_core.words import percent
 
 CHANGE = "precision"  # key, in the URL: what the second reading is in
 DTYPES = ("bfloat16", "float16")
 BITS = (8, 4, 3, 2)
+CACHES = ("int8", "int4", "int2")
 _COLUMNS = {
     "group": st.column_config.TextColumn("Predictions"),
     "tokens": st.column_config.NumberColumn("Tokens", format="localized"),
@@ -35,18 +40,20 @@ _COLUMNS = {
 _GROUPS = {"all": "all", "flipped": "experts flipped in some layer", "kept": "experts the same in all"}
 
 
-def variants() -> dict[str, Variant]:
-    """What can be chosen, by name; without torchao no fewer bits."""
+def variants(subject: Live) -> dict[str, Variant]:
+    """What can be chosen, by name; without torchao no fewer bits, and caches of runs alone."""
     found = [*(Variant(name) for name in DTYPES)]
     if not missing_library():
         found += [Variant(rounding=Rounding(bits)) for bits in BITS]
+    if isinstance(subject, RunFolder):
+        found += [Variant(cache=CacheChoice(kind)) for kind in CACHES]
     return {variant.name: variant for variant in found}
 
 
 def against_itself(subject: Live) -> Comparison | None:
     """The model as it was saved against itself changed; None while that is not measured: then it is offered, or its bar
     is shown."""
-    known = variants()
+    known = variants(subject)
     state.preset(CHANGE, list(known), DTYPES[0])
     variant = known[
         state.present(
@@ -66,7 +73,7 @@ def against_itself(subject: Live) -> Comparison | None:
 
 def show_cost(subject: Live) -> None:
     """What the chosen change did to the loss, where experts flipped and elsewhere."""
-    variant = variants()[st.session_state[CHANGE]]
+    variant = variants(subject)[st.session_state[CHANGE]]
     made = effect_loaders.read_twice_place(subject, variant).made
     if made is None:
         return
@@ -78,6 +85,19 @@ def show_cost(subject: Live) -> None:
     st.dataframe(frame, hide_index=True, key="loss_change", column_config=_COLUMNS)
     if second.rounded is not None and variant.rounding is not None:
         st.caption(prose(second.rounded.describe(variant.rounding)))
+    if first.decoding is not None and second.decoding is not None and variant.cache is not None:
+        _show_cache(variant.cache, first.decoding, second.decoding)
+
+
+def _show_cache(cache: CacheChoice, whole: Decoding, kept: Decoding) -> None:
+    """What the cache saves in memory, and at what speed texts were read by it."""
+    share = f"{percent(kept.kept_bytes / kept.whole_bytes)} of {kept.whole_bytes:,}"
+    with st.container(horizontal=True):
+        st.metric("Keys and values of a window", f"{kept.kept_bytes:,} bytes", border=True, delta_color="off",
+                  delta_description=share)  # fmt: skip
+        st.metric("Tokens/s", f"{kept.tokens_per_second:,.0f}", border=True,
+                  delta_description=f"{whole.tokens_per_second:,.0f} with the whole cache")  # fmt: skip
+    st.caption(prose(kept.describe(cache, whole)))
 
 
 def _offer(place: Once[ReadTwice], subject: Live, variant: Variant) -> None:
@@ -91,6 +111,9 @@ def _offer(place: Once[ReadTwice], subject: Live, variant: Variant) -> None:
             "How far does the routing depend on how precisely the weights are kept? The same text goes through the "
             "model as it was saved and changed, one after the other; an expert is the same in both, so that every "
             "choice can be held against its twin."
+            if variant.cache is None
+            else "Which experts are chosen otherwise once keys and values are not kept as they were computed? The same "
+            "text is read twice, token by token as it would be written: with the whole cache and with this one."
         )
         is_wanted = st.button(
             f"Read it in {variant.name}", key="precisions_start", type="primary", icon=":material/play_arrow:"

@@ -15,6 +15,7 @@ from moe_core.cli.options import Parser, add_model, command, existing_run, finis
 from moe_core.cli.output import Output, progress_on_stderr
 from moe_core.errors import TraceError, UsageError
 from moe_core.files import user_path
+from moe_core.inference.cache_choice import READ_SINGLY
 from moe_core.inference.rounding import FEWEST_BITS, GROUP_SIZE, MOST_BITS, WHAT
 from moe_core.progress import Progress
 from moe_core.words import count_of
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from moe_core.routing.measures.flip_margins import FlipMargins
     from moe_core.runs.folder import RunFolder
 
-TOKENS_PER_DOMAIN, READ_SINGLY = 4096, 1024
+TOKENS_PER_DOMAIN = 4096
 
 
 def parser() -> Parser:

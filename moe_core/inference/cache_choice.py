@@ -19,6 +19,8 @@ BITS = {"int8": 8, "int4": 4, "int2": 2}
 """What --cache can be."""
 RECENT = 32
 """Newest tokens that are kept as they are, at least; see QuantisedCache."""
+READ_SINGLY = 1024
+"""Tokens of each domain that are read one by one where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
