@@ -223,7 +223,7 @@ def texts_of(loaded: LoadedRun, dataset: TokenDataset) -> list[str]:
 def test_many_experts_are_planned_in_few_points() -> None:
     from types import SimpleNamespace
 
-    large = SimpleNamespace(moe_layers=range(48), num_experts=128, top_k=8, name="large")
+    large = SimpleNamespace(moe_layers=range(48), num_experts=128, null_experts=0, top_k=8, name="large")
     plan = plan_curves(large)  # type: ignore[arg-type]
     assert plan.by == ("reap", "load", "random")
     assert (plan.removed[0], plan.removed[-1], len(plan.removed)) == (1, 120, 12)

@@ -18,13 +18,17 @@ from moe_core.config import ModelConfig, validate_config
 from moe_core.errors import UsageError
 from moe_core.evaluation.analysis import analyse_run
 from moe_core.evaluation.evaluate import evaluate_run
+from moe_core.evaluation.pruning import plan_curves, pruning_curves, rankings_of
+from moe_core.evaluation.pruning_text import PruningText, text_of_run
 from moe_core.exchange.pruned_run import refuse_router
 from moe_core.exchange.targets import target_family
 from moe_core.experiments.arms import measured_flops_per_token
 from moe_core.inference.named_experts import names_of
+from moe_core.inference.open import language_model
 from moe_core.inference.tracing import trace_documents
 from moe_core.model import KVCache, MoETransformer, size
 from moe_core.model.feed_forward import MoE
+from moe_core.routing.measures.pruning import pruning_verdict, top_k_verdict
 from moe_core.routing.trace.counting import counts_of
 from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.trace import RoutingTrace, StoredTrace
@@ -148,6 +152,22 @@ def test_a_null_expert_that_is_switched_off_changes_nothing_and_measures_that_ne
     assert len(null) == 2 * 4
     assert (null["delta_nats"].abs() < 1e-6).all()
     assert len(found.importance) == 2 * 8
+
+
+def test_no_order_of_pruning_takes_out_what_computes_nothing(skipping: RunFolder) -> None:
+    loaded = load_run("skips", skipping.path.parent)
+    text = text_of_run(loaded)
+    text = PruningText(text.tuning.select(200, seed=0), text.scored.select(300, seed=0), text.name)
+    plan = plan_curves(language_model(loaded), orders=2)
+    assert (plan.removed, plan.top_ks) == ((1, 2), tuple(range(1, 9)))
+    rankings = rankings_of(language_model(loaded), text.tuning, plan)
+    assert {ranking.by for ranking in rankings} == {"reap", "load", "effect", "random"}
+    for ranking in rankings:
+        assert [sorted(layer.experts) for layer in ranking.layers] == [[0, 1, 2, 3]] * 2
+    curves = pruning_curves(loaded, text, plan=plan, rankings=rankings).curves
+    assert (curves.num_experts, curves.null_experts) == (4, 4)
+    assert pruning_verdict(curves).endswith("The 4 null experts stay, as there is nothing of theirs to take out.")
+    assert "of 4 experts and 4 null ones" in top_k_verdict(curves)
 
 
 @pytest.mark.parametrize("page", ["overview", "experts", "domains", "flow", "tokens", "interventions", "training"])

@@ -71,7 +71,7 @@ def _offer(subject: Live, loaded: LanguageModel, kept: KeptCurves | None) -> Non
     if show_measuring(key, "The curves could not be measured"):
         return
     plan = plan_curves(loaded)
-    alone = len(loaded.moe_layers) * loaded.num_experts if "effect" in plan.by else 0
+    alone = len(loaded.moe_layers) * (loaded.num_experts - loaded.null_experts) if "effect" in plan.by else 0
     about = duration(effect_loaders.seconds_of_expert(subject) * (plan.readings / 2 + alone))
     if kept is None:
         without = "" if alone else " By effect is left out: each of so many experts would need a reading of its own."

@@ -2,7 +2,8 @@
 
 Nothing is cut out of the weights: experts that are gone are masked and the router chooses again among the others, as it
 would if they were not there (mode "reroute" of moe_core.routing.intervene). From each layer as many go as from any
-other, as in REAP (arXiv:2510.13999), and never so many that fewer than top_k stay.
+other, as in REAP (arXiv:2510.13999), and never so many that fewer than top_k stay. Null experts stay: they have no
+weights to save, and a token that loses one passes another expert instead.
 
 The orders are made on tuning text, the loss is of other text; no source is in both. All curves are of the same tokens,
 so that they are compared in pairs.
@@ -90,7 +91,7 @@ def plan_curves(
         raise UsageError(f"{model.name} is dense; expected a model with experts to take out")
     if orders < 2:
         raise UsageError(f"orders = {orders} random orders tell nothing of their spread; expected 2 or more")
-    E, K = model.num_experts, model.top_k
+    E, K = model.num_experts - model.null_experts, model.top_k
     affordable = len(model.moe_layers) * E <= MOST_EFFECTS
     chosen = tuple(one for one in CRITERIA if one in by) if by else tuple(
         one for one in CRITERIA if one != "effect" or affordable
@@ -100,7 +101,7 @@ def plan_curves(
     counts = _spread(1, E - K) if removed is None else sorted(set(removed) - {0})
     for count in counts:
         check_removal(count, E, K)
-    return CurvePlan(chosen, tuple(counts), tuple(_top_ks(E, K)), orders)
+    return CurvePlan(chosen, tuple(counts), tuple(_top_ks(model.num_experts, K)), orders)
 
 
 def _spread(first: int, last: int) -> list[int]:
@@ -158,20 +159,23 @@ def rankings_of(
     run: RunFolder | None = None,
     progress: Progress | None = None,
 ) -> list[ExpertRanking]:
-    """The orders of `plan.by`, of "random" as many as plan.orders; `run` keeps the effects of single experts."""
+    """The orders of `plan.by`, of "random" as many as plan.orders, of experts that compute; `run` keeps the effects of
+    single experts."""
+    E = model.num_experts - model.null_experts
     found: list[ExpertRanking] = []
     observed = expert_saliency(model, tuning, progress) if {"reap", "load"} & set(plan.by) else pd.DataFrame()
     for by in plan.by:
         if by == "random":
-            shape = model.moe_layers, model.num_experts, model.top_k
-            found += [random_ranking(*shape, seed) for seed in range(plan.orders)]
+            found += [random_ranking(model.moe_layers, E, model.top_k, seed) for seed in range(plan.orders)]
         elif by == "effect":
-            effects = ablation_map(model, tuning, mode="reroute", run=run, text=TUNING_TEXT, progress=progress)
+            effects = ablation_map(
+                model, tuning, experts=range(E), mode="reroute", run=run, text=TUNING_TEXT, progress=progress
+            )
             scores = effects[effects["domain"] == "all"].rename(columns={"delta_nats": "score"})
             found.append(ranking_by_scores(by, scores, model.top_k))
         else:
             scores = observed.rename(columns={"reap" if by == "reap" else "tokens": "score"})
-            found.append(ranking_by_scores(by, scores, model.top_k))
+            found.append(ranking_by_scores(by, scores[scores["expert"] < E], model.top_k))
     return found
 
 
@@ -230,8 +234,8 @@ def _curves(scoring: _Scoring, rankings: Sequence[ExpertRanking], plan: CurvePla
     ]
     orders = plan.orders if "random" in plan.by else 0
     return PruningCurves(
-        tuple(model.moe_layers), model.num_experts, model.top_k, orders, scoring.loss_nats, tuple(points),
-        tuple(_adjusted(pairs)), tuple(top_ks),
+        tuple(model.moe_layers), model.num_experts - model.null_experts, model.top_k, orders, scoring.loss_nats,
+        tuple(points), tuple(_adjusted(pairs)), tuple(top_ks), model.null_experts,
     )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ class HuggingFaceLanguageModel:
     end_ids: frozenset[int]
     moe_layers: tuple[int, ...]
     num_experts: int
+    null_experts: int
     top_k: int
 
     @classmethod
@@ -84,6 +85,7 @@ class HuggingFaceLanguageModel:
             end_ids=_end_ids(model, loaded.tokenizer, template),
             moe_layers=tuple(trace.layers),
             num_experts=trace.num_experts,
+            null_experts=trace.null_experts,
             top_k=trace.top_k,
         )
 

@@ -73,6 +73,10 @@ class OwnModel:
         return self.model.config.router_choices
 
     @property
+    def null_experts(self) -> int:
+        return self.model.config.null_experts
+
+    @property
     def top_k(self) -> int:
         return self.model.config.top_k
 

@@ -132,6 +132,10 @@ class LanguageModel(Protocol):
         """E, in each of them."""
 
     @property
+    def null_experts(self) -> int:
+        """How many of them, the last ones, compute nothing."""
+
+    @property
     def top_k(self) -> int:
         """K, experts a token is sent to."""
 

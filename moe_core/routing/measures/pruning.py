@@ -81,6 +81,7 @@ class PruningCurves:
 
     layers: tuple[int, ...]
     num_experts: int
+    """Experts of a layer that compute."""
     top_k: int
     """Experts a token is sent to in the model as it is."""
     orders: int
@@ -90,6 +91,8 @@ class PruningCurves:
     points: tuple[PruningPoint, ...]
     pairs: tuple[PruningPair, ...]
     top_k_points: tuple[TopKPoint, ...]
+    null_experts: int = 0
+    """Choices of a layer beside them that compute nothing; they are not taken out, and a token's top_k counts them."""
 
     @property
     def criteria(self) -> list[str]:
@@ -120,11 +123,23 @@ class PruningCurves:
 
 def pruning_verdict(curves: PruningCurves) -> str:
     """How many experts can go by which order, and whether the orders can be told apart."""
+    return " ".join(word for word in (*_what_can_go(curves), _about_null(curves)) if word)
+
+
+def _what_can_go(curves: PruningCurves) -> tuple[str, ...]:
     if not curves.points:
-        return f"No expert can go: every layer has {curves.num_experts}, and a token is sent to {curves.top_k} of them."
+        of = f"every layer has {curves.num_experts}, and a token is sent to {curves.top_k}"
+        return (f"No expert can go: {of} of them.",)
     if all(math.isnan(point.high) for point in curves.points if point.domain == "all"):
-        return "How many experts can go cannot be told on text of one source; bring more documents."
-    return f"{_how_far(curves)} {_which_is_best(curves)}"
+        return ("How many experts can go cannot be told on text of one source; bring more documents.",)
+    return _how_far(curves), _which_is_best(curves)
+
+
+def _about_null(curves: PruningCurves) -> str:
+    if not curves.null_experts:
+        return ""
+    which = "The null expert stays" if curves.null_experts == 1 else f"The {curves.null_experts} null experts stay"
+    return f"{which}, as there is nothing of theirs to take out."
 
 
 def reach(points: Sequence[PruningPoint], tolerance: float = TOLERANCE_NATS) -> int:
@@ -216,7 +231,10 @@ def top_k_verdict(curves: PruningCurves) -> str:
                      if min(point.low for point in more) >= -TOLERANCE_NATS
                      else f"whether more than {curves.top_k} gains anything cannot be told")  # fmt: skip
     text = "; ".join(parts)
-    return f"Each token is sent to {curves.top_k} of {curves.num_experts} experts. {text[:1].upper()}{text[1:]}."
+    beside = f" and {curves.null_experts} null ones" if curves.null_experts else ""
+    return (
+        f"Each token is sent to {curves.top_k} of {curves.num_experts} experts{beside}. {text[:1].upper()}{text[1:]}."
+    )
 
 
 def _surely_gains(points: Sequence[TopKPoint], best: TopKPoint) -> bool:
