@@ -61,6 +61,30 @@ def test_a_token_stands_in_the_smallest_named_node_behind_its_white_space() -> N
     assert node_types([b"fn", b" a", b"()", b" {}"], "rust")[:2] == ["function_item", "identifier"]
 
 
+def test_crlf_a_byte_order_mark_and_tabs_belong_to_no_word() -> None:
+    assert node_types([b"if", b" x", b":\r\n", b"\ty", b" =", b" 1\r\n"], "python") == [
+        "if_statement", "identifier", "if_statement", "identifier", "assignment", "integer",
+    ]  # fmt: skip
+    whole = node_types([b"\xef\xbb\xbf  import", b" os", b"\r\n"], "python")
+    assert whole == ["import_statement", "identifier", WHITE_SPACE]
+    parts = node_types([b"\xef", b"\xbb\xbf", b"import", b" os"], "python")
+    assert parts == [WHITE_SPACE, WHITE_SPACE, "import_statement", "identifier"]
+
+
+def test_code_nested_deeply_is_labelled_in_one_walk() -> None:
+    """A search from the root for each token took two minutes here: time by depth times tokens."""
+    deep = node_types([b"("] * 50_000 + [b")"] * 50_000, "python")
+    assert deep.count("parenthesized_expression") == 99_998
+    assert deep.count("tuple") == 2
+    assert set(node_types([b"fn a(){"] * 20_000, "rust")) <= {"ERROR", "function_item", "block", "source_file"}
+
+
+def test_labels_that_are_hardly_kinds_are_refused() -> None:
+    trace = trace_of(np.zeros((5000, 1), dtype=int), num_experts=2)
+    with pytest.raises(UsageError, match="'id' has 5,000 different labels; expected at most 4,096"):
+        with_labels(trace, np.array([str(place) for place in range(5000)], dtype=object), "id")
+
+
 def test_only_code_is_labelled_and_a_document_only_up_to_its_first_gap() -> None:
     trace = code_trace()
     found = syntax_labelled(trace, languages_of(trace.domains))

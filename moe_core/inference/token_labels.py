@@ -19,6 +19,8 @@ from moe_core.routing.trace.trace import AnyTrace, RoutingTrace, open_or_load
 
 _CONTROL = re.compile(r"<[^<>\s]+>")
 """Text of a control token as tokenizers name them: at a document's beginning it is no part of the text."""
+MOST_LABELS = 4096
+"""Different labels of a trace: beyond that counts of the null outgrow memory, and hardly a label is common."""
 Names = npt.NDArray[np.object_]
 """[T] the label of each token; None = it has none."""
 
@@ -49,8 +51,16 @@ def languages_of(domains: Sequence[str], said: Sequence[str] = ()) -> dict[str, 
 
 
 def with_labels(trace: RoutingTrace, names_T: Names, labelling: str) -> RoutingTrace:
-    """The trace with these labels, numbered in the order of their first token; older labels are gone."""
+    """The trace with these labels, numbered in the order of their first token; older labels are gone.
+
+    Raises UsageError for more than MOST_LABELS.
+    """
     labels = list(dict.fromkeys(name for name in names_T.tolist() if name is not None))
+    if len(labels) > MOST_LABELS:
+        raise UsageError(
+            f"{labelling!r} has {len(labels):,} different labels; expected at most {MOST_LABELS:,}, kinds of tokens "
+            "rather than the tokens themselves"
+        )
     number = {name: place for place, name in enumerate(labels)} | {None: -1}
     ids_T = np.array([number[name] for name in names_T.tolist()], dtype=np.int16)
     return replace(trace, label_ids=ids_T, labels=[str(name) for name in labels], labelling=labelling)
