@@ -184,6 +184,8 @@ def test_a_run_is_held_against_itself_at_fewer_bits(open_page: Open, root: Path)
         "int8 cache",
         "int4 cache",
         "int2 cache",
+        "sinks:64 cache",
+        "heavy:64 cache",
     ]
     button = at.button(key="precisions_start")
     assert button.label == "Read it in 2 bits"

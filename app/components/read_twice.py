@@ -27,7 +27,7 @@ from moe_core.words import percent
 CHANGE = "precision"  # key, in the URL: what the second reading is in
 DTYPES = ("bfloat16", "float16")
 BITS = (8, 4, 3, 2)
-CACHES = ("int8", "int4", "int2")
+CACHES = ("int8", "int4", "int2", "sinks:64", "heavy:64")
 _COLUMNS = {
     "group": st.column_config.TextColumn("Predictions"),
     "tokens": st.column_config.NumberColumn("Tokens", format="localized"),
@@ -46,7 +46,7 @@ def variants(subject: Live) -> dict[str, Variant]:
     if not missing_library():
         found += [Variant(rounding=Rounding(bits)) for bits in BITS]
     if isinstance(subject, RunFolder):
-        found += [Variant(cache=CacheChoice(kind)) for kind in CACHES]
+        found += [Variant(cache=CacheChoice.parse(given)) for given in CACHES]
     return {variant.name: variant for variant in found}
 
 

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 def add_cache(parser: Parser, does: str) -> None:
     """--cache and --cache-recent. `does`: what follows the colon of its help."""
     parser.add_argument(
-        "--cache", choices=list(BITS), help="with --run: keys and values of the text in 8, 4 or 2 bits, keys per "
-        f"channel and values per token, the newest tokens as they are (KIVI, arXiv:2402.02750){does}",
+        "--cache", metavar="KIND", help="with --run: keys and values of the text otherwise than whole. int8, int4, "
+        "int2: in so many bits, keys per channel and values per token, the newest tokens as they are (KIVI, "
+        "arXiv:2402.02750). sinks:N: of N tokens, the first 4 and the newest (StreamingLLM, arXiv:2309.17453). "
+        f"heavy:N: of N tokens, half the newest and half those looked at most (H2O, arXiv:2306.14048){does}",
     )  # fmt: skip
     parser.add_argument(
-        "--cache-recent", metavar="N", type=whole(1, 1_000_000), help="newest tokens that --cache keeps as they are, "
-        f"at least (default {RECENT})",
+        "--cache-recent", metavar="N", type=whole(1, 1_000_000), help="newest tokens that int8, int4 and int2 keep as "
+        f"they are, at least (default {RECENT})",
     )  # fmt: skip
 
 
@@ -31,7 +33,7 @@ def cache_of(arguments: argparse.Namespace) -> CacheChoice:
     """Raises UsageError for what does not go together."""
     if arguments.cache_recent is not None and arguments.cache is None:
         raise UsageError(f"--cache-recent {arguments.cache_recent} goes with --cache {' or '.join(BITS)}")
-    choice = CacheChoice(arguments.cache, arguments.cache_recent or RECENT)
+    choice = CacheChoice() if arguments.cache is None else CacheChoice.parse(arguments.cache, arguments.cache_recent)
     if choice.changes and arguments.run is None:
         raise UsageError(
             f"--cache {arguments.cache} goes with --run; a model of the transformers library keeps its keys and "

@@ -101,7 +101,7 @@ class OwnModel:
     @property
     def reads_apart(self) -> str:
         """Empty while the cache is kept whole: see LanguageModel."""
-        return f"{self.name} keeps keys and values in an {self.cache.name}" if self.cache.changes else ""
+        return f"{self.name} keeps keys and values otherwise: {self.cache.name}" if self.cache.changes else ""
 
     def empty_cache(self, batch_size: int = 1) -> TokenCache:
         """Room for that many texts of a whole window."""
@@ -132,9 +132,12 @@ class _OwnReader:
         """See Reader."""
         model = self._language.model
         cache = self._language.empty_cache() if cache is None else cache
-        output = model(torch.tensor([token_ids], device=self._language.device), cache=cache)
-        experts, scores = _routed(output, len(token_ids), self._language.top_k)
-        return ReadTokens(output.logits[0, -1], experts, scores, cache, output.logits[0] if all_logits else None)
+        ids_1S, step = torch.tensor([token_ids], device=self._language.device), 1 if cache.singly else len(token_ids)
+        outputs = [model(ids_1S[:, at : at + step], cache=cache) for at in range(0, len(token_ids), step)]
+        routed = [_routed(output, output.logits.shape[1], self._language.top_k) for output in outputs]
+        experts, scores = (np.concatenate(parts) for parts in zip(*routed, strict=True))
+        logits_SV = torch.cat([output.logits[0] for output in outputs]) if all_logits else None
+        return ReadTokens(outputs[-1].logits[0, -1], experts, scores, cache, logits_SV)
 
     def join(self, *, changed: bool = False) -> JoinedTexts:
         """See Reader. What is replayed runs no hooks, and an intervention is some."""

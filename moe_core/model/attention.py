@@ -40,13 +40,14 @@ class Attention(nn.Module):
         mask = None
         if cache is not None:
             keys, values = cache.write(self.layer, keys, values)
+            cache.look(self.layer, queries)
             mask = cache.mask
         mixed = nn.functional.scaled_dot_product_attention(
             queries,
             keys.to(queries.dtype),
             values.to(queries.dtype),
             attn_mask=_chunk_mask(S, keys.shape[2], x_BSD.device) if mask is None else mask,
-            is_causal=S > 1 and keys.shape[2] == S,
+            is_causal=mask is None and S > 1 and keys.shape[2] == S,
             enable_gqa=self.grouped,
         )
         projected: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(B, S, -1))

@@ -22,7 +22,10 @@ class TokenCache:
     """
 
     mask: Tensor | None = None
-    """bool [B, 1, 1, total], True = may look, where the sequences differ in length; None = attention's own rule."""
+    """bool [B, 1, 1, total] or [S, total], True = may look, where sequences differ in length or tokens are left out;
+    None = attention's own rule."""
+    singly = False
+    """Whether a pass may read one token of each sequence only."""
 
     def __init__(self, config: ModelConfig, batch_size: int, max_len: int, device: torch.device | str) -> None:
         if not 1 <= max_len <= config.max_seq_len:
@@ -54,6 +57,9 @@ class TokenCache:
         """Take one layer's new keys and values, after RoPE; return all that they look at, [B, Hkv, ... + S, d], the new
         ones last."""
         raise NotImplementedError
+
+    def look(self, layer: int, queries_BHSd: Tensor) -> None:
+        """Is told by which queries, after RoPE, what `write` returned is looked at; most caches need not know."""
 
     def angles(self, new_tokens: int) -> tuple[Tensor, Tensor]:
         """rope_angles of the next `new_tokens` positions, as views."""
