@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from moe_core.cli.options import Parser, command, existing_run, finish, whole
 from moe_core.cli.output import Output, progress_on_stderr, table
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from moe_core.model.transformer import MoETransformer
+    from moe_core.runs.checkpoint import LoadedRun
 
 
 def parser() -> Parser:
@@ -18,11 +27,15 @@ def parser() -> Parser:
         "against reading in windows of it.",
         "context --run demo",
         "context --run demo --factor 2 --json context.json",
+        "context --run demo --needles 32                      # and: are facts found that stand far back?",
     )
     parser.add_argument("--run", metavar="NAME", help="the run to look at (default: the run updated last)")
     parser.add_argument("--factor", metavar="N", type=whole(1, 64), default=4, help="stretch by this (default 4)")
     parser.add_argument("--texts", metavar="N", type=whole(3, 10_000), default=24, help="texts at most (default 24)")
     parser.add_argument("--data", metavar="PATH", help="read this text, as for training, instead of the held-out text")
+    parser.add_argument(
+        "--needles", metavar="N", type=whole(8, 10_000), help="hide N facts in these texts and ask for them at the end"
+    )
     return finish(parser, context)
 
 
@@ -68,7 +81,56 @@ def context(arguments: argparse.Namespace, output: Output) -> int:
         )
     verdict = long_context_verdict(found)
     output.say(f"Trained length: {found.trained} tokens; {found.texts} texts of {length}. {verdict}")
+    needles = [] if arguments.needles is None else _needles(loaded, texts_NT, arguments, output)
     output.figures(
-        {"run": run.name, "step": loaded.step, "factor": arguments.factor, **asdict(found), "verdict": verdict}
+        {
+            **{"run": run.name, "step": loaded.step, "factor": arguments.factor},
+            **asdict(found),
+            **{"verdict": verdict, "needles": needles},
+        }
     )
     return 0
+
+
+def _needles(
+    loaded: LoadedRun, texts_NT: NDArray[np.int64], arguments: argparse.Namespace, output: Output
+) -> list[dict[str, Any]]:
+    """Print a table of schemes by length and depth, and what each says; the same for machines."""
+    from torch import nn
+
+    from moe_core.config.rope_schemes import ROPE_SCHEMES
+    from moe_core.evaluation.long_context import under_scheme
+    from moe_core.evaluation.needle import DEPTHS, find_needles, least_length, needle_verdict, trials_of
+
+    trained = loaded.config.training.seq_len
+    trials = trials_of(texts_NT, loaded.tokenizer, arguments.needles)
+    lengths = [at for at in (trained // 2, trained, 2 * trained, 4 * trained) if at >= least_length(trials)]
+    rows, verdicts, figures = [], [], []
+    for scheme in ROPE_SCHEMES:
+        model = under_scheme(loaded, scheme, arguments.factor, lengths[-1])
+
+        def logits(ids_BS: torch.Tensor, model: MoETransformer = model) -> torch.Tensor:
+            states_BSD = model.states(ids_BS.to(model.embedding.weight.device)).states
+            return nn.functional.linear(states_BSD[:, -1], model.head)
+
+        with progress_on_stderr() as progress:
+            found = find_needles(logits, trials, lengths, progress)
+        verdict = needle_verdict(found, trained)
+        rows += [
+            [
+                scheme,
+                f"{at.length:,}",
+                *(f"{cell.right:.0%}" for cell in at.by_depth),
+                f"{at.together.right:.0%} ({at.together.low:.0%} to {at.together.high:.0%})",
+                f"{at.together.margin:+.2f} ({at.together.margin_low:+.2f} to {at.together.margin_high:+.2f})",
+                at.together.verdict,
+            ]
+            for at in found
+        ]
+        verdicts.append(f"{scheme}: {verdict}")
+        figures.append({"scheme": scheme, "lengths": [asdict(at) for at in found], "verdict": verdict})
+    heads = ["scheme", "tokens", *(f"at {depth:.0%}" for depth in DEPTHS), "all (95 %)", "margin, nats (95 %)", ""]
+    output.say(table(heads, rows))
+    for line in verdicts:
+        output.say(line)
+    return figures

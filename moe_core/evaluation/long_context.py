@@ -115,11 +115,16 @@ def read_long(
     for place, scheme in enumerate(ROPE_SCHEMES):
         if progress is not None:
             progress("reading", place, len(ROPE_SCHEMES))
-        rope = RopeConfig(scheme=scheme, factor=factor, original_length=trained)
-        whole = _read(_with(loaded, rope, T), ids_NT)
+        whole = _read(under_scheme(loaded, scheme, factor, T), ids_NT)
         spans = _spans(whole, short, trained, loaded.config.model.num_experts)
         found.append(SchemeRead(scheme, spans, *_position_test(whole[1], loaded.config.model.num_experts)))
     return LongContext(trained, N, tuple(found))
+
+
+def under_scheme(loaded: LoadedRun, scheme: RopeScheme, factor: float, length: int) -> MoETransformer:
+    """The run's weights with `scheme` at `factor`, from the trained length on, for texts of up to `length` tokens."""
+    rope = RopeConfig(scheme=scheme, factor=factor, original_length=loaded.config.training.seq_len)
+    return _with(loaded, rope, length)
 
 
 def long_context_verdict(found: LongContext) -> str:
