@@ -27,6 +27,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "document_pool": {"kind": "document_pool", "pool_size": 4},
 }
 CAUSAL = [name for name in VARIANTS if name != "expert_choice"]
+WINDOWED = {
+    "window": {"window": 3},
+    "window_by_layer": {"window": 2, "pattern": ("local", "global"), "first_tokens": 3},
+}
+"""Variants of attention under a softmax router."""
 CHOOSING = [name for name in CAUSAL if not name.startswith("hash")]
 BASE = {
     "vocab_size": 300, "dim": 16, "num_layers": 3, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "max_seq_len": 32,
@@ -37,7 +42,8 @@ BASE = {
 def model_with(variant: str, **changes: Any) -> MoETransformer:
     """In evaluation mode; weights large enough for routing to differ between tokens, biases and thresholds moved."""
     torch.manual_seed(0)
-    model = MoETransformer(ModelConfig.model_validate({**BASE, "router": VARIANTS[variant], **changes}))
+    changes = {"router": VARIANTS.get(variant, {}), "attention": WINDOWED.get(variant, {}), **changes}
+    model = MoETransformer(ModelConfig.model_validate({**BASE, **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6.0) if parameter.ndim > 1 else parameter.add_(0.1 * torch.randn_like(parameter))

@@ -38,7 +38,8 @@ def test_sinks_and_the_newest_stay_however_a_text_is_cut(piece: int) -> None:
             keys, values = cache.write(layer, numbered(config, new), -numbered(config, new))
         assert torch.equal(keys, -values)
         for row, position in enumerate(new):
-            seen = keys if cache.mask is None else keys[:, :, cache.mask[row]]
+            mask = cache.mask(0)
+            seen = keys if mask is None else keys[:, :, mask[row]]
             expected = range(position + 1) if position < 5 else [0, 1, position - 2, position - 1, position]
             told = [[place for place in head if place <= position] for head in positions_of(seen)]  # or the causal rule
             assert told == [list(expected)] * config.num_kv_heads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from routers_support import CAUSAL, START, TOP_K, model_with
+from routers_support import CAUSAL, START, TOP_K, WINDOWED, model_with
 
 from moe_core.errors import UsageError
 from moe_core.model import KVCache, MoETransformer
@@ -18,7 +18,7 @@ def alone(model: MoETransformer, length: int, seed: int) -> KVCache:
     return cache
 
 
-@pytest.mark.parametrize("variant", CAUSAL)
+@pytest.mark.parametrize("variant", [*CAUSAL, *WINDOWED])
 @torch.inference_mode()
 def test_rows_that_join_and_leave_read_what_they_read_alone(variant: str) -> None:
     model = model_with(variant)
@@ -60,7 +60,8 @@ def test_what_an_earlier_row_left_in_its_place_reaches_nobody() -> None:
     model = model_with("softmax")
     joined = JoinedCache(model.config, 2, 32)
     broken = alone(model, 20, 1)
-    broken.values.fill_(torch.nan)
+    for values in broken.values:
+        values.fill_(torch.nan)
     joined.add(broken)
     joined.take(0)
     joined.add(alone(model, 3, 2))

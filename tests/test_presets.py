@@ -55,7 +55,7 @@ def test_every_count_is_that_of_the_real_model(name: str) -> None:
     assert len(blocks) == len(config.moe_layers)
     for precision, width in (("float32", 4), ("bfloat16", 2)):
         assert size.serving_memory(config, precision).weights == width * total  # type: ignore[arg-type]
-    assert size.serving_memory(config, "float32").kv_cache == cache.keys.nbytes + cache.values.nbytes
+    assert size.serving_memory(config, "float32").kv_cache == cache.key_value_bytes
 
 
 def test_the_documents_numbers_stand() -> None:

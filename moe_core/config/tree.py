@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from moe_core.config.attention_reach import AttentionConfig
 from moe_core.config.contrastive_views import ContrastiveConfig
 from moe_core.config.parallel import ParallelConfig
 from moe_core.config.rope_schemes import RopeConfig
@@ -43,6 +44,7 @@ class ModelConfig(Section):
     """RoPE base; the angle of the last pair is about position / base, which float32 must hold."""
     # Like `compile` below: what was saved before there was this key stays as it is.
     rope: RopeConfig = Field(RopeConfig(), exclude_if=lambda value: value == RopeConfig())
+    attention: AttentionConfig = Field(AttentionConfig(), exclude_if=lambda value: value == AttentionConfig())
     norm_eps: float = Field(1e-5, ge=1e-30, lt=1.0)
     """Epsilon of RMSNorm."""
     qk_norm: bool = True

@@ -35,6 +35,8 @@ def target_family(config: ModelConfig) -> Family:
             f"model.removed_experts = {config.removed_experts}, a router that may not choose some of its experts",
             f"write a run without them: prune --keep {config.num_experts - config.removed_experts}",
         )
+    if config.attention.window is not None:
+        raise _no_target(f"model.attention.window = {config.attention.window} in this export", "expected none")
     _check_router(config.router)
     normalized, shared = _normalizes(config), config.shared_expert_hidden_dim
     if config.router.facts.exported_as == "sigmoid":

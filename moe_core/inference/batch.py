@@ -114,8 +114,11 @@ class Batch:
             return
         # The last token is always read: only so its logits are known.
         length = min(prefix.common_with(row.waiting), len(row.waiting) - 1)
-        if length and not self._model.reads_apart:
-            row.continue_from(prefix, length, self._opened.cut(prefix.cache, length))
+        if not length or self._model.reads_apart:
+            return
+        cache = self._opened.cut(prefix.cache, length)
+        if cache is not None:
+            row.continue_from(prefix, length, cache)
 
     def _write(self, change: Intervention | None, rows: list[Row]) -> None:
         """One token for each of these rows, in one pass if the model can."""

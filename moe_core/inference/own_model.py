@@ -145,10 +145,9 @@ class _OwnReader:
             return FixedTexts(self._language.fixed_passes)
         return _OwnTexts(self._language)
 
-    def cut(self, cache: KVCache, length: int) -> KVCache:
+    def cut(self, cache: TokenCache, length: int) -> TokenCache | None:
         """See Reader."""
-        cache.length = length
-        return cache
+        return cache if cache.cut_back(length) else None
 
     def nbytes(self, cache: TokenCache) -> int:
         """See Reader."""
@@ -165,7 +164,7 @@ class _OwnTexts:
 
     def add(self, cache: KVCache) -> None:
         """See JoinedTexts."""
-        if self._rows == self._cache.keys.shape[1]:
+        if self._rows == self._cache.keys[0].shape[0]:
             full, self._cache = self._cache, self._room(2 * self._rows)
             for _ in range(self._rows):
                 self._cache.add(full.take(0))

@@ -87,7 +87,8 @@ class Reader(Protocol):
         an intervention."""
 
     def cut(self, cache: Any, length: int) -> Any:
-        """A cache of the first `length` tokens, at least one; the given one must not be used again."""
+        """A cache of the first `length` tokens, at least one, or None where it has forgotten what they need; the given
+        one must not be used again."""
 
     def nbytes(self, cache: Any) -> int:
         """Bytes of memory that a cache takes."""

@@ -1,4 +1,5 @@
-"""Causal grouped-query attention (arXiv:2305.13245) with optional QK-norm (Qwen3, arXiv:2505.09388)."""
+"""Causal grouped-query attention (arXiv:2305.13245) with optional QK-norm (Qwen3, arXiv:2505.09388) and windows
+(Mistral, arXiv:2310.06825)."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
+        self.sees, self.first_tokens = config.attention.sees(layer), config.attention.first_tokens
         self.grouped = config.num_heads != config.num_kv_heads
         query_dim, key_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.dim, query_dim, bias=False)
@@ -41,24 +43,31 @@ class Attention(nn.Module):
         if cache is not None:
             keys, values = cache.write(self.layer, keys, values)
             cache.look(self.layer, queries)
-            mask = cache.mask
+            mask = cache.mask(self.layer)
+        if mask is None:
+            mask = self._mask(S, keys.shape[2], x_BSD.device)
         mixed = nn.functional.scaled_dot_product_attention(
             queries,
             keys.to(queries.dtype),
             values.to(queries.dtype),
-            attn_mask=_chunk_mask(S, keys.shape[2], x_BSD.device) if mask is None else mask,
-            is_causal=mask is None and S > 1 and keys.shape[2] == S,
+            attn_mask=mask,
+            is_causal=mask is None and S > 1,
             enable_gqa=self.grouped,
         )
         projected: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(B, S, -1))
         return projected
 
+    def _mask(self, new: int, total: int, device: torch.device) -> Tensor | None:
+        """bool [new, total], True = may look, for `new` tokens behind `total - new` earlier ones.
 
-def _chunk_mask(new: int, total: int, device: torch.device) -> Tensor | None:
-    """bool [new, total], True = may look, for `new` tokens behind `total - new` cached ones.
-
-    None if no mask is needed: a single token sees everything, and an uncached sequence is simply causal.
-    """
-    if new in (1, total):
-        return None
-    return torch.ones(new, total, dtype=torch.bool, device=device).tril(diagonal=total - new)
+        None if no mask is needed: a single token sees everything, and an uncached sequence is simply causal. Only the
+        distance to the last token counts, so what a cache has forgotten may be missing in the middle.
+        """
+        sees = total if self.sees is None else min(self.sees, total)
+        if sees == total and new in (1, total):
+            return None
+        earlier = torch.ones(new, total, dtype=torch.bool, device=device).tril(diagonal=total - new)
+        if sees == total:
+            return earlier
+        near = earlier.triu(diagonal=total - new - (sees - self.first_tokens) + 1)
+        return near | (earlier & (torch.arange(total, device=device) < self.first_tokens))

@@ -39,19 +39,25 @@ class EvictingCache(TokenCache):
     ) -> None:
         """`budget`: tokens of each sequence. Raises UsageError unless one is left beside the first ones."""
         super().__init__(config, batch_size, max_len, device)
+        if config.attention.window is not None:
+            raise UsageError(
+                f"a budget of tokens is for layers that look at everything, and model.attention.window is "
+                f"{config.attention.window}: that already bounds what is kept; leave out --cache"
+            )
         if budget <= first:
             raise UsageError(
                 f"a budget of {budget} tokens; expected {first + 1} or more, of which {first} are kept for good"
             )
+        self._piece_mask: Tensor | None = None
         self.budget, self.first = min(budget, max_len), min(first, max_len)
         shape = (config.num_layers, batch_size, config.num_kv_heads, self.budget, config.head_dim)
         self._keys, self._values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
 
     def write(self, layer: int, keys_BHSd: Tensor, values_BHSd: Tensor) -> tuple[Tensor, Tensor]:
-        """See TokenCache. Of a piece that does not fit, what is told to look at is new tensors, and `mask` says which
-        token may look where."""
+        """See TokenCache. Of a piece that does not fit, what is told to look at is new tensors, and `mask` says
+        which token may look where."""
         new, held = keys_BHSd.shape[2], min(self.length, self.budget)
-        self.mask = None
+        self._piece_mask = None
         pairs = ((self._keys[layer], keys_BHSd), (self._values[layer], values_BHSd))
         if self.length + new <= self.budget or new == 1:
             if self.length >= self.budget:
@@ -64,13 +70,17 @@ class EvictingCache(TokenCache):
         places = torch.tensor([*self._positions(), *range(self.length, self.length + new)], device=self.device)
         asking_S1 = places[-new:, None]
         near_ST = (places <= asking_S1) & (places > asking_S1 - (self.budget - self.first))
-        self.mask = near_ST | ((places < self.first) & (places <= asking_S1))
+        self._piece_mask = near_ST | ((places < self.first) & (places <= asking_S1))
         seen_both = [torch.cat((room[:, :, :held], given.to(room.dtype)), dim=2) for room, given in pairs]
         # Of tokens that share a slot the last one stays.
         stay = {self._slot(position): place for place, position in enumerate(places.tolist())}
         for (room, _), seen_T in zip(pairs, seen_both, strict=True):
             room[:, :, list(stay)] = seen_T[:, :, list(stay.values())]
         return seen_both[0], seen_both[1]
+
+    def mask(self, layer: int) -> Tensor | None:  # noqa: ARG002
+        """See TokenCache."""
+        return self._piece_mask
 
     @property
     def is_exact(self) -> bool:

@@ -34,7 +34,7 @@ class FixedCache(JoinedCache):
     @property
     def slots(self) -> int:
         """Rows that a pass reads."""
-        return self.keys.shape[1]
+        return self.keys[0].shape[0]
 
     @property
     def lengths(self) -> list[int]:
@@ -43,8 +43,7 @@ class FixedCache(JoinedCache):
 
     def stand_at(self, places_B: Tensor) -> None:
         """int64 [slots], where the next pass writes each row's token."""
-        self._places_B = places_B
-        self.mask = (self._room <= places_B[:, None])[:, None, None]
+        self._place(places_B, self._room)
 
     def check_room(self, batch_size: int, new_tokens: int) -> None:
         """See JoinedCache; `batch_size` is the number of slots."""

@@ -73,7 +73,8 @@ def flops_per_token(config: ModelConfig, context_len: int, experts: float | None
     """Floating-point operations (2 per multiply-add) of the forward pass of one token that attends to `context_len`.
 
     Counts every matrix product, the output head included; the embedding lookup, norms and activations are left out.
-    `experts`: as for active_parameters.
+    A window changes nothing here: a pass of a whole text computes what its mask hides. `experts`: as for
+    active_parameters.
     """
     experts = config.experts_per_token if experts is None else experts
     dense, moe = _layer_kinds(config)
@@ -156,10 +157,14 @@ def training_memory(config: Config, *, autocast: bool = False, parts: int | None
 
 
 def serving_memory(config: ModelConfig, precision: Precision, batch_size: int = 1) -> ServingMemory:
-    """Weights and a key/value cache of max_seq_len tokens for each of `batch_size` sequences."""
+    """Weights and a key/value cache of max_seq_len tokens, as far as each layer looks back, for each of `batch_size`
+    sequences."""
     matrices = _matrix_weights(config)
     others = total_parameters(config) - matrices
-    cached = 2 * config.num_layers * config.num_kv_heads * config.head_dim * config.max_seq_len * batch_size
+    longest = config.max_seq_len
+    seen = [config.attention.sees(layer) for layer in range(config.num_layers)]
+    kept = sum(longest if sees is None else min(sees, longest) for sees in seen)
+    cached = 2 * kept * config.num_kv_heads * config.head_dim * batch_size
     return ServingMemory(
         weights=round(MATRIX_BYTES[precision] * matrices) + OTHER_BYTES[precision] * others,
         kv_cache=OTHER_BYTES[precision] * cached,

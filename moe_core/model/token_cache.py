@@ -21,9 +21,6 @@ class TokenCache:
     from states that were made at shorter lengths.)
     """
 
-    mask: Tensor | None = None
-    """bool [B, 1, 1, total] or [S, total], True = may look, where sequences differ in length or tokens are left out;
-    None = attention's own rule."""
     singly = False
     """Whether a pass may read one token of each sequence only."""
 
@@ -54,12 +51,22 @@ class TokenCache:
             )
 
     def write(self, layer: int, keys_BHSd: Tensor, values_BHSd: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one layer's new keys and values, after RoPE; return all that they look at, [B, Hkv, ... + S, d], the new
-        ones last."""
+        """Take one layer's new keys and values, after RoPE; return all that they look at, [B, Hkv, ... + S, d], oldest
+        first. A layer with a window may be given more. A single new token may stand anywhere among what it sees."""
         raise NotImplementedError
 
     def look(self, layer: int, queries_BHSd: Tensor) -> None:
         """Is told by which queries, after RoPE, what `write` returned is looked at; most caches need not know."""
+
+    def mask(self, layer: int) -> Tensor | None:  # noqa: ARG002 - most have the same rule for all
+        """bool [B, 1, 1, total] or [S, total], True = may look, where sequences differ in length or tokens are left
+        out; None = attention's own rule."""
+        return None
+
+    def cut_back(self, length: int) -> bool:  # noqa: ARG002
+        """Forget all but the first `length` tokens; False, and nothing is changed, where what the next token would
+        look at is not there any more."""
+        return False
 
     def angles(self, new_tokens: int) -> tuple[Tensor, Tensor]:
         """rope_angles of the next `new_tokens` positions, as views."""

@@ -12,8 +12,8 @@ from moe_core.errors import UsageError
 from moe_core.runs.checkpoint import LoadedRun, find_checkpoint, load_run
 from moe_core.runs.folder import RunFolder
 
-# How the model trains, or how long its RoPE tables are: the weights are the same without them.
-FREE_MODEL_KEYS = ("capacity_factor", "max_seq_len", "expert_hidden_dropout", "rope", "router")
+# How the model trains, how long its RoPE tables are, or how far it looks: the weights are the same without them.
+FREE_MODEL_KEYS = ("attention", "capacity_factor", "max_seq_len", "expert_hidden_dropout", "rope", "router")
 FREE_ROUTER_KEYS = (
     "noise_std", "bias_update_speed", "load_balancing_loss_coef", "router_z_loss_coef", "entropy_loss_coef",
     "threshold_decay", "expert_dropout", "expert_output_dropout", "balancing",
