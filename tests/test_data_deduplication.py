@@ -133,9 +133,23 @@ def test_the_command_writes_what_stays_and_lists_what_went(tmp_path: Path, capsy
     assert len((tmp_path / "f" / "removed.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_data_set_is_read_as_files_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    datasets.Dataset.from_dict({"text": ["One text.", "Two texts.", "One  text."]}).save_to_disk(tmp_path / "saved")
+    arguments = ["data", "dedup", "--dataset", str(tmp_path / "saved"), "--out", str(tmp_path / "o"), "--exact-only"]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 2
+    assert [json.loads(line)["text"] for line in (tmp_path / "o" / "documents.jsonl").read_text().splitlines()] == [
+        "One text.",
+        "Two texts.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["dedup", "--out", "o"], "data dedup takes files or folders, or else --dataset NAME"),
+        (["dedup", "a.jsonl", "--dataset", "b", "--out", "o"], "expected one of the two"),
         (["dedup", "missing.jsonl", "--out", "o"], "no data at 'missing.jsonl'"),
         (["dedup", "missing.jsonl", "--out", "o", "--threshold", "1.5"], "'1.5' is not a number above 0 and up to 1"),
         (["nonsense"], "unknown command 'nonsense' of data; expected synthetic, "),

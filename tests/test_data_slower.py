@@ -107,3 +107,14 @@ def test_memory_hardly_grows_with_the_text(tmp_path: Path) -> None:
     slope = np.polyfit(sizes, peaks, 1)[0]
     assert slope < 0.2, f"{slope:.3f} bytes a byte of text: {[peak // 2**20 for peak in peaks]} MiB"
     assert peaks[-1] < 2**30
+
+
+def test_memory_of_looking_for_copies_hardly_grows_with_the_text(tmp_path: Path) -> None:
+    """Some bytes a document, never its text."""
+    sizes, peaks = [10_000_000, 20_000_000, 40_000_000], []
+    for size in sizes:
+        text = write_text(tmp_path / f"{size}.jsonl", size)
+        peaks.append(peak_bytes(["data", "dedup", str(text), "--out", str(tmp_path / f"{size}.out"), "--exact-only"]))
+        text.unlink()
+    slope = np.polyfit(sizes, peaks, 1)[0]
+    assert slope < 0.5, f"{slope:.3f} bytes a byte of text: {[peak // 2**20 for peak in peaks]} MiB"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from moe_core.cli.options import Parser, command, finish, output_folder, positive
@@ -32,10 +34,15 @@ def parser() -> Parser:
         "data dedup texts.jsonl --out out/texts.jsonl",
         "data dedup out/corpus/train.jsonl out/corpus/unseen.jsonl --out out/fresh --threshold 0.8",
         "data dedup texts/ --out out/texts.jsonl --exact-only",
+        "data dedup --dataset tiny-shakespeare --out out/shakespeare",
     )
     parser.add_argument(
-        "inputs", metavar="INPUT", nargs="+", help="a .jsonl, .parquet, .csv or .txt file, or a folder whose "
+        "inputs", metavar="INPUT", nargs="*", help="a .jsonl, .parquet, .csv or .txt file, or a folder whose "
         "subfolders are domains; several are read one after the other. Rows may name their split",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="instead of files, a data set of the datasets library, as for data prepare "
+        "(needs requirements-data.txt)",
     )  # fmt: skip
     parser.add_argument(
         "--out", metavar="PATH", required=True, help="a .jsonl file (the list then lies beside it, as "
@@ -50,18 +57,34 @@ def parser() -> Parser:
 
 
 def dedup(arguments: argparse.Namespace, output: Output) -> int:
-    """Write the documents that stay and the list of those that do not. The inputs are read twice."""
+    """Write the documents that stay and the list of those that do not. The inputs are read twice, never held."""
     from moe_core.data.deduplication import find_copies
+    from moe_core.data.hub_datasets import write_dataset
+    from moe_core.data.sources import PartCounter, TextFiles
+    from moe_core.errors import UsageError
 
+    if bool(arguments.inputs) == bool(arguments.dataset):
+        raise UsageError("data dedup takes files or folders, or else --dataset NAME; expected one of the two")
     kept_path, removed_path = _targets(arguments.out)
-    with progress_on_stderr() as progress:
+    with progress_on_stderr() as progress, TemporaryDirectory() as folder:
+        inputs = arguments.inputs
+        if arguments.dataset:
+            inputs = [Path(folder, "dataset.jsonl")]
+            write_dataset(arguments.dataset, inputs[0], progress)
+        texts = [TextFiles([path]) for path in inputs]
+        counters = [PartCounter(files.plain_sources) for files in texts]
         copies = find_copies(
-            ((document.text, document.split) for document in _documents(arguments.inputs)),
+            (
+                (counter.seen(document).text, document.split)
+                for files, counter in zip(texts, counters, strict=True)
+                for document in files
+            ),
             threshold=arguments.threshold,
             exact_only=arguments.exact_only,
             progress=progress,
         )
-        written = _write_kept(kept_path, arguments.inputs, copies)
+        again = (counter.parts().named(files) for files, counter in zip(texts, counters, strict=True))
+        written = _write_kept(kept_path, chain.from_iterable(again), copies)
     _write_removed(removed_path, copies, written)
     exact = sum(copy.exact for copy in copies)
     output.say(
@@ -109,14 +132,7 @@ def _targets(out: str) -> tuple[Path, Path]:
     return folder / "documents.jsonl", folder / "removed.jsonl"
 
 
-def _documents(inputs: Sequence[str]) -> Iterator[Document]:
-    from moe_core.data.sources import read_documents
-
-    for path in inputs:
-        yield from read_documents(path)
-
-
-def _write_kept(target: Path, inputs: Sequence[str], copies: Sequence[Copy]) -> _Written:
+def _write_kept(target: Path, documents: Iterable[Document], copies: Sequence[Copy]) -> _Written:
     from moe_core.files import replaced
 
     gone = {copy.document for copy in copies}
@@ -124,7 +140,7 @@ def _write_kept(target: Path, inputs: Sequence[str], copies: Sequence[Copy]) -> 
     written = _Written({})
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced(target) as file:
-        for number, document in enumerate(_documents(inputs)):
+        for number, document in enumerate(documents):
             size = len(document.text.encode())
             written.documents += 1
             written.bytes += size
