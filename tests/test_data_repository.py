@@ -106,6 +106,15 @@ def test_what_cannot_be_is_said_in_one_line(repository: tuple[Path, list[str]], 
         shards_of_repository(few, tmp_path / "d", TOKENIZER)
 
 
+def test_a_missing_repository_is_named_before_a_tokenizer_is_asked_for(
+    cli: Run, trained_root: Path, tmp_path: Path
+) -> None:
+    for rest in ([], ["--tokenizer", "nothing"], ["--since", str(tmp_path / "none")]):
+        code, _, err = cli(trained_root, "data", "git", str(tmp_path), "--out", str(tmp_path / "out"), *rest)
+        assert code == 2
+        assert "is no git repository; expected a folder with one" in err
+
+
 def test_the_command(cli: Run, trained_root: Path, repository: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, commits = repository
     first, second = tmp_path / "1", tmp_path / "2"

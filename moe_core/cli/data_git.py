@@ -39,15 +39,17 @@ def parser() -> Parser:
 
 def git(arguments: argparse.Namespace, output: Output) -> int:
     """Write the folder, and say how much of it was taken over."""
-    if arguments.tokenizer is None and arguments.since is None:
-        raise UsageError(
-            "nothing says how to tokenise; expected --tokenizer, or --since with shards of an earlier commit"
-        )
-    from moe_core.data.shards.repository import shards_of_repository
+    from moe_core.data.shards.repository import open_repository, shards_of_repository
     from moe_core.data.shards.shard_contents import contents_of
     from moe_core.data.shards.shard_reader import ShardFolder
     from moe_core.files import user_path
 
+    repository = user_path(arguments.repository)
+    open_repository(repository).close()  # what is missing is said before a tokenizer is asked for
+    if arguments.tokenizer is None and arguments.since is None:
+        raise UsageError(
+            "nothing says how to tokenise; expected --tokenizer, or --since with shards of an earlier commit"
+        )
     out, since = user_path(arguments.out), None if arguments.since is None else user_path(arguments.since)
     tokenizer = chosen_tokenizer(arguments.tokenizer) if arguments.tokenizer is not None else None
     if tokenizer is None and since is not None:
@@ -55,7 +57,7 @@ def git(arguments: argparse.Namespace, output: Output) -> int:
     assert tokenizer is not None
     with progress_on_stderr() as progress:
         found = shards_of_repository(
-            user_path(arguments.repository), out, tokenizer, revision=arguments.revision, since=since,
+            repository, out, tokenizer, revision=arguments.revision, since=since,
             workers=arguments.workers, progress=progress,
         )  # fmt: skip
     output.say(

@@ -93,7 +93,7 @@ def shards_of_repository(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {str(out)!r} is not empty; expected a new or an empty folder")
-    with _opened(repository) as repo, one_core_each():
+    with open_repository(repository) as repo, one_core_each():
         commit = _commit(repo, revision)
         earlier = _Earlier(repo, since, tokenizer) if since is not None else None
         files = _Files(repo, commit, earlier)
@@ -231,7 +231,8 @@ def _tree(repo: Repo, commit: str) -> Iterator[tuple[str, bytes]]:
                 continue
 
 
-def _opened(repository: Path) -> Repo:
+def open_repository(repository: Path) -> Repo:
+    """To be closed. Raises UsageError for what is no repository, and without dulwich."""
     try:
         from dulwich.errors import NotGitRepository
         from dulwich.repo import Repo
