@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_core.cli.options import Parser, whole
 from moe_core.errors import UsageError
+from moe_core.files import user_path
 from moe_core.inference.cache_choice import BITS, RECENT, CacheChoice
 
 if TYPE_CHECKING:
@@ -27,6 +29,26 @@ def add_cache(parser: Parser, does: str) -> None:
         "--cache-recent", metavar="N", type=whole(1, 1_000_000), help="newest tokens that int8, int4 and int2 keep as "
         f"they are, at least (default {RECENT})",
     )  # fmt: skip
+
+
+def add_prefix_cache(parser: Parser | argparse._ArgumentGroup) -> None:
+    """--prefix-cache."""
+    parser.add_argument(
+        "--prefix-cache", metavar="FOLDER", help="keep keys and values of beginnings of prompts there, as files of a "
+        "gigabyte together, and read none of ours anew that any process has kept; text can be read off them (runs of "
+        "ours, with whole caches)",
+    )  # fmt: skip
+
+
+def prefix_cache_of(arguments: argparse.Namespace) -> Path | None:
+    """The folder. Raises UsageError for what is none, and beside a cache that is not whole."""
+    if arguments.prefix_cache is None:
+        return None
+    if arguments.cache is not None or arguments.run is None:
+        raise UsageError(
+            "--prefix-cache keeps whole keys and values of runs of ours; expected --run NAME without --cache"
+        )
+    return user_path(arguments.prefix_cache)
 
 
 def cache_of(arguments: argparse.Namespace) -> CacheChoice:

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from moe_core.cli.cache_options import add_cache, cache_bytes, cache_of, with_cache
+from moe_core.cli.cache_options import add_cache, add_prefix_cache, cache_bytes, cache_of, prefix_cache_of, with_cache
 from moe_core.cli.exits import printable
 from moe_core.cli.models import load_language_model
 from moe_core.cli.options import Parser, add_model, add_step, command, existing_run, finish, whole
@@ -60,6 +60,7 @@ def parser() -> Parser:
     )  # fmt: skip
     add_intervention(parser)
     add_cache(parser, "")
+    add_prefix_cache(parser)
     return finish(parser, generate)
 
 
@@ -67,8 +68,8 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
     """Continue a prompt: text on stdout as it comes, speed on stderr. Or many prompts, see prompts_file.py."""
     if arguments.run is not None:
         existing_run(arguments.run)
-    intervention, cache = intervention_of(arguments), cache_of(arguments)
-    from moe_core.inference.engine import Engine, Request
+    intervention, cache, folder = intervention_of(arguments), cache_of(arguments), prefix_cache_of(arguments)
+    from moe_core.inference.engine import Engine, PromptRead, Request
     from moe_core.inference.grammar import grammar_of
     from moe_core.inference.own_model import OwnModel
 
@@ -85,14 +86,16 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
         from moe_core.cli.prompts_file import answer_prompts, read_prompts
 
         prompts = read_prompts(arguments.prompts_file, request)
-        answer_prompts(with_cache(load_language_model(arguments, arguments.step), cache), prompts, output)
+        answer_prompts(with_cache(load_language_model(arguments, arguments.step), cache), prompts, output, folder)
         return 0
     model = with_cache(load_language_model(arguments, arguments.step), cache)
-    written = Written(model)
-    began = time.perf_counter()
+    written, engine = Written(model), Engine(model, prefix_cache=folder)
+    began, first, reused = time.perf_counter(), None, 0
     with progress_on_stderr() as progress:
-        for event in Engine(model).start(request):
+        for event in engine.start(request):
             text = written.add(event)
+            if isinstance(event, PromptRead):
+                first, reused = time.perf_counter() - began, event.reused
             if output.json_only:
                 progress("generating", len(written.tokens), sampling.max_new_tokens)
             else:
@@ -106,6 +109,10 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
     kept, whole = cache_bytes(model) if isinstance(model, OwnModel) else (None, None)
     if cache.changes and kept is not None and whole is not None:
         notes.append(f"{cache.name}: {kept:,} bytes a window, {percent(kept / whole)} of the whole one's")
+    if folder is not None and first is not None:
+        notes.append(
+            f"{count_of(reused, 'token')} of the prompt from {str(folder)!r}, read after {1000 * first:.1f} ms"
+        )
     print("; ".join(filter(None, notes)), file=sys.stderr)
     output.figures(
         {
@@ -113,6 +120,8 @@ def generate(arguments: argparse.Namespace, output: Output) -> int:
             "intervention": asdict(intervention),
             "text": written.text,
             "tokens_per_second": speed,
+            "prompt_seconds": first,
+            "prompt_reused": reused,
             "prompt_tokens": written.prompt_tokens,
             "tokens": written.tokens,
             "cache": {"name": cache.name, "bytes": kept, "whole_bytes": whole},

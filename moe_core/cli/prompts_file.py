@@ -64,7 +64,9 @@ def read_prompts(name: str, common: Request) -> list[Prompt]:
     return [_prompt(f"line {number} of {where}", line.rstrip("\r"), common, as_json) for number, line in lines]
 
 
-def answer_prompts(model: LanguageModel, prompts: Sequence[Prompt], output: Output) -> None:
+def answer_prompts(
+    model: LanguageModel, prompts: Sequence[Prompt], output: Output, prefix_cache: Path | None = None
+) -> None:
     """Answer all, many at once, and tell each in its turn: a line of text, or of JSON.
 
     Raises UsageError or DataError, naming the line, for a prompt that the model cannot read; those before it are told.
@@ -75,7 +77,8 @@ def answer_prompts(model: LanguageModel, prompts: Sequence[Prompt], output: Outp
     began = time.perf_counter()
     tokens = done = 0
     asked: deque[tuple[Prompt, Generation]] = deque()
-    with progress_on_stderr() as progress, Scheduler(Engine(model), slots=SLOTS, queue=SLOTS) as scheduler:
+    engine = Engine(model, prefix_cache=prefix_cache)
+    with progress_on_stderr() as progress, Scheduler(engine, slots=SLOTS, queue=SLOTS) as scheduler:
         if scheduler.takes_turns:
             print(f"requests take turns: {scheduler.takes_turns}", file=sys.stderr)
         for prompt in (*prompts, None):

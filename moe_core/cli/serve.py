@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_core.cli.cache_options import add_prefix_cache
 from moe_core.cli.options import Parser, command, existing_run, finish, whole
 from moe_core.cli.output import Output
 from moe_core.config.presets import PRESETS
@@ -89,6 +90,7 @@ def parser() -> Parser:
         "--queue", metavar="N", type=whole(0, 100_000), help="requests that may wait; one more gets 429 (default 32)"
     )
     load.add_argument("--log-dir", metavar="DIR", help="write serve.log there, too (default: standard error alone)")
+    add_prefix_cache(load)
     parser.add_argument(
         "--config", metavar="FILE", help="HOCON file whose section serve has these options and more; --serve.KEY VALUE "
         "and the variables MOESCOPE_SERVE__KEY set them, too",
@@ -122,6 +124,7 @@ def serve(arguments: argparse.Namespace, output: Output) -> int:
             slots=config.slots,
             queue=config.queue,
             opened_first=list(models)[: config.open_models],
+            prefix_cache=None if config.prefix_cache is None else user_path(config.prefix_cache),
         )
         options = ApiOptions(
             api_key=key,
@@ -217,6 +220,7 @@ def serve_config(arguments: argparse.Namespace) -> ServeConfig:
         "slots": arguments.slots,
         "queue": arguments.queue,
         "log_dir": arguments.log_dir,
+        "prefix_cache": arguments.prefix_cache,
         "use_moe": arguments.moe,
     }
     overrides |= {f"serve.{name}": value for name, value in given.items() if value is not None}
@@ -287,6 +291,10 @@ def check_models(config: ServeConfig) -> None:
     """Refuse what is not there before anybody is let in. Raises MoescopeError."""
     for name in config.runs:
         existing_run(name)
+    if config.prefix_cache is not None and config.models:
+        raise UsageError(
+            f"--prefix-cache {config.prefix_cache} keeps what runs of ours read; leave out --model {config.models[0]}"
+        )
     for where in config.models:
         if where.startswith((".", "/", "~")) and not user_path(where).is_dir():
             raise UsageError(f"no folder {where!r} for --model; expected one with config.json and weights")

@@ -50,6 +50,9 @@ class ServeConfig(Section):
     allowed_hosts: tuple[str, ...] = ()
     """Names that a request may call this server by, "*.example.org" for all below one. None = those of this machine
     where only it can reach the server, else any."""
+    prefix_cache: str | None = Field(None, min_length=1)
+    """Folder that keeps keys and values of beginnings of prompts, a gigabyte at most, for all processes that serve.
+    None = what threads have read is kept in memory alone."""
     drain_seconds: float = Field(60.0, ge=0.0, le=86_400.0)
     """How long the answers under way may take after SIGTERM before they are cut off."""
 

@@ -14,6 +14,7 @@ from types import TracebackType
 import torch
 
 from moe_core.inference.kept_prefixes import KeptPrefixes
+from moe_core.inference.prefix_folder import BLOCK, PrefixFolder
 from moe_core.inference.protocol import JoinedTexts, LanguageModel, Reader, ReadTokens
 from moe_core.inference.row import Row
 from moe_core.inference.small_passes import threads_for
@@ -36,10 +37,13 @@ class Batch:
         *,
         piece: int = PIECE,
         watch: Watch | None = None,
+        folder: PrefixFolder | None = None,
     ) -> None:
+        """`folder`: where beginnings of prompts are looked for and kept; prompts are read in its blocks then."""
         self._model = model
         self._kept = kept
-        self._piece = piece
+        self._folder = folder
+        self._piece = piece if folder is None else BLOCK
         self._watch = watch
         self._rows: deque[Row] = deque()
         self._groups: dict[Intervention | None, _Group] = {}
@@ -104,12 +108,20 @@ class Batch:
         self._rows.append(row)
         if not (row.recent or row.prompt_read or row.apart or row.scores):
             self._look_for_prefix(row)
+        row.in_blocks &= not row.writes
         if not row.writes:
             whole = len(row.waiting) <= self._piece or bool(self._model.reads_apart)
             self._read_alone(row, len(row.waiting) if whole else self._piece)
+            # The one token that may be left is written back in, perhaps together with those of others.
+            if row.in_blocks and self._folder is not None and len(row.waiting) <= 1 and row.ended is None:
+                self._folder.put(row.prefix(0))
+                row.in_blocks = False
 
     def _look_for_prefix(self, row: Row) -> None:
         prefix = self._kept.take(row.request) if self._kept is not None else None
+        if prefix is None and self._folder is not None and row.request.change is None:
+            row.in_blocks = True
+            prefix = self._folder.find(row.waiting)
         if prefix is None:
             return
         # The last token is always read: only so its logits are known.

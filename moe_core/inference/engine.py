@@ -12,12 +12,15 @@ Both answer by the same code, a Batch: here of one request, whose reader compute
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
+from moe_core.errors import UsageError
 from moe_core.inference.batch import Batch
 from moe_core.inference.kept_prefixes import KeptPrefixes
 from moe_core.inference.mailbox import Mailbox
 from moe_core.inference.open import language_model
 from moe_core.inference.own_model import OwnModel
+from moe_core.inference.prefix_folder import PrefixFolder
 from moe_core.inference.protocol import LanguageModel, Loaded, check_token_ids
 from moe_core.inference.requests import (
     Completion,
@@ -53,13 +56,24 @@ KEPT_BYTES = 2**30
 class Engine:
     """A model that takes requests. Several may be under way at once, in several threads too; each has its own cache."""
 
-    def __init__(self, loaded: Loaded | LanguageModel, *, kept_bytes: int = KEPT_BYTES) -> None:
-        """`kept_bytes`: memory for what threads have read, see Request.thread.
+    def __init__(
+        self, loaded: Loaded | LanguageModel, *, kept_bytes: int = KEPT_BYTES, prefix_cache: Path | None = None
+    ) -> None:
+        """`kept_bytes`: memory for what threads have read, see Request.thread. `prefix_cache`: the folder of a
+        PrefixFolder, for beginnings of prompts that any process has read.
 
-        Raises what language_model raises, for a model that does not continue text.
+        Raises what language_model raises, for a model that does not continue text, and UsageError for a folder that
+        does not suit.
         """
         self.model = language_model(loaded)
         self.kept = KeptPrefixes(kept_bytes)
+        self.folder: PrefixFolder | None = None
+        if prefix_cache is not None:
+            if not isinstance(self.model, OwnModel):
+                raise UsageError(
+                    f"a prefix cache keeps what runs of ours read; {self.model.name} is another kind of model"
+                )
+            self.folder = PrefixFolder(prefix_cache, self.model)
 
     def start(self, request: Request) -> Generation:
         """Check the request; nothing is computed until its events are asked for.
@@ -85,7 +99,7 @@ class Engine:
         return Row(model, request, token_ids, mailbox)
 
     def _written(self, row: Row) -> Generator[Event, None, None]:
-        with Batch(self.model, self.kept) as batch:
+        with Batch(self.model, self.kept, folder=self.folder) as batch:
             batch.add(row)
             event = None
             while not isinstance(event, Finished):

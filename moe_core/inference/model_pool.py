@@ -117,13 +117,15 @@ class ModelPool:
         slots: int = SLOTS,
         queue: int = QUEUE,
         opened_first: Sequence[str] = (),
+        prefix_cache: Path | None = None,
     ) -> None:
         """`most_open`: models in memory at once. `slots`, `queue`: of each one's Scheduler. `opened_first`: names that
-        `open_first` opens; until it has, the pool is not ready. Raises UsageError for a number out of range.
+        `open_first` opens; until it has, the pool is not ready. `prefix_cache`: see Engine. Raises UsageError for a
+        number out of range.
         """
         if most_open < 1:
             raise UsageError(f"most_open = {most_open} is out of range; expected at least 1")
-        self._sources = sources
+        self._sources, self._prefix_cache = sources, prefix_cache
         self._most_open = most_open
         self._slots, self._queue = slots, queue
         self._first = tuple(opened_first)
@@ -210,7 +212,8 @@ class ModelPool:
                 self._end(leaving)
                 del leaving
                 gc.collect()  # models hold on to themselves by their hooks
-            scheduler = Scheduler(Engine(source.open()), slots=self._slots, queue=self._queue)
+            engine = Engine(source.open(), prefix_cache=self._prefix_cache)
+            scheduler = Scheduler(engine, slots=self._slots, queue=self._queue)
             with self._changed:
                 if not self._is_closing:
                     self._models[name] = _Open(scheduler, version)

@@ -52,6 +52,8 @@ class Row:
         """None before the first token, and while it is in a cache with others."""
         self.apart = False
         """Whether it needs passes of its own, because one that it shared failed."""
+        self.in_blocks = False
+        """Whether its prompt is read in whole blocks from the first token on, for a folder of prefixes."""
         self.written = 0
         """Tokens it has sent."""
         self.reused = 0

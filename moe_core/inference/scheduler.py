@@ -146,7 +146,10 @@ class Scheduler:
 
     def _serve(self) -> None:
         """The computing thread."""
-        with Batch(self.engine.model, self.engine.kept, piece=self._piece, watch=self._counters.add_pass) as batch:
+        engine = self.engine
+        with Batch(
+            engine.model, engine.kept, piece=self._piece, watch=self._counters.add_pass, folder=engine.folder
+        ) as batch:
             while self._admit(batch):
                 self._step(batch)
 

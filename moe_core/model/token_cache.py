@@ -82,6 +82,10 @@ class TokenCache:
         kept = self._notes_of(router, notes_BSW.shape[2])
         kept[:, self.length : self.length + notes_BSW.shape[1]] = notes_BSW
 
+    def notes(self, length: int) -> dict[nn.Module, Tensor]:
+        """float64 [B, length, width], what each router noted at the first tokens."""
+        return {router: notes[:, :length] for router, notes in self._notes.items()}
+
     def advance(self, new_tokens: int) -> None:
         """Count `new_tokens` as seen; the model calls it once every layer has written."""
         self.length += new_tokens
