@@ -171,7 +171,8 @@ CONFIG_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": None}, "model_type is 'None'"),
     ({"hidden_act": "relu"}, "hidden_act is 'relu'; our model has 'silu', 'swish', 'gelu' only"),
     ({"attention_bias": True}, "attention_bias is True"),
-    ({"use_sliding_window": True}, "use_sliding_window is True"),
+    ({"use_sliding_window": True, "sliding_window": 0}, "sliding_window is 0"),
+    ({"layer_types": ["sliding_attention"] * 2}, "layer_types is .*says no window"),
     (
         {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
         "rope_type is 'longrope'; our model has .*yarn",
@@ -223,8 +224,7 @@ def test_legacy_rope_and_defaults_are_read_as_transformers_reads_them() -> None:
     del old["rope_theta"]
     assert from_huggingface(old)[0].rope_theta == 1e6  # Mixtral's
     assert from_huggingface(old)[0].norm_eps == 1e-5
-    with pytest.raises(UsageError, match="sliding_window is 8"):
-        from_huggingface(tree | {"sliding_window": 8})
+    assert from_huggingface(tree | {"sliding_window": 8})[0].attention.window == 8
     granite = to_huggingface(config, "granitemoeshared", context=32, end_of_text=0)
     with pytest.raises(UsageError, match=r"attention_multiplier is 1\.0"):
         from_huggingface({key: value for key, value in granite.items() if key != "attention_multiplier"})

@@ -14,6 +14,8 @@ from transformers.masking_utils import sliding_window_causal_mask_function
 
 from moe_core.config import Config, ModelConfig, load_config, parse_overrides
 from moe_core.errors import UsageError
+from moe_core.exchange.gguf_architectures import architecture_of
+from moe_core.exchange.targets import target_family
 from moe_core.inference.engine import Engine, PromptRead, Request
 from moe_core.inference.own_model import OwnModel
 from moe_core.inference.sampling import SamplingConfig
@@ -190,3 +192,22 @@ def test_what_makes_no_sense_is_refused(attention: dict[str, Any], message: str)
 def test_a_budget_of_tokens_is_refused_where_a_window_bounds_them() -> None:
     with pytest.raises(UsageError, match="window is 8"):
         EvictingCache(model_of({"window": 8}).config, 1, 32, budget=16)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"attention": {"window": 8, "first_tokens": 2}}, "first_tokens = 2"),
+        ({"attention": {"window": 8}, "router": {"kind": "sigmoid"}}, "a sigmoid router and a window"),
+        ({"attention": {"window": 8, "pattern": ["local", "global"]}}, "QK-norm and layers of both kinds"),
+    ],
+)
+def test_windows_that_no_family_has_are_refused_by_name(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        target_family(ModelConfig.model_validate(SMALL | model))
+
+
+def test_llama_cpp_gets_no_model_with_a_window() -> None:
+    config = ModelConfig.model_validate(SMALL | {"attention": {"window": 8}})
+    with pytest.raises(UsageError, match="has no windows of attention"):
+        architecture_of(config, target_family(config))

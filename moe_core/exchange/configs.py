@@ -13,6 +13,7 @@ from moe_core.exchange.family_configs import FamilyConfig, GraniteMoeSharedConfi
 from moe_core.exchange.layouts import UNTIED, Family
 from moe_core.exchange.refusing import refuse_key
 from moe_core.exchange.rope_parameters import positions, rope_parameters
+from moe_core.exchange.window_keys import window_keys
 
 CLASSES: dict[Family, str] = {
     "mixtral": "MixtralForCausalLM",
@@ -72,7 +73,6 @@ def to_huggingface(config: ModelConfig, family: Family, *, context: int, end_of_
         }
     elif family in ("qwen3_moe", "qwen2_moe"):
         tree |= {"num_experts": config.num_experts, "mlp_only_layers": dense, "decoder_sparse_step": 1}
-        tree |= {"use_sliding_window": False, "sliding_window": None}
         if family == "qwen2_moe":
             tree |= {"shared_expert_intermediate_size": config.shared_expert_hidden_dim, "qkv_bias": True}
     elif family == "glm4_moe":
@@ -88,7 +88,7 @@ def to_huggingface(config: ModelConfig, family: Family, *, context: int, end_of_
             "topk_group": 1,
         }
         rope["partial_rotary_factor"] = 1.0
-    return tree
+    return tree | window_keys(config, family)
 
 
 # Our key -> the key of a config.json that it is read from, for refusals.
@@ -135,6 +135,7 @@ def model_config_of(theirs: FamilyConfig, family: Family) -> ModelConfig:
         "max_seq_len": _longest(theirs),
         "rope_theta": theirs.rope_theta,
         "rope": theirs.rope,
+        "attention": theirs.attention,
         "norm_eps": theirs.rms_norm_eps,
         "qk_norm": theirs.norms_queries,
         "num_experts": theirs.experts,

@@ -13,11 +13,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from moe_core.config.attention_reach import AttentionConfig
 from moe_core.config.rope_schemes import RopeConfig
 from moe_core.errors import RunError, UsageError, first_fault, shortened
 from moe_core.exchange.layouts import FAMILIES, Family
 from moe_core.exchange.refusing import refuse_key
 from moe_core.exchange.rope_parameters import read_rope_parameters
+from moe_core.exchange.window_keys import GLOBAL, LOCAL, read_windows
 from moe_core.program import program
 
 Positive = Annotated[int, Field(ge=1)]
@@ -81,6 +83,8 @@ class FamilyConfig(BaseModel):
     """Found in rope_scaling, rope_parameters or beside them, see `_rope_values`."""
     rope: RopeConfig = RopeConfig()
     """Found there, too."""
+    attention: AttentionConfig = AttentionConfig()
+    """Of `window` and `kinds`."""
 
     @property
     def head_width(self) -> int:
@@ -116,12 +120,21 @@ class FamilyConfig(BaseModel):
     def moe_layers(self) -> list[int]:
         return list(range(self.num_hidden_layers))
 
+    @property
+    def window(self) -> int | None:
+        """Tokens that its local layers look at; None = it has none."""
+        return None
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of its layers, LOCAL or GLOBAL."""
+        return [GLOBAL if self.window is None else LOCAL] * self.num_hidden_layers
+
 
 class MixtralConfig(FamilyConfig):
     """transformers.MixtralConfig"""
 
     aliases = {"num_experts": "num_local_experts"}
-    only = NO_WINDOW
     inert = frozenset({"router_jitter_noise"})
     default_rope_base = 1e6
 
@@ -135,17 +148,19 @@ class MixtralConfig(FamilyConfig):
     rms_norm_eps: float = 1e-5
     num_experts_per_tok: int = 2
     num_local_experts: int = 8
+    sliding_window: int | None = None
 
     @property
     def experts(self) -> int:
         return self.num_local_experts
 
+    @property
+    def window(self) -> int | None:
+        return self.sliding_window
+
 
 class _QwenConfig(FamilyConfig):
     """What the two Qwen families share."""
-
-    only = {"use_sliding_window": (False,)}
-    inert = frozenset({"sliding_window", "max_window_layers"})
 
     vocab_size: int = 151_936
     hidden_size: int = 2048
@@ -157,10 +172,16 @@ class _QwenConfig(FamilyConfig):
     norm_topk_prob: bool = False
     num_experts: int
     moe_intermediate_size: int
+    use_sliding_window: bool = False
+    sliding_window: int | None = 4096
 
     @property
     def experts(self) -> int:
         return self.num_experts
+
+    @property
+    def window(self) -> int | None:
+        return self.sliding_window if self.use_sliding_window else None
 
     @property
     def expert_width(self) -> int:
@@ -181,6 +202,7 @@ class Qwen3MoeConfig(_QwenConfig):
     """transformers.Qwen3MoeConfig"""
 
     aliases = {"num_local_experts": "num_experts"}
+    inert = frozenset({"max_window_layers"})
     bias_key = "attention_bias"
     biased = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -210,6 +232,16 @@ class Qwen2MoeConfig(_QwenConfig):
     num_experts: int = 60
     moe_intermediate_size: int = 1408
     shared_expert_intermediate_size: Natural = 5632
+    max_window_layers: int = 28
+
+    @property
+    def kinds(self) -> list[str]:
+        if self.window is None:
+            return super().kinds
+        alternate = (
+            LOCAL if i % 2 == 0 and i < self.max_window_layers else GLOBAL for i in range(self.num_hidden_layers)
+        )
+        return list(alternate) if self.layer_types is None else self.layer_types
 
     @property
     def shared_width(self) -> int:
@@ -326,13 +358,14 @@ def read_family_config(tree: Mapping[str, Any]) -> tuple[FamilyConfig, Family]:
     try:
         rope = _rope_values(named)
         base = _rope_base(rope, named, kind)
-        config = kind.model_validate({**named, "rope_theta": base, "rope": RopeConfig()})
+        config = kind.model_validate(
+            {**named, "rope_theta": base, "rope": RopeConfig(), "attention": AttentionConfig()}
+        )
         longest = config.max_position_embeddings
         config = config.model_copy(update={"rope": read_rope_parameters(rope, named, longest)})
     except ValidationError as error:
         raise _malformed_value(error) from None
-    _check_layer_types(config)
-    return config, family
+    return config.model_copy(update={"attention": read_windows(config)}), family
 
 
 def _family_named(tree: Mapping[str, Any]) -> Family:
@@ -375,18 +408,6 @@ def _rope_base(rope: Mapping[str, Any], tree: Mapping[str, Any], kind: type[Fami
     if not _equals_strictly(share, 1.0):
         raise refuse_key("partial_rotary_factor", share, "our model rotates whole heads, 1.0")
     return rope.get("rope_theta", tree.get("rope_theta", kind.default_rope_base))
-
-
-def _check_layer_types(config: FamilyConfig) -> None:
-    if config.layer_types is None:
-        return
-    other = next((kind for kind in config.layer_types if kind != "full_attention"), None)
-    if other is not None:
-        raise refuse_key("layer_types", [other], "our model has 'full_attention' only")
-    if len(config.layer_types) != config.num_hidden_layers:
-        raise refuse_key(
-            "layer_types", config.layer_types, f"expected as many as num_hidden_layers = {config.num_hidden_layers}"
-        )
 
 
 def _malformed_value(error: ValidationError) -> RunError:

@@ -90,6 +90,10 @@ def architecture_of(config: ModelConfig, family: Family) -> Architecture:
             f"blocks gated by {config.expert_activation}",
             f"model.expert_activation is {config.expert_activation}, expected silu",
         )
+    if config.attention.window is not None:
+        raise _lacking(
+            found, "windows of attention", f"model.attention.window is {config.attention.window}, expected none"
+        )
     if config.rope.scheme not in ("none", "ntk"):
         raise _lacking(
             found,

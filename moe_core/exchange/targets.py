@@ -35,9 +35,8 @@ def target_family(config: ModelConfig) -> Family:
             f"model.removed_experts = {config.removed_experts}, a router that may not choose some of its experts",
             f"write a run without them: prune --keep {config.num_experts - config.removed_experts}",
         )
-    if config.attention.window is not None:
-        raise _no_target(f"model.attention.window = {config.attention.window} in this export", "expected none")
     _check_router(config.router)
+    _check_attention(config)
     normalized, shared = _normalizes(config), config.shared_expert_hidden_dim
     if config.router.facts.exported_as == "sigmoid":
         _check_glm4_moe(config)
@@ -49,7 +48,10 @@ def target_family(config: ModelConfig) -> Family:
         )
     if config.qk_norm:
         return "qwen3_moe"
-    if normalized and len(config.moe_layers) == config.num_layers and not (shared and config.shared_expert_gate):
+    # The families whose window is every layer's, or that have none: what they cannot hold is Qwen2-MoE's, too.
+    elsewhere = config.attention.window is not None and (shared > 0 or _mixes_reaches(config))
+    plain = normalized and len(config.moe_layers) == config.num_layers and not (shared and config.shared_expert_gate)
+    if plain and not elsewhere:
         return "granitemoeshared" if shared else "mixtral"
     return "qwen2_moe"
 
@@ -85,6 +87,28 @@ def _check_router(router: RouterConfig) -> None:
             f"model.router.balancing = bias with model.router.kind = {router.kind} in our layout",
             "expected kind = sigmoid, or a balancing by loss",
         )
+
+
+def _check_attention(config: ModelConfig) -> None:
+    attention = config.attention
+    if attention.window is None:
+        return
+    if attention.first_tokens:
+        raise _no_target(
+            f"model.attention.first_tokens = {attention.first_tokens}, which stay in sight of a window,", "expected 0"
+        )
+    if config.router.facts.exported_as == "sigmoid":
+        raise _no_target("a sigmoid router and a window of attention together", "expected model.attention.window none")
+    if config.qk_norm and _mixes_reaches(config):
+        raise _no_target(
+            f"QK-norm and layers of both kinds (model.attention.pattern = {','.join(attention.pattern)}) together",
+            "leave out one: model.qk_norm = false, or model.attention.pattern = local",
+        )
+
+
+def _mixes_reaches(config: ModelConfig) -> bool:
+    """Whether some layers have a window and others see everything."""
+    return len({config.attention.sees(layer) for layer in range(config.num_layers)}) > 1
 
 
 def _check_glm4_moe(config: ModelConfig) -> None:

@@ -60,6 +60,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "yarn": ("mixtral", PLAIN | {"rope": {"scheme": "yarn", "factor": 4, "original_length": 16, "beta_fast": 2}}),
     "llama3": ("qwen3_moe", {"rope": {"scheme": "llama3", "factor": 8, "original_length": 16}}),
     "dynamic": ("glm4_moe", SIGMOID | {"rope": {"scheme": "dynamic", "factor": 2, "original_length": 32}}),
+    "window": ("mixtral", PLAIN | {"attention": {"window": 9}}),
+    "window, qk-norm": ("qwen3_moe", {"attention": {"window": 1}}),
+    "windows by layer": ("qwen2_moe", PLAIN | {"attention": {"window": 9, "pattern": "global,local"}}),
+    "windows, shared expert": (
+        "qwen2_moe",
+        PLAIN | {"attention": {"window": 20}, "shared_expert_hidden_dim": 20},
+    ),
     "top-1": ("qwen2_moe", PLAIN | {"top_k": 1}),
     "dense layers": ("qwen2_moe", PLAIN | {"moe_every": 3}),
     "sigmoid": ("glm4_moe", SIGMOID),
