@@ -238,10 +238,9 @@ class Qwen2MoeConfig(_QwenConfig):
     def kinds(self) -> list[str]:
         if self.window is None:
             return super().kinds
-        alternate = (
-            LOCAL if i % 2 == 0 and i < self.max_window_layers else GLOBAL for i in range(self.num_hidden_layers)
-        )
-        return list(alternate) if self.layer_types is None else self.layer_types
+        layers, last = range(self.num_hidden_layers), self.max_window_layers
+        alternate = [LOCAL if i % 2 == 0 and i < last else GLOBAL for i in layers]
+        return alternate if self.layer_types is None else self.layer_types
 
     @property
     def shared_width(self) -> int:
@@ -358,14 +357,12 @@ def read_family_config(tree: Mapping[str, Any]) -> tuple[FamilyConfig, Family]:
     try:
         rope = _rope_values(named)
         base = _rope_base(rope, named, kind)
-        config = kind.model_validate(
-            {**named, "rope_theta": base, "rope": RopeConfig(), "attention": AttentionConfig()}
-        )
-        longest = config.max_position_embeddings
-        config = config.model_copy(update={"rope": read_rope_parameters(rope, named, longest)})
+        unread = {"rope_theta": base, "rope": RopeConfig(), "attention": AttentionConfig()}
+        config = kind.model_validate({**named, **unread})
+        stretched = read_rope_parameters(rope, named, config.max_position_embeddings)
     except ValidationError as error:
         raise _malformed_value(error) from None
-    return config.model_copy(update={"attention": read_windows(config)}), family
+    return config.model_copy(update={"rope": stretched, "attention": read_windows(config)}), family
 
 
 def _family_named(tree: Mapping[str, Any]) -> Family:
