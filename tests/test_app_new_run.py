@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
+from training_support import write_corpus
 
 from app.components.new_run import PATH, SIZES, UPLOAD, keep_upload
 from app.components.page import plain
 from app.components.router_choice import balancings
 from moe_core.config import load_config
 from moe_core.config.router import BALANCING_MEANINGS, BALANCINGS, ROUTER_FACTS, ROUTER_KINDS, RouterKind
+from moe_core.data.shards.preparation import prepare_shards
 from moe_core.errors import UsageError
 from moe_core.runs import RunFolder, list_runs
 from moe_core.words import sentence
@@ -81,6 +83,24 @@ def test_a_path_must_lead_to_text(form: AppTest, path: str, expected: str) -> No
     form.get("segmented_control")[0].set_value(PATH).run()
     form.text_input(key="new_path").set_value(path)
     assert expected in start(form)
+
+
+def test_a_prepared_folder_is_text_that_says_what_it_holds(
+    form: AppTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = tmp_path / "shards"
+    prepare_shards([write_corpus(tmp_path / "text.jsonl")], prepared, vocab_size=300)
+    started: list[list[str]] = []
+    monkeypatch.setattr("moe_core.training.launch.start_training", lambda arguments: started.append([*arguments]))
+    form.get("segmented_control")[0].set_value(PATH).run()
+    form.text_input(key="new_path").set_value(str(prepared)).run()
+    said = "".join(str(caption.value) for caption in form.caption).replace("\\", "")
+    assert "in a vocabulary of 300 ids, which the run takes over" in said
+    form.button(key="start_training").click().run()
+    assert not form.error
+    assert started[0][-2:] == ["--data", str(prepared)]
+    (prepared / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json" in start(form)
 
 
 def test_uploads_are_kept_once_and_never_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,10 +59,12 @@ def new_run_form() -> None:
         )
     elif source == PATH:
         st.text_input(
-            "Path of a .jsonl, .parquet, .csv or .txt file, or of a folder whose subfolders are domains",
+            "Path of a .jsonl, .parquet, .csv or .txt file, of a folder whose subfolders are domains, or of one that "
+            "`data prepare` wrote",
             key=state.NEW_PATH,
             placeholder="/home/me/texts",
         )
+        _show_prepared()
     else:
         st.caption("Finance, legal, code and general text from seeded grammars: the same on every computer.")
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -144,11 +146,34 @@ def keep_upload(name: str, content: bytes) -> Path:
     return path
 
 
+def _show_prepared() -> None:
+    """What a folder of shards holds, where the path leads to one."""
+    from moe_core.data.shards.shard_index import is_prepared
+    from moe_core.data.shards.shard_reader import ShardFolder
+
+    path = _text_path(PATH) if str(st.session_state.get(state.NEW_PATH) or "").strip() else None
+    if path is None or not is_prepared(path):
+        return
+    with errors_as_boxes("The folder cannot be read"):
+        index = ShardFolder(path).index
+        st.caption(
+            plain(
+                f"Prepared: {short_count(index.tokens('train'))} training tokens of {listed(index.domains)}, in a "
+                f"vocabulary of {index.vocab_size:,} ids, which the run takes over. It is read as it goes, never whole."
+            )
+        )
+
+
 def _check_text(path: Path) -> None:
     """Read and split the text as the trainer will, so that a fault shows here, with its line, and not in a log."""
+    from moe_core.data.shards.shard_index import is_prepared
+    from moe_core.data.shards.shard_reader import ShardFolder
     from moe_core.data.sources import read_documents
     from moe_core.data.splits import split_documents
 
+    if is_prepared(path):
+        _ = ShardFolder(path).tokenizer  # read, and held against its checksum
+        return
     split_documents(read_documents(path), seed=0)
 
 
