@@ -28,6 +28,8 @@ _USUAL_SIZE = SIZES.index("quick")
 _PROCESS_BYTES = 2**29
 """What Python, torch and the text take beside the training step (model/size.py leaves it out)."""
 FILE_TYPES = ["jsonl", "parquet", "csv", "txt"]
+_OFFERED_NAME = "offered_name"
+"""str: a free name, with which the form's box begins."""
 # Hidden, so that it is not taken for a run. A resumed run reads its text again, so uploads stay.
 _UPLOADS = ".uploads"
 
@@ -68,9 +70,11 @@ def new_run_form() -> None:
     else:
         st.caption("Finance, legal, code and general text from seeded grammars: the same on every computer.")
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        if state.NEW_NAME not in st.session_state:
-            st.session_state[state.NEW_NAME] = _free_name(preset)
-        st.text_input("Name of the run", key=state.NEW_NAME, max_chars=64, width=280)
+        # As the box's own beginning, and the same until it is used: what is written into the state of a box that was
+        # never drawn, because a click came while the form was made, is empty in the browser.
+        if _OFFERED_NAME not in st.session_state:
+            st.session_state[_OFFERED_NAME] = _free_name(preset)
+        st.text_input("Name of the run", st.session_state[_OFFERED_NAME], key=state.NEW_NAME, max_chars=64, width=280)
         st.number_input(
             "Seed", min_value=0, max_value=2**32 - 1, value=0, key=state.NEW_SEED, width=160,
             help="The same seed gives the same weights and data order: change it to see what is luck.",
@@ -81,7 +85,7 @@ def new_run_form() -> None:
     if clicked:
         with errors_as_boxes("Training was not started"), st.spinner("Checking the text and starting the trainer ..."):
             start(preset, options, source, st.session_state[state.NEW_NAME], int(st.session_state[state.NEW_SEED]))
-            del st.session_state[state.NEW_NAME]
+            del st.session_state[state.NEW_NAME], st.session_state[_OFFERED_NAME]
             state.fold_new_run()
             st.rerun()
 
