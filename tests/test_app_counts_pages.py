@@ -131,7 +131,7 @@ def test_overview_says_what_is_certain_and_what_is_counted_only(opened: Open) ->
     assert "4 MoE layers of 8 experts, 2 for each token." in text
     assert "1,200 tokens of 24 sources" in text
     assert "Experts know a token's domain" in text
-    assert at.main.expander[0].label.startswith("7 of 26 questions can be told")
+    assert at.main.expander[0].label.startswith("7 of 27 questions can be told")
 
     at = opened("domain")
     text, figures = shown(at), {metric.label: metric for metric in at.metric}

@@ -55,8 +55,8 @@ def test_what_can_be_told_can_be_computed_and_the_rest_cannot(name: str) -> None
 def test_the_table_of_each_kind() -> None:
     trace = answers(TRACE)
     assert [name for name, answer in trace.items() if answer == "no"] == [
-        "load_by_step", "label_nmi", "label_cells", "formation", "saturation", "routing_diff", "match_experts",
-        "routing_movers", "ablation", "importance",
+        "load_by_step", "label_nmi", "label_cells", "experts_per_token", "formation", "saturation", "routing_diff",
+        "match_experts", "routing_movers", "ablation", "importance",
     ]  # fmt: skip
     assert answers(SOURCES["one expert a token"])["coactivation"] == "no"
     assert answers(SOURCES["one expert a token"])["layer_flow"] == "no"

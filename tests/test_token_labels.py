@@ -176,7 +176,7 @@ def test_the_command_labels_by_syntax_and_by_a_file_of_the_users(
     assert "with one of 1 label: part of speech." in capsys.readouterr().out
     assert main(["label", "--trace", str(path), "--column", "token_text"]) == 0  # a column of the trace itself
     for arguments, expected in (
-        (["--trace", str(path)], "one of --syntax and --labels"),
+        (["--trace", str(path)], "one of --syntax, --kinds and --labels"),
         (["--run", "x", "--column", "a"], "of a --trace"),
         (["--trace", str(path), "--column", "nope"], "no column 'nope'"),
     ):

@@ -7,6 +7,7 @@ import time
 import streamlit as st
 
 from app import loaders, state
+from app.components.experts_per_token_view import show_experts_per_token
 from app.components.figure import show_figure
 from app.components.goto import go_to_cell
 from app.components.label_view import DOMAIN, labelled_by, pick_labelling, show_labels
@@ -53,6 +54,7 @@ if labelling != DOMAIN:
     with picture:
         independence_warning(measured)
         show_labels(labelled_by(measured, labelling), layer, text)
+        show_experts_per_token(labelled_by(measured, labelling), layer, by_label=True)
 else:
     nmi, cells = measured.get(domain_nmi_test), measured.get(domain_cells)
     with picture:
@@ -105,5 +107,6 @@ else:
                 "p_adjusted": number("p", format="%.3f", width=55, help="Adjusted over the layers."),
             },
         )
+    show_experts_per_token(measured, layer, by_label=False)
 if isinstance(subject, RunFolder) and not subject.is_watched():
     show_states(subject, layer)

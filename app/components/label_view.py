@@ -20,6 +20,7 @@ from moe_core.routing.measured import Measured
 from moe_core.routing.measures.domains import preferred
 from moe_core.routing.measures.labelled_tokens import beyond_token_words, label_cells, label_nmi_test, label_verdict
 from moe_core.routing.measures.registry import LABEL_NMI
+from moe_core.routing.measures.token_kinds import KIND, kind_labelled
 from moe_core.routing.trace.routing_counts import RoutingCounts
 
 TOKENS_BY, DOMAIN = "tokens_by", "domain"
@@ -42,7 +43,7 @@ def pick_labelling(measured: Measured) -> str:
             key=TOKENS_BY,
             bind="query-params",
             help="A domain is of a whole text. A node type, of code, is of one token: the part of the syntax tree that "
-            "it begins in. The command `label` gives tokens labels of your own.",
+            "it begins in. A kind of token is told by its text. The command `label` gives tokens labels of your own.",
         )
     )
 
@@ -53,13 +54,18 @@ def _labellings(measured: Measured) -> Sequence[str]:
         return [DOMAIN]
     own = [trace.labelling] if trace.labelling else []
     has_code = bool(trace.vocabulary) and any(name in LANGUAGE_OF_DOMAIN for name in trace.domains)
-    return list(dict.fromkeys([DOMAIN, *own, *([NODE_TYPE] if has_code else [])]))
+    return list(
+        dict.fromkeys([DOMAIN, *own, *([NODE_TYPE] if has_code else []), *([KIND] if trace.vocabulary else [])])
+    )
 
 
 def labelled_by(measured: Measured, labelling: str) -> Measured:
-    """The routing with these labels: its own ones, or node types. Raises UsageError where tree-sitter is missing."""
+    """The routing with these labels: its own ones, node types or kinds of token. Raises UsageError where tree-sitter is
+    missing."""
     if getattr(measured.trace, "labelling", "") == labelling:
         return measured
+    if labelling == KIND:
+        return measured.keep(("kinds",), lambda: Measured(kind_labelled(measured.tokens), measured.made_at))
     from moe_core.inference.token_labels import languages_of, syntax_labelled
 
     languages = languages_of(measured.trace.domains)

@@ -28,9 +28,11 @@ def parser() -> Parser:
     parser = command(
         "label",
         "Give every token of a trace a label, and say whether experts know it: the type of the node that the token\n"
-        "stands in in its syntax tree (needs requirements-code.txt), or any label of yours. Held against choices\n"
-        "that are turned round in their documents, so that load, source and runs of equal choice stay.",
+        "stands in in its syntax tree (needs requirements-code.txt), its kind by its text, or any label of yours.\n"
+        "Held against choices that are turned round in their documents, so that load, source and runs of equal\n"
+        "choice stay. Where the number of experts varies, also which labels take more of them.",
         "label --run demo --syntax",
+        "label --run demo --kinds",
         "label --trace trace.parquet --syntax snippets=javascript --out labelled.parquet",
         "label --trace trace.parquet --labels pos.csv --column tag --name 'part of speech' --out labelled.parquet",
     )
@@ -40,6 +42,10 @@ def parser() -> Parser:
     parser.add_argument(
         "--syntax", nargs="*", metavar="DOMAIN=LANGUAGE", help="node types of the domains that are code: python, "
         "javascript or rust; without DOMAIN of all text, without anything by the names of the domains",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kinds", action="store_true", help="kinds of token by their text: what begins a word, is inside one, is a "
+        "number, punctuation or white space",
     )  # fmt: skip
     parser.add_argument(
         "--labels", metavar="FILE", help="labels of your own: a .csv or .parquet with a row for each token of --trace, "
@@ -54,8 +60,8 @@ def parser() -> Parser:
 def label(arguments: argparse.Namespace, output: Output) -> int:
     """Label the tokens, and print the verdict a layer and the surest cells."""
     own = arguments.labels is not None or arguments.column is not None
-    if own == (arguments.syntax is not None):
-        raise UsageError("give one of --syntax and --labels (or --column): what the labels are")
+    if own + (arguments.syntax is not None) + arguments.kinds != 1:
+        raise UsageError("give one of --syntax, --kinds and --labels (or --column): what the labels are")
     if own and arguments.trace is None:
         raise UsageError("--labels and --column label the tokens of a --trace; expected one")
     if arguments.out is not None:
@@ -71,6 +77,7 @@ def label(arguments: argparse.Namespace, output: Output) -> int:
             labelled = _labelled(arguments, held_out_routing(existing_run(arguments.run))(progress), own)
         test, cells = label_nmi_test(labelled), label_cells(labelled)
     _say(output, labelled, test, cells)
+    numbers = _say_experts_per_token(output, labelled) or {}
     if arguments.out is not None:
         output.say(f"\nLook at it:  {program()} dashboard -- --trace {arguments.out}")
     from moe_core.routing.measures.domains import preferred
@@ -84,6 +91,7 @@ def label(arguments: argparse.Namespace, output: Output) -> int:
             "labels": list(labelled.labels),
             "layers": test.to_dict("records"),
             "preferred": preferred(cells).to_dict("records"),
+            "experts_per_token": {name: frame.to_dict("records") for name, frame in numbers.items()},
         }
     )
     return 0
@@ -94,7 +102,10 @@ def _labelled(arguments: argparse.Namespace, routing: AnyTrace, own: bool) -> An
     from moe_core.inference.token_labels import with_labels, write_labelled
     from moe_core.routing.trace.trace import RoutingTrace
 
-    names_of, labelling = _own_labels(arguments, routing) if own else _syntax(arguments, routing)
+    if own:
+        names_of, labelling = _own_labels(arguments, routing)
+    else:
+        names_of, labelling = _kinds(arguments) if arguments.kinds else _syntax(arguments, routing)
     if arguments.out is not None:
         return write_labelled(routing, names_of, labelling, Path(arguments.out))
     if not isinstance(routing, RoutingTrace):
@@ -109,6 +120,20 @@ def _own_labels(arguments: argparse.Namespace, routing: AnyTrace) -> tuple[Calla
     column = arguments.column or "label"
     values = column_labels(Path(arguments.labels or arguments.trace), column, routing.num_tokens)
     return lambda part, start: values[start : start + part.num_tokens], arguments.name or column
+
+
+def _kinds(arguments: argparse.Namespace) -> tuple[Callable[[RoutingTrace, int], Names], str]:
+    """As _own_labels."""
+    import numpy as np
+
+    from moe_core.routing.measures.token_kinds import KIND, kind_labelled
+
+    def names_of(part: RoutingTrace, _: int) -> Names:
+        labelled = kind_labelled(part)
+        assert labelled.label_ids is not None
+        return np.array([*labelled.labels, None], dtype=object)[labelled.label_ids]
+
+    return names_of, arguments.name or KIND
 
 
 def _syntax(arguments: argparse.Namespace, routing: AnyTrace) -> tuple[Callable[[RoutingTrace, int], Names], str]:
@@ -149,3 +174,35 @@ def _say(output: Output, labelled: AnyTrace, test: pd.DataFrame, cells: pd.DataF
     ]  # fmt: skip
     header = ["layer", "expert", labelled.labelling, "tokens", "takes", "its documents do", ""]
     output.say(table(header, rows) if rows else "No expert is surely preferred by any label.")
+
+
+def _say_experts_per_token(output: Output, labelled: AnyTrace) -> dict[str, pd.DataFrame] | None:
+    """Which labels take more experts, and which tokens skip most; the figures, None where the number is fixed."""
+    from moe_core.routing.measures.experts_per_token import (
+        experts_per_token_classes,
+        experts_per_token_of_types,
+        experts_per_token_test,
+        experts_per_token_verdict,
+        fixed_words,
+        varies,
+    )
+
+    output.say()
+    if not varies(labelled):
+        output.say(fixed_words(labelled))
+        return None
+    test, classes = experts_per_token_test(labelled), experts_per_token_classes(labelled)
+    output.say(experts_per_token_verdict(test))
+    output.say()
+    rows = [
+        [str(row["layer"]), str(row["class"]), f"{row['tokens']:,}", number(row["experts"]),
+         f"{number(row['low'])} to {number(row['high'])}", number(row["expected"]), p_value(row["p_adjusted"])]
+        for _, row in classes.iterrows() if not row["uncertain"]
+    ]  # fmt: skip
+    header = ["layer", labelled.labelling, "tokens", "experts a token", "95 %", "its documents take", ""]
+    output.say(table(header, rows) if rows else "No label surely takes more or fewer experts.")
+    types = experts_per_token_of_types(labelled)
+    if len(types):
+        ends = [f"{row['token']!r} {number(row['experts'])}" for _, row in types.head(MOST_CELLS).iterrows()]
+        output.say(f"\nFewest experts of {count_of(len(types), 'token type')} (no test): {', '.join(ends)}.")
+    return {"layers": test, "classes": classes, "types": types}

@@ -27,6 +27,7 @@ from moe_core.figures.domains import (
     preferred_domains_figure,
 )
 from moe_core.figures.experts import dropped_figure
+from moe_core.figures.experts_per_token import experts_per_token_figure
 from moe_core.figures.figure import Figure
 from moe_core.figures.formation import formation_figure
 from moe_core.figures.load import MAX_STEPS, entropy_figure, load_map_figure, load_over_time_figure, loads_over_time
@@ -49,6 +50,7 @@ from moe_core.routing.measures.coactivation import (
 from moe_core.routing.measures.context_independence import context_independence
 from moe_core.routing.measures.decisions import router_entropy, says_how_decided
 from moe_core.routing.measures.domains import domain_cells, domain_nmi_test
+from moe_core.routing.measures.experts_per_token import experts_per_token_classes, experts_per_token_test, varies
 from moe_core.routing.measures.flow import layer_flow, layer_flow_test
 from moe_core.routing.measures.formation import formation
 from moe_core.routing.measures.gpu_load import gpu_load
@@ -58,12 +60,14 @@ from moe_core.routing.measures.persistence import persistence_test
 from moe_core.routing.measures.registry import (
     COACTIVATION,
     DOMAIN_NMI,
+    EXPERTS_PER_TOKEN,
     LABEL_NMI,
     LAYER_FLOW,
     PERSISTENCE,
     VOCABULARY,
 )
 from moe_core.routing.measures.saturation import saturation
+from moe_core.routing.measures.token_kinds import kind_labelled
 from moe_core.routing.measures.vocabulary import vocabulary_specialization, vocabulary_test
 from moe_core.routing.trace.counts import domain_tokens
 from moe_core.routing.trace.independence import independence_note
@@ -75,6 +79,8 @@ if TYPE_CHECKING:
 
 MAX_LAYER_FIGURES = 8
 """Figures of single layers are drawn for at most this many layers, evenly spaced."""
+MOST_TOKENS_OF_KINDS = 200_000
+"""Of so many tokens, whole documents, the kinds are told by their texts."""
 MOST_CACHED_TOKENS = 200_000
 """A cache is followed through so many tokens, whole documents: more would take minutes of a large model."""
 
@@ -121,6 +127,7 @@ def sections_of_trace(trace: AnyRouting, progress: Progress = silent, *, sources
         _load,
         _domains,
         _labels,
+        _experts_per_token,
         _vocabulary,
         _teams_section,
         _paths,
@@ -186,6 +193,18 @@ def _labels(trace: AnyRouting) -> Section:
         figures += [label_map_figure(cells, test, layer) for layer in spaced(trace.layers)]
     terms = ("label of a token", "NMI", "lift", "null of labels")
     return Section("Do experts know what kind of token they take?", figures, terms)
+
+
+def _experts_per_token(trace: AnyRouting) -> Section:
+    """By the labels of the trace, or else by kinds of token where it has their texts, or by domain."""
+    figures: list[Figure] = []
+    if not isinstance(trace, RoutingCounts) and varies(trace):
+        told = trace if trace.labelling or not trace.vocabulary else kind_labelled(trace.sample(MOST_TOKENS_OF_KINDS))
+        test, classes = experts_per_token_test(told), experts_per_token_classes(told)
+        figures = [chance_figure(EXPERTS_PER_TOKEN, test)]
+        figures += [experts_per_token_figure(classes, test, layer) for layer in spaced(trace.layers)]
+    terms = ("experts per token", "explained variance", "null of labels")
+    return Section("Which kinds of token take more experts than others?", figures, terms)
 
 
 def _vocabulary(trace: AnyRouting) -> Section:

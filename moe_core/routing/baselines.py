@@ -4,6 +4,7 @@ What each null keeps, and what it breaks:
 
 - domain_nmi, domain_cells: the choices of every source; which domain the source is of.
 - label_nmi, label_cells: the choices of every document, in their order; which token has which label.
+- experts_per_token: as label_nmi, or with domains as domain_nmi; how many experts which class takes.
 - persistence: the first choices of every document; their order.
 - coactivation, coactivation_pairs: how much each source differs from random choices with its documents' loads, runs and
   all; whether sources differ in the same way.
@@ -20,6 +21,8 @@ from moe_core.routing.measures.coactivation import coactivation_pairs
 from moe_core.routing.measures.coactivation import coactivation_test as coactivation
 from moe_core.routing.measures.domains import CLEARLY, ONE_DOMAIN, SLIGHTLY, domain_cells
 from moe_core.routing.measures.domains import domain_nmi_test as domain_nmi
+from moe_core.routing.measures.experts_per_token import experts_per_token_classes
+from moe_core.routing.measures.experts_per_token import experts_per_token_test as experts_per_token
 from moe_core.routing.measures.flow import layer_flow_test as layer_flow
 from moe_core.routing.measures.labelled_tokens import label_cells
 from moe_core.routing.measures.labelled_tokens import label_nmi_test as label_nmi
@@ -45,6 +48,8 @@ __all__ = [
     "coactivation_pairs",
     "domain_cells",
     "domain_nmi",
+    "experts_per_token",
+    "experts_per_token_classes",
     "independence_note",
     "label_cells",
     "label_nmi",

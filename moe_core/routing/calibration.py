@@ -16,6 +16,7 @@ import pandas as pd
 
 from moe_core.routing.measures import registry
 from moe_core.routing.measures.against_chance import CHANCE
+from moe_core.routing.measures.experts_per_token import NULLS as NULLS_OF_ROUTING
 from moe_core.routing.measures.labelled_tokens import LABELS
 from moe_core.routing.measures.measure import RandomRouting
 from moe_core.routing.statistics.multiple_comparisons import SIGNIFICANCE
@@ -198,6 +199,7 @@ def _routed_trace(logits: Float64Array, documents: Int64Array, tokens: Int64Arra
         router_indices=indices,
         router_scores=weights / weights.sum(axis=-1, keepdims=True),
         num_experts=EXPERTS,
+        null_experts=NULLS_OF_ROUTING,
         token_ids=tokens,
         document_ids=documents,
         domain_ids=documents % DOMAINS,

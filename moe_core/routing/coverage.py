@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from moe_core.routing.calibration import BY_LAYER, DOMAINS, EXPERTS, MEASURES, NULLS, PLANTS, TOP_K, TYPES
+from moe_core.routing.measures.experts_per_token import NULLS as NULLS_OF_ROUTING
 from moe_core.routing.measures.labelled_tokens import LABELS
 from moe_core.routing.measures.measure import RandomRouting
 from moe_core.routing.trace.trace import RoutingTrace
@@ -72,6 +73,7 @@ def routing_of(kind: Kind, planted: str, seed: int) -> RoutingTrace:
         router_indices=np.argsort(-logits, axis=-1)[..., :TOP_K],
         router_scores=-np.sort(-logits, axis=-1)[..., :TOP_K] - logits.min() + 1,
         num_experts=EXPERTS,
+        null_experts=NULLS_OF_ROUTING,
         token_ids=tokens,
         document_ids=documents,
         domain_ids=documents % DOMAINS,

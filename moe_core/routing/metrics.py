@@ -11,6 +11,7 @@ from moe_core.routing.measures.comparison import match_experts, rename_experts, 
 from moe_core.routing.measures.context_independence import context_independence
 from moe_core.routing.measures.decisions import router_entropy, token_entropy
 from moe_core.routing.measures.domains import domain_divergence, domain_nmi, domain_specialization
+from moe_core.routing.measures.experts_per_token import experts_per_token, experts_per_token_of_types
 from moe_core.routing.measures.flow import layer_flow
 from moe_core.routing.measures.formation import formation, formed_at
 from moe_core.routing.measures.gpu_load import gpu_load
@@ -31,6 +32,8 @@ __all__ = [
     "dropped_by_position",
     "expert_cache",
     "expert_load",
+    "experts_per_token",
+    "experts_per_token_of_types",
     "formation",
     "formed_at",
     "gpu_load",

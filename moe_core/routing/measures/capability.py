@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe_core.routing.measures.decisions import says_how_decided
+from moe_core.routing.measures.experts_per_token import varies
 from moe_core.routing.measures.measure import Measure
 from moe_core.routing.measures.registry import (
     BUSIEST,
     COACTIVATION,
     COACTIVATION_PAIRS,
     DROPPED_BY_POSITION,
+    EXPERTS_PER_TOKEN,
     GPU_LOAD,
     LAYER_FLOW,
     LOAD_BALANCE,
@@ -39,6 +41,7 @@ SECOND_OF_ANY_TEXT = "a second trace, or counts by source, of the same model, un
 WEIGHTS = "the weights of the choices, or the logits of the router, which were not recorded"
 TWO_EXPERTS = "a router that gives a token two experts or more"
 FIXED_EXPERTS = "a router that gives every token the same number of experts"
+VARYING_EXPERTS = "a router whose number of experts varies from token to token, by its rule or by null experts"
 TWO_LAYERS = "a model of two MoE layers or more"
 
 COMMANDS: dict[str, str] = {
@@ -107,6 +110,8 @@ def _missing(measure: Measure, routing: AnyRouting) -> str:
         return WEIGHTS
     if measure is DROPPED_BY_POSITION and routing.varying_experts:
         return FIXED_EXPERTS
+    if measure is EXPERTS_PER_TOKEN and not varies(routing):
+        return VARYING_EXPERTS
     if measure is LAYER_FLOW and routing.num_layers < 2:
         return TWO_LAYERS
     if measure.domains and len(routing.domains) < 2:

@@ -164,7 +164,7 @@ def domain_nmi_test(trace: AnyRouting, permutations: int = 200, seed: int = 0) -
     check_permutations(permutations)
     parts, M = block_counts(trace), len(trace.domains)
     nmi_L = nmi_of_counts(by_domain(parts.counts, parts.domain_ids, M))
-    untestable = _why_untestable(trace, parts.domain_ids)
+    untestable = why_untestable(trace, parts.domain_ids)
     null_PL = np.full((permutations, trace.num_layers), np.nan)
     if not untestable:
         shuffled = _shuffled_counts(parts, permutations, np.random.default_rng(seed))
@@ -216,7 +216,7 @@ def domain_cells(trace: AnyRouting, permutations: int = 200, seed: int = 0) -> p
     frame = specialization_of(trace, parts).assign(**extent_of_test(trace))
     M = len(trace.domains)
     frame["knows_sources"] = not isinstance(trace, RoutingCounts) or trace.knows_sources
-    if _why_untestable(trace, parts.domain_ids):
+    if why_untestable(trace, parts.domain_ids):
         return frame.assign(expected=np.nan, p_value=np.nan, p_adjusted=np.nan, uncertain=True)
     shares = labelled_shares(parts, M, permutations, np.random.default_rng(seed))
     tokens_LME = shares.expected * frame["domain_tokens"].to_numpy().reshape(-1, M, trace.num_experts)
@@ -261,7 +261,7 @@ def _shuffled_counts(
         yield counts_PMX.reshape(-1, M, L, E), tokens_PM
 
 
-def _why_untestable(trace: AnyRouting, domain_ids_N: Int64Array) -> str:
+def why_untestable(trace: AnyRouting, domain_ids_N: Int64Array) -> str:
     """Why labels of these blocks cannot be tested at 5 %, or ""."""
     sizes = np.unique(domain_ids_N, return_counts=True)[1]
     if len(sizes) < 2:

@@ -11,6 +11,7 @@ from moe_core.routing.measures import (
     comparison,
     decisions,
     domains,
+    experts_per_token,
     flip_accumulation,
     flip_margins,
     flow,
@@ -135,6 +136,19 @@ LABEL_CELLS = Measure(
     value="share",
     null=labelled_tokens.label_cells,
     plant=labelled_tokens.CELLS_PLANT,
+)
+EXPERTS_PER_TOKEN = Measure(
+    name="experts_per_token",
+    title="experts per token",
+    question="Which kinds of token take more experts than others?",
+    needs="tokens",
+    function=experts_per_token.experts_per_token,
+    value="explained",
+    null=experts_per_token.experts_per_token_test,
+    verdict=experts_per_token.experts_per_token_verdict,
+    terms=experts_per_token.TERMS,
+    bars=experts_per_token.BARS,
+    plant=experts_per_token.PLANT,
 )
 VOCABULARY = Measure(
     name="vocabulary",
@@ -332,6 +346,7 @@ MEASURES: tuple[Measure, ...] = (
     DOMAIN_DIVERGENCE,
     LABEL_NMI,
     LABEL_CELLS,
+    EXPERTS_PER_TOKEN,
     VOCABULARY,
     CONTEXT_INDEPENDENCE,
     COACTIVATION,
