@@ -6,7 +6,7 @@ import streamlit as st
 
 from app.components.figure import show_figure
 from app.components.page import prose
-from moe_core.figures.experts_per_token import experts_per_token_figure
+from moe_core.figures.experts_of_classes import experts_per_token_figure
 from moe_core.figures.measures import chance_figure
 from moe_core.routing.measured import Measured
 from moe_core.routing.measures.class_sums import By

@@ -27,7 +27,7 @@ from moe_core.figures.domains import (
     preferred_domains_figure,
 )
 from moe_core.figures.experts import dropped_figure
-from moe_core.figures.experts_per_token import experts_per_token_figure
+from moe_core.figures.experts_of_classes import experts_per_token_figure
 from moe_core.figures.figure import Figure
 from moe_core.figures.formation import formation_figure
 from moe_core.figures.load import MAX_STEPS, entropy_figure, load_map_figure, load_over_time_figure, loads_over_time
