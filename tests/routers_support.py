@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 CAUSAL = [name for name in VARIANTS if name != "expert_choice"]
 WINDOWED = {
     "window": {"window": 3},
-    "window_by_layer": {"window": 2, "pattern": ("local", "global"), "first_tokens": 3},
+    "window_by_layer": {"window": 2, "pattern": ("local", "global"), "first_tokens": 3, "sinks": True},
 }
 """Variants of attention under a softmax router."""
 CHOOSING = [name for name in CAUSAL if not name.startswith("hash")]

@@ -10,7 +10,9 @@ import torch
 from pydantic import ValidationError
 from routers_support import WINDOWED, model_with
 from test_inference_tracing import tiny_loaded
+from transformers import GptOssConfig
 from transformers.masking_utils import sliding_window_causal_mask_function
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 
 from moe_core.config import Config, ModelConfig, load_config, parse_overrides
 from moe_core.errors import UsageError
@@ -22,7 +24,7 @@ from moe_core.inference.sampling import SamplingConfig
 from moe_core.inference.scheduler import Scheduler
 from moe_core.model import KVCache, MoETransformer, size
 from moe_core.model.attention import Attention
-from moe_core.model.evicting_cache import EvictingCache
+from moe_core.model.evicting_cache import EvictingCache, HeavyHitterCache
 from moe_core.model.quantised_cache import QuantisedCache
 from moe_core.model.rope import apply_rope, rope_angles
 from moe_core.model.token_cache import TokenCache
@@ -34,7 +36,7 @@ SMALL: dict[str, Any] = {
 REACHES: list[dict[str, Any]] = [
     {"window": 1}, {"window": 7}, {"window": 64}, {"window": 4, "first_tokens": 3},
     {"window": 5, "pattern": ["local", "local", "global"]},
-    {"window": 3, "pattern": ["global", "local"], "first_tokens": 6},
+    {"window": 3, "pattern": ["global", "local"], "first_tokens": 6}, {"sinks": True}, {"window": 4, "sinks": True},
 ]  # fmt: skip
 
 
@@ -42,9 +44,11 @@ def model_of(attention: dict[str, Any], **changes: Any) -> MoETransformer:
     torch.manual_seed(0)
     model = MoETransformer(ModelConfig.model_validate({**SMALL, "attention": attention, **changes}))
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.mul_(4.0)
+            elif name.endswith("sinks"):
+                parameter.normal_()
     return model.eval()
 
 
@@ -65,6 +69,45 @@ def test_attention_equals_softmax_under_the_mask_of_transformers(window: int) ->
     scores = (queries @ keys.mT / math.sqrt(8)).masked_fill(~seen, -math.inf)
     expected = attention.o_proj((scores.softmax(-1) @ values).transpose(1, 2).flatten(2))
     torch.testing.assert_close(attention(x_BSD, cos, sin, None), expected)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_sinks_equal_those_of_gpt_oss_and_their_gradients_too(window: int | None) -> None:
+    torch.manual_seed(0)
+    theirs = GptOssAttention(
+        GptOssConfig(
+            hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=False,
+            num_hidden_layers=1, layer_types=["sliding_attention" if window else "full_attention"],
+            attn_implementation="eager",
+        ),
+        0,
+    )  # fmt: skip
+    attention = {"sinks": True, "window": window}
+    config = ModelConfig.model_validate({**SMALL, "qk_norm": False, "attention": attention})
+    ours = Attention(config, 0)
+    torch.nn.init.normal_(theirs.sinks)
+    ours.load_state_dict(theirs.state_dict())
+    x_BSD = torch.randn(2, 9, 32)
+    cos, sin = rope_angles(config, 0, 9, torch.device("cpu"))
+    seen = torch.ones(9, 9).tril() * torch.ones(9, 9).triu(1 - (window or 9))
+    hidden = torch.zeros(9, 9).masked_fill(seen == 0, -math.inf)[None, None]
+    both = tuple(angle[:, 0][None].expand(2, -1, -1) for angle in (cos, sin))
+    expected, found = theirs(x_BSD, both, hidden)[0], ours(x_BSD, cos, sin, None)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    weight = torch.randn_like(found)
+    gradients = [torch.autograd.grad(out, (one.sinks, one.k_proj.weight), weight) for out, one in
+                 ((found, ours), (expected, theirs))]  # fmt: skip
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+def test_sinks_are_counted_and_drawn_as_zeros_and_change_the_model() -> None:
+    model = MoETransformer(ModelConfig.model_validate({**SMALL, "attention": {"sinks": True}}))
+    assert model.total_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert all(not block.attention.sinks.any() for block in model.layers)
+    with pytest.raises(ValidationError, match="tensor = 2 spreads heads"):
+        Config.model_validate({"model": {"attention": {"sinks": True}}, "parallel": {"tensor": 2}})
+    with pytest.raises(UsageError, match="another cache"):
+        HeavyHitterCache(model.config, 1, 32, budget=8)
 
 
 @torch.inference_mode()
@@ -198,6 +241,7 @@ def test_a_budget_of_tokens_is_refused_where_a_window_bounds_them() -> None:
     ("model", "message"),
     [
         ({"attention": {"window": 8, "first_tokens": 2}}, "first_tokens = 2"),
+        ({"attention": {"sinks": True}}, "attention sinks"),
         ({"attention": {"window": 8}, "router": {"kind": "sigmoid"}}, "a sigmoid router and a window"),
         ({"attention": {"window": 8, "pattern": ["local", "global"]}}, "QK-norm and layers of both kinds"),
     ],

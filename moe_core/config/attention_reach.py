@@ -1,4 +1,4 @@
-"""The `model.attention` section: how far back each layer looks."""
+"""The `model.attention` section: how far back each layer looks, and whether a head may look at nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LayerReach = Literal["local", "global"]
 
 
 class AttentionConfig(Section):
-    """Windows of attention. Without a window every layer looks at everything before it."""
+    """Windows of attention, and sinks. Without a window every layer looks at everything before it."""
 
     window: int | None = Field(None, ge=1, le=1_000_000)
     """Tokens that a token of a local layer looks at, itself the last of them (Mistral's sliding window,
@@ -24,6 +24,10 @@ class AttentionConfig(Section):
     first_tokens: int = Field(0, ge=0, le=1_000_000)
     """So many tokens at the beginning of a text stay in sight of local layers however far away they are: StreamingLLM's
     attention sinks, arXiv:2309.17453, which keeps 4."""
+
+    sinks: bool = False
+    """Give every query head a learned logit, 0 at first, that takes part in each softmax and stands for no token: a
+    head that has nothing to look at need not look at something (gpt-oss, arXiv:2508.10925)."""
 
     @field_validator("pattern", mode="before")
     @classmethod

@@ -311,6 +311,11 @@ class Config(Section):
                 f"{self.model.max_seq_len}; lower seq_len or raise max_seq_len"
             )
         self._check_pruning()
+        if self.model.attention.sinks and self.parallel.tensor > 1:
+            raise ValueError(
+                f"parallel.tensor = {self.parallel.tensor} spreads heads, and model.attention.sinks keeps a number for "
+                "each of them together; set parallel.tensor = 1"
+            )
         contrastive = self.training.contrastive
         if contrastive.coef and contrastive.tokens >= self.model.max_seq_len:
             raise ValueError(

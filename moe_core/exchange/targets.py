@@ -91,6 +91,11 @@ def _check_router(router: RouterConfig) -> None:
 
 def _check_attention(config: ModelConfig) -> None:
     attention = config.attention
+    if attention.sinks:
+        raise _no_target(
+            "attention sinks with experts like ours",
+            "expected model.attention.sinks = false (gpt-oss has them beside experts with biases and limits)",
+        )
     if attention.window is None:
         return
     if attention.first_tokens:

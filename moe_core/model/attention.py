@@ -1,5 +1,5 @@
-"""Causal grouped-query attention (arXiv:2305.13245) with optional QK-norm (Qwen3, arXiv:2505.09388) and windows
-(Mistral, arXiv:2310.06825)."""
+"""Causal grouped-query attention (arXiv:2305.13245) with optional QK-norm (Qwen3, arXiv:2505.09388), windows
+(Mistral, arXiv:2310.06825) and sinks (gpt-oss, arXiv:2508.10925)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.sees, self.first_tokens = config.attention.sees(layer), config.attention.first_tokens
         self.grouped = config.num_heads != config.num_kv_heads
+        self.sinks = nn.Parameter(torch.zeros(config.num_heads)) if config.attention.sinks else None
         query_dim, key_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.dim, query_dim, bias=False)
         self.k_proj = nn.Linear(config.dim, key_dim, bias=False)
@@ -46,6 +47,8 @@ class Attention(nn.Module):
             mask = cache.mask(self.layer)
         if mask is None:
             mask = self._mask(S, keys.shape[2], x_BSD.device)
+        if self.sinks is not None:
+            keys, values, mask = _with_sinks(self.sinks, queries, keys, values, mask)
         mixed = nn.functional.scaled_dot_product_attention(
             queries,
             keys.to(queries.dtype),
@@ -71,3 +74,17 @@ class Attention(nn.Module):
             return earlier
         near = earlier.triu(diagonal=total - new - (sees - self.first_tokens) + 1)
         return near | (earlier & (torch.arange(total, device=device) < self.first_tokens))
+
+
+def _with_sinks(
+    sinks_H: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and a mask of numbers with one more place behind the others, whose logit is the head's sink and
+    whose value is zero. `mask`: bool, True = may look; None = the causal rule."""
+    (B, H, S, _), total = queries.shape, keys.shape[2]
+    if mask is None:
+        mask = torch.ones(S, total, dtype=torch.bool, device=queries.device).tril(diagonal=total - S)
+    hidden = torch.zeros_like(mask, dtype=queries.dtype).masked_fill(~mask, -torch.inf).expand(B, H, S, total)
+    logits = torch.cat((hidden, sinks_H.to(queries.dtype).view(1, H, 1, 1).expand(B, H, S, 1)), dim=-1)
+    keys, values = (torch.cat((each, torch.zeros_like(each[:, :, :1])), dim=2) for each in (keys, values))
+    return keys, values, logits

@@ -129,7 +129,12 @@ class HeavyHitterCache(EvictingCache):
         *,
         budget: int,
     ) -> None:
-        """`budget`: tokens of each sequence. Raises UsageError for fewer than two."""
+        """`budget`: tokens of each sequence. Raises UsageError for fewer than two, and for a model with sinks."""
+        if config.attention.sinks:
+            raise UsageError(
+                "heavy hitters are weighed by attention without sinks, and model.attention.sinks is true; use another "
+                "cache"
+            )
         super().__init__(config, batch_size, max_len, dtype, device, budget=budget, first=max(1, (budget + 1) // 2))
         self._sums = torch.zeros(self._keys.shape[:-1], dtype=torch.float32, device=device)
 

@@ -50,8 +50,9 @@ def total_parameters(config: ModelConfig) -> int:
     """All weights of the model; the tied embedding counts once."""
     _, moe = _layer_kinds(config)
     norms = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)
+    sinks = config.num_heads if config.attention.sinks else 0
     gate = config.dim if config.shared_expert_hidden_dim and config.shared_expert_gate else 0
-    others = config.num_layers * norms + moe * (_router_weights(config) + gate) + config.dim
+    others = config.num_layers * (norms + sinks) + moe * (_router_weights(config) + gate) + config.dim
     return _matrix_weights(config) + others + embedding_parameters(config)
 
 

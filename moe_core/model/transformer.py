@@ -181,9 +181,11 @@ class MoETransformer(nn.Module):
 
     @torch.no_grad()
     def draw_weights(self) -> None:
-        """Draw every matrix anew, as the class says; vectors (of norms) stay."""
+        """Draw every matrix anew, as the class says; vectors of norms stay, attention sinks are 0."""
         residual_std = INIT_STD / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
             if parameter.ndim >= 2:
                 writes_residual = "o_proj" in name or "down_proj" in name
                 parameter.normal_(std=residual_std if writes_residual else INIT_STD)
+            elif name.endswith(".sinks"):
+                parameter.zero_()

@@ -37,6 +37,7 @@ def origin_of(run: RunFolder, config: Config, device: torch.device) -> LoadedRun
             for key in _bound_keys(model.router, FREE_ROUTER_KEYS)
         },
     }
+    pairs["model.attention.sinks"] = (model.attention.sinks, theirs.attention.sinks)
     if model.router.has_bias != theirs.router.has_bias:
         pairs["model.router.balancing"] = (model.router.balances_by, theirs.router.balances_by)
     for key, (asked, given) in pairs.items():
