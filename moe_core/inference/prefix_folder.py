@@ -7,7 +7,7 @@ A pass over another number of rows would round differently.
     FOLDER/<model>-<beginning>.safetensors     keys, values, notes of routers, experts and weights, token_ids
 
 A file belongs to weights, tokenizer, configuration, cache and arithmetic, which its metadata tell; no other model takes
-it. Text can be read off its tokens: a folder that is made here is its owner's alone.
+it. Text can be read off its tokens: files, and a folder that is made here, are their owner's alone.
 """
 
 from __future__ import annotations
@@ -113,6 +113,8 @@ class PrefixFolder:
         if len(content) > self._most_bytes:
             return
         with suppress(OSError), replaced(self.folder / name) as file:
+            if os.name == "posix":
+                os.fchmod(file.fileno(), 0o600)
             file.write(content)
         self._make_room()
 

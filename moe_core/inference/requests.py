@@ -69,7 +69,7 @@ class PromptRead:
     scores: NDArray[np.float32]
     """[S, L, K] combine weights."""
     reused: int
-    """How many of them, from the beginning, the request's thread had read before."""
+    """How many of them, from the beginning, the request's thread had read before, or a folder of prefixes kept."""
     losses: tuple[float, ...] = ()
     """S - 1 losses of the second token and those after it, as GeneratedToken.loss; none unless asked for."""
     likeliest: tuple[tuple[tuple[int, float], ...], ...] = ()
