@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from training_support import begin_trainer, make_config, saved_and_restored, tensor_hashes, write_corpus
 
 from moe_core.data.views import SHORTEST_VIEW
@@ -88,6 +89,10 @@ def test_the_command_on_two_runs(cli: Callable[..., tuple[int, str, str]], train
     assert figures["found"]["low"] <= figures["found"]["value"] <= figures["found"]["high"]
     assert figures["against"]["found"] == figures["found"]
     assert figures["verdict"] in out
+    code, _, err = cli(trained_root, "states", "--run", run, "--documents", "2", "--json", str(target))
+    assert code == 0, err
+    few = json.loads(target.read_text())
+    assert few["documents"] == 2 * len(few["by_domain"]) < figures["documents"]
     code, _, err = cli(trained_root, "states", "--run", "none such")
     assert code != 0
     assert "none such" in err
@@ -113,6 +118,25 @@ def test_a_training_with_the_loss_lowers_it_and_resumes_exactly(corpus: Path, tm
     assert digests[0] == digests[1]
     assert all(line["contrastive_loss"] > 0 for line in trainer.run.metric_records() if line["kind"] == "train")
     assert load_run(trainer.run.name, tmp_path).config.training.contrastive.loss == loss
+
+
+def test_the_loss_of_a_step_by_hand_from_its_views(corpus: Path, tmp_path: Path) -> None:
+    keys = {"training__contrastive": {"coef": 0.5, "texts": 6, "tokens": 16}}
+    trainer = begin_trainer(RunFolder("one", tmp_path), make_config(corpus, **keys))
+    assert trainer._contrast is not None
+    loss = trainer._contrast.add_gradient(trainer.model, 0, autocast=False, scaling=trainer._scaling)
+    views, means = trainer._contrast._views.of(0), []
+    with torch.no_grad():
+        for row, length in zip(views.token_ids, views.lengths, strict=True):
+            # Alone and without padding; what is read stands where the language model's windows have it.
+            means.append(trainer.model.states(torch.from_numpy(row[None, :length])).states[0].mean(dim=0))
+    similar_VV = torch.nn.functional.normalize(torch.stack(means), dim=1).double()
+    similar_VV = (similar_VV @ similar_VV.T / 0.05).exp()
+    terms = []
+    for i in range(len(means)):
+        others = similar_VV[i, torch.from_numpy(views.source_ids != views.source_ids[i])].sum()
+        terms.append(-torch.log(similar_VV[i, i ^ 1] / (similar_VV[i, i ^ 1] + others)))
+    assert float(loss) == pytest.approx(float(torch.stack(terms).mean()), rel=1e-4)
 
 
 def test_off_is_what_it_was_and_what_does_not_fit_is_refused(corpus: Path, tmp_path: Path) -> None:

@@ -34,6 +34,13 @@ def parser() -> Parser:
         "--tokens", metavar="N", type=whole(8, 1_000_000), default=64, help="read so many of each half (default 64)"
     )
     parser.add_argument(
+        "--documents",
+        metavar="N",
+        type=whole(2, 1_000_000),
+        default=64,
+        help="read at most so many of each domain (default 64)",
+    )
+    parser.add_argument(
         "--device", choices=DEVICES, default="cpu", help="where to compute (default cpu; auto = cuda where present)"
     )
     return finish(parser, states)
@@ -74,7 +81,7 @@ def _embedded(loaded: LoadedRun, owner: LoadedRun, arguments: argparse.Namespace
 
     text = _text(loaded, owner, arguments)
     longest = min(arguments.tokens, loaded.config.model.max_seq_len - 1)
-    return embed_halves(loaded, text, longest=longest, progress=progress)
+    return embed_halves(loaded, text, longest=longest, per_domain=arguments.documents, progress=progress)
 
 
 def _text(loaded: LoadedRun, owner: LoadedRun, arguments: argparse.Namespace) -> TokenDataset:

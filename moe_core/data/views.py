@@ -24,7 +24,8 @@ class Views:
     """The views of one step, two and two of one document."""
 
     token_ids: NDArray[np.int64]
-    """[V, S]: end-of-text, the view's tokens, end-of-text again as padding."""
+    """[V, S]: the view's tokens, then end-of-text as padding. Nothing stands before them, as before a window of the
+    language model: with end-of-text there, the loss on the first tokens of documents rose (docs/decisions/0061)."""
     lengths: NDArray[np.int64]
     """[V]: tokens of the view itself, at least 1."""
     labels: NDArray[np.int64]
@@ -58,9 +59,9 @@ class ViewMaker:
         views = [view for document in chosen for view in self._two_views(int(document), rng)]
         lengths = np.array([len(view) for view in views], dtype=np.int64)
         end_of_text = self._tokenizer.end_of_text
-        token_ids = np.full((len(views), 1 + int(lengths.max())), end_of_text, dtype=np.int64)
+        token_ids = np.full((len(views), int(lengths.max())), end_of_text, dtype=np.int64)
         for row, view in zip(token_ids, views, strict=True):
-            row[1 : 1 + len(view)] = view
+            row[: len(view)] = view
         sources = np.repeat(places.source_ids[chosen].astype(np.int64), 2)
         labels = sources if config.positives == "source" else np.repeat(chosen.astype(np.int64), 2)
         return Views(token_ids, lengths, labels, sources)

@@ -25,7 +25,7 @@ from moe_core.runs.checkpoint import LoadedRun
 from moe_core.runs.folder import RunFolder
 
 DOCUMENTS_PER_DOMAIN = 64
-"""At most; of more those that come first in an order of the seed."""
+"""Unless asked otherwise; of more those that come first in an order of the seed."""
 _TOGETHER = 16
 """Halves that go through the model together."""
 
@@ -86,15 +86,21 @@ class Retrieval:
 
 
 def embed_halves(
-    loaded: LoadedRun, text: TokenDataset, *, longest: int, seed: int = 0, progress: Progress | None = None
+    loaded: LoadedRun,
+    text: TokenDataset,
+    *,
+    longest: int,
+    per_domain: int = DOCUMENTS_PER_DOMAIN,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> HalfStates:
-    """Read both halves of each document of `text` (at most DOCUMENTS_PER_DOMAIN of a domain), `longest` tokens of each.
+    """Read both halves of each document of `text` (at most `per_domain` of a domain), `longest` tokens of each.
 
     Raises DataError where fewer than two documents are long enough.
     """
     report, model = progress or silent, loaded.model
     starts, ends = text.document_bounds()
-    chosen = _chosen(text, starts, ends, seed)
+    chosen = _chosen(text, starts, ends, per_domain, seed)
     bounds = [(int(starts[document]), int(ends[document])) for document in chosen]
     halves = [half for start, end in bounds for half in _halves(text, start, end, longest)]
     device, was_training = next(model.parameters()).device, model.training
@@ -237,13 +243,15 @@ def retrieval_verdict(found: Retrieval) -> str:
     return f"States tell a document about as well as its words do: {numbers}."
 
 
-def _chosen(text: TokenDataset, starts: NDArray[np.int64], ends: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+def _chosen(
+    text: TokenDataset, starts: NDArray[np.int64], ends: NDArray[np.int64], per_domain: int, seed: int
+) -> NDArray[np.int64]:
     """Documents that are long enough, in the order of the text."""
     long_enough = np.flatnonzero(ends - starts > 2 * SHORTEST_VIEW)
     chosen: list[int] = []
     for domain in range(len(text.domains)):
         own = long_enough[text.domain_ids[starts[long_enough]] == domain]
-        chosen += np.random.default_rng([seed, domain]).permutation(own)[:DOCUMENTS_PER_DOMAIN].tolist()
+        chosen += np.random.default_rng([seed, domain]).permutation(own)[:per_domain].tolist()
     if len(chosen) < 2:
         raise DataError(
             f"{len(chosen)} documents have two halves of at least {SHORTEST_VIEW} tokens; expected at least 2: give "
@@ -266,16 +274,16 @@ def _read(
     """([B, D] embeddings, of each half [L, tokens] the first expert of each token)."""
     lengths = torch.tensor([len(half) for half in halves], device=device)
     end_of_text = loaded.tokenizer.end_of_text
-    ids = torch.full((len(halves), 1 + int(lengths.max())), end_of_text, device=device)
+    ids = torch.full((len(halves), int(lengths.max())), end_of_text, device=device)
     for row, half in zip(ids, halves, strict=True):
-        row[1 : 1 + len(half)] = torch.from_numpy(half.astype(np.int64))
+        row[: len(half)] = torch.from_numpy(half.astype(np.int64))
     states_BSD, routed = loaded.model.states(ids)
     first_LBS = [layer.router_indices[:, 0].view(len(halves), -1).clamp(min=0).cpu().numpy() for layer in routed]
     experts = [
-        np.array([layer[row, 1 : 1 + len(half)] for layer in first_LBS], dtype=np.int64).reshape(len(routed), -1)
+        np.array([layer[row, : len(half)] for layer in first_LBS], dtype=np.int64).reshape(len(routed), -1)
         for row, half in enumerate(halves)
     ]
-    return mean_pooled(states_BSD[:, 1:], lengths).cpu().numpy(), experts
+    return mean_pooled(states_BSD, lengths).cpu().numpy(), experts
 
 
 def _by_words(counts: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -43,7 +43,7 @@ class ContrastiveTerm:
         )
         with torch.autocast(self._device.type, dtype=autocast_dtype(self._config), enabled=autocast):
             states_VSD = model.states(token_ids).states
-        z_VD = mean_pooled(states_VSD[:, 1:], lengths)
+        z_VD = mean_pooled(states_VSD, lengths)
         of = info_nce if contrastive.loss == "info_nce" else sup_con
         loss = of(z_VD, labels, contrastive.temperature, contrastive.hard_negatives, sources)
         scaling.scaled(contrastive.coef * loss).backward()  # type: ignore[no-untyped-call]
