@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moe_core.inference.two_readings import Reading, Variant
     from moe_core.routing import Intervention
     from moe_core.routing.measures.keep_list import SaliencySums
+    from moe_core.runs.context_file import KeptContext
     from moe_core.runs.pruning_file import KeptCurves
 
 
@@ -235,3 +236,17 @@ def read_states(run: RunFolder, progress: Progress) -> StatesOfHalves:
     found = retrieval(states)
     frame = plane(states, loaded.config.model.moe_layers)
     return StatesOfHalves(frame, states.domains, retrieval_verdict(found), found.alignment, found.uniformity)
+
+
+def long_context(run: RunFolder, factor: float) -> KeptContext | None:
+    """What was read beyond the trained length last at this factor; None before the first. Raises RunError where it is
+    damaged."""
+    files = run.place.matching("analysis", "context_*.json")
+    return _long_context(str(run.root), run.name, factor, tuple(stamp(path) for path in files)) if files else None
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _long_context(root: str, name: str, factor: float, changed: tuple[Stamp, ...]) -> KeptContext | None:
+    from moe_core.runs.context_file import read_context
+
+    return read_context(RunFolder(name, root), factor)

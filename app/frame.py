@@ -67,6 +67,12 @@ def pages() -> dict[str, list[st.Page]]:
                 icon=":material/memory:",
                 help="Which experts are hot, what a cache of some would do, and on which GPU each belongs.",
             ),
+            st.Page(
+                "app_pages/long_context.py",
+                title="Long context",
+                icon=":material/straighten:",
+                help="Whether the model reads beyond its trained length, and whether its routing holds there.",
+            ),
         ],
         "Change": [
             st.Page(

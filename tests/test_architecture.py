@@ -480,7 +480,9 @@ def test_the_disk_rule_sees_a_violation(tmp_path: Path) -> None:
 SHARED_NAMES = {
     "analysis.py": "what was found out about a run, computed and kept",
     "files.py": "a file replaced as a whole, and those of a run",
+    "beyond_length.py": "a measure with its figure",
     "load.py": "a measure with its figure",
+    "long_context.py": "what is read beyond the trained length, and its page",
     "page.py": "the frame of a page: of the dashboard, and of the report",
     "registry.py": "what there is to choose from: measures, benchmarks",
     "causes.py": "a measure with its figure",

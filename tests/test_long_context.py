@@ -12,8 +12,9 @@ from training_support import write_corpus
 
 from moe_core.data.sources import read_documents
 from moe_core.errors import UsageError
-from moe_core.evaluation.long_context import _position_test, long_texts, read_long
+from moe_core.evaluation.long_context import long_texts, read_long
 from moe_core.inference.scoring import as_dataset
+from moe_core.routing.measures.beyond_length import position_test
 from moe_core.runs.checkpoint import load_run
 
 
@@ -21,7 +22,7 @@ def test_within_the_trained_length_whole_and_windows_are_the_same_reading(traine
     loaded = load_run("tiny", trained_root)
     trained = loaded.config.training.seq_len
     dataset = as_dataset(loaded, read_documents(str(write_corpus(tmp_path / "corpus.jsonl"))))
-    texts = long_texts(dataset, 4 * trained)[:4]
+    texts = long_texts(dataset, 4 * trained).spaced(4)
     found = read_long(loaded, texts, 4)
     spans = {read.scheme: read.spans for read in found.schemes}
     assert [(span.start, span.end) for span in spans["none"]] == [
@@ -35,6 +36,13 @@ def test_within_the_trained_length_whole_and_windows_are_the_same_reading(traine
     nats = spans["none"][1].nats
     assert nats.low < nats.value < nats.high
     assert np.isfinite(nats.value)
+    layer = spans["none"][2].layers[0]
+    assert sum(layer.load) == pytest.approx(1)
+    assert 0 < layer.entropy.low < layer.entropy.value < layer.entropy.high < 1
+    first = found.schemes[0].places
+    assert [(place.start, place.end) for place in first[:2]] == [(0, trained // 4), (trained // 4, trained // 2)]
+    assert len(first) == 16
+    assert 0 <= found.flips_by_context.value < 1
     with pytest.raises(UsageError, match="expected 3 or more"):
         long_texts(dataset, 10**6)
 
@@ -53,9 +61,9 @@ def test_the_command_prints_a_table_and_writes_json(cli: Run, trained_root: Path
 
 def test_experts_that_follow_position_are_found_and_others_are_not() -> None:
     rng = np.random.default_rng(1)
-    by_place = np.broadcast_to((np.arange(64) // 8)[None, :, None], (5, 64, 1))
-    nmi, chance, p = _position_test(by_place.astype(np.int64), 8)
+    by_place = [(np.arange(64) // 8)[:, None].astype(np.int64)] * 5
+    nmi, chance, p = position_test(by_place, 8)
     assert nmi == pytest.approx(1)
     assert chance < 0.9
     assert p == 0.01
-    assert _position_test(rng.integers(0, 8, (5, 64, 2)), 8)[2] > 0.05
+    assert position_test(list(rng.integers(0, 8, (5, 64, 2))), 8)[2] > 0.05

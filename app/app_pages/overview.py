@@ -21,6 +21,7 @@ from app.components.page import (
     FLOW,
     GENERATION,
     INTERVENTIONS,
+    LONG_CONTEXT,
     PLACEMENT,
     TIME,
     TOKENS,
@@ -50,6 +51,7 @@ LOOK = (
     (EXPERTS, "What does each expert do, and what is it worth?", "hub"),
     (FLOW, "How do tokens travel through the layers?", "alt_route"),
     (PLACEMENT, "Which experts are hot, and where should they go?", "memory"),
+    (LONG_CONTEXT, "Does it read beyond its trained length?", "straighten"),
 )
 CHANGE = (
     (GENERATION, "Which experts write which words?", "edit_note"),

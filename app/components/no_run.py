@@ -31,13 +31,17 @@ _WATCHED_NEEDS = {
     "generation": f"{_MODEL_IS_ELSEWHERE}to let it write, save the model there and open its folder.",
     "chat": f"{_MODEL_IS_ELSEWHERE}to talk with it, save the model there and open its folder.",
     "interventions": f"{_MODEL_IS_ELSEWHERE}to switch experts off, save the model there and open its folder.",
+    "long_context": f"{_MODEL_IS_ELSEWHERE}to read longer texts, train a run here.",
 }
 _COUNTED_ONLY = (
     "Only counts were kept of this run, no single tokens: give watch(...) a probe text, and this page shows what the "
     "experts do with it."
 )
 _TAKES_TOKENS = ("tokens", "domains", "flow", "compare")
-_MODEL_NEEDS = {"time": "The film of a training takes snapshots, which only a run that was trained here has."}
+_MODEL_NEEDS = {
+    "time": "The film of a training takes snapshots, which only a run that was trained here has.",
+    "long_context": "Rotary angles are stretched in our own model: choose a run that was trained here.",
+}
 _ASKS: dict[str, tuple[tuple[Measure, str], ...]] = {
     "tokens": ((VOCABULARY, "colouring each token by its expert"),),
     "domains": ((DOMAIN_NMI, "which experts prefer which kind of text"),),
@@ -46,6 +50,7 @@ _ASKS: dict[str, tuple[tuple[Measure, str], ...]] = {
     "generation": ((ABLATION, "writing"),),
     "chat": ((ABLATION, "talking with a model"),),
     "interventions": ((ABLATION, "switching experts off"),),
+    "long_context": ((ABLATION, "reading longer texts"),),
     "time": ((LOAD_BY_STEP, "how the load changed"), (FORMATION, "the film of a training")),
 }  # fmt: skip
 """What a page is about, by URL: it opens where one of these measures can be made."""

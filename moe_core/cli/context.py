@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from moe_core.cli.options import Parser, command, existing_run, finish, whole
+from moe_core.cli.options import Parser, add_device, command, existing_run, finish, whole
 from moe_core.cli.output import Output, progress_on_stderr, table
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moe_core.model.transformer import MoETransformer
+    from moe_core.routing.measures.beyond_length import Span
     from moe_core.runs.checkpoint import LoadedRun
 
 
@@ -31,34 +32,39 @@ def parser() -> Parser:
     )
     parser.add_argument("--run", metavar="NAME", help="the run to look at (default: the run updated last)")
     parser.add_argument("--factor", metavar="N", type=whole(1, 64), default=4, help="stretch by this (default 4)")
-    parser.add_argument("--texts", metavar="N", type=whole(3, 10_000), default=24, help="texts at most (default 24)")
-    parser.add_argument("--data", metavar="PATH", help="read this text, as for training, instead of the held-out text")
+    parser.add_argument("--texts", metavar="N", type=whole(3, 10_000), default=12, help="texts at most (default 12)")
+    parser.add_argument(
+        "--data", metavar="PATH", help="read this text, as for training, instead of the held-out text; what is found "
+        "is then not kept beside the run",
+    )  # fmt: skip
     parser.add_argument(
         "--needles", metavar="N", type=whole(8, 10_000), help="hide N facts in these texts and ask for them at the end"
     )
+    add_device(parser)
     return finish(parser, context)
 
 
 def context(arguments: argparse.Namespace, output: Output) -> int:
     """Print a table of schemes by span, and what it says."""
     run = existing_run(arguments.run)
-    from moe_core.data.sources import read_documents
-    from moe_core.evaluation.long_context import SPANS, long_context_verdict, long_texts, read_long
-    from moe_core.inference.held_out import held_out_text
-    from moe_core.inference.scoring import as_dataset
+    from moe_core.evaluation.long_context import SPANS, held_out_texts, long_texts, measure_long_context, read_long
+    from moe_core.inference.device import resolve_device
+    from moe_core.routing.measures.beyond_length import reading_verdict, routing_verdict, when_not_to_conclude
     from moe_core.runs.checkpoint import load_run
 
-    loaded = load_run(run.name)
+    loaded = load_run(run.name, device=resolve_device(arguments.device))
     length = SPANS[-1][1] * loaded.config.training.seq_len
-    if arguments.data is None:
-        dataset = held_out_text(run, loaded.tokenizer, arguments.texts * length)
-    else:
-        dataset = as_dataset(loaded, read_documents(arguments.data))
-    texts_NT = long_texts(dataset, length)
-    # Evenly spaced, so that every domain is there.
-    texts_NT = texts_NT[:: -(-len(texts_NT) // arguments.texts)]
     with progress_on_stderr() as progress:
-        found = read_long(loaded, texts_NT, arguments.factor, progress)
+        if arguments.data is None:
+            found = measure_long_context(run, loaded, arguments.factor, arguments.texts, progress).found
+            texts = held_out_texts(run, loaded, arguments.texts)[1]
+        else:
+            from moe_core.data.sources import read_documents
+            from moe_core.inference.scoring import as_dataset
+
+            dataset = as_dataset(loaded, read_documents(arguments.data))
+            texts = long_texts(dataset, length).spaced(arguments.texts)
+            found = read_long(loaded, texts, arguments.factor, progress)
     rows = [
         [
             read.scheme,
@@ -68,20 +74,25 @@ def context(arguments: argparse.Namespace, output: Output) -> int:
             f"{span.above_windows.low:+.3f} to {span.above_windows.high:+.3f}",
             f"{span.flips.value:.1%}",
             f"{span.busiest:.2f}",
+            f"{_mean_entropy(span):.3f}",
         ]
         for read in found.schemes
         for span in read.spans
     ]
-    heads = ["scheme", "positions", "nats", "against windows", "95 % interval", "flips", "busiest"]
+    heads = ["scheme", "positions", "nats", "against windows", "95 % interval", "flips", "busiest", "entropy"]
     output.say(table(heads, rows))
     for read in found.schemes:
         output.say(
             f"{read.scheme}: NMI of expert with position {read.position_nmi:.4f}, by chance below "
             f"{read.position_nmi_chance:.4f} in 95 of 100 (p = {read.position_p:.2f})"
         )
-    verdict = long_context_verdict(found)
-    output.say(f"Trained length: {found.trained} tokens; {found.texts} texts of {length}. {verdict}")
-    needles = [] if arguments.needles is None else _needles(loaded, texts_NT, arguments, output)
+    verdict = f"{reading_verdict(found)} {routing_verdict(found)}"
+    output.say(
+        f"Trained length: {found.trained} tokens; {found.texts} texts of {length} from {found.documents} documents, "
+        f"{found.groups} of them without a document in common. {verdict}"
+    )
+    output.say(when_not_to_conclude(found))
+    needles = [] if arguments.needles is None else _needles(loaded, texts.ids, arguments, output)
     output.figures(
         {
             **{"run": run.name, "step": loaded.step, "factor": arguments.factor},
@@ -90,6 +101,11 @@ def context(arguments: argparse.Namespace, output: Output) -> int:
         }
     )
     return 0
+
+
+def _mean_entropy(span: Span) -> float:
+    """Of the MoE layers; 0 in a dense model."""
+    return sum(layer.entropy.value for layer in span.layers) / max(1, len(span.layers))
 
 
 def _needles(

@@ -1,13 +1,15 @@
 """Texts longer than the trained length, under each way to stretch rotary angles: loss and routing by position.
 
-The same weights read the same texts twice: whole, and in windows of the trained length whose context restarts. What is
-told of a span is the whole reading against the windows, text by text, so that hard places in the texts cancel out.
+The same weights read the same texts twice: whole, and in windows of the trained length whose context restarts. What the
+figures mean stands in routing.measures.beyond_length.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,134 +17,178 @@ import torch
 from numpy.typing import NDArray
 
 from moe_core.config.rope_schemes import ROPE_SCHEMES, RopeConfig, RopeScheme
-from moe_core.errors import UsageError
+from moe_core.errors import RunError, UsageError
+from moe_core.evaluation.ablation import analysis_of
+from moe_core.inference.held_out import held_out_text
 from moe_core.inference.scoring import token_nats
 from moe_core.model.transformer import MoETransformer
-from moe_core.progress import Progress
-from moe_core.routing.statistics.intervals import t_quantile
-from moe_core.routing.trace.shares import mutual_information
+from moe_core.progress import Progress, silent
+from moe_core.routing.measures.beyond_length import (
+    LayerSpan,
+    LongContext,
+    SchemeRead,
+    Span,
+    mean_of_groups,
+    position_test,
+)
+from moe_core.runs.analysis import HELD_OUT_TEXT
+from moe_core.runs.context_file import KeptContext, write_context
 
 if TYPE_CHECKING:
     from moe_core.data.tokens import TokenDataset
     from moe_core.runs.checkpoint import LoadedRun
+    from moe_core.runs.folder import RunFolder
 
 SPANS = ((0, 1), (1, 2), (2, 4))
 """From and to, in trained lengths: what was trained, twice and four times as far."""
-EIGHTHS = 8
-TURNS = 99
-"""Of the null; the least p value is .01."""
+PLACES = 4
+"""In a trained length: the finer look."""
+TEXTS = 12
+"""Read where nobody says how many."""
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean over texts with the 95 % interval of Student's t over them."""
+@dataclass(frozen=True, eq=False)
+class LongTexts:
+    """What is read."""
 
-    value: float
-    low: float
-    high: float
+    ids: NDArray[np.int64]
+    """[N, T] tokens."""
+    group: NDArray[np.int64]
+    """[N] Texts of one group are parts of one document; no document is in two groups."""
+    documents: int
 
-
-@dataclass(frozen=True)
-class Span:
-    """Positions `start` to before `end` of all texts."""
-
-    start: int
-    end: int
-    nats: Mean
-    """Loss per token of the whole reading."""
-    above_windows: Mean
-    """Its loss less that in windows of the trained length; below 0 = the longer context helps."""
-    flips: Mean
-    """Share of first choices, over all MoE layers, that are another expert than in the window; 0 in a dense model."""
-    busiest: float
-    """Load of the busiest expert, times its even share, in the MoE layer where that is most; 0 in a dense model."""
+    def spaced(self, most: int) -> LongTexts:
+        """At most so many of them, evenly spaced, so that every domain is there; `documents` stays."""
+        chosen = np.linspace(0, len(self.ids) - 1, min(most, len(self.ids))).round().astype(np.int64)
+        return LongTexts(self.ids[chosen], self.group[chosen], self.documents)
 
 
-@dataclass(frozen=True)
-class SchemeRead:
-    """One scheme on all texts."""
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    nats: NDArray[np.float64]
+    """[N, T]; NaN at the first token of a row, which nothing foretells."""
+    experts: NDArray[np.int64]
+    """[N, T, L] first choices."""
+    entropy: NDArray[np.float64]
+    """[N, T, L] H(p) / ln E."""
 
-    scheme: RopeScheme
-    spans: tuple[Span, ...]
-    position_nmi: float
-    """I(position; expert) / H(position), position in eighths of a text, first choices, the mean of the MoE layers."""
-    position_nmi_chance: float
-    """The 95th percentile of the same with every text's choices turned round by a random distance of its own, which
-    keeps load, texts and runs of equal choice."""
-    position_p: float
-    """Share of turns that reach position_nmi, the found one counted in."""
+    def part(self, part: slice) -> _Reading:
+        return _Reading(self.nats[:, part], self.experts[:, part], self.entropy[:, part])
 
 
-@dataclass(frozen=True)
-class LongContext:
-    """All schemes on the same weights and texts."""
+def long_texts(dataset: TokenDataset, length: int) -> LongTexts:
+    """Documents of one domain put one behind another, as training text is, `length` tokens each. A text begins at a
+    random place of a document, as else position in the text would be position in the document, or goes on with one that
+    is longer than a text; what is left of others is dropped, so that no document is in two groups.
 
-    trained: int
-    texts: int
-    schemes: tuple[SchemeRead, ...]
-
-
-def long_texts(dataset: TokenDataset, length: int) -> NDArray[np.int64]:
-    """[N, length] documents of one domain put one behind another, as training text is; what is left over is dropped.
-
-    Raises UsageError where fewer than three texts come of it, which leave no interval.
+    Raises UsageError where fewer than three groups come of it, which leave no interval.
     """
-    domains_T = dataset.domain_ids
-    parts = [dataset.token_ids[domains_T == domain].astype(np.int64) for domain in range(len(dataset.domains))]
-    texts = [part[at : at + length] for part in parts for at in range(0, len(part) - length + 1, length)]
-    if len(texts) < 3:
+    texts: list[NDArray[np.int64]] = []
+    groups: list[int] = []
+    used, group = 0, -1
+    held: list[NDArray[np.int64]] = []
+    rng = np.random.default_rng(0)
+    domain, room = -1, 0
+    starts = np.flatnonzero(np.diff(dataset.document_ids, prepend=-1))
+    order = sorted(range(len(starts)), key=lambda at: (int(dataset.domain_ids[starts[at]]), at))
+    ends = np.append(starts[1:], len(dataset.token_ids))
+    for at in order:
+        own = dataset.token_ids[starts[at] : ends[at]].astype(np.int64)
+        if int(dataset.domain_ids[starts[at]]) != domain:
+            domain, held, room = int(dataset.domain_ids[starts[at]]), [], length
+        if not held:
+            own, room = own[rng.integers(min(len(own), length)) :], length
+        used += 1
+        held.append(own[:room])
+        room -= len(held[-1])
+        if room:
+            continue
+        group += 1
+        texts.append(np.concatenate(held))
+        groups.append(group)
+        rest = own[len(held[-1]) :]
+        for start in range(0, len(rest) - length + 1, length):
+            texts.append(rest[start : start + length])
+            groups.append(group)
+        held = []
+    if group < 2:
         raise UsageError(
-            f"the text gives {len(texts)} texts of {length} tokens; expected 3 or more: give a longer one with --data"
+            f"the text gives {group + 1} texts of {length} tokens that share no document; expected 3 or more: give a "
+            "longer one with --data"
         )
-    return np.stack(texts)
+    return LongTexts(np.stack(texts), np.array(groups, np.int64), used)
+
+
+def held_out_texts(run: RunFolder, loaded: LoadedRun, texts: int) -> tuple[TokenDataset, LongTexts]:
+    """At most so many long texts of what the run was not trained on, and the dataset that they are from. Raises
+    MoescopeError."""
+    length = SPANS[-1][1] * loaded.config.training.seq_len
+    # Twice as much, as documents are dropped in part at a text's ends.
+    dataset = held_out_text(run, loaded.tokenizer, 2 * -(-texts // len(run.domains())) * length)
+    return dataset, long_texts(dataset, length).spaced(texts)
+
+
+def measure_long_context(
+    run: RunFolder, loaded: LoadedRun, factor: float, texts: int = TEXTS, progress: Progress | None = None
+) -> KeptContext:
+    """Read the run's held-out text and keep what is found beside the run. Raises MoescopeError."""
+    began = time.monotonic()
+    dataset, long = held_out_texts(run, loaded, texts)
+    found = read_long(loaded, long, factor, progress)
+    of = analysis_of(loaded, dataset, HELD_OUT_TEXT, f"context {factor:g} {texts}")
+    kept = KeptContext(of, factor, time.time(), time.monotonic() - began, found)
+    write_context(run, kept)
+    return kept
 
 
 @torch.inference_mode()
-def read_long(
-    loaded: LoadedRun, texts_NT: NDArray[np.int64], factor: float, progress: Progress | None = None
-) -> LongContext:
-    """Read `texts_NT`, four times the trained length each, under every scheme at `factor`.
+def read_long(loaded: LoadedRun, texts: LongTexts, factor: float, progress: Progress | None = None) -> LongContext:
+    """Read `texts`, four times the trained length each, under every scheme at `factor`.
 
-    Raises UsageError for a router that sees the future: what comes later would change what stands before.
+    Raises UsageError for a router that sees the future: what comes later would change what stands before. RunError
+    where the loss is no number.
     """
     loaded.model.check_writes()
-    trained = loaded.config.training.seq_len
-    ids_NT = torch.from_numpy(texts_NT).to(loaded.model.embedding.weight.device)
+    report = progress or silent
+    trained, E = loaded.config.training.seq_len, loaded.config.model.num_experts
+    ids_NT = torch.from_numpy(texts.ids).to(loaded.model.embedding.weight.device)
     N, T = ids_NT.shape
-    nats, experts = _read(_with(loaded, loaded.config.model.rope, T), ids_NT.reshape(-1, trained))
-    short = nats.reshape(N, T), experts.reshape(N, T, -1)
+    rounds = (2 + len(ROPE_SCHEMES)) * N
+    own = _with(loaded, loaded.config.model.rope, T)
+    short = _read(own, ids_NT, trained, report, (0, rounds))
+    half = trained // 2
+    # Windows that begin half their length earlier: there the first half of each window has more context.
+    earlier = _read(own, ids_NT[:, trained - half : T - half], trained, report, (N, rounds))
+    first_half = np.concatenate([np.arange(at, at + half) for at in range(trained, T, trained)])
+    in_windows = short.experts[:, first_half]
+    by_context = _flips(earlier.experts[:, first_half - (trained - half)], in_windows)
     found = []
     for place, scheme in enumerate(ROPE_SCHEMES):
-        if progress is not None:
-            progress("reading", place, len(ROPE_SCHEMES))
-        whole = _read(under_scheme(loaded, scheme, factor, T), ids_NT)
-        spans = _spans(whole, short, trained, loaded.config.model.num_experts)
-        found.append(SchemeRead(scheme, spans, *_position_test(whole[1], loaded.config.model.num_experts)))
-    return LongContext(trained, N, tuple(found))
+        whole = _read(under_scheme(loaded, scheme, factor, T), ids_NT, T, report, ((2 + place) * N, rounds))
+        if not np.isfinite(whole.nats[:, 1:]).all():
+            raise RunError(f"the loss is not finite under {scheme}; expected a trained model")
+        edges = [trained * quarter // PLACES for quarter in range(PLACES * SPANS[-1][1] + 1)]
+        more = _flips(whole.experts[:, first_half], in_windows) - by_context
+        read = SchemeRead(
+            scheme,
+            tuple(_span(whole, short, texts.group, low * trained, high * trained, E) for low, high in SPANS),
+            tuple(_span(whole, short, texts.group, *ends, E) for ends in pairwise(edges)),
+            mean_of_groups(more, texts.group),
+            *position_test(list(whole.experts), E),
+        )
+        found.append(read)
+    report("reading", rounds, rounds)
+    groups = len(set(texts.group.tolist()))
+    return LongContext(
+        trained, N, groups, texts.documents, N * T, tuple(loaded.config.model.moe_layers),
+        mean_of_groups(by_context, texts.group), tuple(found),
+    )  # fmt: skip
 
 
 def under_scheme(loaded: LoadedRun, scheme: RopeScheme, factor: float, length: int) -> MoETransformer:
     """The run's weights with `scheme` at `factor`, from the trained length on, for texts of up to `length` tokens."""
     rope = RopeConfig(scheme=scheme, factor=factor, original_length=loaded.config.training.seq_len)
     return _with(loaded, rope, length)
-
-
-def long_context_verdict(found: LongContext) -> str:
-    """Which scheme reads furthest, in words."""
-    last = {read.scheme: read.spans[-1] for read in found.schemes}
-    best = min(last, key=lambda scheme: last[scheme].above_windows.value)
-    span = last[best]
-    gap = span.above_windows
-    numbers = f"{gap.value:+.3f} nats a token (95 % interval {gap.low:+.3f} to {gap.high:+.3f})"
-    where = f"at positions {span.start} to {span.end - 1}"
-    if gap.high < 0:
-        return f"Text beyond the trained {found.trained} tokens helps {where} under {best}: {numbers} against windows."
-    if gap.low > 0:
-        return (
-            f"No scheme reads beyond the trained {found.trained} tokens as well as windows of that length do {where}: "
-            f"the nearest, {best}, loses {numbers}. Train at a longer length, or read in windows."
-        )
-    return f"Whether text beyond the trained {found.trained} tokens helps cannot be told {where}: {best}, {numbers}."
 
 
 def _with(loaded: LoadedRun, rope: RopeConfig, length: int) -> MoETransformer:
@@ -153,65 +199,63 @@ def _with(loaded: LoadedRun, rope: RopeConfig, length: int) -> MoETransformer:
     return model.to(loaded.model.embedding.weight.device).eval()
 
 
-def _read(model: MoETransformer, ids_BS: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """([B, S] nats of each token, NaN for the first, which nothing foretells; [B, S, L] first choices)."""
-    nats, experts = [], []
-    for row_S in ids_BS:
-        row_1S = row_S[None]
-        output = model(row_1S)
-        known = token_nats(output.logits[0, :-1], row_1S[0, 1:]).double().cpu()
-        nats.append(torch.cat((known.new_full((1,), math.nan), known)).numpy())
+def _read(
+    model: MoETransformer, ids_NT: torch.Tensor, window: int, report: Progress, rounds: tuple[int, int]
+) -> _Reading:
+    """Each text in windows whose context restarts. `rounds`: those done before this reading, and all."""
+    nats, experts, entropies = [], [], []
+    for at, row_T in enumerate(ids_NT):
+        report("reading", rounds[0] + at, rounds[1])
+        ids_BS = row_T.reshape(-1, window)
+        output = model(ids_BS)
+        B, S = ids_BS.shape
+        known = token_nats(output.logits[:, :-1].reshape(B * (S - 1), -1), ids_BS[:, 1:].reshape(-1)).reshape(B, -1)
+        nats.append(torch.cat((known.new_full((B, 1), math.nan), known), dim=1).double().cpu().numpy().ravel())
         first = [routed.router_indices[:, 0].cpu().numpy() for routed in output.router_outputs]
-        experts.append(np.stack(first, axis=1) if first else np.zeros((row_1S.shape[1], 0), np.int64))
-    return np.stack(nats), np.stack(experts)
+        experts.append(np.stack(first, axis=1) if first else np.zeros((B * S, 0), np.int64))
+        sure = [_entropy(routed.router_logits) for routed in output.router_outputs]
+        entropies.append(np.stack(sure, axis=1) if sure else np.zeros((B * S, 0)))
+    return _Reading(np.stack(nats), np.stack(experts), np.stack(entropies))
 
 
-def _spans(
-    whole: tuple[NDArray[np.float64], NDArray[np.int64]],
-    short: tuple[NDArray[np.float64], NDArray[np.int64]],
-    trained: int,
-    num_experts: int,
-) -> tuple[Span, ...]:
-    spans = []
-    for low, high in SPANS:
-        part = slice(low * trained, high * trained)
-        nats, windows = whole[0][:, part], short[0][:, part]
-        chosen, before = whole[1][:, part], short[1][:, part]
-        L = chosen.shape[-1]
-        flips = (chosen != before).reshape(len(chosen), -1).mean(axis=1) if L else np.zeros(len(chosen))
-        loads = [np.bincount(chosen[..., layer].ravel().clip(0), minlength=num_experts) for layer in range(L)]
-        busiest = max((float(load.max() * num_experts / load.sum()) for load in loads), default=0.0)
-        gap = np.nanmean(nats - windows, axis=1)
-        spans.append(Span(part.start, part.stop, _mean(np.nanmean(nats, axis=1)), _mean(gap), _mean(flips), busiest))
-    return tuple(spans)
+def _entropy(logits_TE: torch.Tensor) -> NDArray[np.float64]:
+    logs_TE = logits_TE.double().log_softmax(dim=-1)
+    entropy_T = -(logs_TE.exp() * logs_TE.clamp_min(-1e9)).sum(dim=-1) / math.log(max(logits_TE.shape[1], 2))
+    values: NDArray[np.float64] = entropy_T.cpu().numpy()
+    return values
 
 
-def _position_test(experts_NTL: NDArray[np.int64], num_experts: int) -> tuple[float, float, float]:
-    """Position NMI, its level by chance and the p value; 0, 0 and 1 in a dense model."""
-    N, T, L = experts_NTL.shape
-    if not L:
-        return 0.0, 0.0, 1.0
-    rng = np.random.default_rng(0)
-    found = _position_nmi(experts_NTL, num_experts)
-    places_T = np.arange(T)
-    by_chance = []
-    for _ in range(TURNS):
-        turned_NT = (places_T + rng.integers(1, T, (N, 1))) % T
-        by_chance.append(_position_nmi(np.take_along_axis(experts_NTL, turned_NT[..., None], axis=1), num_experts))
-    reached = sum(value >= found for value in by_chance)
-    return found, float(np.quantile(by_chance, 0.95)), (1 + reached) / (1 + TURNS)
+def _flips(chosen_NTL: NDArray[np.int64], before_NTL: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[N] share of first choices that differ; 0 in a dense model."""
+    if not chosen_NTL.shape[-1]:
+        return np.zeros(len(chosen_NTL))
+    share: NDArray[np.float64] = (chosen_NTL != before_NTL).mean(axis=(1, 2))
+    return share
 
 
-def _position_nmi(experts_NTL: NDArray[np.int64], num_experts: int) -> float:
-    _, T, L = experts_NTL.shape
-    places_T: NDArray[np.int64] = np.arange(T, dtype=np.int64) * EIGHTHS // T
-    layers_L: NDArray[np.int64] = np.arange(L, dtype=np.int64) * EIGHTHS
-    flat = (np.add.outer(places_T, layers_L) * num_experts + experts_NTL.clip(0)).ravel()
-    counts_LPE = np.bincount(flat, minlength=L * EIGHTHS * num_experts).reshape(L, EIGHTHS, num_experts)
-    return float(mutual_information(counts_LPE).mean() / math.log(EIGHTHS))
+def _span(whole: _Reading, short: _Reading, group_N: NDArray[np.int64], start: int, end: int, num_experts: int) -> Span:
+    own, windows = whole.part(slice(start, end)), short.part(slice(start, end))
+    layers = [_layer_span(own, windows, group_N, layer, num_experts) for layer in range(own.experts.shape[-1])]
+    return Span(
+        start,
+        end,
+        mean_of_groups(np.nanmean(own.nats, axis=1), group_N),
+        mean_of_groups(np.nanmean(own.nats - windows.nats, axis=1), group_N),
+        mean_of_groups(_flips(own.experts, windows.experts), group_N),
+        max((num_experts * max(layer.load) for layer in layers), default=0.0),
+        tuple(layers),
+    )
 
 
-def _mean(values_N: NDArray[np.float64]) -> Mean:
-    value = float(values_N.mean())
-    half = float(t_quantile(len(values_N) - 1)) * float(values_N.std(ddof=1)) / math.sqrt(len(values_N))
-    return Mean(value, value - half, value + half)
+def _layer_span(
+    own: _Reading, windows: _Reading, group_N: NDArray[np.int64], layer: int, num_experts: int
+) -> LayerSpan:
+    chosen_NT = own.experts[..., layer]
+    load_E = np.bincount(chosen_NT.ravel().clip(0), minlength=num_experts) / chosen_NT.size
+    share_N = (chosen_NT == int(load_E.argmax())).mean(axis=1) * num_experts
+    return LayerSpan(
+        mean_of_groups((chosen_NT != windows.experts[..., layer]).mean(axis=1), group_N),
+        mean_of_groups(own.entropy[..., layer].mean(axis=1), group_N),
+        mean_of_groups(share_N, group_N),
+        tuple(float(share) for share in load_E),
+    )

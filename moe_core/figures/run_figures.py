@@ -11,6 +11,7 @@ from moe_core.figures.associations import (
     coactivation_figure,
     flow_map_figure,
 )
+from moe_core.figures.beyond_length import QUANTITIES, loss_by_position_figure, routing_by_position_figure
 from moe_core.figures.causes import (
     ablation_domains_figure,
     ablation_map_figure,
@@ -107,6 +108,7 @@ def sections_of_run(run: RunRecord, trace: AnyTrace | None = None, progress: Pro
         *(sections_of_trace(routing, progress, sources_known=True) if routing is not None else []),
         _history(run),
         _causes(run.findings),
+        _beyond_length(run.findings),
     ]
     found = [section for section in sections if section.figures]
     if not found:
@@ -302,3 +304,17 @@ def _causes(found: RunFindings) -> Section:
         figures += [similarity_figure(found.similarity, layer) for layer in spaced(layers)]
     terms = ("ablation", "causal effect", "nats", "rank correlation", "REAP", "EAN", "CKA")
     return Section("Which experts matter, and can one tell without trying?", figures, terms)
+
+
+def _beyond_length(found: RunFindings) -> Section:
+    figures: list[Figure] = []
+    if found.context is not None:
+        read = found.context.found
+        figures.append(loss_by_position_figure(read))
+        figures += [
+            routing_by_position_figure(read, layer, quantity)
+            for layer in spaced(list(read.moe_layers))
+            for quantity in QUANTITIES
+        ]
+    terms = ("trained length", "RoPE scheme", "flips by position", "NMI with position")
+    return Section("Can it read beyond the length it was trained on?", figures, terms)

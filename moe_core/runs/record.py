@@ -12,6 +12,7 @@ from moe_core.config import Config
 from moe_core.routing.trace.routing_counts import RoutingCounts
 from moe_core.routing.trace.trace import RoutingTrace
 from moe_core.runs.analysis import read_ablation_map, read_head_effects, read_table
+from moe_core.runs.context_file import KeptContext, read_context
 from moe_core.runs.curves import RunCurves, run_curves
 from moe_core.runs.evaluation import Evaluation
 from moe_core.runs.folder import RunFolder, RunStatus
@@ -31,6 +32,8 @@ class RunFindings:
     similarity: pd.DataFrame | None = None
     heads: pd.DataFrame | None = None
     """The frame of head_effects."""
+    context: KeptContext | None = None
+    """What was read beyond the trained length last, by the command `context` or its page."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +103,7 @@ def read_run(run: RunFolder) -> RunRecord:
 
 
 def read_findings(run: RunFolder) -> RunFindings:
-    """Read what `ablate` left beside the run. Raises RunError when a table is damaged."""
+    """Read what `ablate` and `context` left beside the run. Raises RunError when a table is damaged."""
     effects = {mode: read_ablation_map(run, mode) for mode in MODES}
     return RunFindings(
         effects={mode: frame for mode, frame in effects.items() if frame is not None},
@@ -108,4 +111,5 @@ def read_findings(run: RunFolder) -> RunFindings:
         correlations=read_table(run, "correlations"),
         similarity=read_table(run, "similarity"),
         heads=read_head_effects(run),
+        context=read_context(run),
     )

@@ -20,6 +20,7 @@ PAGES = {
     "Experts": "canvas, svg",
     "Flow": ".js-plotly-plot",
     "Placement": "canvas, svg",
+    "Long context": "button",
     "Generation": ".t",
     "Chat": "textarea",
     "Interventions": "canvas, svg",
@@ -45,7 +46,7 @@ def test_every_page_is_drawn_from_here_alone_and_can_be_read(dashboard: Any, bro
     violations = []
     for name, part in PAGES.items():
         page.get_by_test_id("stSidebarNav").get_by_role("link", name=name).click()
-        page.wait_for_url(re.compile("/[?]" if name == "Overview" else f"/{name.lower()}[?]"))
+        page.wait_for_url(re.compile("/[?]" if name == "Overview" else f"/{name.lower().replace(' ', '_')}[?]"))
         page.locator("main, [role=main]").locator(part).first.wait_for()
         settle(page)
         assert page.locator("[data-testid=stException]").count() == 0

@@ -5,6 +5,7 @@ Terms of a measure stand beside it; here are those that belong to none.
 
 from __future__ import annotations
 
+from moe_core.routing.measures import beyond_length
 from moe_core.routing.measures.registry import MEASURES
 from moe_core.routing.measures.term import Term
 
@@ -141,6 +142,7 @@ GENERAL = (
 )
 
 GLOSSARY: dict[str, Term] = {
-    term.name: term for term in (*GENERAL, *(term for measure in MEASURES for term in measure.terms))
+    term.name: term
+    for term in (*GENERAL, *beyond_length.TERMS, *(term for measure in MEASURES for term in measure.terms))
 }
 """Terms by name."""
