@@ -28,6 +28,7 @@ from moe_core.inference.open import language_model
 from moe_core.inference.tracing import trace_documents
 from moe_core.model import KVCache, MoETransformer, size
 from moe_core.model.feed_forward import MoE
+from moe_core.routing.measures.load import load_balance
 from moe_core.routing.measures.pruning import pruning_verdict, top_k_verdict
 from moe_core.routing.trace.counting import counts_of
 from moe_core.routing.trace.routing_counts import RoutingCounts
@@ -35,6 +36,7 @@ from moe_core.routing.trace.trace import RoutingTrace, StoredTrace
 from moe_core.runs.checkpoint import load_run
 from moe_core.runs.folder import RunFolder
 from moe_core.training.loop import train
+from moe_core.words import number
 
 NULLS = 4
 
@@ -175,5 +177,11 @@ def test_pages_open_on_such_a_run(page: str, skipping: RunFolder, dashboard: Ope
     at = dashboard(skipping.path.parent, page, run="skips")
     assert not at.exception
     assert not at.error
+    if page == "overview":
+        model, context = skipping.config().model, skipping.config().training.seq_len
+        passed = float(load_balance(skipping.probe(skipping.probe_steps()[-1]))["experts_per_token"].mean())
+        cost = number(size.flops_per_token(model, context, passed) / 1e6)
+        assert f"A token passes {number(passed)} of at most {model.top_k} experts in each layer" in shown(at)
+        assert f"which makes {cost} million operations forward" in shown(at)
     if page == "experts":
         assert "null" in shown(at)

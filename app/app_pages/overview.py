@@ -31,6 +31,7 @@ from app.components.page import (
     show_notes,
 )
 from app.components.routing_text import first_routing, independence_warning, text_caption, watched_routing
+from app.components.token_cost import show_token_cost
 from app.components.watched_run import watch_counts
 from app.components.what_can_be_told import counting_notes, show_what_can_be_told
 from moe_core.data.windows import window_words
@@ -103,6 +104,7 @@ show_figure(
 st.caption(plain(extremes(load)))
 text_caption(measured, text)
 if isinstance(subject, RunFolder) and not is_watched:
+    show_token_cost(subject, balance)
     st.caption(f"How the loss is scored: {window_words(loaders.config(subject).training.seq_len)}")
 
 effects, unmeasured = None, f"What is lost without an expert takes {MODEL}."
