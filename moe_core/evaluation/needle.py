@@ -3,6 +3,7 @@
 The test is "needle in a haystack" (G. Kamradt, 2023), told by probabilities instead of written answers, so that models
 far too small to hold a conversation can be asked: which of a few words follows the question? The answer is drawn by
 chance among them, so a model that does not look at the fact is right as often as chance, whatever words it prefers.
+Each text is read twice, with two answers in the fact, so that what a model prefers cancels in the margin.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ class Found:
 
     trials: int
     right: float
-    """Share of trials in which the right answer is likelier than all others; by chance 1 / ALTERNATIVES."""
+    """Share of readings in which the named answer is likelier than all others; by chance 1 / ALTERNATIVES."""
     low: float
     high: float
     """95 % interval of it (Wilson)."""
     margin: float
-    """Log-probability of the right answer less the mean of the others', nats; by chance 0."""
+    """How much likelier an answer gets, in nats, because the fact names it and not the other of two; by chance 0."""
     margin_low: float
     margin_high: float
     """95 % interval of it (Student)."""
@@ -81,21 +82,24 @@ class Trial:
     fact: tuple[int, ...]
     question: tuple[int, ...]
     answers: tuple[int, ...]
-    """First tokens of ALTERNATIVES words, all different, the right one first."""
+    """First tokens of ALTERNATIVES words, all different; the fact names the first one."""
+    other: tuple[int, ...]
+    """The same fact with the second answer."""
 
-    def ids(self, length: int, depth: float) -> NDArray[np.int64]:
-        """[length] the text's beginning with the fact at `depth` and the question at the end."""
-        room = length - len(self.fact) - len(self.question)
+    def ids(self, length: int, depth: float, other: bool = False) -> NDArray[np.int64]:
+        """[length] the text's beginning with the fact, or the `other`, at `depth` and the question at the end."""
+        fact = self.other if other else self.fact
+        room = length - len(fact) - len(self.question)
         at = round(depth * room)
-        parts = (self.text[:at], self.fact, self.text[at:room], self.question)
+        parts = (self.text[:at], fact, self.text[at:room], self.question)
         return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
 
 
 def trials_of(texts_NT: NDArray[np.int64], tokenizer: TextTokenizer, count: int, seed: int = 0) -> list[Trial]:
     """`count` facts about words of these texts, each to be hidden in one of them, from a place of its own on.
 
-    "Remember: river is garden." is asked for as "Remember: river is". Raises UsageError where too few of the texts'
-    words begin with different tokens.
+    "Remember: river is garden." is asked for as "Remember: river is", and so is "Remember: river is summer.". Raises
+    UsageError where too few of the texts' words begin with different tokens.
     """
     words = _words(texts_NT, tokenizer)
     if len(words) <= ALTERNATIVES:
@@ -107,16 +111,17 @@ def trials_of(texts_NT: NDArray[np.int64], tokenizer: TextTokenizer, count: int,
     names, trials = list(words), []
     for _ in range(count):
         key, *values = (names[place] for place in rng.choice(len(names), 1 + ALTERNATIVES, replace=False))
-        fact, question = f" Remember: {key} is {values[0]}.", f" Remember: {key} is"
+        question = f" Remember: {key} is"
+        fact, other = (tuple(tokenizer.encode(f"{question} {value}.")) for value in values[:2])
         text_T = np.roll(texts_NT[rng.integers(len(texts_NT))], -int(rng.integers(texts_NT.shape[1])))
         answers = tuple(words[value] for value in values)
-        trials.append(Trial(text_T, tuple(tokenizer.encode(fact)), tuple(tokenizer.encode(question)), answers))
+        trials.append(Trial(text_T, fact, tuple(tokenizer.encode(question)), answers, other))
     return trials
 
 
 def least_length(trials: Sequence[Trial]) -> int:
     """Tokens of the shortest text in which these facts are hidden: half of it is filling."""
-    return 2 * max(len(trial.fact) + len(trial.question) for trial in trials)
+    return 2 * max(max(len(trial.fact), len(trial.other)) + len(trial.question) for trial in trials)
 
 
 @torch.inference_mode()
@@ -132,9 +137,9 @@ def find_needles(
         for row, depth in enumerate(DEPTHS):
             if progress is not None:
                 progress("facts", len(DEPTHS) * sum(lengths[:place]) + row * length, len(DEPTHS) * sum(lengths))
-            scores_NA = _scores(logits, trials, length, depth)
-            right_DN[row] = scores_NA[:, 0] > scores_NA[:, 1:].max(axis=1)
-            margins_DN[row] = scores_NA[:, 0] - scores_NA[:, 1:].mean(axis=1)
+            first_NA, second_NA = (_scores(logits, trials, length, depth, other) for other in (False, True))
+            right_DN[row] = (_likeliest(first_NA, 0) + _likeliest(second_NA, 1)) / 2
+            margins_DN[row] = (first_NA[:, 0] - first_NA[:, 1] - second_NA[:, 0] + second_NA[:, 1]) / 2
         # A fact's depths share its words: one trial is one fact, its depths together one value.
         by_depth = tuple(_found(right, margins) for right, margins in zip(right_DN, margins_DN, strict=True))
         found.append(NeedlesAtLength(length, by_depth, _found(right_DN.mean(axis=0), margins_DN.mean(axis=0))))
@@ -181,16 +186,22 @@ def _words(texts_NT: NDArray[np.int64], tokenizer: TextTokenizer) -> dict[str, i
     return words
 
 
-def _scores(logits: Logits, trials: Sequence[Trial], length: int, depth: float) -> NDArray[np.float64]:
+def _scores(logits: Logits, trials: Sequence[Trial], length: int, depth: float, other: bool) -> NDArray[np.float64]:
     """[N, A] log-probability of each answer behind the question."""
     rows = max(1, _TOKENS_AT_ONCE // length)
     scores = []
     for at in range(0, len(trials), rows):
         part = trials[at : at + rows]
-        last_BV = logits(torch.from_numpy(np.stack([trial.ids(length, depth) for trial in part])))
+        last_BV = logits(torch.from_numpy(np.stack([trial.ids(length, depth, other) for trial in part])))
         answers_BA = torch.tensor([trial.answers for trial in part], device=last_BV.device)
         scores.append(last_BV.float().log_softmax(-1).gather(1, answers_BA).double().cpu().numpy())
     return np.concatenate(scores)
+
+
+def _likeliest(scores_NA: NDArray[np.float64], answer: int) -> NDArray[np.float64]:
+    """[N] 1 where the answer is likelier than all others, else 0; equally likely is not enough."""
+    most_N: NDArray[np.float64] = np.delete(scores_NA, answer, axis=1).max(axis=1)
+    return np.where(scores_NA[:, answer] > most_N, 1.0, 0.0)
 
 
 def _found(right_N: NDArray[np.float64], margins_N: NDArray[np.float64]) -> Found:
