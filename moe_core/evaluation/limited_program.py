@@ -16,11 +16,12 @@ import sys
 
 ALLOWED_X86_64 = (
     # read, write, close, stat, fstat, lstat, poll, lseek, mmap, mprotect, munmap, brk, rt_sigaction, rt_sigprocmask,
-    # rt_sigreturn, ioctl, pread64, readv, writev, access
-    *range(17),
+    # rt_sigreturn, pread64, readv, writev, access; no ioctl, which types into terminals
+    *range(16),
     17, 19, 20, 21,
-    # sched_yield, mremap, madvise, dup, nanosleep, getpid, exit, uname, fcntl, getcwd, readlink, gettimeofday
-    24, 25, 28, 32, 35, 39, 60, 63, 72, 79, 89, 96,
+    # sched_yield, mremap, madvise, dup, nanosleep, getpid, exit, uname, getcwd, readlink, gettimeofday; no fcntl, which
+    # can have signals sent
+    24, 25, 28, 32, 35, 39, 60, 63, 79, 89, 96,
     # getrusage, sysinfo, times, getuid, getgid, geteuid, getegid, getppid, sigaltstack, gettid, time, futex
     98, 99, 100, 102, 104, 107, 108, 110, 131, 186, 201, 202,
     # getdents64, clock_gettime, clock_getres, clock_nanosleep, exit_group, newfstatat, readlinkat, faccessat,
