@@ -67,3 +67,18 @@ def test_experts_that_follow_position_are_found_and_others_are_not() -> None:
     assert chance < 0.9
     assert p == 0.01
     assert position_test(list(rng.integers(0, 8, (5, 64, 2))), 8)[2] > 0.05
+
+
+def test_runs_of_equal_choice_in_texts_of_unequal_length_are_not_taken_for_position() -> None:
+    """Random routing whose choices last ten tokens on average: 5 % of tests may say p < .05."""
+    said = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        texts = []
+        for length in rng.integers(64, 257, 4):
+            is_new = rng.random(length) >= 0.9
+            is_new[0] = True
+            begun = np.maximum.accumulate(np.where(is_new, np.arange(length), 0))
+            texts.append(rng.integers(0, 4, length)[begun][:, None])
+        said += position_test(texts, 4)[2] < 0.05
+    assert said <= 8  # 9 or more of 60 at 5 %: p = .003

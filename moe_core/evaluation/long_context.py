@@ -55,12 +55,13 @@ class LongTexts:
     """[N, T] tokens."""
     group: NDArray[np.int64]
     """[N] Texts of one group are parts of one document; no document is in two groups."""
-    documents: int
+    documents: NDArray[np.int64]
+    """[N] documents in each; 0 where it goes on with that of the text before."""
 
     def spaced(self, most: int) -> LongTexts:
-        """At most so many of them, evenly spaced, so that every domain is there; `documents` stays."""
+        """At most so many of them, evenly spaced, so that every domain is there."""
         chosen = np.linspace(0, len(self.ids) - 1, min(most, len(self.ids))).round().astype(np.int64)
-        return LongTexts(self.ids[chosen], self.group[chosen], self.documents)
+        return LongTexts(self.ids[chosen], self.group[chosen], self.documents[chosen])
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,8 @@ def long_texts(dataset: TokenDataset, length: int) -> LongTexts:
     """
     texts: list[NDArray[np.int64]] = []
     groups: list[int] = []
-    used, group = 0, -1
+    counts: list[int] = []
+    group = -1
     held: list[NDArray[np.int64]] = []
     rng = np.random.default_rng(0)
     domain, room = -1, 0
@@ -98,7 +100,6 @@ def long_texts(dataset: TokenDataset, length: int) -> LongTexts:
             domain, held, room = int(dataset.domain_ids[starts[at]]), [], length
         if not held:
             own, room = own[rng.integers(min(len(own), length)) :], length
-        used += 1
         held.append(own[:room])
         room -= len(held[-1])
         if room:
@@ -106,17 +107,19 @@ def long_texts(dataset: TokenDataset, length: int) -> LongTexts:
         group += 1
         texts.append(np.concatenate(held))
         groups.append(group)
+        counts.append(len(held))
         rest = own[len(held[-1]) :]
         for start in range(0, len(rest) - length + 1, length):
             texts.append(rest[start : start + length])
             groups.append(group)
+            counts.append(0)
         held = []
     if group < 2:
         raise UsageError(
             f"the text gives {group + 1} texts of {length} tokens that share no document; expected 3 or more: give a "
             "longer one with --data"
         )
-    return LongTexts(np.stack(texts), np.array(groups, np.int64), used)
+    return LongTexts(np.stack(texts), np.array(groups, np.int64), np.array(counts, np.int64))
 
 
 def held_out_texts(run: RunFolder, loaded: LoadedRun, texts: int) -> tuple[TokenDataset, LongTexts]:
@@ -180,7 +183,7 @@ def read_long(loaded: LoadedRun, texts: LongTexts, factor: float, progress: Prog
     report("reading", rounds, rounds)
     groups = len(set(texts.group.tolist()))
     return LongContext(
-        trained, N, groups, texts.documents, N * T, tuple(loaded.config.model.moe_layers),
+        trained, N, groups, max(groups, int(texts.documents.sum())), N * T, tuple(loaded.config.model.moe_layers),
         mean_of_groups(by_context, texts.group), tuple(found),
     )  # fmt: skip
 
