@@ -134,7 +134,7 @@ def draw() -> None:
     st.set_page_config(page_title=NAME, page_icon=ICON, layout="wide")
     st.logo(_named_logo(), size="large")
     navigation = pages()
-    page = st.navigation(navigation)
+    page = st.navigation(navigation, expanded=True)  # of over twelve pages the last would be folded away
     state.drop_links_of_other_pages(page.url_path)
     training = navigation["Follow"][0]  # starts runs, so it opens without one
     named = open_from_command_line()
