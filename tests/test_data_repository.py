@@ -106,6 +106,21 @@ def test_what_cannot_be_is_said_in_one_line(repository: tuple[Path, list[str]], 
         shards_of_repository(few, tmp_path / "d", TOKENIZER)
 
 
+def test_what_is_left_out_is_counted_by_why(repository: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, _ = repository
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    for name, content in {"p": pointer, "big": b"#" * (2**20 + 1), "zero": b"a\0b", "empty": b""}.items():
+        (folder / f"{name}.py").write_bytes(content)
+    (folder / "link.py").symlink_to("src/0.py")
+    commit(folder, "odd files")
+    found = shards_of_repository(folder, tmp_path / "out", TOKENIZER)
+    assert found.left_out.pop("of no known language") > 10
+    assert found.left_out == {
+        "kept elsewhere by Git LFS": 1, "larger than 1 MiB": 1, "binary": 1, "empty": 1, "links or submodules": 1,
+        "not UTF-8": 1,
+    }  # fmt: skip
+
+
 def test_a_missing_repository_is_named_before_a_tokenizer_is_asked_for(
     cli: Run, trained_root: Path, tmp_path: Path
 ) -> None:
@@ -122,7 +137,7 @@ def test_the_command(cli: Run, trained_root: Path, repository: tuple[Path, list[
     assert "expected --tokenizer" in cli(trained_root, *words)[2]
     code, out, _ = cli(trained_root, *words, "--tokenizer", "tiny")
     assert code == 0
-    assert "72 files, 0 taken over, 19 left out" in out
+    assert "72 files, 0 taken over. Left out: 19; 18 of no known language; 1 not UTF-8." in out
     code, out, _ = cli(trained_root, "data", "git", str(folder), "--since", str(first), "--out", str(second))
     assert code == 0
     assert "taken over" in out

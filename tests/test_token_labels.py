@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,7 +166,14 @@ def test_the_command_labels_by_syntax_and_by_a_file_of_the_users(
     assert main(["label", "--trace", str(path), "--syntax", "--out", str(out), "--json", str(tmp_path / "x.json")]) == 0
     said = capsys.readouterr().out
     assert "108 tokens of 6 documents with one of 9 labels: node type." in said
-    assert json.loads((tmp_path / "x.json").read_text())["labelling"] == "node type"
+    assert "code: 108 tokens read as python, 0 % of them where its grammar can read nothing.\n" in said
+    assert "Not labelled, as no language is said for them: legal." in said
+    figures = json.loads((tmp_path / "x.json").read_text())
+    assert (figures["labelling"], figures["tokens_and_unread"]) == ("node type", {"code": [108, 0]})
+    assert main(["label", "--trace", str(path), "--syntax", "code=rust"]) == 0
+    assert re.search(
+        r"read as rust, \d\d % of them where its grammar can read nothing; is it rust\?", capsys.readouterr().out
+    )
     np.testing.assert_array_equal(
         RoutingTrace.load(out).label_ids, syntax_labelled(trace, {"code": "python"}).label_ids
     )

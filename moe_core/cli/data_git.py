@@ -60,9 +60,10 @@ def git(arguments: argparse.Namespace, output: Output) -> int:
             repository, out, tokenizer, revision=arguments.revision, since=since,
             workers=arguments.workers, progress=progress,
         )  # fmt: skip
+    reasons = "".join(f"; {count:,} {why}" for why, count in found.left_out.items())
     output.say(
-        f"Commit {found.commit[:12]}: {count_of(found.files, 'file')}, {found.reused:,} taken over, {found.left_out:,} "
-        "left out (no known language, larger than 1 MiB, or not UTF-8)."
+        f"Commit {found.commit[:12]}: {count_of(found.files, 'file')}, {found.reused:,} taken over. Left out: "
+        f"{sum(found.left_out.values()):,}{reasons}."
     )
     output.say(contents_table(contents_of(ShardFolder(out))))
     output.say(f"Train:     {program()} --run NAME --data {out}")
@@ -72,7 +73,8 @@ def git(arguments: argparse.Namespace, output: Output) -> int:
             "commit": found.commit,
             "files": found.files,
             "reused": found.reused,
-            "left_out": found.left_out,
+            "left_out": sum(found.left_out.values()),
+            "left_out_by_reason": found.left_out,
         }
     )
     return 0

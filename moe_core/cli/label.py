@@ -12,7 +12,7 @@ from moe_core.cli.options import Parser, command, existing_run, finish
 from moe_core.cli.output import Output, check_regular, progress_on_stderr, table
 from moe_core.errors import UsageError
 from moe_core.program import program
-from moe_core.words import count_of, number, p_value, percent
+from moe_core.words import count_of, listed, number, p_value, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from moe_core.routing.trace.trace import AnyTrace, RoutingTrace
 
 MOST_CELLS = 12
+MUCH_UNREAD = 0.1
+"""Share of a domain that its grammar cannot read, from which its language is doubted."""
 
 
 def parser() -> Parser:
@@ -77,6 +79,7 @@ def label(arguments: argparse.Namespace, output: Output) -> int:
             labelled = _labelled(arguments, held_out_routing(existing_run(arguments.run))(progress), own)
         test, cells = label_nmi_test(labelled), label_cells(labelled)
     _say(output, labelled, test, cells)
+    read = _say_what_was_read(output, arguments, labelled) if arguments.syntax is not None else {}
     numbers = _say_experts_per_token(output, labelled) or {}
     if arguments.out is not None:
         output.say(f"\nLook at it:  {program()} dashboard -- --trace {arguments.out}")
@@ -89,6 +92,7 @@ def label(arguments: argparse.Namespace, output: Output) -> int:
             "out": arguments.out,
             "labelling": labelled.labelling,
             "labels": list(labelled.labels),
+            "tokens_and_unread": read,
             "layers": test.to_dict("records"),
             "preferred": preferred(cells).to_dict("records"),
             "experts_per_token": {name: frame.to_dict("records") for name, frame in numbers.items()},
@@ -143,6 +147,23 @@ def _syntax(arguments: argparse.Namespace, routing: AnyTrace) -> tuple[Callable[
 
     languages = languages_of(routing.domains, arguments.syntax)
     return lambda part, _: syntax_labels(part, languages), arguments.name or NODE_TYPE
+
+
+def _say_what_was_read(output: Output, arguments: argparse.Namespace, labelled: AnyTrace) -> dict[str, tuple[int, int]]:
+    """How much of each domain its grammar could read, and which domains have no language."""
+    from moe_core.inference.token_labels import languages_of, unread_tokens
+
+    languages, read = languages_of(labelled.domains, arguments.syntax), unread_tokens(labelled)
+    output.say()
+    for domain, (tokens, unread) in read.items():
+        doubt = f"; is it {languages[domain]}?" if unread > MUCH_UNREAD * tokens else "."
+        output.say(
+            f"{domain}: {count_of(tokens, 'token')} read as {languages[domain]}, {percent(unread / tokens)} of them "
+            f"where its grammar can read nothing{doubt}"
+        )
+    if others := [domain for domain in labelled.domains if domain not in languages]:
+        output.say(f"Not labelled, as no language is said for them: {listed(others)}.")
+    return read
 
 
 def _say(output: Output, labelled: AnyTrace, test: pd.DataFrame, cells: pd.DataFrame) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_core.data.syntax import LANGUAGE_OF_DOMAIN, NODE_TYPE, node_types, parser_of
+from moe_core.data.syntax import ERROR, LANGUAGE_OF_DOMAIN, NODE_TYPE, node_types, parser_of
 from moe_core.data.tokenizer import bytes_of_readable
 from moe_core.errors import DataError, TraceError, UsageError
 from moe_core.routing.trace.parquet import TraceWriter
@@ -89,6 +90,19 @@ def syntax_labels(trace: RoutingTrace, languages: Mapping[str, str]) -> Names:
 def syntax_labelled(trace: RoutingTrace, languages: Mapping[str, str]) -> RoutingTrace:
     """The trace with node types for labels, see syntax_labels."""
     return with_labels(trace, syntax_labels(trace, languages), NODE_TYPE)
+
+
+def unread_tokens(trace: AnyTrace) -> dict[str, tuple[int, int]]:
+    """Of each domain with node types: (tokens that have one, those of them where the grammar can read nothing)."""
+    labelled, unread = Counter[str](), Counter[str]()
+    for part in trace.parts():
+        assert part.label_ids is not None
+        error = part.labels.index(ERROR) if ERROR in part.labels else -2
+        for number, domain in enumerate(part.domains):
+            own = part.label_ids[part.domain_ids == number]
+            labelled[domain] += int((own >= 0).sum())
+            unread[domain] += int((own == error).sum())
+    return {domain: (count, unread[domain]) for domain, count in labelled.items() if count}
 
 
 def _pieces(trace: RoutingTrace, places: npt.NDArray[np.integer[Any]]) -> list[bytes]:

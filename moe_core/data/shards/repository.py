@@ -8,7 +8,7 @@ folder that would be made anew, however many workers tokenise.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -48,6 +48,8 @@ MOST_BYTES = 2**20
 """Larger files are mostly data, and are left out."""
 HELD_OUT_PART = 20
 """One file in so many is of each held-out split."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""A file that Git LFS keeps elsewhere begins so: it holds the file's checksum, no text."""
 COMMIT = "commit"
 """The note of the index that names it."""
 
@@ -71,8 +73,8 @@ class RepositoryShards:
     files: int
     reused: int
     """Files whose tokens an earlier folder had."""
-    left_out: int
-    """Files of no known language, too large, or not UTF-8."""
+    left_out: dict[str, int]
+    """Files by why they are not in it, in words; the commonest first."""
 
 
 def shards_of_repository(
@@ -116,7 +118,7 @@ def shards_of_repository(
                     "some hundred or so"
                 )
             index = writer.finish(sorted(domains), {"made by": "data git", COMMIT: commit})
-    return RepositoryShards(index, commit, files.done, files.reused, files.total - files.done)
+    return RepositoryShards(index, commit, files.done, files.reused, dict(files.left_out.most_common()))
 
 
 class _Earlier:
@@ -153,7 +155,8 @@ class _Files:
 
     def __init__(self, repo: Repo, commit: str, earlier: _Earlier | None) -> None:
         self._repo, self._earlier = repo, earlier
-        self._tree = sorted(_tree(repo, commit))
+        self.left_out = Counter[str]()
+        self._tree = sorted(_tree(repo, commit, self.left_out))
         self.total, self.done, self.reused = len(self._tree), 0, 0
 
     def __iter__(self) -> Iterator[tuple[_File, str]]:
@@ -161,13 +164,18 @@ class _Files:
         for path, blob in self._tree:
             domain = LANGUAGE_OF_SUFFIX.get(PurePosixPath(path).suffix.lower())
             if domain is None:
+                self.left_out["of no known language"] += 1
                 continue
             known = self._earlier.find(blob) if self._earlier is not None else None
             if known is not None:
                 self.reused += 1
                 yield _File(_split(path), domain, path, *known), ""
-            elif text := _text(self._repo, blob):
-                yield _File(_split(path), domain, path, None, len(text.encode())), text
+            else:
+                text, why_not = _text(self._repo, blob)
+                if why_not:
+                    self.left_out[why_not] += 1
+                else:
+                    yield _File(_split(path), domain, path, None, len(text.encode())), text
 
 
 def _tokenised(files: _Files, tokenizer: Tokenizer, workers: int) -> Iterator[tuple[_File, NDArray[np.integer]]]:
@@ -207,28 +215,36 @@ def _split(path: str) -> Split:
     return ALL_SPLITS[number + 1] if number < len(ALL_SPLITS) - 1 else "train"
 
 
-def _text(repo: Repo, blob: bytes) -> str:
-    """The text of a file; "" where it is none, or too large."""
+def _text(repo: Repo, blob: bytes) -> tuple[str, str]:
+    """(the text of a file, why it has none)."""
     content: bytes = repo[blob].as_raw_string()
-    if len(content) > MOST_BYTES or b"\0" in content:
-        return ""
+    if not content:
+        return "", "empty"
+    if len(content) > MOST_BYTES:
+        return "", "larger than 1 MiB"
+    if content.startswith(LFS_POINTER):
+        return "", "kept elsewhere by Git LFS"
     try:
-        return content.decode().replace("\r\n", "\n")
+        text = content.decode().replace("\r\n", "\n")
     except UnicodeDecodeError:
-        return ""
+        return "", "not UTF-8"
+    return ("", "binary") if "\0" in text else (text, "")
 
 
-def _tree(repo: Repo, commit: str) -> Iterator[tuple[str, bytes]]:
-    """(path, id of its content) of every ordinary file whose name is UTF-8."""
+def _tree(repo: Repo, commit: str, left_out: Counter[str] | None = None) -> Iterator[tuple[str, bytes]]:
+    """(path, id of its content) of every ordinary file whose name is UTF-8; others are counted in `left_out`."""
     from dulwich.object_store import iter_tree_contents
     from dulwich.objectspec import parse_commit
 
+    counted = Counter[str]() if left_out is None else left_out
     for entry in iter_tree_contents(repo.object_store, parse_commit(repo, commit.encode()).tree):
-        if entry.mode & 0o170000 == 0o100000:
-            try:
-                yield entry.path.decode(), entry.sha
-            except UnicodeDecodeError:
-                continue
+        if entry.mode & 0o170000 != 0o100000:
+            counted["links or submodules"] += 1
+            continue
+        try:
+            yield entry.path.decode(), entry.sha
+        except UnicodeDecodeError:
+            counted["named in bytes that are not UTF-8"] += 1
 
 
 def open_repository(repository: Path) -> Repo:
