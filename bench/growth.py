@@ -37,17 +37,17 @@ LARGE_TOKENS, LARGE_MEMORY_MIB = 10_000_000, 4096.0
 PAGES = ("overview", "tokens", "domains", "experts", "flow")
 NEARLY_LINEAR = 1.15
 """An exponent up to which cost counts as linear: caches alone account for some of it."""
-_OF_UNLABELLED = [measure for measure in registry.MEASURES if not measure.labels]
-"""The texts that are timed have no labels."""
+_OF_MADE = [measure for measure in registry.MEASURES if not measure.labels and not measure.varying]
+"""The traces that are timed have no labels, and as many experts for each token."""
 MEASURES: dict[str, tuple[Callable[..., object], ...]] = {
     "counts": tuple(
         dict.fromkeys(  # pairs and strength of co-activation are the same counts
             measure.function
-            for measure in _OF_UNLABELLED
+            for measure in _OF_MADE
             if measure.function is not None and measure.of == "trace" and measure.null is not measure.function
         )
     ),
-    "nulls": tuple(measure.null for measure in _OF_UNLABELLED if measure.null is not None),
+    "nulls": tuple(measure.null for measure in _OF_MADE if measure.null is not None),
 }
 """In the order they are timed: what the nulls have in common with the counts is not counted again."""
 PICTURE = ROOT / "docs" / "benchmarks" / "growth.svg"

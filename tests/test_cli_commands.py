@@ -341,7 +341,10 @@ def test_generate_streams_text_and_gives_the_same_as_json(cli: Run, trained_root
     code, as_json, _ = cli(trained_root, *arguments, "--json")
     assert code == 0
     result = json.loads(as_json)
-    assert {*result} == {"prompt", "intervention", "text", "tokens_per_second", "prompt_tokens", "tokens", "cache"}
+    assert {*result} == {
+        "prompt", "intervention", "text", "tokens_per_second", "prompt_tokens", "tokens", "cache", "prompt_seconds",
+        "prompt_reused",
+    }  # fmt: skip
     assert result["prompt"] == "The "
     assert out.startswith(result["text"].splitlines()[0])
     assert result["tokens_per_second"] > 0

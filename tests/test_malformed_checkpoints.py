@@ -101,6 +101,7 @@ def test_any_config_json_becomes_a_configuration_or_one_line(family: str, change
     [
         *({key: value} for key in SIZES for value in (-1, 0, "8", None, 1e6, 10**400, [2], {})),
         {"num_hidden_layers": HUGE},
+        {"num_hidden_layers": HUGE, "use_sliding_window": True, "sliding_window": 4},
         {"num_experts": 10**9},
         {"max_position_embeddings": 10**12},
         {"num_attention_heads": 0},

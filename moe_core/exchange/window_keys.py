@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from moe_core.exchange.layouts import Family
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
+MOST_LAYERS = 4096
+"""Of a checkpoint with windows, whose pattern is looked for layer by layer."""
 
 
 def window_keys(config: ModelConfig, family: Family) -> dict[str, Any]:
@@ -35,7 +37,12 @@ def window_keys(config: ModelConfig, family: Family) -> dict[str, Any]:
 
 def read_windows(theirs: FamilyConfig) -> AttentionConfig:
     """model.attention of a checkpoint. Raises UsageError for layer_types or a window that our model does not have."""
-    window, kinds = theirs.window, theirs.kinds
+    window = theirs.window
+    if window is None and theirs.layer_types is None:
+        return AttentionConfig()
+    if theirs.num_hidden_layers > MOST_LAYERS:
+        raise refuse_key("num_hidden_layers", theirs.num_hidden_layers, f"with a window at most {MOST_LAYERS:,}")
+    kinds = theirs.kinds
     if theirs.layer_types is not None:
         other = next((kind for kind in theirs.layer_types if kind not in (LOCAL, GLOBAL)), None)
         if other is not None:

@@ -14,7 +14,6 @@ from moe_core.routing.measures.registry import (
     COACTIVATION,
     COACTIVATION_PAIRS,
     DROPPED_BY_POSITION,
-    EXPERTS_PER_TOKEN,
     GPU_LOAD,
     LAYER_FLOW,
     LOAD_BALANCE,
@@ -110,7 +109,7 @@ def _missing(measure: Measure, routing: AnyRouting) -> str:
         return WEIGHTS
     if measure is DROPPED_BY_POSITION and routing.varying_experts:
         return FIXED_EXPERTS
-    if measure is EXPERTS_PER_TOKEN and not varies(routing):
+    if measure.varying and not varies(routing):
         return VARYING_EXPERTS
     if measure is LAYER_FLOW and routing.num_layers < 2:
         return TWO_LAYERS

@@ -77,6 +77,8 @@ class Measure:
     """Does it need text of two domains or more?"""
     labels: bool = False
     """Does it need a label for each token?"""
+    varying: bool = False
+    """Does it need a router whose number of experts varies from token to token?"""
     of: Source = "trace"
     function: Callable[..., pd.DataFrame] | None
     """The measure itself; None where a model must be run: evaluation.ablation, evaluation.importance."""

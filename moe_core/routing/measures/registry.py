@@ -142,6 +142,7 @@ EXPERTS_PER_TOKEN = Measure(
     title="experts per token",
     question="Which kinds of token take more experts than others?",
     needs="tokens",
+    varying=True,
     function=experts_per_token.experts_per_token,
     value="explained",
     null=experts_per_token.experts_per_token_test,
