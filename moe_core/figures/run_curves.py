@@ -83,7 +83,7 @@ DRAWN: dict[str, Quantity] = {
     ),
     "dead_experts": Quantity("Dead experts", "experts, worst layer", "dead expert"),
     "dropped_fraction": Quantity("Dropped choices", "share of choices", "capacity factor"),
-    VALID_CODE: Quantity("Valid code", "share of samples that are correct so far"),
+    VALID_CODE: Quantity("Valid code", "share valid so far"),
 }  # fmt: skip
 
 
