@@ -99,6 +99,16 @@ def test_facts_are_made_of_words_of_the_text_with_first_tokens_of_their_own() ->
         trials_of(texts[:1, :4], loaded.tokenizer, 3)
 
 
+def test_a_trained_length_without_room_for_a_fact_is_said_so(
+    cli: Run, trained_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe_core.evaluation.needle.least_length", lambda _: 1000)
+    text = write_corpus(tmp_path / "corpus.jsonl")
+    code, _, err = cli(trained_root, "context", "--run", "tiny", "--texts", "3", "--data", str(text), "--needles", "8")
+    assert code == 2
+    assert "a text of 128 tokens is too short to hide a fact in; expected 1000 or more" in err
+
+
 def test_the_command_asks_under_every_scheme(cli: Run, trained_root: Path, tmp_path: Path) -> None:
     text, figures = write_corpus(tmp_path / "corpus.jsonl"), tmp_path / "context.json"
     arguments = ["context", "--run", "tiny", "--texts", "3", "--data", str(text), "--needles", "8"]

@@ -120,7 +120,8 @@ def _needles(
 
     trained = loaded.config.training.seq_len
     trials = trials_of(texts_NT, loaded.tokenizer, arguments.needles)
-    lengths = [at for at in (trained // 2, trained, 2 * trained, 4 * trained) if at >= least_length(trials)]
+    room = [at for at in (trained // 2, trained, 2 * trained) if at >= least_length(trials)]
+    lengths = [*room, 4 * trained]  # where even that has no room, find_needles says so
     rows, verdicts, figures = [], [], []
     for scheme in ROPE_SCHEMES:
         model = under_scheme(loaded, scheme, arguments.factor, lengths[-1])
