@@ -186,8 +186,11 @@ def routing_verdict(found: LongContext) -> str:
         said = f"Routing holds beyond that length under {best.scheme}: {numbers}."
     else:
         said = f"Whether routing changes there under {best.scheme} cannot be told: {numbers}."
-    follows = best.position_p < SIGNIFICANCE
-    return f"{said} Experts {'follow' if follows else 'are not seen to follow'} position (p = {best.position_p:.2f})."
+    follows = "follow" if best.position_p < SIGNIFICANCE else "are not seen to follow"
+    return (
+        f"{said} Experts {follows} position: NMI {best.position_nmi:.4f} of at most 1, by chance below "
+        f"{best.position_nmi_chance:.4f} in 95 of 100 (p = {best.position_p:.2f})."
+    )
 
 
 def when_not_to_conclude(found: LongContext) -> str:
